@@ -1,0 +1,52 @@
+"""AdapterHub-CL: a manager for everything a language model learns after pretraining.
+
+`from adapterhub_cl import AdapterHub` is all that most programs need. Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl._quiet import quiet_third_parties
+
+if TYPE_CHECKING:
+    from adapterhub_cl.errors import AdapterHubError
+    from adapterhub_cl.hub import AdapterHub
+    from adapterhub_cl.training.settings import TrainingSettings
+    from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem, Task
+
+__all__ = [
+    "AdapterHub",
+    "AdapterHubError",
+    "AdapterRecord",
+    "BaseInfo",
+    "Edge",
+    "Evaluation",
+    "Example",
+    "Prediction",
+    "Problem",
+    "Task",
+    "TrainingSettings",
+    "__version__",
+]
+
+_HOMES = {
+    "AdapterHub": "adapterhub_cl.hub",
+    "AdapterHubError": "adapterhub_cl.errors",
+    "TrainingSettings": "adapterhub_cl.training.settings",
+}
+
+try:
+    __version__ = version("adapterhub-cl")
+except PackageNotFoundError:  # run from a folder that was never installed
+    __version__ = "0+unknown"
+
+quiet_third_parties()
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(_HOMES.get(name, "adapterhub_cl.types")), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,50 @@
+"""Silences the lines of third parties that a user can do nothing about; nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# bitsandbytes: an optional kernel package that we do not need; a cast that is how LLM.int8 works.
+_LINES = ("gemm_4bit", "MatMul8bitLt: inputs will be cast", "MatMul8bitLt: input matrix will be converted")
+_WARNINGS = (
+    # peft 0.21 asks transformers 5 for an attribute that it renamed.
+    r"`is_gradient_checkpointing` is deprecated",
+    r"MatMul8bitLt: inputs will be cast",
+    # torch tells how to silence itself when it finds no GPU to pin memory for.
+    r".*'pin_memory' argument is set as true but no accelerator is found",
+)
+
+
+class _Drop(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(line in message for line in _LINES)
+
+
+def quiet_third_parties() -> None:
+    """Install the filters once; safe to call again. Call it before bitsandbytes is imported."""
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _Drop) for f in logger.filters):
+            logger.addFilter(_Drop())
+    for pattern in _WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Hides transformers' "Loading weights" bars, which are printed even for a model that loads in a moment."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

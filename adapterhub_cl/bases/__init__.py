@@ -1,0 +1,6 @@
+"""Bases: find, fingerprint, load and quantise the frozen pretrained model. Importing this imports no torch."""
+
+from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.sources import QUANTIZATIONS, TINY, resolve
+
+__all__ = ["QUANTIZATIONS", "TINY", "fingerprint", "resolve"]

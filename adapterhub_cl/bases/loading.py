@@ -1,0 +1,190 @@
+"""Loads a base: quantised, frozen, checked against the fingerprint it was pinned to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
+from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.sources import QUANTIZATIONS, read_config, resolve
+from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
+from adapterhub_cl.types import BaseInfo
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A frozen base in memory.
+
+    Attributes:
+        model: a transformers causal language model; no parameter of it requires a gradient.
+        tokenizer: its tokenizer, with a padding token.
+        dtype: the type that matrix products run in.
+        path: the folder it was read from.
+    """
+
+    model: Any
+    tokenizer: Any
+    info: BaseInfo
+    path: Path
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def context(self) -> int:
+        """The longest input in tokens."""
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 4096
+        return int(min(limit, self.tokenizer.model_max_length or limit))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}", "use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r}: this machine has no usable GPU", "use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU."""
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else torch.float32
+
+
+def inspect_base(source: str, quantization: str, revision: str | None = None) -> BaseInfo:
+    """What a hub records of its base; reads the files but not the weights' values.
+
+    Raises:
+        BaseModelError: the base cannot be found, or is not a causal language model.
+        UnknownNameError: the quantisation is not a known one.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise UnknownNameError("quantization", quantization, QUANTIZATIONS)
+    path = resolve(source, revision)
+    architectures = read_config(path).get("architectures") or ["unknown"]
+    if not any("CausalLM" in name or "LMHead" in name for name in architectures):
+        raise BaseModelError(
+            f"base {source!r} is a {architectures[0]}, not a causal language model",
+            "choose a model whose architecture ends in ForCausalLM",
+        )
+    from safetensors import safe_open
+
+    parameters = 0
+    try:
+        for file in sorted(path.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    size = 1
+                    for side in tensors.get_slice(key).get_shape():
+                        size *= side
+                    parameters += size
+    except Exception as error:  # safetensors raises its own untyped error for a truncated file
+        raise BaseModelError(f"weights of base {source!r} cannot be read: {error}", "fetch the base again") from error
+    local = str(path.resolve()) if source != "tiny" and Path(source).expanduser().is_dir() else source
+    return BaseInfo(local, fingerprint(path), quantization, revision, architectures[0], parameters)
+
+
+def load_base(
+    info: BaseInfo,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedBase:
+    """Load the base that a hub is bound to, quantised as the hub says, all parameters frozen.
+
+    Args:
+        info: what the hub recorded; an empty fingerprint skips the check.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        dtype: `auto`, `bf16`, `fp16`, `fp32`: the type of the products and of the layers left unquantised.
+        attention: transformers' `attn_implementation`; None is the fastest that the architecture has.
+
+    Raises:
+        BaseModelError: the base is not there, cannot be loaded, or is not the one that the hub was made for.
+    """
+    quiet_third_parties()
+    path = resolve(info.source, info.revision)
+    if info.fingerprint and (now := fingerprint(path)) != info.fingerprint:
+        raise BaseModelError(
+            f"base {info.source!r} has changed since this hub was made "
+            f"(fingerprint {now[:12]}, expected {info.fingerprint[:12]})",
+            "restore the old files or revision; for the new base make a new hub with cl-adapter init",
+        )
+    where, kind = choose_device(device), choose_dtype(dtype, choose_device(device))
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with no_loading_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=kind,
+                quantization_config=_quantization_config(info.quantization, kind),
+                device_map={"": where},
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:  # tokenizers and safetensors raise their own untyped errors for spoilt files
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaseModelError(
+            f"base {info.source!r} cannot be loaded: {first}", "cl-adapter doctor checks the installation"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    _keep_trainable_layout(model)
+    model.requires_grad_(False)
+    model.eval()
+    parameters = info.parameters or sum(p.numel() for p in model.parameters())
+    info = replace(info, parameters=parameters, architecture=info.architecture or type(model).__name__)
+    return LoadedBase(model, tokenizer, info, path, kind, where)
+
+
+def _keep_trainable_layout(model: Any) -> None:
+    """Stops bitsandbytes 0.50 from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
+
+    The packed layout has no backward: a model evaluated once and then trained gets no gradient through its base
+    layers, without a word (docs/decisions/002). The plain layout is also the faster one for batches.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantization == "none":
+        return None
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

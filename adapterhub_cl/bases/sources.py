@@ -1,0 +1,105 @@
+"""Where a base comes from: the embedded one, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import BaseModelError
+
+TINY = "tiny"
+QUANTIZATIONS = ("nf4", "fp4", "int8", "none")
+
+# What makes a model: weights without pickles, configuration, tokenizer, chat template.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def resolve(source: str, revision: str | None = None) -> Path:
+    """The folder that holds a base.
+
+    Args:
+        source: `tiny`, a folder, or a hub id such as `Qwen/Qwen2.5-0.5B` (downloaded once, then cached).
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        BaseModelError: no such folder, no model in it, or the hub id cannot be fetched.
+    """
+    if source == TINY:
+        return Path(__file__).parent / TINY
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _checked(path, source)
+    looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.exists()
+    if looks_local:
+        raise BaseModelError(
+            f"no base at {source!r}: it is not a folder" + (" but a file" if path.is_file() else ""),
+            "give a folder with config.json and *.safetensors, a hub id such as Qwen/Qwen2.5-0.5B, or tiny",
+        )
+    return _checked(_download(source, revision), source)
+
+
+def _checked(path: Path, source: str) -> Path:
+    if not (path / "config.json").is_file():
+        raise BaseModelError(
+            f"no base in {source!r}: config.json is missing", "give the folder that save_pretrained() wrote"
+        )
+    if not any(path.glob("*.safetensors")):
+        pickles = any(path.glob("*.bin")) or any(path.glob("*.pt"))
+        reason = "its weights are pickles, which are never loaded" if pickles else "it holds no *.safetensors"
+        raise BaseModelError(f"no usable weights in {source!r}: {reason}", "save the model as safetensors first")
+    return path
+
+
+def _download(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[*WEIGHTS, *SETTINGS]))
+    except LocalEntryNotFoundError as error:
+        raise BaseModelError(
+            f"base {source!r} is not cached here and the hub cannot be reached",
+            "check the network, download the model elsewhere and give its folder, or use --base tiny",
+        ) from error
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(
+            f"unknown base {source!r}: {first}", "check the id and revision, or give a folder, or use --base tiny"
+        ) from error
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The base's config.json.
+
+    Raises:
+        BaseModelError: it cannot be read.
+    """
+    try:
+        config: Mapping[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path / 'config.json'} cannot be read: {error}", "fetch the base again") from error
+    if not isinstance(config, dict):
+        raise BaseModelError(f"{path / 'config.json'} is not a model's configuration", "fetch the base again")
+    return config
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that make the model what it is, sorted by name."""
+    names = {file for pattern in (*WEIGHTS, *SETTINGS) for file in path.glob(pattern) if file.is_file()}
+    return sorted(names, key=lambda file: file.name)

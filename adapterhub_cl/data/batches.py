@@ -1,0 +1,99 @@
+"""Length-bucketed batches. The plan of an epoch follows from the seed alone, so that a resumed run repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub_cl.data.tokenise import Tokens
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows.
+
+    Attributes:
+        input_ids: `[rows, length]`.
+        attention_mask: `[rows, length]`, 1 on tokens, 0 on padding.
+        labels: `[rows, length]`, the token at its own position, -100 on prompt and padding.
+        indices: which examples the rows are.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    indices: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), self.indices)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.attention_mask.sum())
+
+
+def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, pool: int = 32) -> list[list[int]]:
+    """Which examples stand in which batch, in order.
+
+    Examples are shuffled, sorted by length within pools of `pool` batches, cut into batches, and the batches
+    shuffled: little padding, yet every epoch is another order.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: rows of one optimiser step.
+
+    Returns:
+        one list of example indices a step; the last one may be shorter. Every index occurs once.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches: list[list[int]] = []
+    width = batch_size * pool
+    for start in range(0, len(order), width):
+        part = sorted(order[start : start + width], key=lambda i: lengths[i])
+        batches += [part[k : k + batch_size] for k in range(0, len(part), batch_size)]
+    shuffle = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[k] for k in shuffle]
+
+
+def collate(examples: Sequence[Tokens], indices: Sequence[int], pad_id: int) -> Batch:
+    """Rows → one right-padded batch."""
+    length = max(len(examples[i]) for i in indices)
+    shape = (len(indices), length)
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED, dtype=torch.long)
+    for row, index in enumerate(indices):
+        example = examples[index]
+        start, end = len(example.prompt), len(example)
+        input_ids[row, :end] = torch.tensor([*example.prompt, *example.answer])
+        mask[row, :end] = 1
+        labels[row, start:end] = torch.tensor(example.answer)
+    return Batch(input_ids, mask, labels, tuple(indices))
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches for evaluation: longest first (so that an out-of-memory shows at once), no shuffling."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
+
+
+def answers_in(examples: Sequence[Tokens], indices: Sequence[int]) -> int:
+    """Number of tokens that get a loss."""
+    return sum(len(examples[i].answer) for i in indices)
+
+
+def to_left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
+    """Prompts as `generate` wants them: `input_ids` and `attention_mask`, `[rows, length]`, padding on the left."""
+    length = max(len(p) for p in prompts)
+    input_ids = torch.full((len(prompts), length), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(prompts), length), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, length - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, length - len(prompt) :] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}

@@ -1,0 +1,121 @@
+"""Prompt formats: how an example is written for the base.
+
+A format is a template with `{instruction}` and `{input}`, and what stands between the prompt and the answer.
+Users name one of `FORMATS`, or `chat` (the tokenizer's own template), or give a template of their own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.types import Example
+
+ApplyChat = Callable[[list[dict[str, str]]], str]
+PLACEHOLDERS = ("instruction", "input")
+
+
+class Format(NamedTuple):
+    """A template, and the text before the answer. A paragraph whose placeholder is empty is left out."""
+
+    template: str
+    answer_prefix: str
+
+
+FORMATS: Mapping[str, Format] = {
+    "instruction": Format("{instruction}\n{input}\nAnswer:", " "),
+    "plain": Format("{instruction}\n{input}\n", ""),
+    "alpaca": Format(
+        "Read the instruction and write the response that fulfils it.\n\n"
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+        "",
+    ),
+}
+NAMES = (*FORMATS, "chat")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text, ready to be tokenised.
+
+    Attributes:
+        text: the prompt; empty for raw text.
+        answer_prefix: what stands between the prompt and the answer, and is part of neither.
+        add_special_tokens: whether the tokenizer has to add its own; False where the template wrote them.
+    """
+
+    text: str
+    answer_prefix: str
+    add_special_tokens: bool = True
+
+    def full(self, answer: str) -> str:
+        """The prompt followed by the answer."""
+        return f"{self.text}{self.answer_prefix}{answer}"
+
+
+def check_format(prompt_format: str) -> str:
+    r"""The format as it is to be stored: a known name, or a template in which a literal `\n` became a line end.
+
+    Raises:
+        UnknownNameError: neither a known name nor a template.
+        UsageError: a template without `{input}`, or with a misspelt placeholder.
+    """
+    if prompt_format in NAMES:
+        return prompt_format
+    if not re.search(r"[{}\s]", prompt_format):
+        raise UnknownNameError("prompt format", prompt_format, NAMES, "or a template with {input}")
+    for name in re.findall(r"\{(\w+)\}", prompt_format):
+        near = difflib.get_close_matches(name, PLACEHOLDERS, n=1, cutoff=0.7)
+        if name not in PLACEHOLDERS and near:
+            raise UsageError(f"the prompt format has {{{name}}}", f"write {{{near[0]}}}")
+    if "{input}" not in prompt_format:
+        raise UsageError(
+            f"the prompt format {prompt_format!r} has no {{input}}",
+            f"put {{input}} where the text goes, or name one of: {', '.join(NAMES)}",
+        )
+    return prompt_format.replace("\\n", "\n")
+
+
+def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = None) -> Prompt:
+    """Write the prompt of an example. Its answer is not looked at.
+
+    An example with neither instruction nor input is raw text: its prompt is empty and the answer is the text.
+
+    Args:
+        prompt_format: a name or a template, see `check_format`.
+        example: its instruction may be empty.
+        apply_chat: for `chat`: turns (`role`, `content`) → the prompt up to where the assistant begins.
+
+    Raises:
+        UnknownNameError: no such format.
+        UsageError: a template that cannot be used, or `chat` for a base without a chat template.
+    """
+    if not example.instruction and not example.input:
+        return Prompt("", "")
+    prompt_format = check_format(prompt_format)
+    if prompt_format == "chat":
+        if apply_chat is None:
+            raise UsageError(
+                "the prompt format 'chat' needs a base whose tokenizer has a chat template",
+                f"choose another one: {', '.join(FORMATS)}",
+            )
+        content = "\n".join(part for part in (example.instruction, example.input) if part)
+        return Prompt(apply_chat([{"role": "user", "content": content}]), "", add_special_tokens=False)
+    if prompt_format in FORMATS:
+        template, prefix = FORMATS[prompt_format]
+    else:
+        template, prefix = prompt_format, "" if prompt_format[-1].isspace() else " "
+    return Prompt(_fill(template, {"instruction": example.instruction, "input": example.input}), prefix)
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        if not value:
+            # the placeholder alone on its line goes with its line, and with its heading if it has one
+            template = re.sub(rf"(?m)(^###[^\n]*\n)?^\{{{name}\}}(\n+|\Z)", "", template)
+    # one pass over the template: braces in the values are never looked at
+    return re.sub(r"\{(instruction|input)\}", lambda match: values[match[1]], template)

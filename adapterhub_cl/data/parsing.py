@@ -1,0 +1,172 @@
+"""Bytes → rows, one function for each file format. Every error names the line (or item) it is about.
+
+A parser takes the file's bytes and the name to use in messages and returns `(line, row)` pairs; `line` counts
+from 1 and is the line on which the row begins (for JSON lists: the item's number).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from adapterhub_cl.errors import DataError
+
+Numbered = list[tuple[int, dict[str, Any]]]
+FIELD_LIMIT = 2**31 - 1  # characters in one CSV field; the standard library stops at 131,072
+
+
+def decode(raw: bytes, name: str) -> str:
+    """UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataError: the bytes are in another encoding; names the line and the byte.
+    """
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{name} line 1: UTF-16, not UTF-8", f"iconv -f UTF-16 -t UTF-8 {name}")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name} line {line}: not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start})",
+            f"convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 {name}",
+        ) from None
+
+
+def _loads(text: str, where: str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of too many digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{where}: not JSON ({reason})", hint) from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
+        raise DataError(
+            f"{where}: {kind}, not an object", 'every row must be an object such as {"text": …, "label": …}'
+        )
+    return value
+
+
+def parse_jsonl(raw: bytes, name: str) -> Numbered:
+    """One JSON object a line; blank lines are passed over."""
+    rows = []
+    # split at \n only: U+2028 and others that str.splitlines takes for line ends are legal inside JSON strings
+    for number, line in enumerate(decode(raw, name).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{name} line {number}"
+        rows.append((number, _object(_loads(line, where, "each line must be one JSON object; mend the line"), where)))
+    return rows
+
+
+def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
+    """A list of objects, or `{"data": [...]}`: numbered by `item`. A file of JSON lines: numbered by `line`."""
+    text = decode(raw, name)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        first, _, rest = text.strip().partition("\n")
+        if rest and first.rstrip().endswith("}"):
+            return parse_jsonl(raw, name), "line"
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{name} line {line}: not JSON ({reason})", "mend the file or write JSON lines") from None
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    elif isinstance(value, dict) and "\n" not in text.strip():
+        value = [value]  # JSON lines with a single line
+    if not isinstance(value, list):
+        raise DataError(
+            f"{name}: neither a list of rows nor an object with a list under 'data'",
+            'write [{…}, {…}] or {"data": [{…}, {…}]}',
+        )
+    return [(number, _object(item, f"{name} item {number}")) for number, item in enumerate(value, 1)], "item"
+
+
+def _records(text: str, name: str, **style: Any) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **style)
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{name} line {line}: {error}", 'quote fields with "…" and double the quotes inside'
+            ) from None
+
+
+def _table(text: str, name: str, **style: Any) -> Numbered:
+    before = csv.field_size_limit(FIELD_LIMIT)
+    try:
+        records = [(line, record) for line, record in _records(text, name, **style) if any(f.strip() for f in record)]
+    finally:
+        csv.field_size_limit(before)
+    if not records:
+        return []
+    header = [field.strip() for field in records[0][1]]
+    if "" in header or len(set(header)) < len(header):
+        raise DataError(
+            f"{name} line {records[0][0]}: the header has an empty or repeated column name: {', '.join(header)}",
+            "the first line must name every column once",
+        )
+    rows: Numbered = []
+    for line, record in records[1:]:
+        if len(record) > len(header):
+            raise DataError(
+                f"{name} line {line}: {len(record)} fields, but the header names {len(header)}",
+                "quote fields that contain the separator",
+            )
+        padded: list[str | None] = [*record, *[None] * (len(header) - len(record))]
+        rows.append((line, dict(zip(header, padded, strict=True))))
+    return rows
+
+
+def parse_csv(raw: bytes, name: str) -> Numbered:
+    """Comma-separated with a header; a header with semicolons and no comma makes it semicolon-separated."""
+    text = decode(raw, name)
+    header = text.lstrip().partition("\n")[0]
+    return _table(text, name, delimiter=";" if ";" in header and "," not in header else ",")
+
+
+def parse_tsv(raw: bytes, name: str) -> Numbered:
+    """Tab-separated with a header. Quotes are taken literally where they do not pair up as CSV quotes."""
+    text = decode(raw, name)
+    try:
+        return _table(text, name, delimiter="\t")
+    except DataError:
+        return _table(text, name, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def parse_documents(raw: bytes, name: str) -> Numbered:
+    """Raw text: documents separated by blank lines, each one row `{"text": …}`."""
+    rows, start, lines = [], 0, [*re.split(r"\r?\n", decode(raw, name)), ""]
+    for number, line in enumerate(lines):
+        if not line.strip():
+            if number > start:
+                rows.append((start + 1, {"text": "\n".join(lines[start:number])}))
+            start = number + 1
+    return rows
+
+
+def parse_lines(raw: bytes, name: str) -> Numbered:
+    """One text a line, each one row `{"text": …}`; blank lines are passed over."""
+    lines = re.split(r"\r?\n", decode(raw, name))
+    return [(number, {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+PARSERS: dict[str, Callable[[bytes, str], Numbered]] = {
+    ".jsonl": parse_jsonl,
+    ".ndjson": parse_jsonl,
+    ".csv": parse_csv,
+    ".tsv": parse_tsv,
+    ".txt": parse_documents,
+}

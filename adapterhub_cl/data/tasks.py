@@ -1,0 +1,237 @@
+"""Examples → task: is it a choice among labels, a free answer, or raw text; and what an update may change."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from adapterhub_cl.data.columns import Examples
+from adapterhub_cl.data.formats import check_format
+from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
+from adapterhub_cl.types import TASK_KINDS, Example, Task
+
+MAX_LABELS = 100
+MAX_LABEL_WORDS = 12
+MIN_EXAMPLES_PER_LABEL = 3  # on average; fewer look like free answers
+
+# task kind → its metrics; the first one stands for the task unless the user names another
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "choice": ("accuracy", "macro_f1"),
+    "generation": ("exact_match", "token_f1", "rouge_l"),
+    "text": ("perplexity",),
+}
+
+
+def infer_task(
+    name: str,
+    examples: Sequence[Example] | Examples,
+    *,
+    kind: str = "auto",
+    labels: Sequence[str] | None = None,
+    prompt_format: str | None = None,
+    metric: str | None = None,
+    instruction: str | None = None,
+) -> Task:
+    """The task that examples describe; whatever is given is taken, the rest is read off them.
+
+    Labels that nobody gave stand in the order in which the instruction lists them (with those that it lists and
+    no example has), else sorted.
+
+    Args:
+        name: the task's name; not checked here.
+        examples: the training examples.
+        kind: `choice`, `generation`, `text`, or `auto`.
+        labels: the answers of a choice task.
+        prompt_format: a name or a template, see `formats.check_format`; `instruction` by default.
+        metric: one of `METRICS[kind]`; the first by default.
+        instruction: for inputs that come without one; by default the one that all examples share.
+
+    Raises:
+        UnknownNameError: no such kind, metric or prompt format.
+        UsageError: settings that contradict each other.
+        DataError: no examples, a single label, or answers outside of `labels`.
+    """
+    if kind not in ("auto", *TASK_KINDS):
+        raise UnknownNameError("kind of task", kind, ("auto", *TASK_KINDS))
+    rows = list(examples)
+    if not rows:
+        raise DataError(f"task {name}: no examples", "give a file with at least one row")
+    shared = {example.instruction for example in rows}
+    common = shared.pop() if len(shared) == 1 else ""
+    counts = Counter(example.answer for example in rows if example.answer is not None)
+    if kind == "auto":
+        kind = "choice" if labels is not None else _kind(name, rows, counts)
+    if kind != "choice" and labels is not None:
+        raise UsageError(f"--labels given for a task of kind {kind}", "leave out --labels, or say --kind choice")
+    chosen: tuple[str, ...] = ()
+    if kind == "choice":
+        chosen = _given_labels(labels) if labels is not None else listed_labels(common, counts)
+        if len(chosen) < 2:
+            raise _single_label(name, chosen)
+    if metric is not None and metric not in METRICS[kind]:
+        raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])
+    task = Task(
+        name=name,
+        kind=kind,
+        prompt_format=check_format(prompt_format or "instruction"),
+        instruction=common if instruction is None else instruction,
+        labels=chosen,
+        metric=metric or METRICS[kind][0],
+    )
+    check_answers(task, examples)
+    return task
+
+
+def check_answers(task: Task, examples: Sequence[Example] | Examples) -> None:
+    """Refuse answers that are no labels of a choice task; examples without an answer pass.
+
+    Raises:
+        DataError: names the labels and the place of the first one.
+    """
+    if task.kind != "choice":
+        return
+    strange = [(i, e.answer) for i, e in enumerate(examples) if e.answer is not None and e.answer not in task.labels]
+    if strange:
+        names = list(dict.fromkeys(answer for _, answer in strange))
+        first = strange[0][0]
+        place = examples.places[first] if isinstance(examples, Examples) else f"example {first + 1}"
+        raise DataError(
+            f"{place}: {_listed(names)} not among the labels of task {task.name} ({_listed(task.labels)})",
+            "mend these rows, or name every label: --labels " + ",".join([*task.labels, *names][:12]),
+        )
+
+
+def listed_labels(instruction: str, answers: Mapping[str, int]) -> tuple[str, ...]:
+    """The answers in the order in which the instruction lists them, else sorted.
+
+    A list after `Option:` or `Options:` that holds all answers counts whole, so labels without an example are kept.
+    """
+    tail = re.split(r"\b[Oo]ptions?\s*:", instruction)[-1]
+    if tail != instruction:
+        items = [item.strip(" \t\n.;'\"") for item in re.split(r",|\n|\bor\b(?=[^,]*$)", tail)]
+        whole = [item.strip(" \t\n.;'\"") for item in tail.split(",")]
+        for listed in (whole, items):
+            if all(listed) and len(set(listed)) == len(listed) and set(answers) <= set(listed):
+                return tuple(listed)
+    places: dict[str, int] = {}
+    text = tail
+    for label in sorted(answers, key=len, reverse=True):  # the longest first: "very negative" before "negative"
+        match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text)
+        if match is None:
+            return tuple(sorted(answers))
+        places[label] = match.start()
+        text = re.sub(rf"(?<!\w){re.escape(label)}(?!\w)", lambda m: "\0" * len(m[0]), text)
+    return tuple(sorted(answers, key=places.__getitem__))
+
+
+def merge_tasks(old: Task, new: Task) -> Task:
+    """The task after an update: the old one, with the labels that only the new one has behind its own.
+
+    Raises:
+        DataError: the two are of different kinds. Raw text adds knowledge to any task and changes none of it.
+    """
+    if new.kind == "text" or old.kind == "text":
+        if new.kind != "text":
+            raise DataError(
+                f"task {old.name} is raw text, but the new data is of kind {new.kind}",
+                f"train it as a task of its own: cl-adapter add-task {new.name}-2 DATA",
+            )
+        return old
+    if old.kind != new.kind:
+        raise DataError(
+            f"task {old.name} is of kind {old.kind}, but the new data of kind {new.kind}",
+            f"say --kind {old.kind} if it is the same task, else add it under another name",
+        )
+    return replace(old, labels=(*old.labels, *(label for label in new.labels if label not in old.labels)))
+
+
+def check_labels_kept(old: Task, new: Task) -> None:
+    """Refuse a task in which a label of the old one is missing or stands at another place.
+
+    Raises:
+        DataError: names the labels.
+    """
+    missing = [label for label in old.labels if label not in new.labels]
+    if missing:
+        raise DataError(
+            f"task {old.name} would lose {_listed(missing)}", "an update keeps every label; add the new ones behind"
+        )
+    if new.labels[: len(old.labels)] != old.labels:
+        raise DataError(
+            f"task {old.name}: its labels would change their order",
+            f"keep them as {_listed(old.labels)}, new ones last",
+        )
+
+
+def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
+    """The task after an update with examples: a choice gains the answers that are new, sorted, behind its labels.
+
+    Raises:
+        DataError: no examples; questions for a raw-text task; or answers that cannot be labels.
+    """
+    rows = list(examples)
+    if not rows:
+        raise DataError(f"task {old.name}: no examples", "give a file with at least one row")
+    if all(not example.input and not example.instruction for example in rows):
+        return old
+    if old.kind != "choice":
+        return merge_tasks(old, replace(old, kind="generation", labels=()))
+    answers = Counter(example.answer for example in rows if example.answer is not None)
+    fresh = sorted(set(answers) - set(old.labels))
+    if len(old.labels) + len(fresh) > MAX_LABELS or not all(_could_be_label(answer) for answer in fresh):
+        raise DataError(
+            f"the new data has {len(fresh)} answers that are not labels of task {old.name}, {fresh[0][:60]!r} first",
+            "free answers make a task of their own: cl-adapter add-task",
+        )
+    return replace(old, labels=(*old.labels, *fresh))
+
+
+def find_leaks(train: Sequence[Example] | Examples, held_out: Sequence[Example] | Examples) -> list[int]:
+    """Indices of held-out examples that are also among the training ones, whatever their case and spacing.
+
+    Compared are instruction and input; for raw text the text.
+    """
+    known = {_key(example) for example in train}
+    return [index for index, example in enumerate(held_out) if _key(example) in known]
+
+
+def _key(example: Example) -> str:
+    text = f"{example.instruction}\n{example.input}" if example.input else example.answer or ""
+    return " ".join(text.casefold().split())
+
+
+def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int]) -> str:
+    if all(not example.input and not example.instruction for example in rows):
+        return "text"
+    labels_like = bool(counts) and all(_could_be_label(answer) for answer in counts)
+    repeated = sum(counts.values()) >= MIN_EXAMPLES_PER_LABEL * len(counts)
+    if not labels_like or not repeated or len(counts) > MAX_LABELS:
+        return "generation"
+    if len(counts) == 1:
+        raise _single_label(name, list(counts))
+    return "choice"
+
+
+def _could_be_label(answer: str) -> bool:
+    return 1 <= len(answer.split()) <= MAX_LABEL_WORDS
+
+
+def _given_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    clean = tuple(label.strip() for label in labels)
+    if "" in clean or len(set(clean)) < len(clean):
+        raise UsageError(f"--labels has an empty or repeated label: {_listed(clean)}", "name every label once")
+    return clean
+
+
+def _single_label(name: str, labels: Sequence[str]) -> DataError:
+    only = f"a single label, {labels[0]!r}" if labels else "no label"
+    return DataError(
+        f"task {name}: {only}; a choice needs at least two",
+        f"name them all: --labels {labels[0] if labels else 'a'},OTHER; or free answers: --kind generation",
+    )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(repr(label) for label in labels[:8]) + (f", … ({len(labels)})" if len(labels) > 8 else "")

@@ -1,0 +1,1 @@
+"""Metrics, the accuracy matrix and the gate."""

@@ -1,0 +1,179 @@
+"""Metrics as pure functions of texts and numbers. Shares between 0 and 1, but for perplexity."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adapterhub_cl.data.tasks import METRICS
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import Task
+
+EDGES = string.punctuation + string.whitespace + "“”‘’«»…–—"
+
+
+def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Share of predictions that are the gold label, to the letter.
+
+    Raises:
+        DataError: no examples, or not one prediction for each (so do all metrics of pairs).
+    """
+    return _mean(gold, predicted, lambda g, p: float(g == p))
+
+
+def macro_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Unweighted mean of F1 over the classes that occur in `gold` or `predicted`."""
+    _check(gold, predicted)
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(list(gold), list(predicted), average="macro", zero_division=0))
+
+
+def classification_report(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """Per-class scores and the confusion matrix.
+
+    Returns:
+        `classes`: label → `precision`, `recall`, `f1`, `support` (a count); `labels`: the order of the matrix, the
+        task's labels and then whatever else was answered; `confusion`: counts, [gold][predicted].
+    """
+    _check(gold, predicted)
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    known = set(labels)
+    order = [*labels, *sorted({*gold, *predicted} - known)]
+    scores = precision_recall_fscore_support(list(gold), list(predicted), labels=order, zero_division=0)
+    classes = {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for label, p, r, f, n in zip(order, *scores, strict=True)
+    }
+    matrix = confusion_matrix(list(gold), list(predicted), labels=order)
+    return {"classes": classes, "labels": order, "confusion": [[int(n) for n in row] for row in matrix]}
+
+
+def normalise(text: str) -> str:
+    """Case folded, spaces collapsed, punctuation stripped at the ends (unless nothing else is there)."""
+    collapsed = " ".join(text.casefold().split())
+    return collapsed.strip(EDGES) or collapsed
+
+
+def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Share of predictions that equal the gold answer once both are normalised."""
+    return _mean(gold, predicted, lambda g, p: float(normalise(g) == normalise(p)))
+
+
+def token_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Mean F1 of the words shared with the gold answer, as in SQuAD: no case, punctuation or articles."""
+    return _mean(gold, predicted, _pair_f1)
+
+
+def rouge_l(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Mean ROUGE-L F-measure: the longest common subsequence of words, without case and punctuation."""
+    return _mean(gold, predicted, _pair_rouge)
+
+
+def perplexity(nll_sum: float, n_tokens: int) -> float:
+    """exp of the mean negative log-likelihood (nats) of a token; infinite where that overflows.
+
+    Raises:
+        DataError: there are no tokens.
+    """
+    if n_tokens < 1:
+        raise DataError("perplexity of no tokens", "give texts that are not empty")
+    try:
+        return math.exp(nll_sum / n_tokens)
+    except OverflowError:
+        return math.inf
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a share.
+
+    Args:
+        successes: count, 0 to `n`.
+        n: count of trials.
+        z: standard deviations to each side; 1.96 covers 95 %.
+
+    Raises:
+        DataError: `n` is 0, or `successes` is not between 0 and `n`.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError(f"no interval for {successes} of {n}", "score at least one example")
+    share, spread = successes / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def score(
+    task: Task,
+    gold: Sequence[str],
+    predicted: Sequence[str],
+    *,
+    nll_sum: float | None = None,
+    n_tokens: int | None = None,
+) -> dict[str, float]:
+    """All metrics of the task's kind: name → value.
+
+    Args:
+        task: its kind says which metrics.
+        gold: the right answers; not looked at for raw text.
+        predicted: one for each of `gold`.
+        nll_sum: for raw text: summed negative log-likelihood in nats.
+        n_tokens: for raw text: number of tokens summed over.
+
+    Raises:
+        DataError: nothing to score.
+    """
+    if task.kind == "text":
+        if nll_sum is None or n_tokens is None:
+            raise DataError(f"task {task.name}: raw text is scored by its likelihood", "give nll_sum and n_tokens")
+        return {"perplexity": perplexity(nll_sum, n_tokens)}
+    return {name: PAIRED[name](gold, predicted) for name in METRICS[task.kind]}
+
+
+PAIRED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "rouge_l": rouge_l,
+}
+
+
+def _check(gold: Sequence[str], predicted: Sequence[str]) -> None:
+    if len(gold) != len(predicted):
+        raise DataError(f"{len(predicted)} predictions for {len(gold)} examples", "score each example once")
+    if not gold:
+        raise DataError("no examples to score", "give data with at least one row")
+
+
+def _mean(gold: Sequence[str], predicted: Sequence[str], pair: Callable[[str, str], float]) -> float:
+    _check(gold, predicted)
+    return math.fsum(pair(g, p) for g, p in zip(gold, predicted, strict=True)) / len(gold)
+
+
+def _f_measure(common: int, gold: int, predicted: int) -> float:
+    if gold == 0 or predicted == 0:
+        return float(gold == predicted)
+    return 2 * common / (gold + predicted)
+
+
+def _pair_f1(gold: str, predicted: str) -> float:
+    g, p = _squad_tokens(gold), _squad_tokens(predicted)
+    return _f_measure(sum((Counter(g) & Counter(p)).values()), len(g), len(p))
+
+
+def _squad_tokens(text: str) -> list[str]:
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _pair_rouge(gold: str, predicted: str) -> float:
+    from rapidfuzz.distance import LCSseq
+
+    g, p = re.findall(r"\w+", gold.lower()), re.findall(r"\w+", predicted.lower())
+    return _f_measure(LCSseq.similarity(g, p), len(g), len(p))

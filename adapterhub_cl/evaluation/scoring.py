@@ -1,0 +1,110 @@
+"""Scores a model on a task: predictions, all metrics of that kind of task, interval and per-class report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.evaluation import metrics
+from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.types import Evaluation, Example, Task
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    objective: BaseObjective,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    data: str,
+    max_length: int,
+    dtype: torch.dtype,
+    batch_size: int = 32,
+    progress: Any = None,
+) -> list[Evaluation]:
+    """All metrics of the task, the one that stands for it first.
+
+    Args:
+        model: the base with the adapter active.
+        data: where the examples came from; stored with the scores.
+        dtype: type of the matrix products.
+        progress: called with the number of examples done after each batch.
+
+    Raises:
+        DataError: no examples, or one without an answer.
+    """
+    if not examples:
+        raise DataError(f"nothing to evaluate {task.name} on", "give examples with --eval or --data")
+    answers = [example.answer for example in examples]
+    if any(answer is None for answer in answers):
+        raise DataError(f"an example of {data} has no answer", "add the answers, or use predict")
+    gold = [str(answer) for answer in answers]
+    details: dict[str, Any] = {}
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        if task.kind == "text":
+            tokens = Tokeniser(tokenizer, task, max_length).many(examples)
+            losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
+            total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
+            scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)
+        else:
+            found = objective.predict(
+                model,
+                tokenizer,
+                task,
+                examples,
+                max_length=max_length,
+                batch_size=batch_size,
+                max_new_tokens=answer_budget(tokenizer, gold),
+                progress=progress,
+            )
+            predicted = [answer for answer, _, _ in found]
+            scores = metrics.score(task, gold, predicted)
+            if task.kind == "choice":
+                details = metrics.classification_report(gold, predicted, list(task.labels))
+    order = sorted(scores, key=lambda name: name != task.metric)
+    return [
+        Evaluation(task.name, name, scores[name], len(gold), data, _details(name, scores[name], len(gold), details))
+        for name in order
+    ]
+
+
+def dev_figures(
+    model: Any,
+    tokenizer: Any,
+    objective: BaseObjective,
+    task: Task,
+    examples: Sequence[Example],
+    tokens: Sequence[Tokens],
+    *,
+    max_length: int,
+    dtype: torch.dtype,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """What the best epoch is chosen by: a choice task's accuracy, then the (negated) loss of an answer token."""
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
+        figures: dict[str, float] = {}
+        asked = [e for e in examples if e.answer in task.labels]
+        if task.kind == "choice" and asked:
+            found = objective.predict(model, tokenizer, task, asked, max_length=max_length, batch_size=batch_size)
+            figures["accuracy"] = metrics.accuracy([str(e.answer) for e in asked], [answer for answer, _, _ in found])
+    loss = sum(s for s, _ in losses) / max(1, sum(n for _, n in losses))
+    return {**figures, "negative_loss": -loss}
+
+
+def answer_budget(tokenizer: Any, answers: Sequence[str]) -> int:
+    """How many tokens a free answer may have: half more than the longest known one, at least 8, at most 256."""
+    longest = max((len(tokenizer(a, add_special_tokens=False).input_ids) for a in answers), default=0)
+    return max(8, min(256, longest + longest // 2 + 1))
+
+
+def _details(name: str, value: float, n: int, report: dict[str, Any]) -> dict[str, Any]:
+    if name not in ("accuracy", "exact_match"):
+        return {}
+    low, high = metrics.wilson_interval(round(value * n), n)
+    return {"interval": [round(low, 4), round(high, 4)], **(report if name == "accuracy" else {})}

@@ -1,0 +1,489 @@
+"""AdapterHub: the façade. One method per verb; the command line parses, calls one of these, prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import AdapterError, BaseModelError, DataError, UsageError
+from adapterhub_cl.registry import Event, Registry, StoredEvaluation
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem, Task
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.training.progress import Reporter
+
+BASE = "base"
+
+
+class AdapterHub:
+    """A directory that holds one base's adapters, and everything that can be done with them.
+
+    Make one with `AdapterHub.init`, open one with `AdapterHub.open`. The base is loaded when it is first needed and
+    kept; listing never loads it. Nothing has to be closed.
+
+    Attributes:
+        folder: the hub's directory.
+        registry: names, versions, aliases, lineage, scores.
+    """
+
+    def __init__(self, registry: Registry, device: str = "auto", dtype: str = "auto") -> None:
+        self.registry, self.device, self.dtype = registry, device, dtype
+        self.folder = registry.path
+        self._loaded: LoadedBase | None = None
+
+    # -- making and opening ----------------------------------------------------------------------
+
+    @classmethod
+    def init(
+        cls,
+        path: str | Path,
+        base: str,
+        *,
+        quantization: str = "nf4",
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> AdapterHub:
+        """Make a hub in a missing or empty directory.
+
+        Args:
+            base: `tiny` (embedded), a folder, or a hub id such as `Qwen/Qwen2.5-0.5B`.
+            quantization: `nf4`, `fp4`, `int8` or `none`.
+            revision: branch, tag or commit of a hub id.
+            device: `auto`, `cpu`, `cuda`, `cuda:N`.
+            dtype: `auto`, `bf16`, `fp16`, `fp32`.
+
+        Raises:
+            BaseModelError: the base cannot be found or read.
+            HubError, UsageError: there is something in that directory already.
+        """
+        from adapterhub_cl.bases.loading import inspect_base
+
+        return cls(Registry.create(path, inspect_base(base, quantization, revision)), device, dtype)
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> AdapterHub:
+        """Open a hub.
+
+        Raises:
+            HubError: there is none, or a newer version made it.
+            IntegrityError: its index is damaged.
+        """
+        return cls(Registry.open(path), device, dtype)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> BaseInfo:
+        """The base that this hub is bound to."""
+        return self.registry.base
+
+    def list(self, *, all_versions: bool = False) -> list[AdapterRecord]:
+        """The newest version of each adapter, or all versions; loads no torch."""
+        return self.registry.adapters(all_versions)
+
+    def get(self, ref: str) -> AdapterRecord:
+        """One version: `news` (its latest), `news@v2`, `news@production`.
+
+        Raises:
+            UnknownNameError: there is none; the hint names the nearest.
+        """
+        return self.registry.get(ref)
+
+    def path(self, ref: str) -> Path:
+        """The version's directory, in PEFT's own format; its files are checked against their hashes.
+
+        Raises:
+            IntegrityError: a file is missing or changed.
+        """
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        return record.path
+
+    def log(self, name: str | None = None, limit: int | None = None) -> list[Event]:
+        """What happened in this hub, newest first."""
+        return self.registry.events(name, limit)
+
+    def lineage(self, ref: str) -> list[Edge]:
+        """All edges to ancestors and descendants of a version."""
+        return self.registry.lineage(ref)
+
+    def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
+        """Recorded scores."""
+        return self.registry.evaluations(ref, task)
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def add_task(
+        self,
+        name: str,
+        data: str | Path | None = None,
+        *,
+        eval: str | Path | None = None,  # noqa: A002 (the flag's name)
+        strategy: str = "isolated",
+        replay: str = "balanced:200",
+        columns: Mapping[str, str] | None = None,
+        kind: str = "auto",
+        labels: Sequence[str] = (),
+        instruction: str | None = None,
+        prompt_format: str | None = None,
+        metric: str | None = None,
+        log_with: str = "",
+        resume: bool = False,
+        reporter: Reporter | None = None,
+        **settings: Any,
+    ) -> AdapterRecord:
+        """Train a new adapter on the frozen base, keep replay samples, evaluate, record.
+
+        Args:
+            data: a file (JSONL, JSON, CSV, TSV, Parquet, text), a saved dataset, a hub dataset id, or `-` for stdin.
+            eval: held-out data that the finished adapter is scored on; never used to choose anything.
+            strategy: how training treats the past: `isolated`, `sequential`.
+            replay: which examples are kept, `POLICY:SIZE`, or `none`.
+            columns: role (`input`, `output`, `instruction`) → column, where the layout is not recognised.
+            kind: `choice`, `generation`, `text`, or `auto`.
+            labels: the answers of a choice task; default: those in the data.
+            instruction: for inputs that come without one.
+            prompt_format: a name, or a template with `{instruction}` and `{input}`.
+            log_with: a tracker that Accelerate knows, such as `tensorboard`.
+            resume: continue the newest unfinished run of this name; everything else is as it was started.
+            settings: fields of `TrainingSettings`: `epochs`, `rank`, `learning_rate`, `seed`, …
+
+        Raises:
+            AdapterHubError: any of its kinds; the hub is as it was before.
+        """
+        return self._teach(
+            "add-task",
+            name,
+            data,
+            resume,
+            reporter,
+            eval=eval,
+            strategy=strategy,
+            replay=replay,
+            columns=dict(columns or {}),
+            kind=kind,
+            labels=tuple(labels),
+            instruction=instruction,
+            prompt_format=prompt_format,
+            metric=metric,
+            log_with=log_with,
+            settings=settings,
+        )
+
+    def update(
+        self,
+        name: str,
+        data: str | Path | None = None,
+        *,
+        eval: str | Path | None = None,  # noqa: A002 (the flag's name)
+        replay: str = "balanced:200",
+        columns: Mapping[str, str] | None = None,
+        instruction: str | None = None,
+        log_with: str = "",
+        resume: bool = False,
+        reporter: Reporter | None = None,
+        **settings: Any,
+    ) -> AdapterRecord:
+        """A new version from new data of a known task, or from raw text: it starts from the old version's weights,
+        with the old version's replay samples mixed in. Arguments as in `add_task`.
+
+        Raises:
+            UnknownNameError: no such adapter.
+            AdapterHubError: any of its kinds; the hub is as it was before.
+        """
+        return self._teach(
+            "update",
+            name,
+            data,
+            resume,
+            reporter,
+            eval=eval,
+            replay=replay,
+            columns=dict(columns or {}),
+            instruction=instruction,
+            log_with=log_with,
+            settings=settings,
+        )
+
+    def _teach(
+        self, verb: str, name: str, data: str | Path | None, resume: bool, reporter: Reporter | None, **asked: Any
+    ) -> AdapterRecord:
+        from adapterhub_cl.registry import check_name
+        from adapterhub_cl.training.request import Request, absolute
+        from adapterhub_cl.training.runs import Run
+
+        if verb == "add-task":
+            check_name(name)
+        else:
+            name = self.registry.get(name).name
+        run = None
+        if resume:
+            run = Run.newest(self.registry.runs_dir, verb, name)
+            request = Request.from_json(run.request)
+            if data is not None and absolute(data) != request.data:
+                raise UsageError(
+                    f"the unfinished run learns from {request.data}, not from {data}",
+                    "leave the data out, or start a new run without --resume",
+                )
+        elif data is None:
+            raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
+        else:
+            evaluated = asked.pop("eval")
+            given = {key: value for key, value in asked.items() if value is not None}
+            held_out = absolute(evaluated) if evaluated else ""
+            request = Request(verb, name, absolute(data), held_out, **given)
+        request.training()  # every bad setting is told before anything is loaded
+        from adapterhub_cl.training.progress import Reporter
+        from adapterhub_cl.training.teaching import begin, teach
+
+        reporter = reporter or Reporter()
+        done = begin(self.registry, request, run, reporter)
+        if done is not None:
+            return done
+        return teach(self.registry, self.load_base, request, run=run, reporter=reporter)
+
+    # -- measuring and using ---------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        refs: Sequence[str] = (),
+        *,
+        data: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        batch_size: int = 32,
+        reporter: Reporter | None = None,
+    ) -> list[tuple[str, Evaluation]]:
+        """Score adapters on their tasks and record the scores.
+
+        Args:
+            refs: default: every adapter that serves a task.
+            data: default: the held-out data that each was scored on when it was made.
+
+        Returns:
+            (version, score) pairs, all metrics, the one that stands for the task first.
+
+        Raises:
+            DataError: no held-out data is known, or it has changed.
+        """
+        from adapterhub_cl.evaluation.stored import evaluate_stored
+
+        found: list[tuple[str, Evaluation]] = []
+        for ref in refs or sorted(set(self.registry.serving().values())):
+            record = self.registry.get(ref)
+            task = self._task_of(record)
+            with self._answering(record.ref) as (model, _):
+                scores = evaluate_stored(
+                    model, self.load_base(), record, task, data, columns, batch_size=batch_size, reporter=reporter
+                )
+            self.registry.add_evaluations(record.ref, scores)
+            found += [(record.ref, score) for score in scores]
+        if not found:
+            raise UsageError("this hub has no adapter to evaluate", "cl-adapter add-task NAME DATA makes one")
+        return found
+
+    def predict(
+        self,
+        inputs: Sequence[str | Example],
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 32,
+        progress: Any = None,
+    ) -> list[Prediction]:
+        """Answers, in order.
+
+        Args:
+            task: its serving adapter answers; may be left out in a hub with one task.
+            adapter: this version answers, or `base` for the base alone (with the task's prompt and labels).
+
+        Raises:
+            UsageError: neither is given and the hub has several tasks, or none.
+            DataError: an input is empty.
+        """
+        from adapterhub_cl import objectives
+        from adapterhub_cl.inference.answering import answer
+
+        chosen, ref = self._who_answers(task, adapter)
+        examples = [Example(i) if isinstance(i, str) else i for i in inputs]
+        for number, example in enumerate(examples, 1):
+            if not example.input.strip():
+                raise DataError(f"input {number} is empty", "give a text")
+        with self._answering(ref) as (model, name):
+            return answer(
+                model,
+                self.load_base(),
+                objectives.ROOM.get("causal_lm")(),
+                chosen,
+                examples,
+                name,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                progress=progress,
+            )
+
+    def generate(
+        self,
+        text: str,
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        raw: bool = False,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        streamer: Any = None,
+    ) -> str:
+        """What the base with an adapter writes.
+
+        Args:
+            adapter: a version, or `base`.
+            raw: go on from the text as it is, without the task's prompt format.
+            temperature: 0 takes the likeliest token each time.
+            streamer: a transformers streamer.
+        """
+        from adapterhub_cl.inference.answering import continue_text
+
+        if adapter == BASE and task is None:
+            chosen, ref = None, BASE
+        else:
+            chosen, ref = self._who_answers(task, adapter)
+        with self._answering(ref) as (model, _):
+            return continue_text(
+                model,
+                self.load_base(),
+                text,
+                task=None if raw else chosen,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                streamer=streamer,
+            )
+
+    def load(self, ref: str) -> tuple[Any, Any]:
+        """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.
+
+        The model is loaded anew for the caller, who may change it at will.
+
+        Raises:
+            IntegrityError: a file of the adapter is missing or changed.
+            BaseModelError: the base is not there, or has changed.
+        """
+        from adapterhub_cl.bases.loading import load_base
+        from adapterhub_cl.training.lora import open_adapter
+
+        path = self.path(ref)
+        base = load_base(self.base, device=self.device, dtype=self.dtype)
+        return open_adapter(base.model, path), base.tokenizer
+
+    def load_base(self) -> LoadedBase:
+        """The base, quantised as the hub says; loaded once and shared by this object's verbs."""
+        if self._loaded is None:
+            from adapterhub_cl.bases.loading import load_base
+
+            self._loaded = load_base(self.base, device=self.device, dtype=self.dtype)
+        return self._loaded
+
+    # -- versions and the outside ----------------------------------------------------------------
+
+    def alias(self, ref: str, alias: str) -> AdapterRecord:
+        """Make a movable name point at a version; `production` decides what serves the task."""
+        return self.registry.set_alias(ref, alias)
+
+    def rollback(self, alias: str) -> tuple[AdapterRecord, AdapterRecord]:
+        """Move an alias (`production`, or `news@production`) back to the version before; returns (before, after)."""
+        return self.registry.rollback(alias)
+
+    def import_adapter(
+        self, source: str | Path, name: str, *, task: str | None = None, **described: Any
+    ) -> AdapterRecord:
+        """Take in a LoRA that plain PEFT wrote.
+
+        Args:
+            source: a folder with adapter_config.json and adapter_model.safetensors.
+            task: a task of this hub that it serves; otherwise described by `kind`, `labels`, `instruction`,
+                `prompt_format`, `metric` as in `add_task`, under its own name.
+
+        Raises:
+            AdapterError: not a LoRA, or not of this base; nothing was written.
+        """
+        from adapterhub_cl.training.importing import import_adapter
+
+        known = self.registry.task(task) if task else None
+        return import_adapter(self.registry, self.load_base(), Path(source), name, known, described)
+
+    def export(self, ref: str, target: str | Path, *, format: str = "peft") -> Path:  # noqa: A002 (the flag's name)
+        """Write a version to an empty or missing directory; `peft` is PEFT's own format."""
+        from adapterhub_cl.training.exporting import export
+
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        return export(record, Path(target), format)
+
+    def verify(self) -> list[Problem]:
+        """Everything that is not as it should be: files, index, leftovers, and the base's fingerprint."""
+        from adapterhub_cl.bases import fingerprint, resolve
+
+        problems = self.registry.verify()
+        try:
+            now = fingerprint(resolve(self.base.source, self.base.revision))
+            if now != self.base.fingerprint:
+                fix = "restore the base's old files, or make a new hub for the new base with cl-adapter init"
+                problems.append(Problem(self.base.source, "the base has changed since this hub was made", fix))
+        except BaseModelError as error:
+            problems.append(Problem(self.base.source, error.message, error.hint))
+        return problems
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _who_answers(self, task: str | None, adapter: str | None) -> tuple[Task, str]:
+        """The task whose prompt and labels are used, and the reference of what answers."""
+        if adapter is not None and adapter != BASE:
+            record = self.registry.get(adapter)
+            return (self.registry.task(task) if task else self._task_of(record)), record.ref
+        serving = self.registry.serving()
+        if task is None:
+            if not serving:
+                raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+            if len(serving) > 1:
+                raise UsageError(
+                    f"this hub serves {len(serving)} tasks and nobody said which",
+                    f"add --task or --adapter; tasks: {', '.join(sorted(serving))}",
+                )
+            task = next(iter(serving))
+        chosen = self.registry.task(task)
+        if adapter == BASE:
+            return chosen, BASE
+        if task not in serving:
+            raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter list shows what is there")
+        return chosen, serving[task]
+
+    def _task_of(self, record: AdapterRecord) -> Task:
+        """The task as it was when this version was made: a later update may have added labels."""
+        spec = record.manifest.get("task_spec")
+        if spec:
+            return Task.from_json(spec)
+        if record.task:
+            return self.registry.task(record.task)
+        return replace(Task(record.name), kind="generation")
+
+    @contextmanager
+    def _answering(self, ref: str) -> Iterator[tuple[Any, str]]:
+        """The base with an adapter active, and the adapter's reference; `base` is the base alone."""
+        base = self.load_base()
+        if ref == BASE:
+            yield base.model, BASE
+            return
+        from adapterhub_cl.training.fused import fused
+        from adapterhub_cl.training.lora import check_config, stored_adapter
+        from adapterhub_cl.training.speed import spare_bytes
+
+        path = self.path(ref)
+        check_config(path)
+        with stored_adapter(base, path) as model, fused(model, base.dtype, spare_bytes(base)):
+            yield model, self.registry.get(ref).ref

@@ -1,0 +1,1 @@
+"""Inference: answers inputs with a task's adapter on the base."""

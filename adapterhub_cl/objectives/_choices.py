@@ -1,0 +1,152 @@
+"""Scores all labels of a choice task with the prompt computed once.
+
+The labels' tokens form a tree (labels that begin alike share nodes). One forward pass reads the prompt and, behind
+it, every inner node of the tree; a node attends to the prompt and to its own ancestors only, at the position it
+would have in the text. The result is each label's exact log-likelihood, as L separate passes would give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from adapterhub_cl.objectives._projection import at_positions
+
+
+class LabelTree:
+    """The labels' token sequences as a tree.
+
+    Args:
+        labels: label → its token ids as they follow the prompt, ending with the end-of-text id.
+
+    Attributes:
+        labels: in the order given.
+        tokens: id of each inner node.
+        parents: index of each inner node's parent, -1 for the prompt.
+        steps: for each label its (inner node or -1, next token id) pairs, whose log-likelihoods add up to its score.
+        depth: tokens of the longest label.
+    """
+
+    def __init__(self, labels: Mapping[str, Sequence[int]]) -> None:
+        self.labels = list(labels)
+        sequences = [list(ids) for ids in labels.values()]
+        bare = [ids[:-1] for ids in sequences]
+        # The end-of-text id counts only where one label is the beginning of another.
+        if not any(a != b and b[: len(a)] == a for a in bare for b in bare):
+            sequences = bare
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self.steps: list[list[tuple[int, int]]] = []
+        self.depth = max(len(ids) for ids in sequences)
+        nodes: dict[tuple[int, ...], int] = {}
+        for ids in sequences:
+            node, steps = -1, []
+            for k, token in enumerate(ids):
+                steps.append((node, token))
+                if k + 1 < len(ids):
+                    key = tuple(ids[: k + 1])
+                    if key not in nodes:
+                        nodes[key] = len(self.tokens)
+                        self.tokens.append(token)
+                        self.parents.append(node)
+                        self.depths.append(k)
+                    node = nodes[key]
+            self.steps.append(steps)
+
+    def ancestry(self) -> torch.Tensor:
+        """`[n_nodes, n_nodes]`, true where the column is the row itself or an ancestor of it."""
+        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+def score_choices(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    """Log-likelihood (nats) of each label after each prompt, `[n_prompts, n_labels]`, fp32.
+
+    Architectures that cannot attend by a free mask (recurrent ones, ALiBi) are read label by label instead: that is
+    decided once for each model, by comparing both ways on the first prompt. So are prompts longer than a model's
+    sliding window, which a free mask would override.
+    """
+    inner = getattr(model, "module", model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if not tree.tokens:
+        return _tree_scores(model, tree, prompts, pad_id)
+    config = base.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    if window and max(len(p) for p in prompts) + tree.depth > window:
+        return _plain_scores(model, tree, prompts, pad_id)
+    if not hasattr(base, "_adapterhub_tree_scoring"):
+        base._adapterhub_tree_scoring = _agree(model, tree, prompts[0], pad_id)
+    return (_tree_scores if base._adapterhub_tree_scoring else _plain_scores)(model, tree, prompts, pad_id)
+
+
+def _agree(model: Any, tree: LabelTree, prompt: Sequence[int], pad_id: int) -> bool:
+    # A shorter second row: padding must not shift what comes after it.
+    rows = [prompt, prompt[: (len(prompt) + 1) // 2]]
+    exact = _plain_scores(model, tree, rows, pad_id)
+    try:
+        quick = _tree_scores(model, tree, rows, pad_id)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return bool(torch.allclose(quick.softmax(-1), exact.softmax(-1), atol=0.02))
+
+
+def _tree_scores(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    device, n = model.device, len(tree.tokens)
+    rows, longest = len(prompts), max(len(p) for p in prompts)
+    lengths = torch.tensor([len(p) for p in prompts])
+    input_ids = torch.full((rows, longest + n), pad_id)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, : len(prompt)] = torch.tensor(list(prompt))
+    inputs: dict[str, Any] = {}
+    if n:
+        input_ids[:, longest:] = torch.tensor(tree.tokens)
+        positions = torch.arange(longest).repeat(rows, 1)
+        positions = torch.cat([positions, lengths[:, None] + torch.tensor(tree.depths)], 1)
+        real = torch.arange(longest) < lengths[:, None]
+        allowed = torch.zeros(rows, longest + n, longest + n, dtype=torch.bool)
+        allowed[:, :longest, :longest] = torch.ones(longest, longest, dtype=torch.bool).tril()
+        allowed[:, longest:, :longest] = real[:, None, :]
+        allowed[:, longest:, longest:] = tree.ancestry()
+        kind = model.dtype
+        mask = torch.zeros(rows, 1, longest + n, longest + n, dtype=kind)
+        mask.masked_fill_(~allowed[:, None], torch.finfo(kind).min)
+        inputs = {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
+    else:
+        inputs = {"attention_mask": (torch.arange(longest) < lengths[:, None]).long().to(device)}
+    # Position 0 of each row is the end of its prompt, position 1 + k the node k.
+    columns = torch.cat([lengths[:, None] - 1, longest + torch.arange(n).repeat(rows, 1)], 1)
+    where = torch.arange(rows)[:, None].expand_as(columns)
+    with at_positions(model, where.flatten().to(device), columns.flatten().to(device)):
+        logits = model(input_ids=input_ids.to(device), use_cache=False, **inputs).logits
+    logs = logits[0].float().log_softmax(-1).view(rows, n + 1, -1)
+    return torch.stack([sum(logs[:, node + 1, token] for node, token in steps) for steps in tree.steps], 1).cpu()
+
+
+def _plain_scores(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    device, columns = model.device, []
+    for steps in tree.steps:
+        answer = [token for _, token in steps]
+        width = max(len(p) for p in prompts) + len(answer)
+        input_ids = torch.full((len(prompts), width), pad_id)
+        mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        where: list[int] = []
+        at: list[int] = []
+        wanted: list[int] = []
+        for row, prompt in enumerate(prompts):
+            whole = [*prompt, *answer]
+            input_ids[row, : len(whole)] = torch.tensor(whole)
+            mask[row, : len(whole)] = 1
+            where += [row] * len(answer)
+            at += range(len(prompt) - 1, len(whole) - 1)
+            wanted += answer
+        with at_positions(model, torch.tensor(where, device=device), torch.tensor(at, device=device)):
+            logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
+        logs = logits[0].float().log_softmax(-1)[torch.arange(len(wanted)), torch.tensor(wanted)]
+        columns.append(logs.view(len(prompts), len(answer)).sum(1))
+    return torch.stack(columns, 1).cpu()

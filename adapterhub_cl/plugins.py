@@ -1,0 +1,60 @@
+"""Names → classes, lazily. A method is one file named as users type it; nothing central lists it.
+
+A room (a package such as `adapterhub_cl.strategies`) holds one module per method: `ewc.py` defines the
+method `ewc`, `dare_ties.py` the method `dare_ties`. Third parties add theirs as entry points in the group
+`adapterhub_cl.<room>`. Listing names reads file names and entry-point metadata only: it imports no module
+and so no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from adapterhub_cl.errors import AdapterHubError, UnknownNameError
+
+
+class Room:
+    """The methods of one kind.
+
+    Args:
+        package: the package whose modules are the methods, e.g. `adapterhub_cl.strategies`.
+        what: the word for one of them in messages, e.g. `strategy`.
+        attribute: the name of the object that each module must define, e.g. `Strategy`.
+    """
+
+    def __init__(self, package: str, what: str, attribute: str) -> None:
+        self.package, self.what, self.attribute = package, what, attribute
+
+    def _own(self) -> list[str]:
+        paths = importlib.import_module(self.package).__path__
+        return [m.name for m in pkgutil.iter_modules(paths) if not m.ispkg and not m.name.startswith("_")]
+
+    def _foreign(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.package)}
+
+    def names(self) -> list[str]:
+        """All known names, sorted; imports none of the methods."""
+        return sorted({*self._own(), *self._foreign()})
+
+    def get(self, name: str) -> Any:
+        """The class behind a name.
+
+        Raises:
+            UnknownNameError: with the nearest names and the list.
+            AdapterHubError: a third party's method cannot be imported.
+        """
+        if name in self._own():
+            return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
+        foreign = self._foreign()
+        if name not in foreign:
+            raise UnknownNameError(self.what, name, self.names())
+        try:
+            return foreign[name].load()
+        except Exception as error:  # whatever a third party's module does when it is imported
+            raise AdapterHubError(
+                f"the {self.what} {name!r} of {foreign[name].value!r} cannot be loaded: {error}",
+                "update or uninstall the package that provides it",
+            ) from error

@@ -1,0 +1,22 @@
+"""The registry: names, versions, aliases, lineage and scores of one hub's adapters. Knows no torch."""
+
+from adapterhub_cl.registry.drafts import Draft
+from adapterhub_cl.registry.files import storage_errors
+from adapterhub_cl.registry.hubfile import HubFile
+from adapterhub_cl.registry.names import Ref, check_alias, check_name, parse_ref
+from adapterhub_cl.registry.queries import AliasMove, Event, StoredEvaluation
+from adapterhub_cl.registry.registry import Registry
+
+__all__ = [
+    "AliasMove",
+    "Draft",
+    "Event",
+    "HubFile",
+    "Ref",
+    "Registry",
+    "StoredEvaluation",
+    "check_alias",
+    "check_name",
+    "parse_ref",
+    "storage_errors",
+]

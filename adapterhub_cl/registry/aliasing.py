@@ -1,0 +1,115 @@
+"""Aliases: the part of the registry that says which version a movable name means, and goes back when asked."""
+
+from __future__ import annotations
+
+from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.registry import queries
+from adapterhub_cl.registry.core import LATEST, PRODUCTION, Core
+from adapterhub_cl.registry.index import Query
+from adapterhub_cl.registry.names import check_alias, check_name, parse_ref
+from adapterhub_cl.registry.queries import AliasMove
+from adapterhub_cl.types import AdapterRecord
+
+
+class Aliases(Core):
+    """Aliases of a hub's adapters, and their history."""
+
+    def aliases(self) -> dict[str, dict[str, int]]:
+        """Adapter → alias → version."""
+        with self._index.reading() as query:
+            return queries.aliases(query)
+
+    def alias_history(self, name: str, alias: str) -> list[AliasMove]:
+        """Every move of one alias of one adapter, oldest first."""
+        with self._index.reading() as query:
+            return queries.alias_history(query, check_name(name), check_alias(alias))
+
+    def set_alias(self, ref: str, alias: str, *, reason: str = "alias") -> AdapterRecord:
+        """Point an alias of the version's adapter to the version; `production` also moves its task's serving row.
+
+        Raises:
+            UsageError: unknown reference, or not an alias.
+        """
+        check_alias(alias)
+        with self._write() as (connection, rows):
+            record = self.get(ref)
+            rows.move_alias(connection, record.name, alias, record.version, reason)
+            if alias == PRODUCTION and record.task:
+                rows.set_serving(connection, record.task, record.name, record.version)
+            rows.add_event(connection, reason, record.ref, {"alias": alias})
+        return self.get(record.ref)
+
+    def drop_alias(self, name: str, alias: str) -> None:
+        """Remove an alias; its history stays.
+
+        Raises:
+            UnknownNameError: the adapter has no such alias.
+        """
+        with self._write() as (connection, rows):
+            known = self.aliases().get(check_name(name), {})
+            if alias not in known:
+                raise UnknownNameError(f"alias of {name}", alias, known)
+            rows.drop_alias(connection, name, alias, "drop")
+            rows.add_event(connection, "drop-alias", f"{name}@v{known[alias]}", {"alias": alias})
+
+    def rollback(self, what: str) -> tuple[AdapterRecord, AdapterRecord]:
+        """Move an alias back to where it was before; called again, it goes back one more.
+
+        `production` takes the serving row of the version's task with it; `latest` does so unless that task is
+        served by what `production` names.
+
+        Args:
+            what: `name@alias`, or an alias that exactly one adapter has.
+
+        Returns:
+            The version it named, and the one it names now.
+
+        Raises:
+            UnknownNameError: no such alias.
+            UsageError: several adapters have the alias.
+            AdapterError: there is no earlier version.
+        """
+        with self._write() as (connection, rows):
+            with self._index.reading() as query:
+                name, alias = self._alias(query, what)
+                before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
+                after = self._previous(query, before, alias)
+            rows.move_alias(connection, name, alias, after.version, "rollback")
+            pinned = alias != PRODUCTION and rows.production_serves(connection, after.task)
+            if alias in (PRODUCTION, LATEST) and after.task and not pinned:
+                rows.set_serving(connection, after.task, name, after.version)
+            rows.add_event(connection, "rollback", after.ref, {"alias": alias, "from": before.ref})
+        return before, self.get(after.ref)
+
+    def _alias(self, query: Query, what: str) -> tuple[str, str]:
+        ref = parse_ref(what)
+        if ref.alias is not None:
+            return ref.name, ref.alias
+        if ref.version is not None:
+            raise UsageError(f"{what} is a version, and only an alias can go back", f"write {ref.name}@{PRODUCTION}")
+        held = queries.adapters_with_alias(query, ref.name)
+        if len(held) > 1:
+            raise queries.ambiguous_alias(ref.name, held)
+        if not held:
+            known = {alias for aliases in queries.aliases(query).values() for alias in aliases}
+            raise UnknownNameError("alias", ref.name, known, "or write NAME@ALIAS")
+        return next(iter(held)), ref.name
+
+    def _previous(self, query: Query, current: AdapterRecord, alias: str) -> AdapterRecord:
+        there = {record.version: record for record in queries.versions(query, self.adapters_dir, current.name)}
+        stack: list[int] = []  # where the alias went and did not come back from
+        for move in queries.alias_history(query, current.name, alias):
+            if move.version is None or move.version not in there:
+                continue
+            if move.reason == "rollback" and move.version in stack:
+                while stack[-1] != move.version:
+                    stack.pop()
+            elif not stack or stack[-1] != move.version:
+                stack.append(move.version)
+        earlier = [version for version in stack[:-1] if version != current.version]
+        if not earlier:
+            raise AdapterError(
+                f"{current.name}@{alias} has named only {current.ref}; there is nothing to go back to",
+                f"point it somewhere: cl-adapter alias {current.name}@vN {alias}",
+            )
+        return there[earlier[-1]]

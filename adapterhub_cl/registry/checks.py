@@ -1,0 +1,264 @@
+"""Health: what differs between index and disk, what mends it, and what may be thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
+from adapterhub_cl.registry import files, manifests, mirror, rows
+from adapterhub_cl.registry.index import REBUILD, Index, Query
+from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.registry.rebuilding import is_version, version_directories
+from adapterhub_cl.types import Problem
+
+REPAIR, COLLECT = "cl-adapter verify --repair", "cl-adapter gc"
+_RUN_GRACE_S = 60.0  # a run that is just being set up has no run.json yet
+_DANGLING = """FROM {table} t LEFT JOIN versions v ON v.name = t.name AND v.version = t.version
+    WHERE v.name IS NULL OR v.status = 'deleted'"""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that the hub no longer needs. `bytes` is what removing it frees."""
+
+    path: Path
+    reason: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A hub's directories and index."""
+
+    hub: Path
+    store: Path
+    index: Index
+
+    @property
+    def runs(self) -> Path:
+        return self.hub / "runs"
+
+    def relative(self, path: Path) -> str:
+        """The path as problems show it: from the hub, where it lies there."""
+        return Path(os.path.relpath(path, self.hub)).as_posix()
+
+
+def verify(place: Place) -> list[Problem]:
+    """Everything that is not as it should be; empty for a healthy hub. Reads and hashes every file."""
+    found = [*_leftovers(place), *_runs(place), *_strays(place)]
+    try:
+        with place.index.reading() as query:
+            found += _database(place, query)
+            found += _versions(place, query)
+            found += _dangling(query)
+            found += _mirror(place, query)
+    except IntegrityError as error:
+        found.append(Problem("index.db", error.message, REBUILD))
+    return found
+
+
+def repair(place: Place) -> list[str]:
+    """Adopt whole versions that lack rows, drop rows that name nothing, remove leftovers; one line for each.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    done = []
+    with place.index.writing() as connection:
+        for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
+            if _whole(directory) is None:
+                manifest, text = manifests.read(directory)
+                rows.insert_version(connection, manifest, text)
+                rows.apply_moves(connection, manifest)
+                rows.publish_event(connection, manifest)
+                done.append(f"adopted {place.relative(directory)}")
+        for table, key in (("aliases", "alias"), ("serving", "task")):
+            sql = f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)
+            for name, version, what in connection.exec_driver_sql(sql).all():
+                if key == "alias":
+                    rows.drop_alias(connection, name, what, "repair")
+                else:
+                    rows.drop_serving(connection, what)
+                done.append(f"dropped the {key} {what}, which named the missing {name}@v{version}")
+    for path in _temporary(place):
+        files.remove_tree(path)
+        done.append(f"removed {place.relative(path)}")
+    with place.index.lock(), place.index.reading() as query:
+        if mirror.is_stale(place.hub, query):
+            mirror.write(place.hub, query)
+            done.append(f"wrote {mirror.STATE}")
+    return done
+
+
+def garbage(place: Place, older_than_days: float) -> list[Garbage]:
+    """Leftovers, unfinished runs older than so many days, and directories of deleted versions."""
+    found = [(path, "left behind by a process that is gone") for path in _temporary(place)]
+    for path, about in _run_directories(place):
+        if about is None:
+            found.append((path, "a run without run.json"))
+        elif time.time() - _touched(path) >= older_than_days * 86_400:
+            found.append((path, f"an unfinished run of {about.get('name', '?')}"))
+    with place.index.reading() as query:
+        deleted = set(query("SELECT name, version FROM versions WHERE status = 'deleted'"))
+    for path in version_directories(place.store):
+        if (path.parent.name, int(path.name[1:])) in deleted:
+            found.append((path, "a deleted version"))
+    return [Garbage(path, reason, files.tree_bytes(path)) for path, reason in found]
+
+
+def collect(place: Place, items: Sequence[Garbage]) -> int:
+    """Remove what `garbage` found; the number of bytes freed.
+
+    Raises:
+        StorageError: the disk refused, or a path is not one inside the hub's adapters, runs or leftovers.
+    """
+    freed = 0
+    for item in items:
+        if not _removable(place, item.path):
+            raise StorageError(f"{item.path} is not something of this hub; not removed", "pass what garbage() returned")
+        files.remove_tree(item.path)
+        freed += item.bytes
+        with suppress(OSError):
+            if item.path.parent.parent == place.store:
+                item.path.parent.rmdir()  # only when empty: the last version of a name is gone
+    return freed
+
+
+def _removable(place: Place, path: Path) -> bool:
+    """Whether the path is a leftover, a run or a version of this hub, by where it lies."""
+    parent, temporary = path.parent.resolve(), path.name.startswith(files.TEMPORARY)
+    hub, runs, store = (p.resolve() for p in (place.hub, place.runs, place.store))
+    in_adapter = parent.parent == store and is_name(parent.name) and is_version(path.name)
+    in_runs = parent == runs and path.name not in ("", ".", "..")
+    return in_adapter or in_runs or (temporary and (parent in (hub, store) or parent.parent == store))
+
+
+# -- what verify looks at ------------------------------------------------------------------------------------
+
+
+def _temporary(place: Place) -> list[Path]:
+    folders = [place.hub, place.runs, place.store]
+    folders += [p for p in place.store.iterdir() if p.is_dir() and not p.is_symlink()] if place.store.is_dir() else []
+    return [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
+
+
+def _leftovers(place: Place) -> Iterator[Problem]:
+    for path in _temporary(place):
+        yield Problem(place.relative(path), "left behind by a process that is gone", REPAIR)
+
+
+def _run_directories(place: Place) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Runs that nobody is working on, with their `run.json`; None where there is none that can be read."""
+    for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
+        if path.name.startswith(files.TEMPORARY) or not path.is_dir() or path.is_symlink():
+            continue
+        try:
+            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            if time.time() - _touched(path) > _RUN_GRACE_S:
+                yield path, None
+            continue
+        about = about if isinstance(about, dict) else {}
+        pid, host = about.get("pid"), about.get("host", socket.gethostname())
+        if not (isinstance(pid, int) and host == socket.gethostname() and files.alive(pid)):
+            yield path, about
+
+
+def _touched(path: Path) -> float:
+    return max([path.stat().st_mtime, *(file.stat().st_mtime for file in files.walk_files(path)[0].values())])
+
+
+def _runs(place: Place) -> Iterator[Problem]:
+    for path, about in _run_directories(place):
+        if about is None:
+            yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
+        else:
+            verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
+            fix = f"cl-adapter {verb} {name} --resume, or {COLLECT} to drop it"
+            yield Problem(place.relative(path), f"unfinished run of {name}", fix)
+
+
+def _strays(place: Place) -> Iterator[Problem]:
+    """Whatever lies in the store and is neither an adapter nor a version."""
+    fix = "move it away: the store holds adapters only"
+    for adapter in sorted(place.store.iterdir()) if place.store.is_dir() else ():
+        if adapter.name.startswith(files.TEMPORARY):
+            continue
+        if adapter.is_symlink() or not adapter.is_dir() or not is_name(adapter.name):
+            yield Problem(place.relative(adapter), "not an adapter's directory", fix)
+            continue
+        for path in sorted(adapter.iterdir()):
+            if path.name.startswith(files.TEMPORARY):
+                continue
+            if path.is_symlink() or not path.is_dir() or not is_version(path.name):
+                yield Problem(place.relative(path), "not a version's directory", fix)
+
+
+def _database(place: Place, query: Query) -> Iterator[Problem]:
+    if place.index.file is None:
+        return
+    said = [str(row[0]) for row in query("PRAGMA integrity_check")]
+    if said != ["ok"]:
+        yield Problem(place.relative(place.index.file), f"damaged: {said[0]}", REBUILD)
+
+
+def _versions(place: Place, query: Query) -> Iterator[Problem]:
+    sql = (
+        "SELECT name, version, manifest_sha256, manifest FROM versions WHERE status <> 'deleted' ORDER BY name, version"
+    )
+    for name, version, digest, text in query(sql):
+        directory = place.store / name / f"v{version}"
+        where, ref = place.relative(directory), f"{name}@v{version}"
+        restore = f"restore it from a copy of the hub, or go back: cl-adapter rollback {name}@latest"
+        if directory.is_symlink() or not directory.is_dir():
+            yield Problem(where, f"missing, but {ref} is in the index", f"{restore}, or {REBUILD}")
+            continue
+        manifest = directory / manifests.FILE_NAME
+        if manifest.is_symlink() or not manifest.is_file():
+            yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", restore)
+        elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
+            yield Problem(f"{where}/{manifests.FILE_NAME}", "changed: not the manifest that was recorded", restore)
+        for relative, what in manifests.differences(directory, json.loads(text)["files"]):
+            fix = f"delete it: rm {where}/{relative}" if what.startswith("extra") else restore
+            yield Problem(f"{where}/{relative}", what, fix)
+    for directory in _unregistered(place, query):
+        wrong = _whole(directory)
+        if wrong is None:
+            yield Problem(place.relative(directory), "not in the index: a publication was interrupted", REPAIR)
+        else:
+            fix = "restore it from a copy of the hub, or remove the directory"
+            yield Problem(place.relative(directory), f"not in the index, and not whole: {wrong}", fix)
+
+
+def _unregistered(place: Place, query: Query) -> list[Path]:
+    rows_there = set(query("SELECT name, version FROM versions"))
+    return [p for p in version_directories(place.store) if (p.parent.name, int(p.name[1:])) not in rows_there]
+
+
+def _whole(directory: Path) -> str | None:
+    """What is wrong with a version directory, taken by itself; None where it is whole."""
+    try:
+        manifest, _ = manifests.read(directory)
+    except AdapterHubError as error:
+        return error.message
+    return next((f"{relative} {what}" for relative, what in manifests.differences(directory, manifest["files"])), None)
+
+
+def _dangling(query: Query) -> Iterator[Problem]:
+    for table, key in (("aliases", "alias"), ("serving", "task")):
+        for name, version, what in query(f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)):
+            yield Problem("index.db", f"the {key} {what} names {name}@v{version}, which is not there", REPAIR)
+
+
+def _mirror(place: Place, query: Query) -> Iterator[Problem]:
+    if mirror.is_stale(place.hub, query):
+        yield Problem(mirror.STATE, "not what the index says, so a rebuilt index would forget aliases", REPAIR)

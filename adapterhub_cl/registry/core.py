@@ -1,0 +1,105 @@
+"""What every part of the registry stands on: the opened hub, its reads, and the one way to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.registry import queries
+from adapterhub_cl.registry.hubfile import HubFile
+from adapterhub_cl.registry.index import Index
+from adapterhub_cl.registry.names import check_name
+from adapterhub_cl.registry.queries import Event
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+# `rows`, `mirror`, `checks`, `rebuilding` and `publishing` import SQLAlchemy, so they are imported where something
+# is written or checked: `cl-adapter list` must not pay for them.
+PRODUCTION, LATEST = "production", "latest"
+
+
+class Core:
+    """An opened hub: reading it, and writing to it in one transaction."""
+
+    def __init__(self, path: Path, hub_file: HubFile) -> None:
+        self.path, self.hub_file = path, hub_file
+        self.adapters_dir = hub_file.store_path(path)
+        self.runs_dir = path / "runs"
+        self._index = Index(path, hub_file.index_url)
+
+    @property
+    def base(self) -> BaseInfo:
+        """The base that the hub is bound to."""
+        return self.hub_file.base
+
+    def adapters(self, all_versions: bool = False, *, include_rejected: bool = True) -> list[AdapterRecord]:
+        """Every adapter at its latest version (all versions where asked), sorted by name; never deleted ones.
+
+        An adapter that has only rejected versions is shown at the newest of them.
+        """
+        with self._index.reading() as query:
+            return queries.adapters(
+                query, self.adapters_dir, all_versions=all_versions, include_rejected=include_rejected
+            )
+
+    def get(self, ref: str) -> AdapterRecord:
+        """The version that a reference names.
+
+        Args:
+            ref: `news` (its latest), `news@v2`, `news@production`, or an alias that exactly one adapter has.
+
+        Raises:
+            UnknownNameError: no such adapter, version or alias; the hint has the nearest names or the list.
+            UsageError: not a reference, or an alias that several adapters have.
+            AdapterError: the adapter has no accepted version.
+        """
+        with self._index.reading() as query:
+            return queries.find(query, self.adapters_dir, ref)
+
+    def versions(self, name: str) -> list[AdapterRecord]:
+        """All versions of an adapter, oldest first.
+
+        Raises:
+            UnknownNameError: no such adapter.
+        """
+        with self._index.reading() as query:
+            if found := queries.versions(query, self.adapters_dir, check_name(name)):
+                return found
+            raise UnknownNameError("adapter", name, queries.adapter_names(query), "see them all: cl-adapter list")
+
+    def lineage(self, ref: str | None = None) -> list[Edge]:
+        """All edges from a version to its ancestors, then to its descendants, nearest first; every edge without one."""
+        with self._index.reading() as query:
+            return queries.lineage(query, None if ref is None else queries.find(query, self.adapters_dir, ref).ref)
+
+    def events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
+        """The log, newest first; of one adapter (all its versions), version or task where given."""
+        with self._index.reading() as query:
+            return queries.events(query, name, limit)
+
+    def add_event(self, verb: str, ref: str = "", detail: Mapping[str, Any] | None = None) -> None:
+        """Add a line to the log; the detail must be plain JSON."""
+        with self._write(mirrored=False) as (connection, rows):
+            rows.add_event(connection, verb, ref, detail)
+
+    @contextmanager
+    def _write(self, *, mirrored: bool = True) -> Iterator[tuple[Connection, Any]]:
+        """One write transaction and the functions that write; `aliases.json` follows the commit."""
+        from adapterhub_cl.registry import mirror, rows
+
+        with self._index.lock():
+            with self._index.writing() as connection:
+                yield connection, rows
+            if mirrored:
+                with self._index.reading() as query:
+                    mirror.write(self.path, query)
+
+    def _forget_scores(self, *, ref: str = "", task: str = "") -> None:
+        from adapterhub_cl.registry import mirror
+
+        mirror.forget_scores(self.path, ref=ref, task=task)

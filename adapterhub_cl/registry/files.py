@@ -1,0 +1,190 @@
+"""Writing to disk so that a crash leaves the old file or the new one, and saying plainly when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from adapterhub_cl.errors import StorageError
+
+TEMPORARY = ".tmp-"
+_CHUNK = 1 << 20
+_REFUSALS = {
+    errno.ENOSPC: (
+        "no space left on",
+        "free some space (cl-adapter gc frees what the hub no longer needs) and try again",
+    ),
+    errno.EDQUOT: ("the disk quota is used up on", "free some space (cl-adapter gc) and try again"),
+    errno.EROFS: ("read-only file system at", "copy the hub to a disk that can be written, or use another --hub"),
+    errno.EACCES: ("no permission to write", "check the owner and mode of the hub, or use another --hub"),
+    errno.EPERM: ("not permitted to write", "check the owner and mode of the hub, or use another --hub"),
+}
+
+
+def now() -> str:
+    """The time as records keep it: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def storage_error(error: BaseException, path: Path | str) -> StorageError | None:
+    """The plain-words form of an error by which the disk refused; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and "(os error 28)" in str(error):  # safetensors reports a full disk as its own error
+        number = errno.ENOSPC
+    if number not in _REFUSALS:
+        return None
+    words, hint = _REFUSALS[number]
+    return StorageError(f"{words} {path}; nothing was changed", hint)
+
+
+@contextmanager
+def storage_errors(path: Path | str) -> Iterator[None]:
+    """Turn a refusal of the disk inside the block into a `StorageError` that names the path."""
+    try:
+        yield
+    except Exception as error:
+        refused = storage_error(error, path)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write everything to an open descriptor. Tests replace it to simulate a full disk."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def fsync_file(path: Path) -> None:
+    """Push a file's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_dir(path: Path) -> None:
+    """Push a directory's entries to the disk."""
+    fsync_file(path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file in place and sync it: for files in a directory that is not yet published."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file at once: readers and crashes see the old content or the new, never a part.
+
+    Raises:
+        StorageError: the disk refused; the old file is untouched.
+    """
+    temporary = path.with_name(temporary_name())
+    with storage_errors(path):
+        try:
+            write_synced(temporary, data)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_dir(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """`atomic_write_bytes` for text, in UTF-8."""
+    atomic_write_bytes(path, text.encode())
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, as hex; the file is read in pieces of 1 MiB."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def temporary_name() -> str:
+    """A name that says which process made it, so that leftovers of dead ones can be told."""
+    return f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_leftover(path: Path, max_age_s: float = 86_400.0) -> bool:
+    """Whether a `.tmp-<pid>-…` path was left behind: its process is gone, or it is older than `max_age_s` seconds."""
+    pid = path.name.removeprefix(TEMPORARY).partition("-")[0]
+    if not pid.isdigit() or not alive(int(pid)):
+        return True
+    with suppress(FileNotFoundError):
+        return datetime.now(UTC).timestamp() - path.lstat().st_mtime > max_age_s
+    return False
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_safe_relative(text: str) -> bool:
+    """Whether the text is a plain relative path: no root, no `..`, no backslash, no empty part."""
+    parts = text.split("/")
+    bad = {"", ".", ".."}
+    return (
+        not bad.intersection(parts) and "\\" not in text and "\0" not in text and not PurePosixPath(text).is_absolute()
+    )
+
+
+def walk_files(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The regular files under a directory by relative path, and the relative paths that are links or special files."""
+    regular: dict[str, Path] = {}
+    odd: list[str] = []
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        for name in [*folders, *names]:
+            path = here / name
+            relative = path.relative_to(root).as_posix()
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                odd.append(relative)
+            elif path.is_file():
+                regular[relative] = path
+    return regular, sorted(odd)
+
+
+def tree_bytes(path: Path) -> int:
+    """Size of a file, or of all files under a directory; links count as nothing."""
+    if path.is_symlink() or not path.exists():
+        return 0
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in walk_files(path)[0].values())
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link (not what it points to) or a directory; missing is fine.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with storage_errors(path):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)

@@ -1,0 +1,127 @@
+"""`hub.toml`: what a hub is bound to, and where its index and its adapters are."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import HubError
+from adapterhub_cl.registry.files import atomic_write_text
+from adapterhub_cl.types import BaseInfo
+
+FILE_NAME = "hub.toml"
+FORMAT = 1
+_KNOWN = {
+    "": {"format", "created_at", "base", "index", "store", "defaults"},
+    "base": set(BaseInfo.__dataclass_fields__),
+    "index": {"url"},
+    "store": {"url"},
+}
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """The content of `hub.toml`.
+
+    Attributes:
+        created_at: UTC, ISO 8601.
+        index_url: SQLAlchemy URL; a relative SQLite path is relative to the hub.
+        store_url: `file:` and a path; a relative path is relative to the hub.
+        defaults: options that verbs take when neither flag nor config file gives them.
+    """
+
+    base: BaseInfo
+    created_at: str
+    index_url: str = "sqlite:///index.db"
+    store_url: str = "file:adapters"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def store_path(self, hub: Path) -> Path:
+        """The directory that holds the adapters.
+
+        Raises:
+            HubError: the store is not a directory.
+        """
+        scheme, _, rest = self.store_url.partition(":")
+        if scheme != "file" or not rest:
+            raise HubError(
+                f"the store {self.store_url!r} of {hub / FILE_NAME} is not a file: URL", 'use "file:adapters"'
+            )
+        return hub / rest.removeprefix("//")
+
+    def write(self, hub: Path) -> None:
+        """Write `<hub>/hub.toml` atomically.
+
+        Raises:
+            StorageError: the disk refused; an old file is untouched.
+        """
+        import tomli_w
+
+        base = {key: getattr(self.base, key) for key in BaseInfo.__dataclass_fields__}
+        tables = {
+            "format": self.format,
+            "created_at": self.created_at,
+            "base": {key: value for key, value in base.items() if value is not None},
+            "index": {"url": self.index_url},
+            "store": {"url": self.store_url},
+            "defaults": {key: value for key, value in self.defaults.items() if value is not None},
+        }
+        atomic_write_text(hub / FILE_NAME, tomli_w.dumps(tables))
+
+    @classmethod
+    def read(cls, hub: Path) -> HubFile:
+        """Read `<hub>/hub.toml`. Keys that this version does not know are kept out, with a warning in the log.
+
+        Raises:
+            HubError: there is none, it is broken, or a newer version wrote it.
+        """
+        path = hub / FILE_NAME
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise HubError(f"no hub at {hub}", f"make one: cl-adapter init --base tiny --hub {hub}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise HubError(f"{path} is not valid TOML: {error}", "mend that line, or restore the file") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise HubError(f"{path} cannot be read: {error}", "check its mode, or restore the file") from error
+        number = raw.get("format", FORMAT)
+        if not isinstance(number, int):
+            raise HubError(f"{path}: format is {number!r}, not a number", "restore the file")
+        if number > FORMAT:
+            raise HubError(
+                f"the hub at {hub} was made by a newer version (format {number}, this one knows {FORMAT})",
+                "upgrade: pip install --upgrade adapterhub-cl",
+            )
+        _warn_unknown(path, raw)
+        base = _table(path, raw, "base")
+        if missing := [key for key in ("source", "fingerprint") if not isinstance(base.get(key), str)]:
+            raise HubError(f"{path}: [base] has no {' and no '.join(missing)}", "restore the file")
+        return cls(
+            base=BaseInfo(**{key: value for key, value in base.items() if key in _KNOWN["base"]}),
+            created_at=str(raw.get("created_at", "")),
+            index_url=str(_table(path, raw, "index").get("url", "sqlite:///index.db")),
+            store_url=str(_table(path, raw, "store").get("url", "file:adapters")),
+            defaults=_table(path, raw, "defaults"),
+            format=number,
+        )
+
+
+def _table(path: Path, raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = raw.get(name, {})
+    if not isinstance(table, dict):
+        raise HubError(f"{path}: {name} is not a table", f"write it as [{name}]")
+    return table
+
+
+def _warn_unknown(path: Path, raw: Mapping[str, Any]) -> None:
+    unknown = [key for key in raw if key not in _KNOWN[""]]
+    for table in ("base", "index", "store"):
+        unknown += [f"{table}.{key}" for key in _table(path, raw, table) if key not in _KNOWN[table]]
+    if unknown:
+        import logging
+
+        logging.getLogger("adapterhub_cl").warning("%s: unknown keys ignored: %s", path, ", ".join(unknown))

@@ -1,0 +1,244 @@
+"""The index: where its rows are, how they are read, and how a write is made safe.
+
+Reads are portable SQL text. On SQLite they go through the standard library's driver and not through SQLAlchemy,
+whose import alone takes 0.2 s, half of what `cl-adapter list` may take cold; on any other database the same text
+goes through SQLAlchemy. Writes always go through SQLAlchemy Core, one at a time for the whole hub: under the hub's
+file lock (which also guards the swap of a rebuilt index) and, on SQLite, after BEGIN IMMEDIATE.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import HubError, IntegrityError, StorageError
+from adapterhub_cl.registry.files import storage_errors
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from sqlalchemy import Connection, Engine
+
+# Kept here, not read from the migrations: comparing must not import Alembic. A test keeps the two the same.
+KNOWN_REVISIONS = ("0001",)
+HEAD = KNOWN_REVISIONS[-1]
+
+BUSY_TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 120.0
+REBUILD = "rebuild it from the manifests: cl-adapter verify --rebuild-index"
+
+Row = tuple[Any, ...]
+Query = Callable[..., list[Row]]
+
+
+class Index:
+    """The index of one hub. Holds no open connection between calls, so it needs no closing.
+
+    Args:
+        hub: the hub's directory; the lock file lies there and relative SQLite paths start there.
+        url: SQLAlchemy URL of the database.
+    """
+
+    def __init__(self, hub: Path, url: str) -> None:
+        self.hub, self.url = hub, url
+        self.file = hub / url.removeprefix("sqlite:///") if url.startswith("sqlite:///") else None
+        self.where = re.sub(r"//[^/@]*@", "//…@", url) if self.file is None else str(self.file)
+        self._engine: Engine | None = None
+        self._lock: BaseFileLock | None = None
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def reading(self) -> AbstractContextManager[Query]:
+        """One consistent view: `with index.reading() as query: query("SELECT … WHERE name = :name", name=…)`.
+
+        Raises:
+            IntegrityError: the index is damaged.
+            StorageError: it cannot be opened.
+        """
+        return self._reading_sqlite(self.file) if self.file is not None else self._reading_engine()
+
+    @contextmanager
+    def _reading_sqlite(self, file: Path) -> Iterator[Query]:
+        with index_errors(self.where), closing(open_sqlite(file)) as connection:
+            connection.execute("BEGIN")
+            yield lambda sql, **values: connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _reading_engine(self) -> Iterator[Query]:
+        from sqlalchemy import text
+
+        with index_errors(self.where), self.engine().connect() as connection:
+            yield lambda sql, **values: [tuple(row) for row in connection.execute(text(sql), values)]
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the hub's file lock; may be nested within a process's thread.
+
+        Raises:
+            StorageError: the lock cannot be made (a read-only hub), or another process keeps it.
+        """
+        from filelock import FileLock, Timeout
+
+        if self._lock is None:
+            self._lock = FileLock(self.hub / ".lock", timeout=LOCK_TIMEOUT_S)
+        try:
+            with storage_errors(self.hub):
+                self._lock.acquire()
+        except Timeout as error:
+            raise StorageError(
+                f"another process has kept {self.hub} locked for {LOCK_TIMEOUT_S:.0f} s",
+                "wait for it to end, or end it, and try again",
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One write transaction under the hub's lock: committed at the end of the block, undone by any error.
+
+        Raises:
+            IntegrityError: the index is damaged.
+            StorageError: the disk refused; nothing was changed.
+        """
+        with self.lock(), index_errors(self.where), self.engine().begin() as connection:
+            yield connection
+
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine, made at first use; a connection lives as long as its transaction."""
+        if self._engine is None:
+            self._engine = _make_engine(self.url, self.file)
+        return self._engine
+
+    # -- schema ----------------------------------------------------------------------------------
+
+    def revision(self) -> str | None:
+        """The schema's revision; None for an index that is missing or blank."""
+        if self.file is not None:
+            if not self.file.exists():
+                return None
+            with self.reading() as query:
+                if not query("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"):
+                    return None
+                rows = query("SELECT version_num FROM alembic_version")
+        else:
+            from sqlalchemy import inspect
+
+            with index_errors(self.where):
+                if not inspect(self.engine()).has_table("alembic_version"):
+                    return None
+            with self.reading() as query:
+                rows = query("SELECT version_num FROM alembic_version")
+        return str(rows[0][0]) if rows else None
+
+    def check_known(self, revision: str | None) -> None:
+        """Raise HubError for a schema that this version does not know."""
+        if revision is not None and revision not in KNOWN_REVISIONS:
+            raise HubError(
+                f"the index of {self.hub} was made by a newer version (schema {revision}, this one knows {HEAD})",
+                "upgrade: pip install --upgrade adapterhub-cl",
+            )
+
+    def migrate(self) -> None:
+        """Bring the schema up to date, in one transaction; does nothing where it is.
+
+        Raises:
+            HubError: the schema is newer than this version.
+        """
+        with self.lock():
+            found = self.revision()
+            self.check_known(found)
+            if found != HEAD:
+                from adapterhub_cl.registry.migrations import upgrade
+
+                with self.writing() as connection:
+                    upgrade(connection)
+
+
+def open_sqlite(file: Path) -> sqlite3.Connection:
+    """Open an existing SQLite file; where its directory cannot be written, read-only."""
+    uri = file.absolute().as_uri()
+    try:
+        return _connect(f"{uri}?mode=rw")
+    except sqlite3.OperationalError:
+        wal = file.with_name(file.name + "-wal")
+        if not file.is_file() or (wal.exists() and wal.stat().st_size):
+            raise  # rows that are still in the write-ahead log would be missed
+        # A WAL database needs its side files; in a directory that cannot be written nobody else writes either.
+        return _connect(f"{uri}?immutable=1")
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # the first statement is what opens the file
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _make_engine(url: str, file: Path | None) -> Engine:
+    from sqlalchemy import URL, create_engine, event
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+    from sqlalchemy.pool import NullPool
+
+    try:
+        engine = create_engine(
+            url if file is None else URL.create("sqlite", database=str(file.absolute())), poolclass=NullPool
+        )
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise HubError(f"the index URL cannot be used: {error}", "set [index] url in hub.toml") from error
+    if file is None:
+        return engine
+
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # the driver opens no transaction by itself: `begin` below does
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit that was reported survives a power cut
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+@contextmanager
+def index_errors(where: str) -> Iterator[None]:
+    """Turn the database's errors inside the block into this project's."""
+    try:
+        yield
+    except Exception as error:
+        # SQLAlchemy wraps the driver's error as `orig`; looking for that needs no import of SQLAlchemy.
+        cause = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None)
+        if isinstance(cause, sqlite3.Error):
+            raise _translate(cause, where) from error
+        if cause is None or not type(error).__module__.startswith("sqlalchemy."):
+            raise
+        said = str(cause).strip().partition("\n")[0]
+        raise StorageError(
+            f"the index {where} cannot be used: {said}", "check that its server runs and lets you in"
+        ) from error
+
+
+def _translate(cause: sqlite3.Error, where: str) -> Exception:
+    said = str(cause)
+    if "disk is full" in said:
+        return StorageError(
+            f"no space left for the index {where}; nothing was changed", "free some space: cl-adapter gc"
+        )
+    if "readonly" in said or "unable to open" in said or "disk I/O" in said:
+        return StorageError(f"the index {where} cannot be opened or written: {said}", "check its owner and mode")
+    if "locked" in said:
+        return StorageError(f"another process keeps the index {where} busy", "wait for it to end and try again")
+    return IntegrityError(f"the index {where} is damaged: {said}", REBUILD)

@@ -1,0 +1,88 @@
+"""Names of adapters, tasks and aliases, and references to versions. A name is never a path."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from adapterhub_cl.errors import UsageError
+
+MAX_LENGTH = 100
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+_LIKE_VERSION = re.compile(r"v[0-9]+")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A parsed reference. At most one of `version` and `alias` is set; neither means the latest version."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.name}@v{self.version}"
+        return self.name if self.alias is None else f"{self.name}@{self.alias}"
+
+
+def is_name(text: str) -> bool:
+    """Whether the text can stand as a name: `[a-z0-9][a-z0-9._-]*`, no `..`, at most 100 characters."""
+    return len(text) <= MAX_LENGTH and ".." not in text and _NAME.fullmatch(text) is not None
+
+
+def clean_name(text: str) -> str:
+    """The nearest text that is a name, or an empty string where nothing of it can be kept."""
+    kept = re.sub(r"[^a-z0-9._-]+", "-", text.lower())
+    kept = re.sub(r"\.{2,}", ".", kept).lstrip("._-")
+    return kept[:MAX_LENGTH].rstrip("._-")
+
+
+def check_name(name: str, what: str = "adapter") -> str:
+    """Return the name unchanged.
+
+    Args:
+        name: the text that the user gave.
+        what: the word for the named thing in the message, e.g. `task`.
+
+    Raises:
+        UsageError: it is not a name; the hint suggests a cleaned-up one.
+    """
+    if is_name(name):
+        return name
+    shown = name if len(name) <= MAX_LENGTH else name[:40] + "…"
+    better = clean_name(name)
+    rule = f"a name has a-z, 0-9, '.', '_', '-', starts with a letter or digit, and is at most {MAX_LENGTH} long"
+    raise UsageError(
+        f"{shown!r} cannot be the name of {'an' if what[:1] in 'aeiou' else 'a'} {what}",
+        f"use {better!r}; {rule}" if better else rule,
+    )
+
+
+def check_alias(alias: str) -> str:
+    """Return the alias unchanged.
+
+    Raises:
+        UsageError: it is not a name, or looks like a version (`v3`).
+    """
+    if _LIKE_VERSION.fullmatch(alias):
+        raise UsageError(f"the alias {alias!r} looks like a version", "choose a word, e.g. production")
+    return check_name(alias, "alias")
+
+
+def parse_ref(text: str) -> Ref:
+    """Parse `news`, `news@v2`, `news@production` or `news@latest`.
+
+    Raises:
+        UsageError: the text is not a reference.
+    """
+    name, at, rest = text.partition("@")
+    check_name(name)
+    if not at:
+        return Ref(name)
+    if match := _VERSION.fullmatch(rest):
+        return Ref(name, version=int(match[1]))
+    if not rest or _LIKE_VERSION.fullmatch(rest):
+        raise UsageError(f"{text[:120]!r} names no version", f"write {name}@v1, {name}@latest or {name}@production")
+    return Ref(name, alias=check_alias(rest))

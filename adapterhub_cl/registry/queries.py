@@ -1,0 +1,261 @@
+"""The reads: portable SQL text in, records out. Imports no SQLAlchemy, so that listing stays fast."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.registry.index import Query, Row
+from adapterhub_cl.registry.names import Ref, parse_ref
+from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Task
+
+_VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
+_LATEST = """v.version = COALESCE(
+    (SELECT a.version FROM aliases a WHERE a.name = v.name AND a.alias = 'latest'),
+    (SELECT MAX(w.version) FROM versions w WHERE w.name = v.name AND w.status <> 'deleted'))"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the hub's log. `at` is UTC, ISO 8601; `ref` is a version, an adapter or a task, or empty."""
+
+    id: int
+    at: str
+    verb: str
+    ref: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "at": self.at, "verb": self.verb, "ref": self.ref, "detail": dict(self.detail)}
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """One move of an alias; `version` is None where it was dropped."""
+
+    version: int | None
+    moved_at: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """An evaluation as the index keeps it: whose, and when it was recorded (UTC, ISO 8601)."""
+
+    ref: str
+    created_at: str
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        return {"adapter": self.ref, **self.evaluation.to_json(), "created_at": self.created_at}
+
+
+class LazyManifest(Mapping[str, Any]):
+    """A manifest that is parsed when first looked into: listing 10,000 adapters need not parse 10,000 texts."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._parsed: dict[str, Any] | None = None
+
+    def _dict(self) -> dict[str, Any]:
+        if self._parsed is None:
+            self._parsed = json.loads(self._text)
+        return self._parsed
+
+    def __getitem__(self, key: str) -> Any:
+        return self._dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dict())
+
+    def __len__(self) -> int:
+        return len(self._dict())
+
+    def __repr__(self) -> str:
+        return repr(self._dict())
+
+
+def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
+    name, version, kind, task, status, rank, size, created_at, manifest = row
+    return AdapterRecord(
+        name=name,
+        version=version,
+        kind=kind,
+        task=task,
+        status=status,
+        rank=rank,
+        bytes=size,
+        created_at=created_at,
+        path=store / name / f"v{version}",
+        aliases=aliases,
+        manifest=LazyManifest(manifest),
+    )
+
+
+def adapters(query: Query, store: Path, *, all_versions: bool, include_rejected: bool) -> list[AdapterRecord]:
+    """Every adapter at its latest version, or all versions, sorted by name and version; never deleted ones."""
+    rows = query(
+        f"SELECT {_VERSION} FROM versions v WHERE v.status <> 'deleted'"
+        + ("" if all_versions else f" AND {_LATEST}")
+        + ("" if include_rejected else " AND v.status <> 'rejected'")
+        + " ORDER BY v.name, v.version"
+    )
+    named: dict[tuple[str, int], list[str]] = {}
+    for name, alias, version in query("SELECT name, alias, version FROM aliases ORDER BY alias"):
+        named.setdefault((name, version), []).append(alias)
+    return [_record(row, store, tuple(named.get(row[:2], ()))) for row in rows]
+
+
+def versions(query: Query, store: Path, name: str) -> list[AdapterRecord]:
+    """All versions of one adapter that are not deleted, oldest first; empty where there is no such adapter."""
+    rows = query(
+        f"SELECT {_VERSION} FROM versions v WHERE v.name = :name AND v.status <> 'deleted' ORDER BY v.version",
+        name=name,
+    )
+    named = aliases_of(query, name)
+    return [_record(row, store, tuple(sorted(a for a, v in named.items() if v == row[1]))) for row in rows]
+
+
+def adapter_names(query: Query) -> list[str]:
+    """Names with at least one version that is not deleted, sorted."""
+    return [row[0] for row in query("SELECT DISTINCT name FROM versions WHERE status <> 'deleted' ORDER BY name")]
+
+
+def aliases_of(query: Query, name: str) -> dict[str, int]:
+    """Alias → version for one adapter."""
+    return {row[0]: row[1] for row in query("SELECT alias, version FROM aliases WHERE name = :name", name=name)}
+
+
+def adapters_with_alias(query: Query, alias: str) -> dict[str, int]:
+    """Adapter → version for one alias, sorted by name."""
+    return {r[0]: r[1] for r in query("SELECT name, version FROM aliases WHERE alias = :a ORDER BY name", a=alias)}
+
+
+def ambiguous_alias(alias: str, names: Mapping[str, int]) -> UsageError:
+    """The error for a bare alias that several adapters have."""
+    return UsageError(
+        f"{len(names)} adapters have the alias {alias!r}", "name one: " + ", ".join(f"{name}@{alias}" for name in names)
+    )
+
+
+def find(query: Query, store: Path, text: str) -> AdapterRecord:
+    """The version that a reference names; see `Registry.get`."""
+    ref = parse_ref(text)
+    known = versions(query, store, ref.name)
+    if not known:
+        held = adapters_with_alias(query, ref.name) if ref.version is None and ref.alias is None else {}
+        if len(held) > 1:
+            raise ambiguous_alias(ref.name, held)
+        if not held:
+            raise UnknownNameError("adapter", ref.name, adapter_names(query), "see them all: cl-adapter list")
+        (name, version), *_ = held.items()
+        return find(query, store, str(Ref(name, version)))
+    return _pick(query, ref, known)
+
+
+def _pick(query: Query, ref: Ref, known: list[AdapterRecord]) -> AdapterRecord:
+    wanted = ref.version
+    if wanted is None:
+        aliases = aliases_of(query, ref.name)
+        alias = ref.alias or "latest"
+        if alias not in aliases and alias == "latest":
+            listed = ", ".join(f"{record.ref} ({record.status})" for record in known)
+            raise AdapterError(f"{ref.name} has no accepted version", f"name one of its versions: {listed}")
+        if alias not in aliases:
+            raise UnknownNameError(f"alias of {ref.name}", alias, aliases)
+        wanted = aliases[alias]
+    for record in known:
+        if record.version == wanted:
+            return record
+    raise UnknownNameError(f"version of {ref.name}", f"v{wanted}", [f"v{record.version}" for record in known])
+
+
+def events(query: Query, name: str | None, limit: int | None) -> list[Event]:
+    """The log, newest first; of one adapter or task, or one version, where a name is given."""
+    where = "" if name is None else " WHERE ref = :name OR substr(ref, 1, :length) = :prefix"
+    values: dict[str, Any] = {} if name is None else {"name": name, "length": len(name) + 1, "prefix": f"{name}@"}
+    if limit is not None:
+        values["count"] = limit
+    rows = (
+        query(
+            f"SELECT id, at, verb, ref, detail FROM events{where} ORDER BY id DESC"
+            + (" LIMIT :count" if limit else ""),
+            **values,
+        )
+        if limit != 0
+        else []
+    )
+    return [Event(i, at, verb, ref, json.loads(detail)) for i, at, verb, ref, detail in rows]
+
+
+def lineage(query: Query, ref: str | None) -> list[Edge]:
+    """All edges, or those that lead from one version to its ancestors and to its descendants, nearest first."""
+    rows = query("SELECT child_name, child_version, parent, relation FROM lineage ORDER BY 1, 2, 3, 4")
+    edges = [Edge(f"{name}@v{version}", parent, relation) for name, version, parent, relation in rows]
+    if ref is None:
+        return edges
+    up: dict[str, list[Edge]] = {}
+    down: dict[str, list[Edge]] = {}
+    for edge in edges:
+        up.setdefault(edge.child, []).append(edge)
+        down.setdefault(edge.parent, []).append(edge)
+    found: dict[Edge, None] = {}
+    for ways, towards in ((up, "parent"), (down, "child")):
+        seen, frontier = {ref}, [ref]
+        while frontier:
+            step = [edge for node in frontier for edge in ways.get(node, ())]
+            found.update(dict.fromkeys(step))
+            frontier = list(dict.fromkeys(n for n in (getattr(edge, towards) for edge in step) if n not in seen))
+            seen.update(frontier)
+    return list(found)
+
+
+def evaluations(query: Query, name: str | None, version: int | None, task: str | None) -> list[StoredEvaluation]:
+    """Evaluations in the order they were recorded, of one version and on one task where given."""
+    clauses, values = [], {}
+    for column, value in (("name", name), ("version", version), ("task", task)):
+        if value is not None:
+            clauses.append(f"{column} = :{column}")
+            values[column] = value
+    where = f" WHERE {' AND '.join(clauses)}" if clauses else ""
+    rows = query(
+        f"SELECT name, version, created_at, task, metric, value, n, data, details FROM evaluations{where} ORDER BY id",
+        **values,
+    )
+    return [
+        StoredEvaluation(f"{n}@v{v}", at, Evaluation(task, metric, value, count, data, json.loads(details)))
+        for n, v, at, task, metric, value, count, data, details in rows
+    ]
+
+
+def tasks(query: Query) -> list[Task]:
+    """All tasks, sorted by name."""
+    return [Task.from_json(json.loads(row[0])) for row in query("SELECT spec FROM tasks ORDER BY name")]
+
+
+def serving(query: Query) -> dict[str, str]:
+    """The serving table: task → `name@vN`, sorted by task."""
+    rows = query("SELECT task, name, version FROM serving ORDER BY task")
+    return {task: f"{name}@v{version}" for task, name, version in rows}
+
+
+def aliases(query: Query) -> dict[str, dict[str, int]]:
+    """Adapter → alias → version, sorted."""
+    found: dict[str, dict[str, int]] = {}
+    for name, alias, version in query("SELECT name, alias, version FROM aliases ORDER BY name, alias"):
+        found.setdefault(name, {})[alias] = version
+    return found
+
+
+def alias_history(query: Query, name: str, alias: str) -> list[AliasMove]:
+    """Every move of one alias, oldest first."""
+    rows = query(
+        "SELECT version, moved_at, reason FROM alias_history WHERE name = :name AND alias = :alias ORDER BY id",
+        name=name,
+        alias=alias,
+    )
+    return [AliasMove(*row) for row in rows]

@@ -1,0 +1,130 @@
+"""A new index from the manifests, `aliases.json` and `evaluations.jsonl`."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+
+from adapterhub_cl.errors import AdapterHubError, IntegrityError
+from adapterhub_cl.registry import files, manifests, mirror, rows, schema
+from adapterhub_cl.registry.index import Index, open_sqlite
+from adapterhub_cl.registry.names import is_name
+
+LOG = logging.getLogger("adapterhub_cl")
+_Event = tuple[str, str, str, str]
+
+
+def version_directories(store: Path) -> Iterator[Path]:
+    """All `<name>/v<N>` directories of a store; links and anything else are passed over."""
+    for adapter in sorted(store.iterdir()) if store.is_dir() else ():
+        if is_name(adapter.name) and adapter.is_dir() and not adapter.is_symlink():
+            for path in sorted(adapter.iterdir()):
+                if is_version(path.name) and path.is_dir() and not path.is_symlink():
+                    yield path
+
+
+def is_version(text: str) -> bool:
+    """Whether a directory name is `v<N>`."""
+    return text[:1] == "v" and text[1:].isascii() and text[1:].isdigit() and text[1] != "0" and len(text) < 11
+
+
+def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False) -> int:
+    """Make the index anew, under the hub's lock, and put it in the old one's place.
+
+    Works whatever the old index is, damaged or missing. A version whose manifest is broken is left out, with a
+    warning in the log; `verify` names it then.
+
+    Args:
+        hub: the hub's directory.
+        index: its index, in any state.
+        store: the directory of its adapters.
+        only_if_blank: do nothing where another process has made an index meanwhile.
+
+    Returns:
+        The number of versions in the new index.
+
+    Raises:
+        StorageError: the disk refused; the old index is untouched.
+    """
+    with index.lock():
+        if only_if_blank and index.revision() is not None:
+            return 0
+        if index.file is None:
+            index.migrate()
+            with index.writing() as connection:
+                e = schema.events.c
+                log = connection.execute(select(e.at, e.verb, e.ref, e.detail).order_by(e.id)).all()
+                for table in reversed(schema.metadata.sorted_tables):
+                    connection.execute(delete(table))
+                return _fill(connection, hub, store, [(row[0], row[1], row[2], row[3]) for row in log])
+        return _rebuild_sqlite(hub, index.file, store)
+
+
+def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
+    temporary = hub / files.temporary_name()
+    with files.storage_errors(hub):
+        temporary.mkdir()
+    try:
+        fresh = Index(temporary, "sqlite:///index.db")
+        fresh.migrate()
+        with fresh.writing() as connection:
+            count = _fill(connection, hub, store, _old_events(file))
+        new = temporary / "index.db"
+        with closing(open_sqlite(new)) as raw:
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with files.storage_errors(file):
+            files.fsync_file(new)
+            # The old log must go first: SQLite would replay it into the new database.
+            for suffix in ("-wal", "-shm"):
+                file.with_name(file.name + suffix).unlink(missing_ok=True)
+            new.replace(file)
+            files.fsync_dir(file.parent)
+    finally:
+        files.remove_tree(temporary)
+    return count
+
+
+def _fill(connection: Connection, hub: Path, store: Path, events: list[_Event]) -> int:
+    """Insert everything; a publication that `events` does not have is logged again from its manifest."""
+    found: list[tuple[dict[str, Any], str]] = []
+    for directory in version_directories(store):
+        try:
+            found.append(manifests.read(directory))
+        except IntegrityError as error:
+            LOG.warning("left out of the index: %s", error.message)
+    found.sort(key=lambda item: (item[0]["created_at"], item[0]["name"], item[0]["version"]))
+    logged = {ref for _, _, ref, _ in events}
+    if events:
+        keys = ("at", "verb", "ref", "detail")
+        connection.execute(insert(schema.events), [dict(zip(keys, row, strict=True)) for row in events])
+    indexed = []
+    for manifest, text in found:
+        try:
+            with connection.begin_nested():
+                rows.insert_version(connection, manifest, text)
+            indexed.append(manifest)
+        except (TypeError, KeyError, ValueError, AdapterHubError) as error:
+            LOG.warning("left out of the index: %s@v%s: %r", manifest["name"], manifest["version"], error)
+    known = mirror.restore(connection, hub)
+    mirror.restore_scores(connection, hub)
+    for manifest in indexed:
+        if manifest["version"] > known.get(manifest["name"], 0):
+            rows.apply_moves(connection, manifest, replay=True)
+        if f"{manifest['name']}@v{manifest['version']}" not in logged:
+            rows.publish_event(connection, manifest)
+    return len(indexed)
+
+
+def _old_events(file: Path) -> list[_Event]:
+    """The log of the old index, where it can still be read: nothing else has it whole."""
+    try:
+        with closing(open_sqlite(file)) as old:
+            return old.execute("SELECT at, verb, ref, detail FROM events ORDER BY id").fetchall()
+    except sqlite3.Error:
+        return []

@@ -1,0 +1,252 @@
+"""The registry: one hub's adapters, versions, aliases, lineage and scores, on disk and in the index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import HubError, IntegrityError, UsageError
+from adapterhub_cl.registry import files, manifests
+from adapterhub_cl.registry.aliasing import Aliases
+from adapterhub_cl.registry.drafts import Draft
+from adapterhub_cl.registry.hubfile import FILE_NAME, HubFile
+from adapterhub_cl.registry.index import HEAD
+from adapterhub_cl.registry.names import check_name
+from adapterhub_cl.registry.scores import Scores
+from adapterhub_cl.types import STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
+
+if TYPE_CHECKING:
+    from adapterhub_cl.registry.checks import Garbage, Place
+
+_HALF_MADE = {"adapters", "aliases.json", "runs", "index.db", "index.db-wal", "index.db-shm", ".lock"}
+
+
+class Registry(Aliases, Scores):
+    """One hub. Make one with `create`, open one with `open`; nothing has to be closed.
+
+    Attributes:
+        path: the hub's directory.
+        hub_file: what `hub.toml` says.
+    """
+
+    # -- making and opening ----------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path | str, base: BaseInfo, defaults: Mapping[str, Any] | None = None) -> Registry:
+        """Make a hub in a directory that is missing or empty.
+
+        `hub.toml` is written last, so a crash leaves nothing that `open` accepts, and `create` can be called again.
+
+        Raises:
+            HubError: there is already a hub.
+            UsageError: there is something else.
+            StorageError: the disk refused.
+        """
+        from adapterhub_cl.registry import mirror, rebuilding
+
+        path = Path(path).expanduser()
+        _check_free(path)
+        hub_file = HubFile(base=base, created_at=files.now(), defaults=dict(defaults or {}))
+        registry = cls(path, hub_file)
+        with files.storage_errors(path):
+            registry.adapters_dir.mkdir(parents=True, exist_ok=True)
+            registry.runs_dir.mkdir(exist_ok=True)
+        with registry._index.lock():
+            _check_free(path)  # another process may have been faster
+            rebuilding.rebuild(path, registry._index, registry.adapters_dir)
+            with registry._index.reading() as query:
+                mirror.write(path, query)
+            hub_file.write(path)
+        return registry
+
+    @classmethod
+    def open(cls, path: Path | str) -> Registry:
+        """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated.
+
+        Raises:
+            HubError: there is no hub, or a newer version made it.
+            IntegrityError: the index is damaged.
+            StorageError: the index cannot be opened.
+        """
+        path = Path(path).expanduser()
+        registry = cls(path, HubFile.read(path))
+        revision = registry._index.revision()
+        if revision == HEAD:
+            return registry
+        registry._index.check_known(revision)
+        if revision is not None:
+            registry._index.migrate()
+            return registry
+        from adapterhub_cl.registry import rebuilding
+
+        count = rebuilding.rebuild(path, registry._index, registry.adapters_dir, only_if_blank=True)
+        rebuilding.LOG.info("%s had no index; made one of %d versions from the manifests", path, count)
+        return registry
+
+    @classmethod
+    def rebuild_at(cls, path: Path | str) -> int:
+        """Rebuild the index of a hub that cannot be opened; see `rebuild`."""
+        path = Path(path).expanduser()
+        return cls(path, HubFile.read(path)).rebuild()
+
+    def rebuild(self) -> int:
+        """Make the index anew from manifests, `aliases.json` and `evaluations.jsonl`, and swap it in.
+
+        Returns:
+            The number of versions in the new index.
+
+        Raises:
+            StorageError: the disk refused; the old index is untouched.
+        """
+        from adapterhub_cl.registry import rebuilding
+
+        return rebuilding.rebuild(self.path, self._index, self.adapters_dir)
+
+    # -- writing versions ------------------------------------------------------------------------
+
+    def new_draft(self, name: str) -> Draft:
+        """A directory to write a new version's files into; use it as a context manager.
+
+        Raises:
+            UsageError: the name is not one.
+            StorageError: the disk refused.
+        """
+        return Draft(name, self.adapters_dir / check_name(name))
+
+    def publish(
+        self,
+        draft: Draft,
+        manifest: Mapping[str, Any],
+        *,
+        edges: Sequence[tuple[str, str]] = (),
+        evaluations: Sequence[Evaluation] = (),
+        task: Task | None = None,
+        serve: bool = True,
+        move_latest: bool = True,
+        verb: str = "publish",
+    ) -> AdapterRecord:
+        """Make a draft the next version of its adapter: wholly, or not at all.
+
+        `latest` moves to the version, and the task is served by it, unless its status is `rejected`; a task whose
+        serving version is pinned by its adapter's alias `production` stays with that.
+
+        Args:
+            manifest: `kind`, `rank`, `status` (`active` or `rejected`) and whatever else is to be kept.
+            edges: (parent, relation) pairs; parents are references, or a path or URL for `imported_from`.
+            draft: what `new_draft` gave, with all files written.
+            serve: let the version answer for its task.
+            move_latest: point the alias `latest` to it.
+            evaluations: scores measured when the version was made.
+            task: the task it was made for; recorded with it.
+            verb: the word in the log, e.g. `add-task`.
+
+        Raises:
+            UsageError: a kind, status, relation or parent that does not exist.
+            AdapterError: the draft is empty, holds a link or was published, or a score is not a finite number.
+            StorageError: the disk refused; nothing was changed.
+        """
+        if task is not None:
+            check_name(task.name, "task")
+        manifests.check_relations(edges)
+        resolved = [(p if relation == "imported_from" else self.get(p).ref, relation) for p, relation in edges]
+        from adapterhub_cl.registry import publishing
+
+        version = publishing.publish(
+            self._index,
+            draft,
+            manifest,
+            edges=resolved,
+            evaluations=evaluations,
+            task=task,
+            published={"verb": verb, "serve": serve, "move_latest": move_latest},
+        )
+        return self.get(f"{draft.name}@v{version}")
+
+    def set_status(self, ref: str, status: str) -> AdapterRecord:
+        """Change a version's status to `active` or `rejected`; `latest` and the serving table stay as they are.
+
+        Raises:
+            UsageError: unknown reference or status.
+        """
+        if status not in STATUSES[:2]:
+            raise UsageError(f"unknown status {status!r}", f"known: {', '.join(STATUSES[:2])}; to delete, use delete")
+        with self._write() as (connection, rows):
+            record = self.get(ref)
+            rows.set_status(connection, record.name, record.version, status)
+            rows.add_event(connection, "status", record.ref, {"from": record.status, "to": status})
+        return self.get(record.ref)
+
+    def delete(self, ref: str, *, reason: str = "delete") -> AdapterRecord:
+        """Mark a version deleted and drop its aliases, scores, edges and serving rows; its number is not used again.
+
+        `latest` moves to the newest active version. The directory goes at the next `collect(garbage())`.
+
+        Returns:
+            The record as it was.
+        """
+        with self._index.lock():
+            with self._write() as (connection, rows):
+                record = self.get(ref)
+                rows.delete_version(connection, record.name, record.version, reason)
+                rows.add_event(connection, reason, record.ref)
+            self._forget_scores(ref=record.ref)
+        return record
+
+    # -- health ----------------------------------------------------------------------------------
+
+    def check_files(self, record: AdapterRecord) -> None:
+        """Hash all files of a version; call it before the version is loaded.
+
+        Raises:
+            IntegrityError: a file is missing or is not the one that was written; the message names it.
+        """
+        hint = f"see cl-adapter verify; go back with cl-adapter rollback {record.name}@latest"
+        for relative, what in manifests.differences(record.path, record.manifest["files"]):
+            if not what.startswith("extra"):
+                raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)
+
+    def verify(self) -> list[Problem]:
+        """Everything that is not as it should be, each with what mends it; hashes every file of the hub."""
+        from adapterhub_cl.registry import checks
+
+        return checks.verify(self._place())
+
+    def repair(self) -> list[str]:
+        """Mend what can be mended without loss; one line for each thing done.
+
+        Adopts whole versions that lack rows, drops aliases and serving rows that name nothing, removes leftovers,
+        writes `aliases.json` again.
+        """
+        from adapterhub_cl.registry import checks
+
+        return checks.repair(self._place())
+
+    def garbage(self, older_than_days: float = 7.0) -> list[Garbage]:
+        """What may be removed: leftovers, unfinished runs of that age, directories of deleted versions."""
+        from adapterhub_cl.registry import checks
+
+        return checks.garbage(self._place(), older_than_days)
+
+    def collect(self, garbage: Sequence[Garbage]) -> int:
+        """Remove what `garbage` found; the number of bytes freed."""
+        from adapterhub_cl.registry import checks
+
+        return checks.collect(self._place(), garbage)
+
+    def _place(self) -> Place:
+        from adapterhub_cl.registry.checks import Place
+
+        return Place(self.path, self.adapters_dir, self._index)
+
+
+def _check_free(path: Path) -> None:
+    """Raise where a hub cannot be made; a half-made one without adapters is no hindrance."""
+    if (path / FILE_NAME).exists():
+        raise HubError(f"there is already a hub at {path}", f"use it: cl-adapter --hub {path} list")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file", "name a directory that is missing or empty")
+    there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    foreign = {name for name in there if name not in _HALF_MADE and not name.startswith(files.TEMPORARY)}
+    if foreign or any((path / "adapters").glob("*")):
+        raise UsageError(f"{path} is not empty and is not a hub", "name a directory that is missing or empty")

@@ -1,0 +1,208 @@
+"""The writes: every change to the index is one of these functions, run inside `Index.writing()`.
+
+Imports SQLAlchemy; the registry imports this module only when it writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from adapterhub_cl.registry import schema
+from adapterhub_cl.registry.files import now
+from adapterhub_cl.types import Evaluation, Task
+
+PRODUCTION, LATEST = "production", "latest"
+_v, _a, _h = schema.versions, schema.aliases, schema.alias_history
+
+
+def next_version(connection: Connection, name: str, directory: Path) -> int:
+    """One more than the highest version in the index and on disk: a number is never used twice."""
+    highest = connection.scalar(select(func.max(_v.c.version)).where(_v.c.name == name)) or 0
+    on_disk = [int(p.name[1:]) for p in directory.glob("v*") if p.name[1:].isdigit()] if directory.exists() else []
+    return max([highest, *on_disk]) + 1
+
+
+def newest_active(connection: Connection, name: str) -> int | None:
+    """The highest version of an adapter that is neither rejected nor deleted."""
+    found = connection.scalar(select(func.max(_v.c.version)).where(_v.c.name == name, _v.c.status == "active"))
+    return None if found is None else int(found)
+
+
+def insert_version(connection: Connection, manifest: Mapping[str, Any], text: str) -> None:
+    """The rows that a manifest alone determines: adapter, version, lineage, evaluations, task."""
+    name, version = manifest["name"], manifest["version"]
+    if connection.scalar(select(schema.adapters.c.name).where(schema.adapters.c.name == name)) is None:
+        connection.execute(insert(schema.adapters).values(name=name, created_at=manifest["created_at"]))
+    connection.execute(
+        insert(_v).values(
+            name=name,
+            version=version,
+            kind=manifest["kind"],
+            task=manifest["task"],
+            status=manifest["status"],
+            rank=manifest["rank"],
+            bytes=manifest["bytes"],
+            created_at=manifest["created_at"],
+            manifest_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            manifest=text,
+        )
+    )
+    edges = {(edge["parent"], edge["relation"]) for edge in manifest["lineage"]}
+    if edges:
+        connection.execute(
+            insert(schema.lineage),
+            [{"child_name": name, "child_version": version, "parent": p, "relation": r} for p, r in sorted(edges)],
+        )
+    scores = [Evaluation(**row) for row in manifest["evaluations"]]
+    add_evaluations(connection, name, version, scores, manifest["created_at"])
+    if manifest["task_spec"]:
+        put_task(connection, Task.from_json(manifest["task_spec"]), manifest["created_at"])
+
+
+def apply_moves(connection: Connection, manifest: Mapping[str, Any], *, replay: bool = False) -> None:
+    """What publishing moves: the alias `latest` and the serving row, both only to an accepted version.
+
+    Args:
+        connection: inside a write transaction.
+        manifest: of a version that has its rows.
+        replay: versions are gone through in their order, as in a rebuild; else only the newest one moves anything,
+            so that a version which is adopted late does not push a newer one aside.
+    """
+    name, version, moves = manifest["name"], manifest["version"], manifest["published"]
+    if manifest["status"] != "active":
+        return
+    if replay:
+        passed = connection.scalar(select(_a.c.version).where(_a.c.name == name, _a.c.alias == LATEST))
+    else:
+        newer = (_v.c.name == name) & (_v.c.status == "active") & (_v.c.version > version)
+        passed = connection.scalar(select(func.max(_v.c.version)).where(newer))
+    if passed is not None and passed > version:
+        return
+    if moves["move_latest"]:
+        move_alias(connection, name, LATEST, version, moves["verb"])
+    if moves["serve"] and manifest["task"] and not production_serves(connection, manifest["task"]):
+        set_serving(connection, manifest["task"], name, version)
+
+
+def publish_event(connection: Connection, manifest: Mapping[str, Any]) -> None:
+    """The log line of a publication."""
+    detail = {key: manifest[key] for key in ("kind", "task", "status")}
+    ref = f"{manifest['name']}@v{manifest['version']}"
+    add_event(connection, manifest["published"]["verb"], ref, detail, manifest["created_at"])
+
+
+def production_serves(connection: Connection, task: str) -> bool:
+    """Whether the version that serves the task is the one its adapter's alias `production` names."""
+    s = schema.serving
+    pinned = select(s.c.task).join(_a, (_a.c.name == s.c.name) & (_a.c.version == s.c.version))
+    return connection.scalar(pinned.where(s.c.task == task, _a.c.alias == PRODUCTION)) is not None
+
+
+def set_serving(connection: Connection, task: str, name: str, version: int) -> None:
+    """Let a version answer for a task."""
+    values = {"name": name, "version": version, "moved_at": now()}
+    s = schema.serving
+    if not connection.execute(update(s).where(s.c.task == task).values(values)).rowcount:
+        connection.execute(insert(s).values(task=task, **values))
+
+
+def move_alias(connection: Connection, name: str, alias: str, version: int, reason: str) -> None:
+    """Point an alias to a version and remember the move."""
+    here = (_a.c.name == name) & (_a.c.alias == alias)
+    if not connection.execute(update(_a).where(here).values(version=version)).rowcount:
+        connection.execute(insert(_a).values(name=name, alias=alias, version=version))
+    _remember(connection, name, alias, version, reason)
+
+
+def drop_alias(connection: Connection, name: str, alias: str, reason: str) -> None:
+    """Remove an alias and remember that it was removed."""
+    connection.execute(delete(_a).where(_a.c.name == name, _a.c.alias == alias))
+    _remember(connection, name, alias, None, reason)
+
+
+def _remember(connection: Connection, name: str, alias: str, version: int | None, reason: str) -> None:
+    connection.execute(insert(_h).values(name=name, alias=alias, version=version, moved_at=now(), reason=reason))
+
+
+def add_event(
+    connection: Connection, verb: str, ref: str, detail: Mapping[str, Any] | None = None, at: str | None = None
+) -> None:
+    """One line of the log."""
+    values = {"at": at or now(), "verb": verb, "ref": ref, "detail": json.dumps(dict(detail or {}), sort_keys=True)}
+    connection.execute(insert(schema.events).values(values))
+
+
+def add_evaluations(
+    connection: Connection, name: str, version: int, evaluations: Sequence[Evaluation], at: str
+) -> None:
+    """Record scores of a version."""
+    if not evaluations:
+        return
+    rows = [
+        {
+            "name": name,
+            "version": version,
+            "task": e.task,
+            "metric": e.metric,
+            "value": float(e.value),
+            "n": e.n,
+            "data": e.data,
+            "details": json.dumps(dict(e.details), sort_keys=True),
+            "created_at": at,
+        }
+        for e in evaluations
+    ]
+    connection.execute(insert(schema.evaluations), rows)
+
+
+def put_task(connection: Connection, task: Task, at: str | None = None) -> None:
+    """Add a task, or replace its description."""
+    at = at or now()
+    values = {"spec": json.dumps(task.to_json(), sort_keys=True), "updated_at": at}
+    t = schema.tasks
+    if not connection.execute(update(t).where(t.c.name == task.name).values(values)).rowcount:
+        connection.execute(insert(t).values(name=task.name, created_at=at, **values))
+
+
+def set_status(connection: Connection, name: str, version: int, status: str) -> None:
+    """Change a version's status in the index; its manifest keeps the one it was written with."""
+    connection.execute(update(_v).where(_v.c.name == name, _v.c.version == version).values(status=status))
+
+
+def delete_version(connection: Connection, name: str, version: int, reason: str) -> None:
+    """Mark a version deleted and forget what was known about it.
+
+    The row stays, emptied, so that the number is not used again. Aliases that named the version are dropped;
+    `latest` goes to the newest version that is still active. Tasks that it served are served by nobody.
+    """
+    mine = (_v.c.name == name) & (_v.c.version == version)
+    for table in (schema.serving, schema.evaluations):
+        connection.execute(delete(table).where(table.c.name == name, table.c.version == version))
+    edges = schema.lineage
+    connection.execute(delete(edges).where(edges.c.child_name == name, edges.c.child_version == version))
+    connection.execute(update(_v).where(mine).values(status="deleted", manifest="{}", bytes=0, task=""))
+    held = connection.scalars(select(_a.c.alias).where(_a.c.name == name, _a.c.version == version)).all()
+    for alias in held:
+        follower = newest_active(connection, name) if alias == LATEST else None
+        if follower is None:
+            drop_alias(connection, name, alias, reason)
+        else:
+            move_alias(connection, name, alias, follower, reason)
+
+
+def delete_task(connection: Connection, task: str) -> None:
+    """Forget a task: its description, its serving row and all scores on it."""
+    connection.execute(delete(schema.serving).where(schema.serving.c.task == task))
+    connection.execute(delete(schema.evaluations).where(schema.evaluations.c.task == task))
+    connection.execute(delete(schema.tasks).where(schema.tasks.c.name == task))
+
+
+def drop_serving(connection: Connection, task: str) -> None:
+    """Let nobody answer for a task."""
+    connection.execute(delete(schema.serving).where(schema.serving.c.task == task))

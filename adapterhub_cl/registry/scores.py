@@ -1,0 +1,91 @@
+"""Scores, tasks and the serving table: the part of the registry that says how well and what for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.registry import files, manifests, queries
+from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.names import check_name
+from adapterhub_cl.registry.queries import StoredEvaluation
+from adapterhub_cl.types import AdapterRecord, Evaluation, Task
+
+
+class Scores(Core):
+    """Scores, tasks and the serving table of a hub."""
+
+    def add_evaluations(self, ref: str, evaluations: Sequence[Evaluation]) -> None:
+        """Record scores that were measured after the version was made.
+
+        Raises:
+            AdapterError: a score that is not a finite number.
+        """
+        manifests.check_scores(evaluations)
+        from adapterhub_cl.registry import mirror
+
+        with self._index.lock():
+            with self._write(mirrored=False) as (connection, rows):
+                record, at = self.get(ref), files.now()
+                rows.add_evaluations(connection, record.name, record.version, evaluations, at)
+            mirror.append_scores(self.path, [StoredEvaluation(record.ref, at, e) for e in evaluations])
+
+    def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
+        """Recorded scores in the order they were recorded, of one version and on one task where given."""
+        with self._index.reading() as query:
+            record = None if ref is None else queries.find(query, self.adapters_dir, ref)
+            name, version = (None, None) if record is None else (record.name, record.version)
+            return queries.evaluations(query, name, version, task)
+
+    def tasks(self) -> list[Task]:
+        """All tasks, sorted by name."""
+        with self._index.reading() as query:
+            return queries.tasks(query)
+
+    def task(self, name: str) -> Task:
+        """One task.
+
+        Raises:
+            UnknownNameError: no such task.
+        """
+        known = {task.name: task for task in self.tasks()}
+        if name not in known:
+            raise UnknownNameError("task", name, known)
+        return known[name]
+
+    def put_task(self, task: Task) -> None:
+        """Add a task, or replace its description."""
+        check_name(task.name, "task")
+        with self._write() as (connection, rows):
+            rows.put_task(connection, task)
+
+    def drop_task(self, name: str) -> None:
+        """Forget a task: its description, its serving row and all scores on it; its adapters stay.
+
+        Raises:
+            UnknownNameError: no such task.
+        """
+        self.task(name)
+        with self._index.lock():
+            with self._write() as (connection, rows):
+                rows.delete_task(connection, name)
+                rows.add_event(connection, "drop-task", name)
+            self._forget_scores(task=name)
+
+    def serving(self) -> dict[str, str]:
+        """The serving table: task → the version that answers for it, as `name@vN`."""
+        with self._index.reading() as query:
+            return queries.serving(query)
+
+    def serve(self, task: str, ref: str) -> AdapterRecord:
+        """Let a version answer for a task, whatever was pinned.
+
+        Raises:
+            UnknownNameError: no such task or version.
+        """
+        with self._write() as (connection, rows):
+            self.task(task)
+            record = self.get(ref)
+            rows.set_serving(connection, task, record.name, record.version)
+            rows.add_event(connection, "serve", record.ref, {"task": task})
+        return record

@@ -1,0 +1,15 @@
+"""Isolated: one adapter per task, nothing shared, so nothing can be forgotten while the task is known.
+
+Choose it by default: with the task given, or found by a router, it has no interference by construction. The cost is
+one adapter per task, and no transfer between tasks.
+"""
+
+from __future__ import annotations
+
+from adapterhub_cl.strategies import BaseStrategy
+
+
+class Strategy(BaseStrategy):
+    """A fresh adapter."""
+
+    shares = "nothing: a fresh adapter for each task"

@@ -1,0 +1,40 @@
+"""Writes a version for the outside."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.types import AdapterRecord
+
+FORMATS = ("peft",)
+_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+def export(record: AdapterRecord, target: Path, format: str) -> Path:  # noqa: A002 (the flag's name)
+    """Copy a version in PEFT's own format to a missing or empty directory.
+
+    Raises:
+        UnknownNameError: no such format.
+        UsageError: there is something in the directory.
+        StorageError: the disk refused; a half copy is removed.
+    """
+    if format not in FORMATS:
+        raise UnknownNameError("export format", format, FORMATS)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is not an empty directory", "name a missing or empty one with -o")
+    made = not target.exists()
+    with storage_errors(target):
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name in _FILES:
+                shutil.copyfile(record.path / name, target / name)
+        except OSError:
+            for name in _FILES:
+                (target / name).unlink(missing_ok=True)
+            if made:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+    return target

@@ -1,0 +1,85 @@
+"""Takes in a LoRA that plain PEFT wrote: checked, put on the base once, published with its origin."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.formats import check_format
+from adapterhub_cl.data.tasks import METRICS
+from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.registry import Registry, check_name, storage_errors
+from adapterhub_cl.training.cards import card
+from adapterhub_cl.training.lora import CONFIG, WEIGHTS, check_config, stored_adapter
+from adapterhub_cl.types import TASK_KINDS, AdapterRecord, Task
+
+
+def import_adapter(
+    registry: Registry, base: LoadedBase, source: Path, name: str, task: Task | None, described: Mapping[str, Any]
+) -> AdapterRecord:
+    """Publish the adapter in a folder as a new version.
+
+    Args:
+        task: the task that it serves; None describes a new one of its own name by `described`.
+
+    Raises:
+        UsageError: no such folder, or a description that cannot be used.
+        AdapterError: not a LoRA, or not of this base.
+        IntegrityError: its files cannot be read.
+    """
+    check_name(name)
+    if not source.is_dir():
+        raise UsageError(f"no folder {source}", "give the folder that PEFT's save_pretrained() wrote")
+    if not (source / CONFIG).is_file():
+        raise UsageError(f"{source} holds no {CONFIG}", "give the folder that PEFT's save_pretrained() wrote")
+    if not (source / WEIGHTS).is_file():
+        pickled = (source / "adapter_model.bin").is_file()
+        raise AdapterError(
+            f"{source} holds no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
+            "save it again with PEFT's save_pretrained(safe_serialization=True)",
+        )
+    config = check_config(source)
+    serves = task or describe(name, described)
+    with stored_adapter(base, source) as model:
+        settings = model.peft_config["default"]
+        rank = max([settings.r, *(settings.rank_pattern or {}).values()])
+        targets = sorted(settings.target_modules) if not isinstance(settings.target_modules, str) else []
+    edges = [(str(source.resolve()), "imported_from")]
+    with registry.new_draft(name) as draft, storage_errors(draft.path):
+        for file in (CONFIG, WEIGHTS):
+            shutil.copyfile(source / file, draft.path / file)
+        (draft.path / "replay.jsonl").touch()
+        (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges), encoding="utf-8")
+        manifest = {
+            "kind": "imported",
+            "rank": rank,
+            "alpha": config.get("lora_alpha"),
+            "target_modules": targets,
+            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
+        }
+        return registry.publish(draft, manifest, edges=edges, task=serves, verb="import")
+
+
+def describe(name: str, described: Mapping[str, Any]) -> Task:
+    """A task from what the user says of it.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    labels = tuple(described.get("labels") or ())
+    kind = described.get("kind") or ("choice" if labels else "generation")
+    if kind not in TASK_KINDS:
+        raise UnknownNameError("kind of task", kind, TASK_KINDS)
+    if (kind == "choice") != bool(labels) or len(set(labels)) != len(labels) or len(labels) == 1:
+        raise UsageError(
+            f"a {kind} task with {len(labels)} labels",
+            "a choice task needs two or more different labels: --labels a,b; any other kind has none",
+        )
+    metric = described.get("metric") or METRICS[kind][0]
+    if metric not in METRICS[kind]:
+        raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])
+    prompt_format = check_format(described.get("prompt_format") or "instruction")
+    return Task(name, kind, prompt_format, described.get("instruction") or "", labels, metric)

@@ -1,0 +1,174 @@
+"""From examples to a trained adapter's files: tokens, dev split, loop, best epoch, PEFT format."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.evaluation.scoring import dev_figures
+from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.strategies import BaseStrategy
+from adapterhub_cl.training import speed
+from adapterhub_cl.training.fused import fused
+from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.types import Example, Task
+
+DEV_ROWS = 200
+LEAST_DEV_ROWS = 10  # fewer say nothing about which epoch was best
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be learned.
+
+    Attributes:
+        task: how the examples are asked and scored.
+        examples: the training data.
+        review: replay samples of an older version, mixed in.
+        raw: raw text to be learned under another task's adapter (a knowledge update): no prompt, loss everywhere.
+    """
+
+    task: Task
+    examples: Sequence[Example]
+    review: Sequence[Example] = ()
+    raw: bool = False
+
+
+def dev_split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Which examples train and which are held out to choose the best epoch (none of a small set)."""
+    size = min(DEV_ROWS, int(count * share))
+    if size < LEAST_DEV_ROWS:
+        return list(range(count)), []
+    held = set(random.Random(f"dev {seed}").sample(range(count), size))
+    return [i for i in range(count) if i not in held], sorted(held)
+
+
+def learn(
+    model: Any,
+    base: LoadedBase,
+    objective: BaseObjective,
+    strategy: BaseStrategy,
+    lesson: Lesson,
+    settings: TrainingSettings,
+    *,
+    run: Path | None,
+    chosen: speed.Speed | None,
+    on_speed: Callable[[speed.Speed], None],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> tuple[Outcome, dict[str, Any]]:
+    """Train the LoRA on `model`; its best weights are in the model afterwards.
+
+    Args:
+        chosen: how to compute, where a resumed run has chosen already.
+        on_speed: called with the choice before the first step, to be kept for a resume.
+
+    Returns:
+        what the loop gave, and facts for `training.json`.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    length = min(settings.max_length, base.context)
+    encode = Tokeniser(base.tokenizer, lesson.task, length)
+    fresh = Tokeniser(base.tokenizer, Task(lesson.task.name, kind="text"), length) if lesson.raw else encode
+    examples = [*lesson.examples, *lesson.review]
+    tokens = [*fresh.many(lesson.examples), *encode.many(lesson.review)]
+    usable = [i for i, t in enumerate(tokens) if t.answer]
+    examples, tokens = [examples[i] for i in usable], [tokens[i] for i in usable]
+    if not tokens:
+        raise DataError("no example has a token to learn from", "check the data")
+    cut = sum(t.truncated for t in tokens)
+    if cut:
+        reporter.note(f"note: {cut} of {len(tokens)} examples are longer than {length} tokens; their inputs were cut")
+    train, held = dev_split(len(tokens), settings.dev_share, settings.seed)
+
+    training: list[Tokens] = [tokens[i] for i in train]
+    if chosen is None:
+        chosen = speed.choose(model, base, objective, training, settings.batch_size)
+        chosen = _agreed(chosen, accelerator)
+        on_speed(chosen)
+    speed.use(model, chosen)
+    dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
+
+    def dev(current: Any) -> Mapping[str, float]:
+        return dev_figures(
+            current,
+            base.tokenizer,
+            objective,
+            lesson.task,
+            dev_examples,
+            dev_tokens,
+            max_length=length,
+            dtype=base.dtype,
+        )
+
+    rate = settings.peak_rate(base.model.config.get_text_config().hidden_size)
+    with fused(model, base.dtype, chosen.keep_bytes) as layers:
+        loop = Loop(
+            model,
+            objective,
+            strategy,
+            training,
+            settings,
+            rate=rate,
+            pad_id=base.tokenizer.pad_token_id,
+            dtype=base.dtype,
+            evaluate=dev if held else None,
+            run=run,
+            reporter=reporter,
+            accelerator=accelerator,
+            log=_tracker(accelerator),
+        )
+        reporter.note(
+            f"training on {len(train)} examples ({len(held)} held out to choose the epoch), {loop.total} steps, "
+            f"learning rate {rate:g}, {str(base.dtype).removeprefix('torch.')}, {chosen.describe()}"
+        )
+        outcome = loop()
+    facts = {
+        "examples": len(train),
+        "dev_examples": len(held),
+        "truncated": cut,
+        "max_length": length,
+        "learning_rate": rate,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "speed": speed.to_json(chosen),
+        "fused_layers": layers,
+        "processes": accelerator.num_processes,
+        "steps": outcome.steps,
+        "best_epoch": outcome.epoch,
+        "history": list(outcome.history),
+        "examples_per_second": round(outcome.examples_per_second, 2),
+        "tokens_per_second": round(outcome.tokens_per_second, 1),
+    }
+    return outcome, facts
+
+
+def _agreed(chosen: speed.Speed, accelerator: Accelerator) -> speed.Speed:
+    """The first process's choice, in every process."""
+    if accelerator.num_processes == 1:
+        return chosen
+    from accelerate.utils import broadcast_object_list
+
+    agreed: speed.Speed = broadcast_object_list([chosen])[0]
+    return agreed
+
+
+def _tracker(accelerator: Accelerator) -> Callable[[Mapping[str, float], int], None] | None:
+    if not accelerator.log_with:
+        return None
+
+    def log(values: Mapping[str, float], step: int) -> None:
+        accelerator.log(dict(values), step=step)
+
+    return log

@@ -1,0 +1,324 @@
+"""The one training loop, on Accelerate: one process or many, CPU or GPU, resumable to the very same adapter."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
+from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
+from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.strategies import BaseStrategy, Stage
+from adapterhub_cl.training import checkpoints
+from adapterhub_cl.training.lora import trainable
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.training.stopping import StopSignal
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        weights: the best epoch's parameters, by name; on the CPU.
+        epoch: which epoch that was, from 1.
+        history: one row an epoch: loss, dev figures, seconds.
+        examples_per_second: training only, without evaluation.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    epoch: int
+    history: Sequence[Mapping[str, float]]
+    steps: int
+    examples_per_second: float
+    tokens_per_second: float
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it goes into each checkpoint."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    steps: int = 0
+    rows: int = 0  # rows in one micro-batch; halved when memory runs out
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best_score: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    epochs_without_gain: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Loop:
+    """Trains the LoRA on `model`.
+
+    Args:
+        model: the base with one trainable LoRA.
+        examples: the training set as token ids.
+        evaluate: gives the dev figures of the model as it is: `{"accuracy": …}` and such. Its first value is what
+            the best epoch is chosen by (higher is better). None keeps the last epoch.
+        run: folder for checkpoints; None keeps none.
+        rate: peak learning rate.
+        dtype: type of the matrix products (autocast).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: BaseObjective,
+        strategy: BaseStrategy,
+        examples: Sequence[Tokens],
+        settings: TrainingSettings,
+        *,
+        rate: float,
+        pad_id: int,
+        dtype: torch.dtype,
+        evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+        run: Path | None = None,
+        reporter: Reporter | None = None,
+        accelerator: Accelerator | None = None,
+        log: Callable[[Mapping[str, float], int], None] | None = None,
+    ) -> None:
+        self.model, self.objective, self.strategy = model, objective, strategy
+        self.examples, self.settings, self.rate, self.pad_id = examples, settings, rate, pad_id
+        self.evaluate, self.run, self.reporter = evaluate, run, reporter or Reporter()
+        self.log = log or (lambda values, step: None)
+        self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
+        self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+        self.lengths = [len(e) for e in examples]
+        self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
+        self.steps_per_epoch = math.ceil(len(examples) / self.rows_per_step)
+        self.total = self.steps_per_epoch * settings.epochs
+        self.parameters = trainable(model)
+        self.at = Progress(rows=settings.batch_size)
+        self.best: dict[str, torch.Tensor] = {}
+
+    def __call__(self) -> Outcome:
+        """Train to the end, from the run's checkpoint if it has one.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was kept.
+            TrainingError: the loss is no number, or one example alone does not fit into memory.
+        """
+        torch.manual_seed(self.settings.seed + self.accelerator.process_index)
+        self.strategy.begin(self.stage)
+        before = set(self.parameters)
+        self.parameters = trainable(self.model)
+        if set(self.parameters) != before:
+            raise TrainingError("the strategy changed which parameters are trained")
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=self.rate, weight_decay=self.settings.weight_decay, fused=True
+        )
+        self.resume()
+        # DDP is the only wrapping that is wanted; the model is on its device already.
+        distributed = self.accelerator.num_processes > 1
+        self.wrapped = self.accelerator.prepare_model(self.model) if distributed else self.model
+        self.reporter.start("training", self.total)
+        self.reporter.advance(self.at.steps)
+        self.model.train()
+        try:
+            with StopSignal() as stop:
+                while self.at.epoch < self.settings.epochs and not self.exhausted:
+                    self.one_epoch(stop)
+        finally:
+            self.reporter.finish()
+        self.put(self.best)
+        self.strategy.end(self.stage)
+        weights = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        speed = max(self.at.seconds, 1e-9)
+        return Outcome(
+            weights,
+            self.at.best_epoch,
+            self.at.history,
+            self.at.steps,
+            self.at.examples / speed,
+            self.at.tokens / speed,
+        )
+
+    @property
+    def stage(self) -> Stage:
+        return Stage(self.model, self.parameters, self.at.steps, self.total)
+
+    @property
+    def exhausted(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience and self.at.epochs_without_gain >= patience)
+
+    def one_epoch(self, stop: StopSignal) -> None:
+        settings, at = self.settings, self.at
+        plan = plan_epoch(self.lengths, self.rows_per_step, settings.seed, at.epoch)
+        while at.step_in_epoch < len(plan):
+            indices = plan[at.step_in_epoch]
+            started = time.perf_counter()
+            loss = self.one_step(indices)
+            at.seconds += time.perf_counter() - started
+            at.step_in_epoch += 1
+            at.steps += 1
+            at.examples += len(indices)
+            tokens = sum(self.lengths[i] for i in indices)
+            at.tokens += tokens
+            at.loss_sum += loss
+            at.loss_count += 1
+            self.reporter.advance(1, tokens, loss=loss)
+            self.log({"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}, at.steps)
+            ended = at.step_in_epoch == len(plan)
+            if self.run and not ended and at.steps % settings.checkpoint_every == 0:
+                self.save()
+            if self.all_stop(stop):
+                if self.run:
+                    self.save()
+                kept = f"at step {at.steps} of {self.total}; a checkpoint was kept" if self.run else "nothing was kept"
+                raise TrainingInterrupted(f"stopped {kept}", "go on with the same command and --resume")
+        self.close_epoch()
+
+    def all_stop(self, stop: StopSignal) -> bool:
+        """Whether any process was asked to stop: all leave at the same step, or the others would wait for ever."""
+        if self.accelerator.num_processes == 1:
+            return stop.asked
+        asked = torch.tensor(float(stop.asked), device=self.model.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    def close_epoch(self) -> None:
+        at = self.at
+        loss = at.loss_sum / max(1, at.loss_count)
+        figures = dict(self.evaluate(self.model)) if self.evaluate else {}
+        self.model.train()
+        score = [float(v) for v in figures.values()]
+        at.epoch += 1
+        if not at.best_score or not score or score > at.best_score:
+            at.best_score, at.best_epoch, at.epochs_without_gain = score, at.epoch, 0
+            self.best = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        else:
+            at.epochs_without_gain += 1
+        at.history.append({"epoch": at.epoch, "loss": round(loss, 6), **figures, "seconds": round(at.seconds, 3)})
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
+        self.reporter.note(f"epoch {at.epoch} of {self.settings.epochs}  loss {loss:.4f}  {shown}".rstrip())
+        self.log({f"dev_{k}": v for k, v in figures.items()}, at.steps)
+        at.step_in_epoch, at.loss_sum, at.loss_count = 0, 0.0, 0
+        if self.run:
+            self.save()
+
+    def one_step(self, indices: Sequence[int]) -> float:
+        """One optimiser step on these rows, all processes together; returns the mean loss of an answer token."""
+        tokens = answers_in(self.examples, indices)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine, weight = list(indices[rank::world]), 1.0
+        if not mine:  # a short last step: take part in the exchange, add nothing
+            mine, weight = list(indices[:1]), 0.0
+        while True:
+            try:
+                total = self.gradients(mine, weight * world / tokens)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if world > 1 or not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+                    raise
+                self.halve(error)
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
+        self.strategy.before_step(self.stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.strategy.after_step(self.stage)
+        if world > 1:
+            total = self.accelerator.reduce(total, "mean")
+        loss = float(total)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is no longer a number at step {self.at.steps + 1}",
+                f"try a lower --learning-rate (now {self.rate:g})",
+            )
+        return loss
+
+    def gradients(self, mine: Sequence[int], factor: float) -> torch.Tensor:
+        """Adds up the gradients of these rows, in micro-batches; returns the loss."""
+        parts = [mine[k : k + self.at.rows] for k in range(0, len(mine), self.at.rows)]
+        total = torch.zeros((), device=self.model.device)
+        for k, part in enumerate(parts):
+            batch = collate(self.examples, part, self.pad_id).to(self.model.device)
+            waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
+            with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():
+                with self.autocast:
+                    loss = self.objective.losses(self.wrapped, batch).sum() * factor
+                    penalty = self.strategy.penalty(self.stage, batch)
+                if penalty is not None:
+                    loss = loss + penalty / len(parts)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def halve(self, error: BaseException) -> None:
+        """Half the rows in memory at once; the step and its result stay the same."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.at.rows == 1:
+            raise TrainingError(
+                "one example alone does not fit into memory", "lower --max-length or --rank, or use --quantization nf4"
+            ) from error
+        self.at.rows //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.reporter.note(f"out of memory: going on with {self.at.rows} rows at a time, the step stays the same")
+
+    def learning_rate(self) -> float:
+        """This step's learning rate; a pure function of the step, so nothing of it needs saving."""
+        step, settings = self.at.steps, self.settings
+        rising = int(settings.warmup * self.total)
+        if step < rising:
+            return self.rate * (step + 1) / rising
+        done = (step - rising) / max(1, self.total - rising)
+        if settings.schedule == "cosine":
+            return self.rate * 0.5 * (1 + math.cos(math.pi * done))
+        return self.rate * (1 - done) if settings.schedule == "linear" else self.rate
+
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in weights.items():
+                self.parameters[name].copy_(value)
+
+    def save(self) -> None:
+        if not self.accelerator.is_main_process or self.run is None:
+            return
+        tensors, values = self.strategy.state()
+        parts: dict[str, Mapping[str, torch.Tensor]] = {
+            "model": self.parameters,
+            "optimizer": checkpoints.optimizer_tensors(self.optimizer),
+            "best": self.best,
+            "strategy": tensors,
+            "random": checkpoints.random_tensors(),
+        }
+        flat = {f"{part}.{key}": value for part, named in parts.items() for key, value in named.items()}
+        checkpoints.save(self.run, checkpoints.Checkpoint(flat, {"at": self.at.__dict__, "strategy": values}))
+
+    def resume(self) -> None:
+        stored = checkpoints.load(self.run) if self.run else None
+        if stored is None:
+            return
+        model = stored.part("model")
+        if model.keys() != self.parameters.keys():
+            raise IntegrityError(
+                f"the checkpoint in {self.run} is of another model", "start the run again without --resume"
+            )
+        self.put(model)
+        checkpoints.restore_optimizer(self.optimizer, stored.part("optimizer"))
+        checkpoints.restore_random(stored.part("random"))
+        self.best = stored.part("best")
+        self.strategy.restore(stored.part("strategy"), stored.state["strategy"])
+        self.at = Progress(**stored.state["at"])
+        self.reporter.note(f"going on at step {self.at.steps} of {self.total}")

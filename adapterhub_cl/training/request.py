@@ -1,0 +1,81 @@
+"""What a training verb was asked to do, as it stands in `run.json`, so that `--resume` needs nothing else. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl import replay
+from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.training.settings import TrainingSettings, flag
+
+# What an adapter that starts from another one takes over from it.
+SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `add-task` or `update`.
+
+    Attributes:
+        verb: `add-task` or `update`.
+        data: path or id of the training data; `eval` of the held-out data, empty for none.
+        settings: what the user gave of `TrainingSettings`; the rest are defaults.
+        columns: role → column, empty to recognise the layout.
+    """
+
+    verb: str
+    name: str
+    data: str
+    eval: str = ""
+    strategy: str = "isolated"
+    replay: str = replay.DEFAULT
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "auto"
+    labels: tuple[str, ...] = ()
+    instruction: str | None = None
+    prompt_format: str | None = None
+    metric: str | None = None
+    log_with: str = ""
+
+    def training(self) -> TrainingSettings:
+        """The whole settings.
+
+        Raises:
+            UsageError: any of them cannot be used; all problems in one message.
+        """
+        return TrainingSettings.from_mapping(self.settings, "the settings")
+
+    def refuse_shape(self, parent: str) -> None:
+        """Raise where a setting would give the new adapter another shape than its parent's."""
+        given = [flag(name) for name in SHAPE if name in self.settings]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} cannot be set here: the new adapter goes on from {parent} and keeps its shape",
+                "leave the flag out, or train a fresh adapter with add-task --strategy isolated",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Request:
+        """The reverse of `to_json`; further keys of `run.json` are passed over.
+
+        Raises:
+            IntegrityError: keys are missing.
+        """
+        known = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
+        try:
+            return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+        except TypeError as error:
+            raise IntegrityError(f"run.json cannot be used: {error}", "start again without --resume") from error
+
+
+def absolute(source: str | Path) -> str:
+    """A path that still means the same from another working directory; ids and `-` stay as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)

@@ -1,0 +1,95 @@
+"""Run folders: what an unfinished training run was asked to do, and its checkpoints. No torch."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from adapterhub_cl.errors import TrainingError, UsageError
+from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.registry.files import atomic_write_text
+
+FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        path: `<hub>/runs/<id>`.
+        request: verb, name, data with its SHA-256, and every setting; JSON.
+    """
+
+    path: Path
+    request: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def start(cls, runs: Path, request: Mapping[str, Any]) -> Run:
+        """A new run folder.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = runs / f"{request['name']}-{stamp}-{secrets.token_hex(3)}"
+        with storage_errors(path):
+            path.mkdir(parents=True)
+            atomic_write_text(path / FILE, json.dumps({"id": path.name, **request}, indent=1))
+        return cls(path, request)
+
+    @classmethod
+    def unfinished(cls, runs: Path, verb: str, name: str) -> list[Run]:
+        """The unfinished runs of this verb and name, newest first."""
+        found = []
+        for file in runs.glob(f"*/{FILE}"):
+            try:
+                request = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # verify reports it
+            if isinstance(request, dict) and (request.get("verb"), request.get("name")) == (verb, name):
+                found.append(cls(file.parent, request))
+        return sorted(found, key=lambda run: str(run.request.get("created_at", "")), reverse=True)
+
+    @classmethod
+    def newest(cls, runs: Path, verb: str, name: str) -> Run:
+        """The run that `--resume` continues.
+
+        Raises:
+            UsageError: there is none.
+        """
+        found = cls.unfinished(runs, verb, name)
+        if not found:
+            raise UsageError(f"no unfinished {verb} of {name!r} to resume", "start it without --resume")
+        return found[0]
+
+    def lock(self) -> FileLock:
+        """Held while the run is going on.
+
+        Raises:
+            TrainingError: another process is running it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise TrainingError(
+                f"run {self.id} is going on in another process", "wait for it, or start a new one without --resume"
+            ) from error
+        return lock
+
+    def remove(self) -> None:
+        """The version is published: nothing of the run is needed any more."""
+        shutil.rmtree(self.path, ignore_errors=True)

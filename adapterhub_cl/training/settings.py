@@ -1,0 +1,154 @@
+"""The settings of a training run: one dataclass, help and unit per field, all errors reported together. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from adapterhub_cl.errors import UnknownNameError, UsageError
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def option(default: Any, help: str) -> Any:  # noqa: A002 (the metadata's name)
+    """A dataclass field with the help text that the command line shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an adapter is trained. Every field is a flag of `add-task` and `update` (`learning_rate` → `--learning-rate`)
+    and a key of `--config FILE`."""
+
+    epochs: int = option(3, "passes over the data")
+    batch_size: int = option(16, "examples in one step of one process")
+    accumulation: int = option(1, "batches whose gradients are added up before a step")
+    learning_rate: float | None = option(None, "peak of AdamW's learning rate; default: chosen from the base's width")
+    schedule: str = option("cosine", "how the learning rate falls after its warm-up: cosine, linear, constant")
+    warmup: float = option(0.05, "share of all steps in which the learning rate rises")
+    weight_decay: float = option(0.0, "AdamW's weight decay")
+    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    rank: int = option(16, "rank of the adapter")
+    alpha: float | None = option(None, "LoRA's alpha; default: twice the rank")
+    dropout: float = option(0.0, "LoRA's dropout, 0 to 1")
+    target_modules: str = option("all-linear", "which linear layers get LoRA: all-linear, or names with commas between")
+    layers: str = option("", "which decoder layers get LoRA, for example 8-15 or 0,2,4; default: all")
+    rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
+    dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
+    max_length: int = option(512, "longest example in tokens; longer inputs are cut at their end")
+    dev_share: float = option(0.1, "share of the training data (200 rows at most) held out to choose the best epoch")
+    patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
+    checkpoint_every: int = option(100, "steps between checkpoints for --resume")
+    seed: int = option(0, "seed of every random choice")
+
+    def __post_init__(self) -> None:
+        problems = [text for wrong, text in self._checks() if wrong]
+        if problems:
+            raise UsageError("; ".join(problems), "cl-adapter add-task --help lists the settings")
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        def below(name: str, least: float) -> tuple[bool, str]:
+            value = getattr(self, name)
+            return value is not None and value < least, f"{flag(name)} must be at least {least}, not {value}"
+
+        def share(name: str) -> tuple[bool, str]:
+            value = getattr(self, name)
+            return not 0 <= value < 1, f"{flag(name)} must be between 0 and 1, not {value}"
+
+        if self.schedule not in SCHEDULES:
+            raise UnknownNameError("schedule", self.schedule, SCHEDULES)
+        try:
+            self.layer_numbers()
+            bad_layers = False
+        except ValueError:
+            bad_layers = True
+        return [
+            *(below(n, 1) for n in ("epochs", "batch_size", "accumulation", "rank", "checkpoint_every")),
+            *(below(n, 0) for n in ("weight_decay", "clip", "patience", "seed")),
+            *(share(n) for n in ("warmup", "dropout", "dev_share")),
+            below("max_length", 8),
+            (
+                self.learning_rate is not None and not self.learning_rate > 0,
+                f"--learning-rate must be above 0, not {self.learning_rate}",
+            ),
+            (self.alpha is not None and not self.alpha > 0, f"--alpha must be above 0, not {self.alpha}"),
+            (not self.target_modules.strip(), "--target-modules must name at least one module"),
+            (bad_layers, f"--layers {self.layers!r} is not a list such as 8-15 or 0,2,4"),
+        ]
+
+    @property
+    def effective_alpha(self) -> float:
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    def layer_numbers(self) -> list[int] | None:
+        """`0,2,8-10` → `[0, 2, 8, 9, 10]`; None for all layers."""
+        if not self.layers:
+            return None
+        numbers: list[int] = []
+        for part in self.layers.split(","):
+            first, dash, last = part.partition("-")
+            if dash and int(last) < int(first):
+                raise ValueError(part)
+            numbers += range(int(first), int(last if dash else first) + 1)
+        return sorted(set(numbers))
+
+    def peak_rate(self, hidden_size: int) -> float:
+        """The learning rate given, or one chosen from the base's width.
+
+        5e-4 · (2000 / hidden size)^0.775: ten times the full fine-tuning rate, falling with width, as fitted on Llama
+        models in "LoRA Without Regret" (Schulman et al. 2025); 2.9e-4 at 4096, 2.5e-3 at 256.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return float(f"{5e-4 * (2000 / hidden_size) ** 0.775:.2g}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> TrainingSettings:
+        """Settings from a config file or keyword arguments; unknown keys and wrong types are refused.
+
+        Args:
+            values: setting → value; dashes and underscores both do.
+            where: where they came from, for the message.
+        """
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        found: dict[str, Any] = {}
+        problems = []
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in kinds:
+                raise UnknownNameError(f"setting in {where}", str(key), [n.replace("_", "-") for n in kinds])
+            try:
+                found[name] = _as(kinds[name], value)
+            except (TypeError, ValueError):
+                problems.append(f"{flag(name)} must be a {kinds[name].split(' ')[0]}, not {value!r}")
+        if problems:
+            raise UsageError("; ".join(problems), f"mend {where}")
+        return cls(**found)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _as(kind: str, value: Any) -> Any:
+    if value is None and "None" in kind:
+        return None
+    if kind.startswith("bool"):
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(value, bool):
+        raise TypeError
+    if kind.startswith("int"):
+        if float(value) != int(value):
+            raise ValueError
+        return int(value)
+    if kind.startswith("float"):
+        return float(value)
+    if isinstance(value, list):
+        return ",".join(str(v) for v in value)
+    return str(value)

@@ -1,0 +1,146 @@
+"""Chooses by a short measurement how a run computes: its attention, and whether weights stay dequantised.
+
+The choice is kept by machine, base and length, so the same run computes the same way again and gives the same adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.batches import collate
+from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.training.fused import fused
+
+# Another implementation must be this much faster than the default to be chosen: noise must not decide.
+MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a run computes.
+
+    Attributes:
+        attention: transformers' `attn_implementation`.
+        keep_bytes: memory for dequantised 4-bit weights, in bytes.
+    """
+
+    attention: str = "sdpa"
+    keep_bytes: int = 0
+
+    def describe(self) -> str:
+        kept = f", 4-bit weights kept dequantised (up to {self.keep_bytes / 1e6:,.0f} MB)" if self.keep_bytes else ""
+        return f"{self.attention} attention{kept}"
+
+
+def spare_bytes(base: LoadedBase) -> int:
+    """Memory that dequantised weights may take: on a CPU, if all of them fit into a quarter of what is free."""
+    if base.device.type != "cpu" or base.info.quantization not in ("nf4", "fp4"):
+        return 0
+    needed = base.info.parameters * base.dtype.itemsize
+    return needed if needed <= psutil.virtual_memory().available // 4 else 0
+
+
+def choose(model: Any, base: LoadedBase, objective: BaseObjective, tokens: Sequence[Tokens], batch_size: int) -> Speed:
+    """The faster of eager and scaled-dot-product attention for one training step of these examples.
+
+    Args:
+        model: the base with a trainable LoRA.
+        batch_size: rows in a batch.
+    """
+    keep = spare_bytes(base)
+    default = "sdpa" if getattr(base.model, "_supports_sdpa", True) else "eager"
+    if base.device.type != "cpu" or default == "eager":
+        return Speed(default, keep)
+    rows = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    middle = len(rows) // 2
+    typical = rows[max(0, middle - batch_size // 2) :][:batch_size]
+    length = max(len(tokens[i]) for i in typical)
+    store = _Choices()
+    key = "|".join(
+        str(part)
+        for part in (
+            platform.processor() or platform.machine(),
+            torch.get_num_threads(),
+            torch.__version__,
+            base.info.fingerprint[:16],
+            base.info.quantization,
+            base.dtype,
+            len(typical),
+            length // 32,
+        )
+    )
+    chosen = store.get(key)
+    if chosen is None:
+        batch = collate(tokens, typical, base.tokenizer.pad_token_id)
+        seconds = {}
+        # A run that measures and one that finds the choice must draw the same dropout.
+        with fused(model, base.dtype, keep), torch.random.fork_rng(devices=[]):
+            for name in ("sdpa", "eager"):
+                seconds[name] = _step_seconds(model, objective, batch, name, base.dtype)
+        chosen = "eager" if seconds["eager"] * MARGIN < seconds["sdpa"] else "sdpa"
+        store.put(key, chosen)
+    return Speed(chosen, keep)
+
+
+def use(model: Any, speed: Speed) -> None:
+    """Make the model compute that way."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.set_attn_implementation(speed.attention)
+
+
+def _step_seconds(model: Any, objective: BaseObjective, batch: Any, attention: str, dtype: torch.dtype) -> float:
+    use(model, Speed(attention))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+            loss = objective.losses(model, batch).mean()
+        torch.autograd.grad(loss, parameters)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+class _Choices:
+    """What was measured before, by machine and base; losing it costs a second, so every failure is harmless."""
+
+    def __init__(self) -> None:
+        from platformdirs import user_cache_path
+
+        self.path = user_cache_path("adapterhub-cl") / "speed.json"
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def get(self, key: str) -> str | None:
+        value = self._read().get(key)
+        return value if value in ("eager", "sdpa") else None
+
+    def put(self, key: str, value: str) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(f"{self.path}.{id(self)}")
+            temporary.write_text(json.dumps({**self._read(), key: value}, indent=1), encoding="utf-8")
+            temporary.replace(self.path)
+        except OSError:
+            return
+
+
+def to_json(speed: Speed) -> dict[str, Any]:
+    return asdict(speed)

@@ -1,0 +1,192 @@
+"""Frozen records that all rooms share. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RELATIONS = ("trained_on_top_of", "updated_from", "merged_from", "distilled_from", "pruned_from", "imported_from")
+KINDS = ("trained", "updated", "imported", "merged", "distilled", "pruned")
+STATUSES = ("active", "rejected", "deleted")
+TASK_KINDS = ("choice", "generation", "text")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a task.
+
+    Attributes:
+        input: the bare text; what a router sees.
+        answer: the text to be produced; None where only a prediction is wanted.
+        instruction: what to do with the input; may be empty.
+    """
+
+    input: str
+    answer: str | None = None
+    instruction: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The row as it stands in `replay.jsonl`; readable as data by `add-task` again."""
+        row = {"instruction": self.instruction, "input": self.input}
+        return row if self.answer is None else {**row, "output": self.answer}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named skill: how its prompts are written, which answers it knows, how it is scored.
+
+    Attributes:
+        name: the task's name, `[a-z0-9][a-z0-9._-]*`.
+        kind: `choice` (one of the labels), `generation` (free answer) or `text` (raw text, scored by perplexity).
+        prompt_format: the name of a prompt format, or a template with `{instruction}` and `{input}`.
+        instruction: used for inputs that come without one.
+        labels: the answers of a choice task, in a fixed order; empty otherwise.
+        metric: the name of the metric that stands for the task.
+    """
+
+    name: str
+    kind: str = "generation"
+    prompt_format: str = "instruction"
+    instruction: str = ""
+    labels: tuple[str, ...] = ()
+    metric: str = "exact_match"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Task:
+        known = {k: row[k] for k in cls.__dataclass_fields__ if k in row}
+        return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measured score of one adapter on one task.
+
+    Attributes:
+        value: the metric's value; a share between 0 and 1 but for `perplexity`.
+        n: number of examples it was measured on.
+        data: where the examples came from (a path, or `replay`).
+        details: per-class report, intervals, other metrics of the same pass.
+    """
+
+    task: str
+    metric: str
+    value: float
+    n: int
+    data: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A typed edge of the lineage: `child` came from `parent` (both `name@vN`, or a path or URL for imports)."""
+
+    child: str
+    parent: str
+    relation: str
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """One version of an adapter, as the index knows it.
+
+    Attributes:
+        rank: the largest rank in the adapter.
+        bytes: size of all its files.
+        created_at: UTC, ISO 8601.
+        path: its version directory.
+        manifest: the whole manifest, as written.
+    """
+
+    name: str
+    version: int
+    kind: str
+    task: str
+    rank: int
+    bytes: int
+    created_at: str
+    status: str
+    path: Path
+    aliases: tuple[str, ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@v{self.version}"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured when the version was made: metric name → value."""
+        return {row["metric"]: row["value"] for row in self.manifest.get("evaluations", ()) if row["task"] == self.task}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ref": self.ref,
+            "name": self.name,
+            "version": self.version,
+            "kind": self.kind,
+            "aliases": list(self.aliases),
+            "task": self.task,
+            "rank": self.rank,
+            "bytes": self.bytes,
+            "created_at": self.created_at,
+            "status": self.status,
+            "metrics": self.metrics,
+        }
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """The base that a hub is bound to.
+
+    Attributes:
+        source: `tiny`, a local path, or a hub id.
+        fingerprint: SHA-256 over weights, config, tokenizer and chat template.
+        quantization: `nf4`, `fp4`, `int8` or `none`.
+    """
+
+    source: str
+    fingerprint: str
+    quantization: str = "nf4"
+    revision: str | None = None
+    architecture: str = ""
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that `verify` found. `fix` is the command or step that mends it."""
+
+    path: str
+    problem: str
+    fix: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one input.
+
+    Attributes:
+        adapter: the version that answered, or `base`.
+        confidence: probability of the chosen label among the task's labels; for free answers the geometric
+            mean of the token probabilities.
+    """
+
+    text: str
+    adapter: str
+    prediction: str
+    confidence: float
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,199 @@
+"""Columns: every layout, numbers as labels, chats, overrides, and rows that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub_cl.data.columns import examples, inputs, parse_columns, read_examples, read_inputs
+from adapterhub_cl.data.reading import Rows
+from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
+from adapterhub_cl.types import Example
+
+
+def rows(*values: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None = None) -> Rows:
+    names = {column: tuple(classes) for column, classes in (class_names or {}).items()}
+    return Rows(list(values), "train.jsonl", "0" * 64, list(range(1, len(values) + 1)), class_names=names)
+
+
+LAYOUTS = [
+    ({"instruction": "Sort.", "input": "x", "output": "y"}, Example("x", "y", "Sort."), "instruction/input/output"),
+    ({"instruction": "Sort.", "input": "x", "response": "y"}, Example("x", "y", "Sort."), "instruction/input/output"),
+    ({"instruction": "Say hi", "input": "", "output": "hi"}, Example("Say hi", "hi"), "instruction/input/output"),
+    ({"instruction": "Say hi", "answer": "hi"}, Example("Say hi", "hi"), "instruction/input/output"),
+    ({"instruction": "Q", "context": "c", "response": "r"}, Example("c", "r", "Q"), "instruction/input/output"),
+    ({"prompt": "p", "completion": " c"}, Example("p", "c"), "prompt/completion"),
+    ({"prompt": "p", "response": "c"}, Example("p", "c"), "prompt/completion"),
+    ({"question": "q", "answer": "a"}, Example("q", "a"), "question/answer"),
+    ({"question": "q", "answers": ["a", "b"]}, Example("q", "a"), "question/answer"),
+    (
+        {"id": "1", "context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}},
+        Example("c\nq", "a"),
+        "question/answer",
+    ),
+    ({"input": "i", "output": "o"}, Example("i", "o"), "input/output"),
+    ({"Text": " t ", "Label": "l"}, Example("t", "l"), "text/label"),
+    ({"sentence": "t", "label": 3}, Example("t", "3"), "text/label"),
+    ({"review": "t", "sentiment": True}, Example("t", "true"), "text/label"),
+    ({"content": "t", "category": 2.0}, Example("t", "2"), "text/label"),
+    ({"text": "t", "intent": "l"}, Example("t", "l"), "text/label"),
+    ({"text": "t", "class": "l"}, Example("t", "l"), "text/label"),
+    ({"text": "t", "labels": ["l"]}, Example("t", "l"), "text/label"),
+    ({"text": "t", "label": 0, "label_text": "bad"}, Example("t", "bad"), "text/label"),
+    ({"text": "t", "label": "l", "instruction": "Sort."}, Example("t", "l", "Sort."), "text/label"),
+    ({"text": "a long document", "url": "http://…"}, Example("", "a long document"), "raw text"),
+    (
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+        Example("hi", "hello"),
+        "messages",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "example", "layout"), LAYOUTS)
+def test_layouts(row: dict[str, Any], example: Example, layout: str) -> None:
+    made = examples(rows(row))
+    assert made.examples == [example]
+    assert made.layout == layout
+    assert (made.places, made.skipped, len(made)) == (["train.jsonl line 1"], 0, 1)
+
+
+def test_instruction_for_those_without() -> None:
+    made = examples(
+        rows({"instruction": "own", "input": "a", "output": "b"}, {"input": "c", "output": "d"}), None, "all"
+    )
+    assert [example.instruction for example in made] == ["own", "all"]
+
+
+def test_class_names_replace_numbers() -> None:
+    made = examples(rows({"text": "t", "label": 1}, class_names={"label": ["bad", "good"]}))
+    assert made.examples[0].answer == "good"
+    with pytest.raises(DataError, match=r"line 1: class 7 in column 'label', which has 2 classes"):
+        examples(rows({"text": "t", "label": 7}, class_names={"label": ["bad", "good"]}))
+    with pytest.raises(DataError, match="line 1: no answer"):
+        examples(rows({"text": "t", "label": -1}, class_names={"label": ["bad", "good"]}))
+
+
+CHAT = [
+    {"from": "system", "value": "Be kind."},
+    {"from": "human", "value": "one"},
+    {"from": "gpt", "value": "two"},
+    {"from": "human", "value": "three"},
+    {"from": "gpt", "value": "four"},
+    {"from": "human", "value": "five"},
+]
+
+
+def test_conversations() -> None:
+    made = examples(rows({"conversations": CHAT}))
+    assert made.examples == [Example("user: one\nassistant: two\nuser: three", "four", "Be kind.")]
+    asked = inputs(rows({"conversations": CHAT}))
+    assert asked[0].answer is None
+    assert asked[0].input.endswith("assistant: four\nuser: five")
+    parts = [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image"}]}]
+    assert inputs(rows({"messages": parts})) == [Example("look")]
+    with pytest.raises(DataError, match="line 1: no answer"):
+        examples(rows({"messages": CHAT[:2]}))
+    with pytest.raises(DataError, match="line 1: a turn in column 'messages' has no role"):
+        examples(rows({"messages": [{"content": "x"}]}))
+    with pytest.raises(DataError, match="line 1: column 'messages' is not a list"):
+        examples(rows({"messages": "hi"}))
+
+
+def test_override() -> None:
+    source = rows({"review": "nice", "stars": 5, "ask": "Rate it."})
+    assert examples(source, {"input": "review", "output": "stars"}).examples == [Example("nice", "5")]
+    wanted = parse_columns("input=review, output=stars,instruction=ask")
+    assert examples(source, wanted).examples == [Example("nice", "5", "Rate it.")]
+    assert examples(source, {"output": "review"}).examples == [Example("", "nice")]
+    assert inputs(source, {"input": "review"}) == [Example("nice")]
+    with pytest.raises(UnknownNameError, match="unknown column 'star'") as caught:
+        examples(source, {"input": "review", "output": "star"})
+    assert "did you mean stars" in caught.value.hint
+    with pytest.raises(UsageError, match="names no output"):
+        examples(source, {"input": "review"})
+    with pytest.raises(UsageError, match="names no input"):
+        inputs(source, {"output": "review"})
+
+
+@pytest.mark.parametrize("text", ["", "review", "input=", "input=a,stars"])
+def test_columns_of_another_form(text: str) -> None:
+    with pytest.raises(UsageError, match="not of the form"):
+        parse_columns(text)
+
+
+def test_unknown_role() -> None:
+    with pytest.raises(UnknownNameError, match="ouput") as caught:
+        parse_columns("input=a,ouput=b")
+    assert "did you mean output" in caught.value.hint
+
+
+def test_unrecognised_columns_come_with_a_hint_to_paste() -> None:
+    source = rows({"id": 1, "body": "a long text", "stars": 5}, {"id": 2, "body": "another text", "stars": 5})
+    with pytest.raises(DataError, match=r"no known layout in its columns \(id, body, stars\)") as caught:
+        examples(source)
+    assert "--columns input=body,output=stars" in caught.value.hint
+    assert examples(source, parse_columns("input=body,output=stars")).examples[0] == Example("a long text", "5")
+    with pytest.raises(DataError, match="no known layout"):  # an unknown column may be the answer: not raw text
+        examples(rows({"text": "a", "stars": 5}))
+
+
+def test_empty_rows_are_skipped_and_counted() -> None:
+    made = examples(rows({"text": "a", "label": "x"}, {}, {"text": " ", "label": None}, {"text": "b", "label": "y"}))
+    assert made.skipped == 2
+    assert made.places == ["train.jsonl line 1", "train.jsonl line 4"]
+    with pytest.raises(DataError, match="all 1 rows are empty"):
+        examples(rows({"text": "", "label": ""}))
+
+
+def test_half_rows_are_errors() -> None:
+    full = {"text": "a", "label": "x"}
+    with pytest.raises(DataError, match=r"train\.jsonl line 2: no answer \(column 'label'; 2 such rows\)"):
+        examples(rows(full, {"text": "b"}, {"text": "c", "label": float("nan")}))
+    with pytest.raises(DataError, match=r"line 2: no input \(column 'text'\)"):
+        examples(rows(full, {"text": "", "label": "x"}))
+    with pytest.raises(DataError, match="no input"):  # labels alone are not raw text
+        examples(rows({"text": "", "label": "x"}))
+    with pytest.raises(DataError, match="line 1: 2 labels in column 'labels'"):
+        examples(rows({"text": "a", "labels": ["x", "y"]}))
+    with pytest.raises(DataError, match="line 1: column 'text' holds a list"):
+        examples(rows({"text": ["a"], "label": "y"}))
+
+
+@pytest.mark.parametrize("example", [Example("in", "out", "do"), Example("in", "out"), Example("", "raw text")])
+def test_replay_rows_read_back(tmp_path: Path, example: Example) -> None:
+    path = tmp_path / "replay.jsonl"
+    path.write_text(json.dumps(example.to_json()) + "\n", encoding="utf-8")
+    assert read_examples(path).examples == [example]
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        ({"text": "a"}, Example("a")),
+        ({"text": "a", "stars": 5}, Example("a")),
+        ({"text": "a", "label": "x"}, Example("a", "x")),
+        ({"prompt": "a"}, Example("a")),
+        ({"question": "a"}, Example("a")),
+        ({"input": "a"}, Example("a")),
+        ({"instruction": "do", "input": "a"}, Example("a", None, "do")),
+        ({"instruction": "do"}, Example("do")),
+    ],
+)
+def test_inputs_need_no_answers(row: dict[str, Any], example: Example) -> None:
+    assert inputs(rows(row)) == [example]
+
+
+def test_inputs_keep_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n\nthree\n", encoding="utf-8")
+    assert [example.input for example in read_inputs(path)] == ["one", "two", "three"]
+    with pytest.raises(DataError, match="line 2: no input"):  # dropping it would shift every later prediction
+        inputs(rows({"text": "a"}, {"text": ""}))
+    with pytest.raises(DataError, match="no known layout") as caught:
+        inputs(rows({"body": "x"}))
+    assert caught.value.hint.endswith("--columns input=body")

@@ -1,0 +1,204 @@
+"""Reading: every format gives the same rows, and every broken file is named with its line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub_cl.data.reading import read_rows
+from adapterhub_cl.errors import DataError, UnknownNameError
+
+ROWS = [{"text": "fine, thanks", "label": "good"}, {"text": 'she said "no"\nand left', "label": "bad"}]
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+CONTENTS = {
+    "a.jsonl": jsonl(ROWS).encode(),
+    "a.ndjson": jsonl(ROWS).encode(),
+    "bom.jsonl": b"\xef\xbb\xbf" + jsonl(ROWS).encode(),
+    "crlf.jsonl": jsonl(ROWS).replace("\n", "\r\n").encode(),
+    "list.json": json.dumps(ROWS, indent=1).encode(),
+    "data.json": json.dumps({"data": ROWS}).encode(),
+    "lines.json": jsonl(ROWS).encode(),
+    "a.csv": b'text,label\n"fine, thanks",good\n"she said ""no""\nand left",bad\n',
+    "excel.csv": b'\xef\xbb\xbftext;label\r\nfine, thanks;good\r\n"she said ""no""\nand left";bad\r\n',
+    "a.tsv": b'text\tlabel\nfine, thanks\tgood\n"she said ""no""\nand left"\tbad\n',
+    "a.jsonl.gz": gzip.compress(jsonl(ROWS).encode()),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_formats_agree(tmp_path: Path, name: str) -> None:
+    source = write(tmp_path / name, CONTENTS[name])
+    rows = read_rows(source)
+    assert rows.rows == ROWS
+    assert rows.source == source
+    assert rows.sha256 == hashlib.sha256(CONTENTS[name]).hexdigest()
+
+
+def test_lines_point_into_the_file(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", '\n{"text": "a"}\n\n\n{"text": "b"}\n')
+    rows = read_rows(source)
+    assert rows.lines == [2, 5]
+    assert rows.where(1) == f"{source} line 5"
+    table = read_rows(write(tmp_path / "a.csv", 'text,label\n"two\nlines",x\nlast,y\n'))
+    assert table.lines == [2, 4]
+    items = read_rows(write(tmp_path / "a.json", '[{"text": "a"}, {"text": "b"}]'))
+    assert items.where(1).endswith("item 2")
+
+
+def test_line_separator_inside_json_string(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", '{"text": "one\u2028two\u0085three"}\n')
+    assert read_rows(source).rows == [{"text": "one\u2028two\u0085three"}]
+
+
+def test_tsv_with_stray_quotes_is_read_literally(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "a.tsv", 'text\tlabel\n"unclosed\ta\n5" nail\tb\n')).rows
+    assert rows == [{"text": '"unclosed', "label": "a"}, {"text": '5" nail', "label": "b"}]
+
+
+def test_long_csv_field(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "a.csv", "text,label\n" + "x" * 200_000 + ",a\n")).rows
+    assert len(rows[0]["text"]) == 200_000
+
+
+def test_documents_and_lines(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.txt", "\none\ntwo\r\n\r\n  \nthree\n")
+    documents = read_rows(source)
+    assert [row["text"] for row in documents.rows] == ["one\ntwo", "three"]
+    assert documents.lines == [2, 6]
+    lines = read_rows(source, text_lines=True)
+    assert [row["text"] for row in lines.rows] == ["one", "two", "three"]
+    assert lines.lines == [2, 3, 6]
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(jsonl(ROWS).encode())))
+    assert read_rows("-").rows == ROWS
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": 1}\nnope\n')))
+    with pytest.raises(DataError, match=r"^standard input line 2: not JSON"):
+        read_rows("-")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        ("a.jsonl", '{"a": 1}\n' * 6 + '{"a": \n', r"a\.jsonl line 7: not JSON \(Expecting value\)", "mend the line"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', r"a\.jsonl line 2: a list, not an object", "row"),
+        ("a.jsonl", "[" * 100_000, r"line 1: not JSON", "mend"),
+        ("a.jsonl", "", r"a\.jsonl: empty", "at least one row"),
+        ("a.jsonl", "\n\n", r"a\.jsonl: empty", "at least one row"),
+        ("a.csv", "text,label\n", r"a\.csv: empty", "at least one row"),
+        ("a.json", "[]", r"a\.json: empty", "at least one row"),
+        ("a.parquet", "", r"a\.parquet: empty", "at least one row"),
+        ("a.jsonl.gz", "", r"a\.jsonl\.gz: empty", "at least one row"),
+        ("a.json", '[{"a": 1},\n {"a": ]', r"a\.json line 2: not JSON", "mend"),
+        ("a.json", '{"rows": \n[]}', r"neither a list of rows nor", r'\{"data"'),
+        ("a.json", '[{"a": 1}, "b"]', r"a\.json item 2: a string, not an object", "row"),
+        ("a.csv", "text,label\na,b\nc,d,e\n", r"a\.csv line 3: 3 fields, but the header names 2", "quote"),
+        ("a.csv", 'text,label\na,b\n"c,d\n', r"a\.csv line 3: unexpected end of data", "quote"),
+        ("a.csv", "text,text\na,b\n", r"repeated column name", "once"),
+        ("a.jsonl", b'{"a": "x"}\n{"a": "caf\xe9"}\n', r"line 2: not UTF-8 \(byte 0xe9 at offset 21\)", "iconv"),
+        ("a.jsonl", '{"a": "x"}\n'.encode("utf-16"), r"line 1: UTF-16", "iconv -f UTF-16"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": "x"}\n' * 99)[:-12], r"not a whole gzip file", "again"),
+        ("a.jsonl.gz", '{"a": 1}', r"not a whole gzip file", "again"),
+        ("a.parquet", "nonsense", r"not a readable Parquet file", "again"),
+        ("a.docx", "x", r"unknown kind of data file '\.docx'", r"\.jsonl, \.ndjson.*\.parquet"),
+        ("README", "x", r"unknown kind of data file '\(no extension\)'", r"\.jsonl"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str, hint: str) -> None:
+    source = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_rows(source)
+    assert re.search(hint, caught.value.hint)
+    assert "\n" not in caught.value.message
+
+
+def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.jsonl", jsonl(ROWS))
+    with pytest.raises(DataError, match="no such file") as caught:
+        read_rows(tmp_path / "trian.jsonl")
+    assert str(tmp_path / "train.jsonl") in caught.value.hint
+    with pytest.raises(DataError, match="no such file") as caught:
+        read_rows(tmp_path / "q.csv")
+    assert "train.jsonl" in caught.value.hint
+    with pytest.raises(DataError, match="no such file") as caught:
+        read_rows(tmp_path / "nowhere" / "a.csv")
+    assert "there is no folder" in caught.value.hint
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"^data/train\.jsonl: no such file"):  # not taken for a data set of the hub
+        read_rows("data/train.jsonl")
+
+
+def test_plain_directory(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", jsonl(ROWS))
+    with pytest.raises(DataError, match="a directory, but not one") as caught:
+        read_rows(tmp_path)
+    assert "train.jsonl" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def datasets() -> Any:
+    return pytest.importorskip("datasets")
+
+
+def test_parquet_and_class_names(tmp_path: Path, datasets: Any) -> None:
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["bad", "good"]))
+    dataset = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    rows = read_rows(tmp_path / "a.parquet")
+    assert rows.rows == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    assert dict(rows.class_names) == {"label": ("bad", "good")}
+    assert rows.where(1).endswith("a.parquet row 2")
+    assert rows.sha256 == hashlib.sha256((tmp_path / "a.parquet").read_bytes()).hexdigest()
+    dataset.save_to_disk(tmp_path / "saved")
+    saved = read_rows(tmp_path / "saved")
+    assert (saved.rows, dict(saved.class_names)) == (rows.rows, dict(rows.class_names))
+    assert len(saved.sha256) == 64
+    assert saved.sha256 == read_rows(str(tmp_path / "saved")).sha256
+
+
+def test_splits_of_a_saved_dataset(tmp_path: Path, datasets: Any) -> None:
+    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert read_rows(tmp_path / "saved").rows == [{"text": "train"}]
+    assert read_rows(tmp_path / "saved", split="test").rows == [{"text": "test"}]
+    assert read_rows(f"{tmp_path / 'saved'}:test").rows == [{"text": "test"}]
+    with pytest.raises(UnknownNameError, match="tset") as caught:
+        read_rows(f"{tmp_path / 'saved'}:tset")
+    assert "did you mean test" in caught.value.hint
+
+
+def test_hub_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, datasets: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        if name == "some/broken":
+            raise ConnectionError("Couldn't reach the Hub\nlong story")
+        return datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["hello"]})})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = read_rows("some/set:test")
+    assert rows.rows == [{"text": "hello"}]
+    assert rows.sha256 == read_rows("some/set", split="test").sha256
+    assert asked == ["some/set", "some/set"]
+    with pytest.raises(DataError, match=r"^some/broken: no such file.*Couldn't reach the Hub\)$"):
+        read_rows("some/broken")

@@ -1,0 +1,133 @@
+"""Prompts and answers as ids: what is cut, what never is, and where the answer begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_cl.data.tokenise import Tokeniser
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import Example, Task
+
+TASK = Task("mood", "choice", instruction="Is this good?", labels=("yes", "no"))
+RAW = Task("facts", "text")
+words = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=120)
+
+
+def text_of(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def test_prompt_then_answer_then_end(tokenizer: Any) -> None:
+    tokens = Tokeniser(tokenizer, TASK, 128)(Example("the red apple", "yes"))
+    assert text_of(tokenizer, tokens.prompt) == "Is this good?\nthe red apple\nAnswer:"
+    assert tokens.prompt[0] == tokenizer.bos_token_id
+    assert tokens.prompt.count(tokenizer.bos_token_id) == 1
+    assert text_of(tokenizer, tokens.answer) == " yes"
+    assert tokens.answer[-1] == tokenizer.eos_token_id
+    assert tokens.answer.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.bos_token_id not in tokens.answer
+    assert len(tokens) == len(tokens.prompt) + len(tokens.answer)
+    assert not tokens.truncated
+
+
+def test_own_instruction_wins_over_the_task_s(tokenizer: Any) -> None:
+    prompt = Tokeniser(tokenizer, TASK, 128)(Example("x", None, "Well?")).prompt
+    assert text_of(tokenizer, prompt) == "Well?\nx\nAnswer:"
+
+
+def test_without_an_answer_there_is_only_the_prompt(tokenizer: Any) -> None:
+    encode = Tokeniser(tokenizer, TASK, 128)
+    asked, known = encode(Example("stone")), encode(Example("stone", "no"))
+    assert asked.answer == ()
+    assert asked.prompt == known.prompt
+
+
+def test_chat_template_writes_its_own_special_tokens(tokenizer: Any) -> None:
+    task = Task("talk", prompt_format="chat", instruction="Be brief.")
+    tokens = Tokeniser(tokenizer, task, 128)(Example("hello", "hi"))
+    assert tokens.prompt.count(tokenizer.bos_token_id) == 1
+    assert text_of(tokenizer, tokens.prompt) == "user: Be brief.\nhello\nassistant:"
+    assert text_of(tokenizer, tokens.answer) == "hi"
+
+
+@given(text=words, answer=words, room=st.integers(40, 90))
+def test_cut_inputs_keep_instruction_and_tail_and_fit(tokenizer: Any, text: str, answer: str, room: int) -> None:
+    encode = Tokeniser(tokenizer, TASK, room)
+    try:
+        tokens = encode(Example(text, answer))
+    except DataError:
+        bare = Tokeniser(tokenizer, TASK, 10_000)(Example("", answer, TASK.instruction))
+        assert len(bare) > room, "refused only where nothing of the input would fit"
+        return
+    assert len(tokens) <= room
+    assert tokens.answer == encode.answer(answer)
+    assert text_of(tokenizer, tokens.answer) == " " + answer
+    written = text_of(tokenizer, tokens.prompt)
+    assert written.startswith("Is this good?\n")
+    assert written.endswith("Answer:")
+    kept = written.removeprefix("Is this good?\n").removesuffix("Answer:").removesuffix("\n")
+    assert text.startswith(kept), "cut at its end, never inside a character"
+    whole = Tokeniser(tokenizer, TASK, 10_000)(Example(text, answer))
+    assert tokens.truncated == (len(whole) > room)
+    if not tokens.truncated:
+        assert tokens == whole
+
+
+def test_as_much_of_the_input_is_kept_as_fits(tokenizer: Any) -> None:
+    text = " ".join("the red apple is good and the blue stone is bad".split() * 5)
+    for room in range(45, 80, 5):
+        tokens = Tokeniser(tokenizer, TASK, room)(Example(text, "yes"))
+        assert tokens.truncated
+        assert room - 3 <= len(tokens) <= room
+
+
+@pytest.mark.parametrize("text", ["🍎🍏" * 60, "日本語のテキスト" * 20, "é" * 200, "👩‍👩‍👧‍👦" * 30, "\u0301" * 99])
+def test_characters_of_many_bytes_are_cut_whole(tokenizer: Any, text: str) -> None:
+    for room in (40, 41, 42, 43, 44):
+        tokens = Tokeniser(tokenizer, TASK, room)(Example(text, "no"))
+        assert len(tokens) <= room
+        assert tokens.truncated
+        assert "\ufffd" not in text_of(tokenizer, tokens.prompt)
+
+
+def test_an_instruction_too_long_by_itself_is_an_error(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="instruction and the answer alone are longer than 20 tokens") as caught:
+        Tokeniser(tokenizer, TASK, 20)(Example("x", "yes", "0123456789" * 4))
+    assert "--max-length" in caught.value.hint
+
+
+def test_a_tail_that_does_not_fit_is_an_error_and_never_dropped(tokenizer: Any) -> None:
+    """Without an instruction nothing must turn into raw text when it is cut."""
+    task = Task("free", prompt_format="{input}\n0123456789:")
+    with pytest.raises(DataError):
+        Tokeniser(tokenizer, task, 12)(Example("some text that is longer", "y"))
+
+
+def test_an_answer_without_text_is_an_error(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="has no tokens"):
+        Tokeniser(tokenizer, Task("free", prompt_format="plain"), 64)(Example("x", ""))
+
+
+@given(text=words, room=st.integers(8, 60))
+def test_raw_text_is_learned_from_its_second_id_on(tokenizer: Any, text: str, room: int) -> None:
+    ids = (*tokenizer(text).input_ids, tokenizer.eos_token_id)
+    by_answer = Tokeniser(tokenizer, RAW, room)(Example("", text))
+    by_input = Tokeniser(tokenizer, RAW, room)(Example(text))
+    assert by_answer == by_input
+    assert (*by_input.prompt, *by_input.answer) == ids[:room]
+    assert len(by_input.prompt) == 1
+    assert by_input.truncated == (len(ids) > room)
+
+
+def test_every_prompt_has_an_id_to_predict_from(tokenizer: Any) -> None:
+    from conftest import make_tokenizer
+
+    for each in (tokenizer, make_tokenizer(bos=False)):
+        begin = each.eos_token_id if each.bos_token_id is None else each.bos_token_id
+        tokens = Tokeniser(each, Task("free"), 64)(Example("", "text"))
+        assert tokens.prompt == (begin,)
+        assert text_of(each, tokens.answer).strip() == "text"

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import Publish, publish_into
+
+from adapterhub_cl.errors import IntegrityError, StorageError
+from adapterhub_cl.registry import Registry, files, manifests
+from adapterhub_cl.registry.checks import Garbage
+
+FULL = OSError(files.errno.ENOSPC, "No space left on device")
+PUBLISH = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import publish_into
+from adapterhub_cl.registry import Registry, drafts
+registry, point, count = Registry.open(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+def fault(reached):
+    if reached == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+drafts.fault = fault
+for _ in range(count):
+    print(publish_into(registry).ref, flush=True)
+"""
+
+
+def start(hub: Registry, point: str = "", count: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PUBLISH, str(Path(__file__).parent), str(hub.path), point, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock"
+    }
+
+
+def writable(path: Path) -> Path:
+    path.chmod(0o644)
+    return path
+
+
+@pytest.mark.parametrize("point", ["sealed", "manifest written", "renamed", "rows inserted", "committed"])
+def test_a_killed_publication_leaves_the_old_state_or_the_whole_version(
+    hub: Registry, publish: Publish, point: str
+) -> None:
+    publish()
+    process = start(hub, point)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (-9, "", "")
+    opened = Registry.open(hub.path)
+    for record in opened.adapters(all_versions=True):
+        opened.check_files(record)
+    problems = opened.verify()
+    assert len(problems) == 1
+    assert problems[0].fix == "cl-adapter verify --repair"
+    if point in ("sealed", "manifest written"):
+        assert problems[0].path.startswith("adapters/news/.tmp-")
+        expected = ["news@v1"]
+    elif point in ("renamed", "rows inserted"):
+        assert problems[0].path == "adapters/news/v2"
+        assert opened.get("news").ref == "news@v1"
+        expected = ["news@v1", "news@v2"]
+    else:
+        assert problems[0].path == "aliases.json"
+        assert opened.get("news").ref == "news@v2"
+        expected = ["news@v1", "news@v2"]
+    assert opened.repair()
+    assert opened.verify() == []
+    assert [record.ref for record in opened.adapters(all_versions=True)] == expected
+    assert opened.get("news").ref == expected[-1]
+    assert opened.serving() == {"news": expected[-1]}
+    assert publish().version == len(expected) + 1
+
+
+def test_publishing_goes_on_after_a_kill_without_repair_too(hub: Registry, publish: Publish) -> None:
+    process = start(hub, "renamed")
+    process.communicate()
+    assert publish().ref == "news@v2"
+    assert hub.repair() == ["adopted adapters/news/v1"]
+    assert hub.get("news").ref == "news@v2"
+    assert hub.serving() == {"news": "news@v2"}
+
+
+def test_two_processes_publish_the_same_name(hub: Registry) -> None:
+    both = [start(hub, count=5), start(hub, count=5)]
+    outputs = [process.communicate() for process in both]
+    assert [err for _, err in outputs] == ["", ""]
+    refs = [ref for out, _ in outputs for ref in out.split()]
+    assert sorted(refs, key=lambda ref: int(ref[6:])) == [f"news@v{number}" for number in range(1, 11)]
+    assert hub.get("news").ref == "news@v10"
+    assert hub.verify() == []
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_full_disk_while_publishing_changes_nothing(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    publish()
+    before = snapshot(hub.path)
+    synced = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal synced
+        synced += 1
+        if synced > after:
+            raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", fsync)
+        with pytest.raises(StorageError, match=r"no space left on .*; nothing was changed"):
+            publish()
+    assert snapshot(hub.path) == before
+    assert hub.verify() == []
+    assert publish().ref == "news@v2"
+
+
+def test_a_full_disk_while_writing_the_manifest_changes_nothing(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    before = snapshot(hub.path)
+
+    def full(descriptor: int, data: bytes) -> None:
+        os.write(descriptor, data[:20])
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", full)
+        with pytest.raises(StorageError):
+            publish()
+    assert snapshot(hub.path) == before
+
+
+@pytest.mark.parametrize("step", ["insert_version", "apply_moves", "publish_event"])
+def test_an_error_after_the_rename_takes_the_version_back(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from adapterhub_cl.registry import rows
+
+    publish()
+    before = snapshot(hub.path)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, step, full)
+        with pytest.raises(StorageError, match="no space left"):
+            publish()
+    assert snapshot(hub.path) == before
+    assert hub.verify() == []
+
+
+@pytest.mark.parametrize("error", [FULL, RuntimeError("I/O error: No space left on device (os error 28)")])
+def test_a_full_disk_while_the_draft_is_written(hub: Registry, error: Exception) -> None:
+    def write_half() -> None:
+        with hub.new_draft("news") as draft:
+            (draft.path / "half").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(StorageError, match="no space left"):
+        write_half()
+    assert list(hub.adapters_dir.iterdir()) == []
+
+
+def test_a_mirror_that_cannot_be_written_is_reported_not_raised(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(FULL))
+        hub.set_alias("news", "production")
+    assert "aliases.json could not be written" in caplog.text
+    assert hub.get("production").ref == "news@v1"
+    assert [problem.path for problem in hub.verify()] == ["aliases.json"]
+
+
+def test_every_kind_of_damage_is_named(hub: Registry, publish: Publish) -> None:
+    record = publish(content=b"0123456789")
+    weights, training = record.path / "adapter_model.safetensors", record.path / "extra" / "training.json"
+
+    def problems() -> list[tuple[str, str]]:
+        return [(p.path.removeprefix("adapters/news/v1").strip("/"), p.problem.split(":")[0]) for p in hub.verify()]
+
+    writable(weights).write_bytes(b"0123456780")
+    assert problems() == [("adapter_model.safetensors", "changed")]
+    with pytest.raises(IntegrityError, match=r"adapter_model.safetensors of news@v1: changed"):
+        hub.check_files(record)
+    weights.write_bytes(b"01234")
+    assert problems() == [("adapter_model.safetensors", "has 5 bytes, was written with 10")]
+    with pytest.raises(IntegrityError, match="has 5 bytes"):
+        hub.check_files(record)
+    weights.unlink()
+    assert problems() == [("adapter_model.safetensors", "missing")]
+    with pytest.raises(IntegrityError, match="missing"):
+        hub.check_files(record)
+    outside = hub.path.parent / "outside"
+    outside.write_bytes(b"0123456789")
+    weights.symlink_to(outside)
+    assert problems() == [("adapter_model.safetensors", "a link or special file, which a version never holds")]
+    with pytest.raises(IntegrityError, match="a link"):
+        hub.check_files(record)
+    weights.unlink()
+    weights.write_bytes(b"0123456789")
+    (record.path / "virus.bin").write_bytes(b"")
+    assert problems() == [("virus.bin", "extra")]
+    (record.path / "virus.bin").unlink()
+    manifest = writable(record.path / "manifest.json")
+    text = manifest.read_text()
+    manifest.write_text(text.replace("kept", "lost"))
+    assert problems() == [("manifest.json", "changed")]
+    manifest.write_text(text)
+    training.unlink()
+    training.parent.rmdir()
+    assert problems() == [("extra/training.json", "missing")]
+    files.remove_tree(record.path)
+    assert problems() == [("", "missing, but news@v1 is in the index")]
+    assert hub.rebuild() == 0
+    assert hub.adapters() == []
+
+
+def test_strays_and_links_in_the_store_are_named(hub: Registry, publish: Publish, tmp_path: Path) -> None:
+    record = publish()
+    (hub.adapters_dir / "notes.txt").write_text("")
+    (hub.adapters_dir / "linked").symlink_to(tmp_path)
+    (hub.adapters_dir / "news" / "v9").symlink_to(record.path)
+    (hub.adapters_dir / "news" / "v02").mkdir()
+    found = [(problem.path, problem.problem) for problem in hub.verify()]
+    assert found == [
+        ("adapters/linked", "not an adapter's directory"),
+        ("adapters/news/v02", "not a version's directory"),
+        ("adapters/news/v9", "not a version's directory"),
+        ("adapters/notes.txt", "not an adapter's directory"),
+    ]
+    assert hub.rebuild() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"files": {"../../../outside": {"sha256": "0", "bytes": 1}}}, "leads out of the directory"),
+        ({"files": {"/etc/passwd": {"sha256": "0", "bytes": 1}}}, "leads out of the directory"),
+        ({"files": {"a": 3}}, "no sha256"),
+        ({"name": "../news"}, "it is of"),
+        ({"version": 2}, "it is of"),
+        ({"format": 99}, "format 99"),
+        ({"kind": "grown"}, "unknown kind"),
+        ({"rank": "8"}, "rank is missing or not a int"),
+        ({"published": {}}, "published"),
+    ],
+)
+def test_a_manifest_that_lies_is_never_adopted(
+    hub: Registry, publish: Publish, change: dict[str, object], said: str
+) -> None:
+    record = publish()
+    manifest = writable(record.path / "manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
+    with pytest.raises(IntegrityError, match=said):
+        manifests.read(record.path)
+    assert hub.rebuild() == 0
+    assert hub.repair() == ["wrote aliases.json"]
+    assert said in hub.verify()[0].problem
+
+
+def test_a_version_that_is_not_whole_is_not_adopted(hub: Registry, publish: Publish) -> None:
+    record = publish()
+    writable(record.path / "adapter_model.safetensors").write_bytes(b"other")
+    with closing(sqlite3.connect(hub.path / "index.db")) as connection:
+        for table in ("aliases", "serving", "evaluations", "versions"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.commit()
+    assert hub.repair() == ["wrote aliases.json"]
+    assert hub.adapters() == []
+    assert "not whole: adapter_model.safetensors has 5 bytes" in hub.verify()[0].problem
+
+
+def test_rows_that_dangle_are_named_and_dropped(hub: Registry, publish: Publish) -> None:
+    publish()
+    with closing(sqlite3.connect(hub.path / "index.db")) as connection:
+        connection.execute("INSERT INTO aliases VALUES ('news', 'production', 9)")
+        connection.execute("UPDATE serving SET version = 9")
+        connection.commit()
+    assert [problem.problem for problem in hub.verify() if problem.path == "index.db"] == [
+        "the alias production names news@v9, which is not there",
+        "the task news names news@v9, which is not there",
+    ]
+    assert len(hub.repair()) == 3
+    assert hub.verify() == []
+    assert (hub.aliases(), hub.serving()) == ({"news": {"latest": 1}}, {})
+
+
+def test_leftovers_of_dead_and_of_very_old_processes(hub: Registry) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = hub.adapters_dir / "news" / f".tmp-{process.pid}-aa"
+    dead.mkdir(parents=True)
+    (dead / "w").write_bytes(b"12345")
+    living = hub.adapters_dir / "news" / f".tmp-{os.getpid()}-bb"
+    living.mkdir()
+    assert [problem.path for problem in hub.verify()] == [f"adapters/news/{dead.name}"]
+    assert [(item.path, item.bytes) for item in hub.garbage()] == [(dead, 5)]
+    os.utime(living, (0, time.time() - 90_000))
+    assert len(hub.verify()) == 2
+    assert len(hub.repair()) == 2
+    assert hub.verify() == []
+
+
+def test_unfinished_runs(hub: Registry) -> None:
+    about = {"id": "r1", "verb": "add-task", "name": "news"}
+    for name, row in {"r1": about, "r2": {**about, "pid": os.getpid()}, "r3": None}.items():
+        (hub.runs_dir / name).mkdir()
+        if row is not None:
+            (hub.runs_dir / name / "run.json").write_text(json.dumps(row))
+    assert [problem.path for problem in hub.verify()] == ["runs/r1"]
+    os.utime(hub.runs_dir / "r3", (0, 0))
+    assert [(problem.path, problem.problem, problem.fix) for problem in hub.verify()] == [
+        ("runs/r1", "unfinished run of news", "cl-adapter add-task news --resume, or cl-adapter gc to drop it"),
+        ("runs/r3", "a run without run.json, which cannot be resumed", "cl-adapter gc"),
+    ]
+    assert [item.path.name for item in hub.garbage()] == ["r3"]
+    assert [item.path.name for item in hub.garbage(older_than_days=0)] == ["r1", "r3"]
+    hub.collect(hub.garbage(older_than_days=0))
+    assert [path.name for path in hub.runs_dir.iterdir()] == ["r2"]
+
+
+def test_only_what_belongs_to_the_hub_is_collected(hub: Registry, publish: Publish, tmp_path: Path) -> None:
+    record = publish()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for path in (outside, hub.path, hub.adapters_dir, record.path.parent, hub.path / "runs" / "..", Path("/")):
+        with pytest.raises(StorageError, match="not removed"):
+            hub.collect([Garbage(path, "", 0)])
+    assert outside.exists()
+    hub.check_files(record)
+
+
+def test_a_page_that_is_damaged_is_found(hub: Registry) -> None:
+    for number in range(40):
+        hub.add_event("note", "x", {"filler": hashlib.sha512(str(number).encode()).hexdigest() * 10})
+    path = hub.path / "index.db"
+    with path.open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(b"\xff" * 4096)
+    problems = [problem for problem in hub.verify() if problem.path == "index.db"]
+    assert problems
+    assert "--rebuild-index" in problems[0].fix
+
+
+def test_a_torn_line_of_scores_is_left_out(hub: Registry) -> None:
+    from adapterhub_cl.types import Evaluation
+
+    publish_into(hub)
+    hub.add_evaluations("news", [Evaluation("a", "accuracy", 0.1, 1), Evaluation("b", "accuracy", 0.2, 1)])
+    path = hub.path / "evaluations.jsonl"
+    path.write_text(path.read_text()[:-20])
+    hub.rebuild()
+    assert [row.evaluation.task for row in hub.evaluations()] == ["a"]
