@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from pico import make_tokenizer, pico_config
 
 hypothesis_settings.register_profile(
     "suite",
@@ -36,7 +37,6 @@ _OUTSIDE = {
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "BNB_CUDA_VERSION": "",
 }
 for _name, _value in _OUTSIDE.items():
     os.environ[_name] = str(_value)
@@ -44,8 +44,6 @@ for _name in ("CL_ADAPTER_HUB", "HF_TOKEN", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"
     os.environ.pop(_name, None)
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
-# Words with few tokens each, labels that begin alike, and text outside ASCII.
-CORPUS = ["Answer: positive", "Answer: negative", "the red apple is good", "the blue stone is bad"] * 8
 
 
 def pytest_sessionfinish() -> None:
@@ -77,68 +75,6 @@ def _torch() -> Any:
     quiet_third_parties()
     torch.set_num_threads(1)
     return torch
-
-
-def make_tokenizer(*, bos: bool = True) -> Any:
-    """A byte-level BPE tokenizer of 300 ids; any text can be written with it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(CORPUS, trainer)
-    if bos:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        eos_token="</s>",
-        model_max_length=256,
-        **({"bos_token": "<s>"} if bos else {}),
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    return tokenizer
-
-
-def pico_config(kind: str) -> Any:
-    import transformers
-
-    ids = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    # Wider than usual, so that an untrained model is far from indifferent between tokens.
-    wide = {"initializer_range": 0.15}
-    rope = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
-    }
-    if kind == "llama":
-        return transformers.LlamaConfig(**ids, **wide, **rope, num_key_value_heads=2, head_dim=16)
-    if kind == "qwen2":  # biases on q, k and v; grouped keys; tied embeddings
-        return transformers.Qwen2Config(**ids, **wide, **{**rope, "tie_word_embeddings": True}, num_key_value_heads=1)
-    if kind == "mistral":
-        return transformers.MistralConfig(**ids, **wide, **rope, num_key_value_heads=1, head_dim=16, sliding_window=24)
-    if kind == "gpt2":  # Conv1D layers, learned positions
-        return transformers.GPT2Config(**ids, **wide, n_embd=32, n_layer=2, n_head=2, n_positions=256)
-    if kind == "bloom":  # ALiBi
-        return transformers.BloomConfig(**ids, **wide, hidden_size=32, n_layer=2, n_head=2)
-    if kind == "bert":
-        return transformers.BertConfig(
-            vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-        )
-    raise ValueError(kind)
 
 
 @pytest.fixture(scope="session")

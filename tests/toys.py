@@ -51,7 +51,10 @@ def train(
     **options: Any,
 ) -> Outcome:
     """Train a LoRA on a pico base as `learn` does; the base is as it was afterwards."""
-    with new_adapter(base, settings, "CAUSAL_LM", start) as model, fused(model if fuse else torch.nn.Module(), base.dtype):
+    with (
+        new_adapter(base, settings, "CAUSAL_LM", start) as model,
+        fused(model if fuse else torch.nn.Module(), base.dtype),
+    ):
         loop = Loop(
             model,
             objective or Objective(),

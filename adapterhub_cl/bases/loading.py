@@ -156,6 +156,10 @@ def load_base(
         raise BaseModelError(
             f"base {info.source!r} cannot be loaded: {first}", "cl-adapter doctor checks the installation"
         ) from error
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError(
+            f"the tokenizer of base {info.source!r} has no end-of-text token", "set eos_token in tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     _keep_trainable_layout(model)

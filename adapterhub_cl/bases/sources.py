@@ -42,7 +42,10 @@ def resolve(source: str, revision: str | None = None) -> Path:
     """
     if source == TINY:
         return Path(__file__).parent / TINY
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # ~ of a user that does not exist
+        path = Path(source)
     if path.is_dir():
         return _checked(path, source)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.exists()

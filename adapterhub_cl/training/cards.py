@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ def card(
         training: what `training.json` holds; empty for an imported adapter.
         parents: (parent, relation) pairs.
     """
+    source = json.dumps(base.source, ensure_ascii=False)  # quoted as YAML and as Python want it
     lines = [
         "---",
-        f"base_model: {base.source}",
+        f"base_model: {source}",
         "library_name: peft",
         "tags: [lora, adapterhub-cl]",
         "---",
@@ -56,7 +58,7 @@ def card(
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base.source}"), ".")',
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({source}), ".")',
         "```",
         "",
         f"Base fingerprint: `{base.fingerprint}`.",

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adapterhub_cl.errors import IntegrityError, StorageError
+from adapterhub_cl.registry.files import fsync_dir
 
 NAME = "checkpoint.safetensors"
 
@@ -49,6 +50,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(folder / NAME)
+        fsync_dir(folder)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(

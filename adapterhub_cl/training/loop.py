@@ -19,7 +19,7 @@ from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrup
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.strategies import BaseStrategy, Stage
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.lora import trainable
+from adapterhub_cl.training.lora import trainable, training_mode
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.settings import TrainingSettings
 from adapterhub_cl.training.stopping import StopSignal
@@ -131,7 +131,7 @@ class Loop:
         self.wrapped = self.accelerator.prepare_model(self.model) if distributed else self.model
         self.reporter.start("training", self.total)
         self.reporter.advance(self.at.steps)
-        self.model.train()
+        training_mode(self.model)
         try:
             with StopSignal() as stop:
                 while self.at.epoch < self.settings.epochs and not self.exhausted:
@@ -198,7 +198,7 @@ class Loop:
         at = self.at
         loss = at.loss_sum / max(1, at.loss_count)
         figures = dict(self.evaluate(self.model)) if self.evaluate else {}
-        self.model.train()
+        training_mode(self.model)
         score = [float(v) for v in figures.values()]
         at.epoch += 1
         if not at.best_score or not score or score > at.best_score:
@@ -311,7 +311,7 @@ class Loop:
         if stored is None:
             return
         model = stored.part("model")
-        if model.keys() != self.parameters.keys():
+        if {k: v.shape for k, v in model.items()} != {k: p.shape for k, p in self.parameters.items()}:
             raise IntegrityError(
                 f"the checkpoint in {self.run} is of another model", "start the run again without --resume"
             )

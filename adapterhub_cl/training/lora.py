@@ -42,7 +42,6 @@ def new_adapter(
     if start is None:
         model = _attach(base, settings, task_type)
     else:
-        check_config(start)
         model = open_adapter(base.model, start, trainable=True)
         for layer in model.modules():
             if isinstance(layer, LoraLayer) and "default" in layer.lora_dropout:
@@ -53,6 +52,7 @@ def new_adapter(
         yield model
     finally:
         model.unload()
+        base.model.eval()  # as it was loaded; training switched it
 
 
 def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any:
@@ -107,9 +107,10 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """A stored adapter on a model, as plain PEFT opens it; every key must be used and none be missing.
 
     Raises:
-        AdapterError: it does not fit this base.
+        AdapterError: it is no LoRA that can be served, or does not fit this base.
         IntegrityError: its files cannot be read.
     """
+    check_config(folder)
     keys = set(read_weights(folder))
     try:
         with warnings.catch_warnings():
@@ -189,6 +190,14 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
         wrong = sorted(found.keys() ^ meant)[:3]
         raise TrainingError(f"the trainable parameters are not exactly LoRA's (differing: {', '.join(wrong)})")
     return found
+
+
+def training_mode(model: Any) -> None:
+    """LoRA's dropout on; the frozen base stays as it answers, without dropout of its own."""
+    model.eval()
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_dropout.train()
 
 
 def save_adapter(model: Any, folder: Path, source: str, weights: Mapping[str, torch.Tensor] | None = None) -> None:

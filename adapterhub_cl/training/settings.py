@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -44,20 +45,24 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         problems = [text for wrong, text in self._checks() if wrong]
+        if len(problems) == 1 and self.schedule not in SCHEDULES:
+            raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         if problems:
             raise UsageError("; ".join(problems), "cl-adapter add-task --help lists the settings")
 
     def _checks(self) -> list[tuple[bool, str]]:
         def below(name: str, least: float) -> tuple[bool, str]:
             value = getattr(self, name)
-            return value is not None and value < least, f"{flag(name)} must be at least {least}, not {value}"
+            return not least <= value < math.inf, f"{flag(name)} must be at least {least}, not {value}"
+
+        def positive(name: str) -> tuple[bool, str]:
+            value = getattr(self, name)
+            return value is not None and not 0 < value < math.inf, f"{flag(name)} must be above 0, not {value}"
 
         def share(name: str) -> tuple[bool, str]:
             value = getattr(self, name)
             return not 0 <= value < 1, f"{flag(name)} must be between 0 and 1, not {value}"
 
-        if self.schedule not in SCHEDULES:
-            raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         try:
             self.layer_numbers()
             bad_layers = False
@@ -68,11 +73,12 @@ class TrainingSettings:
             *(below(n, 0) for n in ("weight_decay", "clip", "patience", "seed")),
             *(share(n) for n in ("warmup", "dropout", "dev_share")),
             below("max_length", 8),
+            positive("learning_rate"),
+            positive("alpha"),
             (
-                self.learning_rate is not None and not self.learning_rate > 0,
-                f"--learning-rate must be above 0, not {self.learning_rate}",
+                self.schedule not in SCHEDULES,
+                f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
             ),
-            (self.alpha is not None and not self.alpha > 0, f"--alpha must be above 0, not {self.alpha}"),
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
             (bad_layers, f"--layers {self.layers!r} is not a list such as 8-15 or 0,2,4"),
         ]
@@ -123,7 +129,7 @@ class TrainingSettings:
                 raise UnknownNameError(f"setting in {where}", str(key), [n.replace("_", "-") for n in kinds])
             try:
                 found[name] = _as(kinds[name], value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 problems.append(f"{flag(name)} must be a {kinds[name].split(' ')[0]}, not {value!r}")
         if problems:
             raise UsageError("; ".join(problems), f"mend {where}")
@@ -151,4 +157,6 @@ def _as(kind: str, value: Any) -> Any:
         return float(value)
     if isinstance(value, list):
         return ",".join(str(v) for v in value)
+    if not isinstance(value, str | int):
+        raise TypeError
     return str(value)

@@ -21,7 +21,9 @@ def padding(sizes: list[int], batches: list[list[int]]) -> int:
 
 
 @given(sizes=lengths, batch=st.integers(1, 9), seed=st.integers(0, 99), epoch=st.integers(0, 9), pool=st.integers(1, 5))
-def test_every_index_once_in_batches_of_the_size(sizes: list[int], batch: int, seed: int, epoch: int, pool: int) -> None:
+def test_every_index_once_in_batches_of_the_size(
+    sizes: list[int], batch: int, seed: int, epoch: int, pool: int
+) -> None:
     plan = plan_epoch(sizes, batch, seed, epoch, pool)
     assert sorted(i for part in plan for i in part) == list(range(len(sizes)))
     assert len(plan) == -(-len(sizes) // batch)

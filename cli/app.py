@@ -1,0 +1,140 @@
+"""The parser: verbs in groups, help without colour or boxes (which would cost start-up time), the global flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from cl_adapter.session import Session, is_helper_process
+from typer.core import TyperCommand, TyperGroup
+
+SETTINGS_PANEL = "Training settings"
+MAKE, LOOK, USE, MOVE, HEALTH = "Learn", "Look", "Use", "Versions and the outside", "Health"
+GROUPS = (MAKE, LOOK, USE, MOVE, HEALTH)
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class VerbGroup(TyperGroup):
+    """Shows the verbs under the purpose they serve."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
+        for name, command in self.commands.items():
+            groups[command.rich_help_panel].append((name, command.get_short_help_str(80)))
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class Verb(TyperCommand):
+    """A verb's help: options by group, the names that options know, one example."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row is not None:
+                default = "Arguments" if param.param_type_name == "argument" else "Options"
+                groups.setdefault(getattr(param, "rich_help_panel", None) or default, []).append(row)
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        known = {name: names() for name, names in _KNOWN.items() if any(p.name == name for p in self.params)}
+        if known:
+            with formatter.section("Known names"):
+                formatter.write_dl([(f"--{name.replace('_', '-')}", ", ".join(names)) for name, names in known.items()])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Example"):
+            for line in (self.epilog or "").splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        formatter.write_paragraph()
+        formatter.write_text("--hub, --json, --quiet, --debug, --device and --dtype go before or after the verb.")
+
+
+def _strategies() -> list[str]:
+    from adapterhub_cl.strategies import ROOM
+
+    return ROOM.names()
+
+
+def _policies() -> list[str]:
+    from adapterhub_cl.replay import ROOM
+
+    return [f"{name}:SIZE" for name in ROOM.names()] + ["none"]
+
+
+def _quantizations() -> list[str]:
+    from adapterhub_cl.bases.sources import QUANTIZATIONS
+
+    return list(QUANTIZATIONS)
+
+
+def _formats() -> list[str]:
+    from adapterhub_cl.data.formats import NAMES
+
+    return [*NAMES, "or a template with {input}"]
+
+
+# listed when help is asked for, not at each start
+_KNOWN: dict[str, Callable[[], list[str]]] = {
+    "strategy": _strategies,
+    "replay": _policies,
+    "quantization": _quantizations,
+    "prompt_format": _formats,
+}
+
+app = typer.Typer(
+    cls=VerbGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=_CONTEXT,
+    help="Manage what a language model learns after pretraining: LoRA adapters on a frozen, quantised base, "
+    "versioned and measured.",
+    epilog="Start with: cl-adapter demo, or cl-adapter init --base tiny. Each verb has its own --help with an example.",
+)
+
+
+def verb(group: str, example: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a verb; its docstring is its help.
+
+    Args:
+        group: the heading it stands under in `cl-adapter --help`.
+        example: one or more command lines.
+        name: the verb, where it differs from the function's name.
+    """
+    return app.command(name, cls=Verb, rich_help_panel=group, epilog=example, context_settings=_CONTEXT)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"cl-adapter {version('adapterhub-cl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    hub: Annotated[
+        str | None, typer.Option(help="the hub's directory; default: $CL_ADAPTER_HUB, else ./registry if it is a hub")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="answer in JSON on stdout, errors too")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no notes and no progress on stderr")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="type of the matrix products: auto, bf16, fp16, fp32")] = "auto",
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it")] = False,
+) -> None:
+    path = Path(hub).expanduser() if hub else None
+    ctx.obj = Session(path, json, quiet or is_helper_process(), debug, device, dtype)
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)

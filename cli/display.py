@@ -1,0 +1,135 @@
+"""Words and tables for people: aligned text in a pipe, a drawn table on a terminal that is wide enough."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from adapterhub_cl.types import Evaluation
+
+NOTHING = "-"
+_AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d", 86_400))
+
+
+def one_line(text: str) -> str:
+    """A text without line ends or control characters, so that data cannot break a table or a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in " ".join(text.split()))
+
+
+def size(count: int) -> str:
+    """1536 → `1.5 kB`; units of 1000."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def age(created_at: str, now: datetime | None = None) -> str:
+    """How long ago an ISO time was: `4 min`."""
+    try:
+        then = datetime.fromisoformat(created_at)
+    except ValueError:
+        return created_at
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    seconds = max(0.0, ((now or datetime.now(UTC)) - then).total_seconds())
+    return next(f"{seconds / per:.0f} {unit}" for limit, unit, per in _AGES if seconds < limit)
+
+
+def moment(at: str) -> str:
+    """An ISO time as a person reads it, in the local zone: `2026-03-01 14:05`."""
+    try:
+        return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return at
+
+
+def value(number: float) -> str:
+    """A score: four digits of a share, fewer of a large number."""
+    return f"{number:.4f}" if abs(number) < 10 else f"{number:.2f}"
+
+
+def interval(evaluation: Evaluation) -> str:
+    """The 95 % interval of a score, where it has one."""
+    ends = evaluation.details.get("interval")
+    return f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else NOTHING
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[str] = ()) -> None:
+    """Print rows under headers; nothing is cut or wrapped.
+
+    Args:
+        headers: names of the columns.
+        rows: a cell for each header; None shows as `-`.
+        right: the columns that hold numbers.
+    """
+    cells = [[NOTHING if cell is None or cell == "" else one_line(str(cell)) for cell in row] for row in rows]
+    widths = [max([width(h), *(width(row[i]) for row in cells)]) for i, h in enumerate(headers)]
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) <= shutil.get_terminal_size().columns:
+        _draw(headers, cells, right)
+        return
+    for row in [list(headers), *cells]:
+        padded = []
+        for cell, header, columns in zip(row, headers, widths, strict=True):
+            gap = " " * (columns - width(cell))
+            padded.append(gap + cell if header in right else cell + gap)
+        print("  ".join(padded).rstrip())
+
+
+def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Collection[str]) -> None:
+    from rich.box import HORIZONTALS
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=HORIZONTALS, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
+    for header in headers:
+        drawn.add_column(header, justify="right" if header in right else "left", no_wrap=True)
+    for row in cells:
+        drawn.add_row(*row)
+    Console(highlight=False, markup=False, emoji=False).print(drawn)
+
+
+def pairs(rows: Mapping[str, Any]) -> None:
+    """Print `name  value` lines, the values under each other; empty values are left out."""
+    shown = {name: one_line(str(found)) for name, found in rows.items() if found not in (None, "", (), [])}
+    columns = max((width(name) for name in shown), default=0)
+    for name, found in shown.items():
+        print(f"{name}{' ' * (columns - width(name))}  {found}")
+
+
+def scores(found: Sequence[tuple[str, Evaluation]]) -> None:
+    """Print scores with their intervals."""
+    table(
+        ("adapter", "task", "metric", "value", "95 % interval", "n"),
+        [(ref, e.task, e.metric, value(e.value), interval(e), e.n) for ref, e in found],
+        right=("value", "n"),
+    )
+
+
+def class_report(evaluation: Evaluation) -> None:
+    """Print the per-class report of a choice task's score."""
+    table(
+        ("class", "precision", "recall", "f1", "support"),
+        [
+            (label, *(value(row[key]) for key in ("precision", "recall", "f1")), row["support"])
+            for label, row in evaluation.details.get("classes", {}).items()
+        ],
+        right=("precision", "recall", "f1", "support"),
+    )
+
+
+def score_line(evaluation: Evaluation) -> str:
+    """`accuracy 0.9123 (95 % 0.880–0.940, n 200)`."""
+    ends = interval(evaluation)
+    spread = "" if ends == NOTHING else f"95 % {ends}, "
+    return f"{evaluation.metric} {value(evaluation.value)} ({spread}n {evaluation.n})"

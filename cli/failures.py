@@ -1,0 +1,82 @@
+"""One place that turns any exception into one line, the next step, and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from cl_adapter.argv import SWITCHES, WITH_VALUE
+from cl_adapter.session import is_helper_process, print_json
+
+from adapterhub_cl.errors import AdapterHubError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the user is told. `code` is a word for programs, `exit_code` the process's."""
+
+    message: str
+    hint: str
+    code: str
+    exit_code: int
+
+
+def explain(error: BaseException) -> Failure:
+    """The failure behind an exception."""
+    if isinstance(error, AdapterHubError):
+        return Failure(_line(error.message), _line(error.hint), error.code, error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", "", "interrupted", INTERRUPTED)
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's, or typer's copy of it
+        return _usage(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Failure("out of memory", "lower --batch-size or --max-length, or use a smaller base", "memory", FAILED)
+    if isinstance(error, OSError):
+        if error.filename is None and error.strerror:
+            return Failure(f"cannot write the output: {error.strerror.lower()}", "", "storage", FAILED)
+        from adapterhub_cl.registry.files import storage_error
+
+        refused = storage_error(error, error.filename or "")
+        if refused is not None:
+            return explain(refused)
+    kind, text = type(error).__name__, _line(str(error))
+    return Failure(f"internal error: {kind}: {text}".rstrip(": "), "run again with --debug", "internal", FAILED)
+
+
+def report(error: BaseException, *, json: bool, debug: bool) -> int:
+    """Tell the user, and return the exit code."""
+    failure = explain(error)
+    if is_helper_process() and failure.code != "internal":
+        return failure.exit_code
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    print(f"error: {failure.message}", file=sys.stderr)
+    if failure.hint:
+        print(f"hint: {failure.hint}", file=sys.stderr)
+    if json:
+        print_json({"error": failure.message, "hint": failure.hint, "code": failure.code})
+    return failure.exit_code
+
+
+def _usage(error: Any) -> Failure:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "cl-adapter"
+    hint, message = f"see {path} --help", str(error.format_message())
+    option = getattr(error, "option_name", None)
+    if option is not None and type(error).__name__ == "NoSuchOption":
+        message = f"unknown option {option!r}"
+        params = context.command.params if context is not None else []
+        known = [o for p in params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)]
+        near = difflib.get_close_matches(option, sorted({*known, *SWITCHES, *WITH_VALUE}), n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}? {hint}" if near else hint
+    message = _line(message).replace(": Input should be", ": should be").rstrip(".")
+    return Failure(message[:1].lower() + message[1:], hint, "usage", error.exit_code)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,105 @@
+"""What the global flags say: which hub, which device, and how to talk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import HubError
+
+if TYPE_CHECKING:
+    import typer
+
+    from adapterhub_cl.hub import AdapterHub
+    from adapterhub_cl.training.progress import Reporter
+
+HUB_VARIABLE = "CL_ADAPTER_HUB"
+DEFAULT_HUB = Path("registry")
+
+
+def is_helper_process() -> bool:
+    """Whether this is one of `accelerate launch`'s processes, and not the first, which speaks for all."""
+    return any(os.environ.get(name, "0") not in ("", "0", "-1") for name in ("RANK", "LOCAL_RANK"))
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of the command. Data goes to stdout, notes and progress to stderr."""
+
+    hub_path: Path | None = None
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @classmethod
+    def of(cls, ctx: typer.Context) -> Session:
+        found = ctx.find_object(cls)
+        return found if found is not None else cls()
+
+    def where(self) -> Path | None:
+        """The hub's path: `--hub`, else `$CL_ADAPTER_HUB`, else `./registry` if that is a hub."""
+        named = self.named()
+        if named is not None:
+            return named
+        return DEFAULT_HUB if (DEFAULT_HUB / "hub.toml").is_file() else None
+
+    def named(self) -> Path | None:
+        """The path that the user gave, by flag or by the environment."""
+        if self.hub_path is not None:
+            return self.hub_path
+        said = os.environ.get(HUB_VARIABLE)
+        return Path(said).expanduser() if said else None
+
+    def hub(self) -> AdapterHub:
+        """Open the hub.
+
+        Raises:
+            HubError: there is none.
+        """
+        from adapterhub_cl.hub import AdapterHub
+
+        return AdapterHub.open(self.existing(), device=self.device, dtype=self.dtype)
+
+    def existing(self) -> Path:
+        """The hub's path.
+
+        Raises:
+            HubError: nobody named one, and there is none here.
+        """
+        path = self.where()
+        if path is None:
+            raise HubError(
+                f"no hub: neither --hub nor ${HUB_VARIABLE} is set, and ./{DEFAULT_HUB} is not a hub",
+                "make one: cl-adapter init --base tiny",
+            )
+        return path
+
+    def command(self, rest: str) -> str:
+        """A command to be shown, with `--hub` where it is needed to find this hub again."""
+        return f"cl-adapter --hub {self.hub_path} {rest}" if self.hub_path else f"cl-adapter {rest}"
+
+    def note(self, text: str) -> None:
+        """A line for the user beside the data."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def reporter(self) -> Reporter:
+        """Where a long piece of work tells how far it is."""
+        from adapterhub_cl.training.progress import Reporter, console_reporter
+
+        return Reporter() if self.quiet else console_reporter()
+
+    def give(self, data: Any) -> None:
+        """The answer, as JSON."""
+        print_json(data)
+
+
+def print_json(data: Any) -> None:
+    ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    print(json.dumps(data, indent=2, ensure_ascii=ascii_only, default=str))

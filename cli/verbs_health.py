@@ -1,0 +1,118 @@
+"""`verify`, `gc`, `doctor`: is all well."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import HEALTH, verb
+from cl_adapter.session import Session
+
+from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.types import Problem
+
+if TYPE_CHECKING:
+    from adapterhub_cl.registry.checks import Garbage
+
+
+@verb(HEALTH, "cl-adapter verify --repair")
+def verify(
+    ctx: typer.Context,
+    repair: Annotated[bool, typer.Option("--repair", help="mend what can be mended without loss, then look")] = False,
+    rebuild_index: Annotated[
+        bool, typer.Option("--rebuild-index", help="make the index anew from the manifests, then look")
+    ] = False,
+) -> None:
+    """Hash every file and look for whatever is not as it should be."""
+    session = Session.of(ctx)
+    done: list[str] = []
+    try:
+        if rebuild_index:
+            from adapterhub_cl.registry import Registry
+
+            done.append(f"made the index anew of {Registry.rebuild_at(session.existing())} versions")
+        hub = session.hub()
+        if repair:
+            done += hub.registry.repair()
+        problems = hub.verify()
+    except IntegrityError as error:  # an index that cannot be read is a finding, not a failure to look
+        problems = [Problem("index.db", error.message, error.hint)]
+    for line in done:
+        session.note(line)
+    if session.json:
+        rows = [problem.to_json() for problem in problems]
+        session.give({"ok": not problems, "problems": rows, "done": done})
+    elif problems:
+        for problem in problems:
+            print(f"{problem.path}: {problem.problem}\n  fix: {problem.fix}")
+    else:
+        print("ok")
+    if problems:
+        raise typer.Exit(1)
+
+
+@verb(HEALTH, "cl-adapter gc --older-than 30 --dry-run")
+def gc(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list")] = False,
+    older_than: Annotated[float, typer.Option(min=0.0, metavar="DAYS", help="age of unfinished runs to drop")] = 7.0,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Remove leftovers, old unfinished runs and deleted versions."""
+    session = Session.of(ctx)
+    registry = session.hub().registry
+    found = registry.garbage(older_than)
+    total = sum(item.bytes for item in found)
+    if not session.json:
+        _list(found, total)
+    freed = 0
+    if found and not dry_run:
+        if not yes:
+            _ask(f"remove {len(found)} things, {display.size(total)}?")
+        freed = registry.collect(found)
+        session.note(f"freed {display.size(freed)}")
+    if session.json:
+        rows = [{"path": str(item.path), "reason": item.reason, "bytes": item.bytes} for item in found]
+        session.give({"found": rows, "bytes": total, "freed": freed, "dry_run": dry_run})
+
+
+def _list(found: list[Garbage], total: int) -> None:
+    if not found:
+        print("nothing to remove")
+        return
+    display.table(
+        ("size", "reason", "path"), [(display.size(i.bytes), i.reason, i.path) for i in found], right=("size",)
+    )
+    print(f"{display.size(total)} in all")
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("this removes files and there is no terminal to ask on", "add --yes, or --dry-run to look")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        print("nothing was removed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@verb(HEALTH, "cl-adapter doctor")
+def doctor(ctx: typer.Context) -> None:
+    """Check the installation, the machine and the hub."""
+    session = Session.of(ctx)
+    from adapterhub_cl.doctor import examine
+
+    checks = examine(session.where(), Path.cwd(), device=session.device)
+    good = all(check.ok for check in checks)
+    if session.json:
+        session.give({"ok": good, "checks": [check.to_json() for check in checks]})
+    else:
+        rows: list[Any] = [("ok" if c.ok else "NO", c.name, c.detail) for c in checks]
+        display.table(("", "check", "found"), rows)
+        for check in checks:
+            if check.fix:
+                print(f"{check.name}: {check.fix}")
+    if not good:
+        raise typer.Exit(1)

@@ -1,0 +1,204 @@
+"""`init`, `add-task`, `update`, `demo`: make a hub and teach it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import MAKE, verb
+from cl_adapter.session import DEFAULT_HUB, Session
+from cl_adapter.training_flags import Announcing, Wishes, training_flags, wishes
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.types import AdapterRecord, Evaluation
+
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        help="file (JSONL, JSON, CSV, TSV, Parquet, text), saved dataset, hub dataset, or - for JSON lines on stdin"
+    ),
+]
+Held = Annotated[str | None, typer.Option(help="held-out data that the finished adapter is scored on")]
+Replay = Annotated[str | None, typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200")]
+Columns = Annotated[str | None, typer.Option(help="which column is which: input=a,output=b[,instruction=c]")]
+Instruction = Annotated[str | None, typer.Option(help="what to do with inputs that come without an instruction")]
+LogWith = Annotated[str | None, typer.Option(help="also log to a tracker that Accelerate knows, e.g. tensorboard")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the newest unfinished run of this name")]
+Config = Annotated[str | None, typer.Option(help="YAML file of these settings; flags win")]
+
+
+@verb(MAKE, "cl-adapter init my-hub --base tiny")
+def init(
+    ctx: typer.Context,
+    path: Annotated[
+        str | None, typer.Argument(help="where; default: --hub, else $CL_ADAPTER_HUB or ./registry")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="tiny (embedded), a folder, or an id such as Qwen/Qwen2.5-0.5B")
+    ] = None,
+    quantization: Annotated[str, typer.Option(help="how the base is stored in memory")] = "nf4",
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the id")] = None,
+) -> None:
+    """Make a hub for one base."""
+    session = Session.of(ctx)
+    if base is None:
+        raise UsageError(
+            "init needs --base", "cl-adapter init --base tiny takes the embedded one; or a folder, or a hub id"
+        )
+    if path and session.hub_path and Path(path).expanduser() != session.hub_path:
+        raise UsageError(f"two places for the hub: {path} and --hub {session.hub_path}", "give one of them")
+    from adapterhub_cl.hub import AdapterHub
+
+    where = Path(path).expanduser() if path else session.named() or DEFAULT_HUB
+    hub = AdapterHub.init(where, base, quantization=quantization, revision=revision)
+    found = hub.base
+    if session.json:
+        session.give({"hub": str(hub.folder), "base": {k: getattr(found, k) for k in found.__dataclass_fields__}})
+        return
+    print(
+        f"made a hub at {hub.folder}: base {found.source} ({found.architecture}, "
+        f"{found.parameters / 1e6:,.1f} million parameters, {found.quantization})"
+    )
+    named = "" if hub.folder in (DEFAULT_HUB, session.named()) and session.hub_path is None else f"--hub {where} "
+    session.note(f"next: cl-adapter {named}add-task NAME DATA.jsonl --eval TEST.jsonl")
+
+
+@verb(MAKE, "cl-adapter add-task news train.jsonl --eval test.jsonl --epochs 2")
+@training_flags
+def add_task(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="the task's and the adapter's name")],
+    data: Data = None,
+    eval: Held = None,  # noqa: A002 (the flag's name)
+    strategy: Annotated[str | None, typer.Option(help="how training treats the past; default: isolated")] = None,
+    replay: Replay = None,
+    columns: Columns = None,
+    kind: Annotated[str | None, typer.Option(help="choice, generation, text; default: read off the data")] = None,
+    labels: Annotated[str | None, typer.Option(help="the answers of a choice task: a,b,c")] = None,
+    instruction: Instruction = None,
+    prompt_format: Annotated[str | None, typer.Option(help="how a prompt is written; default: instruction")] = None,
+    metric: Annotated[str | None, typer.Option(help="the score that stands for the task")] = None,
+    log_with: LogWith = None,
+    resume: Resume = False,
+    config: Config = None,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Train an adapter for a new task, keep replay samples, evaluate, record."""
+    options = {
+        "eval": eval,
+        "strategy": strategy,
+        "replay": replay,
+        "columns": columns,
+        "kind": kind,
+        "labels": labels,
+        "instruction": instruction,
+        "prompt_format": prompt_format,
+        "metric": metric,
+        "log_with": log_with,
+    }
+    _teach(Session.of(ctx), "add_task", name, data, resume, wishes(config, options, settings))
+
+
+@verb(MAKE, "cl-adapter update news fresh.jsonl --eval test.jsonl")
+@training_flags
+def update(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="the adapter to go on from")],
+    data: Data = None,
+    eval: Held = None,  # noqa: A002 (the flag's name)
+    replay: Replay = None,
+    columns: Columns = None,
+    instruction: Instruction = None,
+    log_with: LogWith = None,
+    resume: Resume = False,
+    config: Config = None,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Train a new version from new data of a known task, or from raw text."""
+    options = {
+        "eval": eval,
+        "replay": replay,
+        "columns": columns,
+        "instruction": instruction,
+        "log_with": log_with,
+    }
+    _teach(Session.of(ctx), "update", name, data, resume, wishes(config, options, settings))
+
+
+@verb(MAKE, "cl-adapter demo")
+def demo(
+    ctx: typer.Context,
+    folder: Annotated[str | None, typer.Argument(help="where its hub is made; default: ./demo-hub")] = None,
+    seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
+) -> None:
+    """Watch the whole life cycle on the embedded base."""
+    session = Session.of(ctx)
+    from adapterhub_cl import demo as shown
+
+    place = Path(folder).expanduser() if folder else session.hub_path
+    tell = session.note if session.json else (lambda text: None if session.quiet else print(text, flush=True))
+    found = shown.run(place, seed=seed, tell=tell)
+    if session.json:
+        session.give(found)
+
+
+def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, wanted: Wishes) -> None:
+    started = time.monotonic()
+    hub = session.hub()
+    if resume and (wanted.settings or wanted.options):
+        given = ", ".join("--" + key.replace("_", "-") for key in (*wanted.options, *wanted.settings))
+        raise UsageError(f"a resumed run keeps its settings: {given} cannot be given", "leave them out, or --resume")
+    reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, wanted))
+    teach = hub.add_task if method == "add_task" else hub.update
+    record = teach(name, data, resume=resume, reporter=reporter, **wanted.options, **wanted.settings)
+    seconds = time.monotonic() - started
+    if session.json:
+        session.give({**outcome(record), "seconds": round(seconds, 1)})
+        return
+    show_outcome(record, f"{seconds:.0f} s")
+    next_step = (
+        f"eval {record.name} --data TEST.jsonl" if not record.metrics else f'predict --task {record.task} "TEXT"'
+    )
+    session.note(f"next: {session.command(next_step)}")
+
+
+def _settings_line(method: str, wanted: Wishes) -> str:
+    from adapterhub_cl import replay, strategies
+
+    shown: dict[str, Any] = {"strategy": strategies.DEFAULT} if method == "add_task" else {}
+    shown |= {"replay": replay.DEFAULT}
+    shown |= {k: v for k, v in wanted.options.items() if k in shown}
+    shown |= wanted.effective().to_json()
+    if method == "update":  # what goes on from the old version keeps its shape
+        from adapterhub_cl.training.request import SHAPE
+
+        shown = {k: v for k, v in shown.items() if k not in SHAPE or k in wanted.settings}
+    words = [f"{k.replace('_', '-')}={'auto' if v is None else v}" for k, v in shown.items() if v != ""]
+    return f"settings: {' '.join(words)}"
+
+
+def outcome(record: AdapterRecord) -> dict[str, Any]:
+    """What `--json` gives for a verb that makes a version."""
+    return {
+        **record.to_json(),
+        "gate": None,
+        "path": str(record.path),
+        "task_spec": record.manifest.get("task_spec"),
+        "evaluations": record.manifest.get("evaluations", []),
+    }
+
+
+def show_outcome(record: AdapterRecord, took: str = "") -> None:
+    """Print the version that was made, what it is for and what it scored."""
+    spec = record.manifest.get("task_spec") or {}
+    labels = f", labels: {', '.join(spec['labels'])}" if spec.get("labels") else ""
+    print(f"{record.ref}  {spec.get('kind', 'unknown')} task {record.task}{display.one_line(labels)}")
+    for row in record.manifest.get("evaluations", []):
+        print(f"  {display.score_line(Evaluation(**row))}")
+    facts = [record.status, f"rank {record.rank}", display.size(record.bytes), took]
+    print(f"  {', '.join(fact for fact in facts if fact)}")

@@ -1,0 +1,216 @@
+"""`list`, `show`, `log`, `lineage`: what is there. None of them imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import LOOK, verb
+from cl_adapter.session import Session
+
+from adapterhub_cl.types import AdapterRecord, Edge
+
+if TYPE_CHECKING:
+    from adapterhub_cl.hub import AdapterHub
+    from adapterhub_cl.registry import StoredEvaluation
+
+
+@verb(LOOK, "cl-adapter list --json", "list")
+def list_adapters(
+    ctx: typer.Context,
+    all_versions: Annotated[bool, typer.Option("--all", help="every version, not the latest of each adapter")] = False,
+) -> None:
+    """List the adapters."""
+    session = Session.of(ctx)
+    hub = session.hub()
+    found = hub.list(all_versions=all_versions)
+    if session.json:
+        session.give([record.to_json() for record in found])
+        return
+    if not found:
+        session.note(f"no adapters yet; make one: {session.command('add-task NAME DATA.jsonl')}")
+        return
+    first = _first_scores(hub.evaluations())
+    display.table(
+        ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "status"),
+        [_row(record, first.get(record.ref)) for record in found],
+        right=("value", "rank", "size", "age"),
+    )
+
+
+def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluation]:
+    """For each version the score that stands for its task, as it was first measured."""
+    first: dict[str, StoredEvaluation] = {}
+    for stored in found:
+        first.setdefault(stored.ref, stored)
+    return first
+
+
+def _row(record: AdapterRecord, scored: StoredEvaluation | None) -> Sequence[Any]:
+    return (
+        record.ref,
+        record.task,
+        record.kind,
+        scored.evaluation.metric if scored else None,
+        display.value(scored.evaluation.value) if scored else None,
+        record.rank,
+        display.size(record.bytes),
+        display.age(record.created_at),
+        ",".join(record.aliases),
+        record.status,
+    )
+
+
+@verb(LOOK, "cl-adapter show news@v2")
+def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
+    """Show everything about one version."""
+    session = Session.of(ctx)
+    hub = session.hub()
+    record = hub.get(ref)
+    scores = hub.evaluations(record.ref)
+    parents = [edge for edge in hub.lineage(record.ref) if edge.child == record.ref]
+    if session.json:
+        session.give(_whole(record, scores, parents))
+    else:
+        _print_whole(record, scores, parents)
+
+
+_IN_RECORD = {"name", "version", "kind", "task", "status", "rank", "bytes", "created_at", "evaluations", "lineage"}
+
+
+def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: Sequence[Edge]) -> dict[str, Any]:
+    return {
+        **record.to_json(),
+        "path": str(record.path),
+        **{key: value for key, value in record.manifest.items() if key not in _IN_RECORD},
+        "evaluations": [stored.to_json() for stored in scores],
+        "lineage": [{"parent": edge.parent, "relation": edge.relation} for edge in parents],
+    }
+
+
+def _print_whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: Sequence[Edge]) -> None:
+    made, task = record.manifest, record.manifest.get("task_spec") or {}
+    training, base, replay = made.get("training", {}), made.get("base", {}), made.get("replay", {})
+    data, held_out = training.get("data") or {}, training.get("eval") or {}
+    about = {
+        "ref": record.ref,
+        "status": record.status,
+        "kind": record.kind,
+        "aliases": ", ".join(record.aliases),
+        "made": f"{display.moment(record.created_at)} ({display.age(record.created_at)} ago)",
+        "task": f"{record.task} ({task.get('kind', 'unknown')})" if record.task else "",
+        "labels": ", ".join(task.get("labels", ())),
+        "instruction": task.get("instruction"),
+        "prompt format": task.get("prompt_format"),
+        "base": f"{base['source']} ({base.get('fingerprint', '')[:12]})" if base.get("source") else "",
+        "rank": record.rank,
+        "alpha": made.get("alpha"),
+        "modules": ", ".join(made.get("target_modules", ())),
+        "strategy": made.get("strategy"),
+        "replay samples": f"{replay['samples']} ({replay.get('policy')})" if "samples" in replay else "",
+        "data": _source(data),
+        "held-out data": _source(held_out),
+        "settings": _settings(training),
+        "size": display.size(record.bytes),
+        "path": record.path,
+    }
+    display.pairs({**about, **{f"parent {i}": _edge(edge) for i, edge in enumerate(parents, 1)}})
+    if scores:
+        print()
+        display.table(
+            ("metric", "value", "95 % interval", "n", "measured", "data"),
+            [
+                (
+                    s.evaluation.metric,
+                    display.value(s.evaluation.value),
+                    display.interval(s.evaluation),
+                    s.evaluation.n,
+                    display.moment(s.created_at),
+                    s.evaluation.data,
+                )
+                for s in scores
+            ],
+            right=("value", "n"),
+        )
+    reported = [stored.evaluation for stored in scores if stored.evaluation.details.get("classes")]
+    if reported:
+        print()
+        display.class_report(reported[-1])
+    print()
+    files = [(name, display.size(row["bytes"]), row["sha256"][:16]) for name, row in made.get("files", {}).items()]
+    display.table(("file", "size", "sha256"), files, right=("size",))
+
+
+def _source(data: dict[str, Any]) -> str:
+    return f"{data['source']} ({data.get('examples', '?')} examples)" if data.get("source") else ""
+
+
+def _settings(training: dict[str, Any]) -> str:
+    settings = training.get("settings") or {}
+    return " ".join(f"{k.replace('_', '-')}={v}" for k, v in settings.items() if v not in (None, ""))
+
+
+def _edge(edge: Edge) -> str:
+    return f"{edge.relation.replace('_', ' ')} {edge.parent}"
+
+
+@verb(LOOK, "cl-adapter log news -n 5")
+def log(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="an adapter, a version or a task; default: everything")] = None,
+    count: Annotated[int, typer.Option("--number", "-n", min=0, help="the newest so many; 0 for all")] = 20,
+) -> None:
+    """Show what happened, newest first."""
+    session = Session.of(ctx)
+    hub = session.hub()
+    found = hub.log(name, count or None)
+    if name is not None and not found:
+        hub.get(name)  # nothing happened to it because it is not there: the error says what is
+    if session.json:
+        session.give([event.to_json() for event in found])
+        return
+    if not found:
+        session.note("nothing has happened yet")
+        return
+    rows = [(display.moment(event.at), event.verb, event.ref, _detail(event.detail)) for event in found]
+    display.table(("when", "verb", "what", "detail"), rows)
+
+
+def _detail(detail: Any) -> str:
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in detail.items()
+        if value not in (None, "", [], {})
+    )
+
+
+@verb(LOOK, "cl-adapter lineage both")
+def lineage(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
+    """Show what a version came from, and what came from it."""
+    session = Session.of(ctx)
+    hub: AdapterHub = session.hub()
+    record = hub.get(ref)
+    edges = hub.lineage(record.ref)
+    if session.json:
+        rows = [{"child": edge.child, "parent": edge.parent, "relation": edge.relation} for edge in edges]
+        session.give({"ref": record.ref, "edges": rows})
+        return
+    print(record.ref)
+    _branch(record.ref, edges, upwards=True, depth=1, seen={record.ref})
+    if any(edge.parent == record.ref for edge in edges):
+        print(f"made from {record.ref}:")
+        _branch(record.ref, edges, upwards=False, depth=1, seen={record.ref})
+
+
+def _branch(ref: str, edges: Sequence[Edge], *, upwards: bool, depth: int, seen: set[str]) -> None:
+    for edge in edges:
+        here, there = (edge.child, edge.parent) if upwards else (edge.parent, edge.child)
+        if here != ref:
+            continue
+        words = edge.relation.replace("_", " ")
+        print("  " * depth + (f"{words} {there}" if upwards else f"{there} {words} {here}"))
+        if there not in seen:
+            _branch(there, edges, upwards=upwards, depth=depth + 1, seen={*seen, there})

@@ -1,0 +1,93 @@
+"""`alias`, `rollback`, `import`, `export`: what production uses, and the outside."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from cl_adapter.app import MOVE, verb
+from cl_adapter.session import Session
+from cl_adapter.training_flags import split_labels
+from cl_adapter.verbs_learn import outcome, show_outcome
+
+from adapterhub_cl.errors import UsageError
+
+
+@verb(MOVE, "cl-adapter alias news@v2 production")
+def alias(
+    ctx: typer.Context,
+    ref: Annotated[str, typer.Argument(help="a version: news@v2")],
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="production decides what serves the task")],
+) -> None:
+    """Let a movable name point at a version."""
+    session = Session.of(ctx)
+    record = session.hub().alias(ref, name)
+    if session.json:
+        session.give({"ref": record.ref, "alias": name, "aliases": list(record.aliases)})
+    else:
+        print(f"{record.name}@{name} is now {record.ref}")
+
+
+@verb(MOVE, "cl-adapter rollback news@production")
+def rollback(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="production, or news@production")],
+) -> None:
+    """Move an alias back to the version before."""
+    session = Session.of(ctx)
+    before, after = session.hub().rollback(name)
+    if session.json:
+        session.give({"alias": name, "from": before.ref, "to": after.ref})
+    else:
+        print(f"{name.rpartition('@')[2]}: {before.ref} → {after.ref}")
+
+
+@verb(MOVE, "cl-adapter import ./my-lora --as news --labels world,sport,business", "import")
+def import_adapter(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="DIR", help="what PEFT's save_pretrained() wrote")],
+    name: Annotated[str, typer.Option("--as", help="the adapter's name here")],
+    task: Annotated[str | None, typer.Option(help="the task of this hub that it serves")] = None,
+    kind: Annotated[str | None, typer.Option(help="of a new task: choice, generation or text")] = None,
+    labels: Annotated[str | None, typer.Option(help="of a new choice task: a,b,c")] = None,
+    instruction: Annotated[str | None, typer.Option(help="of a new task")] = None,
+    prompt_format: Annotated[str | None, typer.Option(help="of a new task; default: instruction")] = None,
+    metric: Annotated[str | None, typer.Option(help="the score that stands for the task")] = None,
+) -> None:
+    """Take in a LoRA that plain PEFT wrote."""
+    session = Session.of(ctx)
+    described: dict[str, Any] = {
+        "kind": kind,
+        "labels": split_labels(labels) if labels is not None else None,
+        "instruction": instruction,
+        "prompt_format": prompt_format,
+        "metric": metric,
+    }
+    described = {key: value for key, value in described.items() if value is not None}
+    if task is not None and described:
+        given = ", ".join("--" + key.replace("_", "-") for key in described)
+        raise UsageError(f"--task names a known task; {given} would describe a new one", "give one or the other")
+    record = session.hub().import_adapter(source, name, task=task, **described)
+    if session.json:
+        session.give(outcome(record))
+        return
+    show_outcome(record)
+    session.note(f"next: {session.command(f'eval {record.name} --data TEST.jsonl')}")
+
+
+@verb(MOVE, "cl-adapter export news@v2 -o ./news-lora")
+def export(
+    ctx: typer.Context,
+    ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="a missing or empty directory")],
+    format: Annotated[str, typer.Option(help="peft: opens with PeftModel.from_pretrained")] = "peft",  # noqa: A002
+) -> None:
+    """Write a version for use elsewhere."""
+    session = Session.of(ctx)
+    hub = session.hub()
+    record = hub.get(ref)
+    path = hub.export(record.ref, output, format=format)
+    if session.json:
+        session.give({"ref": record.ref, "path": str(path), "format": format})
+    else:
+        print(f"{record.ref} → {path}")

@@ -1,0 +1,46 @@
+"""`eval`: score adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import USE, verb
+from cl_adapter.session import Session
+
+from adapterhub_cl.types import Evaluation
+
+
+@verb(USE, "cl-adapter eval news --data test.jsonl --report", "eval")
+def evaluate(
+    ctx: typer.Context,
+    refs: Annotated[list[str] | None, typer.Argument(help="adapters; default: every one that serves a task")] = None,
+    data: Annotated[str | None, typer.Option(help="default: each one's own held-out data")] = None,
+    columns: Annotated[str | None, typer.Option(help="which column is which: input=a,output=b")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="examples at once")] = 32,
+    report: Annotated[bool, typer.Option("--report", help="precision, recall and F1 of each class")] = False,
+) -> None:
+    """Score adapters on their tasks, and record the scores."""
+    from adapterhub_cl.data.columns import parse_columns
+
+    session = Session.of(ctx)
+    given = parse_columns(columns) if columns else None
+    found = session.hub().evaluate(
+        refs or (), data=data, columns=given, batch_size=batch_size, reporter=session.reporter()
+    )
+    if session.json:
+        session.give({"results": [_result(ref, score, report) for ref, score in found]})
+        return
+    display.scores(found)
+    if report:
+        for ref, score in found:
+            if score.details.get("classes"):
+                print(f"\n{ref} on {score.task}")
+                display.class_report(score)
+
+
+def _result(ref: str, score: Evaluation, report: bool) -> dict[str, Any]:
+    row = {"adapter": ref, "task": score.task, "metric": score.metric, "value": score.value, "n": score.n}
+    row |= {"interval": score.details.get("interval"), "data": score.data}
+    return {**row, "report": score.details.get("classes")} if report else row

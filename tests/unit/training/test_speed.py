@@ -1,0 +1,119 @@
+"""The measured choice: kept for the next run, and without any effect on what is learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import same, stir, toy_settings, toy_tokens
+
+from adapterhub_cl.objectives.causal_lm import Objective
+from adapterhub_cl.training import speed
+from adapterhub_cl.training.lora import new_adapter, trainable
+from adapterhub_cl.training.speed import Speed
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "adapterhub-cl" / "speed.json"
+
+
+@pytest.fixture
+def model(pico_base: Any) -> Iterator[Any]:
+    with new_adapter(pico_base, toy_settings(dropout=0.5), "CAUSAL_LM") as model:
+        stir(model)
+        model.train()
+        yield model
+    pico_base.model.set_attn_implementation("sdpa")
+
+
+def choose(model: Any, base: Any) -> Speed:
+    return speed.choose(model, base, Objective(), toy_tokens(9), 4)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
+    asked: list[str] = []
+
+    def measure(model: Any, objective: Any, batch: Any, name: str, dtype: torch.dtype) -> float:
+        asked.append(name)
+        return seconds[name]
+
+    monkeypatch.setattr(speed, "_step_seconds", measure)
+    return asked
+
+
+@pytest.mark.parametrize(("eager", "chosen"), [(0.5, "eager"), (0.95, "sdpa"), (1.0, "sdpa"), (2.0, "sdpa")])
+def test_the_default_stays_unless_clearly_beaten_and_the_choice_is_kept(
+    model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch, eager: float, chosen: str
+) -> None:
+    asked = timed(monkeypatch, {"sdpa": 1.0, "eager": eager})
+    assert choose(model, pico_base) == Speed(chosen, 0)
+    assert sorted(asked) == ["eager", "sdpa"]
+    assert choose(model, pico_base) == Speed(chosen, 0)
+    assert len(asked) == 2, "measured once"
+    assert list(json.loads(store.read_text()).values()) == [chosen]
+
+
+@pytest.mark.usefixtures("store")
+def test_measuring_changes_nothing_that_is_learned_from(model: Any, pico_base: Any) -> None:
+    """Else the first run on a machine, which measures, and the second would draw other dropout."""
+    before = {n: p.detach().clone() for n, p in trainable(model).items()}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    assert choose(model, pico_base).attention in ("sdpa", "eager")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same({n: p.detach() for n, p in trainable(model).items()}, before)
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+
+
+@pytest.mark.usefixtures("store")
+def test_each_way_computes_the_same(model: Any) -> None:
+    model.eval()
+    ids = torch.tensor([[1, 40, 50, 60]])
+    with torch.no_grad():
+        speed.use(model, Speed("sdpa"))
+        right = model(input_ids=ids).logits
+        speed.use(model, Speed("eager"))
+        torch.testing.assert_close(model(input_ids=ids).logits, right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
+def test_a_spoilt_store_is_measured_anew(
+    model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    store.parent.mkdir()
+    store.write_text(content)
+    timed(monkeypatch, {"sdpa": 1.0, "eager": 0.1})
+    assert choose(model, pico_base).attention == "eager"
+
+
+@pytest.mark.usefixtures("store")
+def test_an_architecture_with_one_kind_of_attention(load_pico: Callable[..., Any]) -> None:
+    base = load_pico("bloom")
+    with new_adapter(base, toy_settings(), "CAUSAL_LM") as model:
+        chosen = choose(model, base)
+        assert chosen.attention == "eager"
+        speed.use(model, chosen)
+
+
+def test_weights_are_kept_only_where_they_exist_and_fit(
+    load_pico: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_pico("llama", "nf4")
+    assert speed.spare_bytes(load_pico("llama", "none")) == 0
+    assert speed.spare_bytes(base) == base.info.parameters * 4
+    low = type("Memory", (), {"available": base.info.parameters * 15})()
+    monkeypatch.setattr(speed.psutil, "virtual_memory", lambda: low)
+    assert speed.spare_bytes(base) == 0
+
+
+def test_it_is_told() -> None:
+    assert Speed().describe() == "sdpa attention"
+    assert "12 MB" in Speed("eager", 12_000_000).describe()
+    assert speed.to_json(Speed("eager", 5)) == {"attention": "eager", "keep_bytes": 5}
