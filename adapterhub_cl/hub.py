@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import AdapterError, BaseModelError, DataError, UsageError
+from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.inference.serving import BASE, answering, task_of, who_answers
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
-from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem, Task
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
     from adapterhub_cl.training.progress import Reporter
 
-BASE = "base"
+_List = list  # within the class, `list` is the verb
 
 
 class AdapterHub:
@@ -95,7 +94,7 @@ class AdapterHub:
         return self.registry.get(ref)
 
     def path(self, ref: str) -> Path:
-        """The version's directory, in PEFT's own format; its files are checked against their hashes.
+        """The version's directory, in PEFT's own format, its files checked against their hashes.
 
         Raises:
             IntegrityError: a file is missing or changed.
@@ -104,15 +103,15 @@ class AdapterHub:
         self.registry.check_files(record)
         return record.path
 
-    def log(self, name: str | None = None, limit: int | None = None) -> list[Event]:
+    def log(self, name: str | None = None, limit: int | None = None) -> _List[Event]:
         """What happened in this hub, newest first."""
         return self.registry.events(name, limit)
 
-    def lineage(self, ref: str) -> list[Edge]:
+    def lineage(self, ref: str) -> _List[Edge]:
         """All edges to ancestors and descendants of a version."""
         return self.registry.lineage(ref)
 
-    def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
+    def evaluations(self, ref: str | None = None, task: str | None = None) -> _List[StoredEvaluation]:
         """Recorded scores."""
         return self.registry.evaluations(ref, task)
 
@@ -213,30 +212,9 @@ class AdapterHub:
     def _teach(
         self, verb: str, name: str, data: str | Path | None, resume: bool, reporter: Reporter | None, **asked: Any
     ) -> AdapterRecord:
-        from adapterhub_cl.registry import check_name
-        from adapterhub_cl.training.request import Request, absolute
-        from adapterhub_cl.training.runs import Run
+        from adapterhub_cl.training.request import build
 
-        if verb == "add-task":
-            check_name(name)
-        else:
-            name = self.registry.get(name).name
-        run = None
-        if resume:
-            run = Run.newest(self.registry.runs_dir, verb, name)
-            request = Request.from_json(run.request)
-            if data is not None and absolute(data) != request.data:
-                raise UsageError(
-                    f"the unfinished run learns from {request.data}, not from {data}",
-                    "leave the data out, or start a new run without --resume",
-                )
-        elif data is None:
-            raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
-        else:
-            evaluated = asked.pop("eval")
-            given = {key: value for key, value in asked.items() if value is not None}
-            held_out = absolute(evaluated) if evaluated else ""
-            request = Request(verb, name, absolute(data), held_out, **given)
+        request, run = build(self.registry, verb, name, data, resume, asked)
         request.training()  # every bad setting is told before anything is loaded
         from adapterhub_cl.training.progress import Reporter
         from adapterhub_cl.training.teaching import begin, teach
@@ -257,7 +235,7 @@ class AdapterHub:
         columns: Mapping[str, str] | None = None,
         batch_size: int = 32,
         reporter: Reporter | None = None,
-    ) -> list[tuple[str, Evaluation]]:
+    ) -> _List[tuple[str, Evaluation]]:
         """Score adapters on their tasks and record the scores.
 
         Args:
@@ -272,11 +250,11 @@ class AdapterHub:
         """
         from adapterhub_cl.evaluation.stored import evaluate_stored
 
-        found: list[tuple[str, Evaluation]] = []
+        found: _List[tuple[str, Evaluation]] = []
         for ref in refs or sorted(set(self.registry.serving().values())):
             record = self.registry.get(ref)
-            task = self._task_of(record)
-            with self._answering(record.ref) as (model, _):
+            task = task_of(self.registry, record)
+            with answering(self.registry, self.load_base(), record.ref) as model:
                 scores = evaluate_stored(
                     model, self.load_base(), record, task, data, columns, batch_size=batch_size, reporter=reporter
                 )
@@ -295,7 +273,7 @@ class AdapterHub:
         max_new_tokens: int = 64,
         batch_size: int = 32,
         progress: Any = None,
-    ) -> list[Prediction]:
+    ) -> _List[Prediction]:
         """Answers, in order.
 
         Args:
@@ -309,19 +287,19 @@ class AdapterHub:
         from adapterhub_cl import objectives
         from adapterhub_cl.inference.answering import answer
 
-        chosen, ref = self._who_answers(task, adapter)
+        chosen, ref = who_answers(self.registry, task, adapter)
         examples = [Example(i) if isinstance(i, str) else i for i in inputs]
         for number, example in enumerate(examples, 1):
             if not example.input.strip():
                 raise DataError(f"input {number} is empty", "give a text")
-        with self._answering(ref) as (model, name):
+        with answering(self.registry, self.load_base(), ref) as model:
             return answer(
                 model,
                 self.load_base(),
                 objectives.ROOM.get("causal_lm")(),
                 chosen,
                 examples,
-                name,
+                ref,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 progress=progress,
@@ -352,8 +330,8 @@ class AdapterHub:
         if adapter == BASE and task is None:
             chosen, ref = None, BASE
         else:
-            chosen, ref = self._who_answers(task, adapter)
-        with self._answering(ref) as (model, _):
+            chosen, ref = who_answers(self.registry, task, adapter)
+        with answering(self.registry, self.load_base(), ref) as model:
             return continue_text(
                 model,
                 self.load_base(),
@@ -425,65 +403,8 @@ class AdapterHub:
         self.registry.check_files(record)
         return export(record, Path(target), format)
 
-    def verify(self) -> list[Problem]:
+    def verify(self) -> _List[Problem]:
         """Everything that is not as it should be: files, index, leftovers, and the base's fingerprint."""
-        from adapterhub_cl.bases import fingerprint, resolve
+        from adapterhub_cl.bases.checks import check_base
 
-        problems = self.registry.verify()
-        try:
-            now = fingerprint(resolve(self.base.source, self.base.revision))
-            if now != self.base.fingerprint:
-                fix = "restore the base's old files, or make a new hub for the new base with cl-adapter init"
-                problems.append(Problem(self.base.source, "the base has changed since this hub was made", fix))
-        except BaseModelError as error:
-            problems.append(Problem(self.base.source, error.message, error.hint))
-        return problems
-
-    # -- helpers ---------------------------------------------------------------------------------
-
-    def _who_answers(self, task: str | None, adapter: str | None) -> tuple[Task, str]:
-        """The task whose prompt and labels are used, and the reference of what answers."""
-        if adapter is not None and adapter != BASE:
-            record = self.registry.get(adapter)
-            return (self.registry.task(task) if task else self._task_of(record)), record.ref
-        serving = self.registry.serving()
-        if task is None:
-            if not serving:
-                raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
-            if len(serving) > 1:
-                raise UsageError(
-                    f"this hub serves {len(serving)} tasks and nobody said which",
-                    f"add --task or --adapter; tasks: {', '.join(sorted(serving))}",
-                )
-            task = next(iter(serving))
-        chosen = self.registry.task(task)
-        if adapter == BASE:
-            return chosen, BASE
-        if task not in serving:
-            raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter list shows what is there")
-        return chosen, serving[task]
-
-    def _task_of(self, record: AdapterRecord) -> Task:
-        """The task as it was when this version was made: a later update may have added labels."""
-        spec = record.manifest.get("task_spec")
-        if spec:
-            return Task.from_json(spec)
-        if record.task:
-            return self.registry.task(record.task)
-        return replace(Task(record.name), kind="generation")
-
-    @contextmanager
-    def _answering(self, ref: str) -> Iterator[tuple[Any, str]]:
-        """The base with an adapter active, and the adapter's reference; `base` is the base alone."""
-        base = self.load_base()
-        if ref == BASE:
-            yield base.model, BASE
-            return
-        from adapterhub_cl.training.fused import fused
-        from adapterhub_cl.training.lora import check_config, stored_adapter
-        from adapterhub_cl.training.speed import spare_bytes
-
-        path = self.path(ref)
-        check_config(path)
-        with stored_adapter(base, path) as model, fused(model, base.dtype, spare_bytes(base)):
-            yield model, self.registry.get(ref).ref
+        return [*self.registry.verify(), *check_base(self.base)]

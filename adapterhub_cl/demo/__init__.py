@@ -109,4 +109,5 @@ def _score(hub: AdapterHub, task: str, adapter: str) -> float:
 
         hub.registry.put_task(infer_task(task, read_examples(_data(task))))
     found = hub.predict([row["text"] for row in rows], task=task, adapter=adapter)
-    return sum(f.prediction == row["label"] for f, row in zip(found, rows, strict=True)) / len(rows)
+    right = sum(f.prediction == str(row["label"]) for f, row in zip(found, rows, strict=True))
+    return right / len(rows)

@@ -19,6 +19,7 @@ from adapterhub_cl.strategies import BaseStrategy
 from adapterhub_cl.training import speed
 from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.settings import TrainingSettings
 from adapterhub_cl.types import Example, Task
@@ -95,8 +96,7 @@ def learn(
 
     training: list[Tokens] = [tokens[i] for i in train]
     if chosen is None:
-        chosen = speed.choose(model, base, objective, training, settings.batch_size)
-        chosen = _agreed(chosen, accelerator)
+        chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
         on_speed(chosen)
     speed.use(model, chosen)
     dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
@@ -152,16 +152,6 @@ def learn(
         "tokens_per_second": round(outcome.tokens_per_second, 1),
     }
     return outcome, facts
-
-
-def _agreed(chosen: speed.Speed, accelerator: Accelerator) -> speed.Speed:
-    """The first process's choice, in every process."""
-    if accelerator.num_processes == 1:
-        return chosen
-    from accelerate.utils import broadcast_object_list
-
-    agreed: speed.Speed = broadcast_object_list([chosen])[0]
-    return agreed
 
 
 def _tracker(accelerator: Accelerator) -> Callable[[Mapping[str, float], int], None] | None:

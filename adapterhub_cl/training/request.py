@@ -9,6 +9,8 @@ from typing import Any
 
 from adapterhub_cl import replay
 from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.registry import Registry, check_name
+from adapterhub_cl.training.runs import Run
 from adapterhub_cl.training.settings import TrainingSettings, flag
 
 # What an adapter that starts from another one takes over from it.
@@ -73,6 +75,34 @@ class Request:
             return cls(**{**known, "labels": tuple(known.get("labels", ()))})
         except TypeError as error:
             raise IntegrityError(f"run.json cannot be used: {error}", "start again without --resume") from error
+
+
+def build(
+    registry: Registry, verb: str, name: str, data: str | Path | None, resume: bool, asked: Mapping[str, Any]
+) -> tuple[Request, Run | None]:
+    """The request that a call makes, and the run that it resumes.
+
+    Args:
+        asked: further fields of `Request`; None stands for "not given".
+
+    Raises:
+        UsageError: a bad name, no data, nothing to resume, or other data than the run was started with.
+    """
+    name = check_name(name) if verb == "add-task" else registry.get(name).name
+    if resume:
+        run = Run.newest(registry.runs_dir, verb, name)
+        request = Request.from_json(run.request)
+        if data is not None and absolute(data) != request.data:
+            raise UsageError(
+                f"the unfinished run learns from {request.data}, not from {data}",
+                "leave the data out, or start a new run without --resume",
+            )
+        return request, run
+    if data is None:
+        raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
+    given = {key: value for key, value in asked.items() if value is not None}
+    given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
+    return Request(verb, name, absolute(data), **given), None
 
 
 def absolute(source: str | Path) -> str:

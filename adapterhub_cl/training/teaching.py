@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,13 +17,14 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, examples, read_examples
 from adapterhub_cl.data.reading import read_rows
 from adapterhub_cl.data.tasks import check_answers, find_leaks, infer_task, updated_task
-from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training import speed
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter, save_adapter, stored_adapter
+from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.training.runs import Run
@@ -87,6 +89,8 @@ def teach(
         DataError, UsageError: the data or a setting cannot be used; nothing was written.
         TrainingInterrupted: stopped by the user; the run can be resumed.
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+        reporter = Reporter()  # one process of several tells
     settings = request.training()
     keep = replay.parse(request.replay)
     strategy: strategies.BaseStrategy = strategies.ROOM.get(request.strategy)()
@@ -123,15 +127,14 @@ def teach(
                 accelerator=accelerator,
                 reporter=reporter,
             )
-            accelerator.end_training()
             if not accelerator.is_main_process:
-                accelerator.wait_for_everyone()
-                return registry.get(request.name)
+                return registry.get(everyones("", accelerator))
             scores = _scores(model, base, objective, material, facts["max_length"], before, reporter)
             training = _training(request, run, material, facts)
             record = _publish(registry, base, model, request, material, keep, scores, training)
-            accelerator.wait_for_everyone()
+            everyones(record.ref, accelerator)
     finally:
+        accelerator.end_training()
         if lock is not None:
             lock.release()
     run.remove()
@@ -228,13 +231,9 @@ def _new_run(registry: Registry, request: Request, material: Material, accelerat
         "parent": material.parent.ref if material.parent else "",
     }
     started = Run.start(registry.runs_dir, row) if accelerator.is_main_process else None
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        started = broadcast_object_list([started])[0]
-    if started is None:
-        raise UsageError("the processes cannot reach each other", "see accelerate's own documentation")
-    return started
+    run = everyones(started, accelerator)
+    assert run is not None  # the first process started it
+    return run
 
 
 def _stored_speed(run: Path) -> speed.Speed | None:

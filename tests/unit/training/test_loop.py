@@ -216,12 +216,13 @@ def test_patience_stops_early(pico_base: Any) -> None:
     assert len(train(pico_base, toy_settings(epochs=3), evaluate=Scores(3, 2, 1)).history) == 3
 
 
-def test_the_model_trains_with_dropout_again_after_an_evaluation(pico_base: Any) -> None:
+def test_only_lora_trains_with_dropout_and_does_so_again_after_an_evaluation(pico_base: Any) -> None:
     modes: list[bool] = []
 
     class Watch(BaseStrategy):
         def before_step(self, stage: Stage) -> None:
-            modes.append(stage.model.training)
+            dropout = [m for n, m in stage.model.named_modules() if n.endswith("lora_dropout")]
+            modes.append(bool(dropout) and all(m.training for m in dropout) and not stage.model.training)
 
     def evaluate(model: Any) -> dict[str, float]:
         model.eval()

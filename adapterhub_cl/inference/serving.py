@@ -1,0 +1,79 @@
+"""Who answers: which task's prompt and labels, which version, and that version active on the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.types import AdapterRecord, Task
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
+
+BASE = "base"
+
+
+def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tuple[Task, str]:
+    """The task whose prompt and labels are used, and the reference of what answers (a version, or `base`).
+
+    Args:
+        task: its serving adapter answers; may be left out where the hub serves one task.
+        adapter: forces the adapter; `base` is the base alone.
+
+    Raises:
+        UsageError: nobody said which of several tasks, or there is none.
+        UnknownNameError: no such task or adapter.
+    """
+    if adapter is not None and adapter != BASE:
+        record = registry.get(adapter)
+        return (registry.task(task) if task else task_of(registry, record)), record.ref
+    serving = registry.serving()
+    if task is None:
+        if not serving:
+            raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+        if len(serving) > 1:
+            raise UsageError(
+                f"this hub serves {len(serving)} tasks and nobody said which",
+                f"add --task or --adapter; tasks: {', '.join(sorted(serving))}",
+            )
+        task = next(iter(serving))
+    chosen = registry.task(task)
+    if adapter == BASE:
+        return chosen, BASE
+    if task not in serving:
+        raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter list shows what is there")
+    record = registry.get(serving[task])
+    # A version answers with the labels that it knows: a later update may have added some.
+    return (task_of(registry, record) if record.task == task else chosen), record.ref
+
+
+def task_of(registry: Registry, record: AdapterRecord) -> Task:
+    """The task as it was when this version was made."""
+    spec = record.manifest.get("task_spec")
+    if spec:
+        return Task.from_json(spec)
+    return registry.task(record.task) if record.task else Task(record.name)
+
+
+@contextmanager
+def answering(registry: Registry, base: LoadedBase, ref: str) -> Iterator[Any]:
+    """The base with a version active, its files checked; `base` is the base alone.
+
+    Raises:
+        IntegrityError: a file of the version is missing or changed.
+        AdapterError: it does not fit the base.
+    """
+    if ref == BASE:
+        yield base.model
+        return
+    from adapterhub_cl.training.fused import fused
+    from adapterhub_cl.training.lora import stored_adapter
+    from adapterhub_cl.training.speed import spare_bytes
+
+    record = registry.get(ref)
+    registry.check_files(record)
+    with stored_adapter(base, record.path) as model, fused(model, base.dtype, spare_bytes(base)):
+        yield model

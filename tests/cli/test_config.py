@@ -1,0 +1,80 @@
+"""`--config FILE` under flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cl_adapter.training_flags import wishes
+from conftest import Cl
+
+from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.hub import AdapterHub
+from adapterhub_cl.registry import Registry
+
+OPTIONS: dict[str, Any] = {"eval": None, "strategy": None, "replay": None, "columns": None, "labels": None}
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_win_and_the_rest_comes_from_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "epochs: 2\nlearning-rate: 1e-3\nrslora: true\nstrategy: sequential\nreplay: none\n")
+    found = wishes(config, {**OPTIONS, "strategy": "isolated"}, {"epochs": 5})
+    assert found.options == {"strategy": "isolated", "replay": "none"}
+    assert found.settings == {"epochs": 5, "learning-rate": "1e-3", "rslora": True} or found.settings == {
+        "epochs": 5,
+        "learning_rate": "1e-3",
+        "rslora": True,
+    }
+    assert found.effective().learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("columns", ["columns: input=a,output=b", "columns: {input: a, output: b}"])
+@pytest.mark.parametrize("labels", ["labels: x, y", "labels: [x, y]"])
+def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: Path) -> None:
+    found = wishes(write(tmp_path, f"{columns}\n{labels}\n"), OPTIONS, {})
+    assert found.options == {"columns": {"input": "a", "output": "b"}, "labels": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [1\n", r"run\.yaml line 2: not valid YAML"),
+        ("- epochs\n", "holds no settings"),
+        ("", "holds no settings"),
+        ("strategy: [a]\n", "strategy cannot be"),
+        ("columns: 3\n", "columns cannot be 3"),
+        ("epochs: many\n", "--epochs must be a int"),
+        ("rank: 0\nepochs: 0\n", "--epochs must be at least 1, not 0; --rank must be at least 1"),
+    ],
+)
+def test_a_bad_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        wishes(write(tmp_path, text), OPTIONS, {})
+    assert "\n" not in caught.value.message
+
+
+def test_an_unknown_key_has_suggestions(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="epoch") as caught:
+        wishes(write(tmp_path, "epoch: 2\n"), OPTIONS, {})
+    assert "did you mean epochs" in caught.value.hint
+
+
+def test_only_what_was_given_reaches_the_facade(
+    cl: Cl, registry: Registry, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def add_task(_: object, name: str, source: str, **options: Any) -> None:
+        asked.update(options, name=name, data=source)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(AdapterHub, "add_task", add_task)
+    cl("add-task", "mood", data, "--hub", registry.path, "--no-dora", "--labels", "a, b", "--seed", 3)
+    asked.pop("reporter")
+    assert asked == {"name": "mood", "data": str(data), "resume": False, "dora": False, "labels": ["a", "b"], "seed": 3}

@@ -1,0 +1,86 @@
+"""Tables, ages, sizes."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from cl_adapter import display
+
+from adapterhub_cl.types import Evaluation
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1536, "1.5 kB"), (2_000_000, "2.0 MB"), (3 * 10**15, "3000.0 TB")]
+)
+def test_size(count: int, shown: str) -> None:
+    assert display.size(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("at", "shown"),
+    [
+        ("2026-03-01T11:59:30+00:00", "30 s"),
+        ("2026-03-01T11:30:00", "30 min"),
+        ("2026-03-01T02:00:00+00:00", "10 h"),
+        ("2026-02-01T12:00:00+00:00", "28 d"),
+        ("2027-01-01T00:00:00+00:00", "0 s"),
+        ("long ago", "long ago"),
+    ],
+)
+def test_age(at: str, shown: str) -> None:
+    assert display.age(at, NOW) == shown
+
+
+def test_a_table_in_a_pipe_is_aligned_text_and_wraps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a" * 300 + "@v1"
+    display.table(("ref", "n"), [(long, 5), ("日本", None), ("b", 12)], right=("n",))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == [long, "5"]
+    assert [display.width(line) for line in lines] == [305 + 0] * 4
+    assert lines[2].endswith(" -")
+
+
+class Terminal:
+    """stdout that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("columns", "drawn"), [(100, True), (20, False)])
+def test_a_table_is_drawn_only_where_it_fits(columns: int, drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    for name, value in {"COLUMNS": columns, "LINES": 30, "TERM": "xterm", "NO_COLOR": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    display.table(("ref", "text"), [("news@v1", "a text that is rather long")])
+    assert ("─" in terminal.text) is drawn
+    assert "news@v1" in terminal.text
+    assert "\x1b[3" not in terminal.text  # NO_COLOR: bold perhaps, colour never
+
+
+def test_data_cannot_break_the_terminal() -> None:
+    assert display.one_line("a\x1b[31mb\nc\td\x07") == "a�[31mb c d�"
+
+
+def test_a_score_is_shown_with_its_interval() -> None:
+    assert display.score_line(Evaluation("t", "accuracy", 0.5, 10, details={"interval": [0.2, 0.8]})) == (
+        "accuracy 0.5000 (95 % 0.200–0.800, n 10)"
+    )
+    assert display.score_line(Evaluation("t", "perplexity", 23.456, 3)) == "perplexity 23.46 (n 3)"
