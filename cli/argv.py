@@ -58,7 +58,7 @@ def hoist(argv: Sequence[str], valued: Callable[[str], Collection[str]]) -> Line
         if word in SWITCHES or (name in WITH_VALUE and equals):
             flags.append(word)
         elif word in WITH_VALUE:
-            if not words:
+            if not words or words[0].partition("=")[0] in (*SWITCHES, *WITH_VALUE):
                 raise UsageError(f"{word} needs a value", f"for example {word} {_EXAMPLES[word]}")
             flags.append(f"{word}={words.pop(0)}")
         elif verb is not None:

@@ -37,6 +37,8 @@ _OUTSIDE = {
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Tests run side by side: a second thread that waits for a busy core costs more than it gives.
+    "OMP_NUM_THREADS": "1",
 }
 for _name, _value in _OUTSIDE.items():
     os.environ[_name] = str(_value)

@@ -215,6 +215,12 @@ def save_adapter(model: Any, folder: Path, source: str, weights: Mapping[str, to
     model.peft_config["default"].base_model_name_or_path = source
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written when the version is published
+    # PEFT writes its sets in the order of this process's hash seed; sorted, the same run writes the same file.
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[key] = sorted(value)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def linear_names(model: torch.nn.Module) -> list[str]:

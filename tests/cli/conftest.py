@@ -93,15 +93,13 @@ def registry(tmp_path: Path) -> Registry:
 def publish(registry: Registry) -> Callable[..., AdapterRecord]:
     """Publishes a fake version into `registry`."""
 
-    def run(
-        name: str = "mood", *, task: str | None = None, edges: Sequence[tuple[str, str]] = (), **manifest: Any
-    ) -> Any:
-        spec = Task(task or name, "choice", instruction="How is it?", labels=LABELS, metric="accuracy")
+    def run(name: str = "mood", *, edges: Sequence[tuple[str, str]] = (), **manifest: Any) -> AdapterRecord:
+        spec = Task(name, "choice", instruction="How is it?", labels=LABELS, metric="accuracy")
         classes = {label: {"precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 5} for label in LABELS}
         details = {"interval": [0.7, 0.97], "classes": classes}
         scores = [
-            Evaluation(spec.name, "accuracy", 0.9, 10, "test.jsonl", details),
-            Evaluation(spec.name, "macro_f1", 0.85, 10),
+            Evaluation(name, "accuracy", 0.9, 10, "test.jsonl", details),
+            Evaluation(name, "macro_f1", 0.85, 10, "test.jsonl"),
         ]
         with registry.new_draft(name) as draft:
             (draft.path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -127,7 +125,7 @@ def publish(registry: Registry) -> Callable[..., AdapterRecord]:
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+def training_run(_torch: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     """A hub with one adapter, trained by the command itself, and what the command said."""
     from contextlib import redirect_stderr, redirect_stdout
 
@@ -143,6 +141,6 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
 
 
 @pytest.fixture
-def trained(_trained: tuple[Path, Said], tmp_path: Path) -> Path:
+def trained(training_run: tuple[Path, Said], tmp_path: Path) -> Path:
     """A copy of the trained hub that a test may change."""
-    return Path(shutil.copytree(_trained[0], tmp_path / "trained"))
+    return Path(shutil.copytree(training_run[0], tmp_path / "trained"))

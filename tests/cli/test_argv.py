@@ -42,7 +42,9 @@ def test_an_unknown_flag_before_the_verb_is_left_to_the_parser() -> None:
     assert hoist(["--hubb", "x", "list"], valued).verb is None
 
 
-@pytest.mark.parametrize("argv", [["list", "--hub"], ["--dtype"]])
+@pytest.mark.parametrize(
+    "argv", [["list", "--hub"], ["--dtype"], ["list", "--hub", "--json"], ["--hub", "--dtype=fp32"]]
+)
 def test_a_flag_without_its_value_is_told(argv: list[str]) -> None:
     with pytest.raises(UsageError, match="needs a value"):
         hoist(argv, valued)
@@ -51,7 +53,10 @@ def test_a_flag_without_its_value_is_told(argv: list[str]) -> None:
 @given(st.lists(st.sampled_from(["--json", "--quiet", "--hub=h", "text", "--all", "--task", "--"])), st.data())
 def test_where_a_flag_stands_makes_no_difference(rest: list[str], data: st.DataObject) -> None:
     """Moving a global flag that is neither a value nor behind `--` changes nothing but the order of flags."""
-    line = hoist(["predict", *rest], valued)
+    try:
+        line = hoist(["predict", *rest], valued)
+    except UsageError:
+        return
     moved = hoist([*line.flags, "predict", *line.rest], valued)
     assert moved == line
     place = data.draw(st.integers(0, 1))

@@ -36,7 +36,7 @@ def check(cl: Cl, argv: list[object], code: int, message: str, hint: str) -> Non
 
 
 BROKEN = {
-    "missing": (None, "missing.jsonl: no such file", "data files in"),
+    "missing": (None, "missing.jsonl: no such file", "did you mean"),
     "empty": ("", "empty.jsonl: empty, no rows in it", "at least one row"),
     "line 7": ('{"text": "a", "label": "x"}\n' * 6 + '{"text": \n', "line 7", ""),
     "columns": (

@@ -14,8 +14,8 @@ from adapterhub_cl.hub import AdapterHub
 pytestmark = pytest.mark.integration
 
 
-def test_add_task_answers_with_its_contract(_trained: tuple[Path, Said]) -> None:
-    said = _trained[1]
+def test_add_task_answers_with_its_contract(training_run: tuple[Path, Said]) -> None:
+    said = training_run[1]
     assert said.code == 0
     row = said.json
     assert row.keys() >= {"ref", "status", "metrics", "gate", "task_spec", "evaluations", "seconds"}

@@ -1,0 +1,113 @@
+"""kill −9 at random moments of add-task: never a half version, and --resume ends where an uninterrupted run does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adapterhub_cl import AdapterHub
+
+DATA = Path(__file__).parents[2] / "adapterhub_cl/demo/tickets.train.jsonl"
+FLAGS = ["--epochs", "3", "--max-length", "48", "--rank", "4", "--checkpoint-every", "5"]
+RESULT = ("adapter_model.safetensors", "adapter_config.json", "replay.jsonl")
+
+
+def command(hub: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cl_adapter", "--hub", str(hub), *arguments]
+
+
+def run(hub: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(hub, *arguments), capture_output=True, text=True, timeout=300, check=False)
+
+
+def listed(hub: Path) -> list[str]:
+    found = run(hub, "list", "--json")
+    assert found.returncode == 0, found.stderr
+    return [row["ref"] for row in json.loads(found.stdout)]
+
+
+def digest(hub: Path) -> list[str]:
+    folder = hub / "adapters/tickets/v1"
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in RESULT]
+
+
+def uninterrupted(folder: Path) -> tuple[Path, float]:
+    hub = AdapterHub.init(folder / "whole", "tiny").folder
+    started = time.monotonic()
+    done = run(hub, "add-task", "tickets", str(DATA), *FLAGS)
+    assert done.returncode == 0, done.stderr
+    return hub, time.monotonic() - started
+
+
+def killed_after(hub: Path, seconds: float) -> bool:
+    """Start add-task and kill −9 it after that time; whether it was still running."""
+    process = subprocess.Popen(
+        command(hub, "add-task", "tickets", str(DATA), *FLAGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def finish(hub: Path) -> None:
+    """What a user does after a crash: look, verify, resume (or start anew where nothing had begun), verify."""
+    assert listed(hub) in ([], ["tickets@v1"])
+    found = json.loads(run(hub, "verify", "--json").stdout)
+    unfinished = [p for p in found["problems"] if "unfinished run" in p["problem"]]
+    assert all("--resume" in p["fix"] for p in unfinished)
+    repaired = run(hub, "verify", "--repair")
+    assert repaired.returncode in (0, 1), repaired.stderr
+    if not listed(hub):
+        arguments = ["--resume"] if unfinished else [str(DATA), *FLAGS]
+        done = run(hub, "add-task", "tickets", *arguments)
+        assert done.returncode == 0, done.stderr
+    elif unfinished:
+        done = run(hub, "add-task", "tickets", "--resume")
+        assert done.returncode == 0, done.stderr
+    assert listed(hub) == ["tickets@v1"]
+    verified = json.loads(run(hub, "verify", "--json").stdout)
+    assert (verified["ok"], verified["problems"]) == (True, [])
+
+
+@pytest.mark.slow
+def test_five_random_kills_end_as_an_uninterrupted_run(tmp_path: Path) -> None:
+    whole, seconds = uninterrupted(tmp_path)
+    generator = random.Random(11)
+    moments = sorted(generator.uniform(0.15, 1.0) for _ in range(5))
+    for number, moment in enumerate(moments):
+        hub = AdapterHub.init(tmp_path / f"killed{number}", "tiny").folder
+        killed_after(hub, moment * seconds)
+        finish(hub)
+        assert digest(hub) == digest(whole), f"killed after {moment:.0%}"
+
+
+@pytest.mark.integration
+def test_a_kill_in_the_middle_of_training_resumes_to_the_same_adapter(tmp_path: Path) -> None:
+    whole, _ = uninterrupted(tmp_path)
+    hub = AdapterHub.init(tmp_path / "killed", "tiny").folder
+    process = subprocess.Popen(
+        command(hub, "add-task", "tickets", str(DATA), *FLAGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(hub.glob("runs/*/checkpoint.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert listed(hub) == []
+    finish(hub)
+    assert digest(hub) == digest(whole)

@@ -1,0 +1,218 @@
+"""The main job on the embedded base: learn, store, evaluate, use from Python and by plain PEFT, import, update."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.bases import TINY, resolve
+from adapterhub_cl.errors import AdapterError, BaseModelError, DataError, IntegrityError, UsageError
+
+DEMO = Path(__file__).parents[2] / "adapterhub_cl/demo"
+TRAIN, TEST = DEMO / "commands.train.jsonl", DEMO / "commands.test.jsonl"
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+    """A hub on the unquantised base with one trained adapter."""
+    hub = AdapterHub.init(tmp_path_factory.mktemp("hub") / "hub", "tiny", quantization="none", dtype="fp32")
+    hub.add_task("commands", TRAIN, eval=TEST, epochs=6, rank=8, max_length=48, seed=1)
+    return hub
+
+
+def logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    inputs = tokenizer(["turn off the lamp\nAnswer:", "call my sister\nAnswer:"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        found: torch.Tensor = model(**inputs).logits
+    return found
+
+
+def plain_base(dtype: torch.dtype = torch.float32) -> Any:
+    return AutoModelForCausalLM.from_pretrained(resolve(TINY), dtype=dtype)
+
+
+def test_it_learns_far_above_chance(hub: AdapterHub) -> None:
+    record = hub.get("commands")
+    assert record.ref == "commands@v1"
+    assert record.metrics["accuracy"] > 0.45  # six labels, evenly: chance is 0.17
+    assert hub.registry.serving() == {"commands": "commands@v1"}
+    assert hub.verify() == []
+
+
+def test_plain_peft_gives_the_same_logits_as_load(hub: AdapterHub) -> None:
+    model, tokenizer = hub.load("commands")
+    theirs = PeftModel.from_pretrained(plain_base(), hub.path("commands"))
+    assert torch.allclose(logits(model, tokenizer), logits(theirs, tokenizer), atol=1e-5)
+    assert not torch.allclose(logits(model, tokenizer), logits(plain_base(), tokenizer), atol=1e-2)
+
+
+def test_predictions_are_those_of_the_recorded_score(hub: AdapterHub) -> None:
+    rows = [json.loads(line) for line in TEST.read_text(encoding="utf-8").splitlines()]
+    found = hub.predict([row["text"] for row in rows])
+    right = sum(f.prediction == row["label"] for f, row in zip(found, rows, strict=True))
+    assert right / len(rows) == pytest.approx(hub.get("commands").metrics["accuracy"])
+    assert all(f.adapter == "commands@v1" and 0 < f.confidence <= 1 for f in found)
+    scores = {s.metric: s.value for _, s in hub.evaluate(["commands"])}
+    assert scores == pytest.approx(hub.get("commands").metrics)
+
+
+def test_an_adapter_of_plain_peft_comes_in_with_its_own_logits(hub: AdapterHub, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = get_peft_model(plain_base(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    tokens = torch.randint(3, 4000, (4, 16))
+    for _ in range(3):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    model.save_pretrained(tmp_path / "elsewhere")
+    record = hub.import_adapter(tmp_path / "elsewhere", "foreign", labels=("yes", "no"))
+    assert (record.kind, record.rank, record.ref) == ("imported", 4, "foreign@v1")
+    loaded, tokenizer = hub.load("foreign")
+    assert torch.allclose(logits(loaded, tokenizer), logits(model, tokenizer), atol=1e-5)
+    assert hub.lineage("foreign")[0].relation == "imported_from"
+    assert hub.predict(["is it?"], adapter="foreign")[0].prediction in ("yes", "no")
+
+
+def test_export_is_what_peft_opens(hub: AdapterHub, tmp_path: Path) -> None:
+    target = hub.export("commands", tmp_path / "out")
+    model, tokenizer = hub.load("commands")
+    theirs = PeftModel.from_pretrained(plain_base(), target)
+    assert torch.equal(logits(model, tokenizer), logits(theirs, tokenizer))
+    with pytest.raises(UsageError, match="not an empty directory"):
+        hub.export("commands", tmp_path / "out")
+
+
+def test_two_loads_do_not_disturb_each_other(hub: AdapterHub) -> None:
+    first, tokenizer = hub.load("commands")
+    before = logits(first, tokenizer)
+    hub.load("commands")
+    hub.predict(["play some jazz"], task="commands")
+    assert torch.equal(before, logits(first, tokenizer))
+
+
+def test_update_starts_from_the_old_version_and_reviews_it(hub: AdapterHub, tmp_path: Path) -> None:
+    rows = [{"text": f"please order {n} pizzas", "label": "order food"} for n in range(2, 26)]
+    data = tmp_path / "new.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    record = hub.update("commands", data, epochs=2, max_length=48)
+    assert record.ref == "commands@v2"
+    assert [(e.parent, e.relation) for e in hub.lineage("commands@v2")] == [("commands@v1", "updated_from")]
+    task = hub.registry.task("commands")
+    assert task.labels == (*hub.get("commands@v1").manifest["task_spec"]["labels"], "order food")
+    assert hub.predict(["could you order 3 pizzas"], task="commands")[0].prediction == "order food"
+    kept = [score for score in record.manifest["evaluations"] if score["metric"] == "replay_accuracy"]
+    assert kept[0]["n"] == 200
+    # The old version still knows its own labels only.
+    assert hub.predict(["order 3 pizzas"], adapter="commands@v1")[0].prediction != "order food"
+    before, after = hub.rollback("commands@latest")
+    assert (before.ref, after.ref) == ("commands@v2", "commands@v1")
+    with pytest.raises(UsageError, match="rank"):
+        hub.update("commands", data, rank=2)
+
+
+def test_raw_text_updates_an_adapter_and_makes_a_text_task(hub: AdapterHub, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("\n\n".join(f"The harbour of Quillhaven has {n} piers." for n in range(30)), encoding="utf-8")
+    record = hub.add_task("notes", text, eval=text, epochs=2, rank=4, max_length=48)
+    assert hub.registry.task("notes").kind == "text"
+    assert 1 < record.metrics["perplexity"] < 200
+    updated = hub.update("commands", text, epochs=1, max_length=48)
+    assert hub.registry.task("commands").kind == "choice"
+    assert updated.kind == "updated"
+
+
+def test_generation_task_answers_freely(hub: AdapterHub) -> None:
+    facts = DEMO / "facts.train.jsonl"
+    record = hub.add_task("facts", facts, eval=facts, epochs=1, rank=4, max_length=64)
+    assert set(record.metrics) == {"exact_match", "token_f1", "rouge_l"}
+    assert isinstance(hub.generate("Who founded the town of Quillhaven?", task="facts", max_new_tokens=5), str)
+    assert hub.generate("The river", adapter="base", max_new_tokens=4) == hub.generate(
+        "The river", adapter="base", max_new_tokens=4
+    )
+
+
+def test_sequential_goes_on_from_the_newest_adapter(tmp_path: Path) -> None:
+    hub = AdapterHub.init(tmp_path / "hub", "tiny")
+    hub.add_task("tickets", DEMO / "tickets.train.jsonl", epochs=1, rank=4, max_length=48)
+    record = hub.add_task("commands", TRAIN, strategy="sequential", epochs=1, max_length=48)
+    assert record.rank == 4
+    assert [(e.parent, e.relation) for e in hub.lineage("commands")] == [("tickets@v1", "updated_from")]
+
+
+def test_same_seed_same_adapter_other_seed_another(tmp_path: Path) -> None:
+    weights = []
+    for number, seed in enumerate((5, 5, 6)):
+        hub = AdapterHub.init(tmp_path / f"hub{number}", "tiny")
+        hub.add_task("commands", TRAIN, epochs=1, rank=4, max_length=48, seed=seed, dropout=0.1)
+        weights.append((hub.path("commands") / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_what_does_not_fit_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="commands.train"):
+        hub.add_task("x", tmp_path / "commands.train.jsonl")
+    with pytest.raises(UsageError, match="--epochs must be at least 1"):
+        hub.add_task("x", TRAIN, epochs=0)
+    with pytest.raises(DataError):
+        hub.predict(["  "], task="commands")
+    with pytest.raises(UsageError, match="nobody said which"):
+        hub.registry.put_task(hub.registry.task("commands"))
+        hub.predict(["play jazz"])
+    broken = hub.export("commands@v1", tmp_path / "broken") / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    with pytest.raises(IntegrityError):
+        hub.import_adapter(tmp_path / "broken", "broken")
+    other = AdapterHub.init(tmp_path / "other", "tiny")
+    assert other.list() == []
+    assert not any(a.name in ("x", "broken") for a in hub.list())
+
+
+def test_a_tampered_adapter_is_refused(tmp_path: Path) -> None:
+    hub = AdapterHub.init(tmp_path / "hub", "tiny")
+    record = hub.add_task("tickets", DEMO / "tickets.train.jsonl", epochs=1, rank=2, max_length=32)
+    file = record.path / "adapter_model.safetensors"
+    file.chmod(0o644)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    for use in (lambda: hub.load("tickets"), lambda: hub.predict(["a"]), lambda: hub.path("tickets")):
+        with pytest.raises(IntegrityError, match="adapter_model.safetensors"):
+            use()
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(resolve(TINY), base)
+    hub = AdapterHub.init(tmp_path / "hub", str(base), quantization="none")
+    file = base / "model.safetensors"
+    file.chmod(0o644)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(BaseModelError, match="has changed"):
+        hub.load_base()
+    assert [p.path for p in hub.verify()] == [str(base.resolve())]
+
+
+def test_a_lora_of_another_shape_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
+    folder = hub.export("commands@v1", tmp_path / "out")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["r"] = 3
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(AdapterError, match="does not fit this base"):
+        hub.import_adapter(folder, "wrong")
+    assert "wrong" not in {a.name for a in hub.list()}
