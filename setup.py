@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: all packages under adapterhub_cl, and cl_adapter from the folder cli/."""
+"""What pyproject.toml cannot say: all packages under adapterhub_cl, and cl_adapter from the folder cli/."""
 
 from setuptools import find_packages, setup
 
