@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl._quiet import quiet_third_parties
+from adapterhub_cl._quiet import quiet_third_parties, wait_politely
 
 if TYPE_CHECKING:
     from adapterhub_cl.errors import AdapterHubError
@@ -44,6 +44,7 @@ except PackageNotFoundError:  # run from a folder that was never installed
     __version__ = "0+unknown"
 
 quiet_third_parties()
+wait_politely()
 
 
 def __getattr__(name: str) -> Any:

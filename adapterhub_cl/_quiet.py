@@ -1,4 +1,4 @@
-"""Silences the lines of third parties that a user can do nothing about; nothing else."""
+"""How third parties behave in our process: without noise that a user can do nothing about, and waiting politely."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def quiet_third_parties() -> None:
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def wait_politely() -> None:
+    """Makes torch's threads sleep while they wait for each other, unless the user has said otherwise.
+
+    By default they spin. On a machine that does anything else at the same time, a spinning thread keeps the one that
+    it waits for off the core: measured 4 to 7 times slower, against at most 13 % gained on an idle machine
+    (docs/decisions/004). It must be said before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager

@@ -43,14 +43,13 @@ class UnknownNameError(UsageError):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         parts = []
-        if near:
-            parts.append(f"did you mean {' or '.join(near)}?")
+        question = f"did you mean {' or '.join(near)}? " if near else ""
         if known:
             shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
             parts.append(f"known: {shown}")
         if hint:
             parts.append(hint)
-        super().__init__(f"unknown {what} {name!r}", "; ".join(parts))
+        super().__init__(f"unknown {what} {name!r}", (question + "; ".join(parts)).strip())
         self.name = name
         self.near = near
 

@@ -17,10 +17,10 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, examples, read_examples
 from adapterhub_cl.data.reading import read_rows
 from adapterhub_cl.data.tasks import check_answers, find_leaks, infer_task, updated_task
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import DataError, TrainingInterrupted
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry, storage_errors
-from adapterhub_cl.training import speed
+from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter, save_adapter, stored_adapter
@@ -133,12 +133,27 @@ def teach(
             training = _training(request, run, material, facts)
             record = _publish(registry, base, model, request, material, keep, scores, training)
             everyones(record.ref, accelerator)
+    except BaseException as error:
+        _leave(run, accelerator, request, error)
+        raise
     finally:
         accelerator.end_training()
         if lock is not None:
             lock.release()
     run.remove()
     return record
+
+
+def _leave(run: Run, accelerator: Accelerator, request: Request, error: BaseException) -> None:
+    """A run that has nothing to go on from is dropped; one that was stopped says how to go on."""
+    if not accelerator.is_main_process:
+        return
+    if not (run.path / checkpoints.NAME).exists():
+        run.remove()
+    elif isinstance(error, KeyboardInterrupt):
+        raise TrainingInterrupted(
+            "stopped; a checkpoint was kept", f"cl-adapter {request.verb} {request.name} --resume goes on"
+        ) from error
 
 
 def prepare(

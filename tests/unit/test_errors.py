@@ -36,7 +36,7 @@ def test_message_and_hint() -> None:
 def test_unknown_name_lists_and_cuts_long_lists() -> None:
     error = UnknownNameError("colour", "gren", ["blue", "green", "grey"], "or a number")
     assert error.message == "unknown colour 'gren'"
-    assert error.hint == "did you mean green or grey?; known: blue, green, grey; or a number"
+    assert error.hint == "did you mean green or grey? known: blue, green, grey; or a number"
     many = UnknownNameError("colour", "zzz", [f"c{k:02}" for k in range(50)])
     assert many.hint.startswith("known: c00, c01")
     assert many.hint.endswith("c19, … (50 in all)")
