@@ -85,7 +85,7 @@ def dev_figures(
     dtype: torch.dtype,
     batch_size: int = 32,
 ) -> dict[str, float]:
-    """What the best epoch is chosen by: a choice task's accuracy, then the (negated) loss of an answer token."""
+    """What the best epoch is chosen by: a choice task's accuracy, then the loss of an answer token (nats)."""
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
         figures: dict[str, float] = {}
@@ -94,7 +94,7 @@ def dev_figures(
             found = objective.predict(model, tokenizer, task, asked, max_length=max_length, batch_size=batch_size)
             figures["accuracy"] = metrics.accuracy([str(e.answer) for e in asked], [answer for answer, _, _ in found])
     loss = sum(s for s, _ in losses) / max(1, sum(n for _, n in losses))
-    return {**figures, "negative_loss": -loss}
+    return {**figures, "loss": loss}
 
 
 def answer_budget(tokenizer: Any, answers: Sequence[str]) -> int:

@@ -71,8 +71,8 @@ class Loop:
     Args:
         model: the base with one trainable LoRA.
         examples: the training set as token ids.
-        evaluate: gives the dev figures of the model as it is: `{"accuracy": …}` and such. Its first value is what
-            the best epoch is chosen by (higher is better). None keeps the last epoch.
+        evaluate: gives the dev figures of the model as it is: `{"accuracy": …, "loss": …}`, in the order in
+            which they decide which epoch is best; higher is better but for `loss`. None keeps the last epoch.
         run: folder for checkpoints; None keeps none.
         rate: peak learning rate.
         dtype: type of the matrix products (autocast).
@@ -199,15 +199,22 @@ class Loop:
         loss = at.loss_sum / max(1, at.loss_count)
         figures = dict(self.evaluate(self.model)) if self.evaluate else {}
         training_mode(self.model)
-        score = [float(v) for v in figures.values()]
+        score = [-float(v) if name == "loss" else float(v) for name, v in figures.items()]
         at.epoch += 1
         if not at.best_score or not score or score > at.best_score:
             at.best_score, at.best_epoch, at.epochs_without_gain = score, at.epoch, 0
             self.best = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         else:
             at.epochs_without_gain += 1
-        at.history.append({"epoch": at.epoch, "loss": round(loss, 6), **figures, "seconds": round(at.seconds, 3)})
-        shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
+        at.history.append(
+            {
+                "epoch": at.epoch,
+                "loss": round(loss, 6),
+                **{f"dev_{k}": v for k, v in figures.items()},
+                "seconds": round(at.seconds, 3),
+            }
+        )
+        shown = "  ".join(f"dev {k} {v:.4f}" for k, v in figures.items())
         self.reporter.note(f"epoch {at.epoch} of {self.settings.epochs}  loss {loss:.4f}  {shown}".rstrip())
         self.log({f"dev_{k}": v for k, v in figures.items()}, at.steps)
         at.step_in_epoch, at.loss_sum, at.loss_count = 0, 0.0, 0

@@ -24,7 +24,7 @@ from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter, save_adapter, stored_adapter
-from adapterhub_cl.training.processes import everyones
+from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.training.runs import Run
@@ -98,6 +98,8 @@ def teach(
     stored = dict(run.request) if run else {}
     material = prepare(registry, request, strategy, parent=stored.get("parent"), sha256=stored.get("sha256"))
     _tell(material, request, reporter)
+    if request.log_with:
+        check_tracker(request.log_with)
     base = load()
     accelerator = Accelerator(
         cpu=base.device.type == "cpu",

@@ -168,7 +168,7 @@ def test_the_best_epoch_survives_a_resume(pico_base: Any, tmp_path: Path) -> Non
     outcome = train(pico_base, settings, run=tmp_path, evaluate=Scores(0.5, 0.7))
     assert outcome.epoch == 1
     assert same(outcome.weights, right.weights)
-    assert [row["accuracy"] for row in outcome.history] == [0.9, 0.5, 0.7]
+    assert [row["dev_accuracy"] for row in outcome.history] == [0.9, 0.5, 0.7]
     assert [row["loss"] for row in outcome.history] == [row["loss"] for row in right.history]
 
 
@@ -199,7 +199,7 @@ def test_the_best_epoch_s_weights_are_returned_and_left_in_the_model(
 
 
 def test_later_figures_break_ties(pico_base: Any) -> None:
-    figures = iter([{"accuracy": 0.5, "negative_loss": -2.0}, {"accuracy": 0.5, "negative_loss": -1.0}])
+    figures = iter([{"accuracy": 0.5, "loss": 2.0}, {"accuracy": 0.5, "loss": 1.0}])
     assert train(pico_base, toy_settings(), evaluate=lambda model: next(figures)).epoch == 2
 
 
