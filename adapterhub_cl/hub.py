@@ -216,13 +216,8 @@ class AdapterHub:
 
         request, run = build(self.registry, verb, name, data, resume, asked)
         request.training()  # every bad setting is told before anything is loaded
-        from adapterhub_cl.training.progress import Reporter
-        from adapterhub_cl.training.teaching import begin, teach
+        from adapterhub_cl.training.teaching import teach
 
-        reporter = reporter or Reporter()
-        done = begin(self.registry, request, run, reporter)
-        if done is not None:
-            return done
         return teach(self.registry, self.load_base, request, run=run, reporter=reporter)
 
     # -- measuring and using ---------------------------------------------------------------------
@@ -285,10 +280,11 @@ class AdapterHub:
             DataError: an input is empty.
         """
         from adapterhub_cl import objectives
+        from adapterhub_cl.data.values import whole_characters
         from adapterhub_cl.inference.answering import answer
 
         chosen, ref = who_answers(self.registry, task, adapter)
-        examples = [Example(i) if isinstance(i, str) else i for i in inputs]
+        examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
         for number, example in enumerate(examples, 1):
             if not example.input.strip():
                 raise DataError(f"input {number} is empty", "give a text")

@@ -44,6 +44,8 @@ def explain(error: BaseException) -> Failure:
         refused = storage_error(error, error.filename or "")
         if refused is not None:
             return explain(refused)
+        if error.filename and error.strerror:
+            return Failure(f"{error.filename}: {error.strerror.lower()}", "check the path", "storage", FAILED)
     kind, text = type(error).__name__, _line(str(error))
     return Failure(f"internal error: {kind}: {text}".rstrip(": "), "run again with --debug", "internal", FAILED)
 

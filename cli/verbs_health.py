@@ -90,7 +90,7 @@ def _list(found: list[Garbage], total: int) -> None:
 
 
 def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("this removes files and there is no terminal to ask on", "add --yes, or --dry-run to look")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

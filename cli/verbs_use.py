@@ -76,7 +76,7 @@ def _inputs(texts: Sequence[str] | None, file: str | None, columns: str | None) 
 
 
 def _from_stdin(example: str) -> list[str]:
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no text given", f"{example}, or send one text a line to standard input")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:

@@ -67,6 +67,8 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
     """
     source = str(source)
     if source == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed", "give a file, or send JSON lines")
         return _file_rows(sys.stdin.buffer.read(), "standard input", ".jsonl", text_lines)
     path = Path(source).expanduser()
     if not path.exists() and ":" in source:

@@ -19,6 +19,11 @@ class ChatTurns(NamedTuple):
     answer: str | None
 
 
+def whole_characters(text: str) -> str:
+    """The text with lone halves of characters (from cut JSON, or a shell) replaced: no tokenizer takes them."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if not text.isascii() else text
+
+
 def input_text(value: Any, where: str, column: str) -> str:
     """The text of an input cell, stripped; empty for null. Numbers are written out.
 
@@ -124,4 +129,4 @@ def _scalar(value: Any) -> str:
         return str(int(value))
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace").strip()
-    return str(value).strip()
+    return whole_characters(str(value)).strip()

@@ -9,6 +9,7 @@ import torch
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import render
+from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.types import Example, Prediction, Task
@@ -79,6 +80,7 @@ def continue_text(
     """
     if not text.strip():
         raise DataError("the text is empty", "give a text to go on from")
+    text = whole_characters(text)
     prompt, special = text, True
     if task is not None and task.kind != "text":
         chat = base.tokenizer.apply_chat_template

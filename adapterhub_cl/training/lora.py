@@ -110,8 +110,10 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         AdapterError: it is no LoRA that can be served, or does not fit this base.
         IntegrityError: its files cannot be read.
     """
-    check_config(folder)
-    keys = set(read_weights(folder))
+    config = check_config(folder)
+    weights = read_weights(folder)
+    _check_ranks(folder, config, weights)
+    keys = set(weights)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
@@ -144,6 +146,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{folder / WEIGHTS} cannot be read: {error}", "cl-adapter verify") from error
     for key, value in weights.items():
+        if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise AdapterError(f"{folder / WEIGHTS}: tensor {key} is {kind}", "save it as float32, bfloat16 or float16")
         if not torch.isfinite(value).all():
             raise IntegrityError(f"{folder / WEIGHTS}: tensor {key} holds NaN or infinity", "train or import it again")
     return weights
@@ -170,12 +175,34 @@ def check_config(folder: Path) -> dict[str, Any]:
             f"the adapter in {folder} was initialised by {init}, which changes the base's own weights",
             "convert it when saving: PEFT save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _number(rank) or rank != int(rank) or not _number(alpha):
+        raise AdapterError(
+            f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
+            "both must be numbers above 0 in adapter_config.json",
+        )
     if config.get("modules_to_save"):
         raise AdapterError(
             f"the adapter in {folder} stores whole modules ({', '.join(config['modules_to_save'])})",
             "train it with modules_to_save=None",
         )
     return config
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _check_ranks(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise where the config's ranks are not those of the tensors: PEFT would allocate by the config first."""
+    found = {value.shape[0] for key, value in weights.items() if "lora_A" in key}
+    told = {config["r"], *(config.get("rank_pattern") or {}).values()}
+    if not found <= told or (len(told) == 1 and found != told) or max(told) > 64 * max(found, default=1):
+        raise AdapterError(
+            f"the adapter in {folder} does not fit this base: its config says rank {sorted(told)}, "
+            f"its tensors have {sorted(found)}",
+            "export it again with PEFT's save_pretrained()",
+        )
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:

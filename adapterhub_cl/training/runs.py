@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,8 +49,19 @@ class Run:
         path = runs / f"{request['name']}-{stamp}-{secrets.token_hex(3)}"
         with storage_errors(path):
             path.mkdir(parents=True)
-            atomic_write_text(path / FILE, json.dumps({"id": path.name, **request}, indent=1))
-        return cls(path, request)
+            run = cls(path, request)
+            run.claim()
+        return run
+
+    def claim(self) -> None:
+        """Write down that this process runs it, so that `gc` and `verify` leave it alone.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        with storage_errors(self.path):
+            atomic_write_text(self.path / FILE, json.dumps({**self.request, "id": self.id, **owner}, indent=1))
 
     @classmethod
     def unfinished(cls, runs: Path, verb: str, name: str) -> list[Run]:

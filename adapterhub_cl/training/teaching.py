@@ -49,8 +49,8 @@ class Material:
         return self.data.layout == "raw text" and self.task.kind != "text"
 
 
-def begin(registry: Registry, request: Request, run: Run | None, reporter: Reporter) -> AdapterRecord | None:
-    """What to do before anything is loaded: a resumed run may have been published just before it was killed.
+def _finished(registry: Registry, request: Request, run: Run | None, reporter: Reporter) -> AdapterRecord | None:
+    """A resumed run may have been published just before it was killed.
 
     Returns:
         the version that the run has published already; None where there is still something to train.
@@ -77,7 +77,7 @@ def teach(
     request: Request,
     *,
     run: Run | None,
-    reporter: Reporter,
+    reporter: Reporter | None,
 ) -> AdapterRecord:
     """Carry out a request; every process of `accelerate launch` calls this, the first one writes.
 
@@ -89,8 +89,11 @@ def teach(
         DataError, UsageError: the data or a setting cannot be used; nothing was written.
         TrainingInterrupted: stopped by the user; the run can be resumed.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if reporter is None or int(os.environ.get("RANK", "0")) > 0:
         reporter = Reporter()  # one process of several tells
+    done = _finished(registry, request, run, reporter)
+    if done is not None:
+        return done
     settings = request.training()
     keep = replay.parse(request.replay)
     strategy: strategies.BaseStrategy = strategies.ROOM.get(request.strategy)()
@@ -109,6 +112,8 @@ def teach(
     run = run or _new_run(registry, request, material, accelerator)
     lock = run.lock() if accelerator.is_main_process else None
     try:
+        if lock is not None:
+            run.claim()
         parent = material.parent
         if parent is not None:
             registry.check_files(parent)

@@ -193,7 +193,11 @@ def first(weights: dict[str, torch.Tensor]) -> str:
 
 SPOILT: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], type[Exception], str]] = {
     "missing": (lambda w: w.pop(first(w)), AdapterError, r"1 missing \(first: base_model.*\), 0 unexpected"),
-    "unexpected": (lambda w: w.update({"base_model.model.x.lora_A.weight": torch.ones(1)}), AdapterError, "unexpected"),
+    "unexpected": (
+        lambda w: w.update({"base_model.model.x.lora_A.weight": torch.ones(2, 1)}),
+        AdapterError,
+        "unexpected",
+    ),
     "wrong shape": (lambda w: w.update({first(w): torch.ones(3, 3)}), AdapterError, "does not fit this base"),
     "NaN": (lambda w: w[first(w)].fill_(float("nan")), IntegrityError, "NaN or infinity"),
     "infinity": (lambda w: w[first(w)][0].fill_(float("inf")), IntegrityError, "NaN or infinity"),

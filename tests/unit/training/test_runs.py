@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +61,8 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_request_is_written_whole(tmp_path: Path) -> None:
     run = start(tmp_path)
-    assert json.loads((run.path / FILE).read_text()) == {"id": run.id, **run.request}
+    owner = {"pid": os.getpid(), "host": socket.gethostname()}
+    assert json.loads((run.path / FILE).read_text()) == {"id": run.id, **run.request, **owner}
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
