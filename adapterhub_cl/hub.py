@@ -34,6 +34,9 @@ class AdapterHub:
         self.folder = registry.path
         self._loaded: LoadedBase | None = None
 
+    def __repr__(self) -> str:
+        return f"AdapterHub({str(self.folder)!r}, base={self.base.source!r}, quantization={self.base.quantization!r})"
+
     # -- making and opening ----------------------------------------------------------------------
 
     @classmethod
@@ -235,7 +238,8 @@ class AdapterHub:
 
         Args:
             refs: default: every adapter that serves a task.
-            data: default: the held-out data that each was scored on when it was made.
+            data: default: the held-out data that each was scored on when it was made; of the default adapters, those
+                without any are passed over with a note.
 
         Returns:
             (version, score) pairs, all metrics, the one that stands for the task first.
@@ -249,14 +253,19 @@ class AdapterHub:
         for ref in refs or sorted(set(self.registry.serving().values())):
             record = self.registry.get(ref)
             task = task_of(self.registry, record)
+            if not refs and data is None and not record.manifest.get("training", {}).get("eval"):
+                if reporter is not None:
+                    reporter.note(f"note: {record.ref} has no held-out data of its own; passed over")
+                continue
             with answering(self.registry, self.load_base(), record.ref) as model:
                 scores = evaluate_stored(
                     model, self.load_base(), record, task, data, columns, batch_size=batch_size, reporter=reporter
                 )
             self.registry.add_evaluations(record.ref, scores)
+            self.registry.add_event("eval", record.ref, {"data": scores[0].data, scores[0].metric: scores[0].value})
             found += [(record.ref, score) for score in scores]
         if not found:
-            raise UsageError("this hub has no adapter to evaluate", "cl-adapter add-task NAME DATA makes one")
+            raise UsageError("nothing to evaluate", "name an adapter and data: cl-adapter eval NAME --data TEST.jsonl")
         return found
 
     def predict(
@@ -367,6 +376,8 @@ class AdapterHub:
 
     def alias(self, ref: str, alias: str) -> AdapterRecord:
         """Make a movable name point at a version; `production` decides what serves the task."""
+        if alias == "latest":
+            raise UsageError("the alias 'latest' moves by itself", "cl-adapter rollback NAME@latest takes it back")
         return self.registry.set_alias(ref, alias)
 
     def rollback(self, alias: str) -> tuple[AdapterRecord, AdapterRecord]:

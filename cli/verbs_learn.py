@@ -161,9 +161,12 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
         session.give({**outcome(record), "seconds": round(seconds, 1)})
         return
     show_outcome(record, f"{seconds:.0f} s")
-    next_step = (
-        f"eval {record.name} --data TEST.jsonl" if not record.metrics else f'predict --task {record.task} "TEXT"'
-    )
+    if not record.metrics:
+        next_step = f"eval {record.name} --data TEST.jsonl"
+    elif hub.registry.serving().get(record.task) == record.ref:
+        next_step = f'predict --task {record.task} "TEXT"'
+    else:  # production is pinned to another version
+        next_step = f"alias {record.ref} production"
     session.note(f"next: {session.command(next_step)}")
 
 

@@ -187,7 +187,7 @@ def _detail(detail: Any) -> str:
     )
 
 
-@verb(LOOK, "cl-adapter lineage both")
+@verb(LOOK, "cl-adapter lineage news")
 def lineage(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
     """Show what a version came from, and what came from it."""
     session = Session.of(ctx)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,6 +73,9 @@ def _inputs(texts: Sequence[str] | None, file: str | None, columns: str | None) 
         return read_inputs(file, parse_columns(columns) if columns else None)
     if columns is not None:
         raise UsageError("--columns without --file", "name the file whose columns are meant: --file FILE")
+    for text in texts or ():
+        if len(text) < 256 and "\n" not in text and Path(text).is_file():
+            raise UsageError(f"{text} is a file, not a text", f"cl-adapter predict --file {text}")
     return texts or _from_stdin('cl-adapter predict "TEXT"')
 
 

@@ -62,7 +62,8 @@ def infer_task(
     common = shared.pop() if len(shared) == 1 else ""
     counts = Counter(example.answer for example in rows if example.answer is not None)
     if kind == "auto":
-        kind = "choice" if labels is not None else _kind(name, rows, counts)
+        layout = examples.layout if isinstance(examples, Examples) else ""
+        kind = "choice" if labels is not None else _kind(name, rows, counts, layout)
     if kind != "choice" and labels is not None:
         raise UsageError(f"--labels given for a task of kind {kind}", "leave out --labels, or say --kind choice")
     chosen: tuple[str, ...] = ()
@@ -202,11 +203,11 @@ def _key(example: Example) -> str:
     return " ".join(text.casefold().split())
 
 
-def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int]) -> str:
+def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout: str) -> str:
     if all(not example.input and not example.instruction for example in rows):
         return "text"
     labels_like = bool(counts) and all(_could_be_label(answer) for answer in counts)
-    repeated = sum(counts.values()) >= MIN_EXAMPLES_PER_LABEL * len(counts)
+    repeated = layout == "text/label" or sum(counts.values()) >= MIN_EXAMPLES_PER_LABEL * len(counts)
     if not labels_like or not repeated or len(counts) > MAX_LABELS:
         return "generation"
     if len(counts) == 1:

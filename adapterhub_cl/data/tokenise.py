@@ -66,21 +66,23 @@ class Tokeniser:
         return (*ids, self.tokenizer.eos_token_id)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _prompt(self, example: Example) -> tuple[int, ...]:
         prompt = render(self.task.prompt_format, example, self._chat)
-        ids = tuple(self.tokenizer(prompt.text, add_special_tokens=prompt.add_special_tokens).input_ids)
+        ids = tuple(self.tokenizer(prompt.text, add_special_tokens=prompt.add_special_tokens, verbose=False).input_ids)
         begin = self.tokenizer.bos_token_id
         return ids or (self.tokenizer.eos_token_id if begin is None else begin,)
 
     def _shortened(self, example: Example, prompt: tuple[int, ...], room: int) -> tuple[int, ...]:
         """The prompt with as much of the input as fits into `room` ids."""
         text = example.input
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        offsets = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
         keep = len(offsets)
         while len(prompt) > room and keep > 0:
             keep = max(0, keep - (len(prompt) - room))
@@ -96,7 +98,7 @@ class Tokeniser:
         return prompt
 
     def _raw(self, example: Example) -> Tokens:
-        ids = tuple(self.tokenizer(example.answer or example.input).input_ids)
+        ids = tuple(self.tokenizer(example.answer or example.input, verbose=False).input_ids)
         ids = (*ids, self.tokenizer.eos_token_id)
         # The first id has nothing before it to be predicted from.
         return Tokens(ids[:1], ids[1 : self.max_length], truncated=len(ids) > self.max_length)

@@ -34,6 +34,11 @@ def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tu
     if task is None:
         if not serving:
             raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+        if len(serving) > 1 and adapter == BASE:
+            raise UsageError(
+                "the base answers in a task's prompt and labels, and nobody said which task's",
+                f"add --task; tasks: {', '.join(sorted(serving))}",
+            )
         if len(serving) > 1:
             raise UsageError(
                 f"this hub serves {len(serving)} tasks and nobody said which",

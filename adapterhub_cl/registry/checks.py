@@ -183,7 +183,7 @@ def _runs(place: Place) -> Iterator[Problem]:
             yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
         else:
             verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
-            fix = f"cl-adapter {verb} {name} --resume, or {COLLECT} to drop it"
+            fix = f"cl-adapter {verb} {name} --resume, or {COLLECT} --older-than 0 to drop it"
             yield Problem(place.relative(path), f"unfinished run of {name}", fix)
 
 

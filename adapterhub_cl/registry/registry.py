@@ -201,7 +201,8 @@ class Registry(Aliases, Scores):
         Raises:
             IntegrityError: a file is missing or is not the one that was written; the message names it.
         """
-        hint = f"see cl-adapter verify; go back with cl-adapter rollback {record.name}@latest"
+        back = f"; go back with cl-adapter rollback {record.name}@latest" if record.version > 1 else ""
+        hint = f"see cl-adapter verify{back}"
         for relative, what in manifests.differences(record.path, record.manifest["files"]):
             if not what.startswith("extra"):
                 raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub_cl.bases import TINY
 from adapterhub_cl.types import BaseInfo, Evaluation, Task
 
 
@@ -24,6 +25,7 @@ def card(
         parents: (parent, relation) pairs.
     """
     source = json.dumps(base.source, ensure_ascii=False)  # quoted as YAML and as Python want it
+    embedded = base.source == TINY
     lines = [
         "---",
         f"base_model: {source}",
@@ -57,8 +59,10 @@ def card(
         "```python",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
+        *(["", "from adapterhub_cl.bases import resolve  # the embedded base is a folder of this package"] * embedded),
         "",
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({source}), ".")',
+        f"base = AutoModelForCausalLM.from_pretrained({f'resolve({source})' if embedded else source})",
+        'model = PeftModel.from_pretrained(base, ".")',
         "```",
         "",
         f"Base fingerprint: `{base.fingerprint}`.",

@@ -10,7 +10,7 @@ from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.types import AdapterRecord
 
 FORMATS = ("peft",)
-_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "training.json")
 
 
 def export(record: AdapterRecord, target: Path, format: str) -> Path:  # noqa: A002 (the flag's name)
@@ -30,7 +30,8 @@ def export(record: AdapterRecord, target: Path, format: str) -> Path:  # noqa: A
         try:
             target.mkdir(parents=True, exist_ok=True)
             for name in _FILES:
-                shutil.copyfile(record.path / name, target / name)
+                if (record.path / name).is_file():  # an imported adapter has no training.json
+                    shutil.copyfile(record.path / name, target / name)
         except OSError:
             for name in _FILES:
                 (target / name).unlink(missing_ok=True)

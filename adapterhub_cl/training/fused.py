@@ -93,7 +93,7 @@ def _is_plain(layer: Any) -> bool:
         and name not in layer.lora_variant
         and not layer.merged
         and not layer.lora_bias.get(name)
-        and not getattr(dropout, "p", 0.0)
+        and not (dropout is not None and dropout.training and getattr(dropout, "p", 0.0))
     )
 
 

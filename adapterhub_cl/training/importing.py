@@ -60,7 +60,9 @@ def import_adapter(
             "target_modules": targets,
             "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
         }
-        return registry.publish(draft, manifest, edges=edges, task=serves, verb="import")
+        # An adapter from elsewhere takes no task over from the one that serves it; alias and promote do that.
+        serve = serves.name not in registry.serving()
+        return registry.publish(draft, manifest, edges=edges, task=serves, serve=serve, verb="import")
 
 
 def describe(name: str, described: Mapping[str, Any]) -> Task:

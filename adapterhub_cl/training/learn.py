@@ -98,6 +98,7 @@ def learn(
     if chosen is None:
         chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
         on_speed(chosen)
+    loaded = speed.current(model)
     speed.use(model, chosen)
     dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
 
@@ -131,10 +132,11 @@ def learn(
             log=_tracker(accelerator),
         )
         reporter.note(
-            f"training on {len(train)} examples ({len(held)} held out to choose the epoch), {loop.total} steps, "
+            f"training on {len(train)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "
             f"learning rate {rate:g}, {str(base.dtype).removeprefix('torch.')}, {chosen.describe()}"
         )
         outcome = loop()
+    speed.use(model, loaded)  # the scores that follow are measured as the stored version will answer
     facts = {
         "examples": len(train),
         "dev_examples": len(held),
@@ -152,6 +154,12 @@ def learn(
         "tokens_per_second": round(outcome.tokens_per_second, 1),
     }
     return outcome, facts
+
+
+def _held_out(count: int, settings: TrainingSettings) -> str:
+    if count or not settings.dev_share:
+        return f"{count} held out to choose the epoch"
+    return f"too few to hold out {settings.dev_share:.0%} of them: the last epoch is kept"
 
 
 def _tracker(accelerator: Accelerator) -> Callable[[Mapping[str, float], int], None] | None:

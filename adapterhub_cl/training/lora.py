@@ -176,7 +176,7 @@ def check_config(folder: Path) -> dict[str, Any]:
             "convert it when saving: PEFT save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not _number(rank) or rank != int(rank) or not _number(alpha):
+    if not _number(rank) or not isinstance(rank, int) or not _number(alpha):
         raise AdapterError(
             f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
             "both must be numbers above 0 in adapter_config.json",

@@ -94,6 +94,12 @@ def choose(model: Any, base: LoadedBase, objective: BaseObjective, tokens: Seque
     return Speed(chosen, keep)
 
 
+def current(model: Any) -> Speed:
+    """How the model computes now."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return Speed(inner.config._attn_implementation)
+
+
 def use(model: Any, speed: Speed) -> None:
     """Make the model compute that way."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

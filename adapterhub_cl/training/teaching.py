@@ -22,6 +22,7 @@ from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.cards import card
+from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter, save_adapter, stored_adapter
 from adapterhub_cl.training.processes import check_tracker, everyones
@@ -56,11 +57,16 @@ def _finished(registry: Registry, request: Request, run: Run | None, reporter: R
         the version that the run has published already; None where there is still something to train.
     """
     if run is None:
+        if request.verb == "add-task" and (old := registry_versions(registry, request.name)):
+            reporter.note(
+                f"note: {old[-1].ref} is there already; this is a new version made from scratch. To go on from it: "
+                f"cl-adapter update {request.name} DATA"
+            )
         waiting = Run.unfinished(registry.runs_dir, request.verb, request.name)
         if waiting:
             reporter.note(
                 f"note: there is an unfinished {request.verb} of {request.name} ({waiting[0].id}); "
-                "--resume would continue it, cl-adapter gc drops it. Starting anew."
+                "--resume would continue it, cl-adapter gc --older-than 0 drops it. Starting anew."
             )
         return None
     for record in registry.adapters(all_versions=True):
@@ -136,7 +142,9 @@ def teach(
             )
             if not accelerator.is_main_process:
                 return registry.get(everyones("", accelerator))
-            scores = _scores(model, base, objective, material, facts["max_length"], before, reporter)
+            model.eval()
+            with fused(model, base.dtype, speed.spare_bytes(base)):
+                scores = _scores(model, base, objective, material, facts["max_length"], before, reporter)
             training = _training(request, run, material, facts)
             record = _publish(registry, base, model, request, material, keep, scores, training)
             everyones(record.ref, accelerator)
@@ -149,6 +157,11 @@ def teach(
             lock.release()
     run.remove()
     return record
+
+
+def registry_versions(registry: Registry, name: str) -> list[AdapterRecord]:
+    """The versions of an adapter, oldest first; none where there is no such adapter."""
+    return registry.versions(name) if name in {record.name for record in registry.adapters()} else []
 
 
 def _leave(run: Run, accelerator: Accelerator, request: Request, error: BaseException) -> None:
@@ -231,7 +244,11 @@ def _parent(registry: Registry, request: Request, strategy: strategies.BaseStrat
 def _tell(material: Material, request: Request, reporter: Reporter) -> None:
     task, data = material.task, material.data
     labels = f", {len(task.labels)} labels" if task.labels else ""
-    reporter.note(f"{len(data)} examples ({data.layout}) → a {task.kind} task{labels}, prompt {task.prompt_format!r}")
+    overrule = " (another kind? say it with --kind)" if request.verb == "add-task" and request.kind == "auto" else ""
+    reporter.note(
+        f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
+        f"prompt {task.prompt_format!r}{overrule}"
+    )
     if data.skipped:
         reporter.note(f"note: {data.skipped} empty rows were passed over")
     if material.review:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cl, mood_rows, write_rows
+from cli_support import Cl, mood_rows, write_rows
 
 from adapterhub_cl.bases import resolve
 from adapterhub_cl.errors import GateRefused, TrainingInterrupted

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cl_adapter.training_flags import wishes
-from conftest import Cl
+from cli_support import Cl
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.hub import AdapterHub

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cl
+from cli_support import Cl
 
 from adapterhub_cl import doctor
 from adapterhub_cl.errors import HubError

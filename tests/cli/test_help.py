@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from cl_adapter.app import GROUPS, app
-from conftest import Cl
+from cli_support import Cl
 
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.settings import TrainingSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cl
+from cli_support import Cl
 
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Registry

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAINING, Cl, Said, mood_rows, write_rows
+from cli_support import TRAINING, Cl, Said, mood_rows, write_rows
 
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.hub import AdapterHub

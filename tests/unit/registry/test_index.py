@@ -11,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from conftest import BASE, Publish
+from registry_support import BASE, Publish
 
 from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
 from adapterhub_cl.registry import Registry, migrations, schema

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import Publish, publish_into
+from registry_support import Publish, publish_into
 
 from adapterhub_cl.errors import IntegrityError, StorageError
 from adapterhub_cl.registry import Registry, files, manifests
@@ -22,7 +22,7 @@ PUBLISH = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import publish_into
+from registry_support import publish_into
 from adapterhub_cl.registry import Registry, drafts
 registry, point, count = Registry.open(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 def fault(reached):
@@ -325,7 +325,11 @@ def test_unfinished_runs(hub: Registry) -> None:
     assert [problem.path for problem in hub.verify()] == ["runs/r1"]
     os.utime(hub.runs_dir / "r3", (0, 0))
     assert [(problem.path, problem.problem, problem.fix) for problem in hub.verify()] == [
-        ("runs/r1", "unfinished run of news", "cl-adapter add-task news --resume, or cl-adapter gc to drop it"),
+        (
+            "runs/r1",
+            "unfinished run of news",
+            "cl-adapter add-task news --resume, or cl-adapter gc --older-than 0 to drop it",
+        ),
         ("runs/r3", "a run without run.json, which cannot be resumed", "cl-adapter gc"),
     ]
     assert [item.path.name for item in hub.garbage()] == ["r3"]

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import Publish
+from registry_support import Publish
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, manifests
