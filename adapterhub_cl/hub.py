@@ -406,12 +406,15 @@ class AdapterHub:
         """Write a version to an empty or missing directory; `peft` is PEFT's own format."""
         from adapterhub_cl.training.exporting import export
 
+        if Path(target).resolve().is_relative_to(self.folder.resolve()):
+            raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
         record = self.registry.get(ref)
         self.registry.check_files(record)
         return export(record, Path(target), format)
 
     def verify(self) -> _List[Problem]:
         """Everything that is not as it should be: files, index, leftovers, and the base's fingerprint."""
-        from adapterhub_cl.bases.checks import check_base
+        from adapterhub_cl.bases.checks import check_adapters, check_base
 
-        return [*self.registry.verify(), *check_base(self.base)]
+        foreign = check_adapters(self.base, self.list(all_versions=True))
+        return [*self.registry.verify(), *foreign, *check_base(self.base)]

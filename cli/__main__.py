@@ -28,6 +28,9 @@ from adapterhub_cl.errors import UnknownNameError, UsageError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: say it to nobody
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -55,8 +58,9 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         return _quiet_pipe()
     except (Exception, KeyboardInterrupt) as error:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # nobody listens, or the disk that stdout goes to is full
             return _flushed(report(error, json=json, debug=debug))
+        _quiet_pipe()
         return FAILED
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from adapterhub_cl.bases.fingerprint import fingerprint
-from adapterhub_cl.bases.sources import resolve
+from adapterhub_cl.bases.sources import QUANTIZATIONS, resolve
 from adapterhub_cl.errors import BaseModelError
-from adapterhub_cl.types import BaseInfo, Problem
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Problem
+
+
+def check_adapters(base: BaseInfo, records: Iterable[AdapterRecord]) -> list[Problem]:
+    """The versions that were made for another base."""
+    return [
+        Problem(f"adapters/{r.name}/v{r.version}", "made for another base", "move it to a hub of its own base")
+        for r in records
+        if r.manifest.get("base", {}).get("fingerprint", base.fingerprint) != base.fingerprint
+    ]
 
 
 def check_base(base: BaseInfo) -> list[Problem]:
     """Nothing, or what is wrong with the base."""
+    if base.quantization not in QUANTIZATIONS:
+        return [
+            Problem("hub.toml", f"unknown quantization {base.quantization!r}", f"one of {', '.join(QUANTIZATIONS)}")
+        ]
     try:
         now = fingerprint(resolve(base.source, base.revision))
     except BaseModelError as error:

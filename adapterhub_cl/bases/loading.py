@@ -136,6 +136,8 @@ def load_base(
             f"(fingerprint {now[:12]}, expected {info.fingerprint[:12]})",
             "restore the old files or revision; for the new base make a new hub with cl-adapter init",
         )
+    if info.quantization not in QUANTIZATIONS:
+        raise UnknownNameError("quantization in hub.toml", info.quantization, QUANTIZATIONS)
     where, kind = choose_device(device), choose_dtype(dtype, choose_device(device))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -189,6 +189,13 @@ def _build(rows: Rows, columns: Mapping[str, str] | None, instruction: str, *, a
         example = _example(row, layout, rows, where, answers)
         if not (example.input or example.answer or example.instruction):
             skipped += 1
+            full = [c for c, value in row.items() if c.strip().lower() not in NOTES and str(value or "").strip()]
+            if answers and full:
+                raise DataError(
+                    f"{where}: nothing in the columns of the other rows ({layout.name}), but something in "
+                    f"{', '.join(map(repr, full))}",
+                    "give every row the same columns",
+                )
             if answers:
                 continue
         if answers and not example.answer:

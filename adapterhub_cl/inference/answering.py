@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import render
 from adapterhub_cl.data.values import whole_characters
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import AdapterError, DataError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.types import Example, Prediction, Task
 
@@ -50,6 +51,11 @@ def answer(
             max_new_tokens=max_new_tokens,
             progress=progress,
             **generation,
+        )
+    if any(not math.isfinite(confidence) for _, confidence, _ in found):
+        raise AdapterError(
+            f"{adapter} gives no finite scores",
+            "its weights have diverged: train it again with a lower --learning-rate",
         )
     return [
         Prediction(example.input or example.instruction, adapter, text, confidence, scores)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import HubError, IntegrityError, UsageError
+from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, UsageError
 from adapterhub_cl.registry import files, manifests
 from adapterhub_cl.registry.aliasing import Aliases
 from adapterhub_cl.registry.drafts import Draft
@@ -201,7 +201,15 @@ class Registry(Aliases, Scores):
         Raises:
             IntegrityError: a file is missing or is not the one that was written; the message names it.
         """
-        back = f"; go back with cl-adapter rollback {record.name}@latest" if record.version > 1 else ""
+        made_for = record.manifest.get("base", {}).get("fingerprint", self.base.fingerprint)
+        if made_for != self.base.fingerprint:
+            raise AdapterError(
+                f"{record.ref} was made for another base (fingerprint {made_for[:12]}, this hub's is "
+                f"{self.base.fingerprint[:12]})",
+                "use it in a hub of its own base",
+            )
+        serving = "production" if "production" in record.aliases else "latest"
+        back = f"; go back with cl-adapter rollback {record.name}@{serving}" if record.version > 1 else ""
         hint = f"see cl-adapter verify{back}"
         for relative, what in manifests.differences(record.path, record.manifest["files"]):
             if not what.startswith("extra"):

@@ -54,6 +54,7 @@ class Progress:
     step_in_epoch: int = 0
     steps: int = 0
     rows: int = 0  # rows in one micro-batch; halved when memory runs out
+    first_loss: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
     best_score: list[float] = field(default_factory=list)
@@ -138,6 +139,12 @@ class Loop:
                     self.one_epoch(stop)
         finally:
             self.reporter.finish()
+        last = self.at.history[-1]["loss"] if self.at.history else 0.0
+        if last > self.at.first_loss:
+            self.reporter.note(
+                f"warning: the loss ended above where it began ({self.at.first_loss:.2f} → "
+                f"{last:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
+            )
         self.put(self.best)
         self.strategy.end(self.stage)
         weights = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
@@ -173,6 +180,7 @@ class Loop:
             at.examples += len(indices)
             tokens = sum(self.lengths[i] for i in indices)
             at.tokens += tokens
+            at.first_loss = loss if at.steps == 1 else at.first_loss
             at.loss_sum += loss
             at.loss_count += 1
             self.reporter.advance(1, tokens, loss=loss)

@@ -22,6 +22,11 @@ from adapterhub_cl.training.settings import TrainingSettings
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
+SERVED = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights", "task_type", "peft_type", "peft_version"),
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "runtime_config"),
+}
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -60,6 +65,9 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
     count = base.model.config.get_text_config().num_hidden_layers
     if layers and layers[-1] >= count:
         raise UsageError(f"--layers {settings.layers}: this base has {count} layers", f"count them 0 to {count - 1}")
+    width = base.model.config.get_text_config().hidden_size
+    if settings.rank > width:
+        raise UsageError(f"--rank {settings.rank} is above the width of this base, {width}", "8 to 64 is usual")
     targets: Any = [n.strip() for n in names.split(",") if n.strip()]
     if names == "all-linear":
         # PEFT takes its own word for all of them only where no layers are chosen.
@@ -164,7 +172,7 @@ def check_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", "export the adapter again with PEFT") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
@@ -181,12 +189,38 @@ def check_config(folder: Path) -> dict[str, Any]:
             f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
             "both must be numbers above 0 in adapter_config.json",
         )
-    if config.get("modules_to_save"):
+    if whole := config.get("modules_to_save"):
+        named = ", ".join(map(str, whole)) if isinstance(whole, list) else whole
         raise AdapterError(
-            f"the adapter in {folder} stores whole modules ({', '.join(config['modules_to_save'])})",
+            f"the adapter in {folder} stores whole modules ({named})",
             "train it with modules_to_save=None",
         )
+    _check_plain(folder, config)
     return config
+
+
+def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise for anything that is not plain LoRA on named modules: such settings change the base, or never end."""
+    usual = LoraConfig().to_dict()
+    for key, value in config.items():
+        if key not in SERVED and value not in (None, False, "", [], {}) and value != usual.get(key):
+            raise AdapterError(
+                f"the adapter in {folder} uses {key} ({str(value)[:60]}), which is not served",
+                "train it as plain LoRA, rsLoRA or DoRA",
+            )
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise AdapterError(f"the adapter in {folder} is for {config['task_type']}", "only CAUSAL_LM can be served")
+    names = config.get("target_modules")
+    if names != "all-linear" and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise AdapterError(
+            f"the adapter in {folder} has target_modules {str(names)[:60]!r}", "they must be a list of names"
+        )
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or not all(_number(v) for v in pattern.values()):
+            raise AdapterError(
+                f"the adapter in {folder} has {key} {str(pattern)[:60]!r}", "it must map names to numbers"
+            )
 
 
 def _number(value: Any) -> bool:

@@ -94,7 +94,7 @@ class TrainingSettings:
         numbers: list[int] = []
         for part in self.layers.split(","):
             first, dash, last = part.partition("-")
-            if dash and int(last) < int(first):
+            if int(last or first) > 9999 or (dash and int(last) < int(first)):
                 raise ValueError(part)
             numbers += range(int(first), int(last if dash else first) + 1)
         return sorted(set(numbers))

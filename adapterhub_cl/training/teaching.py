@@ -17,7 +17,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, examples, read_examples
 from adapterhub_cl.data.reading import read_rows
 from adapterhub_cl.data.tasks import check_answers, find_leaks, infer_task, updated_task
-from adapterhub_cl.errors import DataError, TrainingInterrupted
+from adapterhub_cl.errors import DataError, StorageError, TrainingInterrupted
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training import checkpoints, speed
@@ -69,6 +69,8 @@ def _finished(registry: Registry, request: Request, run: Run | None, reporter: R
                 "--resume would continue it, cl-adapter gc --older-than 0 drops it. Starting anew."
             )
         return None
+    for line in registry.repair():  # a version that was renamed into place but not yet in the index is adopted
+        reporter.note(f"note: {line}")
     for record in registry.adapters(all_versions=True):
         if record.name == request.name and record.manifest.get("training", {}).get("run") == run.id:
             reporter.note(f"run {run.id} was finished already as {record.ref}")
@@ -170,10 +172,14 @@ def _leave(run: Run, accelerator: Accelerator, request: Request, error: BaseExce
         return
     if not (run.path / checkpoints.NAME).exists():
         run.remove()
+        if isinstance(error, StorageError):
+            error.hint = "free some space, then start again"
+        return
+    go_on = f"go on with: cl-adapter {request.verb} {request.name} --resume"
+    if isinstance(error, TrainingInterrupted):
+        error.hint = go_on
     elif isinstance(error, KeyboardInterrupt):
-        raise TrainingInterrupted(
-            "stopped; a checkpoint was kept", f"cl-adapter {request.verb} {request.name} --resume goes on"
-        ) from error
+        raise TrainingInterrupted("stopped; a checkpoint was kept", go_on) from error
 
 
 def prepare(

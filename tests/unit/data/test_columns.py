@@ -197,3 +197,9 @@ def test_inputs_keep_their_lines(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no known layout") as caught:
         inputs(rows({"body": "x"}))
     assert caught.value.hint.endswith("--columns input=body")
+
+
+def test_rows_of_a_second_layout_are_an_error_and_not_empty() -> None:
+    mixed = rows({"text": "a", "label": "x"}, {"prompt": "b", "completion": "y"})
+    with pytest.raises(DataError, match=r"line \d: nothing in the columns of the other rows"):
+        examples(mixed)

@@ -242,6 +242,11 @@ def test_truncated_weights(pico_base: Any, stored: Path, keep: int) -> None:
         ({"init_lora_weights": "pissa"}, AdapterError, "initialised by pissa"),
         ({"init_lora_weights": "pissa_niter_16"}, AdapterError, "initialised by pissa_niter_16"),
         ({"init_lora_weights": "olora"}, AdapterError, "initialised by olora"),
+        ({"layer_replication": [[0, 1]]}, AdapterError, "uses layer_replication"),
+        ({"target_modules": "(a|.)*x"}, AdapterError, "target_modules"),
+        ({"rank_pattern": 5}, AdapterError, "rank_pattern"),
+        ({"lora_alpha": float("inf")}, AdapterError, "alpha inf"),
+        ({"task_type": "SEQ_CLS"}, AdapterError, "SEQ_CLS"),
         ({"modules_to_save": ["lm_head"]}, AdapterError, r"stores whole modules \(lm_head\)"),
     ],
 )
