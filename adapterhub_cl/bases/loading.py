@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,11 +168,20 @@ def load_base(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     _keep_trainable_layout(model)
+    if info.quantization != "none":
+        _give_back_memory()
     model.requires_grad_(False)
     model.eval()
     parameters = info.parameters or sum(p.numel() for p in model.parameters())
     info = replace(info, parameters=parameters, architecture=info.architecture or type(model).__name__)
     return LoadedBase(model, tokenizer, info, path, kind, where)
+
+
+def _give_back_memory() -> None:
+    """Returns to the system what the 16-bit weights took while they were quantised: glibc would keep it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library: nothing to be done
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_trainable_layout(model: Any) -> None:

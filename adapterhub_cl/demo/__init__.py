@@ -18,7 +18,7 @@ DATA = Path(__file__).parent
 TASKS = ("tickets", "commands")
 EPOCHS = 8
 EXAMPLES = {
-    "tickets": ("I was charged twice this month", "the app crashes whenever I open the settings"),
+    "tickets": ("the app crashes whenever I open the settings", "I forgot my password"),
     "commands": ("wake me in ten minutes", "will I need an umbrella tomorrow"),
 }
 

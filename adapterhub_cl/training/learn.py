@@ -80,6 +80,7 @@ def learn(
     Raises:
         DataError: nothing is left to train on.
     """
+    loaded = speed.current(model)
     length = min(settings.max_length, base.context)
     encode = Tokeniser(base.tokenizer, lesson.task, length)
     fresh = Tokeniser(base.tokenizer, Task(lesson.task.name, kind="text"), length) if lesson.raw else encode
@@ -98,7 +99,6 @@ def learn(
     if chosen is None:
         chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
         on_speed(chosen)
-    loaded = speed.current(model)
     speed.use(model, chosen)
     dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
 

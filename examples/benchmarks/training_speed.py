@@ -164,22 +164,31 @@ def train_with_hub(
 
 def memory(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
     """What a random Llama takes in memory once loaded, and at most while loading."""
+    import torch
+
     from adapterhub_cl.bases.loading import inspect_base, load_base
 
     quantization, dtype = {"fp32": ("none", "fp32"), "bf16": ("none", "bf16"), "nf4": ("nf4", "bf16")}[kind]
     info = inspect_base(arguments.base, quantization)
-    process = psutil.Process()
     import bitsandbytes  # noqa: F401 (its own memory is not the base's)
 
-    before = process.memory_info().rss
+    before = own_bytes()
     base = load_base(info, device="cpu", dtype=dtype)
+    with torch.no_grad():  # mapped weights are read from disk at their first use
+        base.model(input_ids=torch.zeros(1, 2, dtype=torch.long))
     held = sum(p.numel() * p.element_size() for p in base.model.parameters())
     return {
         "way": kind,
         "weights_mb": held / 1e6,
-        "resident_mb": (process.memory_info().rss - before) / 1e6,
+        "resident_mb": (own_bytes() - before) / 1e6,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
+
+
+def own_bytes() -> int:
+    """Memory of this process alone, files that are only mapped not counted (Linux)."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("RssAnon"))
 
 
 def random_base(folder: Path) -> None:
