@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import DataError, UsageError
-from adapterhub_cl.inference.serving import BASE, answering, task_of, who_answers
+from adapterhub_cl.inference.serving import BASE, answering, who_answers
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem
 
@@ -21,8 +21,7 @@ _List = list  # within the class, `list` is the verb
 class AdapterHub:
     """A directory that holds one base's adapters, and everything that can be done with them.
 
-    Make one with `AdapterHub.init`, open one with `AdapterHub.open`. The base is loaded when it is first needed and
-    kept; listing never loads it. Nothing has to be closed.
+    Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.
 
     Attributes:
         folder: the hub's directory.
@@ -35,7 +34,7 @@ class AdapterHub:
         self._loaded: LoadedBase | None = None
 
     def __repr__(self) -> str:
-        return f"AdapterHub({str(self.folder)!r}, base={self.base.source!r}, quantization={self.base.quantization!r})"
+        return f"AdapterHub({str(self.folder)!r}, base={self.base.source!r})"
 
     # -- making and opening ----------------------------------------------------------------------
 
@@ -218,7 +217,6 @@ class AdapterHub:
         from adapterhub_cl.training.request import build
 
         request, run = build(self.registry, verb, name, data, resume, asked)
-        request.training()  # every bad setting is told before anything is loaded
         from adapterhub_cl.training.teaching import teach
 
         return teach(self.registry, self.load_base, request, run=run, reporter=reporter)
@@ -247,26 +245,9 @@ class AdapterHub:
         Raises:
             DataError: no held-out data is known, or it has changed.
         """
-        from adapterhub_cl.evaluation.stored import evaluate_stored
+        from adapterhub_cl.inference.scoring import score_versions
 
-        found: _List[tuple[str, Evaluation]] = []
-        for ref in refs or sorted(set(self.registry.serving().values())):
-            record = self.registry.get(ref)
-            task = task_of(self.registry, record)
-            if not refs and data is None and not record.manifest.get("training", {}).get("eval"):
-                if reporter is not None:
-                    reporter.note(f"note: {record.ref} has no held-out data of its own; passed over")
-                continue
-            with answering(self.registry, self.load_base(), record.ref) as model:
-                scores = evaluate_stored(
-                    model, self.load_base(), record, task, data, columns, batch_size=batch_size, reporter=reporter
-                )
-            self.registry.add_evaluations(record.ref, scores)
-            self.registry.add_event("eval", record.ref, {"data": scores[0].data, scores[0].metric: scores[0].value})
-            found += [(record.ref, score) for score in scores]
-        if not found:
-            raise UsageError("nothing to evaluate", "name an adapter and data: cl-adapter eval NAME --data TEST.jsonl")
-        return found
+        return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, reporter)
 
     def predict(
         self,

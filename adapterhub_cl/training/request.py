@@ -102,7 +102,9 @@ def build(
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
     given = {key: value for key, value in asked.items() if value is not None}
     given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
-    return Request(verb, name, absolute(data), **given), None
+    request = Request(verb, name, absolute(data), **given)
+    request.training()  # every bad setting is told before anything is loaded
+    return request, None
 
 
 def absolute(source: str | Path) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,7 @@ from accelerate import Accelerator
 
 from adapterhub_cl import objectives, replay, strategies
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.columns import Examples, examples, read_examples
-from adapterhub_cl.data.reading import read_rows
-from adapterhub_cl.data.tasks import check_answers, find_leaks, infer_task, updated_task
-from adapterhub_cl.errors import DataError, StorageError, TrainingInterrupted
+from adapterhub_cl.errors import StorageError, TrainingInterrupted
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training import checkpoints, speed
@@ -25,29 +22,14 @@ from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter, save_adapter, stored_adapter
+from adapterhub_cl.training.material import Material, prepare, tell
 from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+from adapterhub_cl.types import AdapterRecord, Evaluation, Task
 
 OBJECTIVE = "causal_lm"
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a request reads from files and from the hub."""
-
-    data: Examples
-    held_out: Examples | None
-    task: Task
-    parent: AdapterRecord | None
-    review: Sequence[Example]
-
-    @property
-    def raw(self) -> bool:
-        """Raw text for an adapter whose task is another one."""
-        return self.data.layout == "raw text" and self.task.kind != "text"
 
 
 def _finished(registry: Registry, request: Request, run: Run | None, reporter: Reporter) -> AdapterRecord | None:
@@ -108,7 +90,7 @@ def teach(
     objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
     stored = dict(run.request) if run else {}
     material = prepare(registry, request, strategy, parent=stored.get("parent"), sha256=stored.get("sha256"))
-    _tell(material, request, reporter)
+    tell(material, request, reporter)
     if request.log_with:
         check_tracker(request.log_with)
     base = load()
@@ -180,92 +162,6 @@ def _leave(run: Run, accelerator: Accelerator, request: Request, error: BaseExce
         error.hint = go_on
     elif isinstance(error, KeyboardInterrupt):
         raise TrainingInterrupted("stopped; a checkpoint was kept", go_on) from error
-
-
-def prepare(
-    registry: Registry,
-    request: Request,
-    strategy: strategies.BaseStrategy,
-    *,
-    parent: str | None = None,
-    sha256: str | None = None,
-) -> Material:
-    """Read and check everything that the request names; writes nothing.
-
-    Args:
-        parent: what a resumed run started from (empty: nothing); None decides now.
-        sha256: what the data must still be, for a resumed run.
-    """
-    columns = dict(request.columns) or None
-    data = read_examples(request.data, columns, request.instruction or "")
-    if sha256 is not None and data.sha256 != sha256:
-        raise DataError(
-            f"{request.data} has changed since the run was started", "restore it, or start again without --resume"
-        )
-    held_out = read_examples(request.eval, columns, request.instruction or "") if request.eval else None
-    start = _parent(registry, request, strategy) if parent is None else registry.get(parent) if parent else None
-    if start is not None:
-        request.refuse_shape(start.ref)
-    review: Sequence[Example] = ()
-    if request.verb == "update" and start is not None:
-        review = kept_samples(start)
-        task = updated_task(registry.task(start.task), data)
-    else:
-        task = infer_task(
-            request.name,
-            data,
-            kind=request.kind,
-            labels=list(request.labels) or None,
-            prompt_format=request.prompt_format,
-            metric=request.metric,
-            instruction=request.instruction,
-        )
-    material = Material(data, held_out, task, start, review)
-    if not material.raw:
-        check_answers(task, data)
-        if held_out is not None:
-            check_answers(task, held_out)
-    return material
-
-
-def kept_samples(record: AdapterRecord) -> list[Example]:
-    """The replay samples of a version.
-
-    Raises:
-        DataError: `replay.jsonl` is there and cannot be read.
-    """
-    path = record.path / "replay.jsonl"
-    if not path.is_file() or path.stat().st_size == 0:
-        return []
-    return list(examples(read_rows(path)).examples)
-
-
-def _parent(registry: Registry, request: Request, strategy: strategies.BaseStrategy) -> AdapterRecord | None:
-    if request.verb == "update":
-        return registry.get(request.name)
-    latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)
-    return strategy.starts_from(strategies.Past(latest))
-
-
-def _tell(material: Material, request: Request, reporter: Reporter) -> None:
-    task, data = material.task, material.data
-    labels = f", {len(task.labels)} labels" if task.labels else ""
-    overrule = " (another kind? say it with --kind)" if request.verb == "add-task" and request.kind == "auto" else ""
-    reporter.note(
-        f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
-        f"prompt {task.prompt_format!r}{overrule}"
-    )
-    if data.skipped:
-        reporter.note(f"note: {data.skipped} empty rows were passed over")
-    if material.review:
-        reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
-    if material.held_out is not None:
-        leaks = find_leaks(data, material.held_out)
-        if leaks:
-            reporter.note(
-                f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are in the training data as well "
-                f"(first: {material.held_out.places[leaks[0]]}); the score will flatter"
-            )
 
 
 def _new_run(registry: Registry, request: Request, material: Material, accelerator: Accelerator) -> Run:

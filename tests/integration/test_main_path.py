@@ -215,3 +215,68 @@ def test_a_lora_of_another_shape_is_refused(hub: AdapterHub, tmp_path: Path) -> 
     with pytest.raises(AdapterError, match="does not fit this base"):
         hub.import_adapter(folder, "wrong")
     assert "wrong" not in {a.name for a in hub.list()}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+    """A hub on the 4-bit base with one hastily trained adapter."""
+    hub = AdapterHub.init(tmp_path_factory.mktemp("small") / "hub", "tiny")
+    hub.add_task(
+        "tickets", DEMO / "tickets.train.jsonl", eval=DEMO / "tickets.test.jsonl", epochs=2, rank=4, max_length=48
+    )
+    return hub
+
+
+def test_the_recorded_score_is_what_the_stored_version_scores(small: AdapterHub) -> None:
+    again = {score.metric: score.value for _, score in small.evaluate(["tickets"])}
+    assert again == small.get("tickets@v1").metrics
+    assert small.log("tickets")[0].verb == "eval"
+
+
+def test_an_import_takes_no_task_over(small: AdapterHub, tmp_path: Path) -> None:
+    record = small.import_adapter(small.export("tickets@v1", tmp_path / "out"), "copy", task="tickets")
+    assert small.registry.serving()["tickets"] == "tickets@v1"
+    assert small.predict(["it crashed"], adapter=record.ref)[0].adapter == "copy@v1"
+
+
+def test_an_adapter_of_another_base_is_refused_and_found(small: AdapterHub) -> None:
+    folder = small.path("tickets@v1")
+    with small.registry.new_draft("stranger") as draft:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (draft.path / name).write_bytes((folder / name).read_bytes())
+        manifest = {"kind": "trained", "rank": 4, "base": {"fingerprint": "f" * 64}}
+        small.registry.publish(draft, manifest, task=small.registry.task("tickets"), serve=False)
+    with pytest.raises(AdapterError, match="another base"):
+        small.predict(["hello"], adapter="stranger")
+    assert [p.problem for p in small.verify()] == ["made for another base"]
+    small.registry.delete("stranger@v1")
+
+
+def test_a_refused_setting_leaves_no_run_behind(small: AdapterHub) -> None:
+    with pytest.raises(UsageError, match="names no layer"):
+        small.add_task("x", TRAIN, target_modules="foo")
+    with pytest.raises(UsageError, match="above the width"):
+        small.add_task("x", TRAIN, rank=1000)
+    assert list(small.registry.runs_dir.iterdir()) == []
+
+
+def test_a_run_killed_between_rename_and_commit_is_not_published_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub_cl.training.runs import Run
+
+    hub = AdapterHub.init(tmp_path / "hub", "tiny")
+    monkeypatch.setattr(Run, "remove", lambda self: None)  # as if killed before this
+    made = hub.add_task("tickets", DEMO / "tickets.train.jsonl", epochs=1, rank=2, max_length=32)
+    monkeypatch.undo()
+    (hub.folder / "index.db").unlink()
+    for extra in hub.folder.glob("index.db-*"):
+        extra.unlink()
+    orphan = made.path.with_name("v1")
+    blank = orphan.rename(tmp_path / "v1")
+    hub = AdapterHub.open(hub.folder)  # an index without the version …
+    blank.rename(orphan)  # … beside its whole directory: renamed, not committed
+    assert hub.list() == []
+    assert hub.add_task("tickets", resume=True).ref == "tickets@v1"
+    assert [record.ref for record in hub.list(all_versions=True)] == ["tickets@v1"]
+    assert list(hub.registry.runs_dir.iterdir()) == []
