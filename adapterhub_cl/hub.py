@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.errors import UsageError
 from adapterhub_cl.inference.serving import BASE, answering, who_answers
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem
@@ -275,9 +275,6 @@ class AdapterHub:
 
         chosen, ref = who_answers(self.registry, task, adapter)
         examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
-        for number, example in enumerate(examples, 1):
-            if not example.input.strip():
-                raise DataError(f"input {number} is empty", "give a text")
         with answering(self.registry, self.load_base(), ref) as model:
             return answer(
                 model,

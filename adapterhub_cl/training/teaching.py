@@ -39,7 +39,7 @@ def _finished(registry: Registry, request: Request, run: Run | None, reporter: R
         the version that the run has published already; None where there is still something to train.
     """
     if run is None:
-        if request.verb == "add-task" and (old := registry_versions(registry, request.name)):
+        if request.verb == "add-task" and (old := _versions(registry, request.name)):
             reporter.note(
                 f"note: {old[-1].ref} is there already; this is a new version made from scratch. To go on from it: "
                 f"cl-adapter update {request.name} DATA"
@@ -143,7 +143,7 @@ def teach(
     return record
 
 
-def registry_versions(registry: Registry, name: str) -> list[AdapterRecord]:
+def _versions(registry: Registry, name: str) -> list[AdapterRecord]:
     """The versions of an adapter, oldest first; none where there is no such adapter."""
     return registry.versions(name) if name in {record.name for record in registry.adapters()} else []
 
