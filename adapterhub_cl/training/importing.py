@@ -13,7 +13,7 @@ from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, check_name, storage_errors
 from adapterhub_cl.training.cards import card
-from adapterhub_cl.training.lora import CONFIG, WEIGHTS, check_config, stored_adapter
+from adapterhub_cl.training.lora import CONFIG, WEIGHTS, stored_adapter
 from adapterhub_cl.types import TASK_KINDS, AdapterRecord, Task
 
 
@@ -41,7 +41,6 @@ def import_adapter(
             f"{source} holds no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
             "save it again with PEFT's save_pretrained(safe_serialization=True)",
         )
-    config = check_config(source)
     serves = task or describe(name, described)
     with stored_adapter(base, source) as model:
         settings = model.peft_config["default"]
@@ -56,7 +55,7 @@ def import_adapter(
         manifest = {
             "kind": "imported",
             "rank": rank,
-            "alpha": config.get("lora_alpha"),
+            "alpha": settings.lora_alpha,
             "target_modules": targets,
             "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
         }

@@ -21,12 +21,13 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, TrainingError, Us
 from adapterhub_cl.training.settings import TrainingSettings
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
+# The settings of plain LoRA, rsLoRA and DoRA; any other one must be at its default.
 SERVED = {
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
     *("use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights", "task_type", "peft_type", "peft_version"),
     *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "runtime_config"),
 }
+# Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 

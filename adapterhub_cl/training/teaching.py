@@ -102,7 +102,7 @@ def teach(
     run = run or _new_run(registry, request, material, accelerator)
     lock = run.lock() if accelerator.is_main_process else None
     try:
-        if lock is not None:
+        if lock is not None and stored:  # a new run is claimed as it starts
             run.claim()
         parent = material.parent
         if parent is not None:
