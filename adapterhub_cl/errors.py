@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AdapterHubError(Exception):
@@ -104,7 +105,12 @@ class TrainingInterrupted(TrainingError):
 
 
 class GateRefused(AdapterHubError):
-    """The gate refused an adapter whose forgetting is over budget."""
+    """The gate refused an adapter whose forgetting is over budget.
+
+    Attributes:
+        record: the `AdapterRecord` of the version that was refused and is kept; None where nothing was made.
+    """
 
     code = "gate"
     exit_code = 3
+    record: Any = None

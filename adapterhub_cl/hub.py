@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.inference.serving import BASE, answering, who_answers
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
-from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem
+from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Example, Prediction, Problem
 
 if TYPE_CHECKING:
-    from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.evaluation.matrix import AccuracyMatrix
     from adapterhub_cl.training.progress import Reporter
 
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub:
+class AdapterHub(Learning):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.
@@ -27,11 +28,6 @@ class AdapterHub:
         folder: the hub's directory.
         registry: names, versions, aliases, lineage, scores.
     """
-
-    def __init__(self, registry: Registry, device: str = "auto", dtype: str = "auto") -> None:
-        self.registry, self.device, self.dtype = registry, device, dtype
-        self.folder = registry.path
-        self._loaded: LoadedBase | None = None
 
     def __repr__(self) -> str:
         return f"AdapterHub({str(self.folder)!r}, base={self.base.source!r})"
@@ -64,7 +60,9 @@ class AdapterHub:
         """
         from adapterhub_cl.bases.loading import inspect_base
 
-        return cls(Registry.create(path, inspect_base(base, quantization, revision)), device, dtype)
+        return cls(
+            Registry.create(path, inspect_base(base, quantization, revision), {"max_forgetting": 0.02}), device, dtype
+        )
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> AdapterHub:
@@ -77,11 +75,6 @@ class AdapterHub:
         return cls(Registry.open(path), device, dtype)
 
     # -- looking ---------------------------------------------------------------------------------
-
-    @property
-    def base(self) -> BaseInfo:
-        """The base that this hub is bound to."""
-        return self.registry.base
 
     def list(self, *, all_versions: bool = False) -> list[AdapterRecord]:
         """The newest version of each adapter, or all versions; loads no torch."""
@@ -117,111 +110,22 @@ class AdapterHub:
         """Recorded scores."""
         return self.registry.evaluations(ref, task)
 
-    # -- learning --------------------------------------------------------------------------------
-
-    def add_task(
-        self,
-        name: str,
-        data: str | Path | None = None,
-        *,
-        eval: str | Path | None = None,  # noqa: A002 (the flag's name)
-        strategy: str = "isolated",
-        replay: str = "balanced:200",
-        columns: Mapping[str, str] | None = None,
-        kind: str = "auto",
-        labels: Sequence[str] = (),
-        instruction: str | None = None,
-        prompt_format: str | None = None,
-        metric: str | None = None,
-        log_with: str = "",
-        resume: bool = False,
-        reporter: Reporter | None = None,
-        **settings: Any,
-    ) -> AdapterRecord:
-        """Train a new adapter on the frozen base, keep replay samples, evaluate, record.
-
-        Args:
-            data: a file (JSONL, JSON, CSV, TSV, Parquet, text), a saved dataset, a hub dataset id, or `-` for stdin.
-            eval: held-out data that the finished adapter is scored on; never used to choose anything.
-            strategy: how training treats the past: `isolated`, `sequential`.
-            replay: which examples are kept, `POLICY:SIZE`, or `none`.
-            columns: role (`input`, `output`, `instruction`) → column, where the layout is not recognised.
-            kind: `choice`, `generation`, `text`, or `auto`.
-            labels: the answers of a choice task; default: those in the data.
-            instruction: for inputs that come without one.
-            prompt_format: a name, or a template with `{instruction}` and `{input}`.
-            log_with: a tracker that Accelerate knows, such as `tensorboard`.
-            resume: continue the newest unfinished run of this name; everything else is as it was started.
-            settings: fields of `TrainingSettings`: `epochs`, `rank`, `learning_rate`, `seed`, …
-
-        Raises:
-            AdapterHubError: any of its kinds; the hub is as it was before.
-        """
-        return self._teach(
-            "add-task",
-            name,
-            data,
-            resume,
-            reporter,
-            eval=eval,
-            strategy=strategy,
-            replay=replay,
-            columns=dict(columns or {}),
-            kind=kind,
-            labels=tuple(labels),
-            instruction=instruction,
-            prompt_format=prompt_format,
-            metric=metric,
-            log_with=log_with,
-            settings=settings,
-        )
-
-    def update(
-        self,
-        name: str,
-        data: str | Path | None = None,
-        *,
-        eval: str | Path | None = None,  # noqa: A002 (the flag's name)
-        replay: str = "balanced:200",
-        columns: Mapping[str, str] | None = None,
-        instruction: str | None = None,
-        log_with: str = "",
-        resume: bool = False,
-        reporter: Reporter | None = None,
-        **settings: Any,
-    ) -> AdapterRecord:
-        """A new version from new data of a known task, or from raw text: it starts from the old version's weights,
-        with the old version's replay samples mixed in. Arguments as in `add_task`.
-
-        Raises:
-            UnknownNameError: no such adapter.
-            AdapterHubError: any of its kinds; the hub is as it was before.
-        """
-        return self._teach(
-            "update",
-            name,
-            data,
-            resume,
-            reporter,
-            eval=eval,
-            replay=replay,
-            columns=dict(columns or {}),
-            instruction=instruction,
-            log_with=log_with,
-            settings=settings,
-        )
-
-    def _teach(
-        self, verb: str, name: str, data: str | Path | None, resume: bool, reporter: Reporter | None, **asked: Any
-    ) -> AdapterRecord:
-        from adapterhub_cl.training.request import build
-
-        request, run = build(self.registry, verb, name, data, resume, asked)
-        from adapterhub_cl.training.teaching import teach
-
-        return teach(self.registry, self.load_base, request, run=run, reporter=reporter)
-
     # -- measuring and using ---------------------------------------------------------------------
+
+    @overload
+    def evaluate(
+        self,
+        refs: Sequence[str] = (),
+        *,
+        data: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        batch_size: int = 32,
+        matrix: Literal[False] = False,
+        reporter: Reporter | None = None,
+    ) -> _List[tuple[str, Evaluation]]: ...
+
+    @overload
+    def evaluate(self, *, matrix: Literal[True], reporter: Reporter | None = None) -> AccuracyMatrix: ...
 
     def evaluate(
         self,
@@ -230,21 +134,31 @@ class AdapterHub:
         data: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
         batch_size: int = 32,
+        matrix: bool = False,
         reporter: Reporter | None = None,
-    ) -> _List[tuple[str, Evaluation]]:
+    ) -> _List[tuple[str, Evaluation]] | AccuracyMatrix:
         """Score adapters on their tasks and record the scores.
 
         Args:
             refs: default: every adapter that serves a task.
             data: default: the held-out data that each was scored on when it was made; of the default adapters, those
                 without any are passed over with a note.
+            matrix: instead, the accuracy matrix of what this hub learned: every task after each was learned.
 
         Returns:
-            (version, score) pairs, all metrics, the one that stands for the task first.
+            (version, score) pairs, all metrics, the one that stands for the task first; or the matrix.
 
         Raises:
             DataError: no held-out data is known, or it has changed.
+            UsageError: `matrix` with adapters or data: it is of the whole hub.
         """
+        if matrix:
+            if refs or data:
+                raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
+            from adapterhub_cl.training.matrices import hub_matrix
+            from adapterhub_cl.training.progress import Reporter as Silent
+
+            return hub_matrix(self.registry, self.load_base, reporter or Silent())
         from adapterhub_cl.inference.scoring import score_versions
 
         return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, reporter)
@@ -341,14 +255,6 @@ class AdapterHub:
         path = self.path(ref)
         base = load_base(self.base, device=self.device, dtype=self.dtype)
         return open_adapter(base.model, path), base.tokenizer
-
-    def load_base(self) -> LoadedBase:
-        """The base, quantised as the hub says; loaded once and shared by this object's verbs."""
-        if self._loaded is None:
-            from adapterhub_cl.bases.loading import load_base
-
-            self._loaded = load_base(self.base, device=self.device, dtype=self.dtype)
-        return self._loaded
 
     # -- versions and the outside ----------------------------------------------------------------
 

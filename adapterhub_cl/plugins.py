@@ -39,13 +39,19 @@ class Room:
         """All known names, sorted; imports none of the methods."""
         return sorted({*self._own(), *self._foreign()})
 
+    def canonical(self, name: str) -> str:
+        """The name as it is listed: `k-center` is `k_center`; a name that is not known comes back as it is."""
+        known, plain = self.names(), name.replace("-", "_")
+        return plain if name not in known and plain in known else name
+
     def get(self, name: str) -> Any:
-        """The class behind a name.
+        """The class behind a name; hyphens may stand for underscores.
 
         Raises:
             UnknownNameError: with the nearest names and the list.
             AdapterHubError: a third party's method cannot be imported.
         """
+        name = self.canonical(name)
         if name in self._own():
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
         foreign = self._foreign()

@@ -124,7 +124,11 @@ class AdapterRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """What was measured when the version was made: metric name → value."""
-        return {row["metric"]: row["value"] for row in self.manifest.get("evaluations", ()) if row["task"] == self.task}
+        found: dict[str, float] = {}
+        for row in self.manifest.get("evaluations", ()):
+            if row["task"] == self.task:
+                found.setdefault(row["metric"], row["value"])
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return {

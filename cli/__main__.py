@@ -14,7 +14,9 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_learn,
     verbs_look,
     verbs_move,
+    verbs_replay,
     verbs_score,
+    verbs_stream,
     verbs_use,
 )
 from cl_adapter.app import app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +13,23 @@ import typer
 from cl_adapter.app import SETTINGS_PANEL
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.options import flag
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.settings import TrainingSettings, flag
+from adapterhub_cl.training.settings import TrainingSettings
 
 _TYPES: Mapping[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
-_TEXTS = ("eval", "strategy", "replay", "kind", "instruction", "prompt_format", "metric", "log_with")
+_TEXTS = (
+    "eval",
+    "strategy",
+    "replay",
+    "on_top_of",
+    "augment",
+    "kind",
+    "instruction",
+    "prompt_format",
+    "metric",
+    "log_with",
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,21 @@ def wishes(config: str | None, options: Mapping[str, Any], settings: Mapping[str
     return Wishes({**written.options, **given}, {**written.settings, **settings})
 
 
+def parse_set(given: Sequence[str] | None) -> dict[str, str]:
+    """`["replay.ratio=0.5"]` → `{"replay.ratio": "0.5"}`.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    found: dict[str, str] = {}
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        if not sign or "." not in key or not value.strip():
+            raise UsageError(f"--set {text!r} is not STRATEGY.OPTION=VALUE", "for example --set replay.ratio=0.5")
+        found[key.strip()] = value.strip()
+    return found
+
+
 def split_labels(text: str) -> list[str]:
     """`spam, ham` → `["spam", "ham"]`."""
     return [label.strip() for label in text.split(",")]
@@ -124,13 +151,14 @@ def split_labels(text: str) -> list[str]:
 def _read(config: str, options: Collection[str]) -> Wishes:
     rows = _yaml(config)
     known = {name.replace("_", "-") for name in (*options, *(f.name for f in fields(TrainingSettings)))}
+    known = {"set" if name == "options" else name for name in known}
     found = Wishes({}, {})
     for key, value in rows.items():
         name = str(key).replace("-", "_")
         if name.replace("_", "-") not in known:
             raise UnknownNameError(f"setting in {config}", str(key), known)
-        if name in options:
-            found.options[name] = _option(config, name, value)
+        if name in options or name == "set":
+            found.options["options" if name == "set" else name] = _option(config, name, value)
         else:
             found.settings[name] = value
     TrainingSettings.from_mapping(found.settings, config)
@@ -140,6 +168,10 @@ def _read(config: str, options: Collection[str]) -> Wishes:
 def _option(config: str, name: str, value: Any) -> Any:
     if name in _TEXTS and isinstance(value, str):
         return value
+    if name == "set" and isinstance(value, dict):
+        return {str(key): entry for key, entry in value.items()}
+    if name == "max_forgetting" and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
     if name == "columns":
         from adapterhub_cl.data.columns import parse_columns
 

@@ -10,9 +10,9 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import MAKE, verb
 from cl_adapter.session import DEFAULT_HUB, Session
-from cl_adapter.training_flags import Announcing, Wishes, training_flags, wishes
+from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.types import AdapterRecord, Evaluation
 
 Data = Annotated[
@@ -23,6 +23,12 @@ Data = Annotated[
 ]
 Held = Annotated[str | None, typer.Option(help="held-out data that the finished adapter is scored on")]
 Replay = Annotated[str | None, typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200")]
+Strategy = Annotated[str | None, typer.Option(help="how training treats the past; several with + between")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")]
+Augment = Annotated[str | None, typer.Option(help="made of the training data besides, NAME:COPIES, e.g. swap:2")]
+MaxForgetting = Annotated[
+    float | None, typer.Option(help="what an earlier task that it answers for may lose, 0 to 1; default: hub.toml's")
+]
 Columns = Annotated[str | None, typer.Option(help="which column is which: input=a,output=b[,instruction=c]")]
 Instruction = Annotated[str | None, typer.Option(help="what to do with inputs that come without an instruction")]
 LogWith = Annotated[str | None, typer.Option(help="also log to a tracker that Accelerate knows, e.g. tensorboard")]
@@ -73,8 +79,12 @@ def add_task(
     name: Annotated[str, typer.Argument(help="the task's and the adapter's name")],
     data: Data = None,
     eval: Held = None,  # noqa: A002 (the flag's name)
-    strategy: Annotated[str | None, typer.Option(help="how training treats the past; default: isolated")] = None,
+    strategy: Strategy = None,
+    set_: Set = None,
+    on_top_of: Annotated[str | None, typer.Option(help="a version that stays active and frozen beneath")] = None,
     replay: Replay = None,
+    augment: Augment = None,
+    max_forgetting: MaxForgetting = None,
     columns: Columns = None,
     kind: Annotated[str | None, typer.Option(help="choice, generation, text; default: read off the data")] = None,
     labels: Annotated[str | None, typer.Option(help="the answers of a choice task: a,b,c")] = None,
@@ -91,7 +101,11 @@ def add_task(
     options = {
         "eval": eval,
         "strategy": strategy,
+        "options": parse_set(set_) or None,
+        "on_top_of": on_top_of,
         "replay": replay,
+        "augment": augment,
+        "max_forgetting": max_forgetting,
         "columns": columns,
         "kind": kind,
         "labels": labels,
@@ -103,16 +117,26 @@ def add_task(
     _teach(Session.of(ctx), "add_task", name, data, resume, wishes(config, options, settings))
 
 
-@verb(MAKE, "cl-adapter update news fresh.jsonl --eval test.jsonl")
+@verb(
+    MAKE,
+    "cl-adapter update news fresh.jsonl --eval test.jsonl\n"
+    "tail -f feed.jsonl | cl-adapter update news - --online --every 100",
+)
 @training_flags
 def update(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="the adapter to go on from")],
     data: Data = None,
     eval: Held = None,  # noqa: A002 (the flag's name)
+    strategy: Strategy = None,
+    set_: Set = None,
     replay: Replay = None,
+    augment: Augment = None,
+    max_forgetting: MaxForgetting = None,
     columns: Columns = None,
     instruction: Instruction = None,
+    online: Annotated[bool, typer.Option("--online", help="learn JSON lines from stdin as they come")] = False,
+    every: Annotated[int, typer.Option(help="--online: rows in a version")] = 100,
     log_with: LogWith = None,
     resume: Resume = False,
     config: Config = None,
@@ -122,12 +146,20 @@ def update(
     """Train a new version from new data of a known task, or from raw text."""
     options = {
         "eval": eval,
+        "strategy": strategy,
+        "options": parse_set(set_) or None,
         "replay": replay,
+        "augment": augment,
+        "max_forgetting": max_forgetting,
         "columns": columns,
         "instruction": instruction,
         "log_with": log_with,
     }
-    _teach(Session.of(ctx), "update", name, data, resume, wishes(config, options, settings))
+    wanted = wishes(config, options, settings)
+    if online:
+        _online(Session.of(ctx), name, data, every, resume, wanted)
+    else:
+        _teach(Session.of(ctx), "update", name, data, resume, wanted)
 
 
 @verb(MAKE, "cl-adapter demo")
@@ -155,7 +187,16 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
         raise UsageError(f"a resumed run keeps its settings: {given} cannot be given", "leave them out, or --resume")
     reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, wanted))
     teach = hub.add_task if method == "add_task" else hub.update
-    record = teach(name, data, resume=resume, reporter=reporter, **wanted.options, **wanted.settings)
+    try:
+        record = teach(name, data, resume=resume, reporter=reporter, **wanted.options, **wanted.settings)
+    except GateRefused as refused:
+        if refused.record is not None and session.json:
+            told = {"error": refused.message, "hint": refused.hint, "code": refused.code}
+            session.give({**outcome(refused.record), **told})
+            raise typer.Exit(refused.exit_code) from refused
+        if refused.record is not None:
+            show_outcome(refused.record)
+        raise
     seconds = time.monotonic() - started
     if session.json:
         session.give({**outcome(record), "seconds": round(seconds, 1)})
@@ -170,10 +211,28 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
     session.note(f"next: {session.command(next_step)}")
 
 
+def _online(session: Session, name: str, data: str | None, every: int, resume: bool, wanted: Wishes) -> None:
+    if data not in (None, "-"):
+        raise UsageError(f"--online reads standard input, not {data}", f"cl-adapter update {name} - --online < {data}")
+    for option in ("log_with", "augment"):
+        if option in wanted.options:
+            raise UsageError(f"--{option.replace('_', '-')} cannot be used with --online", "leave it out")
+    hub = session.hub()
+    made = hub.update_online(
+        name, every=every, resume=resume, reporter=session.reporter(), **wanted.options, **wanted.settings
+    )
+    if session.json:
+        session.give({**outcome(made[-1]), "versions": [outcome(record) for record in made]})
+        return
+    for record in made:
+        show_outcome(record)
+    session.note(f"next: {session.command(f'show {made[-1].ref}')}")
+
+
 def _settings_line(method: str, wanted: Wishes) -> str:
     from adapterhub_cl import replay, strategies
 
-    shown: dict[str, Any] = {"strategy": strategies.DEFAULT} if method == "add_task" else {}
+    shown: dict[str, Any] = {"strategy": strategies.DEFAULT if method == "add_task" else "sequential"}
     shown |= {"replay": replay.DEFAULT}
     shown |= {k: v for k, v in wanted.options.items() if k in shown}
     shown |= wanted.effective().to_json()
@@ -189,7 +248,7 @@ def outcome(record: AdapterRecord) -> dict[str, Any]:
     """What `--json` gives for a verb that makes a version."""
     return {
         **record.to_json(),
-        "gate": None,
+        "gate": record.manifest.get("gate"),
         "path": str(record.path),
         "task_spec": record.manifest.get("task_spec"),
         "evaluations": record.manifest.get("evaluations", []),
@@ -202,6 +261,9 @@ def show_outcome(record: AdapterRecord, took: str = "") -> None:
     labels = f", labels: {', '.join(spec['labels'])}" if spec.get("labels") else ""
     print(f"{record.ref}  {spec.get('kind', 'unknown')} task {record.task}{display.one_line(labels)}")
     for row in record.manifest.get("evaluations", []):
-        print(f"  {display.score_line(Evaluation(**row))}")
+        other = f"{row['task']}: " if row["task"] != record.task else ""
+        print(f"  {other}{display.score_line(Evaluation(**row))}")
+    if taken := record.manifest.get("takes_over"):
+        print(f"  {'answers' if record.status == 'active' else 'was to answer'} for {', '.join(taken)} too")
     facts = [record.status, f"rank {record.rank}", display.size(record.bytes), took]
     print(f"  {', '.join(fact for fact in facts if fact)}")

@@ -8,7 +8,9 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import USE, verb
 from cl_adapter.session import Session
+from cl_adapter.verbs_stream import show_matrix
 
+from adapterhub_cl.errors import UsageError
 from adapterhub_cl.types import Evaluation
 
 
@@ -20,11 +22,21 @@ def evaluate(
     columns: Annotated[str | None, typer.Option(help="which column is which: input=a,output=b")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="examples at once")] = 32,
     report: Annotated[bool, typer.Option("--report", help="precision, recall and F1 of each class")] = False,
+    matrix: Annotated[bool, typer.Option("--matrix", help="every task after each was learned, and BWT")] = False,
 ) -> None:
     """Score adapters on their tasks, and record the scores."""
     from adapterhub_cl.data.columns import parse_columns
 
     session = Session.of(ctx)
+    if matrix:
+        if refs or data:
+            raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
+        whole = session.hub().evaluate(matrix=True, reporter=session.reporter())
+        if session.json:
+            session.give({**whole.to_json(), "results": []})
+        else:
+            show_matrix(whole)
+        return
     given = parse_columns(columns) if columns else None
     found = session.hub().evaluate(
         refs or (), data=data, columns=given, batch_size=batch_size, reporter=session.reporter()

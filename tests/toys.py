@@ -46,13 +46,19 @@ def train(
     objective: BaseObjective | None = None,
     run: Path | None = None,
     start: Path | None = None,
+    beneath: Path | None = None,
+    after: Callable[[Any, Loop], None] | None = None,
     log: Callable[[Mapping[str, float], int], None] | None = None,
     fuse: bool = False,
     **options: Any,
 ) -> Outcome:
-    """Train a LoRA on a pico base as `learn` does; the base is as it was afterwards."""
+    """Train a LoRA on a pico base as `learn` does; the base is as it was afterwards.
+
+    Args:
+        after: called with the model and the loop while the trained LoRA is still on it.
+    """
     with (
-        new_adapter(base, settings, "CAUSAL_LM", start) as model,
+        new_adapter(base, settings, "CAUSAL_LM", start, beneath) as model,
         fused(model if fuse else torch.nn.Module(), base.dtype),
     ):
         loop = Loop(
@@ -66,9 +72,13 @@ def train(
             dtype=base.dtype,
             run=run,
             log=log,
+            parent=start or beneath,
             **options,
         )
-        return loop()
+        outcome = loop()
+        if after is not None:
+            after(model, loop)
+        return outcome
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

@@ -22,15 +22,25 @@ class Batch:
         attention_mask: `[rows, length]`, 1 on tokens, 0 on padding.
         labels: `[rows, length]`, the token at its own position, -100 on prompt and padding.
         indices: which examples the rows are.
+        weights: `[rows, length]`, what each label counts in the loss; None: 1 everywhere.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
     indices: tuple[int, ...]
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), self.indices)
+        weights = None if self.weights is None else self.weights.to(device)
+        ids, mask, labels = (x.to(device) for x in (self.input_ids, self.attention_mask, self.labels))
+        return Batch(ids, mask, labels, self.indices, weights)
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns of the positions whose next token gets a loss, in row order."""
+        rows, columns = (self.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        return rows, columns
 
     @property
     def tokens(self) -> int:
@@ -61,8 +71,20 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, p
     return [batches[k] for k in shuffle]
 
 
-def collate(examples: Sequence[Tokens], indices: Sequence[int], pad_id: int) -> Batch:
-    """Rows → one right-padded batch."""
+def collate(
+    examples: Sequence[Tokens],
+    indices: Sequence[int],
+    pad_id: int,
+    *,
+    row_weights: Sequence[float] | None = None,
+    prompt_loss: float = 0.0,
+) -> Batch:
+    """Rows → one right-padded batch.
+
+    Args:
+        row_weights: what each row counts in the loss; None: 1.
+        prompt_loss: above 0, the prompt's tokens get a loss too: all of them together this share of the answer's.
+    """
     length = max(len(examples[i]) for i in indices)
     shape = (len(indices), length)
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
@@ -74,7 +96,17 @@ def collate(examples: Sequence[Tokens], indices: Sequence[int], pad_id: int) -> 
         input_ids[row, :end] = torch.tensor([*example.prompt, *example.answer])
         mask[row, :end] = 1
         labels[row, start:end] = torch.tensor(example.answer)
-    return Batch(input_ids, mask, labels, tuple(indices))
+    if row_weights is None and not prompt_loss:
+        return Batch(input_ids, mask, labels, tuple(indices))
+    weights = torch.ones(shape)
+    for row, index in enumerate(indices):
+        start, count = len(examples[index].prompt), len(examples[index].answer)
+        if prompt_loss and start > 1:
+            labels[row, 1:start] = input_ids[row, 1:start]
+            weights[row, :start] = prompt_loss * count / (start - 1)
+        if row_weights is not None:
+            weights[row] *= row_weights[row]
+    return Batch(input_ids, mask, labels, tuple(indices), weights)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -43,11 +43,12 @@ class Tokeniser:
         self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
 
     def __call__(self, example: Example) -> Tokens:
+        # Raw text under another kind of task: what a knowledge update learned and kept.
+        if self.task.kind == "text" or (example.answer and not example.input and not example.instruction):
+            return self._raw(example)
         if not example.instruction and self.task.instruction:
             example = replace(example, instruction=self.task.instruction)
         answer = self.answer(example.answer) if example.answer is not None else ()
-        if self.task.kind == "text":
-            return self._raw(example)
         room = self.max_length - len(answer)
         prompt = self._prompt(example)
         if len(prompt) <= room:

@@ -30,8 +30,16 @@ class BaseObjective(ABC):
     answers_with: ClassVar[tuple[str, ...]]
 
     @abstractmethod
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Logits where a label is to be predicted, `[n_labels, vocabulary]`, fp32, in row order; with the gradient."""
+
+    @abstractmethod
+    def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Loss of each label under `logits`, times its weight, `[n_labels]`."""
+
     def losses(self, model: Any, batch: Batch) -> torch.Tensor:
         """Loss of each answer token, `[n_answer_tokens]`, fp32, in row order; carries the gradient."""
+        return self.losses_of(self.logits(model, batch), batch)
 
     @abstractmethod
     def perplexities(

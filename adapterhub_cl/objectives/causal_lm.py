@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from adapterhub_cl.data.batches import IGNORED, Batch, by_length, collate, to_left_padded
+from adapterhub_cl.data.batches import Batch, by_length, collate, to_left_padded
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.objectives._choices import LabelTree, score_choices
@@ -28,11 +28,16 @@ class Objective(BaseObjective):
     task_type = "CAUSAL_LM"
     answers_with = ("choice", "generation", "text")
 
-    def losses(self, model: Any, batch: Batch) -> torch.Tensor:
-        rows, columns = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        with at_positions(model, rows, columns):
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        with at_positions(model, *batch.places):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        return functional.cross_entropy(logits[0].float(), batch.labels[rows, columns + 1], reduction="none")
+        found: torch.Tensor = logits[0].float()
+        return found
+
+    def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        rows, columns = batch.places
+        losses = functional.cross_entropy(logits, batch.labels[rows, columns + 1], reduction="none")
+        return losses if batch.weights is None else losses * batch.weights[rows, columns + 1]
 
     @torch.no_grad()
     def perplexities(

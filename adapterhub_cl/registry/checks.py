@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, rows
+from adapterhub_cl.registry import files, manifests, mirror, rows, samples
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import is_version, version_directories
@@ -54,7 +54,7 @@ class Place:
 
 def verify(place: Place) -> list[Problem]:
     """Everything that is not as it should be; empty for a healthy hub. Reads and hashes every file."""
-    found = [*_leftovers(place), *_runs(place), *_strays(place)]
+    found = [*_pending(place), *_leftovers(place), *_runs(place), *_strays(place)]
     try:
         with place.index.reading() as query:
             found += _database(place, query)
@@ -67,12 +67,14 @@ def verify(place: Place) -> list[Problem]:
 
 
 def repair(place: Place) -> list[str]:
-    """Adopt whole versions that lack rows, drop rows that name nothing, remove leftovers; one line for each.
+    """Complete what was interrupted, adopt whole versions that lack rows, drop rows that name nothing, remove
+    leftovers; one line for each.
 
     Raises:
         StorageError: the disk refused.
     """
-    done = []
+    finished = samples.finish(place.hub, place.store, place.index)
+    done = [] if finished is None else [finished]
     with place.index.writing() as connection:
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
             if _whole(directory) is None:
@@ -151,6 +153,11 @@ def _temporary(place: Place) -> list[Path]:
     return [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
 
 
+def _pending(place: Place) -> Iterator[Problem]:
+    if samples.is_pending(place.hub):
+        yield Problem(samples.INTENT, "a removal of replay samples was interrupted", REPAIR)
+
+
 def _leftovers(place: Place) -> Iterator[Problem]:
     for path in _temporary(place):
         yield Problem(place.relative(path), "left behind by a process that is gone", REPAIR)
@@ -183,7 +190,8 @@ def _runs(place: Place) -> Iterator[Problem]:
             yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
         else:
             verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
-            fix = f"cl-adapter {verb} {name} --resume, or {COLLECT} --older-than 0 to drop it"
+            words = f"update {name} - --online" if verb == "update-online" else f"{verb} {name}"
+            fix = f"cl-adapter {words} --resume, or {COLLECT} --older-than 0 to drop it"
             yield Problem(place.relative(path), f"unfinished run of {name}", fix)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ class HubFile:
                 f"the store {self.store_url!r} of {hub / FILE_NAME} is not a file: URL", 'use "file:adapters"'
             )
         return hub / rest.removeprefix("//")
+
+    def with_default(self, key: str, value: Any) -> HubFile:
+        """The same with one entry of [defaults] set; None takes it out."""
+        return replace(self, defaults={k: v for k, v in {**self.defaults, key: value}.items() if v is not None})
 
     def write(self, hub: Path) -> None:
         """Write `<hub>/hub.toml` atomically.

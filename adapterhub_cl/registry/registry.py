@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, UsageError
+from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, StorageError, UsageError
 from adapterhub_cl.registry import files, manifests
 from adapterhub_cl.registry.aliasing import Aliases
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.hubfile import FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
 from adapterhub_cl.registry.names import check_name
+from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
+from adapterhub_cl.registry.samples import SampleFiles
 from adapterhub_cl.registry.scores import Scores
 from adapterhub_cl.types import STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 _HALF_MADE = {"adapters", "aliases.json", "runs", "index.db", "index.db-wal", "index.db-shm", ".lock"}
 
 
-class Registry(Aliases, Scores):
+class Registry(Aliases, Scores, SampleFiles):
     """One hub. Make one with `create`, open one with `open`; nothing has to be closed.
 
     Attributes:
@@ -62,7 +65,8 @@ class Registry(Aliases, Scores):
 
     @classmethod
     def open(cls, path: Path | str) -> Registry:
-        """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated.
+        """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated, and a removal of replay
+        samples that was interrupted is completed.
 
         Raises:
             HubError: there is no hub, or a newer version made it.
@@ -72,17 +76,21 @@ class Registry(Aliases, Scores):
         path = Path(path).expanduser()
         registry = cls(path, HubFile.read(path))
         revision = registry._index.revision()
-        if revision == HEAD:
-            return registry
-        registry._index.check_known(revision)
+        if revision != HEAD:
+            registry._index.check_known(revision)
+            registry._make_index(revision)
+        with suppress(StorageError):  # a hub that cannot be written can still be read; `verify` names the rest
+            registry.finish_replacing()
+        return registry
+
+    def _make_index(self, revision: str | None) -> None:
         if revision is not None:
-            registry._index.migrate()
-            return registry
+            self._index.migrate()
+            return
         from adapterhub_cl.registry import rebuilding
 
-        count = rebuilding.rebuild(path, registry._index, registry.adapters_dir, only_if_blank=True)
-        rebuilding.LOG.info("%s had no index; made one of %d versions from the manifests", path, count)
-        return registry
+        count = rebuilding.rebuild(self.path, self._index, self.adapters_dir, only_if_blank=True)
+        rebuilding.LOG.info("%s had no index; made one of %d versions from the manifests", self.path, count)
 
     @classmethod
     def rebuild_at(cls, path: Path | str) -> int:
@@ -193,6 +201,18 @@ class Registry(Aliases, Scores):
             self._forget_scores(ref=record.ref)
         return record
 
+    # -- defaults --------------------------------------------------------------------------------
+
+    def set_default(self, key: str, value: Any) -> None:
+        """Set an entry of [defaults] in `hub.toml`, or take it out (None).
+
+        Raises:
+            StorageError: the disk refused; the old file is untouched.
+        """
+        with self._index.lock():
+            self.hub_file = HubFile.read(self.path).with_default(key, value)
+            self.hub_file.write(self.path)
+
     # -- health ----------------------------------------------------------------------------------
 
     def check_files(self, record: AdapterRecord) -> None:
@@ -211,9 +231,18 @@ class Registry(Aliases, Scores):
         serving = "production" if "production" in record.aliases else "latest"
         back = f"; go back with cl-adapter rollback {record.name}@{serving}" if record.version > 1 else ""
         hint = f"see cl-adapter verify{back}"
-        for relative, what in manifests.differences(record.path, record.manifest["files"]):
+        found = list(manifests.differences(record.path, record.manifest["files"]))
+        if any(relative == SAMPLES for relative, _ in found):
+            found = self._differences_now(record)
+        for relative, what in found:
             if not what.startswith("extra"):
                 raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)
+
+    def _differences_now(self, record: AdapterRecord) -> list[tuple[str, str]]:
+        """What differs from the manifest as it is by now: samples may have been removed since the record was read."""
+        with suppress(StorageError):
+            self.finish_replacing()
+        return list(manifests.differences(record.path, self.get(record.ref).manifest["files"]))
 
     def verify(self) -> list[Problem]:
         """Everything that is not as it should be, each with what mends it; hashes every file of the hub."""

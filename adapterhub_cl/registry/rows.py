@@ -86,8 +86,9 @@ def apply_moves(connection: Connection, manifest: Mapping[str, Any], *, replay: 
         return
     if moves["move_latest"]:
         move_alias(connection, name, LATEST, version, moves["verb"])
-    if moves["serve"] and manifest["task"] and not production_serves(connection, manifest["task"]):
-        set_serving(connection, manifest["task"], name, version)
+    for task in dict.fromkeys([manifest["task"], *manifest.get("takes_over", ())]):
+        if moves["serve"] and task and not production_serves(connection, task):
+            set_serving(connection, task, name, version)
 
 
 def publish_event(connection: Connection, manifest: Mapping[str, Any]) -> None:

@@ -6,21 +6,80 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.plugins import Room
 from adapterhub_cl.types import Example
 
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
 ROOM = Room("adapterhub_cl.replay", "selection policy", "Policy")
 DEFAULT = "balanced:200"
 
 
+class Evidence(Protocol):
+    """What a policy may ask about the examples it chooses from; each fact is computed when first asked for."""
+
+    def losses(self) -> list[float]:
+        """For each example the mean negative log-likelihood (nats) of an answer token under its adapter."""
+
+    def embeddings(self) -> NDArray[numpy.float32]:
+        """`[n_examples, dim]`: the frozen base's mean last hidden state over the bare input's tokens."""
+
+    def write(self, count: int, seed: int) -> list[tuple[Example, float]]:
+        """Up to `count` examples that the adapter writes by itself, each with its confidence (0 to 1)."""
+
+
 class BasePolicy(ABC):
-    """Chooses replay samples."""
+    """Chooses replay samples.
+
+    Attributes:
+        needs: what it asks the evidence for: `losses`, `embeddings`, `writing`.
+        keeps_data: whether its samples are examples of the data; False where they are made up.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    keeps_data: ClassVar[bool] = True
 
     @abstractmethod
-    def select(self, examples: Sequence[Example], size: int, generator: random.Random) -> list[int]:
-        """Indices of at most `size` examples, ascending, none twice; the generator decides ties and draws."""
+    def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:
+        """Indices of at most `size` examples, none twice, in order of priority.
+
+        The first k are what the policy would keep if it had room for k, as nearly as its method allows, so that a
+        store is made smaller by cutting its end. The generator decides ties and draws.
+        """
+
+    def samples(
+        self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence
+    ) -> list[Example]:
+        """The samples themselves, in order of priority."""
+        return [examples[i] for i in self.select(examples, size, generator, evidence)]
+
+
+class NoEvidence:
+    """Evidence where there is no model to ask: for the policies that look at the examples only."""
+
+    def __init__(self, policy: str = "this policy") -> None:
+        self.policy = policy
+
+    def losses(self) -> list[float]:
+        raise self.refusal()
+
+    def embeddings(self) -> NDArray[numpy.float32]:
+        raise self.refusal()
+
+    def write(self, count: int, seed: int) -> list[tuple[Example, float]]:
+        raise self.refusal()
+
+    def refusal(self) -> UsageError:
+        """What is raised when something is asked."""
+        return UsageError(
+            f"the selection policy {self.policy!r} has to ask a model, and none is loaded here",
+            "choose balanced or reservoir, which look at the examples only",
+        )
 
 
 @dataclass(frozen=True)
@@ -35,13 +94,21 @@ class Keep:
     policy: str
     size: int
 
-    def select(self, examples: Sequence[Example], seed: int) -> list[Example]:
-        """The replay samples of these examples; the seed decides which."""
+    def select(self, examples: Sequence[Example], seed: int, evidence: Evidence | None = None) -> list[Example]:
+        """The replay samples of these examples, most wanted first; the seed decides draws.
+
+        Raises:
+            UsageError: the policy has to ask a model, and there is no evidence.
+        """
         if self.size == 0 or not examples:
             return []
         policy: BasePolicy = ROOM.get(self.policy)()
-        chosen = policy.select(examples, min(self.size, len(examples)), random.Random(seed))
-        return [examples[i] for i in chosen]
+        if evidence is None:
+            evidence = NoEvidence(self.policy)
+            if policy.needs:
+                raise evidence.refusal()
+        size = min(self.size, len(examples)) if policy.keeps_data else self.size
+        return policy.samples(examples, size, random.Random(seed), evidence)
 
     def __str__(self) -> str:
         return f"{self.policy}:{self.size}"
@@ -60,4 +127,4 @@ def parse(value: str) -> Keep:
     if not colon or not size.isdecimal():
         raise UsageError(f"--replay {value!r} is not POLICY:SIZE", f"for example --replay {DEFAULT}, or --replay none")
     ROOM.get(policy)
-    return Keep(policy, int(size))
+    return Keep(ROOM.canonical(policy), int(size))

@@ -9,22 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from adapterhub_cl.replay import BasePolicy
+from adapterhub_cl.replay import BasePolicy, Evidence
+from adapterhub_cl.replay._groups import by_answer, in_turn
 from adapterhub_cl.types import Example
 
 
 class Policy(BasePolicy):
-    """Uniform over the answers, then over the examples of an answer."""
+    """Uniform over the answers, then over the examples of an answer; the answers take turns."""
 
-    def select(self, examples: Sequence[Example], size: int, generator: random.Random) -> list[int]:
-        groups: dict[str | None, list[int]] = {}
-        for i, example in enumerate(examples):
-            groups.setdefault(example.answer, []).append(i)
-        queues = [generator.sample(group, len(group)) for group in groups.values()]
+    def select(
+        self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence | None = None
+    ) -> list[int]:
+        queues = [generator.sample(group, len(group)) for group in by_answer(examples)]
         generator.shuffle(queues)
-        kept: list[int] = []
-        while len(kept) < size and any(queues):
-            for queue in queues:
-                if queue and len(kept) < size:
-                    kept.append(queue.pop())
-        return sorted(kept)
+        return in_turn(queues, size)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from adapterhub_cl.plugins import Room
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import AdapterRecord, Example
 
 if TYPE_CHECKING:
     import torch
 
     from adapterhub_cl.data.batches import Batch
+    from adapterhub_cl.data.tokenise import Tokens
 
 ROOM = Room("adapterhub_cl.strategies", "strategy", "Strategy")
 DEFAULT = "isolated"
+MEMORY = "strategy.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,39 +31,130 @@ class Past:
 
     latest: Sequence[AdapterRecord] = ()
 
+    @property
+    def newest(self) -> AdapterRecord | None:
+        """The version that was made last."""
+        return self.latest[-1] if self.latest else None
+
 
 @dataclass(frozen=True)
-class Stage:
-    """What a hook sees.
+class Origin:
+    """Where a row of the past comes from: a task, and the version beside which the example is kept."""
+
+    task: str
+    folder: Path | None
+    example: Example
+
+
+class Stage(Protocol):
+    """What a hook sees of a run, and may compute with. Rows are numbered: those of the new task first.
 
     Attributes:
-        model: the base with the LoRA in training.
-        parameters: the trainable parameters by name; nothing else may change.
-        step: steps done so far.
+        model: the base with the LoRA in training, and any frozen ones under it.
+        parameters: the LoRA in training by name; nothing else may change. A strategy may freeze some of them in
+            `begin` (`requires_grad_(False)`).
+        step: optimiser steps done so far.
         steps: steps of the whole run.
+        seed: of the run; every random choice is to be made from it.
+        resumed: a checkpoint will be put back after `begin`: what only sets starting values need not be done.
+        fresh: how many rows are of the new task: rows 0 to fresh − 1.
+        reviewed: old task → its rows, for strategies that read samples.
+        origins: for each old row (row − fresh) where it comes from.
+        parent: directory of the version that the run goes on from or stands on; None for a fresh adapter.
     """
 
-    model: Any
-    parameters: Mapping[str, torch.nn.Parameter]
-    step: int
-    steps: int
+    @property
+    def model(self) -> Any: ...
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def resumed(self) -> bool: ...
+    @property
+    def fresh(self) -> int: ...
+    @property
+    def reviewed(self) -> Mapping[str, Sequence[int]]: ...
+    @property
+    def origins(self) -> Sequence[Origin]: ...
+    @property
+    def parent(self) -> Path | None: ...
+
+    def length(self, row: int) -> int:
+        """Tokens of a row."""
+        ...
+
+    def batches(self, rows: Sequence[int]) -> Iterator[Batch]:
+        """The rows as batches of the run's size, in the order given, on the model's device."""
+        ...
+
+    def collate(self, tokens: Sequence[Tokens]) -> Batch:
+        """Any tokens as one batch on the model's device; its `indices` count from 0."""
+        ...
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits at the positions that get a loss, `[n, vocabulary]`, fp32, in row order."""
+        ...
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean loss of those tokens, a scalar with a gradient."""
+        ...
+
+    def mean_losses(self, rows: Sequence[int]) -> list[float]:
+        """Mean loss (nats) of an answer token of each row, without gradient."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line for the user."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A strategy without options."""
 
 
 class BaseStrategy:
-    """The hooks, in the order in which they are called; each does nothing unless a strategy says otherwise."""
+    """The hooks, in the order in which they are called; each does nothing unless a strategy says otherwise.
+
+    Modules of strategies import torch within functions only: options are checked, and helped with, without it.
+
+    Attributes:
+        Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`; users set them with
+            `--set NAME.OPTION=VALUE`.
+    """
 
     shares: ClassVar[str] = ""
     """One line for `--help`: what the new adapter shares with the past."""
+    form: ClassVar[str] = ""
+    """`fresh`: a new adapter; `continued`: goes on from the newest one's weights; `stacked`: a new adapter over the
+    newest one, which is frozen; empty: no opinion, taken from the strategy it is combined with, else `continued`."""
+    reads: ClassVar[str] = ""
+    """`samples`: the replay samples of earlier tasks are rows of the run; `data`: all their training data are."""
+    projects: ClassVar[bool] = False
+    """Constrains the gradients' directions: two such strategies cannot be combined."""
+    Config: ClassVar[type] = NoOptions
 
-    def starts_from(self, past: Past) -> AdapterRecord | None:
-        """The version whose weights the new adapter starts from; None for a fresh one."""
-        return None
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config
 
     def begin(self, stage: Stage) -> None:
         """The model is ready; no optimiser yet."""
 
-    def penalty(self, stage: Stage, batch: Batch) -> torch.Tensor | None:
-        """Added to the loss of each batch, a scalar with a gradient; losses of several strategies add up."""
+    def review(self, stage: Stage, rows: Sequence[int]) -> Sequence[tuple[int, float]]:
+        """Rows of the past to be learned in this step too, each with its weight in the loss (1: like a new row)."""
+        return ()
+
+    def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:
+        """Added to the mean loss of each batch, a scalar with a gradient; several strategies' add up.
+
+        Args:
+            logits: of the model in training at the batch's labelled positions, `[n, vocabulary]`, fp32, in row order.
+        """
         return None
 
     def before_step(self, stage: Stage) -> None:
@@ -70,11 +164,46 @@ class BaseStrategy:
         """The optimiser has stepped; parameters may be changed in place."""
 
     def end(self, stage: Stage) -> None:
-        """The best weights are in the model; they are saved next."""
+        """The best weights are in the model; they are saved next, so parameters may be changed in place."""
+
+    def remember(
+        self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
+    ) -> Mapping[str, torch.Tensor]:
+        """What later runs of this strategy need, stored beside the version; `memory` reads it back.
+
+        Args:
+            samples: what is kept for replay.
+            tokens: the same as token ids.
+        """
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What it did, as plain JSON, for `training.json`."""
+        return {}
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a checkpoint must hold so that a resumed run equals an uninterrupted one."""
         return {}, {}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """The reverse of `state`."""
+        """The reverse of `state`; called after `begin`."""
+
+
+def memory(folder: Path | None, name: str) -> dict[str, torch.Tensor]:
+    """What a strategy stored beside a version; empty where it stored nothing.
+
+    Raises:
+        IntegrityError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from adapterhub_cl.errors import IntegrityError
+
+    if folder is None or not (folder / MEMORY).is_file():
+        return {}
+    try:
+        with safe_open(folder / MEMORY, framework="pt") as file:
+            mine = [key for key in file.keys() if key.startswith(name + ".")]  # noqa: SIM118 (not a dict)
+            return {key.removeprefix(name + "."): file.get_tensor(key) for key in mine}
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{folder / MEMORY} cannot be read: {error}", "cl-adapter verify") from error

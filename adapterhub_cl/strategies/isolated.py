@@ -13,3 +13,4 @@ class Strategy(BaseStrategy):
     """A fresh adapter."""
 
     shares = "nothing: a fresh adapter for each task"
+    form = "fresh"

@@ -6,14 +6,11 @@ measure what the other strategies save, or where only the newest task matters.
 
 from __future__ import annotations
 
-from adapterhub_cl.strategies import BaseStrategy, Past
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.strategies import BaseStrategy
 
 
 class Strategy(BaseStrategy):
     """Starts from the newest adapter of the hub."""
 
     shares = "all weights: starts from the newest adapter and goes on training it"
-
-    def starts_from(self, past: Past) -> AdapterRecord | None:
-        return past.latest[-1] if past.latest else None
+    form = "continued"

@@ -17,7 +17,10 @@ from peft.tuners.lora import LoraLayer
 
 
 class _Fused(torch.autograd.Function):
-    """y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ (+ bias); x `[…, in]`, W `[out, in]`, A `[r, in]`, B `[out, r]`."""
+    """y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + (x·Fᵀ)·Gᵀ (+ bias); x `[…, in]`, W `[out, in]`, A `[r, in]`, B `[out, r]`.
+
+    F `[q, in]` and scaled G `[out, q]` are a frozen adapter's factors, stacked with A and B for the products.
+    """
 
     @staticmethod
     def forward(
@@ -28,15 +31,18 @@ class _Fused(torch.autograd.Function):
         weight: Callable[[], torch.Tensor],
         bias: torch.Tensor | None,
         scaling: float,
+        frozen: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         dense = weight()
         rows = x.reshape(-1, x.shape[-1]).to(dense.dtype)
         low_a, low_b = a.to(dense.dtype), (b * scaling).to(dense.dtype)
+        if frozen is not None:
+            low_a, low_b = torch.cat([low_a, frozen[0]], 0), torch.cat([low_b, frozen[1]], 1)
         hidden = rows @ low_a.T
         y = rows @ dense.T if bias is None else torch.addmm(bias.to(dense.dtype), rows, dense.T)
         y.addmm_(hidden, low_b.T)
         ctx.save_for_backward(rows, hidden, low_a, low_b)
-        ctx.weight, ctx.scaling, ctx.shape, ctx.kind = weight, scaling, x.shape, x.dtype
+        ctx.weight, ctx.scaling, ctx.shape, ctx.kind, ctx.rank = weight, scaling, x.shape, x.dtype, a.shape[0]
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -47,9 +53,9 @@ class _Fused(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (gradient @ ctx.weight()).addmm_(down, low_a).view(ctx.shape).to(ctx.kind)
-        grad_a = (down.T @ rows).float()
-        grad_b = (gradient.T @ hidden).float() * ctx.scaling
-        return grad_x, grad_a, grad_b, None, None, None
+        grad_a = (down[:, : ctx.rank].T @ rows).float()
+        grad_b = (gradient.T @ hidden[:, : ctx.rank]).float() * ctx.scaling
+        return grad_x, grad_a, grad_b, None, None, None, None
 
 
 @contextmanager
@@ -74,7 +80,7 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
         if hasattr(base.weight, "quant_state") and size <= keep_bytes:
             keep_bytes -= size
             weight = _constant(weight())
-        layer.forward = _forward(layer, weight, base.bias)
+        layer.forward = _forward(layer, weight, base.bias, _frozen(layer, dtype))
         changed.append(layer)
     try:
         yield len(changed)
@@ -84,11 +90,11 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
 
 
 def _is_plain(layer: Any) -> bool:
-    """One adapter, neither DoRA nor dropout nor anything else that PEFT's own forward is needed for."""
+    """One adapter, or one over a frozen one; neither DoRA nor dropout nor whatever else needs PEFT's own forward."""
     name = "default"
     dropout = getattr(layer.lora_dropout, name, None)
     return (
-        list(layer.active_adapters) == [name]
+        list(layer.active_adapters) in ([name], [name, "beneath"])
         and name in layer.lora_A
         and name not in layer.lora_variant
         and not layer.merged
@@ -113,11 +119,25 @@ def _constant(value: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: value
 
 
-def _forward(layer: Any, weight: Callable[[], torch.Tensor], bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+def _frozen(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The factors of the frozen adapter under the one in training, B scaled."""
+    name = "beneath"
+    if name not in layer.active_adapters or name not in layer.lora_A:
+        return None
+    a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+    return a.to(dtype), (b * layer.scaling[name]).to(dtype)
+
+
+def _forward(
+    layer: Any,
+    weight: Callable[[], torch.Tensor],
+    bias: torch.Tensor | None,
+    frozen: tuple[torch.Tensor, torch.Tensor] | None,
+) -> Callable[..., torch.Tensor]:
     a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
 
     def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        result: torch.Tensor = _Fused.apply(x, a, b, weight, bias, scaling)  # type: ignore[no-untyped-call]
+        result: torch.Tensor = _Fused.apply(x, a, b, weight, bias, scaling, frozen)  # type: ignore[no-untyped-call]
         return result
 
     return forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from adapterhub_cl import augmentation
+from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.scoring import dev_figures
 from adapterhub_cl.objectives import BaseObjective
-from adapterhub_cl.strategies import BaseStrategy
+from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import speed
 from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.training.writing import base_writer
 from adapterhub_cl.types import Example, Task
 
 DEV_ROWS = 200
@@ -37,12 +41,40 @@ class Lesson:
         examples: the training data.
         review: replay samples of an older version, mixed in.
         raw: raw text to be learned under another task's adapter (a knowledge update): no prompt, loss everywhere.
+        past: other tasks, each row with its own.
+        together: the other tasks' rows are learned like new ones, not where the strategy reviews them.
+        parent: directory of the version that the run goes on from or stands on.
+        augment: what is made of the training data besides.
+        avoid: examples that must not be made: the held-out ones.
+        prompt_loss: see `TrainingSettings.prompt_loss`.
     """
 
     task: Task
     examples: Sequence[Example]
     review: Sequence[Example] = ()
     raw: bool = False
+    past: Sequence[tuple[Task, Origin]] = ()
+    together: bool = False
+    parent: Path | None = None
+    augment: Sequence[Augment] = ()
+    avoid: Sequence[Example] = ()
+    prompt_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What `learn` leaves.
+
+    Attributes:
+        facts: for `training.json`.
+        stage: the strategy's view of the finished run.
+        encode: how the task's examples become token ids.
+    """
+
+    outcome: Outcome
+    facts: dict[str, Any]
+    stage: Stage
+    encode: Tokeniser
 
 
 def dev_split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -67,15 +99,12 @@ def learn(
     on_speed: Callable[[speed.Speed], None],
     accelerator: Accelerator,
     reporter: Reporter,
-) -> tuple[Outcome, dict[str, Any]]:
+) -> Learned:
     """Train the LoRA on `model`; its best weights are in the model afterwards.
 
     Args:
         chosen: how to compute, where a resumed run has chosen already.
         on_speed: called with the choice before the first step, to be kept for a resume.
-
-    Returns:
-        what the loop gave, and facts for `training.json`.
 
     Raises:
         DataError: nothing is left to train on.
@@ -86,6 +115,10 @@ def learn(
     fresh = Tokeniser(base.tokenizer, Task(lesson.task.name, kind="text"), length) if lesson.raw else encode
     examples = [*lesson.examples, *lesson.review]
     tokens = [*fresh.many(lesson.examples), *encode.many(lesson.review)]
+    past, origins = _past(base, lesson, length)
+    if lesson.together:  # rows like any other, but for their prompts
+        examples, tokens = [*examples, *(Example("") for _ in past)], [*tokens, *past]
+        past, origins = [], []
     usable = [i for i, t in enumerate(tokens) if t.answer]
     examples, tokens = [examples[i] for i in usable], [tokens[i] for i in usable]
     if not tokens:
@@ -96,11 +129,15 @@ def learn(
     train, held = dev_split(len(tokens), settings.dev_share, settings.seed)
 
     training: list[Tokens] = [tokens[i] for i in train]
+    dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
+    if lesson.augment:
+        training += _augmented(
+            lesson, [examples[i] for i in train], dev_examples, fresh, model, base, settings, reporter
+        )
     if chosen is None:
         chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
         on_speed(chosen)
     speed.use(model, chosen)
-    dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
 
     def dev(current: Any) -> Mapping[str, float]:
         return dev_figures(
@@ -130,15 +167,21 @@ def learn(
             reporter=reporter,
             accelerator=accelerator,
             log=_tracker(accelerator),
+            past=past,
+            origins=origins,
+            parent=lesson.parent,
+            prompt_loss=lesson.prompt_loss,
         )
         reporter.note(
-            f"training on {len(train)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "
+            f"training on {len(training)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "
             f"learning rate {rate:g}, {str(base.dtype).removeprefix('torch.')}, {chosen.describe()}"
         )
+        started = time.perf_counter()
         outcome = loop()
+        seconds = time.perf_counter() - started
     speed.use(model, loaded)  # the scores that follow are measured as the stored version will answer
     facts = {
-        "examples": len(train),
+        "examples": len(training),
         "dev_examples": len(held),
         "truncated": cut,
         "max_length": length,
@@ -147,13 +190,45 @@ def learn(
         "speed": speed.to_json(chosen),
         "fused_layers": layers,
         "processes": accelerator.num_processes,
+        "seconds": round(seconds, 2),
         "steps": outcome.steps,
         "best_epoch": outcome.epoch,
         "history": list(outcome.history),
         "examples_per_second": round(outcome.examples_per_second, 2),
         "tokens_per_second": round(outcome.tokens_per_second, 1),
+        "strategy_summary": strategy.summary(),
     }
-    return outcome, facts
+    return Learned(outcome, facts, loop.stage, encode)
+
+
+def _past(base: LoadedBase, lesson: Lesson, length: int) -> tuple[list[Tokens], list[Origin]]:
+    """The rows of other tasks, each in its own task's prompt format."""
+    encoders = {task.name: Tokeniser(base.tokenizer, task, length) for task, _ in lesson.past}
+    rows = [(encoders[task.name](origin.example), origin) for task, origin in lesson.past]
+    usable = [(tokens, origin) for tokens, origin in rows if tokens.answer]
+    return [tokens for tokens, _ in usable], [origin for _, origin in usable]
+
+
+def _augmented(
+    lesson: Lesson,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    encode: Tokeniser,
+    model: Any,
+    base: LoadedBase,
+    settings: TrainingSettings,
+    reporter: Reporter,
+) -> list[Tokens]:
+    """Rows made of the training rows; never of those held out, nor copies of any that a score is taken on."""
+    own = [e for e in examples if e.input or e.answer]
+    made, counts = augmentation.augment(
+        own, lesson.augment, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base)
+    )
+    reporter.note(
+        f"augmentation made {counts.made} examples ({counts.duplicates} duplicates and {counts.leaks} copies of "
+        "evaluation rows dropped)"
+    )
+    return [tokens for tokens in encode.many(made) if tokens.answer]
 
 
 def _held_out(count: int, settings: TrainingSettings) -> str:

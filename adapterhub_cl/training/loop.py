@@ -17,11 +17,12 @@ from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
 from adapterhub_cl.objectives import BaseObjective
-from adapterhub_cl.strategies import BaseStrategy, Stage
+from adapterhub_cl.strategies import BaseStrategy, Origin
 from adapterhub_cl.training import checkpoints
 from adapterhub_cl.training.lora import trainable, training_mode
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.training.stage import LoopStage
 from adapterhub_cl.training.stopping import StopSignal
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -95,20 +96,26 @@ class Loop:
         reporter: Reporter | None = None,
         accelerator: Accelerator | None = None,
         log: Callable[[Mapping[str, float], int], None] | None = None,
+        past: Sequence[Tokens] = (),
+        origins: Sequence[Origin] = (),
+        parent: Path | None = None,
+        prompt_loss: float = 0.0,
     ) -> None:
         self.model, self.objective, self.strategy = model, objective, strategy
-        self.examples, self.settings, self.rate, self.pad_id = examples, settings, rate, pad_id
+        self.examples, self.settings, self.rate, self.pad_id = [*examples, *past], settings, rate, pad_id
+        self.fresh, self.origins, self.parent, self.prompt_loss = len(examples), origins, parent, prompt_loss
         self.evaluate, self.run, self.reporter = evaluate, run, reporter or Reporter()
         self.log = log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
-        self.lengths = [len(e) for e in examples]
+        self.lengths = [len(e) for e in self.examples]
         self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
-        self.steps_per_epoch = math.ceil(len(examples) / self.rows_per_step)
+        self.steps_per_epoch = math.ceil(self.fresh / self.rows_per_step)
         self.total = self.steps_per_epoch * settings.epochs
         self.parameters = trainable(model)
         self.at = Progress(rows=settings.batch_size)
         self.best: dict[str, torch.Tensor] = {}
+        self.stage = LoopStage(self)
 
     def __call__(self) -> Outcome:
         """Train to the end, from the run's checkpoint if it has one.
@@ -117,22 +124,9 @@ class Loop:
             TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was kept.
             TrainingError: the loss is no number, or one example alone does not fit into memory.
         """
-        torch.manual_seed(self.settings.seed + self.accelerator.process_index)
-        self.strategy.begin(self.stage)
-        before = set(self.parameters)
-        self.parameters = trainable(self.model)
-        if set(self.parameters) != before:
-            raise TrainingError("the strategy changed which parameters are trained")
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=self.rate, weight_decay=self.settings.weight_decay, fused=True
-        )
-        self.resume()
-        # DDP is the only wrapping that is wanted; the model is on its device already.
-        distributed = self.accelerator.num_processes > 1
-        self.wrapped = self.accelerator.prepare_model(self.model) if distributed else self.model
+        self.start()
         self.reporter.start("training", self.total)
         self.reporter.advance(self.at.steps)
-        training_mode(self.model)
         try:
             with StopSignal() as stop:
                 while self.at.epoch < self.settings.epochs and not self.exhausted:
@@ -146,6 +140,28 @@ class Loop:
                 f"{last:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
             )
         self.put(self.best)
+        return self.finish()
+
+    def start(self) -> None:
+        """The strategy, the optimiser and, where there is one, the checkpoint: all before the first step."""
+        torch.manual_seed(self.settings.seed + self.accelerator.process_index)
+        self.wrapped = self.model
+        self.strategy.begin(self.stage)
+        self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        wider = {n for n, p in self.model.named_parameters() if p.requires_grad} - self.trained.keys()
+        if wider or not self.trained:
+            raise TrainingError("the strategy changed which parameters are trained")
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=self.rate, weight_decay=self.settings.weight_decay, fused=True
+        )
+        self.resume()
+        # DDP is the only wrapping that is wanted; the model is on its device already.
+        if self.accelerator.num_processes > 1:
+            self.wrapped = self.accelerator.prepare_model(self.model)
+        training_mode(self.model)
+
+    def finish(self) -> Outcome:
+        """The strategy's last word; what the run leaves."""
         self.strategy.end(self.stage)
         weights = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         speed = max(self.at.seconds, 1e-9)
@@ -159,31 +175,22 @@ class Loop:
         )
 
     @property
-    def stage(self) -> Stage:
-        return Stage(self.model, self.parameters, self.at.steps, self.total)
-
-    @property
     def exhausted(self) -> bool:
         patience = self.settings.patience
         return bool(patience and self.at.epochs_without_gain >= patience)
 
     def one_epoch(self, stop: StopSignal) -> None:
         settings, at = self.settings, self.at
-        plan = plan_epoch(self.lengths, self.rows_per_step, settings.seed, at.epoch)
+        plan = plan_epoch(self.lengths[: self.fresh], self.rows_per_step, settings.seed, at.epoch)
         while at.step_in_epoch < len(plan):
             indices = plan[at.step_in_epoch]
-            started = time.perf_counter()
+            tokens = at.tokens
             loss = self.one_step(indices)
-            at.seconds += time.perf_counter() - started
             at.step_in_epoch += 1
-            at.steps += 1
-            at.examples += len(indices)
-            tokens = sum(self.lengths[i] for i in indices)
-            at.tokens += tokens
             at.first_loss = loss if at.steps == 1 else at.first_loss
             at.loss_sum += loss
             at.loss_count += 1
-            self.reporter.advance(1, tokens, loss=loss)
+            self.reporter.advance(1, at.tokens - tokens, loss=loss)
             self.log({"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}, at.steps)
             ended = at.step_in_epoch == len(plan)
             if self.run and not ended and at.steps % settings.checkpoint_every == 0:
@@ -229,23 +236,30 @@ class Loop:
         if self.run:
             self.save()
 
-    def one_step(self, indices: Sequence[int]) -> float:
-        """One optimiser step on these rows, all processes together; returns the mean loss of an answer token."""
+    def one_step(self, fresh: Sequence[int]) -> float:
+        """One optimiser step on these rows and those that the strategy reviews, all processes together.
+
+        Returns:
+            the mean loss of an answer token.
+        """
+        started = time.perf_counter()
+        weights = dict.fromkeys(fresh, 1.0) | dict(self.strategy.review(self.stage, fresh))
+        indices = list(weights)
         tokens = answers_in(self.examples, indices)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine, weight = list(indices[rank::world]), 1.0
+        mine, factor = indices[rank::world], 1.0
         if not mine:  # a short last step: take part in the exchange, add nothing
-            mine, weight = list(indices[:1]), 0.0
+            mine, factor = indices[:1], 0.0
         while True:
             try:
-                total = self.gradients(mine, weight * world / tokens)
+                total = self.gradients(mine, weights, factor * world / tokens)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if world > 1 or not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                     raise
                 self.halve(error)
         if self.settings.clip:
-            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
+            torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip)
         self.strategy.before_step(self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -260,21 +274,34 @@ class Loop:
                 f"the loss is no longer a number at step {self.at.steps + 1}",
                 f"try a lower --learning-rate (now {self.rate:g})",
             )
+        self.at.steps += 1
+        self.at.examples += len(indices)
+        self.at.tokens += sum(self.lengths[i] for i in indices)
+        self.at.seconds += time.perf_counter() - started
         return loss
 
-    def gradients(self, mine: Sequence[int], factor: float) -> torch.Tensor:
+    def gradients(self, mine: Sequence[int], weights: Mapping[int, float], factor: float) -> torch.Tensor:
         """Adds up the gradients of these rows, in micro-batches; returns the loss."""
         parts = [mine[k : k + self.at.rows] for k in range(0, len(mine), self.at.rows)]
         total = torch.zeros((), device=self.model.device)
         for k, part in enumerate(parts):
-            batch = collate(self.examples, part, self.pad_id).to(self.model.device)
+            rows = [weights[i] for i in part]
+            plain = all(weight == 1.0 for weight in rows)
+            batch = collate(
+                self.examples,
+                part,
+                self.pad_id,
+                row_weights=None if plain else rows,
+                prompt_loss=self.prompt_loss,
+            ).to(self.model.device)
             waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
             with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():
                 with self.autocast:
-                    loss = self.objective.losses(self.wrapped, batch).sum() * factor
-                    penalty = self.strategy.penalty(self.stage, batch)
+                    logits = self.objective.logits(self.wrapped, batch)
+                    loss = self.objective.losses_of(logits, batch).sum() * factor
+                penalty = self.strategy.penalty(self.stage, batch, logits)
                 if penalty is not None:
-                    loss = loss + penalty / len(parts)
+                    loss = loss + penalty * (len(part) / len(mine))
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -320,6 +347,10 @@ class Loop:
         }
         flat = {f"{part}.{key}": value for part, named in parts.items() for key, value in named.items()}
         checkpoints.save(self.run, checkpoints.Checkpoint(flat, {"at": self.at.__dict__, "strategy": values}))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.run is not None and (self.run / checkpoints.NAME).exists()
 
     def resume(self) -> None:
         stored = checkpoints.load(self.run) if self.run else None

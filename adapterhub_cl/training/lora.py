@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from adapterhub_cl.bases.loading import LoadedBase
@@ -33,12 +33,17 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @contextmanager
 def new_adapter(
-    base: LoadedBase, settings: TrainingSettings, task_type: str, start: Path | None = None
+    base: LoadedBase,
+    settings: TrainingSettings,
+    task_type: str,
+    start: Path | None = None,
+    beneath: Path | None = None,
 ) -> Iterator[Any]:
     """The base with one trainable LoRA; taken off again at the end of the block.
 
     Args:
         start: a stored adapter to start from: its shape and its weights. None makes a fresh one.
+        beneath: a stored adapter that stays active and frozen under the new one.
 
     Raises:
         UsageError: the target modules or layers are not in this base.
@@ -55,6 +60,10 @@ def new_adapter(
                 layer.lora_dropout["default"] = torch.nn.Dropout(chance) if chance else torch.nn.Identity()
         model.peft_config["default"].lora_dropout = settings.dropout
     try:
+        if beneath is not None:
+            from adapterhub_cl.training.stacking import put_beneath
+
+            put_beneath(model, beneath)
         yield model
     finally:
         model.unload()
@@ -121,7 +130,7 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """
     config = check_config(folder)
     weights = read_weights(folder)
-    _check_ranks(folder, config, weights)
+    check_ranks(folder, config, weights)
     keys = set(weights)
     try:
         with warnings.catch_warnings():
@@ -228,7 +237,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _check_ranks(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+def check_ranks(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
     """Raise where the config's ranks are not those of the tensors: PEFT would allocate by the config first."""
     found = {value.shape[0] for key, value in weights.items() if "lora_A" in key}
     told = {config["r"], *(config.get("rank_pattern") or {}).values()}
@@ -247,7 +256,7 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
         TrainingError: none, or one of the base's.
     """
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    meant = {name for name, _ in model.named_parameters() if ".lora_" in name}
+    meant = {name for name, _ in model.named_parameters() if ".lora_" in name and ".default" in name}
     if not found or found.keys() != meant:
         wrong = sorted(found.keys() ^ meant)[:3]
         raise TrainingError(f"the trainable parameters are not exactly LoRA's (differing: {', '.join(wrong)})")
@@ -262,27 +271,29 @@ def training_mode(model: Any) -> None:
             layer.lora_dropout.train()
 
 
-def save_adapter(model: Any, folder: Path, source: str, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write the adapter in PEFT's own format.
+def save_adapter(model: Any, folder: Path, source: str) -> None:
+    """Write the adapter in PEFT's own format; one that stands on a frozen one is written as the sum of both.
 
     Args:
         source: the base's name, as plain PEFT shall find it in the config.
-        weights: the values to store, by parameter name; default: those in the model now.
     """
-    if weights is not None:
-        own = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in weights.items():
-                own[name].copy_(value)
-    model.peft_config["default"].base_model_name_or_path = source
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written when the version is published
+    from adapterhub_cl.training.stacking import BENEATH, stacked
+
+    if BENEATH in model.peft_config:
+        weights, config = stacked(model)
+        config.base_model_name_or_path = source
+        config.save_pretrained(folder)
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    else:
+        model.peft_config["default"].base_model_name_or_path = source
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written at publication
     # PEFT writes its sets in the order of this process's hash seed; sorted, the same run writes the same file.
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    for key, value in config.items():
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for key, value in written.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            config[key] = sorted(value)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            written[key] = sorted(value)
+    (folder / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def linear_names(model: torch.nn.Module) -> list[str]:

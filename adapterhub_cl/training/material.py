@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from adapterhub_cl import strategies
-from adapterhub_cl.data.columns import Examples, examples, read_examples
+from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.reading import read_rows
-from adapterhub_cl.data.tasks import check_answers, find_leaks, infer_task, updated_task
+from adapterhub_cl.data.tasks import check_answers, check_labels_kept, find_leaks, infer_task, updated_task
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.strategies._combined import Combined
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.types import AdapterRecord, Example, Task
 
 
 @dataclass(frozen=True)
+class Lessons:
+    """What is left of an earlier task: its replay samples, or all its data.
+
+    Attributes:
+        record: the version beside which the samples are kept.
+    """
+
+    task: Task
+    record: AdapterRecord
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
 class Material:
-    """What a request reads from files and from the hub."""
+    """What a request reads from files and from the hub.
+
+    Attributes:
+        parent: the version that the new one goes on from, or stands on.
+        beneath: whether the parent stays frozen under the new adapter.
+        review: the parent's own replay samples, where the task is the same.
+        past: other tasks, for strategies that read them.
+        takes_over: earlier tasks that the new version will answer for.
+    """
 
     data: Examples
     held_out: Examples | None
     task: Task
     parent: AdapterRecord | None
-    review: Sequence[Example]
+    beneath: bool = False
+    review: Sequence[Example] = ()
+    past: Sequence[Lessons] = ()
+    takes_over: Sequence[str] = ()
 
     @property
     def raw(self) -> bool:
@@ -35,7 +61,7 @@ class Material:
 def prepare(
     registry: Registry,
     request: Request,
-    strategy: strategies.BaseStrategy,
+    strategy: Combined,
     *,
     parent: str | None = None,
     sha256: str | None = None,
@@ -45,6 +71,9 @@ def prepare(
     Args:
         parent: what a resumed run started from (empty: nothing); None decides now.
         sha256: what the data must still be, for a resumed run.
+
+    Raises:
+        DataError: something cannot be read or used, or a replay sample stands in the held-out data.
     """
     columns = dict(request.columns) or None
     data = read_examples(request.data, columns, request.instruction or "")
@@ -52,30 +81,132 @@ def prepare(
         raise DataError(
             f"{request.data} has changed since the run was started", "restore it, or start again without --resume"
         )
-    held_out = read_examples(request.eval, columns, request.instruction or "") if request.eval else None
     start = _parent(registry, request, strategy) if parent is None else registry.get(parent) if parent else None
-    if start is not None:
-        request.refuse_shape(start.ref)
+    if start is not None and not (request.on_top_of or strategy.makes == "stacked"):
+        request.refuse_shape(start)
+    return with_data(registry, request, strategy, data, start)
+
+
+def with_data(
+    registry: Registry, request: Request, strategy: Combined, data: Examples, start: AdapterRecord | None
+) -> Material:
+    """The material of a request whose data have been read.
+
+    Args:
+        start: the version that the run goes on from or stands on.
+    """
+    columns = dict(request.columns) or None
+    held_out = read_examples(request.eval, columns, request.instruction or "") if request.eval else None
+    beneath = bool(request.on_top_of) or strategy.makes == "stacked"
     review: Sequence[Example] = ()
     if request.verb == "update" and start is not None:
         review = kept_samples(start)
         task = updated_task(registry.task(start.task), data)
     else:
-        task = infer_task(
-            request.name,
-            data,
-            kind=request.kind,
-            labels=list(request.labels) or None,
-            prompt_format=request.prompt_format,
-            metric=request.metric,
-            instruction=request.instruction,
-        )
-    material = Material(data, held_out, task, start, review)
+        task = _same_task(registry, described_task(request, data))
+    past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
+    takes = taken_over(registry, request, strategy, task.name, start, past)
+    material = Material(data, held_out, task, start, beneath and start is not None, review, past, takes)
     if not material.raw:
         check_answers(task, data)
         if held_out is not None:
             check_answers(task, held_out)
+    _refuse_leaks(material)
     return material
+
+
+def described_task(request: Request, data: Examples) -> Task:
+    """The task that a request and its data describe."""
+    return infer_task(
+        request.name,
+        data,
+        kind=request.kind,
+        labels=list(request.labels) or None,
+        prompt_format=request.prompt_format,
+        metric=request.metric,
+        instruction=request.instruction,
+    )
+
+
+def taken_over(
+    registry: Registry,
+    request: Request,
+    strategy: Combined,
+    task: str,
+    parent: AdapterRecord | None,
+    past: Sequence[Lessons],
+) -> tuple[str, ...]:
+    """The earlier tasks that the new version will answer for: those that its parent answers for today, or all whose
+    data it was trained on."""
+    if strategy.what_is_read == "data":
+        return tuple(sorted(lesson.task.name for lesson in past))
+    if parent is None or not (request.verb == "update" or strategy.shared):
+        return ()
+    serving = registry.serving()
+    mine = {v.ref for v in registry.versions(parent.name)} if request.verb == "update" else {parent.ref}
+    return tuple(sorted(t for t, ref in serving.items() if ref in mine and t != task))
+
+
+def _same_task(registry: Registry, task: Task) -> Task:
+    """A task that the hub knows keeps its labels; new ones stand behind them.
+
+    Raises:
+        DataError: a label would be lost.
+    """
+    old = {known.name: known for known in registry.tasks()}.get(task.name)
+    if old is None or not old.labels or not task.labels:
+        return task
+    new = [label for label in task.labels if label not in old.labels]
+    kept = [label for label in old.labels if label in task.labels]
+    merged = replace(task, labels=(*kept, *new))
+    check_labels_kept(old, merged)
+    return merged
+
+
+def _past(registry: Registry, reads: str, task: str) -> Iterator[Lessons]:
+    """The other tasks of the hub, each with what is read of it."""
+    newest: dict[str, AdapterRecord] = {}
+    for record in sorted(registry.adapters(include_rejected=False), key=lambda r: r.created_at):
+        if record.task and record.task != task and record.manifest.get("training"):
+            newest[record.task] = record
+    for name, record in newest.items():
+        registry.check_files(record)
+        if reads == "samples":
+            found: Sequence[Example] = kept_samples(record)
+        else:
+            found = _all_data(record)
+        if found:
+            yield Lessons(registry.task(name), record, found)
+
+
+def _all_data(record: AdapterRecord) -> Sequence[Example]:
+    known = record.manifest["training"]["data"]
+    task = Task.from_json(record.manifest["task_spec"])
+    hint = "put it back, or take a strategy that needs samples only: --strategy replay"
+    if not Path(known["source"]).exists():
+        raise DataError(f"the training data of {record.ref} are no longer at {known['source']}", hint)
+    found = read_examples(known["source"], known.get("columns") or None, task.instruction)
+    if found.sha256 != known["sha256"]:
+        raise DataError(f"{known['source']} has changed since {record.ref} was trained on it", hint)
+    return found.examples
+
+
+def _refuse_leaks(material: Material) -> None:
+    """Raise where an example that is mixed in from the past stands in the held-out data."""
+    if material.held_out is None:
+        return
+    kept = [(material.task.name, example) for example in material.review]
+    kept += [(lesson.task.name, example) for lesson in material.past for example in lesson.examples]
+    leaks = find_leaks([example for _, example in kept], material.held_out)
+    if leaks:
+        where = material.held_out.places[leaks[0]]
+        leaked = [material.held_out.examples[leaks[0]]]
+        owner = next(name for name, example in kept if find_leaks([example], leaked))
+        raise DataError(
+            f"{where}: this evaluation row is also a replay sample of task {owner}"
+            + (f"; {len(leaks)} such rows" if len(leaks) > 1 else ""),
+            f"take it out of the evaluation data, or drop the sample: cl-adapter replay drop {owner} --matching TEXT",
+        )
 
 
 def kept_samples(record: AdapterRecord) -> list[Example]:
@@ -87,14 +218,24 @@ def kept_samples(record: AdapterRecord) -> list[Example]:
     path = record.path / "replay.jsonl"
     if not path.is_file() or path.stat().st_size == 0:
         return []
-    return list(examples(read_rows(path)).examples)
+    found = []
+    rows = read_rows(path)
+    for k, row in enumerate(rows.rows):
+        values = [row.get("input", ""), row.get("output"), row.get("instruction", "")]
+        if not isinstance(values[1], str) or not all(isinstance(v, str) for v in values):
+            raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify")
+        found.append(Example(*values))
+    return found
 
 
-def _parent(registry: Registry, request: Request, strategy: strategies.BaseStrategy) -> AdapterRecord | None:
+def _parent(registry: Registry, request: Request, strategy: Combined) -> AdapterRecord | None:
     if request.verb == "update":
         return registry.get(request.name)
+    if request.on_top_of:
+        return registry.get(request.on_top_of)
     latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)
-    return strategy.starts_from(strategies.Past(latest))
+    usable = [record for record in latest if record.status == "active"]
+    return strategy.parent(strategies.Past(usable))
 
 
 def tell(material: Material, request: Request, reporter: Reporter) -> None:
@@ -110,6 +251,12 @@ def tell(material: Material, request: Request, reporter: Reporter) -> None:
         reporter.note(f"note: {data.skipped} empty rows were passed over")
     if material.review:
         reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
+    if material.past:
+        each = ", ".join(f"{lesson.task.name} {len(lesson.examples)}" for lesson in material.past)
+        reporter.note(f"of earlier tasks: {each} {'examples' if request.strategy == 'multitask' else 'replay samples'}")
+    if material.parent is not None and request.verb == "add-task":
+        how = "trained on top of" if material.beneath else "goes on from"
+        reporter.note(f"the new adapter {how} {material.parent.ref}")
     if material.held_out is not None:
         leaks = find_leaks(data, material.held_out)
         if leaks:

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl import replay
+from adapterhub_cl import augmentation, replay
 from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.options import flag
 from adapterhub_cl.registry import Registry, check_name
+from adapterhub_cl.strategies._combined import build as build_strategy
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.training.settings import TrainingSettings, flag
+from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.types import AdapterRecord
 
 # What an adapter that starts from another one takes over from it.
 SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
@@ -25,6 +28,10 @@ class Request:
         verb: `add-task` or `update`.
         data: path or id of the training data; `eval` of the held-out data, empty for none.
         settings: what the user gave of `TrainingSettings`; the rest are defaults.
+        options: of the strategy, `NAME.OPTION` → value.
+        on_top_of: a version that stays active and frozen under the new adapter.
+        max_forgetting: what an old task may lose; None takes the hub's default, 1 lets everything pass.
+        stream: which stage of which stream this is, with what was measured before it.
         columns: role → column, empty to recognise the layout.
     """
 
@@ -42,6 +49,11 @@ class Request:
     prompt_format: str | None = None
     metric: str | None = None
     log_with: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_top_of: str = ""
+    augment: str = ""
+    max_forgetting: float | None = None
+    stream: Mapping[str, Any] = field(default_factory=dict)
 
     def training(self) -> TrainingSettings:
         """The whole settings.
@@ -51,12 +63,15 @@ class Request:
         """
         return TrainingSettings.from_mapping(self.settings, "the settings")
 
-    def refuse_shape(self, parent: str) -> None:
+    def refuse_shape(self, parent: AdapterRecord) -> None:
         """Raise where a setting would give the new adapter another shape than its parent's."""
-        given = [flag(name) for name in SHAPE if name in self.settings]
+        wanted, manifest = asdict(self.training()), parent.manifest
+        has = {**(manifest.get("training") or {}).get("settings", {}), "rank": parent.rank}
+        has["alpha"] = manifest.get("alpha", has.get("alpha"))
+        given = [flag(name) for name in SHAPE if name in self.settings and wanted[name] != has.get(name)]
         if given:
             raise UsageError(
-                f"{', '.join(given)} cannot be set here: the new adapter goes on from {parent} and keeps its shape",
+                f"{', '.join(given)} cannot be set here: the new adapter goes on from {parent.ref} and keeps its shape",
                 "leave the flag out, or train a fresh adapter with add-task --strategy isolated",
             )
 
@@ -102,9 +117,38 @@ def build(
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
     given = {key: value for key, value in asked.items() if value is not None}
     given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
+    if verb == "update":
+        given.setdefault("strategy", "sequential")
     request = Request(verb, name, absolute(data), **given)
-    request.training()  # every bad setting is told before anything is loaded
+    check(registry, request)
     return request, None
+
+
+def check(registry: Registry, request: Request) -> None:
+    """Every bad setting is told before anything is loaded.
+
+    Raises:
+        UsageError: any of them cannot be used.
+    """
+    request.training()
+    replay.parse(request.replay)
+    augmentation.parse_all(request.augment)
+    strategy = build_strategy(request.strategy, request.options)
+    limit = request.max_forgetting
+    if limit is not None and not 0 <= limit <= 1:
+        raise UsageError(f"--max-forgetting must be between 0 and 1, not {limit:g}", "0.02 allows two points; 1 all")
+    if request.verb == "update" and strategy.makes == "fresh":
+        raise UsageError(
+            f"update goes on from {request.name}, and {strategy.name} makes a fresh adapter",
+            "leave --strategy out, or use add-task",
+        )
+    if request.on_top_of:
+        if strategy.makes == "continued":
+            raise UsageError(
+                f"--on-top-of stacks a new adapter on a frozen one, and {strategy.name} goes on training an old one",
+                "use it with isolated, incremental or olora",
+            )
+        registry.get(request.on_top_of)
 
 
 def absolute(source: str | Path) -> str:

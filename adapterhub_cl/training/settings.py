@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.options import flag, from_mapping, option
 
 SCHEDULES = ("cosine", "linear", "constant")
-
-
-def option(default: Any, help: str) -> Any:  # noqa: A002 (the metadata's name)
-    """A dataclass field with the help text that the command line shows."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,9 @@ class TrainingSettings:
     patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
     checkpoint_every: int = option(100, "steps between checkpoints for --resume")
     seed: int = option(0, "seed of every random choice")
+    prompt_loss: float | None = option(
+        None, "weight of the prompt's tokens in the loss beside the answer's; default: 0, 0.25 with --replay generated"
+    )
 
     def __post_init__(self) -> None:
         problems = [text for wrong, text in self._checks() if wrong]
@@ -71,6 +70,10 @@ class TrainingSettings:
         return [
             *(below(n, 1) for n in ("epochs", "batch_size", "accumulation", "rank", "checkpoint_every")),
             *(below(n, 0) for n in ("weight_decay", "clip", "patience", "seed")),
+            (
+                self.prompt_loss is not None and not 0 <= self.prompt_loss < math.inf,
+                f"--prompt-loss must be at least 0, not {self.prompt_loss}",
+            ),
             *(share(n) for n in ("warmup", "dropout", "dev_share")),
             below("max_length", 8),
             positive("learning_rate"),
@@ -114,49 +117,5 @@ class TrainingSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> TrainingSettings:
-        """Settings from a config file or keyword arguments; unknown keys and wrong types are refused.
-
-        Args:
-            values: setting → value; dashes and underscores both do.
-            where: where they came from, for the message.
-        """
-        kinds = {f.name: str(f.type) for f in fields(cls)}
-        found: dict[str, Any] = {}
-        problems = []
-        for key, value in values.items():
-            name = str(key).replace("-", "_")
-            if name not in kinds:
-                raise UnknownNameError(f"setting in {where}", str(key), [n.replace("_", "-") for n in kinds])
-            try:
-                found[name] = _as(kinds[name], value)
-            except (TypeError, ValueError, OverflowError):
-                problems.append(f"{flag(name)} must be a {kinds[name].split(' ')[0]}, not {value!r}")
-        if problems:
-            raise UsageError("; ".join(problems), f"mend {where}")
-        return cls(**found)
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _as(kind: str, value: Any) -> Any:
-    if value is None and "None" in kind:
-        return None
-    if kind.startswith("bool"):
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-    if isinstance(value, bool):
-        raise TypeError
-    if kind.startswith("int"):
-        if float(value) != int(value):
-            raise ValueError
-        return int(value)
-    if kind.startswith("float"):
-        return float(value)
-    if isinstance(value, list):
-        return ",".join(str(v) for v in value)
-    if not isinstance(value, str | int):
-        raise TypeError
-    return str(value)
+        """Settings from a config file or keyword arguments; see `options.from_mapping`."""
+        return from_mapping(cls, values, where)

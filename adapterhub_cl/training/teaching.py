@@ -5,31 +5,31 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
-from adapterhub_cl import objectives, replay, strategies
+from adapterhub_cl import augmentation, objectives, replay, strategies
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import StorageError, TrainingInterrupted
-from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.replay._store import Samples
+from adapterhub_cl.strategies._combined import Combined, build
 from adapterhub_cl.training import checkpoints, speed
-from adapterhub_cl.training.cards import card
-from adapterhub_cl.training.fused import fused
+from adapterhub_cl.training.judging import Judge, conclude
 from adapterhub_cl.training.learn import Lesson, learn
-from adapterhub_cl.training.lora import new_adapter, save_adapter, stored_adapter
+from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.training.material import Material, prepare, tell
+from adapterhub_cl.training.probes import (
+    OBJECTIVE,
+)
 from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.request import Request
+from adapterhub_cl.training.recording import training_facts
+from adapterhub_cl.training.request import Request, check
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import AdapterRecord, Evaluation, Task
-
-OBJECTIVE = "causal_lm"
+from adapterhub_cl.types import AdapterRecord
 
 
 def _finished(registry: Registry, request: Request, run: Run | None, reporter: Reporter) -> AdapterRecord | None:
@@ -84,9 +84,10 @@ def teach(
     done = _finished(registry, request, run, reporter)
     if done is not None:
         return done
+    check(registry, request)
     settings = request.training()
     keep = replay.parse(request.replay)
-    strategy: strategies.BaseStrategy = strategies.ROOM.get(request.strategy)()
+    strategy = build(request.strategy, request.options)
     objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
     stored = dict(run.request) if run else {}
     material = prepare(registry, request, strategy, parent=stored.get("parent"), sha256=stored.get("sha256"))
@@ -109,14 +110,19 @@ def teach(
             registry.check_files(parent)
         if request.log_with:
             accelerator.init_trackers(request.name, config={**settings.to_json(), "strategy": request.strategy})
-        before = _retention(base, objective, material, settings.max_length)
-        with new_adapter(base, settings, objective.task_type, parent.path if parent else None) as model:
-            _, facts = learn(
+        length = min(settings.max_length, base.context)
+        judge = Judge(registry, base, objective, request, material, length, reporter)
+        place = parent.path if parent else None
+        on_top = material.beneath
+        with new_adapter(
+            base, settings, objective.task_type, None if on_top else place, place if on_top else None
+        ) as model:
+            learned = learn(
                 model,
                 base,
                 objective,
                 strategy,
-                Lesson(material.task, material.data.examples, material.review, material.raw),
+                lesson_of(request, material, strategy, keep),
                 settings,
                 run=run.path,
                 chosen=_stored_speed(run.path),
@@ -126,11 +132,9 @@ def teach(
             )
             if not accelerator.is_main_process:
                 return registry.get(everyones("", accelerator))
-            model.eval()
-            with fused(model, base.dtype, speed.spare_bytes(base)):
-                scores = _scores(model, base, objective, material, facts["max_length"], before, reporter)
-            training = _training(request, run, material, facts)
-            record = _publish(registry, base, model, request, material, keep, scores, training)
+            record, refused = conclude(
+                judge, model, keep, strategy, learned, training_facts(request, run, material, learned.facts)
+            )
             everyones(record.ref, accelerator)
     except BaseException as error:
         _leave(run, accelerator, request, error)
@@ -140,7 +144,32 @@ def teach(
         if lock is not None:
             lock.release()
     run.remove()
-    return record
+    Samples(registry).rebalance()
+    if refused is not None:
+        raise refused
+    return registry.get(record.ref)
+
+
+def lesson_of(request: Request, material: Material, strategy: Combined, keep: replay.Keep) -> Lesson:
+    settings = request.training()
+    wanted = settings.prompt_loss
+    folders = {lesson.record.ref: lesson.record.path for lesson in material.past}
+    return Lesson(
+        material.task,
+        material.data.examples,
+        material.review,
+        material.raw,
+        past=[
+            (lesson.task, strategies.Origin(lesson.task.name, folders[lesson.record.ref], example))
+            for lesson in material.past
+            for example in lesson.examples
+        ],
+        together=strategy.what_is_read == "data",
+        parent=material.parent.path if material.parent else None,
+        augment=augmentation.parse_all(request.augment),
+        avoid=material.held_out.examples if material.held_out else (),
+        prompt_loss=(0.25 if keep.policy == "generated" else 0.0) if wanted is None else wanted,
+    )
 
 
 def _versions(registry: Registry, name: str) -> list[AdapterRecord]:
@@ -186,121 +215,3 @@ def _store_speed(run: Path, choice: speed.Speed, accelerator: Accelerator) -> No
     if accelerator.is_main_process:
         with storage_errors(run):
             (run / "speed.json").write_text(json.dumps(speed.to_json(choice)), encoding="utf-8")
-
-
-def _retention(
-    base: LoadedBase, objective: objectives.BaseObjective, material: Material, max_length: int
-) -> Evaluation | None:
-    """What the old version scores on its own replay samples."""
-    if material.parent is None or not material.review:
-        return None
-    with stored_adapter(base, material.parent.path) as model:
-        return _on_replay(model, base, objective, material, min(max_length, base.context))
-
-
-def _on_replay(
-    model: Any, base: LoadedBase, objective: objectives.BaseObjective, material: Material, max_length: int
-) -> Evaluation:
-    return evaluate(
-        model,
-        base.tokenizer,
-        objective,
-        material.task,
-        material.review,
-        data=f"replay samples of {material.parent.ref}",  # type: ignore[union-attr]
-        max_length=max_length,
-        dtype=base.dtype,
-    )[0]
-
-
-def _scores(
-    model: Any,
-    base: LoadedBase,
-    objective: objectives.BaseObjective,
-    material: Material,
-    max_length: int,
-    before: Evaluation | None,
-    reporter: Reporter,
-) -> list[Evaluation]:
-    scores: list[Evaluation] = []
-    if material.held_out is not None:
-        raw = material.held_out.layout == "raw text"
-        task = Task(material.task.name, kind="text", metric="perplexity") if raw else material.task
-        reporter.start("evaluating", len(material.held_out))
-        try:
-            scores = evaluate(
-                model,
-                base.tokenizer,
-                objective,
-                task,
-                material.held_out.examples,
-                data=material.held_out.source,
-                max_length=max_length,
-                dtype=base.dtype,
-                progress=reporter.advance,
-            )
-        finally:
-            reporter.finish()
-    if before is not None:
-        after = _on_replay(model, base, objective, material, max_length)
-        details = {**after.details, "before": before.value}
-        scores.append(replace(after, metric=f"replay_{after.metric}", details=details))
-        reporter.note(f"old replay samples: {after.metric} {before.value:.4f} before, {after.value:.4f} after")
-    return scores
-
-
-def _training(request: Request, run: Run, material: Material, facts: dict[str, Any]) -> dict[str, Any]:
-    held_out = material.held_out
-    return {
-        "run": run.id,
-        "strategy": request.strategy,
-        "objective": OBJECTIVE,
-        "replay": request.replay,
-        "settings": request.training().to_json(),
-        "data": {
-            "source": material.data.source,
-            "sha256": material.data.sha256,
-            "layout": material.data.layout,
-            "columns": dict(request.columns),
-            "examples": len(material.data),
-            "skipped": material.data.skipped,
-        },
-        "eval": {"source": held_out.source, "sha256": held_out.sha256, "examples": len(held_out)} if held_out else None,
-        **{key: value for key, value in facts.items() if key != "examples"},
-        "trained_on": facts["examples"],
-    }
-
-
-def _publish(
-    registry: Registry,
-    base: LoadedBase,
-    model: Any,
-    request: Request,
-    material: Material,
-    keep: replay.Keep,
-    scores: list[Evaluation],
-    training: dict[str, Any],
-) -> AdapterRecord:
-    parent, task = material.parent, material.task
-    edges = [(parent.ref, "updated_from")] if parent else []
-    pool = [*material.data.examples, *material.review]
-    samples = keep.select(pool, training["settings"]["seed"])
-    config = model.peft_config["default"]
-    with registry.new_draft(request.name) as draft, storage_errors(draft.path):
-        save_adapter(model, draft.path, base.info.source)
-        with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
-        (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
-        text = card(request.name, base.info, task, scores, training, edges)
-        (draft.path / "README.md").write_text(text, encoding="utf-8")
-        manifest = {
-            "kind": "updated" if parent else "trained",
-            "rank": config.r,
-            "alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules),
-            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
-            "strategy": request.strategy,
-            "replay": {"policy": keep.policy, "samples": len(samples)},
-            "training": {key: training[key] for key in ("run", "steps", "best_epoch", "data", "eval", "settings")},
-        }
-        return registry.publish(draft, manifest, edges=edges, evaluations=scores, task=task, verb=request.verb)

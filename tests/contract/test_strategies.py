@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import same, stir, toy_settings, toy_tokens, train
+import torch
+from safetensors.torch import save_file
+from toys import same, toy_settings, toy_tokens, train
 
-from adapterhub_cl.strategies import ROOM, BaseStrategy, Past
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.strategies import MEMORY, ROOM, BaseStrategy, Origin
+from adapterhub_cl.strategies._combined import build
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.lora import new_adapter, save_adapter
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.training.lora import save_adapter
+from adapterhub_cl.types import Example
 
 NAMES = ROOM.names()
 pytestmark = pytest.mark.parametrize("name", NAMES)
+OLD = [Example(f"old {k}", f"answer {k}") for k in range(6)]
 
 
 class Crash(Exception):
@@ -29,23 +38,39 @@ def bases(load_pico: Callable[..., Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def past(bases: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Past:
-    """Two adapters that were learned before."""
-    records = []
-    for k, name in enumerate(("first", "second")):
-        folder = tmp_path_factory.mktemp(name) / "v1"
-        with new_adapter(bases["none"], toy_settings(), "CAUSAL_LM") as model:
-            stir(model, seed=k)
-            save_adapter(model, folder, "pico")
-        records.append(AdapterRecord(name, 1, "trained", name, 2, 100, f"2026-01-0{k + 1}", "active", folder))
-    return Past(tuple(records))
+def first(bases: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a first task's version, learned with the strategy: adapter, and what it remembers."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            place = tmp_path_factory.mktemp(f"first-{name}") / "v1"
+            place.mkdir()
+            strategy = build(name)
+
+            def keep(model: Any, loop: Any) -> None:
+                save_adapter(model, place, "pico")
+                stored = strategy.remember(loop.stage, OLD, toy_tokens(len(OLD), seed=5))
+                if stored:
+                    tensors = {key: value.detach().contiguous().clone() for key, value in stored.items()}
+                    save_file(tensors, place / MEMORY)
+
+            train(bases["none"], toy_settings(), toy_tokens(seed=5), strategy=strategy, fuse=True, after=keep)
+            made[name] = place
+        return made[name]
+
+    return folder
 
 
-def run(name: str, base: Any, past: Past, **options: Any) -> Any:
-    strategy: BaseStrategy = ROOM.get(name)()
-    start = strategy.starts_from(past)
+def second(name: str, base: Any, first: Callable[[str], Path], **options: Any) -> Any:
+    """Learns a second task on top of the first."""
+    place = first(name)
+    strategy = options.pop("strategy", None) or build(name)
     settings = toy_settings(dropout=0.2, checkpoint_every=3, **options.pop("changes", {}))
-    return train(base, settings, strategy=strategy, start=start.path if start else None, fuse=True, **options)
+    at = {"continued": {"start": place}, "stacked": {"beneath": place}}.get(strategy.makes, {})
+    past = toy_tokens(len(OLD), seed=5) if strategy.what_is_read else []
+    origins = [Origin("old", place, example) for example in OLD] if past else []
+    return train(base, settings, strategy=strategy, fuse=True, past=past, origins=origins, **at, **options)
 
 
 def test_it_is_documented_and_of_one_file(name: str) -> None:
@@ -58,36 +83,85 @@ def test_it_is_documented_and_of_one_file(name: str) -> None:
     assert strategy.__doc__
     assert strategy.shares, "a line for --help"
     assert "\n" not in strategy.shares
-    assert len(inspect.getsource(module).splitlines()) <= 170
+    assert strategy.form in ("", "fresh", "continued", "stacked")
+    assert strategy.reads in ("", "samples", "data")
+    assert len(inspect.getsource(module).splitlines()) <= 190
 
 
-def test_it_starts_from_nothing_or_from_the_past(name: str, past: Past) -> None:
-    assert ROOM.get(name)().starts_from(Past()) is None
-    start = ROOM.get(name)().starts_from(past)
-    assert start is None or start in past.latest
+def test_its_options_are_known_without_torch(name: str) -> None:
+    code = f"""
+import sys
+from adapterhub_cl.strategies._combined import build
+build({name!r})
+assert "torch" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
 
 
-def test_the_same_seed_gives_the_same_adapter(name: str, bases: dict[str, Any], past: Past) -> None:
-    one, two, other = (run(name, bases["none"], past, changes={"seed": seed}) for seed in (1, 1, 2))
+def test_its_options_have_help_and_refuse_what_cannot_be_used(name: str) -> None:
+    config = ROOM.get(name).Config
+    assert is_dataclass(config)
+    for option in fields(config):
+        assert option.metadata["help"], option.name
+        with pytest.raises(UsageError) as refused:
+            build(name, {f"{name}.{option.name}": "nonsense"})
+        assert option.name in refused.value.message
+        if option.type in ("int", "float"):
+            with pytest.raises(UsageError, match=option.name):
+                build(name, {f"{name}.{option.name}": "-7"})
+    with pytest.raises(UsageError, match="unknown"):
+        build(name, {f"{name}.no_such_option": "1"})
+
+
+def test_the_same_seed_gives_the_same_adapter(name: str, bases: dict[str, Any], first: Callable[[str], Path]) -> None:
+    one, two, other = (second(name, bases["none"], first, changes={"seed": seed}) for seed in (1, 1, 2))
     assert same(one.weights, two.weights)
     assert not same(one.weights, other.weights)
 
 
-def test_it_learns_and_leaves_the_base_alone(name: str, bases: dict[str, Any], past: Past) -> None:
+def test_it_learns_and_leaves_the_base_alone(name: str, bases: dict[str, Any]) -> None:
     base = bases["none"]
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
     changes = {"epochs": 8, "dropout": 0.0, "rank": 8}
-    outcome = train(base, toy_settings(**changes), toy_tokens(32), strategy=ROOM.get(name)(), fuse=True)
-    assert outcome.history[-1]["loss"] < 0.7 * outcome.history[0]["loss"]
+    outcome = train(base, toy_settings(**changes), toy_tokens(32), strategy=build(name), fuse=True)
+    assert outcome.history[-1]["loss"] < 0.75 * outcome.history[0]["loss"]
     assert same(base.model.state_dict(), before)
+
+
+def test_it_does_something_about_the_past(name: str, bases: dict[str, Any], first: Callable[[str], Path]) -> None:
+    """Its second task ends elsewhere than that of a strategy of its form that does nothing."""
+    plain = {"fresh": "isolated", "continued": "sequential", "stacked": "incremental"}
+    strategy = build(name)
+    if name in (*plain.values(), "multitask"):
+        return  # the plain ones themselves; the other reads its data in `learn`
+    place = first(name)
+    at = {"continued": {"start": place}, "stacked": {"beneath": place}}.get(strategy.makes, {})
+    nothing = train(
+        bases["none"],
+        toy_settings(dropout=0.2, checkpoint_every=3),
+        strategy=build(plain[strategy.makes]),
+        fuse=True,
+        **at,
+    )
+    assert not same(second(name, bases["none"], first).weights, nothing.weights)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    name: str, bases: dict[str, Any], past: Past, tmp_path: Path, quantization: str
+    name: str, bases: dict[str, Any], first: Callable[[str], Path], tmp_path: Path, quantization: str
 ) -> None:
     base = bases[quantization]
-    whole = run(name, base, past)
+
+    def remembered(into: dict[str, torch.Tensor], strategy: Any) -> Callable[[Any, Any], None]:
+        def keep(model: Any, loop: Any) -> None:
+            into.update(strategy.remember(loop.stage, OLD, toy_tokens(len(OLD), seed=5)))
+
+        return keep
+
+    whole_memory: dict[str, torch.Tensor] = {}
+    strategy = build(name)
+    whole = second(name, base, first, strategy=strategy, after=remembered(whole_memory, strategy))
+    summary = json.dumps(strategy.summary())
     for step in (2, 4, 7):
 
         def crash(values: Mapping[str, float], at: int, step: int = step) -> None:
@@ -97,18 +171,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         folder = tmp_path / str(step)
         folder.mkdir()
         with pytest.raises(Crash):
-            run(name, base, past, run=folder, log=crash)
-        assert same(run(name, base, past, run=folder).weights, whole.weights), f"killed at step {step}"
+            second(name, base, first, run=folder, log=crash)
+        again: dict[str, torch.Tensor] = {}
+        strategy = build(name)
+        outcome = second(name, base, first, run=folder, strategy=strategy, after=remembered(again, strategy))
+        assert same(outcome.weights, whole.weights), f"killed at step {step}"
+        assert same(again, whole_memory), f"killed at step {step}: what it remembers"
+        assert json.dumps(strategy.summary()) == summary
 
 
-def test_its_state_goes_through_a_checkpoint(name: str, bases: dict[str, Any], past: Past, tmp_path: Path) -> None:
-    strategy = ROOM.get(name)()
-    train(bases["none"], toy_settings(), strategy=strategy)
+def test_its_state_goes_through_a_checkpoint(
+    name: str, bases: dict[str, Any], first: Callable[[str], Path], tmp_path: Path
+) -> None:
+    strategy = build(name)
+    second(name, bases["none"], first, strategy=strategy)
     tensors, values = strategy.state()
     checkpoints.save(tmp_path, checkpoints.Checkpoint({f"strategy.{k}": v for k, v in tensors.items()}, {"s": values}))
     stored = checkpoints.load(tmp_path)
     assert stored is not None
-    fresh = ROOM.get(name)()
+    fresh = build(name)
     fresh.restore(stored.part("strategy"), stored.state["s"])
     again, again_values = fresh.state()
     assert same(again, tensors)

@@ -127,6 +127,14 @@ def test_raw_text_is_learned_from_its_second_id_on(tokenizer: Any, text: str, ro
 def test_every_prompt_has_an_id_to_predict_from(tokenizer: Any) -> None:
     for each in (tokenizer, make_tokenizer(bos=False)):
         begin = each.eos_token_id if each.bos_token_id is None else each.bos_token_id
-        tokens = Tokeniser(each, Task("free"), 64)(Example("", "text"))
-        assert tokens.prompt == (begin,)
-        assert text_of(each, tokens.answer).strip() == "text"
+        tokens = Tokeniser(each, Task("free", prompt_format="{input}"), 64)(Example(" ", "text", ""))
+        assert tokens.prompt
+        assert Tokeniser(each, Task("free"), 64)(Example("")).prompt == (begin,)
+
+
+def test_raw_text_kept_under_another_task_stays_raw(tokenizer: Any) -> None:
+    """What a knowledge update learned comes back as a replay sample without a question."""
+    known = Task("free", instruction="Say it.")
+    assert Tokeniser(tokenizer, known, 64)(Example("", "some text")) == Tokeniser(tokenizer, RAW, 64)(
+        Example("", "some text")
+    )

@@ -48,7 +48,7 @@ def test_the_seed_decides() -> None:
     assert keep.select(rows, 1) == keep.select(rows, 1) != keep.select(rows, 2)
     assert Keep("balanced", 0).select(rows, 1) == []
     assert Keep("balanced", 5).select([], 1) == []
-    assert Keep("balanced", 99).select(rows, 1) == rows
+    assert sorted(Keep("balanced", 99).select(rows, 1), key=rows.index) == rows
 
 
 @given(labels=st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), size=st.integers(1, 60), seed=st.integers())

@@ -1,10 +1,14 @@
-"""Where each strategy starts from."""
+"""Where each strategy starts from, and which can be combined."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from adapterhub_cl.strategies import DEFAULT, ROOM, BaseStrategy, Past, isolated, sequential
+import pytest
+
+from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.strategies import DEFAULT, ROOM, BaseStrategy, Past, isolated
+from adapterhub_cl.strategies._combined import build
 from adapterhub_cl.types import AdapterRecord
 
 
@@ -12,18 +16,74 @@ def record(name: str) -> AdapterRecord:
     return AdapterRecord(name, 1, "trained", name, 4, 100, "2026-01-01", "active", Path(name))
 
 
+PAST = Past([record("a"), record("b")])
+
+
 def test_the_default_is_known() -> None:
     assert DEFAULT in ROOM.names()
 
 
 def test_isolated_starts_afresh_and_does_nothing_else() -> None:
-    assert isolated.Strategy().starts_from(Past([record("a"), record("b")])) is None
-    hooks = ("begin", "penalty", "before_step", "after_step", "end", "state", "restore")
+    assert build("isolated").parent(PAST) is None
+    hooks = ("begin", "review", "penalty", "before_step", "after_step", "end", "remember", "state", "restore")
     assert all(getattr(isolated.Strategy, hook) is getattr(BaseStrategy, hook) for hook in hooks)
 
 
-def test_sequential_goes_on_from_the_newest() -> None:
-    assert sequential.Strategy().starts_from(Past()) is None
-    newest = sequential.Strategy().starts_from(Past([record("a"), record("b")]))
-    assert newest is not None
-    assert newest.ref == "b@v1"
+@pytest.mark.parametrize(
+    ("name", "makes", "shared"),
+    [
+        ("isolated", "fresh", False),
+        ("reptile", "fresh", False),
+        ("multitask", "fresh", True),
+        ("sequential", "continued", True),
+        ("replay", "continued", True),
+        ("lwf", "continued", True),
+        ("olora", "stacked", True),
+        ("replay+olora", "stacked", True),
+        ("lwf+ewc+replay", "continued", True),
+    ],
+)
+def test_what_each_makes_and_from_what(name: str, makes: str, shared: bool) -> None:
+    strategy = build(name)
+    assert (strategy.makes, strategy.shared) == (makes, shared)
+    assert strategy.parent(Past()) is None
+    parent = strategy.parent(PAST)
+    assert (parent.ref if parent else None) == (None if makes == "fresh" else "b@v1")
+
+
+def test_the_order_of_names_does_not_matter() -> None:
+    one, other = build("replay+olora"), build("olora + replay")
+    assert one.name == other.name == "olora+replay"
+    assert list(one.parts) == list(other.parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ewc+olora", "goes on training the newest adapter.*stacks a new adapter"),
+        ("isolated+replay", "isolated cannot be combined"),
+        ("replay+der", "both mix in"),
+        ("replay+replay", "names a strategy twice"),
+        ("multitask+lwf", "multitask cannot be combined"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        build(text)
+
+
+def test_two_that_project_gradients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapterhub_cl.strategies import lwf
+
+    monkeypatch.setattr(lwf.Strategy, "projects", True)
+    with pytest.raises(UsageError, match="inflora and lwf both project gradients"):
+        build("inflora+lwf")
+
+
+def test_unknown_names_and_options_have_their_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="unknown strategy 'replays'") as error:
+        build("replays")
+    assert "replay" in error.value.hint
+    with pytest.raises(UnknownNameError, match=r"unknown strategy option 'ewc\.strength'") as error:
+        build("replay", {"ewc.strength": 1})
+    assert "replay.ratio" in error.value.hint

@@ -238,9 +238,9 @@ class Small(Objective):
     def __init__(self, rows: int, message: str = "CUDA out of memory. Tried to allocate") -> None:
         self.rows, self.message, self.sizes = rows, message, []
 
-    def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+    def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         self.sizes.append(len(batch.indices))
-        losses = super().losses(model, batch)
+        losses = super().losses_of(logits, batch)
         if len(batch.indices) > self.rows:
             raise torch.OutOfMemoryError(self.message)
         return losses
@@ -262,11 +262,11 @@ def test_out_of_memory_in_a_later_part_does_not_count_the_first_part_twice(pico_
     class Once(Objective):
         calls = 0
 
-        def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+        def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             self.calls += 1
             if self.calls == 2:
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-            return super().losses(model, batch)
+            return super().losses_of(logits, batch)
 
     settings = toy_settings(batch_size=4, accumulation=2)
     right = train(pico_base, settings)
@@ -281,7 +281,7 @@ def test_out_of_memory_with_one_row(pico_base: Any) -> None:
 
 def test_other_errors_are_not_taken_for_memory(pico_base: Any) -> None:
     class Broken(Objective):
-        def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+        def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
@@ -293,9 +293,9 @@ def test_a_loss_that_is_no_number(pico_base: Any, tmp_path: Path, value: float) 
     class Bad(Objective):
         calls = 0
 
-        def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+        def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             self.calls += 1
-            return super().losses(model, batch) * (value if self.calls == 6 else 1.0)
+            return super().losses_of(logits, batch) * (value if self.calls == 6 else 1.0)
 
     with pytest.raises(TrainingError, match="no longer a number at step 6") as caught:
         train(pico_base, toy_settings(checkpoint_every=1), objective=Bad(), run=tmp_path)
@@ -376,7 +376,7 @@ class Pull(BaseStrategy):
     def __init__(self, c: float) -> None:
         self.c, self.found, self.batches = c, {}, []
 
-    def penalty(self, stage: Stage, batch: Batch) -> torch.Tensor | None:
+    def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:
         self.batches.append(batch.indices)
         return self.c * sum((p**2).sum() for p in stage.parameters.values()) if self.c else None
 
@@ -426,7 +426,7 @@ def test_hooks_come_in_order_and_may_change_gradients_and_weights(pico_base: Any
             assert (stage.step, stage.steps) == (0, STEPS)
             self.start = {n: p.detach().clone() for n, p in stage.parameters.items()}
 
-        def penalty(self, stage: Stage, batch: Batch) -> None:
+        def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> None:
             calls.append("penalty")
 
         def before_step(self, stage: Stage) -> None:
@@ -449,13 +449,27 @@ def test_hooks_come_in_order_and_may_change_gradients_and_weights(pico_base: Any
     assert same(outcome.weights, strategy.start)
 
 
-def test_a_strategy_may_not_change_what_is_trained(pico_base: Any) -> None:
+def test_a_strategy_may_freeze_parameters_and_never_add_any(pico_base: Any) -> None:
+    class Modest(BaseStrategy):
+        def begin(self, stage: Stage) -> None:
+            self.name, kept = next(iter(stage.parameters.items()))
+            self.before = kept.detach().clone()
+            kept.requires_grad_(False)
+
+    modest = Modest()
+    outcome = train(pico_base, toy_settings(), strategy=modest)
+    assert torch.equal(outcome.weights[modest.name], modest.before)
+
     class Greedy(BaseStrategy):
         def begin(self, stage: Stage) -> None:
-            next(iter(stage.parameters.values())).requires_grad_(False)
+            next(iter(stage.model.parameters())).requires_grad_(True)
 
-    with pytest.raises(TrainingError):
-        train(pico_base, toy_settings(), strategy=Greedy())
+    try:
+        with pytest.raises(TrainingError):
+            train(pico_base, toy_settings(), strategy=Greedy())
+    finally:
+        for parameter in pico_base.model.parameters():
+            parameter.requires_grad_(False)
 
 
 def test_figures_of_an_outcome(pico_base: Any) -> None:

@@ -161,14 +161,6 @@ def test_plain_peft_opens_what_was_saved(pico_base: Any, pico_path: Callable[[st
     assert is_bare(pico_base)
 
 
-def test_given_weights_are_the_ones_stored(pico_base: Any, tmp_path: Path) -> None:
-    with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
-        stir(model)
-        wanted = {n: p.detach() * 2 for n, p in trainable(model).items()}
-        save_adapter(model, tmp_path, "some/base", wanted)
-    assert same(read_weights(tmp_path), {n.replace(".default", ""): v for n, v in wanted.items()})
-
-
 def test_starting_from_a_stored_adapter(pico_base: Any, stored: Path) -> None:
     with stored_adapter(pico_base, stored) as model:
         right = logits(model)

@@ -1,0 +1,84 @@
+"""Intervals of a drop: is what an old task lost more than chance?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from adapterhub_cl.errors import DataError
+
+Z = 1.959963984540054  # standard deviations to each side; covers 95 %
+
+
+def difference_interval(before: float, n_before: int, after: float, n_after: int) -> tuple[float, float]:
+    """95 % interval of the drop before − after of two independent shares.
+
+    Newcombe 1998, method 10: Wilson's intervals of both, squared and added.
+
+    Args:
+        before: share, 0 to 1.
+        n_before: number of examples that `before` was measured on.
+        after: share, 0 to 1.
+        n_after: number of examples that `after` was measured on.
+
+    Raises:
+        DataError: not shares, or measured on nothing.
+    """
+    drop = before - after
+    low_b, high_b = _wilson(before, n_before)
+    low_a, high_a = _wilson(after, n_after)
+    return (
+        max(-1.0, drop - math.hypot(before - low_b, high_a - after)),
+        min(1.0, drop + math.hypot(high_b - before, after - low_a)),
+    )
+
+
+def significant_drop(before: float, n_before: int, after: float, n_after: int, limit: float) -> bool:
+    """Whether a score fell by more than `limit` and by more than its 95 % interval, which then lies above 0.
+
+    Raises:
+        DataError: as `difference_interval`.
+    """
+    low, _ = difference_interval(before, n_before, after, n_after)
+    return before - after > limit and low > 0
+
+
+def paired_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean drop before − after of scores of the same examples.
+
+    Normal approximation on the differences, each in −1 to 1, with a continuity correction of 1/(2n); (0, 0) where no
+    example changed, and (−1, 1) for a single example that did: one says nothing.
+
+    Raises:
+        DataError: no examples, not the same number of them, or scores that are no shares.
+    """
+    if len(before) != len(after) or not before:
+        raise DataError(f"{len(before)} scores against {len(after)}", "score the same examples with both")
+    for score in (*before, *after):
+        _check_share(score)
+    drops = [b - a for b, a in zip(before, after, strict=True)]
+    n = len(drops)
+    if not any(drops):
+        return 0.0, 0.0
+    if n == 1:
+        return -1.0, 1.0
+    mean = math.fsum(drops) / n
+    variance = math.fsum((drop - mean) ** 2 for drop in drops) / (n - 1)
+    half = Z * math.sqrt(variance / n) + 1 / (2 * n)
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's interval as `metrics.wilson_interval`, of a share that need not be a count over n (a mean F1)."""
+    _check_share(share)
+    if n < 1:
+        raise DataError(f"no interval for a share of {n} examples", "score at least one example")
+    spread = Z * Z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise DataError(f"{share!r} is no share", "an interval of a drop needs scores between 0 and 1")

@@ -1,0 +1,1 @@
+"""The verbs of `AdapterHub`, by what they are about."""

@@ -1,0 +1,33 @@
+"""An opened hub: its registry and its base, loaded when first needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.types import BaseInfo
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
+
+
+class Opened:
+    """What every verb stands on."""
+
+    def __init__(self, registry: Registry, device: str = "auto", dtype: str = "auto") -> None:
+        self.registry, self.device, self.dtype = registry, device, dtype
+        self.folder = registry.path
+        self._loaded: LoadedBase | None = None
+
+    @property
+    def base(self) -> BaseInfo:
+        """The base that this hub is bound to."""
+        return self.registry.base
+
+    def load_base(self) -> LoadedBase:
+        """The base, quantised as the hub says; loaded once and shared by this object's verbs."""
+        if self._loaded is None:
+            from adapterhub_cl.bases.loading import load_base
+
+            self._loaded = load_base(self.base, device=self.device, dtype=self.dtype)
+        return self._loaded

@@ -1,0 +1,26 @@
+"""What several policies share: examples by answer, and taking turns among groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapterhub_cl.types import Example
+
+
+def by_answer(examples: Sequence[Example]) -> list[list[int]]:
+    """Indices of the examples, one list for each answer, in order of first occurrence."""
+    groups: dict[str | None, list[int]] = {}
+    for i, example in enumerate(examples):
+        groups.setdefault(example.answer, []).append(i)
+    return list(groups.values())
+
+
+def few_answers(examples: Sequence[Example]) -> bool:
+    """Whether the answers are like labels: each one occurs twice at least, on average."""
+    return 2 * len({example.answer for example in examples}) <= len(examples)
+
+
+def in_turn(queues: Sequence[Sequence[int]], size: int) -> list[int]:
+    """The first of each queue, then the second of each, …, `size` at most: every beginning of it is balanced."""
+    longest = max((len(queue) for queue in queues), default=0)
+    return [queue[place] for place in range(longest) for queue in queues if place < len(queue)][:size]

@@ -1,0 +1,87 @@
+"""Generated: pseudo-samples that the adapter writes itself (LAMOL, Sun et al. 2020), so that no user data is kept.
+
+The adapter writes inputs and answers them; three times as many as asked for. Dropped are: answers below confidence 0.5
+(where answers are free, the less confident half: their confidence, the geometric mean of token probabilities, has no
+fixed scale), duplicates and near-duplicates (rapidfuzz's ratio 90 or more of 100), near-copies of the data's inputs,
+and whatever repeats a run of eight words of the data. The rest is taken with the answers in turn, most confident
+first. Fewer than asked for may be left, or none.
+
+Choose it where the data must not be stored. The samples are only as good as the adapter: look at them with
+`cl-adapter replay show NAME`.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from adapterhub_cl.replay import BasePolicy, Evidence
+from adapterhub_cl.replay._groups import by_answer, few_answers, in_turn
+from adapterhub_cl.types import Example
+
+OVERSAMPLE = 3
+LEAST_CONFIDENCE = 0.5
+NEAR = 90.0
+RUN = 8
+
+
+def plain(text: str) -> str:
+    """A text with case and spacing put aside."""
+    return " ".join(text.casefold().split())
+
+
+def bare(example: Example) -> str:
+    """What two examples are compared by: the input; of raw text the text."""
+    return plain(example.input or example.answer or "")
+
+
+def runs(text: str) -> Iterator[tuple[str, ...]]:
+    """All runs of eight words of a plain text."""
+    words = text.split()
+    return (tuple(words[k : k + RUN]) for k in range(len(words) - RUN + 1))
+
+
+def novel(
+    written: Sequence[tuple[Example, float]], examples: Sequence[Example], least: float
+) -> list[tuple[Example, float]]:
+    """Those of at least this confidence, most confident first, none near another and none near or out of the data."""
+    from rapidfuzz import fuzz, process
+
+    taken = [bare(example) for example in examples]
+    known = {run for e in examples for text in (e.input, e.answer or "") for run in runs(plain(text))}
+    kept = []
+    for example, confidence in sorted(written, key=lambda pair: -pair[1]):
+        text = bare(example)
+        copied = any(run in known for own in (text, plain(example.answer or "")) for run in runs(own))
+        if not text or copied or not confidence >= least:
+            continue
+        if process.extractOne(text, taken, scorer=fuzz.ratio, score_cutoff=NEAR) is None:
+            kept.append((example, confidence))
+            taken.append(text)
+    return kept
+
+
+class Policy(BasePolicy):
+    """Samples that the adapter wrote; none of the data is kept."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"writing"})
+    keeps_data: ClassVar[bool] = False
+
+    def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:
+        return []
+
+    def samples(
+        self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence
+    ) -> list[Example]:
+        if size == 0 or not examples:
+            return []
+        written = evidence.write(OVERSAMPLE * size, generator.randrange(2**31))
+        if not written:
+            return []
+        labels = few_answers(examples)
+        least = LEAST_CONFIDENCE if labels else statistics.median(confidence for _, confidence in written)
+        kept = [example for example, _ in novel(written, examples, least)]
+        groups = by_answer(kept) if labels else [list(range(len(kept)))]
+        return [kept[i] for i in in_turn(groups, size)]

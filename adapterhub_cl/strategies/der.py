@@ -1,0 +1,125 @@
+"""DER++: replay in which old samples are also held to the logits of the model that learned them (Buzzega et al. 2020,
+arXiv:2004.07211).
+
+Beside each version stand the likeliest tokens' log-probabilities at the answers of its replay samples. A reviewed
+sample gets its usual loss and, times `alpha`, the KL divergence from what the model said when it had just learned the
+sample (over those tokens, everything else as one). Samples that have none (of another strategy) get the usual loss.
+
+Choose it over replay when few samples can be kept: an answer's probabilities say more than the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.options import option
+from adapterhub_cl.strategies import Stage, memory, replay
+from adapterhub_cl.types import Example
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_cl.data.batches import Batch
+    from adapterhub_cl.data.tokenise import Tokens
+
+TOP = 64  # tokens whose log-probabilities are stored at each position
+
+
+@dataclass(frozen=True)
+class Config(replay.Config):
+    """Options of der: those of replay, and the weight of the stored logits."""
+
+    alpha: float = option(0.5, "weight of the stored logits beside the usual loss")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 100:
+            raise UsageError(f"der.alpha must be between 0 and 100, not {self.alpha:g}", "0.5 is usual")
+
+
+def sample_key(example: Example) -> int:
+    """A number that stands for the sample's text, the same in every process."""
+    text = "\0".join((example.instruction, example.input, example.answer or ""))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def top_divergence(stored: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Mean KL(stored ‖ model) of positions, over the stored tokens and all others taken as one.
+
+    Args:
+        stored: log-probabilities `[n, k]`.
+        ids: their tokens `[n, k]`.
+        logits: the model's `[n, vocabulary]`, with the gradient.
+    """
+    import torch
+
+    logs = logits.float().log_softmax(-1).gather(-1, ids)
+    rest = [torch.log1p(-x.exp().sum(-1).clamp(max=1 - 1e-6)) for x in (stored, logs)]
+    target = torch.cat([stored, rest[0][:, None]], 1)
+    model = torch.cat([logs, rest[1][:, None]], 1)
+    return (target.exp() * (target - model)).sum(-1).mean()
+
+
+class Strategy(replay.Strategy):
+    """Old samples with what was once said about them."""
+
+    shares = "all weights, with kept samples and the stored logits of their answers mixed in"
+    Config = Config
+
+    def begin(self, stage: Stage) -> None:
+        self.told: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        folders = {origin.folder: memory(origin.folder, "der") for origin in stage.origins}
+        known: dict[Any, dict[int, int]] = {
+            folder: {int(key): k for k, key in enumerate(found["keys"])} for folder, found in folders.items() if found
+        }
+        for row, origin in enumerate(stage.origins, stage.fresh):
+            place = known.get(origin.folder, {}).get(sample_key(origin.example))
+            if place is not None:
+                found = folders[origin.folder]
+                first, last = int(found["starts"][place]), int(found["starts"][place + 1])
+                self.told[row] = found["logs"][first:last].float(), found["ids"][first:last].long()
+
+    def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:
+        import torch
+
+        places = batch.places[0]
+        picked: list[torch.Tensor] = []
+        stored: list[torch.Tensor] = []
+        ids: list[torch.Tensor] = []
+        for k, row in enumerate(batch.indices):
+            if row not in self.told:
+                continue
+            logs, tokens = self.told[row]
+            at = (places == k).nonzero()[:, 0][-len(logs) :]  # the answer stands last
+            if len(at) == len(logs):
+                picked, stored, ids = [*picked, at], [*stored, logs], [*ids, tokens]
+        if not picked:
+            return None
+        device = logits.device
+        share = len(picked) / len(batch.indices)
+        found = top_divergence(torch.cat(stored).to(device), torch.cat(ids).to(device), logits[torch.cat(picked)])
+        return found * (share * float(self.config.alpha))
+
+    def remember(
+        self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
+    ) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        logs: list[torch.Tensor] = []
+        ids: list[torch.Tensor] = []
+        starts = [0]
+        with torch.no_grad():
+            for k in range(0, len(samples), 16):
+                found = stage.logits(stage.collate(tokens[k : k + 16])).log_softmax(-1)
+                best = found.topk(min(TOP, found.shape[-1]))
+                logs, ids = [*logs, best.values.half()], [*ids, best.indices.int()]
+        if not samples:
+            return {}
+        for row in tokens:
+            starts.append(starts[-1] + len(row.answer))
+        keys = torch.tensor([sample_key(sample) for sample in samples])
+        return {"logs": torch.cat(logs), "ids": torch.cat(ids), "starts": torch.tensor(starts), "keys": keys}

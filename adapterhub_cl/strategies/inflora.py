@@ -1,0 +1,133 @@
+"""InfLoRA, interference-free low-rank adaptation (Liang & Li 2024, arXiv:2404.00228): the new adapter can only answer
+to directions that the earlier tasks' inputs do not use.
+
+Before training, the inputs of each layer are gathered on the new task; what lies in the earlier tasks' input space is
+taken out, and the `r` strongest directions left become A, which is then frozen: only B is trained. Afterwards the
+task's own input space, up to the share `energy` of its spectrum, joins the memory (as in GPM, Saha et al. 2021).
+
+Of the strongest rehearsal-free methods this one was taken rather than GainLoRA (Liang & Li 2025), whose gates decide
+at inference how much each adapter counts: InfLoRA's sum is a plain LoRA, which PEFT, merging and serving open as it
+is. Choose it where nothing may be kept and forgetting must be small; new tasks pay when the memory fills up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.options import option
+from adapterhub_cl.strategies import BaseStrategy, Stage, memory
+from adapterhub_cl.types import Example
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_cl.data.tokenise import Tokens
+
+LEAST_FREE = 1e-6  # share of the inputs' energy below which nothing is left of a direction
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of inflora."""
+
+    energy: float = option(0.97, "share of a task's input spectrum that joins the memory")
+    examples: int = option(128, "examples that the inputs are gathered on")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.energy <= 1:
+            raise UsageError(f"inflora.energy must be above 0 and at most 1, not {self.energy:g}", "0.97 is usual")
+        if self.examples < 1:
+            raise UsageError(f"inflora.examples must be at least 1, not {self.examples}", "128 is usual")
+
+
+def without(gram: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+    """XᵀX `[in, in]` of inputs from which the space of an orthonormal basis `[in, k]` was taken out."""
+    if basis is None or basis.shape[1] == 0:
+        return gram
+    left = gram - basis @ (basis.T @ gram)
+    return left - (left @ basis) @ basis.T
+
+
+def extended(basis: torch.Tensor | None, gram: torch.Tensor, energy: float) -> torch.Tensor:
+    """The memory's orthonormal basis `[in, k]` with the strongest new directions of XᵀX `[in, in]`, as many as bring
+    the share of its energy inside the memory to `energy`."""
+    import torch
+
+    total = float(gram.diagonal().sum())
+    values, vectors = torch.linalg.eigh(without(gram, basis))
+    order = values.argsort(descending=True)
+    values, vectors = values[order].clamp(min=0), vectors[:, order]
+    missing = float(values.sum()) - (1 - energy) * total
+    if missing <= 1e-6 * total:
+        return gram.new_zeros(len(gram), 0) if basis is None else basis
+    count = int((values.cumsum(0) < missing).sum()) + 1
+    old = [] if basis is None else [basis]
+    wider: torch.Tensor = torch.linalg.qr(torch.cat([*old, vectors[:, :count]], 1)).Q
+    return wider[:, : len(gram)].contiguous()
+
+
+class Strategy(BaseStrategy):
+    """Fixed A in the free directions; B is trained."""
+
+    shares = "the frozen sum of all earlier adapters; the new one listens only to inputs that they do not use"
+    form = "stacked"
+    projects = True
+    Config = Config
+
+    def begin(self, stage: Stage) -> None:
+        import torch
+
+        self.bases = memory(stage.parent, "inflora")
+        grams = {} if stage.resumed else self._grams(stage)
+        for name, parameter in stage.parameters.items():
+            if ".lora_A." not in name:
+                continue
+            parameter.requires_grad_(False)
+            if name not in grams:
+                continue
+            free = without(grams[name], self.bases.get(name, None))
+            values, vectors = torch.linalg.eigh(free)
+            best = vectors[:, values.argsort(descending=True)[: parameter.shape[0]]].T
+            useful = values.sort(descending=True).values[: parameter.shape[0]] > LEAST_FREE * values.sum().clamp(min=0)
+            # As large as PEFT's own start (Kaiming uniform, rows of norm 1/√3); directions with nothing in them are 0.
+            parameter.data.copy_((best * useful[:, None] / 3**0.5).to(parameter.dtype))
+
+    def _grams(self, stage: Stage) -> dict[str, torch.Tensor]:
+        """XᵀX `[in, in]` of the inputs of every layer in training, on some of the new task's rows."""
+        import torch
+
+        sums: dict[str, torch.Tensor] = {}
+        hooks = []
+
+        def watch(key: str) -> Any:
+            def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+                with torch.autocast(x.device.type, enabled=False):
+                    sums[key] = sums[key] + x.T @ x if key in sums else x.T @ x
+
+            return hook
+
+        for name in stage.parameters:
+            if ".lora_A." in name:
+                layer = stage.model.get_submodule(name.split(".lora_A.")[0])
+                hooks.append(layer.register_forward_pre_hook(watch(name)))
+        rows = list(range(stage.fresh))
+        rows = random.Random(f"inputs {stage.seed}").sample(rows, min(self.config.examples, len(rows)))
+        try:
+            with torch.no_grad():
+                for batch in stage.batches(rows):
+                    stage.logits(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return sums
+
+    def remember(
+        self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
+    ) -> Mapping[str, torch.Tensor]:
+        grams = self._grams(stage)
+        return {name: extended(self.bases.get(name), gram, self.config.energy) for name, gram in grams.items()}

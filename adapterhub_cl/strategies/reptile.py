@@ -1,0 +1,99 @@
+"""Reptile (Nichol et al. 2018, arXiv:1803.02999): a starting point for the new adapter is learned from the earlier
+tasks' replay samples, so that the new task needs few examples.
+
+Again and again one earlier task is drawn, the adapter takes a few steps on its samples, and the starting point moves a
+part of the way to where they led. The new task is then learned from that point, in an adapter of its own. The point
+itself is stored beside the version, and the next task's begins there.
+
+Choose it for tasks with few examples in a hub that has learned several similar ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.options import option
+from adapterhub_cl.strategies import BaseStrategy, Stage, memory
+from adapterhub_cl.types import Example
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_cl.data.tokenise import Tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of reptile."""
+
+    rounds: int = option(20, "tasks drawn")
+    inner: int = option(4, "steps on each")
+    rows: int = option(8, "samples in each step")
+    rate: float = option(2e-3, "learning rate of the inner steps (Adam)")
+    move: float = option(0.3, "share of the way that the starting point goes (ε), falling to 0 over the rounds")
+
+    def __post_init__(self) -> None:
+        counts = [f"reptile.{n} must be at least 1" for n in ("rounds", "inner", "rows") if getattr(self, n) < 1]
+        if not 0 < self.rate < 1:
+            counts.append(f"reptile.rate must be between 0 and 1, not {self.rate:g}")
+        if not 0 < self.move <= 1:
+            counts.append(f"reptile.move must be above 0 and at most 1, not {self.move:g}")
+        if counts:
+            raise UsageError("; ".join(counts), "for example --set reptile.rounds=20")
+
+
+class Strategy(BaseStrategy):
+    """A learned starting point."""
+
+    shares = "a starting point learned from earlier tasks' samples"
+    reads = "samples"
+    form = "fresh"
+    Config = Config
+
+    def begin(self, stage: Stage) -> None:
+        import torch
+
+        self.point: dict[str, torch.Tensor] = {}
+        if stage.resumed or not stage.reviewed:
+            return
+        parameters, config = dict(stage.parameters), self.config
+        newest = stage.origins[-1].folder  # tasks stand in the order in which they were learned
+        for name, value in memory(newest, "reptile").items():
+            if name in parameters and parameters[name].shape == value.shape:
+                parameters[name].data.copy_(value)
+        stage.note(f"reptile: {config.rounds} rounds on {len(stage.reviewed)} earlier tasks")
+        draw = random.Random(f"reptile {stage.seed}")
+        with torch.random.fork_rng(devices=[]):
+            for k in range(config.rounds):
+                start = {name: p.detach().clone() for name, p in parameters.items()}
+                self._learn(stage, draw.choice(list(stage.reviewed)), draw)
+                move = config.move * (1 - k / config.rounds)
+                for name, p in parameters.items():
+                    p.data.copy_(start[name] + move * (p.detach() - start[name]))
+        self.point = {name: p.detach().clone() for name, p in parameters.items()}
+
+    def _learn(self, stage: Stage, task: str, draw: random.Random) -> None:
+        import torch
+
+        optimizer = torch.optim.Adam(stage.parameters.values(), lr=self.config.rate)
+        for _ in range(self.config.inner):
+            rows = stage.reviewed[task]
+            for batch in stage.batches(draw.sample(list(rows), min(self.config.rows, len(rows)))):
+                stage.loss(batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def remember(
+        self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
+    ) -> Mapping[str, torch.Tensor]:
+        return self.point
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return dict(self.point), {}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        self.point = dict(tensors)

@@ -1,0 +1,91 @@
+"""One stream under several strategies and seeds: each in a hub of its own, all on one loaded base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.errors import HubError, TrainingError, UsageError
+from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.stream_file import read_stream
+from adapterhub_cl.training.streams import Plan, run
+
+FOLDER = "streams"
+
+
+def run_all(
+    main: Registry,
+    load: Callable[[], LoadedBase],
+    file: str | Path,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    options: Mapping[str, Any],
+    max_forgetting: float,
+    settings: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    reporter: Reporter | None,
+) -> list[AccuracyMatrix]:
+    """See `AdapterHub.stream`."""
+    reporter = reporter or Reporter()
+    stream = read_stream(file)
+    if not strategies or not seeds:
+        raise UsageError("a stream needs at least one strategy and one seed", "--strategy replay --seeds 0,1,2")
+    if not 0 <= max_forgetting <= 1:
+        raise UsageError(f"--max-forgetting must be between 0 and 1, not {max_forgetting:g}", "1 lets everything pass")
+    plans = []
+    for strategy in dict.fromkeys(strategies):
+        mine = {key: value for key, value in options.items() if key.partition(".")[0] in strategy.split("+")}
+        for seed in dict.fromkeys(seeds):
+            plans.append(Plan(stream, strategy, mine, seed, settings, asked, max_forgetting))
+    unused = [k for k in options if not any(k in plan.options for plan in plans)]
+    if unused:
+        raise UsageError(f"--set {unused[0]} is of none of the strategies", f"they are: {', '.join(strategies)}")
+    if len(plans) == 1:
+        with _alone(main.path, plans[0]):
+            return [run(main, load, plans[0], reporter)]
+    found = []
+    for plan in plans:
+        place = main.path / FOLDER / stream.name / plan.label
+        with _alone(place, plan):
+            registry = _own_hub(place, main)
+            found.append(run(registry, load, plan, reporter))
+    return found
+
+
+def _own_hub(place: Path, of: Registry) -> Registry:
+    """The hub of one plan, made on first use."""
+    try:
+        registry = Registry.open(place)
+    except HubError:
+        registry = Registry.create(place, of.base)
+    if registry.base.fingerprint != of.base.fingerprint:
+        raise HubError(f"the hub at {place} is of another base", "remove it, or name the stream differently")
+    return registry
+
+
+@contextmanager
+def _alone(place: Path, plan: Plan) -> Iterator[None]:
+    """One process at a time teaches a stream to a hub.
+
+    Raises:
+        TrainingError: another one is at it.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.parent / f".{place.name}.stream.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TrainingError(
+            f"the stream {plan.stream.name} is being taught to {place} by another process", "wait for it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,108 @@
+"""What an update changed: recall of the new, retention of the old, locality (answers elsewhere unchanged).
+
+The three questions of knowledge editing (Meng et al. 2022, "ROME", section 3; Yao et al. 2023), asked of an update.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub_cl import objectives
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.evaluation.gate import as_share
+from adapterhub_cl.evaluation.scoring import answer_budget
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.material import Material, kept_samples
+from adapterhub_cl.training.probes import OBJECTIVE, Probe, score
+from adapterhub_cl.types import Evaluation, Example, Task
+
+ROWS = 100  # examples of each kind
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a model answers: scores on the new and the old examples, and its answers to unrelated ones."""
+
+    new: Evaluation | None
+    old: Evaluation | None
+    unrelated: tuple[str, ...]
+
+
+class Questions:
+    """What is asked before and after an update.
+
+    Args:
+        material: of an update; anything else asks nothing.
+    """
+
+    def __init__(self, registry: Registry, material: Material, max_length: int, seed: int) -> None:
+        draw = random.Random(f"knowledge {seed}")
+        task = Task(material.task.name, kind="text", metric="perplexity") if material.raw else material.task
+        self.new = Probe(task, _some(material.data.examples, draw), "the new data", max_length)
+        self.old: Probe | None = None
+        self.unrelated: list[tuple[Task, list[Example]]] = []
+        if material.review and material.parent is not None:
+            source = f"replay samples of {material.parent.ref}"
+            asked = [e for e in material.review if e.input or material.task.kind == "text"]
+            self.old = Probe(material.task, _some(asked, draw), source, max_length) if asked else None
+        others = [r for r in registry.adapters(include_rejected=False) if r.task != task.name and r.status == "active"]
+        known = {found.name: found for found in registry.tasks()}
+        for record in sorted(others, key=lambda r: r.ref):
+            spec = known.get(record.task)
+            samples = kept_samples(record) if spec is not None and spec.kind != "text" else []
+            samples = [sample for sample in samples if sample.input]
+            if spec is not None and samples:
+                self.unrelated.append((spec, _some(samples, draw, max(4, ROWS // len(others)))))
+
+    def ask(self, model: Any, base: LoadedBase) -> Snapshot:
+        """The model's answers as it is now."""
+        old = None if self.old is None else score(model, base, self.old)
+        return Snapshot(score(model, base, self.new), old, tuple(self._answers(model, base)))
+
+    def _answers(self, model: Any, base: LoadedBase) -> list[str]:
+        objective = objectives.ROOM.get(OBJECTIVE)()
+        found: list[str] = []
+        for task, examples in self.unrelated:
+            with torch.autocast(model.device.type, base.dtype, enabled=base.dtype != torch.float32):
+                budget = answer_budget(base.tokenizer, [e.answer or "" for e in examples])
+                rows = objective.predict(
+                    model,
+                    base.tokenizer,
+                    task,
+                    examples,
+                    max_length=min(self.new.max_length, base.context),
+                    max_new_tokens=budget,
+                )
+            found += [answer for answer, _, _ in rows]
+        return found
+
+    def compare(self, before: Snapshot, after: Snapshot) -> list[Evaluation]:
+        """`recall` (score on the new data), `retention` (old samples: score after ÷ score before) and `locality`
+        (share of unrelated answers unchanged); what could not be asked is left out."""
+        found: list[Evaluation] = []
+        name = self.new.task.name
+        if before.new is not None and after.new is not None:
+            told = {"of": after.new.metric, "before": before.new.value, "after": after.new.value}
+            value = as_share(after.new.metric, after.new.value)
+            found.append(Evaluation(name, "recall", value, after.new.n, self.new.data, told))
+        if before.old is not None and after.old is not None and self.old is not None:
+            told = {"of": after.old.metric, "before": before.old.value, "after": after.old.value}
+            was, now = (as_share(e.metric, e.value) for e in (before.old, after.old))
+            if was > 0:
+                found.append(Evaluation(name, "retention", now / was, after.old.n, self.old.data, told))
+        if before.unrelated:
+            pairs = list(zip(before.unrelated, after.unrelated, strict=True))
+            share = sum(a == b for a, b in pairs) / len(pairs)
+            tasks = ", ".join(task.name for task, _ in self.unrelated)
+            found.append(Evaluation(name, "locality", share, len(pairs), f"replay samples of {tasks}"))
+        return found
+
+
+def _some(examples: Sequence[Example], draw: random.Random, most: int = ROWS) -> list[Example]:
+    rows = [e for e in examples if e.answer]
+    return rows if len(rows) <= most else draw.sample(rows, most)

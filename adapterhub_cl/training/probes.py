@@ -1,0 +1,139 @@
+"""What old tasks are measured on: their held-out data while it is there and unchanged, else their replay samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl import objectives
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.errors import DataError, HubError
+from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT, Effect, as_share
+from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.fused import fused
+from adapterhub_cl.training.lora import stored_adapter
+from adapterhub_cl.training.material import kept_samples
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.speed import spare_bytes
+from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+
+OBJECTIVE = "causal_lm"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Examples to measure one task on.
+
+    Attributes:
+        data: where they came from, as it is recorded with a score.
+        sha256: of the source; empty for replay samples.
+    """
+
+    task: Task
+    examples: Sequence[Example]
+    data: str
+    max_length: int
+    sha256: str = ""
+
+
+def default_limit(registry: Registry) -> float:
+    """What an old task may lose where nobody said it: `max_forgetting` in hub.toml's [defaults].
+
+    Raises:
+        HubError: it is no number between 0 and 1.
+    """
+    found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
+        raise HubError(
+            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "mend that line"
+        )
+    return float(found)
+
+
+def probe_of(registry: Registry, name: str) -> Probe | None:
+    """What a task of the hub is measured on; None where nothing is left of it."""
+    task = registry.task(name)
+    own = [r for r in registry.adapters(all_versions=True, include_rejected=False) if r.task == name]
+    for record in sorted(own, key=lambda r: r.created_at, reverse=True):
+        if record.status != "active":
+            continue
+        training = record.manifest.get("training") or {}
+        length = int((training.get("settings") or {}).get("max_length") or 512)
+        held = training.get("eval") or {}
+        if held and Path(held["source"]).is_file():
+            try:
+                found = read_examples(held["source"], training["data"].get("columns") or None, task.instruction)
+            except DataError:
+                continue
+            if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
+                return Probe(task, found.examples, held["source"], length, found.sha256)
+        samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
+        if samples:
+            return Probe(task, samples, f"replay samples of {record.ref}", length)
+    return None
+
+
+def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None = None, what: str = "") -> Evaluation:
+    """The score that stands for the task, of the model as it is."""
+    if reporter is not None:
+        reporter.start(what or f"measuring {probe.task.name}", len(probe.examples))
+    try:
+        return evaluate(
+            model,
+            base.tokenizer,
+            objectives.ROOM.get(OBJECTIVE)(),
+            probe.task,
+            probe.examples,
+            data=probe.data,
+            max_length=min(probe.max_length, base.context),
+            dtype=base.dtype,
+            progress=reporter.advance if reporter is not None else None,
+        )[0]
+    finally:
+        if reporter is not None:
+            reporter.finish()
+
+
+def score_version(
+    registry: Registry, base: LoadedBase, record: AdapterRecord, probe: Probe, reporter: Reporter | None = None
+) -> Evaluation:
+    """The score of a stored version: the recorded one where it was measured on these very examples, else measured."""
+    for stored in reversed(registry.evaluations(record.ref, probe.task.name)):
+        found = stored.evaluation
+        same = (found.data, found.n, found.metric) == (probe.data, len(probe.examples), probe.task.metric)
+        if same and _source_of(record, found) == probe.sha256:
+            return found
+    registry.check_files(record)
+    with stored_adapter(base, record.path) as model, fused(model, base.dtype, spare_bytes(base)):
+        return score(model, base, probe, reporter, f"measuring {record.ref} on {probe.task.name}")
+
+
+def _source_of(record: AdapterRecord, found: Evaluation) -> str | None:
+    """The hash of what a recorded score was measured on; None where it is not known."""
+    held = (record.manifest.get("training") or {}).get("eval") or {}
+    known = held.get("sha256") if held.get("source") == found.data else None
+    return found.details.get("sha256", known)  # type: ignore[no-any-return]
+
+
+def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:
+    """The score with the hash of what it was measured on, so that it can be trusted later."""
+    return replace(evaluation, details={**evaluation.details, "sha256": probe.sha256})
+
+
+def effect(probe: Probe, before: Evaluation, after: Evaluation, answered_by: str, *, served: bool = True) -> Effect:
+    """What a version does to a task, from both scores on the same examples."""
+    metric = after.metric
+    return Effect(
+        probe.task.name,
+        metric,
+        as_share(metric, before.value),
+        as_share(metric, after.value),
+        after.n,
+        probe.data,
+        answered_by,
+        served,
+    )

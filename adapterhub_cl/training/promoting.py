@@ -1,0 +1,83 @@
+"""What a version does to the tasks of its hub, and whether it may serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.evaluation.gate import Decision, Effect, decide
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.probes import default_limit, effect, probe_of, score_version, with_source
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.types import AdapterRecord
+
+
+def effects_of(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    record: AdapterRecord,
+    tasks: list[str],
+    reporter: Reporter,
+) -> list[Effect]:
+    """What each task scores under the version that serves it, and under this one; measured scores are recorded.
+
+    A task that nothing serves, or of which nothing is left to measure it on, is passed over.
+    """
+    serving = registry.serving()
+    would = {record.task, *record.manifest.get("takes_over", ())}
+    recorded = {row["task"]: Effect.from_json(row) for row in (record.manifest.get("gate") or {}).get("effects", ())}
+    found = []
+    for task in tasks:
+        if serving.get(task) == record.ref and task in recorded:  # what stood before it served
+            found.append(recorded[task])
+            continue
+        probe = probe_of(registry, task)
+        if probe is None or task not in serving or serving[task] == record.ref:
+            continue
+        old = registry.get(serving[task])
+        scores = [score_version(registry, load(), one, probe, reporter) for one in (old, record)]
+        for one, measured in zip((old, record), scores, strict=True):
+            if not any(s.evaluation == measured for s in registry.evaluations(one.ref, task)):
+                registry.add_evaluations(one.ref, [with_source(measured, probe)])
+        found.append(effect(probe, scores[0], scores[1], old.ref, served=task in would))
+    return found
+
+
+def forgetting_of(
+    registry: Registry, load: Callable[[], LoadedBase], ref: str, reporter: Reporter
+) -> tuple[AdapterRecord, list[Effect]]:
+    """A version's effect on every other task of the hub; see `AdapterHub.forgetting`."""
+    record = registry.get(ref)
+    others = [task.name for task in registry.tasks() if task.name != record.task]
+    recorded = {row["task"] for row in (record.manifest.get("gate") or {}).get("effects", ())}
+    own = [record.task] if record.task in recorded else []
+    return record, effects_of(registry, load, record, [*own, *others], reporter)
+
+
+def promote(
+    registry: Registry, load: Callable[[], LoadedBase], ref: str, limit: float | None, reporter: Reporter
+) -> tuple[AdapterRecord, Decision]:
+    """Let a version serve its tasks, through the gate; see `AdapterHub.promote`."""
+    if limit is not None and not 0 <= limit <= 1:
+        raise UsageError(f"--max-forgetting must be between 0 and 1, not {limit:g}", "0.02 allows two points; 1 all")
+    record = registry.get(ref)
+    if not record.task:
+        raise UsageError(f"{record.ref} has no task that it could serve", "cl-adapter import … --task NAME gives one")
+    registry.check_files(record)
+    tasks = [record.task, *record.manifest.get("takes_over", ())]
+    bound = default_limit(registry) if limit is None else limit
+    decision = decide(effects_of(registry, load, record, tasks, reporter), bound)
+    if not decision.passed:
+        refused = GateRefused(
+            decision.message(record.ref),
+            f"nothing was moved; let it pass: cl-adapter promote {record.ref} --max-forgetting 1",
+        )
+        refused.record = record
+        raise refused
+    if record.status == "rejected":
+        registry.set_status(record.ref, "active")
+    registry.set_alias(record.ref, "production", reason="promote")
+    for task in record.manifest.get("takes_over", ()):
+        registry.serve(task, record.ref)
+    return registry.get(record.ref), decision

@@ -1,0 +1,125 @@
+"""From a trained adapter to its version: replay samples, the strategy's memory, model card, manifest, publication."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import save_file
+
+from adapterhub_cl import objectives, replay, strategies
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.tasks import find_leaks
+from adapterhub_cl.evaluation.gate import Decision
+from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.strategies._combined import Combined
+from adapterhub_cl.training.cards import card
+from adapterhub_cl.training.evidence import ModelEvidence
+from adapterhub_cl.training.learn import Learned
+from adapterhub_cl.training.lora import CONFIG, save_adapter
+from adapterhub_cl.training.material import Material
+from adapterhub_cl.training.probes import OBJECTIVE
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.request import Request
+from adapterhub_cl.training.runs import Run
+from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+
+
+def keep_samples(
+    model: Any,
+    base: LoadedBase,
+    objective: objectives.BaseObjective,
+    material: Material,
+    keep: replay.Keep,
+    strategy: Combined,
+    learned: Learned,
+    seed: int,
+    reporter: Reporter,
+) -> tuple[list[Example], dict[str, Any]]:
+    """The replay samples, and what the strategy stores beside them. Copies of held-out examples are never kept."""
+    pool = [*material.data.examples, *material.review]
+    if material.held_out is not None:
+        leaks = set(find_leaks(material.held_out, pool))
+        pool = [example for k, example in enumerate(pool) if k not in leaks]
+    task = Task(material.task.name, kind="text", metric="perplexity") if material.raw else material.task
+    evidence = ModelEvidence(model, base, objective, task, pool, learned.facts["max_length"], reporter=reporter)
+    kept = keep.select(pool, seed, evidence)
+    memory = strategy.remember(learned.stage, kept, learned.encode.many(kept))
+    return kept, {name: value.detach().cpu().contiguous() for name, value in memory.items()}
+
+
+def training_facts(request: Request, run: Run, material: Material, facts: dict[str, Any]) -> dict[str, Any]:
+    """What stands in `training.json`."""
+    held_out = material.held_out
+    return {
+        "run": run.id,
+        "strategy": request.strategy,
+        "options": dict(request.options),
+        "augment": request.augment,
+        "objective": OBJECTIVE,
+        "replay": request.replay,
+        "settings": request.training().to_json(),
+        "data": {
+            "source": material.data.source,
+            "sha256": material.data.sha256,
+            "layout": material.data.layout,
+            "columns": dict(request.columns),
+            "examples": len(material.data),
+            "skipped": material.data.skipped,
+        },
+        "eval": {"source": held_out.source, "sha256": held_out.sha256, "examples": len(held_out)} if held_out else None,
+        **{key: value for key, value in facts.items() if key != "examples"},
+        "trained_on": facts["examples"],
+    }
+
+
+def record_version(
+    registry: Registry,
+    base: LoadedBase,
+    model: Any,
+    request: Request,
+    material: Material,
+    keep: replay.Keep,
+    scores: list[Evaluation],
+    training: dict[str, Any],
+    kept: list[Example],
+    memory: dict[str, Any],
+    strategy: Combined,
+    decision: Decision,
+    told: Mapping[str, Any],
+) -> AdapterRecord:
+    """Write all files of the version and publish it; rejected where the gate said no."""
+    parent, task = material.parent, material.task
+    relation = "trained_on_top_of" if material.beneath else "updated_from"
+    edges = [(parent.ref, relation)] if parent else []
+    with registry.new_draft(request.name) as draft, storage_errors(draft.path):
+        save_adapter(model, draft.path, base.info.source)
+        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
+        with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in kept)
+        if memory:
+            save_file(memory, draft.path / strategies.MEMORY)
+        (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        text = card(request.name, base.info, task, scores, training, edges)
+        (draft.path / "README.md").write_text(text, encoding="utf-8")
+        manifest = {
+            "kind": "updated" if request.verb == "update" else "trained",
+            "status": "active" if decision.passed else "rejected",
+            "rank": config["r"],
+            "own_rank": model.peft_config["default"].r,
+            "alpha": config["lora_alpha"],
+            "target_modules": sorted(config["target_modules"]),
+            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
+            "strategy": strategy.name,
+            "shared": strategy.shared,
+            "takes_over": list(material.takes_over),
+            "gate": decision.to_json(),
+            "stream": dict(request.stream),
+            **told,
+            "replay": {"policy": keep.policy, "samples": len(kept)},
+            "training": {
+                key: training[key] for key in ("run", "steps", "seconds", "best_epoch", "data", "eval", "settings")
+            },
+        }
+        return registry.publish(draft, manifest, edges=edges, evaluations=scores, task=task, verb=request.verb)

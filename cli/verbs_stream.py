@@ -1,0 +1,194 @@
+"""`stream`, `promote`, `forgetting`: sequences of tasks, and what was forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import LOOK, MAKE, MOVE, verb
+from cl_adapter.session import Session
+from cl_adapter.training_flags import parse_set, training_flags
+
+from adapterhub_cl.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub_cl.evaluation.gate import Effect
+    from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+
+MaxForgetting = Annotated[float | None, typer.Option(help="what an earlier task may lose, 0 to 1; default: hub.toml's")]
+
+
+@verb(MAKE, "cl-adapter stream tasks.yaml --strategy replay --strategy sequential --seeds 0,1,2 --picture matrix.png")
+@training_flags
+def stream(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(help="YAML or JSON: tasks: a list of {name, data, eval, …options}")],
+    strategy: Annotated[list[str] | None, typer.Option(help="may be repeated; default: isolated")] = None,
+    seeds: Annotated[str | None, typer.Option(help="with commas between; default: 0")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")] = None,
+    replay: Annotated[str | None, typer.Option(help="which examples to keep of each task, POLICY:SIZE")] = None,
+    augment: Annotated[str | None, typer.Option(help="made of the training data besides, e.g. swap:2")] = None,
+    max_forgetting: Annotated[
+        float | None, typer.Option(help="stop where an earlier task loses more; default: nothing is refused")
+    ] = None,
+    csv: Annotated[str | None, typer.Option("--csv", help="write the matrices to this file")] = None,
+    picture: Annotated[str | None, typer.Option(help="write the matrices as a picture (.png, .svg)")] = None,
+    curves: Annotated[str | None, typer.Option(help="write each task's curve as a picture (.png, .svg)")] = None,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Teach a sequence of tasks under one or several strategies; print the accuracy matrix and what was forgotten."""
+    session = Session.of(ctx)
+    if "seed" in settings:
+        raise UsageError("a stream takes --seeds, not --seed", f"--seeds {settings['seed']}")
+    for target in (picture, curves):
+        if target is not None and Path(target).suffix.lower() not in (".png", ".svg"):
+            raise UsageError(f"a picture is written as .png or .svg, not {target}", "--picture matrix.png")
+    started = time.monotonic()
+    asked = {key: value for key, value in (("replay", replay), ("augment", augment)) if value is not None}
+    found = session.hub().stream(
+        file,
+        strategies=strategy or ["isolated"],
+        seeds=_numbers(seeds),
+        options=parse_set(set_),
+        max_forgetting=1.0 if max_forgetting is None else max_forgetting,
+        reporter=session.reporter(),
+        asked=asked,
+        **settings,
+    )
+    if csv:
+        Path(csv).write_text(_csv(found), encoding="utf-8")
+    if picture or curves:
+        from adapterhub_cl.reporting.pictures import curves_picture, matrix_picture
+
+        if picture:
+            matrix_picture(found, Path(picture))
+        if curves:
+            curves_picture(found, Path(curves))
+    if session.json:
+        rows = [one.to_json() for one in found]
+        session.give({**rows[0], "runs": rows})
+        return
+    for one in found[:12]:
+        show_matrix(one)
+    if len(found) > 1:
+        show_summary(found)
+    session.note(f"{time.monotonic() - started:.0f} s in all; next: {session.command('forgetting NAME')}")
+
+
+@verb(LOOK, "cl-adapter forgetting reviews@v2")
+def forgetting(
+    ctx: typer.Context,
+    ref: Annotated[str, typer.Argument(help="a version")],
+) -> None:
+    """What a version does to every other task of the hub."""
+    session = Session.of(ctx)
+    record, effects = session.hub().forgetting(ref, reporter=session.reporter())
+    if session.json:
+        session.give({"ref": record.ref, "status": record.status, "effects": [e.to_json() for e in effects]})
+        return
+    if not effects:
+        print(f"{record.ref}: no other task of this hub can be measured")
+        return
+    show_effects(record.ref, effects)
+    if not any(effect.served for effect in effects):
+        session.note(f"{record.ref} answers for none of these tasks: what they lose above is what it would cost them")
+
+
+@verb(MOVE, "cl-adapter promote reviews@v2")
+def promote(
+    ctx: typer.Context,
+    ref: Annotated[str, typer.Argument(help="a version")],
+    max_forgetting: MaxForgetting = None,
+) -> None:
+    """Let a version serve its tasks (alias production), if it passes the gate."""
+    session = Session.of(ctx)
+    record, decision = session.hub().promote(ref, max_forgetting=max_forgetting, reporter=session.reporter())
+    if session.json:
+        session.give({**record.to_json(), "gate": decision.to_json()})
+        return
+    if decision.effects:
+        show_effects(record.ref, decision.effects)
+    tasks = ", ".join([record.task, *record.manifest.get("takes_over", ())])
+    print(f"{record.ref} serves {tasks}")
+
+
+def show_matrix(matrix: AccuracyMatrix) -> None:
+    """Print one accuracy matrix and what follows from it."""
+    print(f"\n{matrix.name}" + (f"  ({matrix.seconds:.0f} s of training)" if matrix.seconds else ""))
+    rows = [
+        (f"after {task}", *(None if cell is None else display.value(cell) for cell in row))
+        for task, row in zip(matrix.tasks, matrix.rows, strict=True)
+    ]
+    display.table(("", *matrix.tasks), rows, right=matrix.tasks)
+    print("  ".join(f"{name} {shown}" for name, shown in _figures(matrix)))
+
+
+def show_summary(found: Sequence[AccuracyMatrix]) -> None:
+    """Print mean and standard deviation over the seeds of each strategy."""
+    from adapterhub_cl.evaluation.matrix import mean_and_spread
+
+    names = list(dict.fromkeys(one.name for one in found))
+    rows = []
+    for name in names:
+        mine = [one for one in found if one.name == name]
+        cells: list[str | None] = []
+        for pick in ("average_accuracy", "bwt", "forgetting", "fwt_gem", "seconds"):
+            values = [value for one in mine if (value := getattr(one, pick)) is not None]
+            mean, spread, _ = mean_and_spread(values) if values else (None, None, 0)
+            cells.append(None if mean is None else _spread(mean, spread, pick))
+        rows.append((name, len(mine), *cells))
+    print()
+    display.table(("strategy", "seeds", "AP", "BWT", "forgetting", "FWT", "seconds"), rows, right=("seeds",))
+
+
+def show_effects(ref: str, effects: Sequence[Effect]) -> None:
+    """Print what a version does to tasks."""
+    rows = []
+    for e in effects:
+        low, high = e.interval
+        spread = f"{low:+.3f} to {high:+.3f}"
+        answers = "yes" if e.served else "no"
+        rows.append((e.task, e.answered_by, display.value(e.before), display.value(e.after), f"{e.drop:+.4f}"))
+        rows[-1] += (spread, e.n, answers)
+    headers = ("task", "served by", "before", ref, "drop", "95 % interval", "n", "answers")
+    display.table(headers, rows, right=("before", ref, "drop", "n"))
+
+
+def _spread(mean: float, spread: float | None, what: str) -> str:
+    digits = 0 if what == "seconds" else 3
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _figures(matrix: AccuracyMatrix) -> list[tuple[str, str]]:
+    figures = {
+        "AP": matrix.average_accuracy,
+        "BWT": matrix.bwt,
+        "forgetting": matrix.forgetting,
+        "FWT": matrix.fwt_gem,
+        "any-time": matrix.any_time_average,
+    }
+    return [(name, display.value(value)) for name, value in figures.items() if value is not None]
+
+
+def _csv(found: Sequence[AccuracyMatrix]) -> str:
+    texts = []
+    for one in found:
+        head, *body = one.to_csv().splitlines()
+        texts += [f"run,{head}"] if not texts else []
+        texts += [f'"{one.name}",{line}' for line in body]
+    return "\n".join(texts) + "\n"
+
+
+def _numbers(text: str | None) -> list[int]:
+    try:
+        found = [int(part) for part in (text or "0").split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text!r} is not a list of whole numbers", "--seeds 0,1,2") from None
+    if any(n < 0 for n in found):
+        raise UsageError("--seeds must be at least 0", "--seeds 0,1,2")
+    return found

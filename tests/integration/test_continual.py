@@ -1,0 +1,264 @@
+"""Continual learning on the embedded base: streams, the gate, adapters on top of others, updates, online learning."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import DataError, GateRefused, UsageError
+from adapterhub_cl.training.progress import Reporter
+
+DEMO = Path(__file__).parents[2] / "adapterhub_cl/demo"
+QUICK: dict[str, Any] = {"epochs": 3, "rank": 4, "max_length": 48, "dev_share": 0.0}
+WEIGHTS = "adapter_model.safetensors"
+
+pytestmark = pytest.mark.integration
+
+
+class Crash(Exception):
+    """Stands for kill -9."""
+
+
+class CrashAt(Reporter):
+    """Stops the process where a note says something."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.notes = text, []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if self.text in text:
+            raise Crash(text)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows of each demo task, and a stream of two."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("tickets", "commands", "reviews"):
+        for split, count in (("train", 72), ("test", 40)):
+            lines = (DEMO / f"{name}.{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+            (folder / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tasks = [{"name": n, "data": f"{n}.train.jsonl", "eval": f"{n}.test.jsonl"} for n in ("commands", "tickets")]
+    (folder / "two.json").write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The base, loaded once for all hubs of this file."""
+    return AdapterHub.init(tmp_path_factory.mktemp("base") / "hub", "tiny").load_base()
+
+
+@pytest.fixture
+def new_hub(loaded: Any, tmp_path: Path) -> Callable[[str], AdapterHub]:
+    def make(name: str = "hub") -> AdapterHub:
+        hub = AdapterHub.init(tmp_path / name, "tiny")
+        hub._loaded = loaded
+        return hub
+
+    return make
+
+
+def weights(hub: AdapterHub, ref: str) -> bytes:
+    return (hub.path(ref) / WEIGHTS).read_bytes()
+
+
+def test_a_stream_is_measured_and_goes_on_where_it_was_stopped(
+    new_hub: Callable[[str], AdapterHub], data: Path
+) -> None:
+    whole, broken = new_hub("whole"), new_hub("broken")
+    (matrix,) = whole.stream(data / "two.json", strategies=["replay"], **QUICK)
+    assert matrix.tasks == ("commands", "tickets")
+    assert matrix.rows[1][0] == pytest.approx(score_on_commands(whole, "tickets@v1", data))
+    assert matrix.rows[0][0] == whole.get("commands").metrics["accuracy"]
+    assert matrix.rows[1][1] == whole.get("tickets").metrics["accuracy"]
+    assert matrix.bwt == pytest.approx(matrix.rows[1][0] - matrix.rows[0][0])
+    assert matrix.fwt_gem is not None
+    assert whole.registry.serving() == {"commands": "tickets@v1", "tickets": "tickets@v1"}
+    assert whole.evaluate(matrix=True).rows[1] == matrix.rows[1]
+
+    for where in ("stage 2", "epoch 2 of 3"):  # between two tasks, and within one
+        with pytest.raises(Crash):
+            broken.stream(data / "two.json", strategies=["replay"], reporter=CrashAt(where), **QUICK)
+    (again,) = broken.stream(data / "two.json", strategies=["replay"], **QUICK)
+    assert again.rows == matrix.rows
+    assert weights(broken, "tickets") == weights(whole, "tickets")
+    assert [record.ref for record in broken.list(all_versions=True)] == ["commands@v1", "tickets@v1"]
+    before = whole.list(all_versions=True)
+    assert whole.stream(data / "two.json", strategies=["replay"], **QUICK)[0].rows == matrix.rows
+    assert whole.list(all_versions=True) == before, "what is done is not done again"
+    assert whole.verify() == []
+
+
+def score_on_commands(hub: AdapterHub, ref: str, data: Path) -> float:
+    """Predicts the test rows with a version, as a user would."""
+    rows = [json.loads(line) for line in (data / "commands.test.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = hub.predict([row["text"] for row in rows], task="commands", adapter=ref)
+    return sum(f.prediction == row["label"] for f, row in zip(found, rows, strict=True)) / len(rows)
+
+
+def test_isolated_forgets_nothing_and_several_strategies_leave_the_hub_alone(
+    new_hub: Callable[[str], AdapterHub], data: Path
+) -> None:
+    hub = new_hub("hub")
+    found = hub.stream(data / "two.json", strategies=["isolated", "sequential"], **QUICK)
+    assert [one.name for one in found] == ["isolated", "sequential"]
+    assert found[0].bwt == 0.0
+    assert found[0].forgetting == 0.0
+    assert hub.list() == []
+    places = sorted(path.name for path in (hub.folder / "streams" / "two").iterdir() if path.is_dir())
+    assert [place.split("-seed0-")[0] for place in places] == ["isolated", "sequential"]
+    assert hub.verify() == []
+
+
+def test_the_gate_refuses_what_forgets_and_promote_overrules_it(
+    new_hub: Callable[[str], AdapterHub], data: Path
+) -> None:
+    hub = new_hub("hub")
+    settings = {**QUICK, "epochs": 6}
+    hub.add_task("commands", DEMO / "commands.train.jsonl", eval=DEMO / "commands.test.jsonl", **settings)
+    assert hub.get("commands").metrics["accuracy"] > 0.4
+    with pytest.raises(GateRefused) as refused:
+        hub.add_task(
+            "tickets",
+            DEMO / "tickets.train.jsonl",
+            eval=DEMO / "tickets.test.jsonl",
+            strategy="sequential",
+            max_forgetting=0.02,
+            **settings,
+        )
+    assert "commands" in refused.value.message
+    assert "promote tickets@v1 --max-forgetting 1" in refused.value.hint
+    record = refused.value.record
+    assert (record.ref, record.status) == ("tickets@v1", "rejected")
+    assert hub.registry.serving() == {"commands": "commands@v1"}, "nothing was moved"
+    assert record.manifest["gate"]["passed"] is False
+
+    _, effects = hub.forgetting("tickets@v1")
+    assert [(e.task, e.answered_by, e.served) for e in effects] == [("commands", "commands@v1", True)]
+    assert effects[0].drop > 0.02
+    with pytest.raises(GateRefused):
+        hub.promote("tickets@v1")
+    promoted, _ = hub.promote("tickets@v1", max_forgetting=1.0)
+    assert (promoted.status, "production" in promoted.aliases) == ("active", True)
+    assert hub.registry.serving() == {"commands": "tickets@v1", "tickets": "tickets@v1"}
+    assert hub.verify() == []
+
+
+def test_on_top_of_a_frozen_adapter(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+    hub = new_hub("hub")
+    hub.add_task("commands", data / "commands.train.jsonl", **QUICK)
+    below = weights(hub, "commands")
+    record = hub.add_task("tickets", data / "tickets.train.jsonl", on_top_of="commands", **{**QUICK, "rank": 3})
+    assert record.rank == 7
+    assert record.manifest["own_rank"] == 3
+    assert weights(hub, "commands") == below
+    assert [(e.parent, e.relation) for e in hub.lineage("tickets")] == [("commands@v1", "trained_on_top_of")]
+    assert hub.registry.serving() == {"commands": "commands@v1", "tickets": "tickets@v1"}
+    model, _ = hub.load("tickets")
+    parts = {n: p for n, p in model.named_parameters() if ".lora_A." in n}
+    older, _ = hub.load("commands")
+    olds = {n: p for n, p in older.named_parameters() if ".lora_A." in n}
+    assert all(torch.equal(parts[n][:4], olds[n]) for n in olds), "the frozen one is in it, unchanged"
+    with pytest.raises(UsageError, match="--on-top-of"):
+        hub.add_task("x", data / "tickets.train.jsonl", on_top_of="commands", strategy="ewc", **QUICK)
+
+
+def test_what_a_strategy_remembers_survives_the_registry(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+    hub = new_hub("hub")
+    for name in ("commands", "tickets"):
+        hub.add_task(name, data / f"{name}.train.jsonl", strategy="ewc+der", max_forgetting=1, **QUICK)
+    assert {"strategy.safetensors", "replay.jsonl"} <= set(hub.get("tickets").manifest["files"])
+    (hub.folder / "index.db").unlink()
+    again = AdapterHub.open(hub.folder)
+    again._loaded = hub._loaded
+    record = again.update("tickets", data / "tickets.test.jsonl", strategy="ewc", max_forgetting=1, epochs=1)
+    assert record.manifest["strategy"] == "ewc"
+    assert again.verify() == []
+
+
+def test_an_update_is_measured_by_recall_retention_and_locality(
+    new_hub: Callable[[str], AdapterHub], data: Path, tmp_path: Path
+) -> None:
+    hub = new_hub("hub")
+    for name in ("commands", "tickets"):
+        hub.add_task(name, data / f"{name}.train.jsonl", **QUICK)
+    record = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, **{"epochs": 2, "max_length": 48})
+    rows = {row["metric"]: row for row in record.manifest["evaluations"]}
+    assert {"recall", "retention", "locality"} <= set(rows)
+    assert rows["recall"]["n"] == 40
+    told = rows["retention"]["details"]
+    assert rows["retention"]["value"] == pytest.approx(told["after"] / told["before"])
+    assert 0 <= rows["locality"]["value"] <= 1
+
+    text = tmp_path / "facts.txt"
+    text.write_text("The lamp in the hall is called Bertha.\n\nThe radio in the kitchen is called Otto.\n")
+    raw = hub.update("commands", text, max_forgetting=1, epochs=1, dev_share=0.0)
+    assert "recall" in {row["metric"] for row in raw.manifest["evaluations"]}
+    later = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, epochs=1)
+    assert later.ref == "commands@v4", "samples of a raw text are read back"
+
+
+def test_samples_in_an_evaluation_set_are_refused(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+    hub = new_hub("hub")
+    hub.add_task("commands", data / "commands.train.jsonl", **QUICK)
+    leaking = data / "leaking.jsonl"
+    row = (data / "commands.train.jsonl").read_text(encoding="utf-8").splitlines()[3]
+    leaking.write_text((data / "tickets.test.jsonl").read_text(encoding="utf-8") + row + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 41: this evaluation row is also a replay sample of task commands"):
+        hub.add_task("mixed", data / "tickets.train.jsonl", eval=leaking, strategy="replay", kind="generation")
+    with pytest.raises(DataError, match="would lose"):
+        hub.add_task("commands", data / "tickets.train.jsonl", **QUICK)
+    kept = hub.add_task("own", data / "commands.train.jsonl", eval=data / "commands.train.jsonl", **QUICK)
+    assert kept.manifest["replay"]["samples"] == 0, "what a score is taken on is never kept"
+
+
+def feed(data: Path, count: int = 72) -> io.StringIO:
+    lines = (data / "commands.train.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    return io.StringIO("\n".join(lines) + "\n")
+
+
+def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+    settings: dict[str, Any] = {"every": 24, "epochs": 1, "max_length": 48, "max_forgetting": 1}
+    hubs = []
+    for name in ("whole", "broken"):
+        hub = new_hub(name)
+        hub.add_task("commands", data / "commands.test.jsonl", **QUICK)
+        hubs.append(hub)
+    whole, broken = hubs
+    made = whole.update_online("commands", feed(data, 60), **settings)
+    assert [record.ref for record in made] == ["commands@v2", "commands@v3", "commands@v4"]
+    assert [record.manifest["online"]["rows"] for record in made] == [24, 48, 60]
+    assert weights(whole, "commands@v2") != weights(whole, "commands@v1")
+
+    with pytest.raises(Crash):
+        broken.update_online("commands", feed(data, 60), reporter=CrashAt("40 rows"), **settings)
+    assert broken.get("commands").ref == "commands@v2"
+    rest = io.StringIO("".join(feed(data, 60).readlines()[40:]))
+    again = broken.update_online("commands", rest, resume=True)
+    assert [record.manifest["online"]["rows"] for record in again] == [48, 60]
+    for ref in ("commands@v2", "commands@v3", "commands@v4"):
+        assert weights(broken, ref) == weights(whole, ref)
+    assert broken.verify() == []
+
+
+def test_online_rows_that_cannot_be_used_are_passed_over(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+    hub = new_hub("hub")
+    hub.add_task("commands", data / "commands.train.jsonl", **QUICK)
+    bad = ["not json", "[1]", '{"text": "no label"}', ""]
+    lines = io.StringIO("\n".join([*feed(data, 8).read().splitlines(), *bad]) + "\n")
+    reporter = CrashAt("never said")
+    (record,) = hub.update_online("commands", lines, epochs=1, max_forgetting=1, reporter=reporter)
+    assert record.manifest["online"]["rows"] == 8
+    passed = [note for note in reporter.notes if "passed over" in note]
+    assert [note.split(" is passed")[0] for note in passed] == [f"warning: line {k}" for k in (9, 10, 11)]
+    with pytest.raises(DataError, match="no row came in"):
+        hub.update_online("commands", io.StringIO("\n"))

@@ -1,0 +1,52 @@
+"""The gate's decision, by hand-worked cases."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapterhub_cl.evaluation.gate import Effect, as_share, decide
+
+
+def effect(before: float, after: float, n: int = 1000, task: str = "news") -> Effect:
+    return Effect(task, "accuracy", before, after, n, "test.jsonl", "news@v1")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n", "limit", "passed"),
+    [
+        (0.90, 0.90, 1000, 0.02, True),
+        (0.90, 0.95, 1000, 0.0, True),
+        (0.90, 0.80, 1000, 0.02, False),
+        (0.90, 0.80, 1000, 0.2, True),  # within the limit
+        (0.90, 0.80, 20, 0.02, True),  # over the limit, yet no more than chance explains
+        (0.90, 0.20, 20, 0.02, False),
+        (0.90, 0.0, 1000, 1.0, True),
+    ],
+)
+def test_a_drop_must_be_over_the_limit_and_over_chance(
+    before: float, after: float, n: int, limit: float, passed: bool
+) -> None:
+    assert decide([effect(before, after, n)], limit).passed is passed
+
+
+def test_the_message_names_the_tasks_and_the_drops() -> None:
+    decision = decide([effect(0.9, 0.5), effect(0.8, 0.79, task="mail"), effect(0.9, 0.1, task="slang")], 0.02)
+    assert [e.task for e in decision.refused] == ["slang", "news"]
+    message = decision.message("both@v1")
+    assert "both@v1" in message
+    assert "slang 0.900 → 0.100 (−0.800, n 1000)" in message
+    assert "mail" not in message
+
+
+def test_it_goes_through_json() -> None:
+    row = effect(0.9, 0.5).to_json()
+    assert row["drop"] == pytest.approx(0.4)
+    assert row["interval"][0] < 0.4 < row["interval"][1]
+    assert Effect.from_json(row) == effect(0.9, 0.5)
+    assert decide([effect(0.9, 0.5)], 0.02).to_json()["passed"] is False
+
+
+def test_perplexity_becomes_a_share() -> None:
+    assert as_share("perplexity", 4.0) == 0.25
+    assert as_share("perplexity", 0.5) == 1.0
+    assert as_share("accuracy", 0.5) == 0.5
