@@ -43,6 +43,9 @@ class Verb(TyperCommand):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+        if any(p.name == "strategy" for p in self.params):
+            with formatter.section("Strategies (their options by --set)"):
+                formatter.write_dl(_strategies())
         known = {name: names() for name, names in _KNOWN.items() if any(p.name == name for p in self.params)}
         if known:
             with formatter.section("Known names"):
@@ -56,16 +59,29 @@ class Verb(TyperCommand):
         formatter.write_text("--hub, --json, --quiet, --debug, --device and --dtype go before or after the verb.")
 
 
-def _strategies() -> list[str]:
+def _strategies() -> list[tuple[str, str]]:
+    from dataclasses import fields
+
     from adapterhub_cl.strategies import ROOM
 
-    return ROOM.names()
+    rows = []
+    for name in ROOM.names():
+        strategy = ROOM.get(name)
+        options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(strategy.Config))
+        rows.append((name, strategy.shares + (f"; {options}" if options else "")))
+    return rows
 
 
 def _policies() -> list[str]:
     from adapterhub_cl.replay import ROOM
 
     return [f"{name}:SIZE" for name in ROOM.names()] + ["none"]
+
+
+def _augmentations() -> list[str]:
+    from adapterhub_cl.augmentation import ROOM
+
+    return [f"{name}:COPIES" for name in ROOM.names()]
 
 
 def _quantizations() -> list[str]:
@@ -82,8 +98,8 @@ def _formats() -> list[str]:
 
 # listed when help is asked for, not at each start
 _KNOWN: dict[str, Callable[[], list[str]]] = {
-    "strategy": _strategies,
     "replay": _policies,
+    "augment": _augmentations,
     "quantization": _quantizations,
     "prompt_format": _formats,
 }

@@ -62,7 +62,7 @@ def test_bad_data(case: str, cl: Cl, registry: Registry, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("extra", "message", "hint"),
     [
-        (["--strategy", "isolatd"], "unknown strategy 'isolatd'", "did you mean isolated?"),
+        (["--strategy", "isolatd"], "unknown strategy 'isolatd'", "did you mean isolated"),
         (["--replay", "balancd:20"], "unknown selection policy 'balancd'", "did you mean balanced?"),
         (["--replay", "balanced"], "--replay 'balanced' is not POLICY:SIZE", "--replay balanced:200"),
         (["--schedule", "cosin"], "unknown schedule 'cosin'", "did you mean cosine?"),

@@ -57,7 +57,9 @@ def test_every_training_setting_is_a_flag_with_its_help(verb: str, cl: Cl) -> No
 
 def test_names_of_methods_are_in_the_help(cl: Cl) -> None:
     shown = cl("add-task", "--help").out
-    assert "isolated, sequential" in shown
+    assert "a fresh adapter for each task" in shown
+    assert "replay.ratio [0.25]" in " ".join(shown.split())
+    assert "swap:COPIES" in shown
     assert "balanced:SIZE" in shown
 
 

@@ -19,7 +19,7 @@ def test_add_task_answers_with_its_contract(training_run: tuple[Path, Said]) -> 
     assert said.code == 0
     row = said.json
     assert row.keys() >= {"ref", "status", "metrics", "gate", "task_spec", "evaluations", "seconds"}
-    assert (row["ref"], row["status"], row["gate"]) == ("mood@v1", "active", None)
+    assert (row["ref"], row["status"], row["gate"]["passed"]) == ("mood@v1", "active", True)
     assert row["metrics"].keys() == {"accuracy", "macro_f1"}
     settings = next(line for line in said.err.splitlines() if line.startswith("settings: "))
     for word in ("strategy=isolated", "replay=balanced:200", "epochs=1", "rank=4", "schedule=cosine", "seed=0"):
