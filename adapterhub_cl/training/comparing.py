@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,18 @@ def run_all(
     if len(plans) == 1:
         with _alone(main.path, plans[0]):
             return [run(main, load, plans[0], reporter)]
-    found = []
+    found: list[AccuracyMatrix] = []
     for plan in plans:
         place = main.path / FOLDER / stream.name / plan.label
         with _alone(place, plan):
             registry = _own_hub(place, main)
             found.append(run(registry, load, plan, reporter))
-    return found
+    alone = {
+        plan.seed: tuple(one.rows[k][k] for k in range(len(one.rows)))
+        for plan, one in zip(plans, found, strict=True)
+        if plan.strategy == "isolated"
+    }
+    return [replace(one, alone=alone.get(plan.seed, ())) for plan, one in zip(plans, found, strict=True)]
 
 
 def _own_hub(place: Path, of: Registry) -> Registry:

@@ -14,6 +14,7 @@ from typing import Any
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, read_examples
+from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.gate import Decision, Effect, as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
@@ -105,8 +106,13 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
     """
     data = read(plan.stream)
     strategy = build(plan.strategy, plan.options)
-    for task in plan.stream.tasks:  # every bad setting of every task is told before the first is trained
-        check(registry, plan.request(task, {}))
+    for task in plan.stream.tasks:  # whatever is wrong with any task is told before the first is trained
+        request = plan.request(task, {})
+        check(registry, request)
+        train, held = data[task.name]
+        described = described_task(request, train)
+        if held is not None and held.layout != "raw text":
+            check_answers(described, held)
     done: list[AdapterRecord] = []
     for number, task in enumerate(plan.stream.tasks, 1):
         where = f"stage {number} of {len(plan.stream.tasks)}, {task.name} ({plan.strategy}, seed {plan.seed})"

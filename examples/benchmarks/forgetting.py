@@ -53,12 +53,13 @@ VARIANTS = [
     Variant("incremental", "incremental"),
     Variant("der", "der", replay=KEPT),
     Variant("reptile", "reptile", replay=KEPT),
-    Variant("replay+olora", "replay+olora", replay=KEPT),
     Variant("multitask", "multitask"),
-    *(Variant(f"replay, {n} samples", "replay", "budget", f"balanced:{n}") for n in (10, 40, 80)),
-    *(Variant(f"replay, {p}", "replay", "policy", f"{p}:{SHARE}") for p in ("reservoir", "importance", "herding")),
-    Variant("replay, adaptive", "replay", "schedule", KEPT, {"replay.schedule": "adaptive"}),
+    Variant("replay, 40 samples", "replay", "budget", "balanced:40"),
     Variant("replay, generated", "replay", "generated", f"generated:{SHARE}"),
+    Variant("replay, adaptive", "replay", "schedule", KEPT, {"replay.schedule": "adaptive"}),
+    *(Variant(f"replay, {p}", "replay", "policy", f"{p}:{SHARE}") for p in ("reservoir", "importance", "herding")),
+    *(Variant(f"replay, {n} samples", "replay", "budget", f"balanced:{n}") for n in (10, 80)),
+    Variant("replay+olora", "replay+olora", replay=KEPT),
     *(Variant(f"replay, {p}", "replay", "policy", f"{p}:{SHARE}") for p in ("hard", "k_center")),
 ]
 

@@ -1,0 +1,167 @@
+"""`stream`, `forgetting`, `promote`, `update --online` and the flags of continual learning, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_support import TRAINING, Cl, Said, mood_rows, write_rows
+
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.types import AdapterRecord
+
+
+@pytest.fixture
+def hub(training_run: tuple[Path, Said], tmp_path: Path) -> Path:
+    """A copy of the trained hub."""
+    return Path(shutil.copytree(training_run[0], tmp_path / "own"))
+
+
+@pytest.fixture
+def stream_file(tmp_path: Path) -> Path:
+    for k, name in enumerate(("one", "two")):
+        write_rows(tmp_path / f"{name}.jsonl", mood_rows(48, 1000 * k))
+        write_rows(tmp_path / f"{name}.test.jsonl", mood_rows(12, 1000 * k + 500))
+    tasks = [{"name": n, "data": f"{n}.jsonl", "eval": f"{n}.test.jsonl"} for n in ("one", "two")]
+    path = tmp_path / "tasks.yaml"
+    path.write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
+    return path
+
+
+def test_stream_prints_matrices_and_writes_what_was_asked(cl: Cl, stream_file: Path, tmp_path: Path) -> None:
+    cl("--hub", "hub", "init", "--base", "tiny")
+    words = ["stream", stream_file, "--strategy", "sequential", "--strategy", "isolated", *TRAINING, "--hub", "hub"]
+    said = cl(*words, "--csv", "m.csv", "--picture", "m.png", "--curves", "c.svg")
+    assert said.code == 0, said.err
+    assert "after two" in said.out
+    assert "AP" in said.out
+    assert "BWT 0.0000" in said.out, "isolated forgets nothing"
+    assert {line.split()[0] for line in said.out.splitlines()[-2:]} == {"sequential", "isolated"}
+    assert Path("m.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in Path("c.svg").read_text(encoding="utf-8")
+    table = Path("m.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0].startswith("run,after")
+    assert len(table) == 5
+
+    told = cl(*words, "--json").json  # done already: nothing is trained again
+    assert {"tasks", "matrix", "average_accuracy", "bwt", "forgetting", "fwt"} <= told.keys()
+    assert [run["name"] for run in told["runs"]] == ["sequential", "isolated"]
+    assert told["runs"][1]["bwt"] == 0.0
+    assert told["runs"][0]["fwt_sapt"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["--strategy", "ewc+olora"], 2, "cannot be combined"),
+        (["--strategy", "replay", "--set", "replay.ratio=-1"], 2, "replay.ratio must be between"),
+        (["--strategy", "replay", "--set", "ratio=1"], 2, "is not STRATEGY.OPTION=VALUE"),
+        (["--strategy", "replay", "--set", "ewc.strength=1"], 2, "is of none of the strategies"),
+        (["--strategy", "rply"], 2, "unknown strategy 'rply'"),
+        (["--seeds", "0,x"], 2, "not a list of whole numbers"),
+        (["--seed", "3"], 2, "takes --seeds"),
+        (["--picture", "m.gif"], 2, "written as .png or .svg"),
+        (["--max-forgetting", "2"], 2, "between 0 and 1"),
+        (["--replay", "balanced"], 2, "is not POLICY:SIZE"),
+        (["--augment", "swop:1"], 2, "unknown augmentation 'swop'"),
+    ],
+)
+def test_a_stream_that_cannot_be_run_trains_nothing(
+    cl: Cl, registry: Registry, stream_file: Path, words: list[str], code: int, why: str
+) -> None:
+    said = cl("stream", stream_file, "--hub", registry.path, *words)
+    assert (said.code, said.out) == (code, "")
+    assert why in said.err
+    assert registry.adapters() == []
+    assert list(registry.runs_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"epoch": 3}, "epoch"),
+        ({"strategy": "ewc"}, "--strategy"),
+        ({"name": "two"}, "two"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"data": "two.test.jsonl"}, "line 1"),  # rows of the other's evaluation set
+        ({"labels": "positive,neutral"}, "negative"),
+    ],
+)
+def test_a_bad_stream_file_is_refused_with_its_reason(
+    cl: Cl, registry: Registry, stream_file: Path, change: dict[str, Any], why: str
+) -> None:
+    told = json.loads(stream_file.read_text(encoding="utf-8"))
+    told["tasks"][0].update(change)
+    stream_file.write_text(json.dumps(told), encoding="utf-8")
+    said = cl("stream", stream_file, "--hub", registry.path)
+    assert said.code in (1, 2)
+    assert said.err.startswith("error: ")
+    assert why in said.err
+    assert "internal" not in said.err
+    assert registry.adapters() == []
+
+
+def test_the_gate_on_the_command_line(cl: Cl, hub: Path, tmp_path: Path) -> None:
+    """The second task says the opposite: whoever learns it on the same weights forgets the first."""
+    rows = mood_rows(60, 200)
+    other = {"positive": "negative", "negative": "positive"}
+    turned = [{**row, "label": other[row["label"]]} for row in rows]
+    data = write_rows(tmp_path / "turned.jsonl", turned)
+    first = cl("--hub", hub, "add-task", "sure", write_rows(tmp_path / "s.jsonl", rows), "--eval",
+               write_rows(tmp_path / "st.jsonl", mood_rows(60, 400)), *TRAINING[2:], "--epochs", "4")  # fmt: skip
+    assert first.code == 0, first.err
+    words = ["add-task", "turned", data, "--strategy", "sequential", "--epochs", "4", *TRAINING[4:], "--hub", hub]
+    said = cl(*words, "--json")
+    assert said.code == 3, said.err
+    told = said.json
+    assert (told["ref"], told["status"], told["code"]) == ("turned@v1", "rejected", "gate")
+    assert told["gate"]["passed"] is False
+    assert told["hint"]
+    assert "sure" in told["error"]
+    assert {row["ref"]: row["status"] for row in cl("list", "--hub", hub, "--json").json}["turned@v1"] == "rejected"
+    assert cl("predict", "good thing", "--task", "sure", "--hub", hub, "--json").json[0]["adapter"] == "sure@v1"
+
+    seen = cl("forgetting", "turned@v1", "--hub", hub, "--json").json
+    assert "sure" in {effect["task"] for effect in seen["effects"] if effect["served"]}
+    assert "sure@v1" in cl("forgetting", "turned@v1", "--hub", hub).out
+    assert cl("promote", "turned@v1", "--hub", hub).code == 3
+    said = cl("promote", "turned@v1", "--max-forgetting", "1", "--hub", hub)
+    assert said.code == 0, said.err
+    assert "turned@v1 serves turned" in said.out
+    assert cl("predict", "good thing", "--task", "sure", "--hub", hub, "--json").json[0]["adapter"] == "turned@v1"
+    said = cl("eval", "--matrix", "--hub", hub)
+    assert "after turned" in said.out
+    assert cl("eval", "--matrix", "--hub", hub, "--json").json["tasks"][-1] == "turned"
+    assert cl("verify", "--hub", hub).code == 0
+
+
+def test_update_online_from_standard_input(cl: Cl, hub: Path) -> None:
+    feed = "".join(json.dumps(row) + "\n" for row in mood_rows(20, 700))
+    said = cl("update", "mood", "-", "--online", "--every", "12", "--epochs", "1", "--max-forgetting", "1",
+              "--hub", hub, "--json", stdin=feed)  # fmt: skip
+    assert said.code == 0, said.err
+    assert [row["ref"] for row in said.json["versions"]] == ["mood@v2", "mood@v3"]
+    assert {"recall", "retention"} <= said.json["metrics"].keys()
+    assert cl("update", "mood", "rows.jsonl", "--online", "--hub", hub).code == 2
+    assert "must be at least 1" in cl("update", "mood", "-", "--online", "--every", "0", "--hub", hub).err
+    assert "nothing" not in cl("list", "--hub", hub).out
+
+
+def test_a_config_file_may_set_options(cl: Cl, registry: Registry, data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("strategy: replay\nset: {replay.ratio: -2}\nmax-forgetting: 0.1\n", encoding="utf-8")
+    said = cl("add-task", "mood", data, "--config", config, "--hub", registry.path)
+    assert said.code == 2
+    assert "replay.ratio must be between 0 and 16, not -2" in said.err
+
+
+def test_forgetting_of_the_only_task(cl: Cl, publish: Callable[..., AdapterRecord], registry: Registry) -> None:
+    publish()
+    said = cl("forgetting", "mood", "--hub", registry.path)
+    assert said.code == 0
+    assert "no other task" in said.out
+    assert cl("forgetting", "nobody", "--hub", registry.path).code == 2
