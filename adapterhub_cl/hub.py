@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.inference.serving import BASE, answering, who_answers
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
@@ -262,6 +262,11 @@ class AdapterHub(Learning):
         """Make a movable name point at a version; `production` decides what serves the task."""
         if alias == "latest":
             raise UsageError("the alias 'latest' moves by itself", "cl-adapter rollback NAME@latest takes it back")
+        record = self.registry.get(ref)
+        if record.status == "rejected" and alias == "production":
+            raise AdapterError(
+                f"{record.ref} was refused by the gate", f"cl-adapter promote {record.ref} --max-forgetting 1"
+            )
         return self.registry.set_alias(ref, alias)
 
     def rollback(self, alias: str) -> tuple[AdapterRecord, AdapterRecord]:

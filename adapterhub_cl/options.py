@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from adapterhub_cl.errors import UnknownNameError, UsageError
 
 T = TypeVar("T")
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
 def option(default: Any, help: str) -> Any:  # noqa: A002 (the metadata's name)
@@ -44,7 +45,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, *, prefix:
             found[name] = _as(kinds[name], value)
         except (TypeError, ValueError, OverflowError):
             shown = f"{prefix}{name}" if prefix else flag(name)
-            problems.append(f"{shown} must be a {kinds[name].split(' ')[0]}, not {value!r}")
+            problems.append(f"{shown} must be {WORDS[kinds[name].split(' ')[0]]}, not {value!r}")
     if problems:
         raise UsageError("; ".join(problems), f"mend {where}")
     return cls(**found)

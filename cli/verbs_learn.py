@@ -217,10 +217,15 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
     for option in ("log_with", "augment"):
         if option in wanted.options:
             raise UsageError(f"--{option.replace('_', '-')} cannot be used with --online", "leave it out")
+    if resume and (given := [*wanted.settings, *(o for o in wanted.options if o != "max_forgetting")]):
+        shown = ", ".join("--" + key.replace("_", "-") for key in given)
+        raise UsageError(f"a resumed run keeps its settings: {shown} cannot be given", "leave them out, or --resume")
     hub = session.hub()
     made = hub.update_online(
         name, every=every, resume=resume, reporter=session.reporter(), **wanted.options, **wanted.settings
     )
+    if not made:
+        return
     if session.json:
         session.give({**outcome(made[-1]), "versions": [outcome(record) for record in made]})
         return

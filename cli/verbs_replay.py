@@ -21,7 +21,7 @@ _ACTIONS: dict[str, tuple[str, ...]] = {  # action → the options it knows
     "show": ("--limit",),
     "export": ("--output", "--overwrite"),
     "drop": ("--row", "--matching", "--all", "--yes"),
-    "budget": (),
+    "budget": ("--yes",),
 }
 _WIDEST = 100  # characters of a sample's text in the table
 _EXAMPLES = """cl-adapter replay list
@@ -83,7 +83,7 @@ def replay_samples(
     elif action == "drop":
         _drop(session, samples, _needed(action, name), row or None, matching, everything, yes)
     else:
-        _budget(session, samples, name)
+        _budget(session, samples, name, yes)
 
 
 def _check(action: str, given: list[str]) -> None:
@@ -172,7 +172,16 @@ def _ask(question: str) -> None:
         raise typer.Exit(1)
 
 
-def _budget(session: Session, samples: Samples, size: str | None) -> None:
+def _budget(session: Session, samples: Samples, size: str | None, yes: bool) -> None:
+    from adapterhub_cl.replay._budget import parse_budget
+
+    wanted = parse_budget(size)
+    if wanted is not None and not yes:
+        held = samples.rows()
+        now = sum(row.samples if wanted.unit == "samples" else row.bytes for row in held)
+        if now > wanted.amount:
+            much = _samples(now) if wanted.unit == "samples" else display.size(now)
+            _ask(f"{much} are kept, more than {_words(wanted)}: drop what is over?")
     cut = [] if size is None else samples.set_budget(size)
     budget, rows = samples.budget(), samples.rows()
     count, taken = sum(row.samples for row in rows), sum(row.bytes for row in rows)

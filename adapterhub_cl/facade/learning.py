@@ -166,13 +166,14 @@ class Learning(Opened):
         """Learn rows as they come, in small steps with replay; a version every `every` rows and one at the end.
 
         Each batch is learned `epochs` times (2 unless given) at a third of an update's learning rate, then the next
-        is waited for. Rows are written to the run's folder before they are learned; after a crash, `resume` learns
-        those again that no version holds yet, and goes on with the input. Ctrl-C ends the input.
+        is waited for. Rows are written to the run's folder as they are read; after a crash, `resume` learns those
+        again that no accepted version holds yet, and goes on with the input. Ctrl-C ends the input.
 
         Args:
             lines: JSON objects, one a line; default: standard input.
             every: rows in a version.
-            resume: go on with the newest unfinished run of this name; everything else is as it was started.
+            resume: go on with the newest unfinished run of this name; everything but `max_forgetting` is as it was
+                started.
 
         Returns:
             the versions that were published.
@@ -194,10 +195,11 @@ class Learning(Opened):
             "instruction": instruction,
             "settings": {"epochs": 2, "batch_size": 8, **settings},
         }
-        request, _ = build(self.registry, "update", name, "-", False, asked)
-        run, request = online.begin(self.registry, request, every, resume)
+        tell = reporter or Silent()
         source = online.standard_input() if lines is None else lines
-        return online.learn_online(self.registry, self.load_base, request, run, source, reporter or Silent())
+        request, _ = build(self.registry, "update", name, "-", False, asked)
+        run, request = online.begin(self.registry, request, every, resume, tell)
+        return online.learn_online(self.registry, self.load_base, request, run, source, tell)
 
     def stream(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from adapterhub_cl import objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused
-from adapterhub_cl.evaluation.gate import Decision, decide
+from adapterhub_cl.evaluation.gate import Decision, Effect, decide
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import Combined
@@ -150,15 +150,20 @@ def conclude(
         decision,
         told or {},
     )
-    if decision.passed:
-        return record, None
-    refused = GateRefused(decision.message(record.ref), _what_to_try(request, record))
+    return record, None if decision.passed else refusal(record, request.strategy)
+
+
+def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
+    """The error that says why a rejected version was refused, and what to try."""
+    gate = record.manifest["gate"]
+    decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
+    refused = GateRefused(decision.message(record.ref), _what_to_try(strategy, record))
     refused.record = record
-    return record, refused
+    return refused
 
 
-def _what_to_try(request: Request, record: AdapterRecord) -> str:
-    other = "--strategy replay" if "replay" not in request.strategy else "a larger --set replay.ratio"
+def _what_to_try(strategy: str, record: AdapterRecord) -> str:
+    other = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
     return (
         f"{record.ref} is kept as rejected and nothing was moved; try {other}, a lower --learning-rate, or let it "
         f"pass: cl-adapter promote {record.ref} --max-forgetting 1"

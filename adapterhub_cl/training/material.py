@@ -10,7 +10,7 @@ from adapterhub_cl import strategies
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.reading import read_rows
 from adapterhub_cl.data.tasks import check_answers, check_labels_kept, find_leaks, infer_task, updated_task
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import AdapterError, DataError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import Combined
 from adapterhub_cl.training.progress import Reporter
@@ -95,6 +95,13 @@ def with_data(
     Args:
         start: the version that the run goes on from or stands on.
     """
+    if start is not None:
+        registry.check_files(start)
+        if start.status == "rejected":
+            raise AdapterError(
+                f"{start.ref} was refused by the gate; nothing can go on from it",
+                f"cl-adapter promote {start.ref} --max-forgetting 1, or name another version",
+            )
     columns = dict(request.columns) or None
     held_out = read_examples(request.eval, columns, request.instruction or "") if request.eval else None
     beneath = bool(request.on_top_of) or strategy.makes == "stacked"
@@ -174,21 +181,40 @@ def _past(registry: Registry, reads: str, task: str) -> Iterator[Lessons]:
         if reads == "samples":
             found: Sequence[Example] = kept_samples(record)
         else:
-            found = _all_data(record)
+            found = _all_data(registry, record)
         if found:
             yield Lessons(registry.task(name), record, found)
 
 
-def _all_data(record: AdapterRecord) -> Sequence[Example]:
-    known = record.manifest["training"]["data"]
-    task = Task.from_json(record.manifest["task_spec"])
+def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
+    """What a version was trained on, and the versions of the same task that it was updated from.
+
+    Raises:
+        DataError: something of it is no longer there, or has changed.
+    """
+    found: list[Example] = []
     hint = "put it back, or take a strategy that needs samples only: --strategy replay"
-    if not Path(known["source"]).exists():
-        raise DataError(f"the training data of {record.ref} are no longer at {known['source']}", hint)
-    found = read_examples(known["source"], known.get("columns") or None, task.instruction)
-    if found.sha256 != known["sha256"]:
-        raise DataError(f"{known['source']} has changed since {record.ref} was trained on it", hint)
-    return found.examples
+    seen: set[str] = set()
+    version: AdapterRecord | None = record
+    while version is not None:
+        known = (version.manifest.get("training") or {}).get("data")
+        if known is None:
+            raise DataError(f"nobody knows what {version.ref} was trained on: it was {version.kind}", hint)
+        if version.manifest.get("online"):
+            raise DataError(f"{version.ref} was learned from a feed, which cannot be read again", hint)
+        if known["sha256"] not in seen:
+            seen.add(known["sha256"])
+            if not Path(known["source"]).exists():
+                raise DataError(f"the training data of {version.ref} are no longer at {known['source']}", hint)
+            task = Task.from_json(version.manifest["task_spec"])
+            rows = read_examples(known["source"], known.get("columns") or None, task.instruction)
+            if rows.sha256 != known["sha256"]:
+                raise DataError(f"{known['source']} has changed since {version.ref} was trained on it", hint)
+            found += rows.examples
+        parents = [e["parent"] for e in version.manifest.get("lineage", ()) if e["relation"] == "updated_from"]
+        before = registry.get(parents[0]) if parents else None
+        version = before if before is not None and before.task == record.task else None
+    return found
 
 
 def _refuse_leaks(material: Material) -> None:

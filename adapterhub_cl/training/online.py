@@ -1,8 +1,7 @@
 """Online updates: examples are learned as they come, in small steps with replay, and published every so often.
 
-Every batch is written to `<run>/received.jsonl`, synced, before it is learned; each version says how many rows it
-holds. So a run that was killed goes on from its last version, learns the rows behind it again, in the same batches,
-and loses at most the batch that was in hand.
+Everything that comes in is written down first (see `feed`), and each version says how far it reaches. So a run that was
+killed goes on from its last version, and learns the rows behind it again, in the same batches.
 """
 
 from __future__ import annotations
@@ -10,29 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from adapterhub_cl import objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.columns import Examples, examples
-from adapterhub_cl.data.reading import Rows
-from adapterhub_cl.data.tasks import check_answers, updated_task
+from adapterhub_cl.data.columns import Examples
+from adapterhub_cl.data.tasks import updated_task
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
-from adapterhub_cl.errors import AdapterHubError, DataError, UsageError
-from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.errors import DataError, TrainingError, UsageError
+from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.strategies._combined import build
 from adapterhub_cl.training import speed
+from adapterhub_cl.training.feed import Feed
 from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.judging import Judge, conclude
 from adapterhub_cl.training.learn import Learned
@@ -48,22 +46,29 @@ from adapterhub_cl.training.stopping import StopSignal
 from adapterhub_cl.types import AdapterRecord, Example, Task
 
 VERB = "update-online"
-RECEIVED = "received.jsonl"
-PAUSE = 2.0  # seconds without a row after which a batch that is not full is learned
 GENTLER = 1 / 3  # of an update's learning rate: each batch is seen a few times only, and nothing is shuffled
 
 
-def begin(registry: Registry, request: Request, every: int, resume: bool) -> tuple[Run, Request]:
+def begin(registry: Registry, request: Request, every: int, resume: bool, reporter: Reporter) -> tuple[Run, Request]:
     """The run of an online update, new or taken up again.
 
     Raises:
         UsageError: a bad number, or nothing to resume.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--online runs in one process", "start it without accelerate launch")
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}", "--every 100")
     if resume:
         run = Run.newest(registry.runs_dir, VERB, request.name)
-        return run, Request.from_json({**run.request, "verb": "update"})
+        stored = Request.from_json({**run.request, "verb": "update"})
+        limit = stored.max_forgetting if request.max_forgetting is None else request.max_forgetting
+        return run, replace(stored, max_forgetting=limit)
+    if waiting := Run.unfinished(registry.runs_dir, VERB, request.name):
+        reporter.note(
+            f"note: rows of an unfinished online update of {request.name} wait in {waiting[0].path}; "
+            f"cl-adapter update {request.name} - --online --resume learns them. Starting anew."
+        )
     row = {**request.to_json(), "verb": VERB, "every": every, "created_at": datetime.now(UTC).isoformat()}
     return Run.start(registry.runs_dir, row), request
 
@@ -72,176 +77,59 @@ def learn_online(
     registry: Registry, load: Callable[[], LoadedBase], request: Request, run: Run, lines: TextIO, reporter: Reporter
 ) -> list[AdapterRecord]:
     """Learn rows as they come, until the input ends or Ctrl-C; see `AdapterHub.update_online`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("--online runs in one process", "start it without accelerate launch")
     every = int(run.request["every"])
-    lock = run.lock()
     made: list[AdapterRecord] = []
-    try:
+    with _alone(registry, request.name), run.lock():
         run.claim()
-        journal = Journal(run.path / RECEIVED)
         for line in registry.repair():
             reporter.note(f"note: {line}")
-        learned = _published(registry, request.name, run.id)
-        waiting = journal.after(learned)
-        if waiting:
-            reporter.note(f"going on after {learned} published rows: {sum(map(len, waiting))} more were received")
+        at, rows = _published(registry, request.name, run.id)
         with StopSignal() as stop:
-            source = Source(lines, request, registry, reporter, lambda: stop.asked)
-            batches = _batches(waiting, source, journal, request.training().batch_size)
+            feed = Feed(run.path, at, lines, request, registry, reporter, lambda: stop.asked)
+            if feed.waiting:
+                reporter.note(f"going on after {rows} published rows: {len(feed.waiting)} more lines were received")
             ended = False
             while not ended:
-                segment = Segment(registry, load(), request, run, every, learned, reporter)
-                record, count, ended = segment.learn(batches, lambda: stop.asked)
-                learned += count
+                segment = Segment(registry, load(), request, run, every, rows, reporter)
+                record, count, ended = segment.learn(feed)
+                rows += count
                 if record is not None:
                     made.append(record)
-    finally:
-        lock.release()
-    run.remove()
-    if not made:
+        left = feed.left
+    if left:
+        reporter.note(
+            f"{left} lines that came in are not learned yet: cl-adapter update {request.name} - --online --resume"
+        )
+    else:
+        run.remove()
+    if not made and not left:
         raise DataError("no row came in that could be learned from", "send one JSON object a line to standard input")
     return made
 
 
-class Journal:
-    """The batches that came in, in order; a batch that a crash cut short is left out.
+def _published(registry: Registry, name: str, run: str) -> tuple[int, int]:
+    """How many lines and rows of a run its accepted versions hold already."""
+    held = [record.manifest.get("online") or {} for record in registry.versions(name) if record.status == "active"]
+    mine = [(int(online["lines"]), int(online["rows"])) for online in held if online.get("run") == run]
+    return max(mine, default=(0, 0))
 
-    Args:
-        path: one JSON list of rows a line.
+
+@contextmanager
+def _alone(registry: Registry, name: str) -> Iterator[None]:
+    """One process at a time learns a feed into an adapter.
+
+    Raises:
+        TrainingError: another one is at it.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def add(self, batch: Sequence[Example]) -> None:
-        """Write a batch down before it is learned.
-
-        Raises:
-            StorageError: the disk refused.
-        """
-        text = json.dumps([example.to_json() for example in batch], ensure_ascii=False) + "\n"
-        with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def after(self, count: int) -> list[list[Example]]:
-        """The batches behind the first `count` rows; a torn last line is cut off."""
-        if not self.path.exists():
-            return []
-        whole: list[list[Example]] = []
-        good = 0
-        data = self.path.read_bytes()
-        for line in data.splitlines(keepends=True):
-            try:
-                rows = json.loads(line)
-                batch = [Example(r["input"], r.get("output"), r.get("instruction", "")) for r in rows]
-            except (ValueError, KeyError, TypeError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            good += len(line)
-            whole.append(batch)
-        if good < len(data):
-            os.truncate(self.path, good)
-        found, seen = [], 0
-        for batch in whole:
-            if seen >= count:
-                found.append(batch)
-            seen += len(batch)
-        return found
-
-
-class Source:
-    """Examples from lines that come in; a line that cannot be used is told and passed over."""
-
-    def __init__(
-        self, lines: TextIO, request: Request, registry: Registry, reporter: Reporter, stopped: Callable[[], bool]
-    ) -> None:
-        self.request, self.registry, self.reporter, self.stopped = request, registry, reporter, stopped
-        self.lines: queue.Queue[str | None] = queue.Queue(maxsize=10_000)
-        self.number = 0
-        self.raw: bool | None = None  # whether rows are raw text; the first one decides
-        threading.Thread(target=self._pump, args=(lines,), daemon=True).start()
-
-    def _pump(self, lines: TextIO) -> None:
-        try:
-            for line in lines:
-                self.lines.put(line)
-        except (OSError, ValueError) as error:
-            self.reporter.note(f"warning: reading stopped: {error}")
-        self.lines.put(None)
-
-    def batch(self, size: int) -> tuple[list[Example], bool]:
-        """Up to `size` examples, fewer after a pause; and whether that was all."""
-        found: list[Example] = []
-        while len(found) < size:
-            try:
-                line = self.lines.get(timeout=0.2 if not found else PAUSE)
-            except queue.Empty:
-                if self.stopped():
-                    return found, True
-                if found:
-                    return found, False
-                continue
-            if line is None:
-                return found, True
-            example = self._example(line)
-            if example is not None:
-                found.append(example)
-            if self.stopped():
-                return found, True
-        return found, False
-
-    def _example(self, line: str) -> Example | None:
-        self.number += 1
-        if not line.strip():
-            return None
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise DataError("not a JSON object")
-            rows = Rows([row], "standard input", "", [self.number])
-            found = examples(rows, dict(self.request.columns) or None, self.request.instruction or "")
-            task = self.registry.task(self.registry.get(self.request.name).task)
-            raw = found.layout == "raw text"
-            if self.raw is None:
-                self.raw = raw
-            if raw != self.raw:
-                raise DataError("raw text among examples with answers" if raw else "an answer among raw texts")
-            if not raw:
-                check_answers(updated_task(task, found), found)
-            return found.examples[0]
-        except (AdapterHubError, ValueError, RecursionError) as error:
-            told = error.message if isinstance(error, AdapterHubError) else f"not JSON ({error})"
-            self.reporter.note(f"warning: line {self.number} is passed over: {told}")
-            return None
-
-
-def _batches(
-    waiting: Sequence[list[Example]], source: Source, journal: Journal, size: int
-) -> Iterator[tuple[list[Example], bool]]:
-    """Batches that were received before, then those that come in; each with whether it is the last."""
-    for batch in waiting:
-        yield batch, False
-    while True:
-        batch, ended = source.batch(size)
-        if batch:
-            journal.add(batch)
-        yield batch, ended
-        if ended:
-            return
-
-
-def _published(registry: Registry, name: str, run: str) -> int:
-    """How many rows of a run its versions hold already."""
-    counts = [
-        int(online["rows"])
-        for record in registry.versions(name)
-        if (online := record.manifest.get("online") or {}).get("run") == run
-    ]
-    return max(counts, default=0)
+    lock = FileLock(registry.runs_dir / f".online-{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TrainingError(f"another process is teaching {name} online", "wait for it, or send it the rows") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Segment:
@@ -263,9 +151,7 @@ class Segment:
         self.strategy = build(request.strategy, request.options)
         self.objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
 
-    def learn(
-        self, batches: Iterator[tuple[list[Example], bool]], stopped: Callable[[], bool]
-    ) -> tuple[AdapterRecord | None, int, bool]:
+    def learn(self, feed: Feed) -> tuple[AdapterRecord | None, int, bool]:
         """Learn until the version is full or the input ends.
 
         Returns:
@@ -274,16 +160,16 @@ class Segment:
         Raises:
             GateRefused: the version forgot too much; the rows stay in the run's folder.
         """
+        size = self.settings.batch_size
         first: list[Example] = []
         ended = False
         while not first and not ended:
-            first, ended = next(batches)
+            first, ended = feed.batch(size)
         if not first:
             return None, 0, True
         settings, base = self.settings, self.base
         length = min(settings.max_length, base.context)
         parent = self.registry.get(self.request.name)
-        self.registry.check_files(parent)
         material = with_data(self.registry, self.request, self.strategy, self._data(first), parent)
         rate = settings.peak_rate(base.model.config.get_text_config().hidden_size)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")
@@ -317,14 +203,17 @@ class Segment:
                 if batch:
                     self._step(loop, batch, len(rows), material, length)
                     rows += batch
-                if ended or len(rows) >= self.every or stopped():
+                if ended or len(rows) >= self.every:
                     break
-                batch, ended = next(batches)
+                batch, ended = feed.batch(size)
             outcome = loop.finish()
         data = self._data(rows)
         material = replace(material, data=data, task=material.task if material.raw else updated_task(old, data))
-        record = self._publish(material, parent, outcome, loop, length, rate, layers)
-        return record, len(rows), ended or stopped()
+        now = self.registry.get(self.request.name)
+        if now.ref != parent.ref:
+            self.reporter.note(f"warning: {now.ref} was made meanwhile; what follows goes on from {parent.ref}")
+        record = self._publish(material, parent, outcome, loop, length, rate, layers, feed.at)
+        return record, len(rows), ended
 
     def _step(self, loop: Loop, batch: Sequence[Example], at: int, material: Material, length: int) -> None:
         """As many steps on a batch as the settings say epochs."""
@@ -348,6 +237,7 @@ class Segment:
         length: int,
         rate: float,
         layers: int,
+        lines: int,
     ) -> AdapterRecord:
         rows = material.data.examples
         keep = replay.parse(self.request.replay)
@@ -370,11 +260,14 @@ class Segment:
             loop.model, loop.parameters = model, {name: named[name] for name in outcome.weights}
             learned = Learned(outcome, dict(facts), loop.stage, encode)
             training = training_facts(self.request, self.run, material, dict(facts))
-            online = {"run": self.run.id, "rows": self.before + len(rows)}
+            online = {"run": self.run.id, "rows": self.before + len(rows), "lines": lines}
             record, refused = conclude(judge, model, keep, self.strategy, learned, training, {"online": online})
         Samples(self.registry).rebalance()
         if refused is not None:
-            refused.hint += f"; the rows that came in are in {self.run.path / RECEIVED}"
+            refused.hint += (
+                f"; or learn the rows again (they are kept): cl-adapter update {self.request.name} - --online --resume "
+                "--max-forgetting 1"
+            )
             raise refused
         self.reporter.note(f"published {record.ref}: {len(rows)} rows")
         return record

@@ -77,6 +77,9 @@ def promote(
         raise refused
     if record.status == "rejected":
         registry.set_status(record.ref, "active")
+        newest = max(v.version for v in registry.versions(record.name) if v.status == "active")
+        if newest == record.version:
+            registry.set_alias(record.ref, "latest", reason="promote")
     registry.set_alias(record.ref, "production", reason="promote")
     for task in record.manifest.get("takes_over", ()):
         registry.serve(task, record.ref)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -38,7 +39,6 @@ OPTIONS = ("columns", "kind", "labels", "instruction", "prompt_format", "metric"
 SETTINGS = tuple(f.name for f in fields(TrainingSettings) if f.name != "seed")
 # what the whole stream shares → its flag
 SHARED = {"strategy": "--strategy", "seed": "--seeds", "seeds": "--seeds"}
-SHOWN_LEAKS = 5
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def read_stream(path: str | Path) -> StreamFile:
     title = content.get("name")
     if title is not None and not (isinstance(title, str) and title.strip()):
         problems.append(f"name must be a text, not {_short(title)}")
+        title = None
+    problems += _tried("", check_name, title or slug(path.stem), "stream")
     rows = content.get("tasks")
     if not isinstance(rows, list) or not rows:
         problems.append("`tasks` is missing or empty" if not rows else f"`tasks` must be a list, not {_short(rows)}")
@@ -104,7 +106,12 @@ def read_stream(path: str | Path) -> StreamFile:
     problems += _twice([task.name for task in tasks])
     if problems:
         raise DataError(f"{path}: " + "; ".join(problems), "mend the file; nothing has been trained")
-    return StreamFile(title or path.stem, path, tuple(tasks))
+    return StreamFile(title or slug(path.stem), path, tuple(tasks))
+
+
+def slug(stem: str) -> str:
+    """A file's name as the name of a stream."""
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "stream"
 
 
 def check_leaks(stream: StreamFile, read: Mapping[str, tuple[Examples, Examples | None]]) -> None:
@@ -127,16 +134,14 @@ def check_leaks(stream: StreamFile, read: Mapping[str, tuple[Examples, Examples 
     leaks = find_leaks(train, [example for _, _, example in held_out])
     if not leaks:
         return
-    told = []
-    for index in leaks[:SHOWN_LEAKS]:
-        name, place, example = held_out[index]
-        other, at = next((n, found[0]) for n in names if (found := find_leaks([example], read[n][0])))
-        told.append(
-            f"task {name}: row {place} of its evaluation data is also a training row of task {other} "
-            f"({read[other][0].places[at]}); it could be kept as a replay sample"
-        )
-    rest = f"; {len(leaks)} such rows in all" if len(leaks) > SHOWN_LEAKS else ""
-    raise DataError("; ".join(told) + rest, "remove it from one of them" if len(leaks) == 1 else "remove each from one")
+    name, place, example = held_out[leaks[0]]
+    other, at = next((n, found[0]) for n in names if (found := find_leaks([example], read[n][0])))
+    rest = f"; {len(leaks)} such rows in all" if len(leaks) > 1 else ""
+    raise DataError(
+        f"task {name}: row {place} of its evaluation data is also a training row of task {other} "
+        f"({read[other][0].places[at]}); it could be kept as a replay sample{rest}",
+        "remove it from one of them" if len(leaks) == 1 else "remove each from one",
+    )
 
 
 def digest(stream: StreamFile) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.tasks import check_answers
-from adapterhub_cl.errors import GateRefused
-from adapterhub_cl.evaluation.gate import Decision, Effect, as_share
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import build
+from adapterhub_cl.training.judging import refusal
 from adapterhub_cl.training.material import described_task
 from adapterhub_cl.training.matrices import matrix_of
 from adapterhub_cl.training.probes import Probe, score, score_version
@@ -114,9 +115,17 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
         if held is not None and held.layout != "raw text":
             check_answers(described, held)
     done: list[AdapterRecord] = []
+    seen = ""
     for number, task in enumerate(plan.stream.tasks, 1):
         where = f"stage {number} of {len(plan.stream.tasks)}, {task.name} ({plan.strategy}, seed {plan.seed})"
+        parts = [part.sha256 for part in data[task.name] if part is not None]
+        seen = hashlib.sha256("\n".join([seen, *parts]).encode()).hexdigest()
         record = find_stage(registry, plan.id, number, task.name)
+        if record is not None and record.manifest["stream"].get("data", seen) != seen:
+            raise DataError(
+                f"the data of {task.name}, or of a task before it, have changed since {record.ref} was taught",
+                "put them back, or give the stream another `name:` to teach it anew",
+            )
         if record is None:
             unfinished = [
                 r
@@ -128,18 +137,14 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
                 request, begun = Request.from_json(unfinished[0].request), unfinished[0]
             else:
                 told = _told(registry, load, plan, number, done, *data[task.name], strategy.shared, reporter)
+                told["data"] = seen
                 request, begun = plan.request(task, told), None
             record = teach(registry, load, request, run=begun, reporter=reporter)
         else:
             reporter.note(f"{where}: done already as {record.ref}")
         if record.status == "rejected":
-            gate = record.manifest["gate"]
-            effects = tuple(Effect.from_json(row) for row in gate["effects"])
-            refused = GateRefused(
-                Decision(gate["limit"], effects).message(record.ref),
-                "the stream ends here; try another --strategy, or a larger --max-forgetting",
-            )
-            refused.record = record
+            refused = refusal(record, plan.strategy)
+            refused.hint = f"the stream ends here; {refused.hint}"
             raise refused
         done.append(record)
     return matrix_of(done, plan.strategy)

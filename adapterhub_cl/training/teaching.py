@@ -17,7 +17,7 @@ from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import Combined, build
 from adapterhub_cl.training import checkpoints, speed
-from adapterhub_cl.training.judging import Judge, conclude
+from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.training.material import Material, prepare, tell
@@ -83,6 +83,8 @@ def teach(
         reporter = Reporter()  # one process of several tells
     done = _finished(registry, request, run, reporter)
     if done is not None:
+        if done.status == "rejected":
+            raise refusal(done, request.strategy)
         return done
     check(registry, request)
     settings = request.training()
