@@ -132,4 +132,7 @@ def score_line(evaluation: Evaluation) -> str:
     """`accuracy 0.9123 (95 % 0.880–0.940, n 200)`."""
     ends = interval(evaluation)
     spread = "" if ends == NOTHING else f"95 % {ends}, "
+    told = evaluation.details
+    if "before" in told and "after" in told:
+        spread += f"{told.get('of', 'score')} {value(told['before'])} → {value(told['after'])}, "
     return f"{evaluation.metric} {value(evaluation.value)} ({spread}n {evaluation.n})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,7 +137,10 @@ def update(
     columns: Columns = None,
     instruction: Instruction = None,
     online: Annotated[bool, typer.Option("--online", help="learn JSON lines from stdin as they come")] = False,
-    every: Annotated[int, typer.Option(help="--online: rows in a version")] = 100,
+    every: Annotated[
+        int,
+        typer.Option(help="--online: rows in a version, to whole batches (8 rows, seen twice, unless told)"),
+    ] = 100,
     log_with: LogWith = None,
     resume: Resume = False,
     config: Config = None,
@@ -201,7 +205,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
     if session.json:
         session.give({**outcome(record), "seconds": round(seconds, 1)})
         return
-    show_outcome(record, f"{seconds:.0f} s")
+    show_outcome(record, f"{seconds:.0f} s", hub.registry.serving())
     if not record.metrics:
         next_step = f"eval {record.name} --data TEST.jsonl"
     elif hub.registry.serving().get(record.task) == record.ref:
@@ -230,7 +234,7 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
         session.give({**outcome(made[-1]), "versions": [outcome(record) for record in made]})
         return
     for record in made:
-        show_outcome(record)
+        show_outcome(record, serving=hub.registry.serving())
     session.note(f"next: {session.command(f'show {made[-1].ref}')}")
 
 
@@ -260,15 +264,27 @@ def outcome(record: AdapterRecord) -> dict[str, Any]:
     }
 
 
-def show_outcome(record: AdapterRecord, took: str = "") -> None:
-    """Print the version that was made, what it is for and what it scored."""
+def show_outcome(record: AdapterRecord, took: str = "", serving: Mapping[str, str] | None = None) -> None:
+    """Print the version that was made, what it is for and what it scored.
+
+    Args:
+        serving: the hub's serving table.
+    """
     spec = record.manifest.get("task_spec") or {}
     labels = f", labels: {', '.join(spec['labels'])}" if spec.get("labels") else ""
     print(f"{record.ref}  {spec.get('kind', 'unknown')} task {record.task}{display.one_line(labels)}")
     for row in record.manifest.get("evaluations", []):
         other = f"{row['task']}: " if row["task"] != record.task else ""
         print(f"  {other}{display.score_line(Evaluation(**row))}")
-    if taken := record.manifest.get("takes_over"):
-        print(f"  {'answers' if record.status == 'active' else 'was to answer'} for {', '.join(taken)} too")
+    if (taken := record.manifest.get("takes_over")) and record.status != "active":
+        print(f"  was to answer for {', '.join(taken)} too")
+    elif taken:
+        now = serving or {}
+        mine = [task for task in taken if now.get(task, record.ref) == record.ref]
+        if mine:
+            print(f"  answers for {', '.join(mine)} too")
+        for task in taken:
+            if task not in mine:
+                print(f"  {task} stays with {now[task]} (production); to move it: cl-adapter promote {record.ref}")
     facts = [record.status, f"rank {record.rank}", display.size(record.bytes), took]
     print(f"  {', '.join(fact for fact in facts if fact)}")

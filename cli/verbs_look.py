@@ -72,10 +72,11 @@ def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news
     record = hub.get(ref)
     scores = hub.evaluations(record.ref)
     parents = [edge for edge in hub.lineage(record.ref) if edge.child == record.ref]
+    served = sorted(task for task, answers in hub.registry.serving().items() if answers == record.ref)
     if session.json:
-        session.give(_whole(record, scores, parents))
+        session.give({**_whole(record, scores, parents), "serves": served})
     else:
-        _print_whole(record, scores, parents)
+        _print_whole(record, scores, parents, served)
 
 
 _IN_RECORD = {"name", "version", "kind", "task", "status", "rank", "bytes", "created_at", "evaluations", "lineage"}
@@ -91,7 +92,9 @@ def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: S
     }
 
 
-def _print_whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: Sequence[Edge]) -> None:
+def _print_whole(
+    record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: Sequence[Edge], served: Sequence[str]
+) -> None:
     made, task = record.manifest, record.manifest.get("task_spec") or {}
     training, base, replay = made.get("training", {}), made.get("base", {}), made.get("replay", {})
     data, held_out = training.get("data") or {}, training.get("eval") or {}
@@ -102,6 +105,7 @@ def _print_whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], pare
         "aliases": ", ".join(record.aliases),
         "made": f"{display.moment(record.created_at)} ({display.age(record.created_at)} ago)",
         "task": f"{record.task} ({task.get('kind', 'unknown')})" if record.task else "",
+        "answers for": ", ".join(served),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
         "prompt format": task.get("prompt_format"),

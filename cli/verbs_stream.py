@@ -77,7 +77,15 @@ def stream(
         show_matrix(one)
     if len(found) > 1:
         show_summary(found)
-    session.note(f"{time.monotonic() - started:.0f} s in all; next: {session.command('forgetting NAME')}")
+    for target in (csv, picture, curves):
+        if target:
+            session.note(f"wrote {target}")
+    took = f"{time.monotonic() - started:.0f} s in all"
+    if len(found) > 1:
+        place = session.existing() / "streams"
+        session.note(f"{took}; each was taught to a hub of its own under {place}; look into one with --hub PATH")
+    else:
+        session.note(f"{took}; next: {session.command(f'forgetting {found[0].tasks[-1]}')}")
 
 
 @verb(LOOK, "cl-adapter forgetting reviews@v2")
@@ -115,11 +123,13 @@ def promote(
         show_effects(record.ref, decision.effects)
     tasks = ", ".join([record.task, *record.manifest.get("takes_over", ())])
     print(f"{record.ref} serves {tasks}")
+    for before in dict.fromkeys(effect.answered_by for effect in decision.effects if effect.answered_by != record.ref):
+        session.note(f"to go back: {session.command(f'promote {before}')}")
 
 
 def show_matrix(matrix: AccuracyMatrix) -> None:
     """Print one accuracy matrix and what follows from it."""
-    print(f"\n{matrix.name}" + (f"  ({matrix.seconds:.0f} s of training)" if matrix.seconds else ""))
+    print(f"\n{matrix.title}" + (f"  ({matrix.seconds:.0f} s of training)" if matrix.seconds else ""))
     rows = [
         (f"after {task}", *(None if cell is None else display.value(cell) for cell in row))
         for task, row in zip(matrix.tasks, matrix.rows, strict=True)
@@ -155,8 +165,8 @@ def show_effects(ref: str, effects: Sequence[Effect]) -> None:
         answers = "yes" if e.served else "no"
         rows.append((e.task, e.answered_by, display.value(e.before), display.value(e.after), f"{e.drop:+.4f}"))
         rows[-1] += (spread, e.n, answers)
-    headers = ("task", "served by", "before", ref, "drop", "95 % interval", "n", "answers")
-    display.table(headers, rows, right=("before", ref, "drop", "n"))
+    headers = ("task", "compared with", "its score", ref, "drop", "95 % interval", "n", "answers")
+    display.table(headers, rows, right=("its score", ref, "drop", "n"))
 
 
 def _spread(mean: float, spread: float | None, what: str) -> str:
@@ -180,7 +190,7 @@ def _csv(found: Sequence[AccuracyMatrix]) -> str:
     for one in found:
         head, *body = one.to_csv().splitlines()
         texts += [f"run,{head}"] if not texts else []
-        texts += [f'"{one.name}",{line}' for line in body]
+        texts += [f'"{one.title}",{line}' for line in body]
     return "\n".join(texts) + "\n"
 
 

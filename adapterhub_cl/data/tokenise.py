@@ -55,6 +55,15 @@ class Tokeniser:
             return Tokens(prompt, answer)
         return Tokens(self._shortened(example, prompt, room), answer, truncated=True)
 
+    def windows(self, example: Example) -> list[Tokens]:
+        """Raw text as one or more examples that together have every id, each predicted once; others as one."""
+        if not (self.task.kind == "text" or (example.answer and not example.input and not example.instruction)):
+            return [self(example)]
+        ids = (*self.tokenizer(example.answer or example.input, verbose=False).input_ids, self.tokenizer.eos_token_id)
+        step = max(1, self.max_length - 1)
+        starts = range(0, max(1, len(ids) - 1), step)
+        return [Tokens(ids[k : k + 1], ids[k + 1 : k + self.max_length]) for k in starts]
+
     def many(self, examples: Sequence[Example]) -> list[Tokens]:
         return [self(example) for example in examples]
 

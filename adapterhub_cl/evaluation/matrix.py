@@ -32,6 +32,7 @@ class AccuracyMatrix:
         alone: for each task the score of an adapter trained on it alone; may be empty.
         name: what the matrix is of, for example the strategy.
         seconds: wall time of the stream.
+        seed: of the run, where several are compared.
     """
 
     tasks: tuple[str, ...]
@@ -41,6 +42,12 @@ class AccuracyMatrix:
     alone: tuple[Cell, ...] = ()
     name: str = ""
     seconds: float | None = None
+    seed: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, with the seed where there is one."""
+        return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
     def __post_init__(self) -> None:
         check(self.rows)
@@ -92,6 +99,7 @@ class AccuracyMatrix:
             "alone": list(self.alone),
             "name": self.name,
             "seconds": self.seconds,
+            "seed": self.seed,
             "metrics": list(self.metrics),
         }
 
@@ -105,7 +113,8 @@ class AccuracyMatrix:
         try:
             lists = {key: tuple(row.get(key) or ()) for key in ("metrics", "base", "alone")}
             rows = tuple(tuple(cells) for cells in row["matrix"])
-            return cls(tuple(row["tasks"]), rows, **lists, name=row.get("name") or "", seconds=row.get("seconds"))
+            name, seconds, seed = row.get("name") or "", row.get("seconds"), row.get("seed")
+            return cls(tuple(row["tasks"]), rows, **lists, name=name, seconds=seconds, seed=seed)  # type: ignore[arg-type]
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not an accuracy matrix ({error!r})", "give what `stream --json` wrote") from error
 

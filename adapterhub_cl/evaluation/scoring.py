@@ -47,7 +47,8 @@ def evaluate(
     details: dict[str, Any] = {}
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         if task.kind == "text":
-            tokens = Tokeniser(tokenizer, task, max_length).many(examples)
+            encode = Tokeniser(tokenizer, task, max_length)
+            tokens = [window for example in examples for window in encode.windows(example)]
             losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
             total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
             scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)

@@ -97,7 +97,7 @@ class Learning(Opened):
         eval: str | Path | None = None,  # noqa: A002 (the flag's name)
         strategy: str = "sequential",
         options: Mapping[str, Any] | None = None,
-        replay: str = "balanced:200",
+        replay: str | None = None,
         augment: str = "",
         max_forgetting: float | None = None,
         columns: Mapping[str, str] | None = None,
@@ -108,7 +108,7 @@ class Learning(Opened):
         **settings: Any,
     ) -> AdapterRecord:
         """A new version from new data of a known task, or from raw text: it starts from the old version's weights,
-        with the old version's replay samples mixed in. Arguments as in `add_task`.
+        with the old version's replay samples mixed in. Arguments as in `add_task`; `replay` as the old version has it.
 
         Scored besides: `recall` of the new data, `retention` of the old samples (score after ÷ before), `locality`
         (share of answers to other tasks' samples that are unchanged).
@@ -155,7 +155,7 @@ class Learning(Opened):
         eval: str | Path | None = None,  # noqa: A002 (the flag's name)
         strategy: str = "replay",
         options: Mapping[str, Any] | None = None,
-        replay: str = "balanced:200",
+        replay: str | None = None,
         max_forgetting: float | None = None,
         columns: Mapping[str, str] | None = None,
         instruction: str | None = None,

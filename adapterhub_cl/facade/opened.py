@@ -9,6 +9,7 @@ from adapterhub_cl.types import BaseInfo
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.replay._store import Samples
 
 
 class Opened:
@@ -23,6 +24,13 @@ class Opened:
     def base(self) -> BaseInfo:
         """The base that this hub is bound to."""
         return self.registry.base
+
+    @property
+    def samples(self) -> Samples:
+        """The replay samples of all adapters: look at, export and drop them, and set a budget."""
+        from adapterhub_cl.replay._store import Samples
+
+        return Samples(self.registry)
 
     def load_base(self) -> LoadedBase:
         """The base, quantised as the hub says; loaded once and shared by this object's verbs."""

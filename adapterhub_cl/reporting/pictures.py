@@ -100,7 +100,7 @@ def _heat_map(panel: Any, matrix: AccuracyMatrix, low: float, high: float) -> An
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     figures = [(word, v) for word, v in (("AP", matrix.average_accuracy), ("BWT", matrix.bwt)) if v is not None]
-    title = [_cut(matrix.name, 26)] if matrix.name else []
+    title = [_cut(matrix.title, 30)] if matrix.name else []
     told = "  ".join(f"{word} {value:+.3f}" if word == "BWT" else f"{word} {_number(value)}" for word, value in figures)
     panel.set_title("\n".join([*title, told]), fontsize=8.5)
     return image

@@ -62,7 +62,11 @@ def run_all(
         for plan, one in zip(plans, found, strict=True)
         if plan.strategy == "isolated"
     }
-    return [replace(one, alone=alone.get(plan.seed, ())) for plan, one in zip(plans, found, strict=True)]
+    several = len({plan.seed for plan in plans}) > 1
+    return [
+        replace(one, alone=alone.get(plan.seed, ()), seed=plan.seed if several else None)
+        for plan, one in zip(plans, found, strict=True)
+    ]
 
 
 def _own_hub(place: Path, of: Registry) -> Registry:

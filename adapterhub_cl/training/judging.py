@@ -81,7 +81,14 @@ class Judge:
         if self.questions is not None:
             scores += self.questions.compare(self.before, self.questions.ask(model, self.base))
         wanted = self.request.max_forgetting
-        return scores, decide(effects, default_limit(self.registry) if wanted is None else wanted)
+        limit = default_limit(self.registry) if wanted is None else wanted
+        for found in effects:
+            if found.drop > limit and not found.over(limit):
+                self.reporter.note(
+                    f"note: {found.task} drops by {found.drop:.3f}, above {limit:g}, but no more than chance explains "
+                    f"on {found.n} examples"
+                )
+        return scores, decide(effects, limit)
 
     def _own(self, model: Any) -> list[Evaluation]:
         """All metrics on the held-out data of this run."""

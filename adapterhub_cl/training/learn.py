@@ -114,7 +114,11 @@ def learn(
     encode = Tokeniser(base.tokenizer, lesson.task, length)
     fresh = Tokeniser(base.tokenizer, Task(lesson.task.name, kind="text"), length) if lesson.raw else encode
     examples = [*lesson.examples, *lesson.review]
-    tokens = [*fresh.many(lesson.examples), *encode.many(lesson.review)]
+    pairs = [(e, t) for e in lesson.examples for t in fresh.windows(e)]
+    pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
+    if len(pairs) > len(examples):
+        reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
+    examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
     past, origins = _past(base, lesson, length)
     if lesson.together:  # rows like any other, but for their prompts
         examples, tokens = [*examples, *(Example("") for _ in past)], [*tokens, *past]

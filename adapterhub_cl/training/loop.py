@@ -140,6 +140,8 @@ class Loop:
                 f"{last:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
             )
         self.put(self.best)
+        if 0 < self.at.best_epoch < self.at.epoch:
+            self.reporter.note(f"kept epoch {self.at.best_epoch}: the best on the rows held out")
         return self.finish()
 
     def start(self) -> None:

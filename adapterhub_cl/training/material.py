@@ -107,7 +107,8 @@ def with_data(
     beneath = bool(request.on_top_of) or strategy.makes == "stacked"
     review: Sequence[Example] = ()
     if request.verb == "update" and start is not None:
-        review = kept_samples(start)
+        fresh = set(data.examples)
+        review = [sample for sample in kept_samples(start) if sample not in fresh]
         task = updated_task(registry.task(start.task), data)
     else:
         task = _same_task(registry, described_task(request, data))
@@ -151,7 +152,9 @@ def taken_over(
         return ()
     serving = registry.serving()
     mine = {v.ref for v in registry.versions(parent.name)} if request.verb == "update" else {parent.ref}
-    return tuple(sorted(t for t, ref in serving.items() if ref in mine and t != task))
+    # What production keeps elsewhere is measured all the same: the version may be promoted later.
+    meant = {parent.task, *parent.manifest.get("takes_over", ())}
+    return tuple(sorted(t for t, ref in serving.items() if (ref in mine or t in meant) and t != task))
 
 
 def _same_task(registry: Registry, task: Task) -> Task:

@@ -58,9 +58,8 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
     """What a task of the hub is measured on; None where nothing is left of it."""
     task = registry.task(name)
     own = [r for r in registry.adapters(all_versions=True, include_rejected=False) if r.task == name]
-    for record in sorted(own, key=lambda r: r.created_at, reverse=True):
-        if record.status != "active":
-            continue
+    own = sorted((r for r in own if r.status == "active"), key=lambda r: r.created_at, reverse=True)
+    for record in own:
         training = record.manifest.get("training") or {}
         length = int((training.get("settings") or {}).get("max_length") or 512)
         held = training.get("eval") or {}
@@ -71,6 +70,9 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
                 continue
             if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
                 return Probe(task, found.examples, held["source"], length, found.sha256)
+    for record in own:
+        settings = (record.manifest.get("training") or {}).get("settings") or {}
+        length = int(settings.get("max_length") or 512)
         samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
         if samples:
             return Probe(task, samples, f"replay samples of {record.ref}", length)

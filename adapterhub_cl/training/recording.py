@@ -38,7 +38,7 @@ def keep_samples(
     reporter: Reporter,
 ) -> tuple[list[Example], dict[str, Any]]:
     """The replay samples, and what the strategy stores beside them. Copies of held-out examples are never kept."""
-    pool = [*material.data.examples, *material.review]
+    pool = list(dict.fromkeys([*material.data.examples, *material.review]))
     if material.held_out is not None:
         leaks = set(find_leaks(material.held_out, pool))
         pool = [example for k, example in enumerate(pool) if k not in leaks]
@@ -117,7 +117,7 @@ def record_version(
             "gate": decision.to_json(),
             "stream": dict(request.stream),
             **told,
-            "replay": {"policy": keep.policy, "samples": len(kept)},
+            "replay": {"policy": keep.policy, "size": keep.size, "samples": len(kept)},
             "training": {
                 key: training[key] for key in ("run", "steps", "seconds", "best_epoch", "data", "eval", "settings")
             },

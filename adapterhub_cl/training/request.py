@@ -119,6 +119,9 @@ def build(
     given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
     if verb == "update":
         given.setdefault("strategy", "sequential")
+        kept = registry.get(name).manifest.get("replay") or {}
+        if kept.get("size") is not None:
+            given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
     request = Request(verb, name, absolute(data), **given)
     check(registry, request)
     return request, None

@@ -15,11 +15,11 @@ from typing import Any
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.tasks import check_answers
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.strategies._combined import build
+from adapterhub_cl.strategies._combined import Combined, build
 from adapterhub_cl.training.judging import refusal
 from adapterhub_cl.training.material import described_task
 from adapterhub_cl.training.matrices import matrix_of
@@ -114,6 +114,7 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
         described = described_task(request, train)
         if held is not None and held.layout != "raw text":
             check_answers(described, held)
+    _refuse_known(registry, plan)
     done: list[AdapterRecord] = []
     seen = ""
     for number, task in enumerate(plan.stream.tasks, 1):
@@ -136,6 +137,7 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
             if unfinished:
                 request, begun = Request.from_json(unfinished[0].request), unfinished[0]
             else:
+                _check_place(registry, plan, strategy, done)
                 told = _told(registry, load, plan, number, done, *data[task.name], strategy.shared, reporter)
                 told["data"] = seen
                 request, begun = plan.request(task, told), None
@@ -148,6 +150,31 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
             raise refused
         done.append(record)
     return matrix_of(done, plan.strategy)
+
+
+def _refuse_known(registry: Registry, plan: Plan) -> None:
+    """Raise where the hub has learned a task of the stream otherwise: the matrix would be of something else."""
+    names = {task.name for task in plan.stream.tasks}
+    for record in registry.adapters(all_versions=True, include_rejected=False):
+        other = (record.manifest.get("stream") or {}).get("id") != plan.id
+        if record.name in names and record.status == "active" and other:
+            raise UsageError(
+                f"this hub has learned {record.name} already ({record.ref}), and not as a stage of this very stream",
+                "teach the stream to a fresh hub, or name several --strategy or --seeds: each then gets its own",
+            )
+
+
+def _check_place(registry: Registry, plan: Plan, strategy: Combined, done: Sequence[AdapterRecord]) -> None:
+    """Raise where something was learned between two stages that the next one would go on from."""
+    if not done or strategy.makes == "fresh":
+        return
+    active = [r for r in registry.adapters(include_rejected=False) if r.status == "active"]
+    newest = max(active, key=lambda r: r.created_at)
+    if newest.ref != done[-1].ref:
+        raise UsageError(
+            f"{newest.ref} was made after {done[-1].ref}, the last stage: the stream would go on from it",
+            "teach the stream to a fresh hub",
+        )
 
 
 def find_stage(registry: Registry, stream: str, number: int, name: str) -> AdapterRecord | None:

@@ -49,7 +49,7 @@ def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: P
         ("", "holds no settings"),
         ("strategy: [a]\n", "strategy cannot be"),
         ("columns: 3\n", "columns cannot be 3"),
-        ("epochs: many\n", "--epochs must be a int"),
+        ("epochs: many\n", "--epochs must be a whole number"),
         ("rank: 0\nepochs: 0\n", "--epochs must be at least 1, not 0; --rank must be at least 1"),
     ],
 )

@@ -165,3 +165,38 @@ def test_forgetting_of_the_only_task(cl: Cl, publish: Callable[..., AdapterRecor
     assert said.code == 0
     assert "no other task" in said.out
     assert cl("forgetting", "nobody", "--hub", registry.path).code == 2
+
+
+def test_production_does_not_go_around_the_gate(
+    cl: Cl, publish: Callable[..., AdapterRecord], registry: Registry
+) -> None:
+    publish()
+    publish(status="rejected")
+    said = cl("alias", "mood@v2", "production", "--hub", registry.path)
+    assert said.code == 1
+    assert "refused by the gate" in said.err
+    assert "promote mood@v2" in said.err
+    assert cl("alias", "mood@v2", "trial", "--hub", registry.path).code == 0
+    assert registry.serving() == {"mood": "mood@v1"}
+    said = cl("add-task", "other", "rows.jsonl", "--on-top-of", "mood@v2", "--hub", registry.path)
+    assert said.code != 0
+
+
+def test_a_stream_does_not_mix_with_what_the_hub_learned_otherwise(
+    cl: Cl, publish: Callable[..., AdapterRecord], registry: Registry, stream_file: Path
+) -> None:
+    publish("two")
+    said = cl("stream", stream_file, "--hub", registry.path)
+    assert said.code == 2
+    assert "has learned two already (two@v1)" in said.err
+    assert [record.ref for record in registry.adapters(all_versions=True)] == ["two@v1"]
+
+
+def test_a_budget_that_drops_samples_asks(cl: Cl, hub: Path) -> None:
+    said = cl("replay", "budget", "2", "--hub", hub)
+    assert said.code == 2
+    assert "add --yes" in said.err
+    assert cl("replay", "list", "--hub", hub, "--json").json[0]["samples"] > 2
+    assert cl("replay", "budget", "2", "--yes", "--hub", hub, "--json").json["samples"] == 2
+    assert cl("show", "mood", "--hub", hub, "--json").json["serves"] == ["mood"]
+    assert cl("verify", "--hub", hub).code == 0

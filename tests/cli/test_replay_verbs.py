@@ -61,7 +61,7 @@ def test_drop(hub: Path, cl: Cl) -> None:
 
 def test_budget(hub: Path, cl: Cl) -> None:
     assert cl("replay", "budget", "--hub", hub).out.endswith("budget: none\n")
-    said = cl("replay", "budget", "2", "--hub", hub, "--json").json
+    said = cl("replay", "budget", "2", "--yes", "--hub", hub, "--json").json
     assert (said["budget"], said["samples"]) == ({"amount": 2, "unit": "samples"}, 2)
     assert said["cut"] == [{"ref": "mood@v2", "before": 3, "after": 2}]
     assert "budget: 2MB" in cl("replay", "budget", "2MB", "--hub", hub).out

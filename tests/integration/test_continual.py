@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,9 @@ def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], 
     with pytest.raises(Crash):
         broken.update_online("commands", feed(data, 60), reporter=CrashAt("40 rows"), **settings)
     assert broken.get("commands").ref == "commands@v2"
-    rest = io.StringIO("".join(feed(data, 60).readlines()[40:]))
+    time.sleep(1)  # what was read ahead is written down meanwhile
+    received = next(broken.registry.runs_dir.glob("*/received.jsonl")).read_text(encoding="utf-8").splitlines()
+    rest = io.StringIO("".join(feed(data, 60).readlines()[len(received) :]))
     again = broken.update_online("commands", rest, resume=True)
     assert [record.manifest["online"]["rows"] for record in again] == [48, 60]
     for ref in ("commands@v2", "commands@v3", "commands@v4"):

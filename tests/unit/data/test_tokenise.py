@@ -138,3 +138,17 @@ def test_raw_text_kept_under_another_task_stays_raw(tokenizer: Any) -> None:
     assert Tokeniser(tokenizer, known, 64)(Example("", "some text")) == Tokeniser(tokenizer, RAW, 64)(
         Example("", "some text")
     )
+
+
+@given(text=words, room=st.integers(8, 40))
+def test_windows_have_every_id_of_a_long_text_once(tokenizer: Any, text: str, room: int) -> None:
+    ids = (*tokenizer(text).input_ids, tokenizer.eos_token_id)
+    windows = Tokeniser(tokenizer, RAW, room).windows(Example("", text))
+    assert all(len(window) <= room and len(window.prompt) == 1 and not window.truncated for window in windows)
+    assert tuple(i for window in windows for i in window.answer) == ids[1:]
+    assert windows[0].prompt == ids[:1]
+
+
+def test_a_question_is_one_window(tokenizer: Any) -> None:
+    encode = Tokeniser(tokenizer, Task("free"), 64)
+    assert encode.windows(Example("question", "answer")) == [encode(Example("question", "answer"))]

@@ -67,7 +67,9 @@ def make(**options: Any) -> AccuracyMatrix:
 
 
 def test_json_there_and_back() -> None:
-    matrix = make(metrics=("accuracy",) * 3, base=(0.1, 0.1, None), alone=(0.8, 0.8, 0.6), name="ewc", seconds=1.5)
+    matrix = make(
+        metrics=("accuracy",) * 3, base=(0.1, 0.1, None), alone=(0.8, 0.8, 0.6), name="ewc", seconds=1.5, seed=3
+    )
     row = json.loads(json.dumps(matrix.to_json()))
     assert set(row) == {
         "tasks",
@@ -78,6 +80,7 @@ def test_json_there_and_back() -> None:
         "fwt",
         "fwt_gem",
         "fwt_sapt",
+        "seed",
         "any_time_average",
         "base",
         "alone",
