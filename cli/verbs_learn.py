@@ -23,7 +23,10 @@ Data = Annotated[
     ),
 ]
 Held = Annotated[str | None, typer.Option(help="held-out data that the finished adapter is scored on")]
-Replay = Annotated[str | None, typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200")]
+Replay = Annotated[
+    str | None,
+    typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200, an update's as before"),
+]
 Strategy = Annotated[str | None, typer.Option(help="how training treats the past; several with + between")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")]
 Augment = Annotated[str | None, typer.Option(help="made of the training data besides, NAME:COPIES, e.g. swap:2")]
@@ -242,7 +245,7 @@ def _settings_line(method: str, wanted: Wishes) -> str:
     from adapterhub_cl import replay, strategies
 
     shown: dict[str, Any] = {"strategy": strategies.DEFAULT if method == "add_task" else "sequential"}
-    shown |= {"replay": replay.DEFAULT}
+    shown |= {"replay": replay.DEFAULT if method == "add_task" else "as before"}
     shown |= {k: v for k, v in wanted.options.items() if k in shown}
     shown |= wanted.effective().to_json()
     if method == "update":  # what goes on from the old version keeps its shape

@@ -55,8 +55,8 @@ class Aliases(Core):
     def rollback(self, what: str) -> tuple[AdapterRecord, AdapterRecord]:
         """Move an alias back to where it was before; called again, it goes back one more.
 
-        `production` takes the serving row of the version's task with it; `latest` does so unless that task is
-        served by what `production` names.
+        `production` takes the serving row of the version's task with it, and of those that both versions took over;
+        `latest` does so unless a task is served by what `production` names.
 
         Args:
             what: `name@alias`, or an alias that exactly one adapter has.
@@ -74,10 +74,13 @@ class Aliases(Core):
                 name, alias = self._alias(query, what)
                 before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
                 after = self._previous(query, before, alias)
+                served = queries.serving(query)
             rows.move_alias(connection, name, alias, after.version, "rollback")
-            pinned = alias != PRODUCTION and rows.production_serves(connection, after.task)
-            if alias in (PRODUCTION, LATEST) and after.task and not pinned:
-                rows.set_serving(connection, after.task, name, after.version)
+            taken = after.manifest.get("takes_over", ())
+            also = [t for t, ref in served.items() if ref == before.ref and t in taken]
+            for task in dict.fromkeys([after.task, *also]) if alias in (PRODUCTION, LATEST) else ():
+                if task and (alias == PRODUCTION or not rows.production_serves(connection, task)):
+                    rows.set_serving(connection, task, name, after.version)
             rows.add_event(connection, "rollback", after.ref, {"alias": alias, "from": before.ref})
         return before, self.get(after.ref)
 

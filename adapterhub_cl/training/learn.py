@@ -138,6 +138,8 @@ def learn(
         training += _augmented(
             lesson, [examples[i] for i in train], dev_examples, fresh, model, base, settings, reporter
         )
+    if lesson.together:  # one task's accuracy must not choose for all: the loss over all of them does
+        dev_examples = []
     if chosen is None:
         chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
         on_speed(chosen)

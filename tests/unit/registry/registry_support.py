@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ def publish_into(
     status: str = "active",
     score: float | None = None,
     content: bytes = b"weights" * 100,
+    takes_over: Sequence[str] = (),
     **options: object,
 ) -> AdapterRecord:
     with registry.new_draft(name) as draft:
@@ -40,7 +41,7 @@ def publish_into(
         (draft.path / "extra" / "training.json").write_text("{}")
         return registry.publish(
             draft,
-            {"kind": "trained", "rank": 8, "status": status, "note": "kept"},
+            {"kind": "trained", "rank": 8, "status": status, "note": "kept", "takes_over": list(takes_over)},
             task=None if task is None else Task(task, "choice", labels=("a", "b")),
             evaluations=[] if score is None or task is None else [Evaluation(task, "accuracy", score, 10)],
             **options,  # type: ignore[arg-type]

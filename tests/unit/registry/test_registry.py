@@ -362,3 +362,14 @@ def test_a_name_from_outside_never_becomes_a_path(hub: Registry, tmp_path: Path)
         with pytest.raises(UsageError):
             hub.get(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
+
+
+def test_going_back_takes_the_tasks_along_that_both_versions_took_over(hub: Registry, publish: Publish) -> None:
+    publish("a", task="a")
+    publish("b", task="b", takes_over=["a"])
+    publish("b", task="b", takes_over=["a"])
+    assert hub.serving() == {"a": "b@v2", "b": "b@v2"}
+    hub.rollback("b@latest")
+    assert hub.serving() == {"a": "b@v1", "b": "b@v1"}
+    publish("c", task="c", takes_over=["a", "b"], status="rejected")
+    assert hub.serving() == {"a": "b@v1", "b": "b@v1"}, "a rejected version takes nothing over"
