@@ -186,9 +186,10 @@ def table(arguments: argparse.Namespace) -> None:
                 cells.append(f"{mean:.{digits}f} ± {spread:.{digits}f}" if values else "–")
             lines.append("| " + " | ".join(cells) + " |")
         if group != "strategies" and "replay" in by_name:
-            lines += ["", "AP against `replay`, paired by seed (95 % interval):"]
-            for variant in (v for v in mine if v.name not in ("replay", "sequential")):
-                ours, theirs = by_name[variant.name], by_name["replay"]
+            yardstick = "replay, reservoir" if group == "policy" and "replay, reservoir" in by_name else "replay"
+            lines += ["", f"AP against `{yardstick}`, paired by seed (95 % interval):"]
+            for variant in (v for v in mine if v.name not in (yardstick, "sequential")):
+                ours, theirs = by_name[variant.name], by_name[yardstick]
                 seeds = sorted({r["seed"] for r in ours} & {r["seed"] for r in theirs})
                 pick = [
                     [next(r for r in side if r["seed"] == s)["average_accuracy"] for s in seeds]
