@@ -19,10 +19,10 @@ from adapterhub_cl.training.knowledge import Questions
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.training.material import Material
-from adapterhub_cl.training.probes import Probe, default_limit, effect, probe_of, score, score_version, with_source
+from adapterhub_cl.training.probes import Probe, effect, probe_of, score, score_version, with_source
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import keep_samples, record_version
-from adapterhub_cl.training.request import Request
+from adapterhub_cl.training.request import Request, default_limit
 from adapterhub_cl.types import AdapterRecord, Evaluation, Task
 
 

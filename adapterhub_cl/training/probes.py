@@ -10,8 +10,8 @@ from typing import Any
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import read_examples
-from adapterhub_cl.errors import DataError, HubError
-from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT, Effect, as_share
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.fused import fused
@@ -38,20 +38,6 @@ class Probe:
     data: str
     max_length: int
     sha256: str = ""
-
-
-def default_limit(registry: Registry) -> float:
-    """What an old task may lose where nobody said it: `max_forgetting` in hub.toml's [defaults].
-
-    Raises:
-        HubError: it is no number between 0 and 1.
-    """
-    found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
-        raise HubError(
-            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "mend that line"
-        )
-    return float(found)
 
 
 def probe_of(registry: Registry, name: str) -> Probe | None:

@@ -8,8 +8,9 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, decide
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import default_limit, effect, probe_of, score_version, with_source
+from adapterhub_cl.training.probes import effect, probe_of, score_version, with_source
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.request import default_limit
 from adapterhub_cl.types import AdapterRecord
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import augmentation, replay
-from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.errors import HubError, IntegrityError, UsageError
+from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT
 from adapterhub_cl.options import flag
 from adapterhub_cl.registry import Registry, check_name
+from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import build as build_strategy
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.training.settings import TrainingSettings
@@ -137,7 +139,8 @@ def check(registry: Registry, request: Request) -> None:
     replay.parse(request.replay)
     augmentation.parse_all(request.augment)
     strategy = build_strategy(request.strategy, request.options)
-    limit = request.max_forgetting
+    Samples(registry).budget()
+    limit = default_limit(registry) if request.max_forgetting is None else request.max_forgetting
     if limit is not None and not 0 <= limit <= 1:
         raise UsageError(f"--max-forgetting must be between 0 and 1, not {limit:g}", "0.02 allows two points; 1 all")
     if request.verb == "update" and strategy.makes == "fresh":
@@ -152,6 +155,20 @@ def check(registry: Registry, request: Request) -> None:
                 "use it with isolated, incremental or olora",
             )
         registry.get(request.on_top_of)
+
+
+def default_limit(registry: Registry) -> float:
+    """What an old task may lose where nobody said it: `max_forgetting` in hub.toml's [defaults].
+
+    Raises:
+        HubError: it is no number between 0 and 1.
+    """
+    found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
+        raise HubError(
+            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "mend that line"
+        )
+    return float(found)
 
 
 def absolute(source: str | Path) -> str:

@@ -200,3 +200,17 @@ def test_a_budget_that_drops_samples_asks(cl: Cl, hub: Path) -> None:
     assert cl("replay", "budget", "2", "--yes", "--hub", hub, "--json").json["samples"] == 2
     assert cl("show", "mood", "--hub", hub, "--json").json["serves"] == ["mood"]
     assert cl("verify", "--hub", hub).code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "why"), [("max_forgetting = 7", "max_forgetting is 7"), ('replay_budget = "lots"', "'lots' is not a")]
+)
+def test_defaults_that_cannot_be_used_are_told_before_training(
+    cl: Cl, registry: Registry, data: Path, line: str, why: str
+) -> None:
+    toml = registry.path / "hub.toml"
+    toml.write_text(toml.read_text(encoding="utf-8").replace("[defaults]", "") + f"\n[defaults]\n{line}\n")
+    said = cl("add-task", "mood", data, "--hub", registry.path)
+    assert said.code in (1, 2)
+    assert why in said.err
+    assert "epoch" not in said.err
