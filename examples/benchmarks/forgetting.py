@@ -4,9 +4,9 @@
     python examples/benchmarks/forgetting.py table --work /tmp/forgetting -o examples/benchmarks/results
 
 `run` teaches the stream under every variant and seed, each in a hub of its own; started again it goes on where it
-stopped. `table` writes what was measured as Markdown, JSON and pictures. The texts are those of ../shared/data/cl15 (see
-its README); the same rows, epochs and seeds for every variant. Options of strategies are the defaults; only
-`ewc.strength` was chosen, on the tasks' dev splits.
+stopped. `table` writes what was measured as Markdown, JSON and pictures. The texts are those of
+../shared/data/cl15 (see its README); the same rows, epochs and seeds for every variant. Options of strategies are the
+defaults; only `ewc.strength` was chosen, on the tasks' dev splits.
 """
 
 from __future__ import annotations
