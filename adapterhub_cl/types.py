@@ -56,6 +56,10 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}
 
+    def as_text(self) -> Task:
+        """Raw text under this task's name, scored by perplexity."""
+        return Task(self.name, kind="text", metric="perplexity")
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Task:
         known = {k: row[k] for k in cls.__dataclass_fields__ if k in row}

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import HubError
+import typer
+
+from adapterhub_cl.errors import HubError, UsageError
 
 if TYPE_CHECKING:
-    import typer
-
     from adapterhub_cl.hub import AdapterHub
     from adapterhub_cl.training.progress import Reporter
 
@@ -103,3 +103,21 @@ class Session:
 def print_json(data: Any) -> None:
     ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     print(json.dumps(data, indent=2, ensure_ascii=ascii_only, default=str))
+
+
+def ask(question: str, removes: str, hint: str) -> None:
+    """Go on only if the user says yes; else the command ends with nothing removed.
+
+    Args:
+        removes: what is at stake, for the message where there is nobody to ask.
+        hint: which flag answers instead.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"this removes {removes} and there is no terminal to ask on", hint)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        print("nothing was removed", file=sys.stderr)
+        raise typer.Exit(1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from cl_adapter import display
 from cl_adapter.app import HEALTH, verb
-from cl_adapter.session import Session
+from cl_adapter.session import Session, ask
 
-from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.types import Problem
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def gc(
     freed = 0
     if found and not dry_run:
         if not yes:
-            _ask(f"remove {len(found)} things, {display.size(total)}?")
+            ask(f"remove {len(found)} things, {display.size(total)}?", "files", "add --yes, or --dry-run to look")
         freed = registry.collect(found)
         session.note(f"freed {display.size(freed)}")
     if session.json:
@@ -87,15 +86,6 @@ def _list(found: list[Garbage], total: int) -> None:
         ("size", "reason", "path"), [(display.size(i.bytes), i.reason, i.path) for i in found], right=("size",)
     )
     print(f"{display.size(total)} in all")
-
-
-def _ask(question: str) -> None:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError("this removes files and there is no terminal to ask on", "add --yes, or --dry-run to look")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        print("nothing was removed", file=sys.stderr)
-        raise typer.Exit(1)
 
 
 @verb(HEALTH, "cl-adapter doctor")

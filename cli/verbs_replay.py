@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from cl_adapter import display
 from cl_adapter.app import MAKE, verb
-from cl_adapter.session import Session
+from cl_adapter.session import Session, ask
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
 
@@ -155,21 +154,13 @@ def _drop(
     ref = samples.record(name).ref  # an unknown name is no question
     if not yes:
         which = {"--row": f"row {', '.join(map(str, rows or ()))}", "--matching": "what matches", "--all": "everything"}
-        _ask(f"drop {which[ways[0]]} from the replay samples of {ref if '@' in name else f'all versions of {name}'}?")
+        whose = ref if "@" in name else f"all versions of {name}"
+        ask(f"drop {which[ways[0]]} from the replay samples of {whose}?", "samples", "add --yes")
     dropped = samples.drop(name, rows=rows, matching=matching)
     if session.json:
         session.give({"name": name, "dropped": dropped})
     else:
         print(f"dropped {_samples(dropped)} from {name if '@' in name else f'all versions of {name}'}")
-
-
-def _ask(question: str) -> None:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError("this removes samples and there is no terminal to ask on", "add --yes")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        print("nothing was removed", file=sys.stderr)
-        raise typer.Exit(1)
 
 
 def _budget(session: Session, samples: Samples, size: str | None, yes: bool) -> None:
@@ -181,7 +172,7 @@ def _budget(session: Session, samples: Samples, size: str | None, yes: bool) -> 
         now = sum(row.samples if wanted.unit == "samples" else row.bytes for row in held)
         if now > wanted.amount:
             much = _samples(now) if wanted.unit == "samples" else display.size(now)
-            _ask(f"{much} are kept, more than {_words(wanted)}: drop what is over?")
+            ask(f"{much} are kept, more than {_words(wanted)}: drop what is over?", "samples", "add --yes")
     cut = [] if size is None else samples.set_budget(size)
     budget, rows = samples.budget(), samples.rows()
     count, taken = sum(row.samples for row in rows), sum(row.bytes for row in rows)

@@ -51,7 +51,7 @@ def evaluate_stored(
             f"to score on it as it is now: cl-adapter eval {record.name} --data {known['source']}",
         )
     if examples.layout == "raw text" and task.kind != "text":
-        task = Task(task.name, kind="text", metric="perplexity")
+        task = task.as_text()
     else:
         check_answers(task, examples)
     if reporter is not None:

@@ -81,7 +81,6 @@ class Strategy(BaseStrategy):
     shares = "all weights, with kept samples of earlier tasks mixed in"
     reads = "samples"
     Config = Config
-    option_prefix = "replay"
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.errors import HubError, TrainingError, UsageError
+from adapterhub_cl.errors import HubError, UsageError
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.request import limit_of
+from adapterhub_cl.training.runs import acquire, held
 from adapterhub_cl.training.stream_file import read_stream
 from adapterhub_cl.training.streams import Plan, run
 
@@ -38,8 +39,7 @@ def run_all(
     stream = read_stream(file)
     if not strategies or not seeds:
         raise UsageError("a stream needs at least one strategy and one seed", "--strategy replay --seeds 0,1,2")
-    if not 0 <= max_forgetting <= 1:
-        raise UsageError(f"--max-forgetting must be between 0 and 1, not {max_forgetting:g}", "1 lets everything pass")
+    limit_of(main, max_forgetting)
     plans = []
     for strategy in dict.fromkeys(strategies):
         mine = {key: value for key, value in options.items() if key.partition(".")[0] in strategy.split("+")}
@@ -49,12 +49,12 @@ def run_all(
     if unused:
         raise UsageError(f"--set {unused[0]} is of none of the strategies", f"they are: {', '.join(strategies)}")
     if len(plans) == 1:
-        with _alone(main.path, plans[0]):
+        with held(_alone(main.path, plans[0])):
             return [run(main, load, plans[0], reporter)]
     found: list[AccuracyMatrix] = []
     for plan in plans:
         place = main.path / FOLDER / stream.name / plan.label
-        with _alone(place, plan):
+        with held(_alone(place, plan)):
             registry = _own_hub(place, main)
             found.append(run(registry, load, plan, reporter))
     alone = {
@@ -80,22 +80,12 @@ def _own_hub(place: Path, of: Registry) -> Registry:
     return registry
 
 
-@contextmanager
-def _alone(place: Path, plan: Plan) -> Iterator[None]:
+def _alone(place: Path, plan: Plan) -> FileLock:
     """One process at a time teaches a stream to a hub.
 
     Raises:
         TrainingError: another one is at it.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.parent / f".{place.name}.stream.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise TrainingError(
-            f"the stream {plan.stream.name} is being taught to {place} by another process", "wait for it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    taken = f"the stream {plan.stream.name} is being taught to {place} by another process"
+    return acquire(place.parent / f".{place.name}.stream.lock", taken, "wait for it")

@@ -22,8 +22,8 @@ from adapterhub_cl.training.material import Material
 from adapterhub_cl.training.probes import Probe, effect, probe_of, score, score_version, with_source
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import keep_samples, record_version
-from adapterhub_cl.training.request import Request, default_limit
-from adapterhub_cl.types import AdapterRecord, Evaluation, Task
+from adapterhub_cl.training.request import Request, limit_of
+from adapterhub_cl.types import AdapterRecord, Evaluation
 
 
 class Judge:
@@ -80,8 +80,7 @@ class Judge:
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
             scores += self.questions.compare(self.before, self.questions.ask(model, self.base))
-        wanted = self.request.max_forgetting
-        limit = default_limit(self.registry) if wanted is None else wanted
+        limit = limit_of(self.registry, self.request.max_forgetting)
         for found in effects:
             if found.drop > limit and not found.over(limit):
                 self.reporter.note(
@@ -97,7 +96,7 @@ class Judge:
             return []
         task = self.material.task
         if held.layout == "raw text":
-            task = Task(task.name, kind="text", metric="perplexity")
+            task = task.as_text()
         self.reporter.start("evaluating", len(held))
         try:
             found = evaluate(

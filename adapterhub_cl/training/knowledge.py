@@ -28,7 +28,7 @@ ROWS = 100  # examples of each kind
 class Snapshot:
     """How a model answers: scores on the new and the old examples, and its answers to unrelated ones."""
 
-    new: Evaluation | None
+    new: Evaluation
     old: Evaluation | None
     unrelated: tuple[str, ...]
 
@@ -42,7 +42,7 @@ class Questions:
 
     def __init__(self, registry: Registry, material: Material, max_length: int, seed: int) -> None:
         draw = random.Random(f"knowledge {seed}")
-        task = Task(material.task.name, kind="text", metric="perplexity") if material.raw else material.task
+        task = material.task.as_text() if material.raw else material.task
         self.new = Probe(task, _some(material.data.examples, draw), "the new data", max_length)
         self.old: Probe | None = None
         self.unrelated: list[tuple[Task, list[Example]]] = []
@@ -86,10 +86,9 @@ class Questions:
         (share of unrelated answers unchanged); what could not be asked is left out."""
         found: list[Evaluation] = []
         name = self.new.task.name
-        if before.new is not None and after.new is not None:
-            told = {"of": after.new.metric, "before": before.new.value, "after": after.new.value}
-            value = as_share(after.new.metric, after.new.value)
-            found.append(Evaluation(name, "recall", value, after.new.n, self.new.data, told))
+        told = {"of": after.new.metric, "before": before.new.value, "after": after.new.value}
+        value = as_share(after.new.metric, after.new.value)
+        found.append(Evaluation(name, "recall", value, after.new.n, self.new.data, told))
         if before.old is not None and after.old is not None and self.old is not None:
             told = {"of": after.old.metric, "before": before.old.value, "after": after.old.value}
             was, now = (as_share(e.metric, e.value) for e in (before.old, after.old))

@@ -21,7 +21,7 @@ from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import speed
 from adapterhub_cl.training.fused import fused
-from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.settings import TrainingSettings
@@ -71,7 +71,6 @@ class Learned:
         encode: how the task's examples become token ids.
     """
 
-    outcome: Outcome
     facts: dict[str, Any]
     stage: Stage
     encode: Tokeniser
@@ -112,11 +111,10 @@ def learn(
     loaded = speed.current(model)
     length = min(settings.max_length, base.context)
     encode = Tokeniser(base.tokenizer, lesson.task, length)
-    fresh = Tokeniser(base.tokenizer, Task(lesson.task.name, kind="text"), length) if lesson.raw else encode
-    examples = [*lesson.examples, *lesson.review]
+    fresh = Tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
     pairs = [(e, t) for e in lesson.examples for t in fresh.windows(e)]
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
-    if len(pairs) > len(examples):
+    if len(pairs) > len(lesson.examples) + len(lesson.review):
         reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
     examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
     past, origins = _past(base, lesson, length)
@@ -204,7 +202,7 @@ def learn(
         "tokens_per_second": round(outcome.tokens_per_second, 1),
         "strategy_summary": strategy.summary(),
     }
-    return Learned(outcome, facts, loop.stage, encode)
+    return Learned(facts, loop.stage, encode)
 
 
 def _past(base: LoadedBase, lesson: Lesson, length: int) -> tuple[list[Tokens], list[Origin]]:

@@ -53,6 +53,15 @@ class Material:
     takes_over: Sequence[str] = ()
 
     @property
+    def origins(self) -> list[tuple[Task, strategies.Origin]]:
+        """Every example of the other tasks, with its task and where it comes from."""
+        return [
+            (lesson.task, strategies.Origin(lesson.task.name, lesson.record.path, example))
+            for lesson in self.past
+            for example in lesson.examples
+        ]
+
+    @property
     def raw(self) -> bool:
         """Raw text for an adapter whose task is another one."""
         return self.data.layout == "raw text" and self.task.kind != "text"

@@ -9,7 +9,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import probe_of, score_version, with_source
+from adapterhub_cl.training.probes import probe_of, recorded_score
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, Task
 
@@ -34,9 +34,7 @@ def hub_matrix(registry: Registry, load: Callable[[], LoadedBase], reporter: Rep
         probe = probe_of(registry, owner.task) if found is None else None
         if probe is None:
             return found
-        measured = score_version(registry, load(), record, probe, reporter)
-        if not any(s.evaluation == measured for s in registry.evaluations(record.ref, owner.task)):
-            registry.add_evaluations(record.ref, [with_source(measured, probe)])
+        measured = recorded_score(registry, load(), record, probe, reporter)
         return as_share(measured.metric, measured.value)
 
     return matrix_of(list(newest.values()), "hub", score)

@@ -10,21 +10,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 
 from adapterhub_cl import objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.tasks import updated_task
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
-from adapterhub_cl.errors import DataError, TrainingError, UsageError
+from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies import Origin
@@ -41,9 +39,9 @@ from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request
-from adapterhub_cl.training.runs import Run
+from adapterhub_cl.training.runs import Run, acquire, held
 from adapterhub_cl.training.stopping import StopSignal
-from adapterhub_cl.types import AdapterRecord, Example, Task
+from adapterhub_cl.types import AdapterRecord, Example
 
 VERB = "update-online"
 GENTLER = 1 / 3  # of an update's learning rate: each batch is seen a few times only, and nothing is shuffled
@@ -79,7 +77,10 @@ def learn_online(
     """Learn rows as they come, until the input ends or Ctrl-C; see `AdapterHub.update_online`."""
     every = int(run.request["every"])
     made: list[AdapterRecord] = []
-    with _alone(registry, request.name), run.lock():
+    name = request.name
+    taken = f"another process is teaching {name} online"
+    alone = acquire(registry.runs_dir / f".online-{name}.lock", taken, "wait for it, or send it the rows")
+    with held(alone), held(run.lock()):
         run.claim()
         for line in registry.repair():
             reporter.note(f"note: {line}")
@@ -112,24 +113,6 @@ def _published(registry: Registry, name: str, run: str) -> tuple[int, int]:
     held = [record.manifest.get("online") or {} for record in registry.versions(name) if record.status == "active"]
     mine = [(int(online["lines"]), int(online["rows"])) for online in held if online.get("run") == run]
     return max(mine, default=(0, 0))
-
-
-@contextmanager
-def _alone(registry: Registry, name: str) -> Iterator[None]:
-    """One process at a time learns a feed into an adapter.
-
-    Raises:
-        TrainingError: another one is at it.
-    """
-    lock = FileLock(registry.runs_dir / f".online-{name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise TrainingError(f"another process is teaching {name} online", "wait for it, or send it the rows") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Segment:
@@ -176,8 +159,7 @@ class Segment:
         old = self.registry.task(parent.task)
         rows: list[Example] = []
         past = [(material.task, Origin(material.task.name, parent.path, e)) for e in material.review if e.answer]
-        for lesson in material.past:
-            past += [(lesson.task, Origin(lesson.task.name, lesson.record.path, e)) for e in lesson.examples]
+        past += material.origins
         with (
             new_adapter(base, settings, self.objective.task_type, parent.path) as model,
             fused(model, base.dtype, speed.spare_bytes(base)) as layers,
@@ -217,7 +199,7 @@ class Segment:
 
     def _step(self, loop: Loop, batch: Sequence[Example], at: int, material: Material, length: int) -> None:
         """As many steps on a batch as the settings say epochs."""
-        task = Task(material.task.name, kind="text") if material.raw else material.task
+        task = material.task.as_text() if material.raw else material.task
         tokens = Tokeniser(self.base.tokenizer, task, length).many(batch)
         indices = list(range(at, at + len(batch)))
         for index, one in zip(indices, tokens, strict=True):
@@ -258,7 +240,7 @@ class Segment:
                 named[name].data.copy_(value)
             encode = Tokeniser(self.base.tokenizer, material.task, length)
             loop.model, loop.parameters = model, {name: named[name] for name in outcome.weights}
-            learned = Learned(outcome, dict(facts), loop.stage, encode)
+            learned = Learned(dict(facts), loop.stage, encode)
             training = training_facts(self.request, self.run, material, dict(facts))
             online = {"run": self.run.id, "rows": self.before + len(rows), "lines": lines}
             record, refused = conclude(judge, model, keep, self.strategy, learned, training, {"online": online})

@@ -47,7 +47,6 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
     own = sorted((r for r in own if r.status == "active"), key=lambda r: r.created_at, reverse=True)
     for record in own:
         training = record.manifest.get("training") or {}
-        length = int((training.get("settings") or {}).get("max_length") or 512)
         held = training.get("eval") or {}
         if held and Path(held["source"]).is_file():
             try:
@@ -55,14 +54,18 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
             except DataError:
                 continue
             if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
-                return Probe(task, found.examples, held["source"], length, found.sha256)
+                return Probe(task, found.examples, held["source"], _length(record), found.sha256)
     for record in own:
-        settings = (record.manifest.get("training") or {}).get("settings") or {}
-        length = int(settings.get("max_length") or 512)
         samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
         if samples:
-            return Probe(task, samples, f"replay samples of {record.ref}", length)
+            return Probe(task, samples, f"replay samples of {record.ref}", _length(record))
     return None
+
+
+def _length(record: AdapterRecord) -> int:
+    """Tokens that a version's examples were cut to."""
+    settings = (record.manifest.get("training") or {}).get("settings") or {}
+    return int(settings.get("max_length") or 512)
 
 
 def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None = None, what: str = "") -> Evaluation:
@@ -98,6 +101,16 @@ def score_version(
     registry.check_files(record)
     with stored_adapter(base, record.path) as model, fused(model, base.dtype, spare_bytes(base)):
         return score(model, base, probe, reporter, f"measuring {record.ref} on {probe.task.name}")
+
+
+def recorded_score(
+    registry: Registry, base: LoadedBase, record: AdapterRecord, probe: Probe, reporter: Reporter
+) -> Evaluation:
+    """As `score_version`; a score that had to be measured is recorded."""
+    found = score_version(registry, base, record, probe, reporter)
+    if not any(s.evaluation == found for s in registry.evaluations(record.ref, probe.task.name)):
+        registry.add_evaluations(record.ref, [with_source(found, probe)])
+    return found
 
 
 def _source_of(record: AdapterRecord, found: Evaluation) -> str | None:

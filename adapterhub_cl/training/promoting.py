@@ -8,9 +8,9 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, decide
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import effect, probe_of, score_version, with_source
+from adapterhub_cl.training.probes import effect, probe_of, recorded_score
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.request import default_limit
+from adapterhub_cl.training.request import limit_of
 from adapterhub_cl.types import AdapterRecord
 
 
@@ -37,11 +37,8 @@ def effects_of(
         if probe is None or task not in serving or serving[task] == record.ref:
             continue
         old = registry.get(serving[task])
-        scores = [score_version(registry, load(), one, probe, reporter) for one in (old, record)]
-        for one, measured in zip((old, record), scores, strict=True):
-            if not any(s.evaluation == measured for s in registry.evaluations(one.ref, task)):
-                registry.add_evaluations(one.ref, [with_source(measured, probe)])
-        found.append(effect(probe, scores[0], scores[1], old.ref, served=task in would))
+        before, after = (recorded_score(registry, load(), one, probe, reporter) for one in (old, record))
+        found.append(effect(probe, before, after, old.ref, served=task in would))
     return found
 
 
@@ -60,14 +57,12 @@ def promote(
     registry: Registry, load: Callable[[], LoadedBase], ref: str, limit: float | None, reporter: Reporter
 ) -> tuple[AdapterRecord, Decision]:
     """Let a version serve its tasks, through the gate; see `AdapterHub.promote`."""
-    if limit is not None and not 0 <= limit <= 1:
-        raise UsageError(f"--max-forgetting must be between 0 and 1, not {limit:g}", "0.02 allows two points; 1 all")
+    bound = limit_of(registry, limit)
     record = registry.get(ref)
     if not record.task:
         raise UsageError(f"{record.ref} has no task that it could serve", "cl-adapter import … --task NAME gives one")
     registry.check_files(record)
     tasks = [record.task, *record.manifest.get("takes_over", ())]
-    bound = default_limit(registry) if limit is None else limit
     decision = decide(effects_of(registry, load, record, tasks, reporter), bound)
     if not decision.passed:
         refused = GateRefused(

@@ -23,7 +23,7 @@ from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+from adapterhub_cl.types import AdapterRecord, Evaluation, Example
 
 
 def keep_samples(
@@ -42,7 +42,7 @@ def keep_samples(
     if material.held_out is not None:
         leaks = set(find_leaks(material.held_out, pool))
         pool = [example for k, example in enumerate(pool) if k not in leaks]
-    task = Task(material.task.name, kind="text", metric="perplexity") if material.raw else material.task
+    task = material.task.as_text() if material.raw else material.task
     evidence = ModelEvidence(model, base, objective, task, pool, learned.facts["max_length"], reporter=reporter)
     kept = keep.select(pool, seed, evidence)
     memory = strategy.remember(learned.stage, kept, learned.encode.many(kept))

@@ -140,9 +140,7 @@ def check(registry: Registry, request: Request) -> None:
     augmentation.parse_all(request.augment)
     strategy = build_strategy(request.strategy, request.options)
     Samples(registry).budget()
-    limit = default_limit(registry) if request.max_forgetting is None else request.max_forgetting
-    if limit is not None and not 0 <= limit <= 1:
-        raise UsageError(f"--max-forgetting must be between 0 and 1, not {limit:g}", "0.02 allows two points; 1 all")
+    limit_of(registry, request.max_forgetting)
     if request.verb == "update" and strategy.makes == "fresh":
         raise UsageError(
             f"update goes on from {request.name}, and {strategy.name} makes a fresh adapter",
@@ -157,12 +155,19 @@ def check(registry: Registry, request: Request) -> None:
         registry.get(request.on_top_of)
 
 
-def default_limit(registry: Registry) -> float:
-    """What an old task may lose where nobody said it: `max_forgetting` in hub.toml's [defaults].
+def limit_of(registry: Registry, wanted: float | None) -> float:
+    """What an old task may lose: as asked, else `max_forgetting` in hub.toml's [defaults].
 
     Raises:
-        HubError: it is no number between 0 and 1.
+        UsageError: what was asked is not between 0 and 1.
+        HubError: the default is no number between 0 and 1.
     """
+    if wanted is not None:
+        if not 0 <= wanted <= 1:
+            raise UsageError(
+                f"--max-forgetting must be between 0 and 1, not {wanted:g}", "0.02 allows two points; 1 all"
+            )
+        return wanted
     found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
         raise HubError(

@@ -7,7 +7,8 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,15 +95,32 @@ class Run:
         Raises:
             TrainingError: another process is running it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise TrainingError(
-                f"run {self.id} is going on in another process", "wait for it, or start a new one without --resume"
-            ) from error
-        return lock
+        taken = f"run {self.id} is going on in another process"
+        return acquire(self.path / ".lock", taken, "wait for it, or start a new one without --resume")
 
     def remove(self) -> None:
         """The version is published: nothing of the run is needed any more."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def acquire(path: Path, taken: str, hint: str) -> FileLock:
+    """A lock file, held from now on.
+
+    Raises:
+        TrainingError: another process holds it; the message is `taken`.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TrainingError(taken, hint) from error
+    return lock
+
+
+@contextmanager
+def held(lock: FileLock) -> Iterator[None]:
+    """Releases an acquired lock at the end of the block. (A `with` on the lock itself would acquire it once more.)"""
+    try:
+        yield
+    finally:
+        lock.release()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from adapterhub_cl import augmentation, objectives, replay, strategies
+from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import StorageError, TrainingInterrupted
 from adapterhub_cl.registry import Registry, storage_errors
@@ -21,9 +21,7 @@ from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.training.material import Material, prepare, tell
-from adapterhub_cl.training.probes import (
-    OBJECTIVE,
-)
+from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
@@ -108,8 +106,6 @@ def teach(
         if lock is not None and stored:  # a new run is claimed as it starts
             run.claim()
         parent = material.parent
-        if parent is not None:
-            registry.check_files(parent)
         if request.log_with:
             accelerator.init_trackers(request.name, config={**settings.to_json(), "strategy": request.strategy})
         length = min(settings.max_length, base.context)
@@ -153,19 +149,15 @@ def teach(
 
 
 def lesson_of(request: Request, material: Material, strategy: Combined, keep: replay.Keep) -> Lesson:
+    """What the loop is to learn of what was read."""
     settings = request.training()
     wanted = settings.prompt_loss
-    folders = {lesson.record.ref: lesson.record.path for lesson in material.past}
     return Lesson(
         material.task,
         material.data.examples,
         material.review,
         material.raw,
-        past=[
-            (lesson.task, strategies.Origin(lesson.task.name, folders[lesson.record.ref], example))
-            for lesson in material.past
-            for example in lesson.examples
-        ],
+        past=material.origins,
         together=strategy.what_is_read == "data",
         parent=material.parent.path if material.parent else None,
         augment=augmentation.parse_all(request.augment),
