@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.facade.combining import Combining
+from adapterhub_cl.facade.erasing import Erasing
 from adapterhub_cl.facade.learning import Learning
+from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.inference.serving import BASE, answering, who_answers
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
 from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Example, Prediction, Problem
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub(Learning):
+class AdapterHub(Learning, Combining, Pruning, Erasing):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.
@@ -119,6 +122,7 @@ class AdapterHub(Learning):
         *,
         data: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
+        task: str | None = None,
         batch_size: int = 32,
         matrix: Literal[False] = False,
         reporter: Reporter | None = None,
@@ -133,6 +137,7 @@ class AdapterHub(Learning):
         *,
         data: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
+        task: str | None = None,
         batch_size: int = 32,
         matrix: bool = False,
         reporter: Reporter | None = None,
@@ -142,7 +147,9 @@ class AdapterHub(Learning):
         Args:
             refs: default: every adapter that serves a task.
             data: default: the held-out data that each was scored on when it was made; of the default adapters, those
-                without any are passed over with a note.
+                without any are passed over with a note. A version that was made of others is scored on each of its
+                tasks.
+            task: whose prompt and labels the data have, for a version that answers for several.
             matrix: instead, the accuracy matrix of what this hub learned: every task after each was learned.
 
         Returns:
@@ -161,7 +168,7 @@ class AdapterHub(Learning):
             return hub_matrix(self.registry, self.load_base, reporter or Silent())
         from adapterhub_cl.inference.scoring import score_versions
 
-        return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, reporter)
+        return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, reporter, task)
 
     def predict(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -23,14 +24,16 @@ class Room:
         package: the package whose modules are the methods, e.g. `adapterhub_cl.strategies`.
         what: the word for one of them in messages, e.g. `strategy`.
         attribute: the name of the object that each module must define, e.g. `Strategy`.
+        besides: modules of the package that are no methods; those that begin with `_` never are.
     """
 
-    def __init__(self, package: str, what: str, attribute: str) -> None:
-        self.package, self.what, self.attribute = package, what, attribute
+    def __init__(self, package: str, what: str, attribute: str, besides: Collection[str] = ()) -> None:
+        self.package, self.what, self.attribute, self.besides = package, what, attribute, besides
 
     def _own(self) -> list[str]:
         paths = importlib.import_module(self.package).__path__
-        return [m.name for m in pkgutil.iter_modules(paths) if not m.ispkg and not m.name.startswith("_")]
+        named = [m.name for m in pkgutil.iter_modules(paths) if not m.ispkg and not m.name.startswith("_")]
+        return [name for name in named if name not in self.besides]
 
     def _foreign(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=self.package)}

@@ -9,6 +9,7 @@ from typing import Any
 
 RELATIONS = ("trained_on_top_of", "updated_from", "merged_from", "distilled_from", "pruned_from", "imported_from")
 KINDS = ("trained", "updated", "imported", "merged", "distilled", "pruned")
+DERIVED = ("merged", "distilled", "pruned")  # made from other versions, not from data
 STATUSES = ("active", "rejected", "deleted")
 TASK_KINDS = ("choice", "generation", "text")
 
@@ -124,6 +125,11 @@ class AdapterRecord:
     @property
     def ref(self) -> str:
         return f"{self.name}@v{self.version}"
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that it answers for, or would: its own first, if it has one."""
+        return list(dict.fromkeys(t for t in (self.task, *self.manifest.get("takes_over", ())) if t))
 
     @property
     def metrics(self) -> dict[str, float]:

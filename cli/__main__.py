@@ -10,10 +10,13 @@ from typing import Any
 
 import typer
 from cl_adapter import (  # noqa: F401 (importing registers the verbs)
+    verbs_combine,
+    verbs_forget,
     verbs_health,
     verbs_learn,
     verbs_look,
     verbs_move,
+    verbs_prune,
     verbs_replay,
     verbs_score,
     verbs_stream,

@@ -12,8 +12,9 @@ from cl_adapter.session import Session, is_helper_process
 from typer.core import TyperCommand, TyperGroup
 
 SETTINGS_PANEL = "Training settings"
-MAKE, LOOK, USE, MOVE, HEALTH = "Learn", "Look", "Use", "Versions and the outside", "Health"
-GROUPS = (MAKE, LOOK, USE, MOVE, HEALTH)
+MAKE, LOOK, USE, COMBINE = "Learn", "Look", "Use", "Combine, shrink, forget"
+MOVE, HEALTH = "Versions and the outside", "Health"
+GROUPS = (MAKE, LOOK, USE, COMBINE, MOVE, HEALTH)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -46,6 +47,9 @@ class Verb(TyperCommand):
         if any(p.name == "strategy" for p in self.params):
             with formatter.section("Strategies (their options by --set)"):
                 formatter.write_dl(_strategies())
+        if any(p.name == "method" for p in self.params):
+            with formatter.section("Merge methods (their options by --set)"):
+                formatter.write_dl(_methods())
         known = {name: names() for name, names in _KNOWN.items() if any(p.name == name for p in self.params)}
         if known:
             with formatter.section("Known names"):
@@ -69,6 +73,19 @@ def _strategies() -> list[tuple[str, str]]:
         strategy = ROOM.get(name)
         options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(strategy.Config))
         rows.append((name, strategy.shares + (f"; {options}" if options else "")))
+    return rows
+
+
+def _methods() -> list[tuple[str, str]]:
+    from dataclasses import fields
+
+    from adapterhub_cl.merging import ROOM
+
+    rows = []
+    for name in ROOM.names():
+        method = ROOM.get(name)
+        options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(method.Config))
+        rows.append((name, method.purpose + (f"; {options}" if options else "")))
     return rows
 
 

@@ -128,8 +128,13 @@ def wishes(config: str | None, options: Mapping[str, Any], settings: Mapping[str
     return Wishes({**written.options, **given}, {**written.settings, **settings})
 
 
-def parse_set(given: Sequence[str] | None) -> dict[str, str]:
+def parse_set(
+    given: Sequence[str] | None, form: str = "STRATEGY.OPTION=VALUE, for example --set replay.ratio=0.5"
+) -> dict[str, str]:
     """`["replay.ratio=0.5"]` → `{"replay.ratio": "0.5"}`.
+
+    Args:
+        form: how an option is written, for the message.
 
     Raises:
         UsageError: not of that form.
@@ -138,7 +143,8 @@ def parse_set(given: Sequence[str] | None) -> dict[str, str]:
     for text in given or ():
         key, sign, value = text.partition("=")
         if not sign or "." not in key or not value.strip():
-            raise UsageError(f"--set {text!r} is not STRATEGY.OPTION=VALUE", "for example --set replay.ratio=0.5")
+            what, _, example = form.partition(", ")
+            raise UsageError(f"--set {text!r} is not {what}", example)
         found[key.strip()] = value.strip()
     return found
 

@@ -9,24 +9,33 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import HEALTH, verb
 from cl_adapter.session import Session, ask
+from cl_adapter.verbs_forget import show_proof
 
-from adapterhub_cl.errors import IntegrityError
+from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.types import Problem
 
 if TYPE_CHECKING:
     from adapterhub_cl.registry.checks import Garbage
 
 
-@verb(HEALTH, "cl-adapter verify --repair")
+@verb(HEALTH, "cl-adapter verify --repair\ncl-adapter verify --forgotten news")
 def verify(
     ctx: typer.Context,
     repair: Annotated[bool, typer.Option("--repair", help="mend what can be mended without loss, then look")] = False,
     rebuild_index: Annotated[
         bool, typer.Option("--rebuild-index", help="make the index anew from the manifests, then look")
     ] = False,
+    forgotten: Annotated[
+        str | None, typer.Option(metavar="NAME", help="instead: search every byte for what a forgotten task left")
+    ] = None,
 ) -> None:
     """Hash every file and look for whatever is not as it should be."""
     session = Session.of(ctx)
+    if forgotten is not None:
+        if repair or rebuild_index:
+            raise UsageError("--forgotten only searches", "give it alone")
+        show_proof(session, session.hub().prove_forgotten(forgotten))
+        return
     done: list[str] = []
     try:
         if rebuild_index:

@@ -52,7 +52,7 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
 def _row(record: AdapterRecord, scored: StoredEvaluation | None) -> Sequence[Any]:
     return (
         record.ref,
-        record.task,
+        ", ".join(record.tasks[:3]) + (", …" if len(record.tasks) > 3 else "") if not record.task else record.task,
         record.kind,
         scored.evaluation.metric if scored else None,
         display.value(scored.evaluation.value) if scored else None,

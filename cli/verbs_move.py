@@ -35,11 +35,16 @@ def rollback(
 ) -> None:
     """Move an alias back to the version before."""
     session = Session.of(ctx)
-    before, after = session.hub().rollback(name)
+    hub = session.hub()
+    was = hub.registry.serving()
+    before, after = hub.rollback(name)
+    moved = {task: ref for task, ref in hub.registry.serving().items() if was.get(task) != ref}
     if session.json:
-        session.give({"alias": name, "from": before.ref, "to": after.ref})
-    else:
-        print(f"{name.rpartition('@')[2]}: {before.ref} → {after.ref}")
+        session.give({"alias": name, "from": before.ref, "to": after.ref, "serving": moved})
+        return
+    print(f"{name.rpartition('@')[2]}: {before.ref} → {after.ref}")
+    for task, ref in moved.items():
+        print(f"  {task} is served by {ref}")
 
 
 @verb(MOVE, "cl-adapter import ./my-lora --as news --labels world,sport,business", "import")

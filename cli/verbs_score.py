@@ -20,6 +20,7 @@ def evaluate(
     refs: Annotated[list[str] | None, typer.Argument(help="adapters; default: every one that serves a task")] = None,
     data: Annotated[str | None, typer.Option(help="default: each one's own held-out data")] = None,
     columns: Annotated[str | None, typer.Option(help="which column is which: input=a,output=b")] = None,
+    task: Annotated[str | None, typer.Option(help="of --data, for an adapter that answers for several")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="examples at once")] = 32,
     report: Annotated[bool, typer.Option("--report", help="precision, recall and F1 of each class")] = False,
     matrix: Annotated[bool, typer.Option("--matrix", help="every task after each was learned, and BWT")] = False,
@@ -39,7 +40,7 @@ def evaluate(
         return
     given = parse_columns(columns) if columns else None
     found = session.hub().evaluate(
-        refs or (), data=data, columns=given, batch_size=batch_size, reporter=session.reporter()
+        refs or (), data=data, columns=given, task=task, batch_size=batch_size, reporter=session.reporter()
     )
     if session.json:
         session.give({"results": [_result(ref, score, report) for ref, score in found]})

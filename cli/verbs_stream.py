@@ -121,10 +121,9 @@ def promote(
         return
     if decision.effects:
         show_effects(record.ref, decision.effects)
-    tasks = ", ".join([record.task, *record.manifest.get("takes_over", ())])
-    print(f"{record.ref} serves {tasks}")
-    for before in dict.fromkeys(effect.answered_by for effect in decision.effects if effect.answered_by != record.ref):
-        session.note(f"to go back: {session.command(f'promote {before}')}")
+    print(f"{record.ref} serves {', '.join(record.tasks)}")
+    if any(effect.answered_by != record.ref for effect in decision.effects):
+        session.note(f"to go back: {session.command(f'rollback {record.name}@production')}")
 
 
 def show_matrix(matrix: AccuracyMatrix) -> None:

@@ -29,6 +29,11 @@ def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tu
     """
     if adapter is not None and adapter != BASE:
         record = registry.get(adapter)
+        if task is None and not record.task and len(record.tasks) > 1:
+            raise UsageError(
+                f"{record.ref} answers for several tasks and nobody said which",
+                f"add --task; tasks: {', '.join(record.tasks)}",
+            )
         return (registry.task(task) if task else task_of(registry, record)), record.ref
     serving = registry.serving()
     if task is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.registry import queries
 from adapterhub_cl.registry.core import LATEST, PRODUCTION, Core
@@ -24,8 +27,13 @@ class Aliases(Core):
         with self._index.reading() as query:
             return queries.alias_history(query, check_name(name), check_alias(alias))
 
-    def set_alias(self, ref: str, alias: str, *, reason: str = "alias") -> AdapterRecord:
+    def set_alias(
+        self, ref: str, alias: str, *, reason: str = "alias", detail: Mapping[str, Any] | None = None
+    ) -> AdapterRecord:
         """Point an alias of the version's adapter to the version; `production` also moves its task's serving row.
+
+        Args:
+            detail: stands in the log beside the alias; plain JSON.
 
         Raises:
             UsageError: unknown reference, or not an alias.
@@ -36,7 +44,7 @@ class Aliases(Core):
             rows.move_alias(connection, record.name, alias, record.version, reason)
             if alias == PRODUCTION and record.task:
                 rows.set_serving(connection, record.task, record.name, record.version)
-            rows.add_event(connection, reason, record.ref, {"alias": alias})
+            rows.add_event(connection, reason, record.ref, {"alias": alias, **(detail or {})})
         return self.get(record.ref)
 
     def drop_alias(self, name: str, alias: str) -> None:
@@ -56,13 +64,15 @@ class Aliases(Core):
         """Move an alias back to where it was before; called again, it goes back one more.
 
         `production` takes the serving row of the version's task with it, and of those that both versions took over;
-        `latest` does so unless a task is served by what `production` names.
+        `latest` does so unless a task is served by what `production` names. Where `production` was given to the
+        adapter's first version by `promote`, it is taken away again, and the tasks go back to the versions that
+        served them before.
 
         Args:
             what: `name@alias`, or an alias that exactly one adapter has.
 
         Returns:
-            The version it named, and the one it names now.
+            The version it named, and the one it names now (or the one that serves its first task again).
 
         Raises:
             UnknownNameError: no such alias.
@@ -73,8 +83,17 @@ class Aliases(Core):
             with self._index.reading() as query:
                 name, alias = self._alias(query, what)
                 before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
-                after = self._previous(query, before, alias)
                 served = queries.serving(query)
+                earlier = self._previous(query, before, alias)
+                given_back = self._before_promotion(query, before, served) if earlier is None else {}
+            if earlier is None and alias == PRODUCTION and given_back:
+                return before, self.get(self._give_back(connection, rows, before, given_back))
+            if earlier is None:
+                raise AdapterError(
+                    f"{name}@{alias} has named only {before.ref}; there is nothing to go back to",
+                    f"point it somewhere: cl-adapter alias {name}@vN {alias}",
+                )
+            after = earlier
             rows.move_alias(connection, name, alias, after.version, "rollback")
             taken = after.manifest.get("takes_over", ())
             also = [t for t, ref in served.items() if ref == before.ref and t in taken]
@@ -98,7 +117,28 @@ class Aliases(Core):
             raise UnknownNameError("alias", ref.name, known, "or write NAME@ALIAS")
         return next(iter(held)), ref.name
 
-    def _previous(self, query: Query, current: AdapterRecord, alias: str) -> AdapterRecord:
+    def _before_promotion(self, query: Query, current: AdapterRecord, served: Mapping[str, str]) -> dict[str, str]:
+        """Task → the version that served it before this one was promoted, if that is still there."""
+        for event in queries.events(query, current.ref, None):
+            if event.verb == "promote" and event.detail.get("served_before"):
+                there = {
+                    r.ref for r in queries.adapters(query, self.adapters_dir, all_versions=True, include_rejected=False)
+                }
+                before: Mapping[str, str] = event.detail["served_before"]
+                return {t: ref for t, ref in before.items() if served.get(t) == current.ref and ref in there}
+        return {}
+
+    def _give_back(self, connection: Any, rows: Any, current: AdapterRecord, tasks: Mapping[str, str]) -> str:
+        """Let these versions serve these tasks again, and nobody be called production of this adapter; the first."""
+        rows.drop_alias(connection, current.name, PRODUCTION, "rollback")
+        for task, ref in tasks.items():
+            answers = parse_ref(ref)
+            rows.set_serving(connection, task, answers.name, answers.version)
+        rows.add_event(connection, "rollback", current.ref, {"alias": PRODUCTION, "serves_again": dict(tasks)})
+        return next(iter(tasks.values()))
+
+    def _previous(self, query: Query, current: AdapterRecord, alias: str) -> AdapterRecord | None:
+        """Where an alias was before; None where it was nowhere else."""
         there = {record.version: record for record in queries.versions(query, self.adapters_dir, current.name)}
         stack: list[int] = []  # where the alias went and did not come back from
         for move in queries.alias_history(query, current.name, alias):
@@ -110,9 +150,4 @@ class Aliases(Core):
             elif not stack or stack[-1] != move.version:
                 stack.append(move.version)
         earlier = [version for version in stack[:-1] if version != current.version]
-        if not earlier:
-            raise AdapterError(
-                f"{current.name}@{alias} has named only {current.ref}; there is nothing to go back to",
-                f"point it somewhere: cl-adapter alias {current.name}@vN {alias}",
-            )
-        return there[earlier[-1]]
+        return there[earlier[-1]] if earlier else None

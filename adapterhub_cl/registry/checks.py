@@ -7,14 +7,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, rows, samples
+from adapterhub_cl.registry import files, manifests, mirror, rows, samples, tombstones
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import is_version, version_directories
@@ -54,7 +54,7 @@ class Place:
 
 def verify(place: Place) -> list[Problem]:
     """Everything that is not as it should be; empty for a healthy hub. Reads and hashes every file."""
-    found = [*_pending(place), *_leftovers(place), *_runs(place), *_strays(place)]
+    found = [*_pending(place), *_tombstones(place), *_leftovers(place), *_runs(place), *_strays(place)]
     try:
         with place.index.reading() as query:
             found += _database(place, query)
@@ -79,7 +79,7 @@ def repair(place: Place) -> list[str]:
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
             if _whole(directory) is None:
                 manifest, text = manifests.read(directory)
-                rows.insert_version(connection, manifest, text)
+                rows.insert_version(connection, manifest, text, tombstones.forgotten(place.hub))
                 rows.apply_moves(connection, manifest)
                 rows.publish_event(connection, manifest)
                 done.append(f"adopted {place.relative(directory)}")
@@ -102,7 +102,10 @@ def repair(place: Place) -> list[str]:
 
 
 def garbage(place: Place, older_than_days: float) -> list[Garbage]:
-    """Leftovers, unfinished runs older than so many days, and directories of deleted versions."""
+    """Leftovers, unfinished runs older than so many days, and directories of deleted versions that no other run needs.
+
+    (What descends from a version never needs its files: every adapter stands for itself.)
+    """
     found = [(path, "left behind by a process that is gone") for path in _temporary(place)]
     for path, about in _run_directories(place):
         if about is None:
@@ -111,8 +114,10 @@ def garbage(place: Place, older_than_days: float) -> list[Garbage]:
             found.append((path, f"an unfinished run of {about.get('name', '?')}"))
     with place.index.reading() as query:
         deleted = set(query("SELECT name, version FROM versions WHERE status = 'deleted'"))
+    needed = needed_by_runs(place, dropped={path for path, _ in found})
     for path in version_directories(place.store):
-        if (path.parent.name, int(path.name[1:])) in deleted:
+        name, version = path.parent.name, int(path.name[1:])
+        if (name, version) in deleted and f"{name}@v{version}" not in needed:
             found.append((path, "a deleted version"))
     return [Garbage(path, reason, files.tree_bytes(path)) for path, reason in found]
 
@@ -158,6 +163,16 @@ def _pending(place: Place) -> Iterator[Problem]:
         yield Problem(samples.INTENT, "a removal of replay samples was interrupted", REPAIR)
 
 
+def _tombstones(place: Place) -> Iterator[Problem]:
+    for path, row in tombstones.read_all(place.hub):
+        if row["state"] != tombstones.DONE:
+            task = row["task"]
+            said = f"forgetting {task} was interrupted: not everything of it is removed"
+            yield Problem(place.relative(path), said, f"cl-adapter forget-task {task} --yes")
+    for path in tombstones.broken(place.hub):
+        yield Problem(place.relative(path), "not a tombstone", "restore it from a copy of the hub")
+
+
 def _leftovers(place: Place) -> Iterator[Problem]:
     for path in _temporary(place):
         yield Problem(place.relative(path), "left behind by a process that is gone", REPAIR)
@@ -178,6 +193,27 @@ def _run_directories(place: Place) -> Iterator[tuple[Path, dict[str, Any] | None
         pid, host = about.get("pid"), about.get("host", socket.gethostname())
         if not (isinstance(pid, int) and host == socket.gethostname() and files.alive(pid)):
             yield path, about
+
+
+def needed_by_runs(place: Place, dropped: Collection[Path] = ()) -> dict[str, str]:
+    """Version → the run, going on or to be resumed, that goes on from it or stands on it; a bare name where it is the
+    latest by then that the run goes on from.
+
+    Args:
+        dropped: runs that do not count.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
+        if path in dropped or path.name.startswith(files.TEMPORARY) or path.is_symlink():
+            continue
+        with suppress(OSError, ValueError):
+            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(about, dict):
+                continue
+            refs = [about.get("parent"), about.get("on_top_of")]
+            refs += [about.get("name")] if about.get("verb") == "update-online" else []
+            found |= {ref: path.name for ref in refs if isinstance(ref, str) and ref}
+    return found
 
 
 def _touched(path: Path) -> float:

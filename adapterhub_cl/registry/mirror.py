@@ -128,7 +128,7 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
                 rows.set_status(connection, name, version, wanted)
     for (name, version), status in statuses.items():
         if status == "deleted" and (name, version) not in there:
-            _insert_deleted(connection, name, version)
+            rows.insert_deleted(connection, name, version)
     live = {key for key in there if statuses.get(key) != "deleted"}
     for name, held in found.get("aliases", {}).items():
         values = [{"name": name, "alias": a, "version": n} for a, n in held.items() if (name, n) in live]
@@ -151,25 +151,14 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
     return known
 
 
-def restore_scores(connection: Connection, hub: Path) -> None:
-    """Bring the scores that were recorded after publication back into a fresh index."""
+def restore_scores(connection: Connection, hub: Path, forgotten: Mapping[str, str]) -> None:
+    """Bring the scores that were recorded after publication back into a fresh index; none on a forgotten task."""
     v = schema.versions
     there = {
         f"{r[0]}@v{r[1]}": r for r in connection.execute(select(v.c.name, v.c.version).where(v.c.status != "deleted"))
     }
     for row in read_scores(hub):
-        if row["adapter"] in there:
+        if row["adapter"] in there and row["created_at"] > forgotten.get(row["task"], ""):
             name, version = there[row["adapter"]]
             score = Evaluation(**{key: row[key] for key in Evaluation.__dataclass_fields__ if key in row})
             rows.add_evaluations(connection, name, version, [score], row["created_at"])
-
-
-def _insert_deleted(connection: Connection, name: str, version: int) -> None:
-    at = files.now()
-    a = schema.adapters
-    if connection.scalar(select(a.c.name).where(a.c.name == name)) is None:
-        connection.execute(insert(a).values(name=name, created_at=at))
-    values = {"kind": "trained", "task": "", "status": "deleted", "rank": 0, "bytes": 0, "created_at": at}
-    connection.execute(
-        insert(schema.versions).values(name=name, version=version, manifest_sha256="", manifest="{}", **values)
-    )

@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError
-from adapterhub_cl.registry import files, manifests, mirror, rows, schema
+from adapterhub_cl.registry import files, manifests, mirror, rows, schema, tombstones
 from adapterhub_cl.registry.index import Index, open_sqlite
-from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.registry.names import is_name, parse_ref
 
 LOG = logging.getLogger("adapterhub_cl")
 _Event = tuple[str, str, str, str]
@@ -91,9 +91,16 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
 
 
 def _fill(connection: Connection, hub: Path, store: Path, events: list[_Event]) -> int:
-    """Insert everything; a publication that `events` does not have is logged again from its manifest."""
+    """Insert everything; a publication that `events` does not have is logged again from its manifest.
+
+    What tombstones name stays forgotten: scores on the task, and versions that a copy of the hub brought back.
+    """
     found: list[tuple[dict[str, Any], str]] = []
+    forgotten, gone = tombstones.forgotten(hub), tombstones.removed(hub)
     for directory in version_directories(store):
+        if f"{directory.parent.name}@{directory.name}" in gone:
+            LOG.warning("left out of the index: %s, which was forgotten", directory)
+            continue
         try:
             found.append(manifests.read(directory))
         except IntegrityError as error:
@@ -107,12 +114,16 @@ def _fill(connection: Connection, hub: Path, store: Path, events: list[_Event]) 
     for manifest, text in found:
         try:
             with connection.begin_nested():
-                rows.insert_version(connection, manifest, text)
+                rows.insert_version(connection, manifest, text, forgotten)
             indexed.append(manifest)
         except (TypeError, KeyError, ValueError, AdapterHubError) as error:
             LOG.warning("left out of the index: %s@v%s: %r", manifest["name"], manifest["version"], error)
     known = mirror.restore(connection, hub)
-    mirror.restore_scores(connection, hub)
+    mirror.restore_scores(connection, hub, forgotten)
+    v = schema.versions.c
+    there = {f"{row[0]}@v{row[1]}" for row in connection.execute(select(v.name, v.version))}
+    for ref in sorted(gone - there):
+        rows.insert_deleted(connection, parse_ref(ref).name, parse_ref(ref).version or 0)
     for manifest in indexed:
         if manifest["version"] > known.get(manifest["name"], 0):
             rows.apply_moves(connection, manifest, replay=True)

@@ -11,6 +11,7 @@ from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, Storage
 from adapterhub_cl.registry import files, manifests
 from adapterhub_cl.registry.aliasing import Aliases
 from adapterhub_cl.registry.drafts import Draft
+from adapterhub_cl.registry.erasing import Erasures
 from adapterhub_cl.registry.hubfile import FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
 from adapterhub_cl.registry.names import check_name
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _HALF_MADE = {"adapters", "aliases.json", "runs", "index.db", "index.db-wal", "index.db-shm", ".lock"}
 
 
-class Registry(Aliases, Scores, SampleFiles):
+class Registry(Aliases, Scores, SampleFiles, Erasures):
     """One hub. Make one with `create`, open one with `open`; nothing has to be closed.
 
     Attributes:
@@ -141,7 +142,8 @@ class Registry(Aliases, Scores, SampleFiles):
 
         Args:
             manifest: `kind`, `rank`, `status` (`active` or `rejected`) and whatever else is to be kept.
-            edges: (parent, relation) pairs; parents are references, or a path or URL for `imported_from`.
+            edges: (parent, relation) pairs; parents are references, or a path or URL for `imported_from`, or the
+                path of a version of another hub.
             draft: what `new_draft` gave, with all files written.
             serve: let the version answer for its task.
             move_latest: point the alias `latest` to it.
@@ -157,7 +159,8 @@ class Registry(Aliases, Scores, SampleFiles):
         if task is not None:
             check_name(task.name, "task")
         manifests.check_relations(edges)
-        resolved = [(p if relation == "imported_from" else self.get(p).ref, relation) for p, relation in edges]
+        outside = [relation == "imported_from" or Path(parent).is_absolute() for parent, relation in edges]
+        resolved = [(p if out else self.get(p).ref, r) for (p, r), out in zip(edges, outside, strict=True)]
         from adapterhub_cl.registry import publishing
 
         version = publishing.publish(
@@ -197,7 +200,7 @@ class Registry(Aliases, Scores, SampleFiles):
             with self._write() as (connection, rows):
                 record = self.get(ref)
                 rows.delete_version(connection, record.name, record.version, reason)
-                rows.add_event(connection, reason, record.ref)
+                rows.add_event(connection, reason, record.ref, _ancestry(record))
             self._forget_scores(ref=record.ref)
         return record
 
@@ -260,8 +263,15 @@ class Registry(Aliases, Scores, SampleFiles):
 
         return checks.repair(self._place())
 
+    def needed_by_runs(self) -> dict[str, str]:
+        """Version → the unfinished run that goes on from it or stands on it; see `checks.needed_by_runs`."""
+        from adapterhub_cl.registry import checks
+
+        return checks.needed_by_runs(self._place())
+
     def garbage(self, older_than_days: float = 7.0) -> list[Garbage]:
-        """What may be removed: leftovers, unfinished runs of that age, directories of deleted versions."""
+        """What may be removed: leftovers, unfinished runs of that age, directories of deleted versions that no other
+        unfinished run needs."""
         from adapterhub_cl.registry import checks
 
         return checks.garbage(self._place(), older_than_days)
@@ -276,6 +286,17 @@ class Registry(Aliases, Scores, SampleFiles):
         from adapterhub_cl.registry.checks import Place
 
         return Place(self.path, self.adapters_dir, self._index)
+
+
+def _ancestry(record: AdapterRecord) -> dict[str, Any]:
+    """What the log keeps of a deleted version, so that it can be told whether what came from it knew a task."""
+    manifest = record.manifest
+    kept: dict[str, Any] = {
+        key: list(manifest[key]) for key in ("takes_over", "learned_from", "read_from") if key in manifest
+    }
+    kept["strategy"] = manifest.get("strategy", "")
+    parents = [edge["parent"] for edge in manifest.get("lineage", ())]
+    return {"kind": record.kind, "task": record.task, "created_at": record.created_at, "parents": parents, **kept}
 
 
 def _check_free(path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,15 @@ def newest_active(connection: Connection, name: str) -> int | None:
     return None if found is None else int(found)
 
 
-def insert_version(connection: Connection, manifest: Mapping[str, Any], text: str) -> None:
-    """The rows that a manifest alone determines: adapter, version, lineage, evaluations, task."""
+def insert_version(
+    connection: Connection, manifest: Mapping[str, Any], text: str, forgotten: Mapping[str, str] | None = None
+) -> None:
+    """The rows that a manifest alone determines: adapter, version, lineage, evaluations, task.
+
+    Args:
+        forgotten: task → until when; what an older manifest says of such a task stays out.
+    """
+    old = {task for task, until in (forgotten or {}).items() if manifest["created_at"] <= until}
     name, version = manifest["name"], manifest["version"]
     if connection.scalar(select(schema.adapters.c.name).where(schema.adapters.c.name == name)) is None:
         connection.execute(insert(schema.adapters).values(name=name, created_at=manifest["created_at"]))
@@ -59,9 +66,9 @@ def insert_version(connection: Connection, manifest: Mapping[str, Any], text: st
             insert(schema.lineage),
             [{"child_name": name, "child_version": version, "parent": p, "relation": r} for p, r in sorted(edges)],
         )
-    scores = [Evaluation(**row) for row in manifest["evaluations"]]
+    scores = [Evaluation(**row) for row in manifest["evaluations"] if row["task"] not in old]
     add_evaluations(connection, name, version, scores, manifest["created_at"])
-    if manifest["task_spec"]:
+    if manifest["task_spec"] and manifest["task_spec"].get("name") not in old:
         put_task(connection, Task.from_json(manifest["task_spec"]), manifest["created_at"])
 
 
@@ -195,6 +202,46 @@ def delete_version(connection: Connection, name: str, version: int, reason: str)
             drop_alias(connection, name, alias, reason)
         else:
             move_alias(connection, name, alias, follower, reason)
+
+
+def insert_deleted(connection: Connection, name: str, version: int) -> None:
+    """The emptied row of a version that is no longer there, so that its number is not used again."""
+    at, a = now(), schema.adapters
+    if connection.scalar(select(a.c.name).where(a.c.name == name)) is None:
+        connection.execute(insert(a).values(name=name, created_at=at))
+    values = {"kind": "trained", "task": "", "status": "deleted", "rank": 0, "bytes": 0, "created_at": at}
+    connection.execute(insert(_v).values(name=name, version=version, manifest_sha256="", manifest="{}", **values))
+
+
+def erase_versions(connection: Connection, gone: Mapping[tuple[str, int], tuple[str, int] | None], reason: str) -> None:
+    """Delete versions for good: each row is emptied, and aliases go to what takes the version's place.
+
+    Args:
+        gone: (name, version) → the version that takes its place, or None.
+    """
+    for (name, version), after in gone.items():
+        if connection.scalar(select(_v.c.name).where(_v.c.name == name, _v.c.version == version)) is None:
+            insert_deleted(connection, name, version)
+        held = connection.scalars(select(_a.c.alias).where(_a.c.name == name, _a.c.version == version)).all()
+        for alias in held:
+            if after is None or alias == LATEST:
+                continue  # dropped below; `latest` goes to the newest that is left
+            if after[0] != name:
+                drop_alias(connection, name, alias, reason)
+            move_alias(connection, after[0], alias, after[1], reason)
+        delete_version(connection, name, version, reason)
+        connection.execute(
+            update(_v).where(_v.c.name == name, _v.c.version == version).values(manifest_sha256="", rank=0)
+        )
+    for name, version in gone:
+        connection.execute(delete(_h).where(_h.c.name == name, _h.c.version == version))
+
+
+def empty_events(connection: Connection, refs: Iterable[str]) -> None:
+    """Take the details out of the log's lines about these."""
+    e = schema.events
+    for ref in refs:
+        connection.execute(update(e).where(e.c.ref == ref, e.c.verb != "forget-task").values(detail="{}"))
 
 
 def delete_task(connection: Connection, task: str) -> None:

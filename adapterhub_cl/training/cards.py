@@ -24,19 +24,9 @@ def card(
         training: what `training.json` holds; empty for an imported adapter.
         parents: (parent, relation) pairs.
     """
-    source = json.dumps(base.source, ensure_ascii=False)  # quoted as YAML and as Python want it
-    embedded = base.source == TINY
     lines = [
-        "---",
-        f"base_model: {source}",
-        "library_name: peft",
-        "tags: [lora, adapterhub-cl]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A LoRA adapter for the {task.kind} task `{task.name}` on `{base.source}` "
-        f"({base.architecture}, {base.parameters / 1e6:,.1f} million parameters, {base.quantization}).",
+        *_header(name, base),
+        f"A LoRA adapter for the {task.kind} task `{task.name}` on {_about(base)}.",
         "",
     ]
     if task.labels:
@@ -55,7 +45,81 @@ def card(
             "All settings stand in `training.json`.",
             "",
         ]
+    lines += _footer(base)
+    return "\n".join(lines)
+
+
+def derived_card(
+    name: str,
+    base: BaseInfo,
+    kind: str,
+    tasks: Sequence[str],
+    recipe: Mapping[str, Any],
+    report: Mapping[str, Any],
+    parents: Sequence[tuple[str, str]],
+    evaluations: Sequence[Evaluation],
+) -> str:
+    """The card of a merged, distilled or pruned version.
+
+    Args:
+        tasks: what it answers for.
+        recipe: how it was made; `report` what came out.
+    """
+    served = ", ".join(f"`{task}`" for task in tasks) or "no task"
+    lines = [
+        *_header(name, base),
+        f"A LoRA adapter for {served} on {_about(base)}, {kind} from other versions"
+        + (f" by `{recipe['method']}`" if recipe.get("method") else "")
+        + ".",
+        "",
+    ]
+    weights = recipe.get("weights") or {}
     lines += [
+        f"- {relation.replace('_', ' ')} `{parent}`" + (f" × {weights[parent]:.4g}" if parent in weights else "")
+        for parent, relation in parents
+    ]
+    lines.append("")
+    if "truncation_error" in report:
+        lines += [f"Truncation error ‖ΔW − ΔW_r‖ ÷ ‖ΔW‖: {report['truncation_error']:.4g}.", ""]
+    if evaluations:
+        kept = report.get("retention") or {}
+        lines += ["| task | metric | value | retention | examples | data |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| {e.task} | {e.metric} | {e.value:.4f} | {kept.get(e.task, 1.0):.3f} | {e.n} | `{e.data}` |"
+            for e in evaluations
+        ]
+        lines.append("")
+    return "\n".join([*lines, "How it was made stands in `recipe.json`.", "", *_footer(base)])
+
+
+def _header(name: str, base: BaseInfo) -> list[str]:
+    return [
+        "---",
+        f"base_model: {_quoted(base)}",
+        "library_name: peft",
+        "tags: [lora, adapterhub-cl]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+    ]
+
+
+def _quoted(base: BaseInfo) -> str:
+    """The base's name, quoted as YAML and as Python want it."""
+    return json.dumps(base.source, ensure_ascii=False)
+
+
+def _about(base: BaseInfo) -> str:
+    return (
+        f"`{base.source}` ({base.architecture}, {base.parameters / 1e6:,.1f} million parameters, {base.quantization})"
+    )
+
+
+def _footer(base: BaseInfo) -> list[str]:
+    """How to load it, and what it is for."""
+    embedded, source = base.source == TINY, _quoted(base)
+    return [
         "```python",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
@@ -68,4 +132,3 @@ def card(
         f"Base fingerprint: `{base.fingerprint}`.",
         "",
     ]
-    return "\n".join(lines)

@@ -10,11 +10,12 @@ from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.types import AdapterRecord
 
 FORMATS = ("peft",)
-_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "training.json")
+_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "training.json", "recipe.json")
+_PACKED = "adapter_model.packed.safetensors"
 
 
 def export(record: AdapterRecord, target: Path, format: str) -> Path:  # noqa: A002 (the flag's name)
-    """Copy a version in PEFT's own format to a missing or empty directory.
+    """Copy a version in PEFT's own format to a missing or empty directory; a packed one is unpacked.
 
     Raises:
         UnknownNameError: no such format.
@@ -32,7 +33,11 @@ def export(record: AdapterRecord, target: Path, format: str) -> Path:  # noqa: A
             for name in _FILES:
                 if (record.path / name).is_file():  # an imported adapter has no training.json
                     shutil.copyfile(record.path / name, target / name)
-        except OSError:
+            if (record.path / _PACKED).is_file():
+                from adapterhub_cl.lora_files import unpack  # the only export that needs torch
+
+                unpack(record.path, target)
+        except BaseException:
             for name in _FILES:
                 (target / name).unlink(missing_ok=True)
             if made:

@@ -11,9 +11,10 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.lora_files import CONFIG, WEIGHTS, is_packed
 from adapterhub_cl.registry import Registry, check_name, storage_errors
 from adapterhub_cl.training.cards import card
-from adapterhub_cl.training.lora import CONFIG, WEIGHTS, stored_adapter
+from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.types import TASK_KINDS, AdapterRecord, Task
 
 
@@ -37,6 +38,8 @@ def import_adapter(
         raise UsageError(f"{source} holds no {CONFIG}", "give the folder that PEFT's save_pretrained() wrote")
     if not (source / WEIGHTS).is_file():
         pickled = (source / "adapter_model.bin").is_file()
+        if is_packed(source):
+            raise AdapterError(f"the adapter in {source} is packed", "cl-adapter export writes it in PEFT's own format")
         raise AdapterError(
             f"{source} holds no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
             "save it again with PEFT's save_pretrained(safe_serialization=True)",

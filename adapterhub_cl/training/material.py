@@ -15,7 +15,7 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import Combined
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
-from adapterhub_cl.types import AdapterRecord, Example, Task
+from adapterhub_cl.types import DERIVED, AdapterRecord, Example, Task
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,8 @@ def _parent(registry: Registry, request: Request, strategy: Combined) -> Adapter
     if request.on_top_of:
         return registry.get(request.on_top_of)
     latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)
-    usable = [record for record in latest if record.status == "active"]
+    # A consolidated adapter is no step of the stream: it is gone on from only where it is named (--on-top-of).
+    usable = [record for record in latest if record.status == "active" and record.kind not in DERIVED]
     return strategy.parent(strategies.Past(usable))
 
 

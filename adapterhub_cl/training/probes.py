@@ -54,15 +54,15 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
             except DataError:
                 continue
             if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
-                return Probe(task, found.examples, held["source"], _length(record), found.sha256)
+                return Probe(task, found.examples, held["source"], length_of(record), found.sha256)
     for record in own:
         samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
         if samples:
-            return Probe(task, samples, f"replay samples of {record.ref}", _length(record))
+            return Probe(task, samples, f"replay samples of {record.ref}", length_of(record))
     return None
 
 
-def _length(record: AdapterRecord) -> int:
+def length_of(record: AdapterRecord) -> int:
     """Tokens that a version's examples were cut to."""
     settings = (record.manifest.get("training") or {}).get("settings") or {}
     return int(settings.get("max_length") or 512)

@@ -26,7 +26,7 @@ def effects_of(
     A task that nothing serves, or of which nothing is left to measure it on, is passed over.
     """
     serving = registry.serving()
-    would = {record.task, *record.manifest.get("takes_over", ())}
+    would = set(record.tasks)
     recorded = {row["task"]: Effect.from_json(row) for row in (record.manifest.get("gate") or {}).get("effects", ())}
     found = []
     for task in tasks:
@@ -59,11 +59,10 @@ def promote(
     """Let a version serve its tasks, through the gate; see `AdapterHub.promote`."""
     bound = limit_of(registry, limit)
     record = registry.get(ref)
-    if not record.task:
+    if not record.tasks:
         raise UsageError(f"{record.ref} has no task that it could serve", "cl-adapter import … --task NAME gives one")
     registry.check_files(record)
-    tasks = [record.task, *record.manifest.get("takes_over", ())]
-    decision = decide(effects_of(registry, load, record, tasks, reporter), bound)
+    decision = decide(effects_of(registry, load, record, record.tasks, reporter), bound)
     if not decision.passed:
         refused = GateRefused(
             decision.message(record.ref),
@@ -76,7 +75,9 @@ def promote(
         newest = max(v.version for v in registry.versions(record.name) if v.status == "active")
         if newest == record.version:
             registry.set_alias(record.ref, "latest", reason="promote")
-    registry.set_alias(record.ref, "production", reason="promote")
+    serving = registry.serving()
+    before = {task: serving[task] for task in record.tasks if serving.get(task, record.ref) != record.ref}
+    registry.set_alias(record.ref, "production", reason="promote", detail={"served_before": before})
     for task in record.manifest.get("takes_over", ()):
         registry.serve(task, record.ref)
     return registry.get(record.ref), decision

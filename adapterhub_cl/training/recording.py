@@ -12,12 +12,13 @@ from adapterhub_cl import objectives, replay, strategies
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.gate import Decision
+from adapterhub_cl.lora_files import CONFIG
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.strategies._combined import Combined
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.evidence import ModelEvidence
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.training.lora import CONFIG, save_adapter
+from adapterhub_cl.training.lora import save_adapter
 from adapterhub_cl.training.material import Material
 from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
@@ -114,6 +115,8 @@ def record_version(
             "strategy": strategy.name,
             "shared": strategy.shared,
             "takes_over": list(material.takes_over),
+            "learned_from": sorted({lesson.task.name for lesson in material.past}),
+            "read_from": sorted({lesson.record.ref for lesson in material.past}),
             "gate": decision.to_json(),
             "stream": dict(request.stream),
             **told,

@@ -16,7 +16,7 @@ from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import build as build_strategy
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.training.settings import TrainingSettings
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import DERIVED, AdapterRecord
 
 # What an adapter that starts from another one takes over from it.
 SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
@@ -105,7 +105,7 @@ def build(
     Raises:
         UsageError: a bad name, no data, nothing to resume, or other data than the run was started with.
     """
-    name = check_name(name) if verb == "add-task" else registry.get(name).name
+    name = check_name(name) if verb == "add-task" else _to_update(registry, name)
     if resume:
         run = Run.newest(registry.runs_dir, verb, name)
         request = Request.from_json(run.request)
@@ -127,6 +127,21 @@ def build(
     request = Request(verb, name, absolute(data), **given)
     check(registry, request)
     return request, None
+
+
+def _to_update(registry: Registry, name: str) -> str:
+    """The adapter of which `update` makes a new version.
+
+    Raises:
+        UsageError: it answers for several tasks, so new data would be of none of them.
+    """
+    record = registry.get(name)
+    if record.kind in DERIVED and not record.task:
+        raise UsageError(
+            f"{record.ref} was {record.kind} from adapters of several tasks ({', '.join(record.tasks)})",
+            "update the adapter of one task, then merge or distill again",
+        )
+    return record.name
 
 
 def check(registry: Registry, request: Request) -> None:

@@ -21,6 +21,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.training.fused import fused
 
 # Another implementation must be this much faster than the default to be chosen: noise must not decide.
@@ -150,3 +151,19 @@ class _Choices:
 
 def to_json(speed: Speed) -> dict[str, Any]:
     return asdict(speed)
+
+
+def stored(run: Path) -> Speed | None:
+    """The choice of a run that is gone on with."""
+    path = run / "speed.json"
+    return Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def store(run: Path, choice: Speed) -> None:
+    """Keep a run's choice for a resume.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with storage_errors(run):
+        (run / "speed.json").write_text(json.dumps(to_json(choice)), encoding="utf-8")

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.errors import AdapterError, UsageError
-from adapterhub_cl.training.lora import check_config, check_ranks, read_weights
+from adapterhub_cl.lora_files import check_config, check_ranks, config_for, plain_folder, read_weights
 
 BENEATH = "beneath"
 OWN = "default"
@@ -34,10 +34,10 @@ def put_beneath(model: Any, folder: Path) -> None:
         raise UsageError("--dora cannot be used on top of another adapter", "leave --dora out")
     weights = read_weights(folder)
     check_ranks(folder, check_config(folder), weights)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_folder(folder) as plain:
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
         try:
-            model.load_adapter(str(folder), BENEATH, is_trainable=False, torch_device=str(model.device))
+            model.load_adapter(str(plain), BENEATH, is_trainable=False, torch_device=str(model.device))
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise AdapterError(f"the adapter in {folder} does not fit this base: {line}", "check its base") from error
@@ -71,20 +71,8 @@ def stacked(model: Any) -> tuple[dict[str, torch.Tensor], LoraConfig]:
         weights[f"{name}.lora_A.weight"] = torch.cat([a for a, _ in pairs], 0).cpu().contiguous()
         weights[f"{name}.lora_B.weight"] = torch.cat([b for _, b in pairs], 1).cpu().contiguous()
         ranks[name.removeprefix("base_model.model.")] = sum(a.shape[0] for a, _ in pairs)
-    most = max(ranks.values())
     own = model.peft_config[OWN]
-    other = {name: rank for name, rank in ranks.items() if rank != most}
-    config = LoraConfig(
-        r=most,
-        lora_alpha=most,
-        target_modules=_targets(model, ranks),
-        rank_pattern=other,
-        alpha_pattern=dict(other),
-        fan_in_fan_out=own.fan_in_fan_out,
-        task_type=own.task_type,
-        bias="none",
-        inference_mode=True,
-    )
+    config = config_for(ranks, _targets(model, ranks), transposed=own.fan_in_fan_out, task_type=own.task_type)
     return weights, config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import StorageError, TrainingInterrupted
-from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import Combined, build
 from adapterhub_cl.training import checkpoints, speed
@@ -123,7 +122,7 @@ def teach(
                 lesson_of(request, material, strategy, keep),
                 settings,
                 run=run.path,
-                chosen=_stored_speed(run.path),
+                chosen=speed.stored(run.path),
                 on_speed=lambda choice: _store_speed(run.path, choice, accelerator),
                 accelerator=accelerator,
                 reporter=reporter,
@@ -200,12 +199,6 @@ def _new_run(registry: Registry, request: Request, material: Material, accelerat
     return run
 
 
-def _stored_speed(run: Path) -> speed.Speed | None:
-    path = run / "speed.json"
-    return speed.Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
 def _store_speed(run: Path, choice: speed.Speed, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
-        with storage_errors(run):
-            (run / "speed.json").write_text(json.dumps(speed.to_json(choice)), encoding="utf-8")
+        speed.store(run, choice)

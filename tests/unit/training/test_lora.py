@@ -17,13 +17,10 @@ from toys import same, stir, toy_settings
 from transformers import AutoModelForCausalLM
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, TrainingError, UsageError
+from adapterhub_cl.lora_files import CONFIG, WEIGHTS, check_config, read_weights
 from adapterhub_cl.training.lora import (
-    CONFIG,
-    WEIGHTS,
-    check_config,
     new_adapter,
     open_adapter,
-    read_weights,
     save_adapter,
     stored_adapter,
     trainable,

@@ -1,0 +1,1 @@
+"""Consolidation: new versions made out of stored ones (merge, distill, prune), measured on their parents' tasks."""

@@ -1,0 +1,386 @@
+"""The verb `distill`: one adapter that answers as its teachers do, each for its own tasks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from adapterhub_cl import merging, objectives
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.measuring import Yardstick
+from adapterhub_cl.consolidation.merge import MergeRequest, combine
+from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
+from adapterhub_cl.consolidation.recording import Making, record, writer
+from adapterhub_cl.consolidation.teachers import Asked, Sources, ask, gather, tokens_of
+from adapterhub_cl.distillation.lessons import TeachersAnswers
+from adapterhub_cl.distillation.settings import DistillationSettings
+from adapterhub_cl.distillation.student import Student
+from adapterhub_cl.errors import GateRefused, StorageError, TrainingInterrupted, UsageError
+from adapterhub_cl.evaluation.retention import Retained
+from adapterhub_cl.lora_files import CONFIG, WEIGHTS
+from adapterhub_cl.options import from_mapping
+from adapterhub_cl.registry import Registry, parse_ref, storage_errors
+from adapterhub_cl.strategies import Origin
+from adapterhub_cl.training import checkpoints, speed
+from adapterhub_cl.training.learn import Learned, Lesson, learn
+from adapterhub_cl.training.lora import new_adapter, save_adapter
+from adapterhub_cl.training.probes import OBJECTIVE, length_of
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.runs import Run, held
+from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.types import AdapterRecord
+
+EPOCHS = 8  # replay samples are few: three passes, as for a task's data, are not enough
+FRESH = "none"
+
+
+@dataclass(frozen=True)
+class DistillRequest:
+    """What a distillation was asked for.
+
+    Attributes:
+        distillation: what the user gave of `DistillationSettings`; `settings` of `TrainingSettings`.
+        samples: ask the teachers their replay samples; `data` unlabelled text, `pseudo` what they write themselves.
+        start: the merge method whose result the student starts from, or `none`.
+        grow: double the rank until every task retains `min_retention`, up to the parents' ranks added up.
+    """
+
+    refs: Sequence[str]
+    distillation: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    samples: bool = True
+    data: Sequence[str] = ()
+    pseudo: int = 0
+    start: str = merging.DEFAULT
+    grow: bool = False
+    min_retention: float | None = None
+    evaluate: bool = True
+
+    def training(self) -> TrainingSettings:
+        """The whole training settings; of a distillation the epochs' default is another one."""
+        return TrainingSettings.from_mapping({"epochs": EPOCHS, **self.settings}, "the settings")
+
+    def held_to(self) -> DistillationSettings:
+        return from_mapping(DistillationSettings, self.distillation, "the settings")
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> DistillRequest:
+        """The reverse of `asdict`; further keys are passed over."""
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
+
+
+@dataclass(frozen=True)
+class Places:
+    """The hub of the teachers, and that of the student where its base is another one.
+
+    Attributes:
+        load: gives the base of the hub.
+    """
+
+    registry: Registry
+    load: Callable[[], LoadedBase]
+    into: Registry | None = None
+    load_into: Callable[[], LoadedBase] | None = None
+
+    @property
+    def student(self) -> Registry:
+        return self.into or self.registry
+
+    def student_base(self) -> LoadedBase:
+        return (self.load_into or self.load)()
+
+
+def distill(
+    places: Places,
+    name: str,
+    request: DistillRequest,
+    reporter: Reporter,
+    *,
+    new_version: bool = False,
+    run: Run | None = None,
+) -> AdapterRecord:
+    """Teach a student and record it; see `AdapterHub.distill`.
+
+    Args:
+        run: the run to go on with.
+    """
+    registry, student = places.registry, places.student
+    settings, held_to = request.training(), request.held_to()
+    least = least_retention(student, request.min_retention)
+    _check(request, settings, held_to, least, places)
+    check_new_name(student, name, new_version)
+    parents = find_parents(registry, request.refs)
+    base = places.load()
+    student_base = places.student_base()
+    if places.into is not None:
+        _same_tokenizer(base, student_base)
+    request = replace(request, settings={"max_length": _length(parents), **request.settings})
+    length = min(request.training().max_length, base.context, student_base.context)
+    sources = Sources(request.samples, tuple(request.data), request.pseudo)
+    asked = gather(registry, base, parents, sources, length, settings.seed, reporter)
+    tokens = tokens_of(asked, base.tokenizer, length)
+    told = ", ".join(f"{one.task.name} {len(rows)}" for one, rows in zip(asked, tokens, strict=True))
+    reporter.note(f"rows to learn from: {told}")
+    run = run or _new_run(student, name, request, new_version, places)
+    lock = run.lock()
+    try:
+        with held(lock):
+            answers = ask(base, asked, tokens, held_to, run.path / "teachers.safetensors", reporter)
+            made = _Distillation(places, name, request, parents, asked, answers, least, run, reporter).make()
+    except BaseException as error:
+        _leave(run, name, error)
+        raise
+    run.remove()
+    return made
+
+
+class _Distillation:
+    """One run: students of one rank or of growing ranks, the best of which is recorded."""
+
+    def __init__(
+        self,
+        places: Places,
+        name: str,
+        request: DistillRequest,
+        parents: Parents,
+        asked: Sequence[Asked],
+        answers: TeachersAnswers,
+        least: float | None,
+        run: Run,
+        reporter: Reporter,
+    ) -> None:
+        self.places, self.name, self.request, self.parents = places, name, request, parents
+        self.asked, self.answers, self.least, self.run, self.reporter = asked, answers, least, run, reporter
+        self.most = sum(record.rank for record in parents.records)
+
+    def first_rank(self) -> int:
+        """The rank asked for, else the largest parent's."""
+        settings = self.request.training()
+        if "rank" not in self.request.settings:
+            return max(record.rank for record in self.parents.records)
+        if settings.rank > self.most and self.places.into is None and self.request.start != FRESH:
+            raise UsageError(
+                f"--rank {settings.rank} is above {self.most}, the parents' ranks added up",
+                "or start afresh: --start none",
+            )
+        return settings.rank
+
+    def make(self) -> AdapterRecord:
+        """Teach, and record the student that retains most."""
+        rank = self.first_rank()
+        yardstick = None
+        if self.request.evaluate:
+            tasks = self.parents.tasks()
+            yardstick = Yardstick.of(self.places.registry, self.places.load(), tasks, self.reporter)
+        tried: list[tuple[float, int, Learned]] = []
+        while True:
+            learned = self.teach(rank)
+            if not self.request.grow or yardstick is None or self.least is None:
+                tried.append((0.0, rank, learned))
+                break
+            effects, _ = yardstick.measure(self.places.student_base(), self.folder(rank) / "student")
+            lowest = Retained(self.least, tuple(effects)).lowest or 0.0
+            self.reporter.note(f"rank {rank}: lowest retention {lowest:.3f}")
+            tried.append((lowest, rank, learned))
+            if lowest >= self.least or rank >= self.most:
+                break
+            rank = min(2 * rank, self.most)
+        _, rank, learned = max(tried, key=lambda one: one[:2])
+        return self.record(rank, learned, yardstick)
+
+    def record(self, rank: int, learned: Learned, yardstick: Yardstick | None) -> AdapterRecord:
+        """Publish a student."""
+        places, request = self.places, self.request
+        elsewhere = places.into is not None
+        asked = asdict(request)
+        recipe = {
+            "verb": "distill",
+            "parents": self.parents.refs,
+            **{key: asked[key] for key in asked if key not in ("refs", "min_retention", "evaluate")},
+            "rank": rank,
+            "from_hub": str(places.registry.path.resolve()) if elsewhere else "",
+        }
+        facts = ("steps", "seconds", "best_epoch", "history", "learning_rate")
+        report = {
+            "rows": {one.task.name: len(one.examples) for one in self.asked},
+            "training": {key: learned.facts[key] for key in facts},
+            "student": learned.facts["strategy_summary"],
+        }
+        if elsewhere:
+            for one in self.asked:
+                places.student.put_task(one.task)
+        least = self.least if request.evaluate else None
+        making = Making(self.name, "distilled", self.parents, recipe, least, request.evaluate, report, elsewhere)
+        write = _copies(self.folder(rank) / "student")
+        return record(places.student, places.student_base, making, write, self.reporter, yardstick)
+
+    def folder(self, rank: int) -> Path:
+        """Where a student's training keeps its files."""
+        return self.run.path / f"rank-{rank}"
+
+    def teach(self, rank: int) -> Learned:
+        """Train one student of a rank; its files are in `student` in its folder afterwards."""
+        base, folder = self.places.student_base(), self.folder(rank)
+        settings = replace(self.request.training(), rank=rank)
+        objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            start = self.start(rank)
+        first, *others = self.asked
+        lesson = Lesson(
+            first.task,
+            first.examples,
+            past=[(one.task, Origin(one.task.name, None, e)) for one in others for e in one.examples],
+            together=True,
+        )
+        hook = Student(self.request.held_to(), self.answers)
+        try:
+            with new_adapter(base, settings, objective.task_type, start) as model:
+                learned = learn(
+                    model,
+                    base,
+                    objective,
+                    hook,
+                    lesson,
+                    settings,
+                    run=folder,
+                    chosen=speed.stored(folder),
+                    on_speed=lambda choice: speed.store(folder, choice),
+                    accelerator=Accelerator(cpu=base.device.type == "cpu"),
+                    reporter=self.reporter,
+                )
+                student = folder / "student"
+                with storage_errors(student):
+                    student.mkdir(exist_ok=True)
+                    save_adapter(model, student, base.info.source)
+        finally:
+            hook.close()
+        return learned
+
+    def start(self, rank: int) -> Path | None:
+        """The merged adapter that the student starts from; made once for a run. None for a fresh student."""
+        places, request, parents = self.places, self.request, self.parents
+        folder = self.folder(rank) / "start"
+        if request.start == FRESH or places.into is not None:
+            return None
+        if (folder / WEIGHTS).is_file():
+            return folder
+        method = merging.build(request.start, {})
+        weighted = replace(parents, weights=method.default_weights(len(parents.records)))
+        wanted = MergeRequest(parents.refs, method=request.start, rank=rank, seed=request.training().seed)
+        with ExitStack() as stack:
+            adapters = parents.open(stack)
+            layers, _ = combine(places.registry, places.load, weighted, method, wanted, adapters, self.reporter)
+            folder.mkdir(exist_ok=True)
+            writer({one.name: one.result.factors for one in layers}, adapters, places.registry.base.source)(folder)
+        return folder
+
+
+def _check(
+    request: DistillRequest,
+    settings: TrainingSettings,
+    held_to: DistillationSettings,
+    least: float | None,
+    places: Places,
+) -> None:
+    """Every bad setting is told before anything is loaded."""
+    if request.start != FRESH:
+        merging.build(request.start, {})
+    if request.min_retention is not None and not request.evaluate:
+        raise UsageError("--min-retention needs the retention that --no-eval leaves out", "give one or the other")
+    if request.grow and (least is None or not request.evaluate):
+        raise UsageError("--grow raises the rank until a retention is reached", "say which: --min-retention 0.95")
+    if request.pseudo < 0:
+        raise UsageError(f"--pseudo must be at least 0, not {request.pseudo}", "--pseudo 200")
+    if settings.dora:
+        raise UsageError("a student is plain LoRA, not DoRA", "leave --dora out")
+    if places.into is not None and held_to.features:
+        raise UsageError("--features compares layers of one base with each other", "leave it out with --into")
+    if settings.prompt_loss:
+        raise UsageError("teachers are listened to at the answers only", "leave --prompt-loss out")
+
+
+def _same_tokenizer(teacher: LoadedBase, student: LoadedBase) -> None:
+    one, other = teacher.tokenizer, student.tokenizer
+    if one.get_vocab() != other.get_vocab() or one.eos_token_id != other.eos_token_id:
+        raise UsageError(
+            f"the bases {teacher.info.source!r} and {student.info.source!r} have different tokenizers",
+            "distillation compares probabilities of tokens: both bases must share them",
+        )
+
+
+def _length(parents: Parents) -> int:
+    """The longest that any teacher's examples were cut to: a student need not read more."""
+    return max(length_of(record) for record in parents.records)
+
+
+def _copies(source: Path) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for file in (CONFIG, WEIGHTS):
+            shutil.copyfile(source / file, folder / file)
+
+    return write
+
+
+def _new_run(registry: Registry, name: str, request: DistillRequest, new_version: bool, places: Places) -> Run:
+    row = {
+        "verb": "distill",
+        "name": name,
+        "created_at": datetime.now(UTC).isoformat(),
+        "new_version": new_version,
+        "from_hub": str(places.registry.path.resolve()),
+        **asdict(request),
+    }
+    return Run.start(registry.runs_dir, row)
+
+
+def _leave(run: Run, name: str, error: BaseException) -> None:
+    """A run that was refused or has nothing to go on from is dropped; one that was stopped says how to go on."""
+    if isinstance(error, GateRefused) or not any(run.path.glob(f"*/{checkpoints.NAME}")):
+        run.remove()
+        if isinstance(error, StorageError):
+            error.hint = "free some space, then start again"
+        return
+    go_on = f"go on with: cl-adapter distill --as {name} --resume"
+    if isinstance(error, TrainingInterrupted):
+        error.hint = go_on
+    elif isinstance(error, KeyboardInterrupt):
+        raise TrainingInterrupted("stopped; a checkpoint was kept", go_on) from error
+
+
+def resumed(registry: Registry, name: str) -> tuple[Run, DistillRequest, bool, str]:
+    """The unfinished run of a name, what it was asked for, whether the name may be there, and the teachers' hub.
+
+    Raises:
+        UsageError: there is none.
+    """
+    run = Run.newest(registry.runs_dir, "distill", name)
+    row = run.request
+    return run, DistillRequest.from_json(row), bool(row.get("new_version")), str(row.get("from_hub", ""))
+
+
+def refreshed(registry: Registry, name: str) -> tuple[AdapterRecord, DistillRequest | None]:
+    """How a distilled adapter is made again from its teachers as they are now; None where none has a newer version.
+
+    Raises:
+        UsageError: it was not distilled, or from another hub.
+    """
+    there = registry.get(name)
+    recipe = there.manifest.get("recipe") or {}
+    if there.kind != "distilled" or recipe.get("from_hub"):
+        raise UsageError(
+            f"{there.ref} was {there.kind}" + (" from another hub" if recipe.get("from_hub") else ""),
+            "--refresh makes a distilled adapter again from its teachers' newest versions",
+        )
+    newest = [registry.get(parse_ref(ref).name).ref for ref in recipe["parents"]]
+    if newest == list(recipe["parents"]):
+        return there, None
+    asked = {**recipe, "refs": newest, "min_retention": recipe["min_retention"], "evaluate": recipe["measured"]}
+    return there, DistillRequest.from_json(asked)

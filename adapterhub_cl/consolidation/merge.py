@@ -1,0 +1,192 @@
+"""The verb `merge`: several versions become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from adapterhub_cl import merging
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
+from adapterhub_cl.consolidation.recording import Making, record, writer
+from adapterhub_cl.consolidation.stage import MergeStage
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.merging import BaseMethod
+from adapterhub_cl.merging._interference import interference
+from adapterhub_cl.merging._layers import Merged, layers_of, refuse_nothing, shapes_of, total_error
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.types import AdapterRecord
+
+SIZE = 4  # bytes of a stored number
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """What a merge was asked for.
+
+    Attributes:
+        method: a merge method's name; `options` of it, `NAME.OPTION` or `OPTION` → value.
+        rank: highest rank of a layer of the result; None: as the method has it.
+        weights: of each parent; None: as the method has it.
+        min_retention: the gate's bound; None: hub.toml's, else none.
+        evaluate: measure retention.
+    """
+
+    refs: Sequence[str] = ()
+    weights: Sequence[float] | None = None
+    expression: str | None = None
+    method: str = merging.DEFAULT
+    rank: int | None = None
+    options: Mapping[str, Any] | None = None
+    min_retention: float | None = None
+    evaluate: bool = True
+    seed: int = 0
+
+
+def merge(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    name: str,
+    request: MergeRequest,
+    reporter: Reporter,
+    *,
+    new_version: bool = False,
+) -> AdapterRecord:
+    """Merge and record; see `AdapterHub.merge`."""
+    least = least_retention(registry, request.min_retention)
+    if request.min_retention is not None and not request.evaluate:
+        raise UsageError("--min-retention needs the retention that --no-eval leaves out", "give one or the other")
+    check_new_name(registry, name, new_version)
+    parents, method = _asked(registry, request)
+    with ExitStack() as stack:
+        adapters = parents.open(stack)
+        layers, report = combine(registry, load, parents, method, request, adapters, reporter)
+        recipe = recipe_of(parents, method, request)
+        making = Making(name, "merged", parents, recipe, least if request.evaluate else None, request.evaluate, report)
+        factors = {layer.name: layer.result.factors for layer in layers}
+        return record(registry, load, making, writer(factors, adapters, registry.base.source), reporter)
+
+
+def plan(
+    registry: Registry, load: Callable[[], LoadedBase], request: MergeRequest, reporter: Reporter
+) -> dict[str, Any]:
+    """What a merge would give, without writing anything; see `AdapterHub.plan_merge`."""
+    least_retention(registry, request.min_retention)
+    parents, method = _asked(registry, request)
+    estimated = bool(method.reads)
+    if estimated:
+        method = merging.build("linear", {})
+        request = replace(request, method="linear", options={})
+    with ExitStack() as stack:
+        adapters = parents.open(stack)
+        layers, report = combine(registry, load, parents, method, request, adapters, reporter)
+        shapes = shapes_of(adapters)
+        sizes = [max(a.rank(m) for m in a.modules) for a in adapters]
+        largest = max(shapes, key=lambda m: _layer_bytes(adapters, m, shapes[m], method.dense))
+        return {
+            "parents": [
+                {"ref": r.ref, "task": r.task, "tasks": r.tasks, "rank": size, "layers": len(a.modules)}
+                for r, a, size in zip(parents.records, adapters, sizes, strict=True)
+            ],
+            **recipe_of(parents, method, request),
+            **report,
+            "estimated_on_the_plain_sum": estimated,
+            "bytes": sum(SIZE * x.result.factors.rank * sum(shapes[x.name]) for x in layers),
+            "memory": _layer_bytes(adapters, largest, shapes[largest], method.dense),
+        }
+
+
+def _layer_bytes(adapters: Sequence[LoraFile], name: str, shape: tuple[int, int], dense: bool) -> int:
+    """What merging a layer takes, about: its factors and their bases, and every ΔW where the method is dense."""
+    out, in_ = shape
+    ranks = sum(adapter.rank(name) for adapter in adapters)
+    return SIZE * (3 * ranks * (out + in_) + ((len(adapters) + 2) * out * in_ if dense else 0))
+
+
+def _asked(registry: Registry, request: MergeRequest) -> tuple[Parents, BaseMethod]:
+    method = merging.build(request.method, request.options or {})
+    parents = find_parents(registry, request.refs, weights=request.weights, expression=request.expression)
+    if parents.weights is None:
+        parents = replace(parents, weights=method.default_weights(len(parents.records)))
+    return parents, method
+
+
+def recipe_of(parents: Parents, method: BaseMethod, request: MergeRequest) -> dict[str, Any]:
+    """What stands in the manifest: enough to make the merge again."""
+    assert parents.weights is not None
+    return {
+        "verb": "merge",
+        "method": merging.ROOM.canonical(request.method),
+        "options": asdict(method.config),
+        "parents": parents.refs,
+        "weights": dict(zip(parents.refs, parents.weights, strict=True)),
+        "weights_given": request.weights is not None or request.expression is not None,
+        "rank": request.rank,
+        "seed": request.seed,
+    }
+
+
+def combine(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    parents: Parents,
+    method: BaseMethod,
+    request: MergeRequest,
+    adapters: Sequence[LoraFile],
+    reporter: Reporter,
+) -> tuple[list[Merged], dict[str, Any]]:
+    """The merged layers, and the report: truncation errors, interference, what the method found out.
+
+    Raises:
+        AdapterError: different bases, or nothing would be left.
+        UsageError: a rank that the result cannot have.
+    """
+    shapes = shapes_of(adapters)
+    if method.reads == "samples":
+        method.prepare(MergeStage(registry, load(), parents, adapters, request.seed, reporter))
+    rank = _rank(method, request, adapters, shapes)
+    assert parents.weights is not None
+    reporter.start("merging", len(shapes))
+    layers = []
+    try:
+        for layer in layers_of(adapters, parents.weights, method, rank, request.seed):
+            layers.append(layer)
+            reporter.advance()
+    finally:
+        reporter.finish()
+    refuse_nothing(layers)
+    report = {
+        "truncation_error": total_error(layers),
+        "rank": max(layer.result.factors.rank for layer in layers),
+        "layers": [
+            {
+                "name": layer.name,
+                "rank": layer.result.factors.rank,
+                "truncation_error": layer.result.error,
+                "norm": layer.result.norm,
+            }
+            for layer in layers
+        ],
+        "interference": [pair.to_json(parents.refs) for pair in interference(adapters, request.seed)],
+        "found": method.summary(),
+    }
+    return layers, report
+
+
+def _rank(
+    method: BaseMethod, request: MergeRequest, adapters: Sequence[LoraFile], shapes: Mapping[str, tuple[int, int]]
+) -> int:
+    ranks = [max(adapter.rank(name) for name in adapter.modules) for adapter in adapters]
+    if request.rank is None:
+        return method.default_rank(ranks)
+    most = max(min(shape) for shape in shapes.values()) if method.dense else sum(ranks)
+    if not 1 <= request.rank <= most:
+        what = "the smaller side of the largest layer" if method.dense else "the sum of the parents' ranks"
+        raise UsageError(
+            f"--rank must be between 1 and {most}, {what}, not {request.rank}", "leave it out to keep all that is there"
+        )
+    return request.rank

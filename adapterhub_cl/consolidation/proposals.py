@@ -1,0 +1,215 @@
+"""What could go: adapters that do the same, and versions that nobody uses. Proposes; removes only what it proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
+from adapterhub_cl.pruning.unused import Known, Verdict, decide
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
+from adapterhub_cl.types import AdapterRecord
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.training.progress import Reporter
+
+THRESHOLD = 0.9
+EXAMPLES = 100  # replay samples of a task that two adapters are compared on
+
+
+# -- unused ----------------------------------------------------------------------------------------------------
+
+
+def unused(registry: Registry, days: float, now: datetime | None = None) -> list[Verdict]:
+    """A verdict for every version; see `adapterhub_cl.pruning.unused`.
+
+    Raises:
+        UsageError: a negative number of days.
+    """
+    if days < 0:
+        raise UsageError(f"--days must be 0 or more, not {days:g}", "--days 30")
+    records = registry.adapters(all_versions=True)
+    known = Known(
+        records,
+        registry.lineage(),
+        registry.serving(),
+        last_used(registry, records),
+        {r.ref for r in records if (r.path / SAMPLES).is_file() and (r.path / SAMPLES).stat().st_size},
+        _needed_by_runs(registry),
+    )
+    return decide(known, now or datetime.now(UTC), days)
+
+
+def _needed_by_runs(registry: Registry) -> dict[str, str]:
+    found = {}
+    for ref, run in registry.needed_by_runs().items():
+        with suppress(AdapterHubError):  # it is gone, or never was
+            found[registry.get(ref).ref] = run
+    return found
+
+
+def last_used(registry: Registry, records: Sequence[AdapterRecord]) -> dict[str, datetime]:
+    """Version → the newest of: it was made, the log mentions it, it was measured."""
+    found = {record.ref: _moment(record.created_at) for record in records}
+    times = [(event.ref, event.at) for event in registry.events()]
+    times += [(stored.ref, stored.created_at) for stored in registry.evaluations()]
+    for ref, at in times:
+        if ref in found:
+            found[ref] = max(found[ref], _moment(at))
+    return found
+
+
+def _moment(at: str) -> datetime:
+    then = datetime.fromisoformat(at)
+    return then if then.tzinfo else then.replace(tzinfo=UTC)
+
+
+def remove(registry: Registry, refs: Sequence[str], days: float) -> list[AdapterRecord]:
+    """Mark versions deleted; their files stay until `gc`.
+
+    Raises:
+        AdapterError: one is not (or no longer) among those that are proposed; none is removed.
+    """
+    wanted = [registry.get(ref) for ref in refs]
+    verdicts = {verdict.record.ref: verdict for verdict in unused(registry, days)}
+    for record in wanted:
+        verdict = verdicts[record.ref]
+        if not verdict.proposed:
+            raise AdapterError(
+                f"{record.ref} is not unused: {verdict.reason}; nothing was removed", "cl-adapter prune --unused"
+            )
+    return [registry.delete(record.ref, reason="prune") for record in wanted]
+
+
+# -- redundant -------------------------------------------------------------------------------------------------
+
+
+def redundant(
+    registry: Registry,
+    load: Callable[[], LoadedBase] | None,
+    threshold: float,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Pairs of adapters that may do the same.
+
+    Args:
+        load: gives the base; None compares no predictions.
+
+    Raises:
+        UsageError: the threshold is not between 0 and 1.
+    """
+    from adapterhub_cl.lora_files import LoraFile
+    from adapterhub_cl.pruning.redundancy import redundant as is_redundant
+    from adapterhub_cl.pruning.redundancy import similarities
+
+    if not 0 < threshold <= 1:
+        raise UsageError(f"--threshold must be above 0 and at most 1, not {threshold:g}", "--threshold 0.9")
+    with ExitStack() as stack:
+        records, files = [], []
+        for record in registry.adapters(include_rejected=False):
+            try:
+                registry.check_files(record)
+                files.append(stack.enter_context(LoraFile(record.path)))
+                records.append(record)
+            except AdapterHubError as error:
+                reporter.note(f"note: {record.ref} is left out: {error.message}")
+        found = similarities(files)
+    rows: list[dict[str, Any]] = []
+    compare = _Comparison(registry, load, reporter)
+    for (i, j), similarity in sorted(found.items(), key=lambda pair: -pair[1].spaces):
+        one, other = records[i], records[j]
+        near = similarity.spaces >= threshold
+        agreement, count = compare.agreement(one, other) if near else (None, 0)
+        name = f"{one.name}-{other.name}"
+        rows.append(
+            {
+                "adapters": [one.ref, other.ref],
+                "similarity": similarity.spaces,
+                "columns": similarity.columns,
+                "rows": similarity.rows,
+                "cosine": similarity.cosine,
+                "agreement": agreement,
+                "n": count,
+                "redundant": is_redundant(similarity, agreement, threshold),
+                "command": f"merge {one.ref} {other.ref} --as {name} --min-retention 0.95",
+            }
+        )
+    near_rows = [row for row in rows if row["similarity"] >= threshold]
+    return {
+        "threshold": threshold,
+        "compared": [record.ref for record in records],
+        "pairs": near_rows,
+        "nearest": None if near_rows or not rows else rows[0],
+    }
+
+
+class _Comparison:
+    """Predictions of adapters on each other's replay samples, each computed once."""
+
+    def __init__(self, registry: Registry, load: Callable[[], LoadedBase] | None, reporter: Reporter) -> None:
+        self.registry, self.load, self.reporter = registry, load, reporter
+        self._known: dict[tuple[str, str], list[str]] = {}
+
+    def agreement(self, one: AdapterRecord, other: AdapterRecord) -> tuple[float | None, int]:
+        """Share of equal predictions on the samples of both's tasks, and how many there are; None where either has
+        none of its own."""
+        from adapterhub_cl.consolidation.samples import samples_of
+
+        if self.load is None:
+            return None, 0
+        kept = {}
+        for record in (one, other):
+            for task in record.tasks:
+                found = samples_of(self.registry, task, record)
+                if found is not None and found.task.kind != "text":
+                    kept[task] = found
+            if not any(task in kept for task in record.tasks):
+                return None, 0
+        same = total = 0
+        for samples in kept.values():
+            both = [self._answers(record, samples) for record in (one, other)]
+            same += sum(a == b for a, b in zip(*both, strict=True))
+            total += len(both[0])
+        return same / total, total
+
+    def _answers(self, record: AdapterRecord, samples: Any) -> list[str]:
+        key = (record.ref, samples.task.name)
+        if key not in self._known:
+            self._known[key] = self._predicted(record, samples)
+        return self._known[key]
+
+    def _predicted(self, record: AdapterRecord, samples: Any) -> list[str]:
+        import torch
+
+        from adapterhub_cl import objectives
+        from adapterhub_cl.evaluation.scoring import answer_budget
+        from adapterhub_cl.training.fused import fused
+        from adapterhub_cl.training.lora import stored_adapter
+        from adapterhub_cl.training.probes import OBJECTIVE
+        from adapterhub_cl.training.speed import spare_bytes
+
+        assert self.load is not None
+        base, examples = self.load(), samples.examples[:EXAMPLES]
+        self.reporter.start(f"{record.ref} answers {samples.task.name}", len(examples))
+        try:
+            with (
+                stored_adapter(base, record.path) as model,
+                fused(model, base.dtype, spare_bytes(base)),
+                torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32),
+            ):
+                answers = objectives.ROOM.get(OBJECTIVE)().predict(
+                    model,
+                    base.tokenizer,
+                    samples.task,
+                    examples,
+                    max_length=min(samples.max_length, base.context),
+                    max_new_tokens=answer_budget(base.tokenizer, [str(e.answer) for e in examples]),
+                    progress=self.reporter.advance,
+                )
+        finally:
+            self.reporter.finish()
+        return [text for text, _, _ in answers]

@@ -1,0 +1,350 @@
+"""The verb `prune`: a version with fewer ranks, or fewer bits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.measuring import Yardstick
+from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
+from adapterhub_cl.consolidation.recording import Making, record, writer
+from adapterhub_cl.consolidation.samples import samples_of
+from adapterhub_cl.errors import AdapterError, GateRefused, UsageError
+from adapterhub_cl.evaluation.retention import Retained
+from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.merging.factors import Factors, difference, norm
+from adapterhub_cl.pruning import rank, storage
+from adapterhub_cl.pruning.magnitude import sparse
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.probes import Probe, probe_of, recorded_score, score_version
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.types import AdapterRecord
+
+ENERGY = 0.95  # what `prune NAME` keeps of ‖ΔW‖² in each layer; examples/benchmarks/results/pruning.md says why
+MEASUREMENTS = 24  # most retentions that a search measures
+SAMPLES = 50  # replay samples that are enough to search on, so that the held-out data stay for the gate
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What a pruning was asked for; see `AdapterHub.prune`.
+
+    Attributes:
+        bound: the retention that a search keeps; None: the gate's.
+    """
+
+    ref: str
+    rank: int | None = None
+    energy: float | None = None
+    across: bool = False
+    search: bool = False
+    magnitude: float | None = None
+    store: str | None = None
+    min_retention: float | None = None
+    evaluate: bool = True
+    measurements: int = MEASUREMENTS
+    seed: int = 0
+    bound: float | None = None
+
+    @classmethod
+    def from_json(cls, recipe: Mapping[str, Any]) -> PruneRequest:
+        """The request that a recipe came from, for the version `ref`; options that it does not name are defaults."""
+        found = {key: recipe[key] for key in cls.__dataclass_fields__ if recipe.get(key) is not None}
+        given = {"across": recipe.get("global", False), "evaluate": recipe.get("measured", True), **found}
+        if not given.keys() & {"rank", "energy", "magnitude"} and not given.get("search"):
+            given["energy"] = 1.0  # it changed the storage alone
+        return cls(**given)
+
+
+@dataclass
+class Pruning:
+    """A version on its way to fewer ranks or bits.
+
+    Attributes:
+        parents: the version, found and checked.
+        kind: how the result is stored; `stored` how the parent is.
+        searched: what a search measured; empty without one.
+    """
+
+    registry: Registry
+    request: PruneRequest
+    parents: Parents
+    adapter: LoraFile
+    spectra: dict[str, rank.Spectrum]
+    stored: str
+    kind: str
+    searched: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parent(self) -> AdapterRecord:
+        return self.parents.records[0]
+
+    def layers(self, ranks: Mapping[str, int]) -> dict[str, Factors]:
+        """The pruned factors, before they are stored."""
+        share = self.request.magnitude
+        cut = {name: found.at(ranks[name]) for name, found in self.spectra.items()}
+        return {name: sparse(part, share) for name, part in cut.items()} if share else cut
+
+    def write(self, layers: Mapping[str, Factors], folder: Path) -> None:
+        """Write the adapter's files; its numbers are rounded as its kind of storage has them."""
+        writer(layers, [self.adapter], self.registry.base.source)(folder)
+        if self.kind != "fp32":
+            storage.store(folder, self.kind)
+
+    def report(self, ranks: Mapping[str, int], layers: Mapping[str, Factors]) -> dict[str, Any]:
+        """What comes out: ranks, errors and bytes, layer by layer and as a whole."""
+        rows, lost = [], 0.0
+        for name, found in self.spectra.items():
+            after = storage.after_storage(layers[name], self.kind) if ranks[name] else None
+            # against all singular directions: what they leave out of the stored factors is rounding
+            away = found.norm if after is None else norm(difference(found.factors, after))
+            lost += away**2
+            rows.append(
+                {
+                    "name": name,
+                    "rank_before": found.stored,
+                    "rank": ranks[name],
+                    "truncation_error": found.lost(ranks[name]) / found.norm if found.norm else 0.0,
+                    "error": away / found.norm if found.norm else 0.0,
+                    "norm": found.norm,
+                }
+            )
+        whole = sum(found.norm**2 for found in self.spectra.values())
+        shapes = {name: found.factors.shape for name, found in self.spectra.items()}
+        return {
+            "truncation_error": rank.lost_share(self.spectra, ranks),
+            "error": (lost / whole) ** 0.5 if whole else 0.0,
+            "rank": max(ranks.values()),
+            "ranks": sum(ranks.values()),
+            "ranks_before": sum(found.stored for found in self.spectra.values()),
+            "storage": {
+                "format": self.kind,
+                "format_before": self.stored,
+                "bytes": sum(storage.numbers_bytes(ranks[name], shapes[name], self.kind) for name in shapes),
+                "bytes_before": storage.weights_bytes(self.parent.path),
+            },
+            "layers": rows,
+            **({"search": self.searched} if self.searched else {}),
+        }
+
+
+def prune(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    request: PruneRequest,
+    reporter: Reporter,
+    *,
+    name: str | None = None,
+    new_version: bool = True,
+) -> AdapterRecord:
+    """Prune and record; see `AdapterHub.prune`.
+
+    Args:
+        new_version: an adapter of another `name` may be there already.
+    """
+    with ExitStack() as stack:
+        work, least = _begin(registry, request, stack)
+        if name is not None and name != work.parent.name:
+            check_new_name(registry, name, new_version)
+        ranks = _ranks(work, load, least, reporter, keep=True)
+        layers = work.layers(ranks)
+        report = work.report(ranks, layers)
+
+        def write(folder: Path) -> None:
+            work.write(layers, folder)
+            report["storage"]["bytes"] = storage.weights_bytes(folder)  # the file as it is, with its header
+
+        bound = least if request.evaluate else None
+        making = Making(
+            name or work.parent.name, "pruned", work.parents, _recipe(work), bound, request.evaluate, report
+        )
+        try:
+            return record(registry, load, making, write, reporter)
+        except GateRefused as refused:
+            if refused.record is not None:
+                refused.hint = (
+                    f"{refused.record.ref} is kept as rejected; try a higher --rank or --energy, --search, or a lower "
+                    "--min-retention"
+                )
+            raise
+
+
+def plan(
+    registry: Registry, load: Callable[[], LoadedBase], request: PruneRequest, reporter: Reporter
+) -> dict[str, Any]:
+    """What a pruning would give, without writing anything; see `AdapterHub.plan_prune`."""
+    with ExitStack() as stack:
+        work, least = _begin(registry, request, stack)
+        ranks = _ranks(work, load, least, reporter, keep=False)
+        return {**_recipe(work), **work.report(ranks, work.layers(ranks))}
+
+
+def _begin(registry: Registry, request: PruneRequest, stack: ExitStack) -> tuple[Pruning, float | None]:
+    """Check what was asked, open the adapter; with the gate's bound."""
+    _check(request)
+    least = least_retention(registry, request.min_retention)
+    if request.search and least is None and request.bound is None:
+        raise UsageError("--search needs a bound that retention must keep", "add --min-retention 0.95")
+    parents = find_parents(registry, [request.ref])
+    (adapter,) = parents.open(stack)
+    most = max((adapter.rank(name) for name in adapter.modules), default=0)
+    if request.rank is not None and request.rank > most:
+        raise UsageError(
+            f"--rank {request.rank} is above the adapter's: {parents.refs[0]} has rank {most}",
+            f"choose a --rank below {most}, or --energy",
+        )
+    stored = storage.stored_kind(adapter.folder)
+    work = Pruning(registry, request, parents, adapter, rank.spectra_of(adapter), stored, request.store or stored)
+    return work, least
+
+
+def _check(request: PruneRequest) -> None:
+    given = [request.rank is not None, request.energy is not None, request.search]
+    if sum(given) > 1:
+        raise UsageError("--rank, --energy and --search each say how many ranks stay", "give one of them")
+    if request.rank is not None and request.rank < 1:
+        raise UsageError(f"--rank must be 1 or more, not {request.rank}", "prune --unused removes whole versions")
+    if request.energy is not None and not 0 < request.energy <= 1:
+        raise UsageError(f"--energy must be above 0 and at most 1, not {request.energy:g}", "--energy 0.95")
+    if request.magnitude is not None and not 0 < request.magnitude < 1:
+        raise UsageError(f"--magnitude must be between 0 and 1, not {request.magnitude:g}", "--magnitude 0.3")
+    if request.measurements < 1:
+        raise UsageError(f"--measurements must be 1 or more, not {request.measurements}", f"{MEASUREMENTS} is usual")
+    if request.across and request.search:
+        raise UsageError("--global says how --rank or --energy is spent", "leave it out with --search")
+    if request.store is not None:
+        storage.check_kind(request.store)
+    if not request.evaluate and (request.min_retention is not None or request.search):
+        raise UsageError("--no-eval leaves out the retention that --min-retention and --search need", "leave it out")
+
+
+def _energy(work: Pruning) -> float | None:
+    """The share to be kept: as asked, or the default where nothing else was asked for."""
+    asked, changed = work.request, work.kind != work.stored
+    if asked.energy is not None or asked.rank is not None or asked.search or asked.magnitude or changed:
+        return asked.energy
+    return ENERGY
+
+
+def _ranks(
+    work: Pruning, load: Callable[[], LoadedBase], least: float | None, reporter: Reporter, *, keep: bool
+) -> rank.Ranks:
+    """Layer → the rank that stays.
+
+    Raises:
+        AdapterError: nothing would be left, or nothing would change.
+    """
+    request, spectra, energy = work.request, work.spectra, _energy(work)
+    whole = rank.by_energy(spectra, 1.0)
+    if not any(whole.values()):
+        raise AdapterError(f"{work.parents.refs[0]} changes nothing: its ΔW is zero", "train it again, or remove it")
+    if request.search:
+        bound = least if request.bound is None else request.bound
+        assert bound is not None
+        work.searched["min_retention"] = bound
+        ranks = _searched(work, load(), bound, reporter, keep=keep)
+    elif request.rank is not None:
+        budget = request.rank * len(spectra)
+        ranks = rank.by_budget(spectra, budget) if request.across else rank.fixed(spectra, request.rank)
+    elif energy is not None:
+        ranks = rank.by_total_energy(spectra, energy) if request.across else rank.by_energy(spectra, energy)
+    else:
+        ranks = whole
+    same = all(ranks[name] == found.stored for name, found in spectra.items())
+    if same and work.kind == work.stored and not request.magnitude:
+        raise AdapterError(
+            f"nothing to prune: every layer of {work.parents.refs[0]} would keep its rank", "a lower --rank or --energy"
+        )
+    return ranks
+
+
+def _recipe(work: Pruning) -> dict[str, Any]:
+    """What stands in the manifest: enough to prune again."""
+    asked = work.request
+    return {
+        "verb": "prune",
+        "parents": work.parents.refs,
+        "rank": asked.rank,
+        "energy": _energy(work),
+        "global": asked.across,
+        "search": asked.search,
+        "measurements": asked.measurements if asked.search else None,
+        "bound": work.searched.get("min_retention"),
+        "magnitude": asked.magnitude,
+        "store": work.kind,
+        "seed": asked.seed,
+    }
+
+
+# -- the search ------------------------------------------------------------------------------------------------
+
+
+def _searched(work: Pruning, base: LoadedBase, least: float, reporter: Reporter, *, keep: bool) -> rank.Ranks:
+    """The smallest ranks whose retention stays at or above the bound.
+
+    Args:
+        keep: record scores of the parent that had to be measured.
+    """
+    yardstick = search_yardstick(work.registry, base, work.parents, reporter, keep=keep)
+    tried: list[dict[str, Any]] = []
+
+    def keeps(ranks: rank.Ranks, what: str) -> bool:
+        with tempfile.TemporaryDirectory(prefix="cl-adapter-") as made:
+            work.write(work.layers(ranks), Path(made))
+            retained = Retained(least, tuple(yardstick.measure(base, Path(made))[0]))
+        shares, count = retained.shares_json(), sum(ranks.values())
+        tried.append({"what": what, "ranks": count, "retention": shares, "passed": retained.passed})
+        told = ", ".join(f"{task} {share:.3f}" for task, share in shares.items())
+        verdict = "good enough" if retained.passed else "too little"
+        limit = work.request.measurements
+        reporter.note(f"{len(tried)} of at most {limit}: {what}, {count} ranks in all: keeps {told}: {verdict}")
+        return retained.passed
+
+    found = rank.search(work.spectra, keeps, work.request.measurements)
+    work.searched |= {
+        "on": {task: probe.data for task, probe in yardstick.probes.items()},
+        "energy": found.energy,
+        "tried": tried,
+    }
+    if not any(step["passed"] for step in tried) and tried:
+        reporter.note("note: no smaller ranks keep enough; the ranks stay")
+    return found.ranks
+
+
+def search_yardstick(
+    registry: Registry, base: LoadedBase, parents: Parents, reporter: Reporter, *, keep: bool
+) -> Yardstick:
+    """What a search measures on: a task's replay samples where there are enough of them and the held-out data are left
+    for the gate; else the same examples as the gate, which flatters the result a little.
+
+    Raises:
+        AdapterError: nothing is left to measure any task on.
+    """
+    made = Yardstick(registry, reporter)
+    for task, parent in parents.tasks().items():
+        probe = probe_of(registry, task)
+        samples = samples_of(registry, task, parent)
+        if probe is not None and probe.sha256 and samples is not None and registry.task(task).kind != "text":
+            usable = [example for example in samples.examples if example.input]
+            if len(usable) >= SAMPLES:
+                source = f"replay samples of {samples.record.ref}"
+                probe = Probe(probe.task, usable, source, samples.max_length)
+        if probe is None:
+            made.unmeasured.append(task)
+            continue
+        reporter.note(f"searching on {len(probe.examples)} examples of {task}: {probe.data}")
+        score = recorded_score if keep else score_version
+        made.probes[task] = probe
+        made.before[task] = (score(registry, base, parent, probe, reporter), parent.ref)
+    if made.unmeasured or not made.probes:
+        what = ", ".join(made.unmeasured) or f"{parents.refs[0]}, which answers for no task,"
+        raise AdapterError(
+            f"nothing is left to measure {what} on, so no search can tell what it keeps",
+            "choose --rank or --energy",
+        )
+    return made

@@ -1,0 +1,75 @@
+"""Making a merged or pruned version again, without some of what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adapterhub_cl import merging
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.merge import MergeRequest, merge
+from adapterhub_cl.consolidation.prune import PruneRequest, prune
+from adapterhub_cl.errors import AdapterError, DataError, GateRefused, IntegrityError, UnknownNameError, UsageError
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.types import AdapterRecord
+
+
+def repeat(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    record: AdapterRecord,
+    gone: Mapping[str, str | None],
+    reporter: Reporter,
+) -> AdapterRecord | None:
+    """A new version made by the recipe of an old one, from what is left of its parents.
+
+    Args:
+        gone: each version that must not be used → the one that stands in its place, if any.
+
+    Returns:
+        the new version; None where it cannot be made: too little is left, or it took training (a distillation).
+    """
+    recipe = record.manifest.get("recipe") or {}
+    left = [gone.get(ref, ref) for ref in recipe.get("parents", ())]
+    refs = [ref for ref in left if ref is not None]
+    try:
+        for ref in refs:
+            registry.get(ref)
+        if recipe.get("verb") == "merge" and len(refs) > 1:
+            return _merged(registry, load, record, recipe, left, reporter)
+        if recipe.get("verb") == "prune" and len(refs) == 1:
+            request = PruneRequest.from_json({**recipe, "ref": refs[0], "min_retention": None})
+            return prune(registry, load, request, reporter, name=record.name)
+    except UnknownNameError:  # a parent was removed meanwhile
+        return None
+    except (AdapterError, IntegrityError, DataError, UsageError, GateRefused) as error:
+        reporter.note(f"note: {record.ref} cannot be made again: {error.message}")
+    return None
+
+
+def _merged(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    record: AdapterRecord,
+    recipe: Mapping[str, Any],
+    left: list[str | None],
+    reporter: Reporter,
+) -> AdapterRecord:
+    """The merge of the parents that are left: with the weights that were given, or the method's own."""
+    method = merging.build(recipe["method"], recipe["options"])
+    weights = [recipe["weights"][old] for old, new in zip(recipe["parents"], left, strict=True) if new is not None]
+    refs = [ref for ref in left if ref is not None]
+    ranks = sum(registry.get(ref).rank for ref in refs)
+    rank = recipe["rank"] if method.dense or recipe["rank"] is None else min(recipe["rank"], ranks)
+    request = MergeRequest(
+        refs,
+        weights if recipe["weights_given"] else None,
+        None,
+        recipe["method"],
+        rank,
+        recipe["options"],
+        evaluate=recipe["measured"],
+        seed=recipe["seed"],
+    )
+    return merge(registry, load, record.name, request, reporter, new_version=True)

@@ -1,0 +1,201 @@
+"""What teachers are asked, and what they answer: replay samples, unlabelled text, samples that they write
+themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub_cl import objectives
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.parents import Parents
+from adapterhub_cl.consolidation.samples import samples_of
+from adapterhub_cl.data.batches import by_length, collate
+from adapterhub_cl.data.columns import read_inputs
+from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.distillation.features import watched
+from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of
+from adapterhub_cl.distillation.logits import soften
+from adapterhub_cl.distillation.settings import DistillationSettings
+from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.evidence import ModelEvidence
+from adapterhub_cl.training.fused import fused
+from adapterhub_cl.training.lora import stored_adapter
+from adapterhub_cl.training.probes import OBJECTIVE
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.speed import spare_bytes
+from adapterhub_cl.types import AdapterRecord, Example, Task
+
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one teacher is asked of one task.
+
+    Attributes:
+        examples: with the answers that the student learns beside the teacher's distributions.
+    """
+
+    teacher: AdapterRecord
+    task: Task
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the questions come from.
+
+    Attributes:
+        samples: the parents' replay samples.
+        files: unlabelled text, `FILE` for every task or `TASK=FILE`.
+        written: samples that each teacher writes for each of its tasks.
+    """
+
+    samples: bool = True
+    files: Sequence[str] = ()
+    written: int = 0
+
+    def read(self, tasks: Sequence[str]) -> dict[str, list[Example]]:
+        """Task → inputs from the files.
+
+        Raises:
+            UsageError: a file for a task that no teacher has.
+            DataError: one cannot be read.
+        """
+        found: dict[str, list[Example]] = {task: [] for task in tasks}
+        for text in self.files:
+            name, sign, path = text.partition("=")
+            if not sign or (name not in found and Path(text).exists()):
+                name, path = "", text
+            if name and name not in found:
+                raise UsageError(f"--data {text}: no teacher answers for {name!r}", f"its tasks: {', '.join(tasks)}")
+            rows = [replace(row, answer=None) for row in read_inputs(path)]
+            for task in [name] if name else tasks:
+                found[task] += rows
+        return found
+
+
+def gather(
+    registry: Registry, base: LoadedBase, parents: Parents, sources: Sources, length: int, seed: int, reporter: Reporter
+) -> list[Asked]:
+    """Every row that the teachers are asked, with an answer: the known one, or what the teacher says.
+
+    Raises:
+        AdapterError: there is nothing to ask of a task.
+    """
+    tasks = parents.tasks()
+    unlabelled = sources.read(list(tasks))
+    found = []
+    for name, teacher in tasks.items():
+        kept = samples_of(registry, name, teacher)
+        task = registry.task(name)
+        rows = list(kept.examples) if kept is not None and sources.samples else []
+        new = [row for row in unlabelled[name] if row.input or row.instruction]
+        if new or sources.written:
+            registry.check_files(teacher)
+            with stored_adapter(base, teacher.path) as model, fused(model, base.dtype, spare_bytes(base)):
+                style = list(kept.examples) if kept is not None else new
+                evidence = ModelEvidence(model, base, _objective(), task, style, length, reporter=reporter)
+                if sources.written:
+                    rows += [example for example, _ in evidence.write(sources.written, seed)]
+                if new:
+                    rows += _answered(model, base, task, new, length, reporter)
+        rows = list(dict.fromkeys(rows))
+        if not rows:
+            raise AdapterError(
+                f"nothing to ask {teacher.ref} of {name}: it keeps no replay samples",
+                f"give text with --data {name}=FILE, or let it write some: --pseudo 200",
+            )
+        found.append(Asked(teacher, task, rows))
+    return found
+
+
+def _answered(
+    model: Any, base: LoadedBase, task: Task, rows: Sequence[Example], length: int, reporter: Reporter
+) -> list[Example]:
+    """Unlabelled rows with the teacher's own answers; raw text is its own answer."""
+    if task.kind == "text":
+        return [Example("", row.input) for row in rows]
+    reporter.start(f"answers of {task.name}'s teacher", len(rows))
+    try:
+        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+            said = _objective().predict(model, base.tokenizer, task, rows, max_length=length, progress=reporter.advance)
+    finally:
+        reporter.finish()
+    return [replace(row, answer=answer) for row, (answer, _, _) in zip(rows, said, strict=True) if answer]
+
+
+def tokens_of(asked: Sequence[Asked], tokenizer: Any, length: int) -> list[list[Tokens]]:
+    """The rows of each as the training loop will see them."""
+    encoders = [Tokeniser(tokenizer, one.task, length) for one in asked]
+    return [
+        [tokens for example in one.examples for tokens in encode.windows(example) if tokens.answer]
+        for one, encode in zip(asked, encoders, strict=True)
+    ]
+
+
+def ask(
+    base: LoadedBase,
+    asked: Sequence[Asked],
+    tokens: Sequence[Sequence[Tokens]],
+    settings: DistillationSettings,
+    cache: Path,
+    reporter: Reporter,
+) -> TeachersAnswers:
+    """What each row's own teacher says to it; read from the cache where it was asked before.
+
+    Args:
+        cache: the file that it is kept in.
+    """
+    everything = [row for rows in tokens for row in rows]
+    stored = TeachersAnswers.load(cache, everything)
+    if stored is not None:
+        return stored
+    answers = TeachersAnswers()
+    by_teacher: dict[str, list[Tokens]] = {}
+    records = {one.teacher.ref: one.teacher for one in asked}
+    for one, rows in zip(asked, tokens, strict=True):
+        by_teacher.setdefault(one.teacher.ref, []).extend(rows)
+    reporter.start("asking the teachers", len(everything))
+    try:
+        for ref, rows in by_teacher.items():
+            with stored_adapter(base, records[ref].path) as model, fused(model, base.dtype, spare_bytes(base)):
+                _listen(model, base, rows, settings, answers, reporter)
+    finally:
+        reporter.finish()
+    answers.close()
+    answers.save(cache)
+    return answers
+
+
+@torch.no_grad()
+def _listen(
+    model: Any,
+    base: LoadedBase,
+    rows: Sequence[Tokens],
+    settings: DistillationSettings,
+    answers: TeachersAnswers,
+    reporter: Reporter,
+) -> None:
+    objective = _objective()
+    model.eval()
+    with watched(model, settings.layers()) as seen:
+        for part in by_length([len(row) for row in rows], ROWS):
+            batch = collate(rows, part, base.tokenizer.pad_token_id).to(model.device)
+            with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+                logits = objective.logits(model, batch)
+            places = batch.places
+            features: Mapping[int, torch.Tensor] = {layer: value[places] for layer, value in seen.items()}
+            answers.add([key_of(rows[i]) for i in part], soften(logits, settings.temperature, settings.top), features)
+            reporter.advance(len(part))
+
+
+def _objective() -> objectives.BaseObjective:
+    found: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
+    return found

@@ -1,0 +1,1 @@
+"""Removes a task exactly, and proves that nothing of it remains."""

@@ -1,0 +1,123 @@
+"""Where a hub keeps something of a task besides its versions: runs, hubs for comparison, logs, routers, leftovers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.erasure.facts import Known, reads_the_past
+from adapterhub_cl.registry import Registry, files, tombstones
+from adapterhub_cl.training.runs import FILE as RUN_FILE
+
+STREAMS, LOGS, ROUTERS = "streams", "logs", "routers"
+_GRACE_S = 60.0  # a run that is just being set up has no run.json yet
+
+
+def run_folders(runs: Path) -> list[Path]:
+    """The folders of unfinished runs."""
+    found = sorted(runs.iterdir()) if runs.is_dir() else []
+    return [p for p in found if p.is_dir() and not p.is_symlink() and not p.name.startswith(files.TEMPORARY)]
+
+
+def run_request(path: Path) -> dict[str, Any]:
+    """What a run was asked to do; empty where nobody can tell."""
+    try:
+        row = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def is_of(
+    path: Path, task: str, known: Mapping[str, Known], found: Mapping[str, tuple[str, bool]], since: str | None
+) -> bool:
+    """Whether a run holds something of the task: it is of it, goes on from a version that does, or reads its rows."""
+    request = run_request(path)
+    name, parent = str(request.get("name", "")), request.get("parent")
+    if name == task or any(value in found for value in _strings(request)):
+        return True
+    names = {ref.partition("@")[0] for ref in found}  # of a distillation that names its teachers without a version
+    if any("@v" not in str(ref) and str(ref).partition("@")[0] in names for ref in request.get("refs") or ()):
+        return True
+    mine = [one for one in known.values() if one.name == name]
+    if any(one.task == task for one in mine) and request.get("verb") != "add-task":
+        return True
+    if parent is None and str(request.get("verb", "")).startswith("update") and any(one.ref in found for one in mine):
+        return True
+    late = since is not None and str(request.get("created_at") or since) >= since[:19]
+    return late and reads_the_past(str(request.get("strategy") or ""))
+
+
+def is_nobodys(path: Path) -> bool:
+    """Whether a run cannot be resumed, and nobody can tell whose it was."""
+    return not run_request(path) and time.time() - path.stat().st_mtime > _GRACE_S
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def stream_hubs(hub: Path) -> list[Path]:
+    """The hubs within a hub in which strategies were compared."""
+    folder = hub / STREAMS
+    found = sorted(folder.glob("**/hub.toml")) if folder.is_dir() else []
+    return [path.parent for path in found]
+
+
+def hub_versions(hub: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Directory and manifest of each version in a hub within a hub."""
+    for path in sorted((hub / "adapters").glob("*/v*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(manifest, dict):
+            yield path.parent, manifest
+
+
+def knows(hub: Path, task: str) -> bool:
+    """Whether a hub within a hub has anything to do with a task; read from its files, as its index may be in use."""
+    try:
+        state = json.loads((hub / "aliases.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        state = {}
+    if task in state.get("tasks", ()):
+        return True
+    if any(run_request(path).get("name") == task for path in run_folders(hub / "runs")):
+        return True
+    return any(knows_of(manifest, task) for _, manifest in hub_versions(hub))
+
+
+def knows_of(manifest: Mapping[str, Any], task: str) -> bool:
+    """Whether a version says itself that it learned a task, or from rows of it."""
+    return manifest.get("task") == task or any(task in (manifest.get(k) or ()) for k in ("takes_over", "learned_from"))
+
+
+def others(registry: Registry, names: set[str]) -> Iterator[str]:
+    """Leftovers of dead processes, training logs of the task's adapters, and routers, which are fitted anew."""
+    hub, store = registry.path, registry.adapters_dir
+    folders = [hub, registry.runs_dir, hub / tombstones.FOLDER, store]
+    folders += [p for p in store.iterdir() if p.is_dir() and not p.is_symlink()] if store.is_dir() else []
+    paths = [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
+    paths += [p for name in sorted(names) if (p := hub / LOGS / name).exists()]
+    paths += sorted((hub / ROUTERS).iterdir()) if (hub / ROUTERS).is_dir() else []
+    for path in paths:
+        yield str(path) if not path.is_relative_to(hub) else path.relative_to(hub).as_posix()
+
+
+def task_names(registry: Registry) -> set[str]:
+    """All tasks of the hub and of the hubs within it."""
+    found = {task.name for task in registry.tasks()} | {r.task for r in registry.adapters(all_versions=True)}
+    for hub in stream_hubs(registry.path):
+        found |= {str(manifest.get("task") or "") for _, manifest in hub_versions(hub)}
+    return found - {""}

@@ -1,0 +1,136 @@
+"""The proof: nothing in the hub belongs to a forgotten task, and no byte of its samples or tensors is in any file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adapterhub_cl.erasure.plan import Plan, make_plan
+from adapterhub_cl.erasure.search import Needles, search
+from adapterhub_cl.erasure.tombstone import Tombstone, existing
+from adapterhub_cl.erasure.windows import SAMPLE, TENSOR, Item, Window
+from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.registry import Registry, tombstones
+
+_SHOWN = 200  # places that are listed
+
+
+@dataclass(frozen=True)
+class Find:
+    """Something of the task that is there.
+
+    Attributes:
+        path: of the file, from the hub.
+        offset: of its first byte; None where it is no piece of a file.
+        what: in words.
+    """
+
+    path: str
+    offset: int | None
+    what: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was looked for, where, and what was found.
+
+    Attributes:
+        samples: how many were searched for; `tensors` likewise.
+        passed_over: kind and state → how many cannot be searched for: `short` (too few bytes), `constant` (one number
+            throughout), `shared` (versions that never learned the task have the very same bytes).
+        windows: pieces that were searched for.
+        found: everything that is still there; the first two hundred places.
+    """
+
+    task: str
+    tombstones: tuple[str, ...]
+    forgotten_at: str
+    samples: int
+    tensors: int
+    windows: int
+    files: int
+    bytes: int
+    passed_over: dict[str, int]
+    found: tuple[Find, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.found
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+def prove(registry: Registry, task: str) -> Proof:
+    """Search every file of the hub, its index and its journal for what a task left.
+
+    Raises:
+        UnknownNameError: nothing of that name was forgotten.
+        UsageError: the hub knows the task, and has not forgotten it.
+        AdapterError: its removal was interrupted, or it was learned again.
+        StorageError: a file cannot be read.
+    """
+    stones = existing(registry, task)
+    _check_forgotten(registry, task, stones)
+    windows: dict[Window, tuple[bytes, Item]] = {}
+    for stone in stones:
+        windows |= {window: (salt, item) for window, salt, item in stone.windows()}
+    hits, searched = search(registry, Needles((window, salt) for window, (salt, _) in windows.items()))
+    places: dict[tuple[str, int, str], Find] = {}
+    for hit in hits:
+        what = f"{hit.window.extent} bytes of a {windows[hit.window][1].kind} of {task}"
+        places[hit.path, hit.offset, what] = Find(hit.path, hit.offset, what)
+    found = [*_still_there(make_plan(registry, task)), *sorted(places.values(), key=lambda f: (f.path, f.offset or 0))]
+    items = {item.id: item for stone in stones for item in stone.items.values()}.values()
+    counted = {(kind, state): 0 for kind in (SAMPLE, TENSOR) for state in ("searched", "short", "constant", "shared")}
+    for item in items:
+        counted[item.kind, item.state] += 1
+    return Proof(
+        task,
+        tuple(stone.path.name for stone in stones),
+        stones[-1].finished_at,
+        counted[SAMPLE, "searched"],
+        counted[TENSOR, "searched"],
+        len(windows),
+        searched.files,
+        searched.bytes,
+        {f"{kind} {state}": n for (kind, state), n in counted.items() if n and state != "searched"},
+        tuple(found[:_SHOWN]),
+    )
+
+
+def _check_forgotten(registry: Registry, task: str, stones: list[Tombstone]) -> None:
+    known = any(one.name == task for one in registry.tasks()) or any(
+        record.task == task for record in registry.adapters(all_versions=True)
+    )
+    again = f"cl-adapter forget-task {task}"
+    if not stones and known:
+        raise UsageError(f"task {task} has not been forgotten", again)
+    if not stones:
+        names = {row["task"] for _, row in tombstones.read_all(registry.path)}
+        raise UnknownNameError("forgotten task", task, names, "" if names else "nothing was forgotten in this hub")
+    if not all(stone.finished_at for stone in stones):
+        raise AdapterError(f"the removal of {task} was interrupted", f"complete it: {again} --yes")
+    if known:
+        when = stones[-1].finished_at[:10]
+        raise AdapterError(
+            f"task {task} was learned again after it was forgotten on {when}, so it is there",
+            f"forget it again: {again}",
+        )
+
+
+def _still_there(plan: Plan) -> list[Find]:
+    """What the registry would remove if the task were forgotten now."""
+    found = [Find(f"adapters/{v.ref.replace('@', '/')}", None, f"{v.ref} {v.why}") for v in plan.versions]
+    found += [
+        Find(f"adapters/{ref.replace('@', '/')}/replay.jsonl", None, f"{n} samples with the same input")
+        for ref, n in plan.elsewhere.items()
+    ]
+    found += [Find(path, None, f"an unfinished run that has to do with {plan.task}") for path in plan.runs]
+    found += [Find(path, None, f"a hub that knows {plan.task}") for path in plan.streams]
+    if plan.evaluations:
+        found.append(Find("index.db", None, f"{plan.evaluations} scores on {plan.task}"))
+    return found

@@ -1,0 +1,267 @@
+"""The removal: what a plan names is made again without the task or taken away, and a tombstone is left.
+
+Order: the tombstone is begun; derived versions are made again, without the hub's lock, as that may take long; then,
+under the lock: what was learned meanwhile is added, samples of other tasks with the same input are dropped, everything
+that goes is hashed into the tombstone, all rows go in one transaction, then the files, then the index is written anew;
+the tombstone is closed. Each step can be done again: a removal that was killed is completed by the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from adapterhub_cl.erasure.places import STREAMS, run_folders, run_request, task_names
+from adapterhub_cl.erasure.plan import REPEATED, Doomed, Plan, example_of, make_plan
+from adapterhub_cl.erasure.tombstone import Tombstone, existing, take_hashes
+from adapterhub_cl.errors import AdapterError, DataError, GateRefused, StorageError, UnknownNameError, UsageError
+from adapterhub_cl.registry import Registry, check_name, drafts, files, samples
+from adapterhub_cl.replay._store import _key
+from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.runs import acquire
+from adapterhub_cl.types import AdapterRecord
+
+Repeat = Callable[[AdapterRecord, Mapping[str, str | None]], AdapterRecord | None]
+_CANNOT = (AdapterError, DataError, GateRefused, UsageError)  # it cannot be made without the task
+
+
+def look(registry: Registry, task: str, *, may_repeat: bool = True) -> Plan:
+    """What `forget` would do; writes nothing.
+
+    Raises:
+        UnknownNameError: the hub knows no such task.
+    """
+    check_name(task, "task")
+    stone = _open_one(registry, task)
+    plan = _plan(registry, task, stone, may_repeat)
+    if stone is None:
+        _check_known(registry, task, plan)
+        return plan
+    return replace(plan, tombstone=stone.path.name)
+
+
+def forget(registry: Registry, task: str, repeat: Repeat | None = None, reporter: Reporter | None = None) -> Plan:
+    """Remove a task and everything that holds something of it; go on with a removal that was interrupted.
+
+    Args:
+        repeat: makes a derived version again: gets its record, and every version that goes → what takes its place;
+            returns the new version, or None. Without it, all derived versions are retired.
+
+    Returns:
+        what was done.
+
+    Raises:
+        UnknownNameError: the hub knows no such task.
+        TrainingError: a run that holds something of it is going on.
+        StorageError: the disk refused; the same call completes the removal.
+    """
+    reporter = reporter or Reporter()
+    plan = look(registry, task, may_repeat=repeat is not None)
+    with registry.exclusively():
+        for line in registry.repair():  # versions that were not yet in the index are adopted
+            reporter.note(f"note: {line}")
+        stone = _open_one(registry, task)
+        plan = _plan(registry, task, stone, repeat is not None)
+        _refuse_live(registry, plan)
+        if stone is None:
+            stone = Tombstone.begin(registry.path, task, registry.known_since(task))
+        _note_down(stone, plan)
+        stone.save()
+    drafts.fault("tombstone begun")
+    try:
+        reasons = _make_again(registry, plan, stone, repeat, reporter)
+        with registry.exclusively():
+            plan = _plan(registry, task, stone, may_repeat=False)
+            _refuse_live(registry, plan)
+            _note_down(stone, plan)
+            _remove(registry, plan, stone)
+    except StorageError as error:
+        error.message = error.message.replace("; nothing was changed", "") + f"; {task} is not wholly removed yet"
+        error.args, error.hint = (error.message,), f"{error.hint}; then: cl-adapter forget-task {task} --yes"
+        raise
+    return _done(plan, stone, reasons)
+
+
+def _open_one(registry: Registry, task: str) -> Tombstone | None:
+    """The removal of the task that was begun and not ended."""
+    return next((stone for stone in existing(registry, task) if not stone.finished_at), None)
+
+
+def _plan(registry: Registry, task: str, stone: Tombstone | None, may_repeat: bool) -> Plan:
+    if stone is None:
+        return make_plan(registry, task, may_repeat=may_repeat)
+    plan = make_plan(
+        registry,
+        task,
+        already=stone.versions,
+        since=stone.since,
+        replacements=stone.replacements,
+        may_repeat=may_repeat,
+    )
+    there = {record.ref for record in registry.adapters(all_versions=True)}
+    versions = [  # of what is gone already only the tombstone can tell
+        v if v.ref in there or v.ref not in stone.versions else Doomed(v.ref, **stone.versions[v.ref])
+        for v in plan.versions
+    ]
+    return replace(plan, versions=tuple(versions))
+
+
+def _check_known(registry: Registry, task: str, plan: Plan) -> None:
+    if not plan.empty or any(known.name == task for known in registry.tasks()):
+        return
+    hint = "see the tasks that are served: cl-adapter list"
+    for record in registry.adapters():
+        if record.name == task and record.task:
+            hint = f"{task} is an adapter; its task is {record.task}: cl-adapter forget-task {record.task}"
+    for stone in existing(registry, task):
+        hint = f"it was forgotten on {stone.finished_at[:10]}: cl-adapter verify --forgotten {task}"
+    raise UnknownNameError("task", task, task_names(registry), hint)
+
+
+def _refuse_live(registry: Registry, plan: Plan) -> None:
+    """Raise where a process is at work on something that goes."""
+    hub = registry.path
+    locks = {hub / name / ".lock": f"the run {Path(name).name} of {plan.task}" for name in plan.runs}
+    for name in plan.runs:
+        adapter = str(run_request(hub / name).get("name", ""))
+        locks[registry.runs_dir / f".online-{adapter}.lock"] = f"an online update of {adapter}"
+    for name in plan.streams:
+        path = hub / name
+        locks[path.parent / f".{path.name}.stream.lock"] = f"the comparison {name}"
+        locks |= {run / ".lock": f"a run in {name}" for run in run_folders(path / "runs")}
+    for path, what in locks.items():
+        if path.exists():
+            hint = f"wait for it, or end it; then: cl-adapter forget-task {plan.task}"
+            acquire(path, f"{what} is going on in another process; nothing was removed", hint).release()
+
+
+def _note_down(stone: Tombstone, plan: Plan) -> None:
+    """What the tombstone says of a plan; of a removal that goes on, the larger numbers hold."""
+    for version in plan.versions:
+        row = stone.versions.get(version.ref, {})
+        after = row.get("replacement")
+        stone.versions[version.ref] = {
+            "why": row.get("why", version.why),
+            "does": version.does,
+            "task": version.task,
+            "replacement": after,
+        }
+    stone.folders = sorted({*stone.folders, *plan.runs, *plan.streams, *plan.others})
+    now = {"samples": plan.samples, "elsewhere": sum(plan.elsewhere.values()), "evaluations": plan.evaluations}
+    now |= {"runs": len(plan.runs), "streams": len(plan.streams)}
+    stone.counts = {key: max(value, stone.counts.get(key, 0)) for key, value in now.items()}
+    if plan.serve or plan.tasks_without_adapter:  # neither is there once the rows are gone
+        stone.without = list(plan.tasks_without_adapter)
+
+
+def _make_again(
+    registry: Registry, plan: Plan, stone: Tombstone, repeat: Repeat | None, reporter: Reporter
+) -> dict[str, str]:
+    """Make derived versions again, parents before children; what could not be made, and why."""
+    reasons: dict[str, str] = {}
+    gone: dict[str, str | None] = {version.ref: version.replacement for version in plan.versions}
+    for version in plan.versions:
+        if version.does != REPEATED or version.replacement is not None or repeat is None:
+            continue
+        made = _made_before(registry, stone, version.ref)
+        try:
+            made = made or repeat(registry.get(version.ref), dict(gone))
+            why = "nothing is left to make it from"
+        except _CANNOT as error:
+            made, why = None, error.message
+        if made is not None and (made.status != "active" or _still_holds(registry, made, plan.task, gone)):
+            why = f"{made.ref}, made in its place, was refused or still comes from {plan.task}"
+            made = None
+        if made is None:
+            reasons[version.ref] = why
+            reporter.note(f"note: {version.ref} cannot be made again: {why}")
+            continue
+        gone[version.ref] = made.ref
+        drafts.fault("made again")
+        stone.versions[version.ref]["replacement"] = made.ref
+        with registry.exclusively():
+            stone.save()
+        reporter.note(f"{version.ref} is made again without {plan.task}: {made.ref}")
+    return reasons
+
+
+def _still_holds(registry: Registry, made: AdapterRecord, task: str, gone: Mapping[str, str | None]) -> bool:
+    named = {made.task, *made.manifest.get("takes_over", ()), *made.manifest.get("learned_from", ())}
+    return task in named or any(edge.parent in gone for edge in registry.lineage(made.ref))
+
+
+def _made_before(registry: Registry, stone: Tombstone, ref: str) -> AdapterRecord | None:
+    """What an interrupted removal has made in a version's place, and had no time to note down."""
+    old = registry.get(ref)
+    taken = set(stone.replacements.values())
+    for record in registry.versions(old.name):
+        newer = record.created_at >= stone.started_at and record.kind == old.kind and record.status == "active"
+        if newer and record.ref not in taken and record.ref not in stone.versions:
+            return record
+    return None
+
+
+def _remove(registry: Registry, plan: Plan, stone: Tombstone) -> None:
+    """Everything that takes something away; under the hub's lock."""
+    for ref, count in plan.elsewhere.items():
+        _drop_rows(registry, ref, count, plan.keys)
+        drafts.fault("samples dropped")
+    take_hashes(stone, registry, plan)
+    stone.save()
+    drafts.fault("hashes taken")
+    gone = {ref: row["replacement"] for ref, row in stone.versions.items()}
+    detail = {"tombstone": stone.path.name, "versions": len(gone), **stone.counts}
+    registry.erase(plan.task, gone, plan.serve, detail)
+    drafts.fault("rows erased")
+    for ref in gone:
+        place = registry.adapters_dir / ref.replace("@", "/")
+        files.remove_tree(place)
+        with suppress(OSError):
+            place.parent.rmdir()  # only when empty
+        drafts.fault("version removed")
+    for name in stone.folders:
+        _remove_folder(registry, registry.path / name)
+        drafts.fault("folder removed")
+    for lock in registry.runs_dir.glob(f".online-{plan.task}.lock"):
+        lock.unlink(missing_ok=True)
+    registry.scrub()
+    drafts.fault("index scrubbed")
+    registry.check_mirror()
+    stone.finished_at = files.now()
+    stone.save()
+
+
+def _remove_folder(registry: Registry, place: Path) -> None:
+    """Remove a run, a hub for comparison, or another file; only what lies in the hub, whatever a tombstone says."""
+    inside = any(place.is_relative_to(root) for root in (registry.path, registry.adapters_dir))
+    if not inside or ".." in place.parts:
+        raise StorageError(f"{place} is not something of this hub; not removed", "restore the tombstone from a copy")
+    files.remove_tree(place)
+    if place.is_relative_to(registry.path / STREAMS):
+        (place.parent / f".{place.name}.stream.lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            place.parent.rmdir()  # only when empty
+            (registry.path / STREAMS).rmdir()
+
+
+def _drop_rows(registry: Registry, ref: str, count: int, keys: frozenset[tuple[str, str]]) -> None:
+    """Drop a version's samples that have the same input as one of the task's."""
+    lines = samples.read(registry.get(ref))
+    rows = [(line, example_of(line)) for line in lines]
+    kept = [line for line, example in rows if example is None or _key(example) not in keys]
+    text = "".join(line + "\n" for line in kept)
+    registry.replace_samples(ref, text, verb="replay-drop", detail={"samples": count})
+
+
+def _done(plan: Plan, stone: Tombstone, reasons: Mapping[str, str]) -> Plan:
+    """The plan as it was carried out."""
+    return replace(
+        plan,
+        samples=stone.counts["samples"],
+        evaluations=stone.counts["evaluations"],
+        tasks_without_adapter=tuple(stone.without),
+        tombstone=stone.path.name,
+        reasons=reasons,
+    )

@@ -1,0 +1,136 @@
+"""The search: every byte of every file of a hub is looked at for the windows that a tombstone names."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from adapterhub_cl.erasure.windows import BLOCK, LONGEST, Bytes, Window, digest, rolling
+from adapterhub_cl.errors import StorageError
+from adapterhub_cl.registry import Registry
+
+_SLOTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Where a window stands. `path` is shown from the hub where it lies there."""
+
+    path: str
+    offset: int
+    window: Window
+
+
+@dataclass
+class Searched:
+    """How much was looked at."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+class Needles:
+    """Windows made ready for the search.
+
+    Args:
+        windows: with the salt of each one's hash.
+    """
+
+    def __init__(self, windows: Iterable[tuple[Window, bytes]]) -> None:
+        self.by_length: dict[int, dict[int, list[tuple[Window, bytes]]]] = {}
+        for window, salt in windows:
+            self.by_length.setdefault(window.length, {}).setdefault(window.key, []).append((window, salt))
+        self.lengths = sorted(self.by_length)
+        self.slots = []
+        for length in self.lengths:
+            slots = np.zeros(_SLOTS, np.bool_)
+            slots[np.array(list(self.by_length[length]), np.uint64) & np.uint64(_SLOTS - 1)] = True
+            self.slots.append(slots)
+
+    def scan(self, file: BinaryIO, searched: Searched) -> Iterator[tuple[int, Window]]:
+        """Offset and window of everything that is found in a file; reads it piece by piece."""
+        tail, start, ended = b"", 0, not self.lengths
+        while not ended:
+            block = file.read(BLOCK)
+            searched.bytes += len(block)
+            ended = len(block) < BLOCK
+            data = tail + block
+            # a window that begins in the last bytes may end in the next piece: it is looked at there
+            usable = len(data) if ended else len(data) - LONGEST + 1
+            yield from ((start + at, window) for at, window in self._of(data, usable))
+            tail = data[usable:]
+            start += usable
+
+    def _of(self, data: bytes, usable: int) -> Iterator[tuple[int, Window]]:
+        view: Bytes = np.frombuffer(data, np.uint8)
+        for length, slots, keys in zip(self.lengths, self.slots, rolling(view, self.lengths), strict=True):
+            known = self.by_length[length]
+            for at in np.flatnonzero(slots[keys[:usable] & np.uint64(_SLOTS - 1)]):
+                for window, salt in known.get(int(keys[at]), ()):
+                    piece = data[int(at) : int(at) + window.extent]
+                    if len(piece) == window.extent and digest(piece, salt) == window.sha:
+                        yield int(at), window
+
+
+def hub_files(registry: Registry) -> Iterator[tuple[str, Path]]:
+    """Every file of a hub, with the path it is shown by: also a store or an index that lie elsewhere.
+
+    Links are named and not followed: what they point to is not the hub's.
+    """
+    hub = registry.path
+    seen: set[Path] = set()
+    for root in (hub, registry.adapters_dir):
+        for folder, _, names in os.walk(root):
+            for name in sorted(names):
+                path = Path(folder) / name
+                if path.is_file() and not path.is_symlink() and path.absolute() not in seen:
+                    seen.add(path.absolute())
+                    yield shown(path, hub), path
+    for path in registry.index_files():
+        if path.absolute() not in seen:
+            seen.add(path.absolute())
+            yield shown(path, hub), path
+
+
+def shown(path: Path, hub: Path) -> str:
+    """A path as it is told: from the hub, where it lies there."""
+    return path.relative_to(hub).as_posix() if path.is_relative_to(hub) else str(path)
+
+
+def search(registry: Registry, needles: Needles) -> tuple[list[Hit], Searched]:
+    """Look for windows in every file of a hub, and in the rows of an index that is on a server.
+
+    Raises:
+        StorageError: a file may not be read.
+    """
+    hits, searched = search_files(hub_files(registry), needles)
+    for text in registry.index_texts():
+        found = needles.scan(io.BytesIO(text.encode("utf-8", "surrogatepass")), searched)
+        hits += [Hit("the index", offset, window) for offset, window in found]
+    return hits, searched
+
+
+def search_files(files: Iterable[tuple[str, Path]], needles: Needles) -> tuple[list[Hit], Searched]:
+    """Look for windows in files, each with the name that it is shown by.
+
+    Raises:
+        StorageError: a file may not be read.
+    """
+    searched, hits = Searched(), list[Hit]()
+    for name, path in files:
+        try:
+            with path.open("rb") as file:
+                searched.files += 1
+                hits += [Hit(name, offset, window) for offset, window in needles.scan(file, searched)]
+        except FileNotFoundError:
+            continue  # it went while we looked
+        except OSError as error:
+            said = f"{path} cannot be read ({error.strerror}), so nothing can be said about it"
+            raise StorageError(said, "check its owner and mode, and look again") from error
+    return hits, searched

@@ -1,0 +1,171 @@
+"""What a tombstone says: hashes of a task's samples, tensors and files; names and counts; no text and no score."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.erasure.places import hub_versions, knows_of, run_folders, stream_hubs
+from adapterhub_cl.erasure.plan import Plan, examples_of_task
+from adapterhub_cl.erasure.search import Needles, search_files, shown
+from adapterhub_cl.erasure.windows import Item, Window, of_sample, of_tensors
+from adapterhub_cl.registry import Registry, files, manifests, tombstones
+from adapterhub_cl.types import Example
+
+_WEIGHTS = ".safetensors"
+
+
+@dataclass
+class Tombstone:
+    """One removal, going on or done. Saved after each step, so that it can go on after a crash.
+
+    Attributes:
+        since: when the hub first heard of the task.
+        versions: reference → {why, does, replacement}.
+        items: hash → what is searched for.
+        hashes: path from the hub → SHA-256 of each file that goes.
+    """
+
+    path: Path
+    task: str
+    started_at: str
+    salt: bytes
+    since: str | None = None
+    finished_at: str = ""
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    without: list[str] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, hub: Path, task: str, since: str | None) -> Tombstone:
+        """A new one; nothing is written yet."""
+        path = tombstones.free_path(hub, task)
+        return cls(path, task, files.now(), secrets.token_bytes(16), since)
+
+    @classmethod
+    def read(cls, path: Path, row: Mapping[str, Any]) -> Tombstone:
+        """One that was written."""
+        items = {}
+        for kind, name, state, windows in row["items"]:
+            items[name] = Item(kind, name, [[Window(*window) for window in windows]], state)
+        return cls(
+            path,
+            row["task"],
+            row["started_at"],
+            bytes.fromhex(row["salt"]),
+            row["since"],
+            row["finished_at"],
+            {version["ref"]: {k: v for k, v in version.items() if k != "ref"} for version in row["versions"]},
+            items,
+            dict(row["files"]),
+            list(row["folders"]),
+            dict(row["counts"]),
+            list(row["tasks_without_adapter"]),
+        )
+
+    def save(self) -> None:
+        """Write its state as it is now.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        row = {
+            "format": tombstones.FORMAT,
+            "task": self.task,
+            "state": tombstones.DONE if self.finished_at else tombstones.REMOVING,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "since": self.since,
+            "versions": [{"ref": ref, **version} for ref, version in self.versions.items()],
+            "folders": self.folders,
+            "counts": self.counts,
+            "tasks_without_adapter": self.without,
+            "salt": self.salt.hex(),
+            "items": [item.to_json() for item in self.items.values()],
+            "files": self.hashes,
+        }
+        tombstones.write(self.path, row)
+
+    @property
+    def replacements(self) -> dict[str, str]:
+        """Version → what was made in its place."""
+        return {ref: row["replacement"] for ref, row in self.versions.items() if row["replacement"]}
+
+    def windows(self) -> Iterator[tuple[Window, bytes, Item]]:
+        """Everything that is searched for."""
+        for item in self.items.values():
+            for group in item.groups:
+                for window in group:
+                    yield window, self.salt, item
+
+    def tally(self, kind: str) -> Counter[str]:
+        """How many samples, or tensors, are in which state."""
+        return Counter(item.state for item in self.items.values() if item.kind == kind)
+
+
+def existing(registry: Registry, task: str) -> list[Tombstone]:
+    """All tombstones of a task, oldest first."""
+    return [Tombstone.read(path, row) for path, row in tombstones.read_all(registry.path) if row["task"] == task]
+
+
+def take_hashes(stone: Tombstone, registry: Registry, plan: Plan) -> None:
+    """Add to a tombstone what is still there of everything that goes.
+
+    Windows that also stand in what stays are left out: they are not only the task's. What stays are other versions and
+    runs, not just any file: a copy that somebody put into the hub is to be found.
+    """
+    hub, store = registry.path, registry.adapters_dir
+    versions = {ref: store / ref.replace("@", "/") for ref in stone.versions}
+    tasks = {version.ref: version.task for version in plan.versions}
+    folders = [hub / name for name in (*plan.runs, *plan.streams, *plan.others)]
+    gone = [*versions.values(), *folders]
+    own = [(path, tasks.get(ref, "")) for ref, path in versions.items()]
+    within = [
+        (path, plan.task, manifest)
+        for name in plan.streams
+        for path, manifest in hub_versions(hub / name)
+        if knows_of(manifest, plan.task)
+    ]
+    own += [(path, str(manifest.get("task") or "")) for path, _, manifest in within]
+    weights = [*versions.values(), *(path for path, _, _ in within), *(hub / name for name in plan.runs)]
+    examples = examples_of_task(plan.task, own, [hub / name for name in plan.runs])
+    found = {item.id: item for item in _items(hub, examples, weights, stone.salt) if item.id not in stone.items}
+    windows = {window for item in found.values() for group in item.groups for window in group}
+    if windows:
+        needles = Needles((window, stone.salt) for window in windows)
+        hits, _ = search_files(((shown(path, hub), path) for path in _staying(registry, stone)), needles)
+        there = {hit.window for hit in hits}
+        found = {name: item.without(there) for name, item in found.items()}
+    stone.items |= found
+    for place in gone:
+        for path in [place] if place.is_file() else files.walk_files(place)[0].values() if place.is_dir() else ():
+            stone.hashes.setdefault(shown(path, hub), files.sha256_file(path))
+
+
+def _staying(registry: Registry, stone: Tombstone) -> Iterator[Path]:
+    """The files of versions and runs, in this hub and the hubs within it, that have nothing to do with the task."""
+    hub = registry.path
+    for record in registry.adapters(all_versions=True):
+        if record.ref not in stone.versions:
+            yield record.path / manifests.FILE_NAME
+            yield from (record.path / name for name in record.manifest["files"])
+    within = [path for path in stream_hubs(hub) if shown(path, hub) not in stone.folders]
+    folders = [path for inner in within for path, _ in hub_versions(inner)]
+    folders += [path for path in run_folders(registry.runs_dir) if shown(path, hub) not in stone.folders]
+    for folder in folders:
+        yield from files.walk_files(folder)[0].values()
+
+
+def _items(hub: Path, examples: Iterable[Example], places: Iterable[Path], salt: bytes) -> Iterator[Item]:
+    yield from (of_sample(example, salt) for example in examples)
+    for place in places:
+        for path in sorted(place.glob(f"**/*{_WEIGHTS}")) if place.is_dir() else ():
+            if path.is_file() and not path.is_symlink():
+                yield from of_tensors(path, shown(path, hub), salt)

@@ -1,0 +1,68 @@
+"""Retention: what a derived adapter scores on a task, as a share of what the adapter trained for it scores; its
+gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_cl.evaluation.gate import Effect
+
+
+def retention(effect: Effect) -> float:
+    """Score after ÷ score before; 1 where there was nothing to retain."""
+    return effect.after / effect.before if effect.before > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What a merge, a distillation or a pruning kept, and what the gate says.
+
+    Attributes:
+        least: the lowest retention of a task that passes; None lets everything pass.
+        effects: for each task what its parent scores and what the new version does, on the same examples.
+    """
+
+    least: float | None
+    effects: tuple[Effect, ...]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Task → retention."""
+        return {effect.task: retention(effect) for effect in self.effects}
+
+    @property
+    def lowest(self) -> float | None:
+        """The retention of the task that lost most; None where nothing was measured."""
+        return min(self.shares.values(), default=None)
+
+    @property
+    def average(self) -> float | None:
+        """Mean retention; None where nothing was measured."""
+        return sum(self.shares.values()) / len(self.effects) if self.effects else None
+
+    @property
+    def refused(self) -> tuple[Effect, ...]:
+        """The effects below the bound, the worst first."""
+        if self.least is None:
+            return ()
+        return tuple(sorted((e for e in self.effects if retention(e) < self.least), key=retention))
+
+    @property
+    def passed(self) -> bool:
+        return not self.refused
+
+    def message(self, ref: str) -> str:
+        """One line: which tasks keep too little."""
+        told = "; ".join(f"{e.task} {retention(e):.3f} ({e.before:.3f} → {e.after:.3f}, n {e.n})" for e in self.refused)
+        return f"the gate refused {ref}: it retains less than {self.least:g} of {told}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest under `gate`."""
+        effects: Sequence[dict[str, Any]] = [e.to_json() for e in self.effects]
+        return {"min_retention": self.least, "passed": self.passed, "effects": effects}
+
+    def shares_json(self) -> dict[str, float]:
+        """Task → retention, as it stands in answers."""
+        return {task: round(share, 6) for task, share in self.shares.items()}

@@ -1,0 +1,68 @@
+"""Erasing: a task is forgotten exactly, and that it is can be proven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.types import AdapterRecord
+
+if TYPE_CHECKING:
+    from adapterhub_cl.erasure.plan import Plan
+    from adapterhub_cl.erasure.proof import Proof
+    from adapterhub_cl.erasure.removal import Repeat
+    from adapterhub_cl.training.progress import Reporter
+
+
+class Erasing(Opened):
+    """The verbs that make a hub forget on purpose."""
+
+    def forget_task(
+        self, name: str, *, dry_run: bool = False, retire: bool = False, reporter: Reporter | None = None
+    ) -> Plan:
+        """Remove a task exactly: all versions made for it, its replay samples and scores, and everything whose lineage
+        holds it; merged, distilled and pruned versions are made again without it where that can be done.
+
+        A tombstone with hashes stays under `tombstones/`; `prove_forgotten` searches for them. Copies outside the hub
+        (exports, backups, the training data) are not touched. The same call completes a removal that was interrupted.
+
+        Args:
+            dry_run: only say what would go; nothing is written.
+            retire: remove derived versions too, and make none of them again.
+
+        Returns:
+            what went, or would go.
+
+        Raises:
+            UnknownNameError: the hub knows no such task.
+            TrainingError: a run that holds something of it is going on.
+            StorageError: the disk refused; the same call completes the removal.
+        """
+        from adapterhub_cl.erasure import removal
+
+        repeat = None if retire else self._repeat(reporter)
+        if dry_run:
+            return removal.look(self.registry, name, may_repeat=repeat is not None)
+        return removal.forget(self.registry, name, repeat, reporter)
+
+    def prove_forgotten(self, name: str) -> Proof:
+        """Search every file of the hub, its index and its journal for what a forgotten task left.
+
+        Raises:
+            UnknownNameError: nothing of that name was forgotten.
+            AdapterError: its removal was interrupted, or it was learned again.
+        """
+        from adapterhub_cl.erasure.proof import prove
+
+        return prove(self.registry, name)
+
+    def _repeat(self, reporter: Reporter | None) -> Repeat:
+        """What makes a derived version again."""
+        from adapterhub_cl.consolidation.recipes import repeat
+        from adapterhub_cl.training.progress import Reporter as Silent
+
+        def run(record: AdapterRecord, gone: Mapping[str, str | None]) -> AdapterRecord | None:
+            return repeat(self.registry, self.load_base, record, gone, reporter or Silent())
+
+        return run

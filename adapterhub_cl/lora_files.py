@@ -1,0 +1,321 @@
+"""An adapter's files: the checked config, and the tensors, read one by one where asked; as PEFT writes them, or packed
+in few bits (docs/decisions/008)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from adapterhub_cl.errors import AdapterError, IntegrityError
+from adapterhub_cl.packed import PACKED, PackedFile, PlainFile
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# The settings of plain LoRA, rsLoRA and DoRA; any other one must be at its default.
+SERVED = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights", "task_type", "peft_type", "peft_version"),
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "runtime_config"),
+}
+# Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
+_PREFIX = "base_model.model."
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a stored adapter; of a packed one, unpacked.
+
+    Raises:
+        IntegrityError: missing or unreadable, or holding NaN or infinity.
+    """
+    if is_packed(folder):
+        file = PackedFile(folder / PACKED)
+        unpacked = {key: file.tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+        for key, value in unpacked.items():
+            _check_tensor(file.path, key, value)
+        return unpacked
+    try:
+        weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{folder / WEIGHTS} cannot be read: {error}", "cl-adapter verify") from error
+    for key, value in weights.items():
+        _check_tensor(folder / WEIGHTS, key, value)
+    return weights
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether the adapter in a folder is stored in 8 or 4 bits, so that plain PEFT cannot open it as it lies there."""
+    return (folder / PACKED).is_file() and not (folder / WEIGHTS).exists()
+
+
+@contextmanager
+def plain_folder(folder: Path) -> Iterator[Path]:
+    """A folder with this adapter in PEFT's own format, within the block: itself, or of a packed one an unpacked copy.
+
+    Raises:
+        IntegrityError: its files cannot be read.
+    """
+    if not is_packed(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="cl-adapter-") as made:
+        unpack(folder, Path(made))
+        yield Path(made)
+
+
+def unpack(folder: Path, target: Path) -> None:
+    """Write a packed adapter in PEFT's own format, fp32, into a directory."""
+    shutil.copyfile(folder / CONFIG, target / CONFIG)
+    save_file(read_weights(folder), target / WEIGHTS, metadata={"format": "pt"})
+
+
+def _check_tensor(file: Path, key: str, value: torch.Tensor) -> None:
+    if value.dtype not in KINDS:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise AdapterError(f"{file}: tensor {key} is {kind}", "save it as float32, bfloat16 or float16")
+    if not torch.isfinite(value).all():
+        raise IntegrityError(f"{file}: tensor {key} holds NaN or infinity", "train or import it again")
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """The PEFT config of an adapter that this project can serve.
+
+    Raises:
+        AdapterError: not LoRA, or an init that changed the base's own weights.
+        IntegrityError: it cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}", "export the adapter again with PEFT") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"the adapter in {folder} is {kind}, not LoRA", "only LoRA adapters can be served")
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init.startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"the adapter in {folder} was initialised by {init}, which changes the base's own weights",
+            "convert it when saving: PEFT save_pretrained(path_initial_model_for_weight_conversion=…)",
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _number(rank) or not isinstance(rank, int) or not _number(alpha):
+        raise AdapterError(
+            f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
+            "both must be numbers above 0 in adapter_config.json",
+        )
+    if whole := config.get("modules_to_save"):
+        named = ", ".join(map(str, whole)) if isinstance(whole, list) else whole
+        raise AdapterError(
+            f"the adapter in {folder} stores whole modules ({named})",
+            "train it with modules_to_save=None",
+        )
+    _check_plain(folder, config)
+    return config
+
+
+def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise for anything that is not plain LoRA on named modules: such settings change the base, or never end."""
+    usual = LoraConfig().to_dict()
+    for key, value in config.items():
+        if key not in SERVED and value not in (None, False, "", [], {}) and value != usual.get(key):
+            raise AdapterError(
+                f"the adapter in {folder} uses {key} ({str(value)[:60]}), which is not served",
+                "train it as plain LoRA, rsLoRA or DoRA",
+            )
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise AdapterError(f"the adapter in {folder} is for {config['task_type']}", "only CAUSAL_LM can be served")
+    names = config.get("target_modules")
+    if names != "all-linear" and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise AdapterError(
+            f"the adapter in {folder} has target_modules {str(names)[:60]!r}", "they must be a list of names"
+        )
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or not all(_number(v) for v in pattern.values()):
+            raise AdapterError(
+                f"the adapter in {folder} has {key} {str(pattern)[:60]!r}", "it must map names to numbers"
+            )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def check_ranks(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise where the config's ranks are not those of the tensors: PEFT would allocate by the config first."""
+    found = {value.shape[0] for key, value in weights.items() if "lora_A" in key}
+    told = {config["r"], *(config.get("rank_pattern") or {}).values()}
+    if not found <= told or (len(told) == 1 and found != told) or max(told) > 64 * max(found, default=1):
+        raise AdapterError(
+            f"the adapter in {folder} does not fit this base: its config says rank {sorted(told)}, "
+            f"its tensors have {sorted(found)}",
+            "export it again with PEFT's save_pretrained()",
+        )
+
+
+class LoraFile:
+    """A stored plain LoRA, opened: its layers by name, each layer's factors read when asked for. A context manager.
+
+    Attributes:
+        config: what adapter_config.json says, checked.
+        modules: names of the layers as the base has them (`model.layers.0.mlp.up_proj`), in the file's order.
+        weights_path: the file that holds its tensors.
+
+    Raises:
+        AdapterError: no plain LoRA (DoRA's ΔW depends on the base), or its tensors are not those of one.
+        IntegrityError: its files cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, check_config(folder)
+        if self.config.get("use_dora"):
+            raise AdapterError(
+                f"the adapter in {folder} is DoRA, whose change depends on the base's weights",
+                "merge and prune work on plain LoRA and rsLoRA",
+            )
+        packed = is_packed(folder)
+        self._file: PackedFile | PlainFile = PackedFile(folder / PACKED) if packed else PlainFile(folder / WEIGHTS)
+        self.weights_path = self._file.path
+        keys = self._file.keys()
+        shapes = {key: self._file.shape(key) for key in keys}
+        self._layers: dict[str, str] = {}
+        for key in keys:
+            layer, _, which = key.rpartition(".lora_")
+            if which not in ("A.weight", "B.weight") or not key.startswith(_PREFIX):
+                raise AdapterError(f"{self.weights_path}: tensor {key} is none of a plain LoRA", "export it with PEFT")
+            self._layers[layer.removeprefix(_PREFIX)] = layer
+        self._ranks: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, int]] = {}
+        for name, layer in self._layers.items():
+            a, b = (shapes.get(f"{layer}.lora_{which}.weight") for which in "AB")
+            if a is None or b is None or len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+                raise AdapterError(
+                    f"{self.weights_path}: the factors of {name} are missing or do not fit ({a}, {b})",
+                    "restore the file; see cl-adapter verify",
+                )
+            self._ranks[name], self.shapes[name] = a[0], (b[0], a[1])
+        self.modules = list(self._layers)
+
+    def __enter__(self) -> LoraFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        del self._file
+
+    def rank(self, module: str) -> int:
+        """The layer's rank; 0 where the adapter leaves it alone."""
+        return self._ranks.get(module, 0)
+
+    def scaling(self, module: str) -> float:
+        """α/r of a layer, or α/√r (rsLoRA), patterns regarded as PEFT does."""
+        patterns = self.config.get("alpha_pattern") or {}
+        alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), self.config["lora_alpha"]))
+        rank = self._ranks[module]
+        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """B `[out, r]`, scaled, and A `[r, in]` of a layer, fp32: ΔW = B·A.
+
+        Raises:
+            IntegrityError: they cannot be read, or hold NaN or infinity.
+        """
+        found = []
+        for which in "BA":
+            key = f"{self._layers[module]}.lora_{which}.weight"
+            value = self._file.tensor(key)
+            _check_tensor(self.weights_path, key, value)
+            found.append(value.float())
+        return found[0] * self.scaling(module), found[1]
+
+
+def config_for(ranks: Mapping[str, int], targets: Sequence[str], *, transposed: bool, task_type: str) -> LoraConfig:
+    """The config of a LoRA whose factors carry their scaling: alpha is the rank, in each layer.
+
+    Args:
+        ranks: layer → rank.
+        targets: the layers as PEFT shall find them: last names, or full ones.
+        transposed: whether the base writes its linear layers as GPT-2 does.
+    """
+    most = max(ranks.values())
+    other = {name: rank for name, rank in ranks.items() if rank != most}
+    return LoraConfig(
+        r=most,
+        lora_alpha=most,
+        target_modules=list(targets),
+        rank_pattern=other,
+        alpha_pattern=dict(other),
+        fan_in_fan_out=transposed,
+        task_type=task_type,
+        bias="none",
+        inference_mode=True,
+    )
+
+
+def common_targets(names: Collection[str], parents: Sequence[LoraFile]) -> list[str]:
+    """The target modules of an adapter made of these layers of its parents: last names where those mean exactly these
+    layers (no base is there to be asked: some parent must have all layers of the name), else full names."""
+    last = sorted({name.rpartition(".")[2] for name in names})
+    for short in last:
+        mine = {name for name in names if name.rpartition(".")[2] == short}
+        whole = [
+            {name for name in parent.modules if name.rpartition(".")[2] == short}
+            for parent in parents
+            if short in (parent.config.get("target_modules") or ()) and not parent.config.get("layers_to_transform")
+        ]
+        if mine not in whole:
+            return sorted(names)
+    return last
+
+
+def write_lora(
+    folder: Path, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], parents: Sequence[LoraFile], source: str
+) -> LoraConfig:
+    """Write an adapter in PEFT's own format.
+
+    Args:
+        factors: layer → B `[out, r]` with its scaling, and A `[r, in]`.
+        parents: the adapters that it was made of; they say what kind of base it is for.
+        source: the base's name, as plain PEFT shall find it in the config.
+    """
+    config = config_for(
+        {name: a.shape[0] for name, (_, a) in factors.items()},
+        common_targets(factors, parents),
+        transposed=bool(parents[0].config.get("fan_in_fan_out")),
+        task_type=str(parents[0].config.get("task_type") or "CAUSAL_LM"),
+    )
+    weights = {}
+    for name, (b, a) in factors.items():
+        weights[f"{_PREFIX}{name}.lora_A.weight"], weights[f"{_PREFIX}{name}.lora_B.weight"] = a, b
+    write_config(config, folder, source)
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    return config
+
+
+def write_config(config: LoraConfig, folder: Path, source: str) -> None:
+    """Write adapter_config.json, its lists sorted: PEFT writes its sets in the order of the process's hash seed."""
+    config.base_model_name_or_path = source
+    config.save_pretrained(folder)
+    sort_config(folder)
+
+
+def sort_config(folder: Path) -> None:
+    """Sort the lists of names in a config that PEFT wrote, so that the same run writes the same file."""
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for key, value in written.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            written[key] = sorted(value)
+    (folder / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")

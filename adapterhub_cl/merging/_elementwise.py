@@ -1,0 +1,95 @@
+"""What the elementwise methods share: which space they work in, and the steps that they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.merging import BaseMethod, Layer
+from adapterhub_cl.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_cl.merging.factors import Factors
+
+SPACES = ("dense", "core")
+
+
+@dataclass(frozen=True)
+class SpaceOption:
+    """The option that all elementwise methods have."""
+
+    space: str = option(
+        "dense", "dense: the entries of ΔW, one layer at a time; core: its coordinates in the space of all factors"
+    )
+
+    def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise UsageError(
+                f"space must be dense or core, not {self.space!r}", "core is cheaper: --set METHOD.space=core"
+            )
+
+
+class Elementwise(BaseMethod):
+    """A method on the entries of the updates.
+
+    In core space (Panariello et al. 2025, arXiv:2509.17786) the same operation runs on the Σr×Σr coordinates of the
+    updates in the singular bases of all factors: nothing is truncated, and no out×in matrix is formed.
+    """
+
+    Config = SpaceOption
+    dense: ClassVar[bool] = True
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        if self.config.space == "core":
+            self.dense = False  # type: ignore[misc]  # the result stays within the factors' space
+
+    def layer(self, layer: Layer) -> Factors | torch.Tensor:
+        import torch
+
+        from adapterhub_cl.merging.factors import core
+
+        if self.config.space == "core":
+            shared = core(layer.weighted, aligned=True)
+            values = torch.stack([c.float() for c in shared.cores])
+            return shared.factors(self.combine(values, layer.generator))
+        return self.combine(torch.stack([part.dense() for part in layer.weighted]), layer.generator)
+
+    def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Weighted updates `[n_adapters, rows, columns]` → the merged one `[rows, columns]`; may change them in
+        place."""
+        raise NotImplementedError
+
+
+def share(name: str, value: float, *, least: float = 0.0) -> None:
+    """Raise UsageError unless least < value ≤ 1."""
+    if not least < value <= 1:
+        raise UsageError(f"{name} must be above {least:g} and at most 1, not {value:g}", f"--set {name}=0.5")
+
+
+def trim(values: torch.Tensor, density: float) -> torch.Tensor:
+    """Each update's largest entries by magnitude, this share of all; the others 0. `[n, rows, columns]`."""
+    flat = values.abs().flatten(1)
+    count = max(1, round(density * flat.shape[1]))
+    if count >= flat.shape[1]:
+        return values
+    bounds = flat.kthvalue(flat.shape[1] - count + 1, dim=1).values
+    return values * (values.abs() >= bounds[:, None, None])
+
+
+def agreeing_mean(values: torch.Tensor) -> torch.Tensor:
+    """For each entry the sign with the greater total is elected; the mean of the updates that have it (TIES)."""
+    elected = values.sum(0).sign()
+    agree = (values.sign() == elected) & (values != 0)
+    return (values * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def drop_and_rescale(values: torch.Tensor, keep: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
+    """Each entry stays with probability `keep`, divided by it, so that the expectation is unchanged (DARE)."""
+    import torch
+
+    chance = torch.rand(values.shape, generator=generator)
+    return values * (chance < keep) / keep

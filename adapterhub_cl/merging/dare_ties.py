@@ -1,0 +1,40 @@
+"""dare_ties: DARE's random dropping, then TIES' election of signs (Yu et al. 2024, arXiv:2311.03099, section 4).
+
+The usual choice of people who merge full models; on LoRA updates the dropping adds noise that a low rank cannot hold
+(see `dare`). Choose it where `ties` is chosen and the parents' largest entries collide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, drop_and_rescale, share
+from adapterhub_cl.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Config(SpaceOption):
+    """Options of dare_ties."""
+
+    density: float = option(0.7, "share of the entries that stay, at random")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("dare_ties.density", self.density)
+
+
+class Method(Elementwise):
+    """Drop, rescale, elect, average."""
+
+    purpose = "random entries dropped, the rest averaged over the adapters that agree on their sign"
+    Config = Config
+
+    def default_weights(self, count: int) -> list[float]:
+        return [1.0] * count
+
+    def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return agreeing_mean(drop_and_rescale(values, self.config.density, generator))

@@ -1,0 +1,41 @@
+"""ties: trim, elect a sign, average those that agree (Yadav et al. 2023, arXiv:2306.01708).
+
+Of each update the largest entries stay, for each entry the sign with more weight wins, and the updates that have it are
+averaged. In the paper it loses 2 to 3 points less than averaging when seven to eleven full models are merged; on LoRA
+updates of few tasks its gain over `linear` is small or none. Choose it for many adapters that are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, share, trim
+from adapterhub_cl.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Config(SpaceOption):
+    """Options of ties."""
+
+    density: float = option(0.5, "share of each update's entries that stay, the largest")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("ties.density", self.density)
+
+
+class Method(Elementwise):
+    """Trim, elect, average."""
+
+    purpose = "the largest entries, averaged over the adapters that agree on their sign"
+    Config = Config
+
+    def default_weights(self, count: int) -> list[float]:
+        return [1.0] * count  # the mean is the method's own
+
+    def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return agreeing_mean(trim(values, self.config.density))

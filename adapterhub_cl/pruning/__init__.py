@@ -1,0 +1,1 @@
+"""Pruning: adapters with fewer ranks, fewer bits, or fewer of them."""

@@ -1,0 +1,123 @@
+"""Which versions nobody uses any more, and why each of the others stays. Decides; reads and removes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from adapterhub_cl.types import AdapterRecord, Edge
+
+LATEST = "latest"
+COPY = "pruned_from"  # a child by this edge alone is a copy, not something that was built on its parent
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a hub knows about its versions.
+
+    Attributes:
+        records: all versions that are not deleted.
+        edges: the whole lineage.
+        serving: task → version.
+        used: version → when it was last used (UTC): made, measured, mentioned in the log.
+        samples: version → it keeps replay samples of its task.
+        runs: version → the unfinished run that needs it.
+    """
+
+    records: Sequence[AdapterRecord]
+    edges: Sequence[Edge]
+    serving: Mapping[str, str]
+    used: Mapping[str, datetime]
+    samples: Collection[str] = ()
+    runs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a version is proposed for removal, and why (not)."""
+
+    record: AdapterRecord
+    proposed: bool
+    reason: str
+    used: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ref": self.record.ref,
+            "proposed": self.proposed,
+            "reason": self.reason,
+            "last_used": self.used.isoformat(timespec="seconds"),
+            "bytes": self.record.bytes,
+            "status": self.record.status,
+        }
+
+
+def decide(known: Known, now: datetime, days: float) -> list[Verdict]:
+    """A verdict for every version, the longest unused first.
+
+    What is proposed may be removed together: of several versions that keep the last samples of a task, or of several
+    adapters that could answer for one, the one that was used last stays.
+    """
+    left = {record.ref: record for record in known.records}
+    verdicts = []
+    for record in sorted(known.records, key=lambda r: (known.used[r.ref], r.ref)):
+        stays = _stays(record, known, left, now, days)
+        if stays is None:
+            del left[record.ref]
+        verdicts.append(Verdict(record, stays is None, stays or _unused(record, days), known.used[record.ref]))
+    return verdicts
+
+
+def _stays(
+    record: AdapterRecord, known: Known, left: Mapping[str, AdapterRecord], now: datetime, days: float
+) -> str | None:
+    """Why a version stays; None where nothing speaks for it.
+
+    Args:
+        left: what is not proposed so far.
+    """
+    served = [task for task, ref in known.serving.items() if ref == record.ref]
+    if served:
+        return f"serves {', '.join(served)}"
+    names = [alias for alias in record.aliases if alias != LATEST]
+    if names:
+        return f"has the alias {', '.join(names)}"
+    if record.ref in known.runs:
+        return f"the unfinished run {known.runs[record.ref]} needs it"
+    if (child := _built_on(record.ref, known)) is not None:
+        return f"{child} descends from it"
+    others = [other for other in left.values() if other.status == "active" and other.ref != record.ref]
+    if record.ref in known.samples and not any(o.task == record.task and o.ref in known.samples for o in others):
+        return f"keeps the only replay samples of {record.task}"
+    if LATEST in record.aliases:
+        alone = [t for t in record.tasks if not any(t in o.tasks and o.name != record.name for o in others)]
+        if alone or not record.tasks:
+            return f"the only adapter of {', '.join(alone)}" if alone else "an adapter of no known task: judge yourself"
+    if now - known.used[record.ref] < timedelta(days=days):
+        return f"used {max(0, (now - known.used[record.ref]).days)} days ago"
+    return None
+
+
+def _unused(record: AdapterRecord, days: float) -> str:
+    what = "refused by the gate, and" if record.status == "rejected" else "no alias, nothing built on it,"
+    return f"{what} not used in {days:g} days"
+
+
+def _built_on(ref: str, known: Known) -> str | None:
+    """An active version that descends from this one otherwise than as a pruned copy, directly or by way of others."""
+    active = {record.ref for record in known.records if record.status == "active"}
+    seen, frontier = {(ref, True)}, [(ref, True)]
+    while frontier:
+        parent, copies_only = frontier.pop()
+        for edge in known.edges:
+            if edge.parent != parent:
+                continue
+            step = (edge.child, copies_only and edge.relation == COPY)
+            if not step[1] and edge.child in active:
+                return edge.child
+            if step not in seen:
+                seen.add(step)
+                frontier.append(step)
+    return None

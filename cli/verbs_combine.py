@@ -1,0 +1,256 @@
+"""`merge` and `distill`: versions made out of stored ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import COMBINE, verb
+from cl_adapter.session import Session
+from cl_adapter.training_flags import parse_set, training_flags
+from cl_adapter.verbs_learn import outcome
+
+from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.types import AdapterRecord
+
+Refs = Annotated[list[str] | None, typer.Argument(metavar="A B …", help="news, news@v2 or news@production")]
+As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="the new adapter's name")]
+NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME is there: make its next version")]
+MinRetention = Annotated[
+    float | None,
+    typer.Option(help="refuse where a task keeps less of its score, 0 to 1; default: hub.toml's, else none"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="seed of every random choice")]
+
+
+@verb(
+    COMBINE,
+    "cl-adapter merge news reviews --as both --method learned --min-retention 0.95\n"
+    'cl-adapter merge --expression "0.7*news + 0.3*reviews - slang" --as calm --dry-run',
+)
+def merge(
+    ctx: typer.Context,
+    refs: Refs = None,
+    name: As = None,
+    method: Annotated[str, typer.Option(help="how; see below")] = "linear",
+    weights: Annotated[
+        str | None, typer.Option(help="one for each, with commas between; default: the method's")
+    ] = None,
+    expression: Annotated[str | None, typer.Option(help="adapters and weights in one: 0.7*a + 0.3*b - c")] = None,
+    rank: Annotated[int | None, typer.Option(help="highest rank of a layer; default: the method's")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.OPTION=VALUE; may be repeated")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would come out; write nothing")] = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="do not measure retention")] = False,
+    min_retention: MinRetention = None,
+    new_version: NewVersion = False,
+    seed: Seed = 0,
+) -> None:
+    """Merge adapters into one, exactly, on their factors; measure what each task keeps."""
+    session = Session.of(ctx)
+    asked: dict[str, Any] = {
+        "method": method,
+        "weights": _weights(weights),
+        "expression": expression,
+        "rank": rank,
+        "options": parse_set(set_, "METHOD.OPTION=VALUE, for example --set ties.density=0.3"),
+        "seed": seed,
+    }
+    hub = session.hub()
+    if dry_run:
+        found = hub.plan_merge(refs or (), reporter=session.reporter(), **asked)
+        if session.json:
+            session.give(found)
+        else:
+            _show_plan(found)
+        return
+    if name is None:
+        raise UsageError("the merged adapter needs a name", "add --as NAME, or --dry-run to look first")
+    show_made(
+        session,
+        lambda: hub.merge(
+            refs or (),
+            name=name,
+            evaluate=not no_eval,
+            min_retention=min_retention,
+            new_version=new_version,
+            reporter=session.reporter(),
+            **asked,
+        ),
+    )
+
+
+@verb(
+    COMBINE,
+    "cl-adapter distill news reviews --as both --min-retention 0.97\n"
+    "cl-adapter distill --as both --resume\ncl-adapter distill --refresh both",
+)
+@training_flags
+def distill(
+    ctx: typer.Context,
+    refs: Refs = None,
+    name: As = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="unlabelled text to ask as well: FILE, or TASK=FILE; may be repeated")
+    ] = None,
+    pseudo: Annotated[int, typer.Option(min=0, help="samples that each teacher writes for each of its tasks")] = 0,
+    no_samples: Annotated[bool, typer.Option("--no-samples", help="do not ask the replay samples")] = False,
+    start: Annotated[
+        str, typer.Option(help="the merge method whose result the student starts from, or none")
+    ] = "linear",
+    temperature: Annotated[float, typer.Option(help="softens both distributions before they are compared")] = 2.0,
+    task_loss: Annotated[float, typer.Option(help="weight of the known answers beside the teachers'")] = 0.5,
+    features: Annotated[str, typer.Option(help="layers whose hidden states are to agree too, e.g. 3,5")] = "",
+    feature_weight: Annotated[float, typer.Option(help="weight of that agreement")] = 1.0,
+    top: Annotated[int, typer.Option(help="likeliest tokens that are kept of each distribution")] = 512,
+    grow: Annotated[bool, typer.Option("--grow", help="double the rank until --min-retention is reached")] = False,
+    into: Annotated[str | None, typer.Option(metavar="HUB", help="a hub of another base: the student is its")] = None,
+    refresh: Annotated[
+        str | None, typer.Option(metavar="NAME", help="make NAME again if a teacher has changed")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run of --as NAME")] = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="do not measure retention")] = False,
+    min_retention: MinRetention = None,
+    new_version: NewVersion = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Teach one adapter to answer as several do, each for its own tasks; measure what each task keeps."""
+    from adapterhub_cl.hub import AdapterHub
+
+    session = Session.of(ctx)
+    hub, reporter = session.hub(), session.reporter()
+    other = AdapterHub.open(into, device=session.device, dtype=session.dtype) if into else None
+    if refresh is not None:
+        if refs or name or resume or settings:
+            raise UsageError("--refresh makes an adapter again as it was made", "give it alone: distill --refresh NAME")
+        _refresh(session, hub, refresh, reporter)
+        return
+    if name is None:
+        raise UsageError("the student needs a name", "add --as NAME")
+    if resume:
+        if refs or settings:
+            raise UsageError("a resumed run keeps its teachers and its settings", f"distill --as {name} --resume")
+        show_made(session, lambda: hub.distill_resume(name, into=other, reporter=reporter))
+        return
+    show_made(
+        session,
+        lambda: hub.distill(
+            refs or (),
+            name=name,
+            samples=not no_samples,
+            data=data or (),
+            pseudo=pseudo,
+            start=start,
+            temperature=temperature,
+            task_loss=task_loss,
+            features=features,
+            feature_weight=feature_weight,
+            top=top,
+            grow=grow,
+            into=other,
+            evaluate=not no_eval,
+            min_retention=min_retention,
+            new_version=new_version,
+            reporter=reporter,
+            **settings,
+        ),
+    )
+
+
+def _refresh(session: Session, hub: Any, name: str, reporter: Any) -> None:
+    made: list[bool] = []
+
+    def make() -> AdapterRecord:
+        record, new = hub.distill_refresh(name, reporter=reporter)
+        made.append(new)
+        return record  # type: ignore[no-any-return]
+
+    show_made(session, make)
+    if not made[-1]:
+        session.note("no teacher has a newer version: nothing was made")
+
+
+def show_made(session: Session, make: Callable[[], AdapterRecord]) -> None:
+    """Make a version out of others, and print it; one that the gate refused too."""
+    started = time.monotonic()
+    try:
+        record = make()
+    except GateRefused as refused:
+        if refused.record is not None and session.json:
+            told = {"error": refused.message, "hint": refused.hint, "code": refused.code}
+            session.give({**made_json(refused.record), **told})
+            raise typer.Exit(refused.exit_code) from refused
+        if refused.record is not None:
+            _show(refused.record)
+        raise
+    seconds = time.monotonic() - started
+    if session.json:
+        session.give({**made_json(record), "seconds": round(seconds, 1)})
+        return
+    _show(record, f"{seconds:.0f} s")
+    if record.tasks:
+        session.note(f"next: {session.command(f'promote {record.ref}')} lets it serve {', '.join(record.tasks)}")
+
+
+def made_json(record: AdapterRecord) -> dict[str, Any]:
+    """What `--json` gives for a version that was made of others."""
+    made = record.manifest
+    facts = {key: made[key] for key in ("truncation_error", "retention", "recipe", "storage") if key in made}
+    return {**outcome(record), "tasks": record.tasks, **facts}
+
+
+def _show(record: AdapterRecord, took: str = "") -> None:
+    made = record.manifest
+    recipe = made["recipe"]
+    how = f" by {recipe['method']}" if recipe.get("method") else ""
+    print(f"{record.ref}  {record.kind} from {', '.join(recipe['parents'])}{how}")
+    rows = [
+        (e["task"], e["answered_by"], display.value(e["before"]), display.value(e["after"]), e["n"], _share(e, made))
+        for e in made["gate"]["effects"]
+    ]
+    if rows:
+        display.table(
+            ("task", "parent", "its score", record.ref, "n", "retention"),
+            rows,
+            right=("its score", record.ref, "n", "retention"),
+        )
+    error = made.get("truncation_error")
+    facts = [record.status, f"rank {record.rank}", display.size(record.bytes)]
+    facts += [f"truncation error {error:.4f}"] if error is not None else []
+    print(f"  {', '.join(fact for fact in [*facts, took] if fact)}")
+
+
+def _share(effect: dict[str, Any], made: Any) -> str:
+    return f"{made['retention'][effect['task']]:.3f}"
+
+
+def _show_plan(found: dict[str, Any]) -> None:
+    rows = [
+        (p["ref"], ", ".join(p["tasks"]), p["rank"], p["layers"], f"{found['weights'][p['ref']]:.4g}")
+        for p in found["parents"]
+    ]
+    display.table(("parent", "tasks", "rank", "layers", "weight"), rows, right=("rank", "layers", "weight"))
+    for pair in found["interference"]:
+        one, other = pair["adapters"]
+        conflicts = pair["sign_conflicts"]
+        told = "no layer in common" if conflicts is None else f"signs differ in {conflicts:.0%} (chance: 50 %)"
+        print(f"  {one} and {other}: cosine {pair['cosine']:+.3f}, {told}")
+    of = " of the plain sum (the method itself needs the base)" if found["estimated_on_the_plain_sum"] else ""
+    print(f"{found['method']}: rank {found['rank']}, truncation error{of} {found['truncation_error']:.4f}")
+    worst = sorted(found["layers"], key=lambda layer: -layer["truncation_error"])[:3]
+    if found["truncation_error"] > 1e-6:
+        print("  most in: " + ", ".join(f"{layer['name']} {layer['truncation_error']:.3f}" for layer in worst))
+    print(f"  {display.size(found['bytes'])} on disk, {display.size(found['memory'])} of memory for the largest layer")
+    print("nothing was written")
+
+
+def _weights(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--weights {text!r} is not a list of numbers", "--weights 0.7,0.3") from None

@@ -1,0 +1,115 @@
+"""`forget-task`, and what `verify --forgotten` prints. Imports no torch unless something is made again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import COMBINE, verb
+from cl_adapter.session import Session, ask
+
+if TYPE_CHECKING:
+    from adapterhub_cl.erasure.plan import Plan
+    from adapterhub_cl.erasure.proof import Proof
+
+_EXAMPLES = """cl-adapter forget-task news --dry-run
+cl-adapter forget-task news --yes"""
+
+
+@verb(COMBINE, _EXAMPLES)
+def forget_task(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="the task")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="make no merged, distilled or pruned adapter again without the task")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Remove a task exactly: its versions, samples and scores, and whatever was made from them."""
+    session = Session.of(ctx)
+    hub = session.hub()
+    plan = hub.forget_task(name, dry_run=True, retire=retire)
+    if not session.json:
+        show_plan(plan)
+    if not dry_run:
+        if not yes:
+            lost = plan.tasks_without_adapter
+            also = f", and leave {', '.join(lost)} without an adapter" if lost else ""
+            ask(f"forget {name} for good{also}?", f"task {name}", "add --yes, or --dry-run to look")
+        plan = hub.forget_task(name, retire=retire, reporter=session.reporter())
+    if session.json:
+        session.give({**plan.to_json(), "dry_run": dry_run})
+    elif not dry_run:
+        show_done(session, plan)
+
+
+def show_plan(plan: Plan) -> None:
+    """Print what a removal takes away."""
+    from adapterhub_cl.erasure.plan import REPEATED
+
+    again = {v.ref.partition("@")[0] for v in plan.versions if v.does == REPEATED}
+    rows = [(v.ref, f"{v.does}, or retired" if v.does == REPEATED else v.does, v.why) for v in plan.versions]
+    if rows:
+        display.table(("version", "is", "because"), rows)
+    same = ", ".join(f"{count} of {ref}" for ref, count in plan.elsewhere.items())
+    display.pairs(
+        {
+            "replay samples": f"{plan.samples}" + (f", and with the same input {same}" if same else ""),
+            "scores": plan.evaluations,
+            "unfinished runs": ", ".join(plan.runs),
+            "comparison hubs": ", ".join(plan.streams),
+            "other files": ", ".join(plan.others),
+            "served from then on": ", ".join(f"{task} by {ref}" for task, ref in plan.serve.items()),
+            "aliases": ", ".join(
+                f"{alias} → {to or ('its next version' if alias.partition('@')[0] in again else 'dropped')}"
+                for alias, to in plan.aliases.items()
+            ),
+        }
+    )
+    for task in plan.tasks_without_adapter:
+        print(f"WARNING: {task} loses its only adapter: nobody will answer for it")
+
+
+def show_done(session: Session, plan: Plan) -> None:
+    """Print what was removed, and the next step."""
+    for version in plan.versions:
+        if version.replacement:
+            print(f"{version.ref} was made again without {plan.task}: {version.replacement}")
+    for ref, why in plan.reasons.items():
+        print(f"{ref} was retired: {why}")
+    for task in plan.tasks_without_adapter:
+        print(f"nobody answers for {task} now; teach it again: {session.command(f'add-task {task} DATA')}")
+    versions = f"{len(plan.versions)} version{'' if len(plan.versions) == 1 else 's'}"
+    print(f"forgot {plan.task}: {versions} removed; tombstones/{plan.tombstone} has their hashes")
+    session.note("copies outside the hub (exports, backups, the training data) are not touched")
+    session.note(f"next: {session.command(f'verify --forgotten {plan.task}')}")
+
+
+def show_proof(session: Session, proof: Proof) -> None:
+    """Print what the search for a forgotten task found; exit code 1 where it found something."""
+    if session.json:
+        session.give(proof.to_json())
+    elif proof.found:
+        for find in proof.found:
+            where = find.path if find.offset is None else f"{find.path} at byte {find.offset}"
+            print(f"{where}: {find.what}")
+        print(f"{len(proof.found)} traces of {proof.task} are left")
+    else:
+        what = f"{proof.samples} samples and {proof.tensors} tensors"
+        print(
+            f"forgot {proof.task}: nothing of {what} is left in {proof.files} files ({display.size(proof.bytes)}); "
+            f"{proof.windows} pieces searched for"
+        )
+        for state, count in proof.passed_over.items():
+            session.note(f"not searched for: {count} × {_STATES[state.partition(' ')[2]].format(state.split()[0])}")
+    if proof.found:
+        raise typer.Exit(1)
+
+
+_STATES = {
+    "short": "a {} too short to be told from chance",
+    "constant": "a {} that is one number throughout",
+    "shared": "a {} whose very bytes also stand in other versions, which never learned the task",
+}

@@ -1,0 +1,217 @@
+"""`prune`: smaller adapters, and fewer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import COMBINE, verb
+from cl_adapter.session import Session, ask
+from cl_adapter.verbs_combine import MinRetention, Seed, show_made
+
+from adapterhub_cl.errors import UsageError
+
+AUTO = "auto"
+
+
+@verb(
+    COMBINE,
+    "cl-adapter prune news --dry-run\n"
+    "cl-adapter prune news --search --min-retention 0.95\n"
+    "cl-adapter prune news --rank 4 --store int8\n"
+    "cl-adapter prune --redundant\n"
+    "cl-adapter prune --unused --days 90 --dry-run",
+)
+def prune(
+    ctx: typer.Context,
+    ref: Annotated[str | None, typer.Argument(metavar="[NAME]", help="the version to make smaller: news@v2")] = None,
+    rank: Annotated[str | None, typer.Option(help="highest rank of a layer; auto is --search")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="share of each layer's ‖ΔW‖² that stays, at the lowest rank; default, alone: 0.95"),
+    ] = None,
+    across: Annotated[
+        bool, typer.Option("--global", help="spend --rank (as the mean) or --energy over all layers together")
+    ] = False,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="the lowest ranks that keep --min-retention, by measuring on replay samples (50 or more, where there "
+            "are held-out data for the gate), else on what the gate measures on, which flatters a little",
+        ),
+    ] = False,
+    measurements: Annotated[int, typer.Option(metavar="N", help="--search: most retentions to measure")] = 24,
+    magnitude: Annotated[
+        float | None, typer.Option(help="share of the factors' smallest entries set to zero; alone it saves nothing")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, fp16; int8, int4: packed, export writes the plain form; default: as it is"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="a new adapter; default: the next version")
+    ] = None,
+    redundant: Annotated[
+        bool, typer.Option("--redundant", help="instead: pairs of adapters that do the same, to be merged")
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="--redundant: how similar, and how often equal predictions; default: 0.9"),
+    ] = None,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="instead: remove versions that nobody uses; gc frees their space")
+    ] = False,
+    days: Annotated[
+        float | None, typer.Option(min=0.0, metavar="N", help="--unused: not used in so many days; default: 30")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; write nothing")] = False,
+    no_eval: Annotated[
+        bool, typer.Option("--no-eval", help="do not measure retention, nor compare predictions")
+    ] = False,
+    min_retention: MinRetention = None,
+    seed: Seed = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Make an adapter smaller, or find those that do the same or that nobody uses."""
+    session = Session.of(ctx)
+    _one_of(ref, redundant, unused)
+    for flag, found, owner in (("--threshold", threshold, redundant), ("--days", days, unused)):
+        if found is not None and not owner:
+            raise UsageError(
+                f"{flag} belongs to --{'redundant' if flag == '--threshold' else 'unused'}", "leave it out"
+            )
+    asked: dict[str, Any] = {
+        "rank": None if rank in (None, AUTO) else _rank(str(rank)),
+        "energy": energy,
+        "across": across,
+        "search": search or rank == AUTO,
+        "magnitude": magnitude,
+        "store": store,
+    }
+    if ref is None:
+        given = [key for key, found in {**asked, "name": name, "min_retention": min_retention}.items() if found]
+        if given:
+            flags = ", ".join("--" + _FLAGS.get(key, key.replace("_", "-")) for key in given)
+            raise UsageError(f"{flags} only with a NAME that is to be made smaller", "leave it out, or name an adapter")
+        if redundant:
+            _redundant(session, 0.9 if threshold is None else threshold, no_eval)
+        else:
+            _unused(session, 30.0 if days is None else days, dry_run, yes)
+        return
+    asked |= {"min_retention": min_retention, "measurements": measurements, "reporter": session.reporter()}
+    hub = session.hub()
+    if dry_run:
+        found = hub.plan_prune(ref, **asked)
+        if session.json:
+            session.give(found)
+        else:
+            _show_plan(found)
+        return
+    show_made(session, lambda: hub.prune(ref, name=name, evaluate=not no_eval, seed=seed, **asked))
+
+
+_FLAGS = {"across": "global", "name": "as"}
+
+
+def _one_of(ref: str | None, redundant: bool, unused: bool) -> None:
+    if (ref is not None) + redundant + unused != 1:
+        raise UsageError(
+            "prune takes exactly one of NAME, --redundant and --unused",
+            "prune NAME makes it smaller; --redundant finds pairs to merge; --unused finds versions to remove",
+        )
+
+
+def _rank(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--rank {text!r} is no whole number", "--rank 4, or --rank auto") from None
+
+
+def _show_plan(found: Mapping[str, Any]) -> None:
+    about = found["storage"]
+    rows = [
+        (row["name"], row["rank_before"], row["rank"], f"{row['truncation_error']:.4f}", f"{row['error']:.4f}")
+        for row in found["layers"]
+    ]
+    columns = ("layer", "rank", "kept", "truncation error", "error")
+    display.table(columns, rows, right=columns[1:])
+    print(
+        f"{found['parents'][0]}: {found['ranks_before']} → {found['ranks']} ranks in all, highest {found['rank']}; "
+        f"truncation error {found['truncation_error']:.4f}, error {found['error']:.4f}"
+    )
+    print(
+        f"  {about['format_before']} → {about['format']}, "
+        f"{display.size(about['bytes_before'])} → about {display.size(about['bytes'])}"
+    )
+    print("nothing was written")
+
+
+def _redundant(session: Session, threshold: float, no_eval: bool) -> None:
+    found = session.hub().redundant(threshold=threshold, evaluate=not no_eval, reporter=session.reporter())
+    if session.json:
+        session.give(found)
+        return
+    rows = found["pairs"] or ([found["nearest"]] if found["nearest"] else [])
+    if not found["pairs"]:
+        print(f"no two of {len(found['compared'])} adapters are similar to {threshold:g}" + (", nearest:" * bool(rows)))
+    columns = ("similarity", "columns", "rows", "cosine", "same answers")
+    if rows:
+        display.table(
+            ("adapter", "and", *columns, "redundant"),
+            [_pair(row) for row in rows],
+            right=columns,
+        )
+    for row in found["pairs"]:
+        if row["redundant"]:
+            session.note(f"next: {session.command(row['command'])}")
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    numbers = (f"{row[key]:.3f}" for key in ("similarity", "columns", "rows"))
+    same = None if row["agreement"] is None else f"{row['agreement']:.1%} of {row['n']}"
+    return (*row["adapters"], *numbers, f"{row['cosine']:+.3f}", same, "yes" if row["redundant"] else "no")
+
+
+def _unused(session: Session, days: float, dry_run: bool, yes: bool) -> None:
+    hub = session.hub()
+    verdicts = hub.unused(days)
+    proposed = [verdict for verdict in verdicts if verdict.proposed]
+    total = sum(verdict.record.bytes for verdict in proposed)
+    if not session.json:
+        columns = ("version", "size", "last used", "removed?", "why")
+        rows = [
+            (
+                v.record.ref,
+                display.size(v.record.bytes),
+                display.moment(v.used.isoformat()),
+                "yes" if v.proposed else "no",
+                v.reason,
+            )
+            for v in sorted(verdicts, key=lambda v: not v.proposed)
+        ]
+        display.table(columns, rows, right=("size",))
+        print(f"{len(proposed)} of {len(verdicts)} versions are unused, {display.size(total)}")
+    removed: list[str] = []
+    if proposed and not dry_run:
+        if not yes:
+            ask(
+                f"remove {len(proposed)} versions, {display.size(total)}?",
+                "versions",
+                "add --yes, or --dry-run to look",
+            )
+        removed = [record.ref for record in hub.remove([v.record.ref for v in proposed], days=days)]
+        session.note(f"removed {', '.join(removed)}; {session.command('gc')} frees the space")
+    if session.json:
+        session.give(
+            {
+                "days": days,
+                "versions": [verdict.to_json() for verdict in verdicts],
+                "bytes": total,
+                "removed": removed,
+                "dry_run": dry_run,
+            }
+        )
