@@ -29,7 +29,11 @@ _TEXTS = (
     "prompt_format",
     "metric",
     "log_with",
+    "start",
+    "features",
 )
+_NUMBERS = ("max_forgetting", "min_retention", "temperature", "task_loss", "feature_weight")
+_COUNTS = ("pseudo", "top")
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,18 @@ class Announcing(Reporter):
         self.inner.finish()
 
 
-def training_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb one flag for each training setting; it receives those that were given as the dict `settings`."""
+def training_flags(command: Callable[..., None], **other: str) -> Callable[..., None]:
+    """Give a verb one flag for each training setting; it receives those that were given as the dict `settings`.
+
+    Args:
+        other: the defaults that differ for this verb, as help shows them.
+    """
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
     names = [f.name for f in fields(TrainingSettings)]
-    made = [_parameter(f.name, str(f.type), f.default, f.metadata["help"]) for f in fields(TrainingSettings)]
+    made = [
+        _parameter(f.name, str(f.type), other.get(f.name, f.default), f.metadata["help"])
+        for f in fields(TrainingSettings)
+    ]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -176,8 +187,13 @@ def _option(config: str, name: str, value: Any) -> Any:
         return value
     if name == "set" and isinstance(value, dict):
         return {str(key): entry for key, entry in value.items()}
-    if name == "max_forgetting" and isinstance(value, int | float) and not isinstance(value, bool):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in _NUMBERS and number:
         return float(value)
+    if (name in _COUNTS and number and value == int(value)) or (name == "grow" and isinstance(value, bool)):
+        return value
+    if name == "data" and isinstance(value, (str, list)):
+        return [value] if isinstance(value, str) else [str(entry) for entry in value]
     if name == "columns":
         from adapterhub_cl.data.columns import parse_columns
 

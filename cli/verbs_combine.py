@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
 from cl_adapter.session import Session
-from cl_adapter.training_flags import parse_set, training_flags
+from cl_adapter.training_flags import Announcing, parse_set, training_flags, wishes
 from cl_adapter.verbs_learn import outcome
 
 from adapterhub_cl.errors import GateRefused, UsageError
@@ -87,7 +88,7 @@ def merge(
     "cl-adapter distill news reviews --as both --min-retention 0.97\n"
     "cl-adapter distill --as both --resume\ncl-adapter distill --refresh both",
 )
-@training_flags
+@partial(training_flags, epochs="8", rank="the largest teacher's", max_length="the teachers'")
 def distill(
     ctx: typer.Context,
     refs: Refs = None,
@@ -95,16 +96,16 @@ def distill(
     data: Annotated[
         list[str] | None, typer.Option(help="unlabelled text to ask as well: FILE, or TASK=FILE; may be repeated")
     ] = None,
-    pseudo: Annotated[int, typer.Option(min=0, help="samples that each teacher writes for each of its tasks")] = 0,
+    pseudo: Annotated[int | None, typer.Option(help="samples that each teacher writes for each of its tasks")] = None,
     no_samples: Annotated[bool, typer.Option("--no-samples", help="do not ask the replay samples")] = False,
     start: Annotated[
-        str, typer.Option(help="the merge method whose result the student starts from, or none")
-    ] = "linear",
-    temperature: Annotated[float, typer.Option(help="softens both distributions before they are compared")] = 2.0,
-    task_loss: Annotated[float, typer.Option(help="weight of the known answers beside the teachers'")] = 0.5,
-    features: Annotated[str, typer.Option(help="layers whose hidden states are to agree too, e.g. 3,5")] = "",
-    feature_weight: Annotated[float, typer.Option(help="weight of that agreement")] = 1.0,
-    top: Annotated[int, typer.Option(help="likeliest tokens that are kept of each distribution")] = 512,
+        str | None, typer.Option(help="merge method whose result the student starts from, or none; default: linear")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="softens both distributions; default: 2")] = None,
+    task_loss: Annotated[float | None, typer.Option(help="weight of the known answers; default: 0.5")] = None,
+    features: Annotated[str | None, typer.Option(help="layers whose hidden states are to agree too, e.g. 3,5")] = None,
+    feature_weight: Annotated[float | None, typer.Option(help="weight of that agreement; default: 1")] = None,
+    top: Annotated[int | None, typer.Option(help="likeliest tokens kept of each distribution; default: 512")] = None,
     grow: Annotated[bool, typer.Option("--grow", help="double the rank until --min-retention is reached")] = False,
     into: Annotated[str | None, typer.Option(metavar="HUB", help="a hub of another base: the student is its")] = None,
     refresh: Annotated[
@@ -114,6 +115,7 @@ def distill(
     no_eval: Annotated[bool, typer.Option("--no-eval", help="do not measure retention")] = False,
     min_retention: MinRetention = None,
     new_version: NewVersion = False,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="a YAML file of these flags; flags win")] = None,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -121,52 +123,59 @@ def distill(
     from adapterhub_cl.hub import AdapterHub
 
     session = Session.of(ctx)
-    hub, reporter = session.hub(), session.reporter()
-    other = AdapterHub.open(into, device=session.device, dtype=session.dtype) if into else None
+    options = {
+        "data": data or None,
+        "pseudo": pseudo,
+        "start": start,
+        "temperature": temperature,
+        "task_loss": task_loss,
+        "features": features,
+        "feature_weight": feature_weight,
+        "top": top,
+        "grow": grow or None,
+        "min_retention": min_retention,
+    }
+    wanted = wishes(config, options, settings)
+    given = bool(refs or wanted.options or wanted.settings or no_samples)
     if refresh is not None:
-        if refs or name or resume or settings:
+        if given or name or resume or into:
             raise UsageError("--refresh makes an adapter again as it was made", "give it alone: distill --refresh NAME")
-        _refresh(session, hub, refresh, reporter)
+        _refresh(session, refresh)
         return
     if name is None:
         raise UsageError("the student needs a name", "add --as NAME")
+    other = AdapterHub.open(into, device=session.device, dtype=session.dtype) if into else None
+    hub, reporter = session.hub(), session.reporter()
     if resume:
-        if refs or settings:
+        if given:
             raise UsageError("a resumed run keeps its teachers and its settings", f"distill --as {name} --resume")
         show_made(session, lambda: hub.distill_resume(name, into=other, reporter=reporter))
         return
+    shown = {**wanted.options, **wanted.settings}
+    told = " ".join(f"{key.replace('_', '-')}={value}" for key, value in shown.items())
     show_made(
         session,
         lambda: hub.distill(
             refs or (),
             name=name,
             samples=not no_samples,
-            data=data or (),
-            pseudo=pseudo,
-            start=start,
-            temperature=temperature,
-            task_loss=task_loss,
-            features=features,
-            feature_weight=feature_weight,
-            top=top,
-            grow=grow,
             into=other,
             evaluate=not no_eval,
-            min_retention=min_retention,
             new_version=new_version,
-            reporter=reporter,
-            **settings,
+            reporter=Announcing(reporter, f"settings: {told or 'all at their defaults'}"),
+            **wanted.options,
+            **wanted.settings,
         ),
     )
 
 
-def _refresh(session: Session, hub: Any, name: str, reporter: Any) -> None:
+def _refresh(session: Session, name: str) -> None:
     made: list[bool] = []
 
     def make() -> AdapterRecord:
-        record, new = hub.distill_refresh(name, reporter=reporter)
+        record, new = session.hub().distill_refresh(name, reporter=session.reporter())
         made.append(new)
-        return record  # type: ignore[no-any-return]
+        return record
 
     show_made(session, make)
     if not made[-1]:

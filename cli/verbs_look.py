@@ -105,6 +105,10 @@ def _print_whole(
         "aliases": ", ".join(record.aliases),
         "made": f"{display.moment(record.created_at)} ({display.age(record.created_at)} ago)",
         "task": f"{record.task} ({task.get('kind', 'unknown')})" if record.task else "",
+        "made of": _made_of(made.get("recipe") or {}),
+        "for the tasks": "" if record.task else ", ".join(record.tasks),
+        "retention": ", ".join(f"{t} {share:.3f}" for t, share in (made.get("retention") or {}).items()),
+        "truncation error": f"{made['truncation_error']:.4g}" if "truncation_error" in made else "",
         "answers for": ", ".join(served),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
@@ -146,6 +150,13 @@ def _print_whole(
     print()
     files = [(name, display.size(row["bytes"]), row["sha256"][:16]) for name, row in made.get("files", {}).items()]
     display.table(("file", "size", "sha256"), files, right=("size",))
+
+
+def _made_of(recipe: dict[str, Any]) -> str:
+    """`0.5 × news@v1, 0.5 × reviews@v1 by ties`."""
+    weights = recipe.get("weights") or {}
+    parts = [f"{weights[ref]:.4g} × {ref}" if ref in weights else ref for ref in recipe.get("parents", ())]
+    return ", ".join(parts) + (f" by {recipe['method']}" if recipe.get("method") else "")
 
 
 def _source(data: dict[str, Any]) -> str:

@@ -102,16 +102,19 @@ def _triangles(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
     """
     b, a = factors.b.double(), factors.a.double()
     if factors.rank > min(factors.shape):  # wider than high: QR makes it smaller
-        return torch.linalg.qr(b).R, torch.linalg.qr(a.T).R
+        wide: tuple[torch.Tensor, torch.Tensor] = (torch.linalg.qr(b).R, torch.linalg.qr(a.T).R)
+        return wide
     return _root(b.T @ b), _root(a @ a.T)
 
 
 def _root(gram: torch.Tensor) -> torch.Tensor:
-    found, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    if not int(failed):
-        return found
-    values, vectors = torch.linalg.eigh(gram)
-    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+    """R with RᵀR = gram."""
+    triangle, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    found: torch.Tensor = triangle
+    if int(failed):
+        values, vectors = torch.linalg.eigh(gram)
+        found = values.clamp(min=0).sqrt()[:, None] * vectors.T
+    return found
 
 
 def core(parts: Sequence[Factors], *, aligned: bool = False) -> Core:
