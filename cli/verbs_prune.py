@@ -30,7 +30,7 @@ def prune(
     rank: Annotated[str | None, typer.Option(help="highest rank of a layer; auto is --search")] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="share of each layer's ‖ΔW‖² that stays, at the lowest rank; default, alone: 0.95"),
+        typer.Option(help="share of each layer's ‖ΔW‖² that stays, at the lowest rank; default, alone: 0.99"),
     ] = None,
     across: Annotated[
         bool, typer.Option("--global", help="spend --rank (as the mean) or --energy over all layers together")

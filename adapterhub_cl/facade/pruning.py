@@ -43,7 +43,7 @@ class Pruning(Opened):
         Args:
             rank: in every layer, or all that a layer has.
             energy: in every layer the smallest rank that keeps this share of ‖ΔW‖². Where nothing at all is asked
-                for, 0.95.
+                for, 0.99.
             across: spend `rank` (as the mean) or `energy` over all layers together: the largest singular values of any
                 layer stay.
             search: the smallest ranks that keep `min_retention`, found by measuring.

@@ -94,7 +94,8 @@ def test_alias_and_rollback(hub: Path, cl: Cl) -> None:
     }
     assert AdapterHub.open(hub).registry.serving()["mood"] == "mood@v2"
     back = cl("rollback", "mood@production", "--hub", hub, "--json")
-    assert back.json == {"alias": "mood@production", "from": "mood@v2", "to": "mood@v1"}
+    moved = {"mood": "mood@v1"}
+    assert back.json == {"alias": "mood@production", "from": "mood@v2", "to": "mood@v1", "serving": moved}
     assert AdapterHub.open(hub).registry.serving()["mood"] == "mood@v1"
     again = cl("rollback", "production", "--hub", hub)
     assert again.code == 1
