@@ -88,12 +88,12 @@ def plan(
         sizes = [max(a.rank(m) for m in a.modules) for a in adapters]
         largest = max(shapes, key=lambda m: _layer_bytes(adapters, m, shapes[m], method.dense))
         return {
+            **recipe_of(parents, method, request),
+            **report,
             "parents": [
                 {"ref": r.ref, "task": r.task, "tasks": r.tasks, "rank": size, "layers": len(a.modules)}
                 for r, a, size in zip(parents.records, adapters, sizes, strict=True)
             ],
-            **recipe_of(parents, method, request),
-            **report,
             "estimated_on_the_plain_sum": estimated,
             "bytes": sum(SIZE * x.result.factors.rank * sum(shapes[x.name]) for x in layers),
             "memory": _layer_bytes(adapters, largest, shapes[largest], method.dense),

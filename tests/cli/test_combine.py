@@ -115,7 +115,7 @@ def test_distill_and_refresh(cl: Cl, taught: Path, tmp_path: Path) -> None:
     assert found["recipe"]["distillation"]["temperature"] == 3.0
     assert found["recipe"]["start"] == "ties"
     assert set(found["retention"]) == {"one", "two"}
-    assert "settings: start=ties temperature=3.0 epochs=1 max-length=32" in said.err
+    assert "settings: temperature=3.0 start=ties epochs=1 max-length=32" in said.err
     same = cl("--hub", taught, "distill", "--refresh", "both")
     assert same.code == 0
     assert "no teacher has a newer version" in same.err
