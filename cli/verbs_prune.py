@@ -39,8 +39,8 @@ def prune(
         bool,
         typer.Option(
             "--search",
-            help="the lowest ranks that keep --min-retention, by measuring on replay samples (50 or more, where there "
-            "are held-out data for the gate), else on what the gate measures on, which flatters a little",
+            help="the lowest ranks that keep --min-retention: found by measuring on replay samples (50 or more) and "
+            "confirmed on the held-out data, or found on what the gate measures on; either flatters a little",
         ),
     ] = False,
     measurements: Annotated[int, typer.Option(metavar="N", help="--search: most retentions to measure")] = 24,

@@ -117,6 +117,7 @@ def distill(
     _check(request, settings, held_to, least, places)
     check_new_name(student, name, new_version)
     parents = find_parents(registry, request.refs)
+    request = replace(request, refs=parents.refs)  # a resumed run keeps to these very versions
     base = places.load()
     student_base = places.student_base()
     if places.into is not None:

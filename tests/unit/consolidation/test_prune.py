@@ -294,13 +294,19 @@ def test_the_gate_keeps_what_it_refuses_as_rejected(hub: AdapterHub, monkeypatch
 # -- search ------------------------------------------------------------------------------------------------------
 
 
-def scores(monkeypatch: pytest.MonkeyPatch, score: Callable[[dict[str, int]], float]) -> list[dict[str, str]]:
-    """Let retention follow from the ranks of what is measured; returns what each measurement was made on."""
+def scores(
+    monkeypatch: pytest.MonkeyPatch,
+    score: Callable[[dict[str, int]], float],
+    held_out: Callable[[dict[str, int]], float] | None = None,
+) -> list[dict[str, str]]:
+    """Let retention follow from the ranks of what is measured, on held-out data otherwise where that is told; returns
+    what each measurement was made on."""
     seen: list[dict[str, str]] = []
 
     def measure(self: Yardstick, base: Any, folder: Path) -> Any:
         seen.append({task: probe.data for task, probe in self.probes.items()})
-        value = score(ranks(folder))
+        by = held_out if held_out is not None and self.probes["mood"].sha256 else score
+        value = by(ranks(folder))
         return [
             Effect(task, "accuracy", 0.8, 0.8 * value, len(probe.examples), probe.data, "mood@v1")
             for task, probe in self.probes.items()
@@ -322,9 +328,9 @@ def test_the_search_measures_on_samples_and_the_gate_on_held_out_data(
 
     seen = scores(monkeypatch, keeps)
     record = hub.prune("mood", search=True, min_retention=0.95)
-    assert {s["mood"] for s in seen[:-1]} == {"replay samples of mood@v1"}
-    assert seen[-1]["mood"].endswith("test.jsonl")
-    assert len(seen) - 1 == len(report(record)["search"]["tried"]) <= verb.MEASUREMENTS
+    assert {s["mood"] for s in seen[:-2]} == {"replay samples of mood@v1"}
+    assert all(s["mood"].endswith("test.jsonl") for s in seen[-2:])  # one confirmation, and the gate
+    assert len(seen) - 1 == len(report(record)["search"]["tried"]) <= verb.MEASUREMENTS + 1
     for name, rank in ranks(record.path).items():
         assert rank >= needs.get(name.rpartition(".")[2], 0)
     most = {kind: max([r for n, r in ranks(record.path).items() if n.endswith(kind)], default=0) for kind in needs}
@@ -332,12 +338,36 @@ def test_the_search_measures_on_samples_and_the_gate_on_held_out_data(
     assert sum(ranks(record.path).values()) <= 2 * sum(needs.values()) + 4
 
 
+def test_what_was_good_by_luck_on_the_samples_is_not_taken(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples are content with anything, the held-out data want half of the ranks."""
+    half = sum(ranks(hub.get("mood").path).values()) // 2
+    scores(monkeypatch, lambda found: 1.0, lambda found: 1.0 if sum(found.values()) >= half else 0.5)
+    record = hub.prune("mood", search=True, min_retention=0.95)
+    assert record.status == "active"
+    tried = report(record)["search"]["tried"]
+    confirmed = [step["ranks"] for step in tried if step["what"] == "confirmation"]
+    enough = [step["ranks"] for step in tried if step["what"] != "confirmation" and step["ranks"] >= half]
+    assert confirmed == sorted(confirmed)
+    assert sum(ranks(record.path).values()) == confirmed[-1] == min(enough)
+
+
+def test_where_the_held_out_data_want_it_all_nothing_is_pruned(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores(monkeypatch, lambda found: 1.0, lambda found: 0.5)
+    before = state(hub)
+    with pytest.raises(AdapterError, match="nothing to prune"):
+        hub.prune("mood", search=True, min_retention=0.95)
+    assert state(hub) == before
+
+
 def test_a_dry_search_measures_and_writes_nothing_at_all(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
     before, evaluations = state(hub), hub.evaluations()
     scores(monkeypatch, lambda found: 1.0)
     found = hub.plan_prune("mood", search=True, min_retention=0.95, measurements=3)
     assert found["search"]["tried"][0]["retention"] == {"mood": 1.0}
-    assert len(found["search"]["tried"]) == 3
+    assert [step["what"] for step in found["search"]["tried"]].count("confirmation") == 1
+    assert len(found["search"]["tried"]) == 4
     assert (state(hub), hub.evaluations()) == (before, evaluations)
 
 
