@@ -92,7 +92,8 @@ class AdapterHub(Learning, Combining, Pruning, Erasing):
         return self.registry.get(ref)
 
     def path(self, ref: str) -> Path:
-        """The version's directory, in PEFT's own format, its files checked against their hashes.
+        """The version's directory, in PEFT's own format (packed ones: see `export`), its files checked against their
+        hashes.
 
         Raises:
             IntegrityError: a file is missing or changed.

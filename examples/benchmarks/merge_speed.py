@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,34 @@ def weights(count: int) -> list[float]:
     return [(k + 1) / count for k in range(count)]
 
 
-def peak() -> float:
-    """Peak of this process's memory, in MB."""
-    import resource
+class Peak:
+    """The highest memory of this process within a block, in MB over where it began: its own pages, not those of
+    mapped files, which the system takes back as it likes."""
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    def __enter__(self) -> Peak:
+        self.began = self.highest = self.now()
+        self.running = True
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+        self.watcher.join()
+        self.highest = max(self.highest, self.now())
+
+    def watch(self) -> None:
+        while self.running:
+            self.highest = max(self.highest, self.now())
+            time.sleep(0.002)
+
+    def now(self) -> float:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(text.split("RssAnon:")[1].split()[0]) / 1000
+
+    @property
+    def grown(self) -> float:
+        return self.highest - self.began
 
 
 def error(folders: list[Path], found: Any) -> float:
@@ -116,18 +140,16 @@ def ours(folders: list[Path], method: str, rank: int | None, target: Path) -> di
     from adapterhub_cl.merging import build
     from adapterhub_cl.merging._layers import layers_of
 
-    before = peak()
     started = time.perf_counter()
-    with ExitStack() as stack:
+    with ExitStack() as stack, Peak() as memory:
         files = [stack.enter_context(LoraFile(folder)) for folder in folders]
         merged = list(layers_of(files, weights(len(files)), build(method, {}), rank, 0))
         write_lora(target, {x.name: (x.result.factors.b, x.result.factors.a) for x in merged}, files, "random")
     seconds = time.perf_counter() - started
-    used = peak() - before
     factors = sum((folder / "adapter_model.safetensors").stat().st_size for folder in folders) / 1e6
     by_name = {x.name: x.result.factors for x in merged}
     off = error(folders, lambda name, rows: by_name[name].b[rows] @ by_name[name].a)
-    return {"seconds": seconds, "memory_mb": used, "factors_mb": factors, "error": off}
+    return {"seconds": seconds, "memory_mb": memory.grown, "factors_mb": factors, "error": off}
 
 
 def peft(folders: list[Path], method: str, rank: int, limit: int) -> dict[str, Any]:
@@ -178,14 +200,17 @@ def peft(folders: list[Path], method: str, rank: int, limit: int) -> dict[str, A
                     weight = store[f"a{k}"].weight
                     weight.zero_()
                     weight[tuple(slice(0, n) for n in value.shape)] = value
-    before = peak()
-    started = time.perf_counter()
     options: dict[str, Any] = {"density": 0.5} if "ties" in method else {}
     if method.endswith("svd"):
         options["svd_rank"] = rank
     names_ = [f"a{k}" for k in range(len(folders))]
-    model.base_model.add_weighted_adapter(names_, weights(len(folders)), "merged", combination_type=method, **options)
-    seconds = time.perf_counter() - started
+    with Peak() as memory:
+        started = time.perf_counter()
+        model.base_model.add_weighted_adapter(
+            names_, weights(len(folders)), "merged", combination_type=method, **options
+        )
+        seconds = time.perf_counter() - started
+    used = memory.grown
 
     def found(name: str, rows: torch.Tensor) -> torch.Tensor:
         layer = model.base_model.model.get_submodule(name)
@@ -193,7 +218,6 @@ def peft(folders: list[Path], method: str, rank: int, limit: int) -> dict[str, A
         product: torch.Tensor = (b[rows].float() @ a.float()) * layer.scaling["merged"]
         return product.detach()
 
-    used = peak() - before
     if limit:
         return {"seconds": seconds, "memory_mb": used, "error": None, "modules": len(chosen)}
     return {"seconds": seconds, "memory_mb": used, "error": error(folders, found), "modules": len(chosen)}
@@ -224,7 +248,7 @@ def measure(who: str, method: str, adapters: Path, limit: int = 0) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--layers", type=int, default=1, help="layers at 4096")
+    parser.add_argument("--layers", type=int, default=2, help="layers at 4096")
     parser.add_argument("--counts", default="4,16")
     parser.add_argument("--sizes", default="1024,4096")
     parser.add_argument("--slow-modules", type=int, default=2, help="modules that PEFT's SVDs are timed on at 4096")
@@ -280,9 +304,9 @@ def write(rows: list[dict[str, Any]], output: Path | None) -> None:
         "# Merging: time, memory, error",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; one run. Ranks 8 to 64, "
-        f"result at rank {OUR_RANK} unless it says otherwise. Error: ‖merged − Σ wᵢ·ΔWᵢ‖ ÷ ‖Σ wᵢ·ΔWᵢ‖. Memory: growth of "
-        "the process's peak while merging. Ours reads the adapters from disk and writes the result; PEFT's adapters "
-        "are loaded before its clock starts. PEFT's times marked ~ were taken on some modules and scaled by their work.",
+        f"result at rank {OUR_RANK} unless it says otherwise. Error: ‖merged − Σ wᵢ·ΔWᵢ‖ ÷ ‖Σ wᵢ·ΔWᵢ‖. Memory: growth "
+        "of the process's own pages while merging. Ours reads the adapters from disk and writes the result; PEFT's are "
+        "loaded before its clock starts. PEFT's times marked ~ were taken on some modules and scaled by their work.",
     ]
     for key in dict.fromkeys((row["size"], row["adapters"]) for row in rows):
         mine = [row for row in rows if (row["size"], row["adapters"]) == key]

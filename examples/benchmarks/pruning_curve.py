@@ -154,9 +154,9 @@ to 0.03 (amazon, where few answers are right, most), means by 0.001; a retention
 The default, `prune NAME` alone, is energy 0.99: half of the bytes, and no loss that could be told from chance (0.999,
 lowest 0.988). Energy 0.95 takes a quarter of the bytes and loses little on average (0.995), but its lowest, 0.954, is
 below what chance alone does to bf16 (0.966): a thing to ask for, not a default. Bits are cheaper than ranks: int4 at
-all ranks (15 % of the bytes) keeps 1.001, rank 2 (13 %) 0.974. `--global` is no better than the same bytes spent in each
-layer alike. Zeroing small entries loses little and saves nothing. The search chose on replay samples and confirmed on the
-very test examples that it is measured on here, which flatters it a little."""
+all ranks (15 % of the bytes) keeps 1.001, rank 2 (13 %) 0.974. `--global` is no better than the same bytes spent in
+each layer alike. Zeroing small entries loses little and saves nothing. The search chose on replay samples and confirmed
+on the very test examples that it is measured on here, which flatters it a little."""
 
 
 def main() -> None:

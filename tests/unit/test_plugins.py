@@ -96,3 +96,11 @@ def test_the_package_and_the_bases_import_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_modules_that_are_no_methods_are_not_listed() -> None:
+    from adapterhub_cl.merging import ROOM
+
+    assert "factors" not in ROOM.names()
+    with pytest.raises(UnknownNameError, match="merge method"):
+        ROOM.get("factors")
