@@ -218,7 +218,10 @@ class _Distillation:
             for one in self.asked:
                 places.student.put_task(one.task)
         least = self.least if request.evaluate else None
-        making = Making(self.name, "distilled", self.parents, recipe, least, request.evaluate, report, elsewhere)
+        instead = "more --epochs, unlabelled text (--data), a higher --rank or --grow"
+        making = Making(
+            self.name, "distilled", self.parents, recipe, least, request.evaluate, report, elsewhere, instead
+        )
         write = _copies(self.folder(rank) / "student")
         return record(places.student, places.student_base, making, write, self.reporter, yardstick)
 

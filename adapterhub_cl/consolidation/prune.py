@@ -14,7 +14,7 @@ from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
 from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.consolidation.samples import samples_of
-from adapterhub_cl.errors import AdapterError, GateRefused, UsageError
+from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, difference, norm
@@ -161,17 +161,16 @@ def prune(
 
         bound = least if request.evaluate else None
         making = Making(
-            name or work.parent.name, "pruned", work.parents, _recipe(work), bound, request.evaluate, report
+            name or work.parent.name,
+            "pruned",
+            work.parents,
+            _recipe(work),
+            bound,
+            request.evaluate,
+            report,
+            instead="a higher --rank or --energy, --search",
         )
-        try:
-            return record(registry, load, making, write, reporter)
-        except GateRefused as refused:
-            if refused.record is not None:
-                refused.hint = (
-                    f"{refused.record.ref} is kept as rejected; try a higher --rank or --energy, --search, or a lower "
-                    "--min-retention"
-                )
-            raise
+        return record(registry, load, making, write, reporter)
 
 
 def plan(

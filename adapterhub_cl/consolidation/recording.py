@@ -38,6 +38,7 @@ class Making:
         measure: whether retention is measured at all.
         report: what came out, plain JSON; stands beside the recipe in `recipe.json`.
         foreign: the parents are versions of another hub.
+        instead: what to try where the gate refuses it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Making:
     measure: bool = True
     report: dict[str, Any] = field(default_factory=dict)
     foreign: bool = False
+    instead: str = "another --method or a higher --rank, distill"
 
 
 def record(
@@ -119,8 +121,7 @@ def record(
     if not retained.passed:
         refused = GateRefused(
             retained.message(made.ref),
-            f"{made.ref} is kept as rejected; try another --method or a higher --rank, distill, or a lower "
-            "--min-retention",
+            f"{made.ref} is kept as rejected; try {making.instead}, or a lower --min-retention",
         )
         refused.record = made
         raise refused

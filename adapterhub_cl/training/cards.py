@@ -89,6 +89,9 @@ def derived_card(
             for e in evaluations
         ]
         lines.append("")
+    packed = (report.get("storage") or {}).get("format") in ("int8", "int4")
+    if packed:
+        lines += ["Its numbers are packed; `cl-adapter export` writes the form that PEFT opens:", ""]
     return "\n".join([*lines, "How it was made stands in `recipe.json`.", "", *_footer(base)])
 
 
