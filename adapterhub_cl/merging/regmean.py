@@ -2,9 +2,9 @@
 arXiv:2212.09849).
 
 With Gᵢ = XᵢᵀXᵢ of a layer's inputs on replay samples, ΔW = (Σ ΔWᵢGᵢ)(ΣGᵢ)⁻¹ in closed form; in factors it is the stack
-of the Bᵢ over that of the AᵢGᵢ(ΣGᵢ)⁻¹, so no out×in matrix is formed. In the paper it is 1 to 5 points ahead of
-averaging. It costs one pass over the replay samples for each adapter, and an in×in matrix for each layer of a pass.
-Choose it where replay samples are there and training (`learned`, distillation) takes too long.
+of the Bᵢ over that of the AᵢGᵢ(ΣGᵢ)⁻¹, so no out×in matrix is formed. In the paper it is ahead of averaging throughout,
+and needs no training. It costs one pass over the replay samples for each adapter, and an in×in matrix for each layer of
+a pass. Choose it where replay samples are there and training (`learned`, distillation) takes too long.
 """
 
 from __future__ import annotations
