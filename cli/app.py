@@ -64,29 +64,22 @@ class Verb(TyperCommand):
 
 
 def _strategies() -> list[tuple[str, str]]:
-    from dataclasses import fields
-
     from adapterhub_cl.strategies import ROOM
 
-    rows = []
-    for name in ROOM.names():
-        strategy = ROOM.get(name)
-        options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(strategy.Config))
-        rows.append((name, strategy.shares + (f"; {options}" if options else "")))
-    return rows
+    return [(name, _with_options(name, ROOM.get(name), ROOM.get(name).shares)) for name in ROOM.names()]
 
 
 def _methods() -> list[tuple[str, str]]:
-    from dataclasses import fields
-
     from adapterhub_cl.merging import ROOM
 
-    rows = []
-    for name in ROOM.names():
-        method = ROOM.get(name)
-        options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(method.Config))
-        rows.append((name, method.purpose + (f"; {options}" if options else "")))
-    return rows
+    return [(name, _with_options(name, ROOM.get(name), ROOM.get(name).purpose)) for name in ROOM.names()]
+
+
+def _with_options(name: str, method: Any, line: str) -> str:
+    from dataclasses import fields
+
+    options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(method.Config))
+    return line + (f"; {options}" if options else "")
 
 
 def _policies() -> list[str]:

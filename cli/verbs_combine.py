@@ -12,7 +12,7 @@ from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
 from cl_adapter.session import Session
 from cl_adapter.training_flags import Announcing, parse_set, training_flags, wishes
-from cl_adapter.verbs_learn import outcome
+from cl_adapter.verbs_learn import outcome, show_refused
 
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.types import AdapterRecord
@@ -188,12 +188,7 @@ def show_made(session: Session, make: Callable[[], AdapterRecord]) -> None:
     try:
         record = make()
     except GateRefused as refused:
-        if refused.record is not None and session.json:
-            told = {"error": refused.message, "hint": refused.hint, "code": refused.code}
-            session.give({**made_json(refused.record), **told})
-            raise typer.Exit(refused.exit_code) from refused
-        if refused.record is not None:
-            _show(refused.record)
+        show_refused(session, refused, made_json, _show)
         raise
     seconds = time.monotonic() - started
     if session.json:

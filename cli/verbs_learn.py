@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,12 +197,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
     try:
         record = teach(name, data, resume=resume, reporter=reporter, **wanted.options, **wanted.settings)
     except GateRefused as refused:
-        if refused.record is not None and session.json:
-            told = {"error": refused.message, "hint": refused.hint, "code": refused.code}
-            session.give({**outcome(refused.record), **told})
-            raise typer.Exit(refused.exit_code) from refused
-        if refused.record is not None:
-            show_outcome(refused.record)
+        show_refused(session, refused, outcome, show_outcome)
         raise
     seconds = time.monotonic() - started
     if session.json:
@@ -254,6 +249,25 @@ def _settings_line(method: str, wanted: Wishes) -> str:
         shown = {k: v for k, v in shown.items() if k not in SHAPE or k in wanted.settings}
     words = [f"{k.replace('_', '-')}={'auto' if v is None else v}" for k, v in shown.items() if v != ""]
     return f"settings: {' '.join(words)}"
+
+
+def show_refused(
+    session: Session,
+    refused: GateRefused,
+    whole: Callable[[AdapterRecord], dict[str, Any]],
+    show: Callable[[AdapterRecord], None],
+) -> None:
+    """Print the version that the gate refused and that is kept; with `--json` the error stands in the same object.
+
+    Args:
+        whole: what `--json` gives for a version; `show` prints one.
+    """
+    if refused.record is not None and session.json:
+        told = {"error": refused.message, "hint": refused.hint, "code": refused.code}
+        session.give({**whole(refused.record), **told})
+        raise typer.Exit(refused.exit_code) from refused
+    if refused.record is not None:
+        show(refused.record)
 
 
 def outcome(record: AdapterRecord) -> dict[str, Any]:
