@@ -9,6 +9,8 @@ from typing import Any
 
 RELATIONS = ("trained_on_top_of", "updated_from", "merged_from", "distilled_from", "pruned_from", "imported_from")
 KINDS = ("trained", "updated", "imported", "merged", "distilled", "pruned")
+# How many parents must be left for a derived version to be made again; what took training is not.
+REPEATED_FROM = {"merge": 2, "prune": 1}
 DERIVED = ("merged", "distilled", "pruned")  # made from other versions, not from data
 STATUSES = ("active", "rejected", "deleted")
 TASK_KINDS = ("choice", "generation", "text")
@@ -130,6 +132,11 @@ class AdapterRecord:
     def tasks(self) -> list[str]:
         """The tasks that it answers for, or would: its own first, if it has one."""
         return list(dict.fromkeys(t for t in (self.task, *self.manifest.get("takes_over", ())) if t))
+
+    @property
+    def retention(self) -> dict[str, float]:
+        """Task → share of its parent's score that a merged, distilled or pruned version keeps; empty for others."""
+        return dict(self.manifest.get("retention") or {})
 
     @property
     def metrics(self) -> dict[str, float]:

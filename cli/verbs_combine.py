@@ -61,7 +61,7 @@ def merge(
     }
     hub = session.hub()
     if dry_run:
-        found = hub.plan_merge(refs or (), reporter=session.reporter(), **asked)
+        found = hub.plan_merge(refs or (), name=name, new_version=new_version, reporter=session.reporter(), **asked)
         if session.json:
             session.give(found)
         else:
@@ -139,7 +139,9 @@ def distill(
     given = bool(refs or wanted.options or wanted.settings or no_samples)
     if refresh is not None:
         if given or name or resume or into:
-            raise UsageError("--refresh makes an adapter again as it was made", "give it alone: distill --refresh NAME")
+            raise UsageError(
+                "--refresh makes an adapter again as it was made", "give it alone: cl-adapter distill --refresh NAME"
+            )
         _refresh(session, refresh)
         return
     if name is None:
@@ -148,7 +150,9 @@ def distill(
     hub, reporter = session.hub(), session.reporter()
     if resume:
         if given:
-            raise UsageError("a resumed run keeps its teachers and its settings", f"distill --as {name} --resume")
+            raise UsageError(
+                "a resumed run keeps its teachers and its settings", f"cl-adapter distill --as {name} --resume"
+            )
         show_made(session, lambda: hub.distill_resume(name, into=other, reporter=reporter))
         return
     shown = {**wanted.options, **wanted.settings}
@@ -170,16 +174,13 @@ def distill(
 
 
 def _refresh(session: Session, name: str) -> None:
-    made: list[bool] = []
-
-    def make() -> AdapterRecord:
-        record, new = session.hub().distill_refresh(name, reporter=session.reporter())
-        made.append(new)
-        return record
-
-    show_made(session, make)
-    if not made[-1]:
+    hub = session.hub()
+    if hub.is_fresh(name):
+        if session.json:
+            session.give({**made_json(hub.get(name)), "refreshed": False})
         session.note("no teacher has a newer version: nothing was made")
+        return
+    show_made(session, lambda: hub.distill_refresh(name, reporter=session.reporter())[0])
 
 
 def show_made(session: Session, make: Callable[[], AdapterRecord]) -> None:
@@ -212,12 +213,20 @@ def _show(record: AdapterRecord, took: str = "") -> None:
     how = f" by {recipe['method']}" if recipe.get("method") else ""
     print(f"{record.ref}  {record.kind} from {', '.join(recipe['parents'])}{how}")
     rows = [
-        (e["task"], e["answered_by"], display.value(e["before"]), display.value(e["after"]), e["n"], _share(e, made))
+        (
+            e["task"],
+            _metric(e),
+            e["answered_by"],
+            display.value(e["before"]),
+            display.value(e["after"]),
+            e["n"],
+            _share(e, made),
+        )
         for e in made["gate"]["effects"]
     ]
     if rows:
         display.table(
-            ("task", "parent", "its score", record.ref, "n", "retention"),
+            ("task", "metric", "parent", "its score", record.ref, "n", "retention"),
             rows,
             right=("its score", record.ref, "n", "retention"),
         )
@@ -225,6 +234,10 @@ def _show(record: AdapterRecord, took: str = "") -> None:
     facts = [record.status, f"rank {record.rank}", display.size(record.bytes)]
     facts += [f"truncation error {error:.4f}"] if error is not None else []
     print(f"  {', '.join(fact for fact in [*facts, took] if fact)}")
+
+
+def _metric(effect: dict[str, Any]) -> str:
+    return "1/perplexity" if effect["metric"] == "perplexity" else str(effect["metric"])
 
 
 def _share(effect: dict[str, Any], made: Any) -> str:

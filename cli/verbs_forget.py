@@ -49,8 +49,8 @@ def show_plan(plan: Plan) -> None:
     """Print what a removal takes away."""
     from adapterhub_cl.erasure.plan import REPEATED
 
-    again = {v.ref.partition("@")[0] for v in plan.versions if v.does == REPEATED}
-    rows = [(v.ref, f"{v.does}, or retired" if v.does == REPEATED else v.does, v.why) for v in plan.versions]
+    again = {v.ref.partition("@")[0] for v in plan.versions if v.does == REPEATED and not v.replacement}
+    rows = [(v.ref, v.does, v.why) for v in plan.versions]
     if rows:
         display.table(("version", "is", "because"), rows)
     same = ", ".join(f"{count} of {ref}" for ref, count in plan.elsewhere.items())
@@ -77,6 +77,10 @@ def show_done(session: Session, plan: Plan) -> None:
     for version in plan.versions:
         if version.replacement:
             print(f"{version.ref} was made again without {plan.task}: {version.replacement}")
+    for alias, to in plan.aliases.items():
+        print(f"{alias} now names {to}" if to else f"{alias} was dropped")
+    for task, ref in plan.serve.items():
+        print(f"{task} is served by {ref} now")
     for ref, why in plan.reasons.items():
         print(f"{ref} was retired: {why}")
     for task in plan.tasks_without_adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +11,7 @@ from cl_adapter import display
 from cl_adapter.app import LOOK, verb
 from cl_adapter.session import Session
 
-from adapterhub_cl.types import AdapterRecord, Edge
+from adapterhub_cl.types import DERIVED, AdapterRecord, Edge
 
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
@@ -33,10 +33,12 @@ def list_adapters(
     if not found:
         session.note(f"no adapters yet; make one: {session.command('add-task NAME DATA.jsonl')}")
         return
-    first = _first_scores(hub.evaluations())
+    first, serving = _first_scores(hub.evaluations()), hub.registry.serving()
+    if not all_versions and (older := sorted(set(serving.values()) - {record.ref for record in found})):
+        session.note(f"not the latest, but serving: {', '.join(older)} (--all lists every version)")
     display.table(
-        ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "status"),
-        [_row(record, first.get(record.ref)) for record in found],
+        ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "serves", "status"),
+        [_row(record, first.get(record.ref), serving) for record in found],
         right=("value", "rank", "size", "age"),
     )
 
@@ -49,17 +51,24 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
     return first
 
 
-def _row(record: AdapterRecord, scored: StoredEvaluation | None) -> Sequence[Any]:
+def _row(record: AdapterRecord, scored: StoredEvaluation | None, serving: Mapping[str, str]) -> Sequence[Any]:
+    metric = scored.evaluation.metric if scored else None
+    value = scored.evaluation.value if scored else None
+    kept = record.manifest.get("retention") if record.kind in DERIVED and len(record.tasks) > 1 else None
+    if kept:  # one score would stand for one of its tasks only
+        metric, value = "mean retention", sum(kept.values()) / len(kept)
+    served = sum(ref == record.ref for ref in serving.values())
     return (
         record.ref,
         ", ".join(record.tasks[:3]) + (", …" if len(record.tasks) > 3 else "") if not record.task else record.task,
         record.kind,
-        scored.evaluation.metric if scored else None,
-        display.value(scored.evaluation.value) if scored else None,
+        metric,
+        None if value is None else display.value(value),
         record.rank,
         display.size(record.bytes),
         display.age(record.created_at),
         ",".join(record.aliases),
+        f"{served} of {len(record.tasks)}" if len(record.tasks) > 1 and served else "yes" if served else "no",
         record.status,
     )
 
@@ -129,9 +138,10 @@ def _print_whole(
     if scores:
         print()
         display.table(
-            ("metric", "value", "95 % interval", "n", "measured", "data"),
+            ("task", "metric", "value", "95 % interval", "n", "measured", "data"),
             [
                 (
+                    s.evaluation.task,
                     s.evaluation.metric,
                     display.value(s.evaluation.value),
                     display.interval(s.evaluation),

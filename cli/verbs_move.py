@@ -42,7 +42,8 @@ def rollback(
     if session.json:
         session.give({"alias": name, "from": before.ref, "to": after.ref, "serving": moved})
         return
-    print(f"{name.rpartition('@')[2]}: {before.ref} → {after.ref}")
+    same = before.name == after.name
+    print(f"{name.rpartition('@')[2]}: " + (f"{before.ref} → {after.ref}" if same else f"no longer {before.ref}"))
     for task, ref in moved.items():
         print(f"  {task} is served by {ref}")
 

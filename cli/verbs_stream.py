@@ -122,6 +122,9 @@ def promote(
     if decision.effects:
         show_effects(record.ref, decision.effects)
     print(f"{record.ref} serves {', '.join(record.tasks)}")
+    unmeasured = [task for task in record.tasks if task not in {effect.task for effect in decision.effects}]
+    if unmeasured:
+        session.note(f"nothing to compare with for {', '.join(unmeasured)}: nobody else served it, or no data are left")
     if any(effect.answered_by != record.ref for effect in decision.effects):
         session.note(f"to go back: {session.command(f'rollback {record.name}@production')}")
 

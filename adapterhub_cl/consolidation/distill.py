@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
 from adapterhub_cl import merging, objectives
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest, check_distill
 from adapterhub_cl.consolidation.measuring import Yardstick
-from adapterhub_cl.consolidation.merge import MergeRequest, combine
-from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
+from adapterhub_cl.consolidation.merge import combine
+from adapterhub_cl.consolidation.parents import Parents, find_parents
 from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.consolidation.teachers import Asked, Sources, ask, gather, tokens_of
 from adapterhub_cl.distillation.lessons import TeachersAnswers
-from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.distillation.student import Student
 from adapterhub_cl.errors import GateRefused, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.lora_files import CONFIG, WEIGHTS
-from adapterhub_cl.options import from_mapping
-from adapterhub_cl.registry import Registry, parse_ref, storage_errors
+from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import Learned, Lesson, learn
@@ -34,46 +32,7 @@ from adapterhub_cl.training.lora import new_adapter, save_adapter
 from adapterhub_cl.training.probes import OBJECTIVE, length_of
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.runs import Run, held
-from adapterhub_cl.training.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord
-
-EPOCHS = 8  # replay samples are few: three passes, as for a task's data, are not enough
-FRESH = "none"
-
-
-@dataclass(frozen=True)
-class DistillRequest:
-    """What a distillation was asked for.
-
-    Attributes:
-        distillation: what the user gave of `DistillationSettings`; `settings` of `TrainingSettings`.
-        samples: ask the teachers their replay samples; `data` unlabelled text, `pseudo` what they write themselves.
-        start: the merge method whose result the student starts from, or `none`.
-        grow: double the rank until every task retains `min_retention`, up to the parents' ranks added up.
-    """
-
-    refs: Sequence[str]
-    distillation: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    samples: bool = True
-    data: Sequence[str] = ()
-    pseudo: int = 0
-    start: str = merging.DEFAULT
-    grow: bool = False
-    min_retention: float | None = None
-    evaluate: bool = True
-
-    def training(self) -> TrainingSettings:
-        """The whole training settings; of a distillation the epochs' default is another one."""
-        return TrainingSettings.from_mapping({"epochs": EPOCHS, **self.settings}, "the settings")
-
-    def held_to(self) -> DistillationSettings:
-        return from_mapping(DistillationSettings, self.distillation, "the settings")
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> DistillRequest:
-        """The reverse of `asdict`; further keys are passed over."""
-        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
 
 @dataclass(frozen=True)
@@ -112,22 +71,22 @@ def distill(
         run: the run to go on with.
     """
     registry, student = places.registry, places.student
+    elsewhere = places.into is not None
+    least = check_distill(student, request, name, new_version=new_version, elsewhere=elsewhere)
     settings, held_to = request.training(), request.held_to()
-    least = least_retention(student, request.min_retention)
-    _check(request, settings, held_to, least, places)
-    check_new_name(student, name, new_version)
     parents = find_parents(registry, request.refs)
     request = replace(request, refs=parents.refs)  # a resumed run keeps to these very versions
     base = places.load()
     student_base = places.student_base()
-    if places.into is not None:
+    if elsewhere:
         _same_tokenizer(base, student_base)
+        reporter.note("the student starts afresh: on another base there is no merged adapter to start from")
     request = replace(request, settings={"max_length": _length(parents), **request.settings})
     length = min(request.training().max_length, base.context, student_base.context)
     sources = Sources(request.samples, tuple(request.data), request.pseudo)
     asked = gather(registry, base, parents, sources, length, settings.seed, reporter)
     tokens = tokens_of(asked, base.tokenizer, length)
-    told = ", ".join(f"{one.task.name} {len(rows)}" for one, rows in zip(asked, tokens, strict=True))
+    told = ", ".join(f"{one.task.name} {one.told(len(rows))}" for one, rows in zip(asked, tokens, strict=True))
     reporter.note(f"rows to learn from: {told}")
     run = run or _new_run(student, name, request, new_version, places)
     lock = run.lock()
@@ -287,30 +246,6 @@ class _Distillation:
         return folder
 
 
-def _check(
-    request: DistillRequest,
-    settings: TrainingSettings,
-    held_to: DistillationSettings,
-    least: float | None,
-    places: Places,
-) -> None:
-    """Every bad setting is told before anything is loaded."""
-    if request.start != FRESH:
-        merging.build(request.start, {})
-    if request.min_retention is not None and not request.evaluate:
-        raise UsageError("--min-retention needs the retention that --no-eval leaves out", "give one or the other")
-    if request.grow and (least is None or not request.evaluate):
-        raise UsageError("--grow raises the rank until a retention is reached", "say which: --min-retention 0.95")
-    if request.pseudo < 0:
-        raise UsageError(f"--pseudo must be at least 0, not {request.pseudo}", "--pseudo 200")
-    if settings.dora:
-        raise UsageError("a student is plain LoRA, not DoRA", "leave --dora out")
-    if places.into is not None and held_to.features:
-        raise UsageError("--features compares layers of one base with each other", "leave it out with --into")
-    if settings.prompt_loss:
-        raise UsageError("teachers are listened to at the answers only", "leave --prompt-loss out")
-
-
 def _same_tokenizer(teacher: LoadedBase, student: LoadedBase) -> None:
     one, other = teacher.tokenizer, student.tokenizer
     if one.get_vocab() != other.get_vocab() or one.eos_token_id != other.eos_token_id:
@@ -368,23 +303,3 @@ def resumed(registry: Registry, name: str) -> tuple[Run, DistillRequest, bool, s
     run = Run.newest(registry.runs_dir, "distill", name)
     row = run.request
     return run, DistillRequest.from_json(row), bool(row.get("new_version")), str(row.get("from_hub", ""))
-
-
-def refreshed(registry: Registry, name: str) -> tuple[AdapterRecord, DistillRequest | None]:
-    """How a distilled adapter is made again from its teachers as they are now; None where none has a newer version.
-
-    Raises:
-        UsageError: it was not distilled, or from another hub.
-    """
-    there = registry.get(name)
-    recipe = there.manifest.get("recipe") or {}
-    if there.kind != "distilled" or recipe.get("from_hub"):
-        raise UsageError(
-            f"{there.ref} was {there.kind}" + (" from another hub" if recipe.get("from_hub") else ""),
-            "--refresh makes a distilled adapter again from its teachers' newest versions",
-        )
-    newest = [registry.get(parse_ref(ref).name).ref for ref in recipe["parents"]]
-    if newest == list(recipe["parents"]):
-        return there, None
-    asked = {**recipe, "refs": newest, "min_retention": recipe["min_retention"], "evaluate": recipe["measured"]}
-    return there, DistillRequest.from_json(asked)

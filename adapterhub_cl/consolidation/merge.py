@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 from adapterhub_cl import merging
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
+from adapterhub_cl.consolidation.asked import MergeOrder, MergeRequest
+from adapterhub_cl.consolidation.parents import Parents
 from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.consolidation.stage import MergeStage
 from adapterhub_cl.errors import UsageError
@@ -24,63 +25,27 @@ from adapterhub_cl.types import AdapterRecord
 SIZE = 4  # bytes of a stored number
 
 
-@dataclass(frozen=True)
-class MergeRequest:
-    """What a merge was asked for.
-
-    Attributes:
-        method: a merge method's name; `options` of it, `NAME.OPTION` or `OPTION` → value.
-        rank: highest rank of a layer of the result; None: as the method has it.
-        weights: of each parent; None: as the method has it.
-        min_retention: the gate's bound; None: hub.toml's, else none.
-        evaluate: measure retention.
-    """
-
-    refs: Sequence[str] = ()
-    weights: Sequence[float] | None = None
-    expression: str | None = None
-    method: str = merging.DEFAULT
-    rank: int | None = None
-    options: Mapping[str, Any] | None = None
-    min_retention: float | None = None
-    evaluate: bool = True
-    seed: int = 0
-
-
-def merge(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
-    name: str,
-    request: MergeRequest,
-    reporter: Reporter,
-    *,
-    new_version: bool = False,
-) -> AdapterRecord:
+def merge(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, reporter: Reporter) -> AdapterRecord:
     """Merge and record; see `AdapterHub.merge`."""
-    least = least_retention(registry, request.min_retention)
-    if request.min_retention is not None and not request.evaluate:
-        raise UsageError("--min-retention needs the retention that --no-eval leaves out", "give one or the other")
-    check_new_name(registry, name, new_version)
-    parents, method = _asked(registry, request)
+    request, parents, method = order.request, order.parents, order.method
+    assert order.name is not None
     with ExitStack() as stack:
         adapters = parents.open(stack)
         layers, report = combine(registry, load, parents, method, request, adapters, reporter)
-        recipe = recipe_of(parents, method, request)
-        making = Making(name, "merged", parents, recipe, least if request.evaluate else None, request.evaluate, report)
+        least = order.least if request.evaluate else None
+        making = Making(
+            order.name, "merged", parents, recipe_of(parents, method, request), least, request.evaluate, report
+        )
         factors = {layer.name: layer.result.factors for layer in layers}
         return record(registry, load, making, writer(factors, adapters, registry.base.source), reporter)
 
 
-def plan(
-    registry: Registry, load: Callable[[], LoadedBase], request: MergeRequest, reporter: Reporter
-) -> dict[str, Any]:
+def plan(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, reporter: Reporter) -> dict[str, Any]:
     """What a merge would give, without writing anything; see `AdapterHub.plan_merge`."""
-    least_retention(registry, request.min_retention)
-    parents, method = _asked(registry, request)
+    request, parents, method = order.request, order.parents, order.method
     estimated = bool(method.reads)
     if estimated:
         method = merging.build("linear", {})
-        request = replace(request, method="linear", options={})
     with ExitStack() as stack:
         adapters = parents.open(stack)
         layers, report = combine(registry, load, parents, method, request, adapters, reporter)
@@ -88,7 +53,7 @@ def plan(
         sizes = [max(a.rank(m) for m in a.modules) for a in adapters]
         largest = max(shapes, key=lambda m: _layer_bytes(adapters, m, shapes[m], method.dense))
         return {
-            **recipe_of(parents, method, request),
+            **recipe_of(parents, order.method, request),
             **report,
             "parents": [
                 {"ref": r.ref, "task": r.task, "tasks": r.tasks, "rank": size, "layers": len(a.modules)}
@@ -105,14 +70,6 @@ def _layer_bytes(adapters: Sequence[LoraFile], name: str, shape: tuple[int, int]
     out, in_ = shape
     ranks = sum(adapter.rank(name) for adapter in adapters)
     return SIZE * (3 * ranks * (out + in_) + ((len(adapters) + 2) * out * in_ if dense else 0))
-
-
-def _asked(registry: Registry, request: MergeRequest) -> tuple[Parents, BaseMethod]:
-    method = merging.build(request.method, request.options or {})
-    parents = find_parents(registry, request.refs, weights=request.weights, expression=request.expression)
-    if parents.weights is None:
-        parents = replace(parents, weights=method.default_weights(len(parents.records)))
-    return parents, method
 
 
 def recipe_of(parents: Parents, method: BaseMethod, request: MergeRequest) -> dict[str, Any]:

@@ -97,12 +97,13 @@ def find_parents(
 def _check_weights(weights: Sequence[float], refs: Sequence[str]) -> None:
     if len(weights) != len(refs):
         raise UsageError(
-            f"{len(weights)} weights for {len(refs)} adapters ({', '.join(refs)})", "--weights 0.7,0.3: one for each"
+            f"{len(weights)} weight{'s' * (len(weights) != 1)} for {len(refs)} adapters ({', '.join(refs)})",
+            "--weights 0.7,0.3: one for each",
         )
     if not all(math.isfinite(weight) for weight in weights):
         raise UsageError("a weight is no finite number", "--weights 0.7,0.3")
     if not any(weights):
-        raise UsageError("all weights are 0: nothing would be left", "--weights 0.7,0.3")
+        raise UsageError("all weights are 0: nothing would be left", "change the weights or the expression")
 
 
 def check_new_name(registry: Registry, name: str, new_version: bool) -> None:

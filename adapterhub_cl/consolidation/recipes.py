@@ -7,12 +7,13 @@ from typing import Any
 
 from adapterhub_cl import merging
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.merge import MergeRequest, merge
+from adapterhub_cl.consolidation.asked import MergeRequest, check_merge
+from adapterhub_cl.consolidation.merge import merge
 from adapterhub_cl.consolidation.prune import PruneRequest, prune
 from adapterhub_cl.errors import AdapterError, DataError, GateRefused, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import REPEATED_FROM, AdapterRecord
 
 
 def repeat(
@@ -36,9 +37,11 @@ def repeat(
     try:
         for ref in refs:
             registry.get(ref)
-        if recipe.get("verb") == "merge" and len(refs) > 1:
+        if len(refs) < REPEATED_FROM.get(str(recipe.get("verb")), len(refs) + 1):
+            return None
+        if recipe["verb"] == "merge":
             return _merged(registry, load, record, recipe, left, reporter)
-        if recipe.get("verb") == "prune" and len(refs) == 1:
+        if recipe["verb"] == "prune":
             request = PruneRequest.from_json({**recipe, "ref": refs[0], "min_retention": None})
             return prune(registry, load, request, reporter, name=record.name)
     except UnknownNameError:  # a parent was removed meanwhile
@@ -72,4 +75,4 @@ def _merged(
         evaluate=recipe["measured"],
         seed=recipe["seed"],
     )
-    return merge(registry, load, record.name, request, reporter, new_version=True)
+    return merge(registry, load, check_merge(registry, request, record.name, new_version=True), reporter)

@@ -4,7 +4,7 @@ themselves."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,18 @@ class Asked:
 
     Attributes:
         examples: with the answers that the student learns beside the teacher's distributions.
+        kinds: where they come from (`samples`, `text`, `written`) → how many, each counted once.
     """
 
     teacher: AdapterRecord
     task: Task
     examples: Sequence[Example]
+    kinds: Mapping[str, int] = field(default_factory=dict)
+
+    def told(self, rows: int) -> str:
+        """`135 (120 samples, 15 written)`."""
+        parts = [f"{count} {kind}" for kind, count in self.kinds.items() if count]
+        return f"{rows} ({', '.join(parts)})" if len(parts) > 1 else str(rows)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ def gather(
     for name, teacher in tasks.items():
         kept = samples_of(registry, name, teacher)
         task = registry.task(name)
-        rows = list(kept.examples) if kept is not None and sources.samples else []
+        rows = dict.fromkeys(kept.examples) if kept is not None and sources.samples else {}
+        kinds = {"samples": len(rows)}
         new = [row for row in unlabelled[name] if row.input or row.instruction]
         if new or sources.written:
             registry.check_files(teacher)
@@ -103,16 +111,18 @@ def gather(
                 style = list(kept.examples) if kept is not None else new
                 evidence = ModelEvidence(model, base, _objective(), task, style, length, reporter=reporter)
                 if sources.written:
-                    rows += [example for example, _ in evidence.write(sources.written, seed)]
+                    rows |= dict.fromkeys(example for example, _ in evidence.write(sources.written, seed))
+                    kinds["written"] = len(rows) - sum(kinds.values())
                 if new:
-                    rows += _answered(model, base, task, new, length, reporter)
-        rows = list(dict.fromkeys(rows))
+                    rows |= dict.fromkeys(_answered(model, base, task, new, length, reporter))
+                    kinds["of text"] = len(rows) - sum(kinds.values())
         if not rows:
             raise AdapterError(
-                f"nothing to ask {teacher.ref} of {name}: it keeps no replay samples",
+                f"nothing to ask {teacher.ref} of {name}: "
+                + ("it keeps no replay samples" if sources.samples else "no text, and its samples were left out"),
                 f"give text with --data {name}=FILE, or let it write some: --pseudo 200",
             )
-        found.append(Asked(teacher, task, rows))
+        found.append(Asked(teacher, task, list(rows), kinds))
     return found
 
 

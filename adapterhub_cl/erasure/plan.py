@@ -12,7 +12,7 @@ from adapterhub_cl.erasure.facts import Known, all_known, holders
 from adapterhub_cl.erasure.places import is_nobodys, is_of, knows, others, run_folders, run_request, stream_hubs
 from adapterhub_cl.registry import Registry, samples, tombstones
 from adapterhub_cl.replay._store import _key
-from adapterhub_cl.types import DERIVED, Example
+from adapterhub_cl.types import DERIVED, REPEATED_FROM, Example
 
 REMOVED, REPEATED, RETIRED = "removed", "re-derived", "retired"
 RECEIVED = "received.jsonl"  # what a feed wrote down; its module loads the data room, which a plan can do without
@@ -176,6 +176,9 @@ def _ordered(
             does = REMOVED if own else RETIRED
             if not own and (ref in done or (may_repeat and _repeatable(one, known, versions, found))):
                 does = REPEATED
+            elif not own and one.recipe is not None:
+                again = str(one.recipe["verb"]) in REPEATED_FROM
+                why += "; too little of it would be left" if again else "; making it again would be a training"
             versions[ref] = Doomed(ref, why, does, one.task, done.get(ref))
             waiting.remove(ref)
     return tuple(versions.values())
@@ -184,7 +187,7 @@ def _ordered(
 def _repeatable(
     one: Known, known: Mapping[str, Known], versions: Mapping[str, Doomed], found: Mapping[str, tuple[str, bool]]
 ) -> bool:
-    """Whether it is derived, says how, and something is left that it could be derived from."""
+    """Whether it is derived by a recipe that can be repeated, and enough is left that it could be derived from."""
     if one.recipe is None or one.kind not in DERIVED or one.status != "active":
         return False
     left = [
@@ -192,7 +195,8 @@ def _repeatable(
         for p in one.recipe["parents"]
         if (p in known and known[p].live and p not in found) or (p in versions and versions[p].does == REPEATED)
     ]
-    return bool(left)
+    least = REPEATED_FROM.get(str(one.recipe["verb"]))
+    return least is not None and len(left) >= least
 
 
 def _moves(

@@ -168,7 +168,7 @@ def _make_again(
         made = _made_before(registry, stone, version.ref)
         try:
             made = made or repeat(registry.get(version.ref), dict(gone))
-            why = "nothing is left to make it from"
+            why = "too little is left of what it was made from"
         except _CANNOT as error:
             made, why = None, error.message
         if made is not None and (made.status != "active" or _still_holds(registry, made, plan.task, gone)):
@@ -176,14 +176,12 @@ def _make_again(
             made = None
         if made is None:
             reasons[version.ref] = why
-            reporter.note(f"note: {version.ref} cannot be made again: {why}")
             continue
         gone[version.ref] = made.ref
         drafts.fault("made again")
         stone.versions[version.ref]["replacement"] = made.ref
         with registry.exclusively():
             stone.save()
-        reporter.note(f"{version.ref} is made again without {plan.task}: {made.ref}")
     return reasons
 
 

@@ -48,6 +48,13 @@ class Effect:
         """Whether the drop is above the limit, and beyond what chance explains."""
         return significant_drop(self.before, self.n, self.after, self.n, limit)
 
+    def within_chance(self, limit: float) -> str:
+        """What is said of a drop above the limit that passes."""
+        return (
+            f"note: {self.task} drops by {self.drop:.3f}, above {limit:g}, but no more than chance explains on "
+            f"{self.n} examples"
+        )
+
     def to_json(self) -> dict[str, Any]:
         low, high = self.interval
         return {**asdict(self), "drop": round(self.drop, 6), "interval": [round(low, 4), round(high, 4)]}

@@ -53,11 +53,14 @@ class Combining(Opened):
             UsageError: names, weights, rank or options that cannot be used.
             AdapterError: the versions are of different bases, or cancel each other out.
         """
-        from adapterhub_cl.consolidation.merge import MergeRequest, merge
-        from adapterhub_cl.training.progress import Reporter as Silent
+        from adapterhub_cl.consolidation.asked import MergeRequest, check_merge
 
         request = MergeRequest(refs, weights, expression, method, rank, options, min_retention, evaluate, seed)
-        return merge(self.registry, self.load_base, name, request, reporter or Silent(), new_version=new_version)
+        order = check_merge(self.registry, request, name, new_version=new_version)
+        from adapterhub_cl.consolidation.merge import merge
+        from adapterhub_cl.training.progress import Reporter as Silent
+
+        return merge(self.registry, self.load_base, order, reporter or Silent())
 
     def plan_merge(
         self,
@@ -68,16 +71,31 @@ class Combining(Opened):
         expression: str | None = None,
         rank: int | None = None,
         options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        new_version: bool = False,
         seed: int = 0,
         reporter: Reporter | None = None,
     ) -> dict[str, Any]:
-        """What a merge would give, without writing anything: parents, ranks, bytes, memory, truncation error,
-        interference. Methods that learn from replay samples are estimated on the plain sum."""
-        from adapterhub_cl.consolidation.merge import MergeRequest, plan
-        from adapterhub_cl.training.progress import Reporter as Silent
+        """What `merge` would give, without writing anything. Methods that learn from replay samples are estimated on
+        the plain sum.
+
+        Args:
+            name: of the new adapter, to be checked too; the others as in `merge`.
+
+        Returns:
+            parents, ranks, `bytes` on disk, `memory` for the largest layer, `truncation_error`, `interference`.
+
+        Raises:
+            UsageError, AdapterError: as `merge`.
+        """
+        from adapterhub_cl.consolidation.asked import MergeRequest, check_merge
 
         request = MergeRequest(refs, weights, expression, method, rank, options, seed=seed)
-        return plan(self.registry, self.load_base, request, reporter or Silent())
+        order = check_merge(self.registry, request, name, new_version=new_version)
+        from adapterhub_cl.consolidation.merge import plan
+        from adapterhub_cl.training.progress import Reporter as Silent
+
+        return plan(self.registry, self.load_base, order, reporter or Silent())
 
     def distill(
         self,
@@ -123,14 +141,18 @@ class Combining(Opened):
             TrainingInterrupted: stopped by the user; `distill_resume` goes on.
             AdapterHubError: any of its kinds; the hub is as it was before.
         """
-        from adapterhub_cl.consolidation.distill import DistillRequest, distill
-        from adapterhub_cl.training.progress import Reporter as Silent
+        from adapterhub_cl.consolidation.asked import DistillRequest, check_distill
 
         held_to = {"temperature": temperature, "task_loss": task_loss, "features": features}
         held_to |= {"feature_weight": feature_weight, "top": top}
         request = DistillRequest(
             tuple(refs), held_to, settings, samples, tuple(data), pseudo, start, grow, min_retention, evaluate
         )
+        student = (into or self).registry
+        check_distill(student, request, name, new_version=new_version, elsewhere=into is not None)
+        from adapterhub_cl.consolidation.distill import distill
+        from adapterhub_cl.training.progress import Reporter as Silent
+
         return distill(self._places(into), name, request, reporter or Silent(), new_version=new_version)
 
     def distill_resume(
@@ -150,6 +172,16 @@ class Combining(Opened):
             raise UsageError(f"the unfinished distillation of {name} has its teachers in {teachers}", "name that hub")
         return distill(self._places(into), name, request, reporter or Silent(), new_version=new_version, run=run)
 
+    def is_fresh(self, name: str) -> bool:
+        """Whether a distilled adapter was made of the newest versions of its teachers.
+
+        Raises:
+            UsageError: it was not distilled in this hub.
+        """
+        from adapterhub_cl.consolidation.asked import refreshed
+
+        return refreshed(self.registry, name)[1] is None
+
     def distill_refresh(self, name: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, bool]:
         """A distilled adapter, made again if one of its teachers has a newer version.
 
@@ -159,12 +191,14 @@ class Combining(Opened):
         Raises:
             UsageError: it was not distilled in this hub.
         """
-        from adapterhub_cl.consolidation.distill import distill, refreshed
-        from adapterhub_cl.training.progress import Reporter as Silent
+        from adapterhub_cl.consolidation.asked import refreshed
 
         there, request = refreshed(self.registry, name)
         if request is None:
             return there, False
+        from adapterhub_cl.consolidation.distill import distill
+        from adapterhub_cl.training.progress import Reporter as Silent
+
         return distill(self._places(None), there.name, request, reporter or Silent(), new_version=True), True
 
     def _places(self, into: Combining | None) -> Places:

@@ -54,7 +54,9 @@ def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tu
     if adapter == BASE:
         return chosen, BASE
     if task not in serving:
-        raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter list shows what is there")
+        able = [r.ref for r in registry.adapters(include_rejected=False) if task in r.tasks and r.status == "active"]
+        hint = f"cl-adapter promote {able[-1]} lets it answer" if able else "cl-adapter list shows what is there"
+        raise AdapterError(f"no adapter serves the task {task!r}", hint)
     record = registry.get(serving[task])
     # A version answers with the labels that it knows: a later update may have added some.
     return (task_of(registry, record) if record.task == task else chosen), record.ref

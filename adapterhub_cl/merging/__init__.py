@@ -138,7 +138,7 @@ def build(name: str, options: Mapping[str, Any]) -> BaseMethod:
         UnknownNameError: no such method or option.
         UsageError: an option's value cannot be used.
     """
-    from adapterhub_cl.errors import UnknownNameError
+    from adapterhub_cl.errors import UnknownNameError, UsageError
 
     found: type[BaseMethod] = ROOM.get(name)
     plain = ROOM.canonical(name)
@@ -146,6 +146,8 @@ def build(name: str, options: Mapping[str, Any]) -> BaseMethod:
     for key, value in options.items():
         owner, dot, option = key.rpartition(".")
         if dot and ROOM.canonical(owner) != plain:
+            if ROOM.canonical(owner) in ROOM.names():
+                raise UsageError(f"--set {key}: the method is {plain}", f"add --method {ROOM.canonical(owner)}")
             raise UnknownNameError(f"option of {plain}", key, [f"{plain}.{f.name}" for f in fields(found.Config)])
         own[option] = value
     return found(from_mapping(found.Config, own, f"the options of {plain}", prefix=f"{plain}."))

@@ -11,7 +11,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?=\s*(?:[*/)+]|-\s|$))"
     r"|(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*(?:@[A-Za-z0-9][A-Za-z0-9._-]*)?)|(?P<sign>[-+*/()]))"
 )
-HINT = 'write it like "0.7*news + 0.3*reviews - slang"; names may hold dashes, so a minus needs a space behind it'
+HINT = 'write it like "0.7*news + 0.3*reviews - slang"; names may hold dashes: put spaces around a minus'
 
 
 def parse_expression(text: str, known: Collection[str] = ()) -> dict[str, float]:

@@ -3,7 +3,7 @@ arXiv:2312.06795).
 
 The largest entries are outliers of one task that harm the others, the smallest are noise. In the paper it needs no
 tuning per task when up to 200 models are merged; it costs what `ties` costs. Choose it for many adapters, with little
-time to tune. """
+time to tune."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Of each update the largest entries stay, for each entry the sign with more weight wins, and the updates that have it
 are averaged. In the paper it is ahead of averaging and task arithmetic for full models and for (IA)³, without data or
 training; on LoRA updates of few tasks it gains little over `linear` (docs/consolidation.md). It costs a dense ΔW of
-each adapter, one layer at a time, or little with `space=core`. Choose it for many adapters that are alike. """
+each adapter, one layer at a time, or little with `space=core`. Choose it for many adapters that are alike."""
 
 from __future__ import annotations
 

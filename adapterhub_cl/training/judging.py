@@ -83,10 +83,7 @@ class Judge:
         limit = limit_of(self.registry, self.request.max_forgetting)
         for found in effects:
             if found.drop > limit and not found.over(limit):
-                self.reporter.note(
-                    f"note: {found.task} drops by {found.drop:.3f}, above {limit:g}, but no more than chance explains "
-                    f"on {found.n} examples"
-                )
+                self.reporter.note(found.within_chance(limit))
         return scores, decide(effects, limit)
 
     def _own(self, model: Any) -> list[Evaluation]:

@@ -70,6 +70,9 @@ def promote(
         )
         refused.record = record
         raise refused
+    for found in decision.effects:
+        if found.drop > bound:
+            reporter.note(found.within_chance(bound))
     if record.status == "rejected":
         registry.set_status(record.ref, "active")
         newest = max(v.version for v in registry.versions(record.name) if v.status == "active")

@@ -130,7 +130,7 @@ def test_distill_and_refresh(cl: Cl, taught: Path, tmp_path: Path) -> None:
         (["merge", "--as", "x"], "at least 1"),
         (["merge", "news", "nope", "--as", "x"], "nope"),
         (["merge", "news", "my-reviews", "--as", "x", "--weights", "a,b"], "not a list of numbers"),
-        (["merge", "news", "my-reviews", "--as", "x", "--weights", "1"], "1 weights for 2 adapters"),
+        (["merge", "news", "my-reviews", "--as", "x", "--weights", "1"], "1 weight for 2 adapters"),
         (["merge", "news", "my-reviews", "--as", "x", "--method", "tie"], "did you mean ties"),
         (["merge", "news", "my-reviews", "--as", "x", "--set", "density=1"], "METHOD.OPTION=VALUE"),
         (["merge", "news", "my-reviews", "--as", "news"], "there already"),

@@ -46,7 +46,8 @@ def hub(registry: Registry, teach: Teach) -> Path:
     teach("news", "news", TEXT, "a second line of news that is long enough", seed=1)
     teach("mood", "mood", TEXT, "nothing of the kind, but long enough too", seed=2)
     edges = [("news@v1", "merged_from"), ("mood@v1", "merged_from")]
-    recipe = {"verb": "merge", "parents": ["news@v1", "mood@v1"]}
+    recipe = {"verb": "merge", "parents": ["news@v1", "mood@v1", "calm@v1"]}
+    teach("calm", "calm", "something else altogether, and long enough", seed=5)
     teach("both", "", seed=3, kind="merged", takes_over=["news", "mood"], recipe=recipe, edges=edges)
     teach("solo", "solo", seed=4, strategy="replay", learned_from=["news"])
     return registry.path
@@ -78,7 +79,7 @@ def test_it_lists_asks_removes_and_proves(cl: Cl, hub: Path) -> None:
     proof = cl("verify", "--forgotten", "news", *at)
     assert proof.code == 0
     assert proof.out.startswith("forgot news: nothing of 2 samples and 3 tensors is left in ")
-    assert [row["ref"] for row in cl("list", "--json", *at).json] == ["mood@v1"]
+    assert [row["ref"] for row in cl("list", "--json", *at).json] == ["calm@v1", "mood@v1"]
     assert not any(TEXT.encode() in data or b"market hall" in data for data in files_of(hub).values())
     assert cl("verify", *at).out == "ok\n"
 

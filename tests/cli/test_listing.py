@@ -29,7 +29,8 @@ def hub(registry: Registry, publish: Publish) -> Path:
 def test_list(hub: Path, cl: Cl) -> None:
     said = cl("--hub", hub, "list")
     head, *rows = said.out.splitlines()
-    assert head.split() == ["ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "status"]
+    columns = ["ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "serves", "status"]
+    assert head.split() == columns
     assert [row.split()[0] for row in rows] == ["mood@v2", "taste@v1"]
     assert rows[0].split()[1:6] == ["mood", "updated", "accuracy", "0.9000", "8"]
     assert "\x1b" not in said.out

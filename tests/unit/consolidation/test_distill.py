@@ -201,7 +201,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "news"}, "there already"),
     ({"data": ["nowhere.txt"]}, "nowhere"),
     ({"data": ["weather=x.txt"]}, "no teacher answers for 'weather'"),
-    ({"samples": False}, "nothing to ask"),
+    ({"samples": False}, "nothing to ask the teachers"),
     ({"min_retention": 0.9, "evaluate": False}, "--no-eval"),
     ({"prompt_loss": 0.5}, "at the answers only"),
 ]

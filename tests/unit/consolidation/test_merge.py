@@ -215,7 +215,7 @@ def test_target_modules_are_written_as_plain_peft_has_them(hub: AdapterHub, pico
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("unknown method", {"method": "tie"}, "unknown merge method"),
     ("unknown option", {"method": "ties", "options": {"ties.dense": 1}}, "dense"),
-    ("weights", {"weights": [1]}, "1 weights for 2 adapters"),
+    ("weights", {"weights": [1]}, "1 weight for 2 adapters"),
     ("infinite weight", {"weights": [1, float("inf")]}, "finite"),
     ("zero weights", {"weights": [0, 0]}, "all weights are 0"),
     ("rank above the sum", {"rank": 99}, "between 1 and 10"),

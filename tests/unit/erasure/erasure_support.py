@@ -113,7 +113,8 @@ def world(hub: Registry) -> Registry:
         read_from=["mood@v1", "news@v2"],
     )
     publish(hub, "solo", "solo", seed=6, strategy="replay", learned_from=["news"], read_from=["news@v2"])
-    merged = {"kind": "merged", "recipe": {"verb": "merge", "parents": ["news@v2", "mood@v1"]}, "verb": "merge"}
+    merged = {"kind": "merged", "recipe": {"verb": "merge", "parents": ["news@v2", "mood@v1", "topics@v1"]}}
+    merged |= {"verb": "merge"}
     edges = [("news@v2", "merged_from"), ("mood@v1", "merged_from")]
     publish(hub, "both", seed=8, edges=edges, takes_over=["news", "mood"], **merged)  # type: ignore[arg-type]
     pruned = {"kind": "pruned", "recipe": {"verb": "prune", "parents": ["both@v1"]}, "verb": "prune"}

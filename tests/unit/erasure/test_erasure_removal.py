@@ -143,7 +143,7 @@ def test_what_cannot_be_made_again_is_retired_with_the_reason(world: Registry, h
 
     done = forget(world, "news", repeat)
     assert {v.ref: v.does for v in done.versions}["both@v1"] == "retired"
-    assert {"none": "nothing is left", "refused": "too much"}.get(how, "in its place") in done.reasons["both@v1"]
+    assert {"none": "too little is left", "refused": "too much"}.get(how, "in its place") in done.reasons["both@v1"]
     assert world.serving()["mood"] == "mood@v1"
     assert prove(world, "news").ok
 
