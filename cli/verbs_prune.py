@@ -113,6 +113,7 @@ def prune(
     show_made(session, lambda: hub.prune(ref, name=name, evaluate=not no_eval, seed=seed, **asked))
 
 
+_SHOWN = 8  # layers, or pairs, in a table for people
 _FLAGS = {"across": "global", "name": "as"}
 
 
@@ -133,15 +134,15 @@ def _rank(text: str) -> int:
 
 def _show_plan(found: Mapping[str, Any]) -> None:
     about = found["storage"]
-    rows = [
-        (row["name"], row["rank_before"], row["rank"], f"{row['truncation_error']:.4f}", f"{row['error']:.4f}")
-        for row in found["layers"]
-    ]
-    columns = ("layer", "rank", "kept", "truncation error", "error")
+    worst = sorted(found["layers"], key=lambda row: -row["error"])
+    rows = [(row["name"], row["rank_before"], row["rank"], f"{row['error']:.4f}") for row in worst[:_SHOWN]]
+    columns = ("layer", "rank", "kept", "error of ΔW")
     display.table(columns, rows, right=columns[1:])
+    if len(worst) > _SHOWN:
+        print(f"  and {len(worst) - _SHOWN} layers that lose less (--json has them all)")
     print(
         f"{found['parents'][0]}: {found['ranks_before']} → {found['ranks']} ranks in all, highest {found['rank']}; "
-        f"truncation error {found['truncation_error']:.4f}, error {found['error']:.4f}"
+        f"error of ΔW {found['error']:.4f}, of it by truncation {found['truncation_error']:.4f}"
     )
     print(
         f"  {about['format_before']} → {about['format']}, "
@@ -155,7 +156,9 @@ def _redundant(session: Session, threshold: float, no_eval: bool) -> None:
     if session.json:
         session.give(found)
         return
-    rows = found["pairs"] or ([found["nearest"]] if found["nearest"] else [])
+    pairs = sorted(found["pairs"], key=lambda row: (not row["redundant"], -row["similarity"]))
+    rows = [row for k, row in enumerate(pairs) if row["redundant"] or k < _SHOWN]
+    rows = rows or ([found["nearest"]] if found["nearest"] else [])
     if not found["pairs"]:
         print(f"no two of {len(found['compared'])} adapters are similar to {threshold:g}" + (", nearest:" * bool(rows)))
     columns = ("similarity", "columns", "rows", "cosine", "same answers")
@@ -165,6 +168,8 @@ def _redundant(session: Session, threshold: float, no_eval: bool) -> None:
             [_pair(row) for row in rows],
             right=columns,
         )
+    if len(rows) < len(pairs):
+        print(f"and {len(pairs) - len(rows)} pairs that are similar and not redundant (--json has them all)")
     for row in found["pairs"]:
         if row["redundant"]:
             session.note(f"next: {session.command(row['command'])}")
