@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from stored_loras import write_factors
 
 PREFIX = "base_model.model."
 HIDDEN, INNER = 32, 64
@@ -30,7 +30,6 @@ def write_lora(
     rslora: bool = False,
     modules: Any = ("q_proj", "v_proj", "down_proj"),
     size: float = 0.3,
-    dtype: torch.dtype = torch.float32,
     **config: Any,
 ) -> Path:
     """A random adapter in `folder`.
@@ -39,34 +38,15 @@ def write_lora(
         ranks, alphas: whole module name → its own rank or alpha.
         modules: last names of the layers, or whole ones.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+    draws = {}
     for name, (out, in_) in SHAPES.items():
-        if name.rpartition(".")[2] not in modules and name not in modules:
-            continue
-        r = (ranks or {}).get(name, rank)
-        for key, shape in (("A", (r, in_)), ("B", (out, r))):
-            value = torch.randn(shape, generator=generator) * size
-            tensors[f"{PREFIX}{name}.lora_{key}.weight"] = value.to(dtype)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    about = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": list(modules),
-        "use_rslora": rslora,
-        "rank_pattern": dict(ranks or {}),
-        "alpha_pattern": dict(alphas or {}),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "base_model_name_or_path": "pico",
-        **config,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(about), encoding="utf-8")
-    return folder
+        if name.rpartition(".")[2] in modules or name in modules:
+            r = (ranks or {}).get(name, rank)
+            a, b = (torch.randn(shape, generator=generator) * size for shape in ((r, in_), (out, r)))
+            draws[name] = (b, a)
+    about = {"alpha_pattern": dict(alphas or {}), "base_model_name_or_path": "pico", **config}
+    return write_factors(folder, draws, alpha=alpha, rslora=rslora, targets=modules, **about)
 
 
 def dense(folder: Path) -> dict[str, torch.Tensor]:
