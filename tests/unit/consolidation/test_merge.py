@@ -219,7 +219,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("infinite weight", {"weights": [1, float("inf")]}, "finite"),
     ("zero weights", {"weights": [0, 0]}, "all weights are 0"),
     ("rank above the sum", {"rank": 99}, "between 1 and 10"),
-    ("rank 0", {"rank": 0}, "between 1 and 10"),
+    ("rank 0", {"rank": 0}, "1 or more"),
     ("bound above 1", {"min_retention": 1.5}, "between 0 and 1"),
     ("bound without measuring", {"min_retention": 0.9, "evaluate": False}, "--no-eval"),
     ("both ways", {"expression": "news"}, "--expression"),
