@@ -31,6 +31,7 @@ SERVED = {
 }
 # Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+LARGEST = 1e6  # scaling of a layer
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 _PREFIX = "base_model.model."
 
@@ -225,7 +226,10 @@ class LoraFile:
         patterns = self.config.get("alpha_pattern") or {}
         alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), self.config["lora_alpha"]))
         rank = self._ranks[module]
-        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        found = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        if found > LARGEST:
+            raise AdapterError(f"the adapter in {self.folder} scales {module} by {found:.3g}", "no training needs that")
+        return found
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         """B `[out, r]`, scaled, and A `[r, in]` of a layer, fp32: ΔW = B·A.

@@ -13,7 +13,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging import BaseMethod
 from adapterhub_cl.options import from_mapping
 from adapterhub_cl.registry import Registry, parse_ref
-from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.training.settings import LARGEST_SEED, TrainingSettings
 from adapterhub_cl.types import AdapterRecord
 
 
@@ -48,6 +48,7 @@ class MergeOrder:
         parents: each with its weight.
         least: the gate's bound.
         name: of the adapter that it becomes a version of; None for a plan.
+        new_version: there may be versions of it already.
     """
 
     request: MergeRequest
@@ -55,6 +56,7 @@ class MergeOrder:
     method: BaseMethod
     least: float | None
     name: str | None = None
+    new_version: bool = False
 
 
 def check_merge(
@@ -72,6 +74,8 @@ def check_merge(
     if request.min_retention is not None and not request.evaluate:
         raise UsageError("--min-retention needs the retention that --no-eval leaves out", "give one or the other")
     method = merging.build(request.method, request.options or {})
+    if not 0 <= request.seed <= LARGEST_SEED:
+        raise UsageError(f"--seed must be between 0 and {LARGEST_SEED}, not {request.seed}", "--seed 0")
     if request.rank is not None and request.rank < 1:
         raise UsageError(f"--rank must be 1 or more, not {request.rank}", "leave it out to keep all that is there")
     least = least_retention(registry, request.min_retention)
@@ -80,7 +84,7 @@ def check_merge(
     parents = find_parents(registry, request.refs, weights=request.weights, expression=request.expression)
     if parents.weights is None:
         parents = replace(parents, weights=method.default_weights(len(parents.records)))
-    return MergeOrder(request, parents, method, least, name)
+    return MergeOrder(request, parents, method, least, name, new_version)
 
 
 EPOCHS = 8  # replay samples are few: three passes, as for a task's data, are not enough

@@ -21,7 +21,7 @@ from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.consolidation.teachers import Asked, Sources, ask, gather, tokens_of
 from adapterhub_cl.distillation.lessons import TeachersAnswers
 from adapterhub_cl.distillation.student import Student
-from adapterhub_cl.errors import GateRefused, StorageError, TrainingInterrupted, UsageError
+from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.lora_files import CONFIG, WEIGHTS
 from adapterhub_cl.registry import Registry, storage_errors
@@ -33,6 +33,8 @@ from adapterhub_cl.training.probes import OBJECTIVE, length_of
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.runs import Run, held
 from adapterhub_cl.types import AdapterRecord
+
+TEACHERS = "teachers.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,14 @@ def distill(
     """
     registry, student = places.registry, places.student
     elsewhere = places.into is not None
+    if run is not None and (done := _finished(student, run, reporter)) is not None:
+        return done
     least = check_distill(student, request, name, new_version=new_version, elsewhere=elsewhere)
     settings, held_to = request.training(), request.held_to()
     parents = find_parents(registry, request.refs)
     request = replace(request, refs=parents.refs)  # a resumed run keeps to these very versions
+    if not elsewhere:
+        _first_rank(request, parents)
     base = places.load()
     student_base = places.student_base()
     if elsewhere:
@@ -92,8 +98,10 @@ def distill(
     lock = run.lock()
     try:
         with held(lock):
-            answers = ask(base, asked, tokens, held_to, run.path / "teachers.safetensors", reporter)
-            made = _Distillation(places, name, request, parents, asked, answers, least, run, reporter).make()
+            answers = ask(base, asked, tokens, held_to, run.path / TEACHERS, reporter)
+            work = _Distillation(places, name, request, parents, asked, answers, least, run, reporter)
+            work.first = not new_version
+            made = work.make()
     except BaseException as error:
         _leave(run, name, error)
         raise
@@ -119,22 +127,11 @@ class _Distillation:
         self.places, self.name, self.request, self.parents = places, name, request, parents
         self.asked, self.answers, self.least, self.run, self.reporter = asked, answers, least, run, reporter
         self.most = sum(record.rank for record in parents.records)
-
-    def first_rank(self) -> int:
-        """The rank asked for, else the largest parent's."""
-        settings = self.request.training()
-        if "rank" not in self.request.settings:
-            return max(record.rank for record in self.parents.records)
-        if settings.rank > self.most and self.places.into is None and self.request.start != FRESH:
-            raise UsageError(
-                f"--rank {settings.rank} is above {self.most}, the parents' ranks added up",
-                "or start afresh: --start none",
-            )
-        return settings.rank
+        self.first = True  # no version of the name may be there
 
     def make(self) -> AdapterRecord:
         """Teach, and record the student that retains most."""
-        rank = self.first_rank()
+        rank = self.request.training().rank if self.places.into else _first_rank(self.request, self.parents)
         yardstick = None
         if self.request.evaluate:
             tasks = self.parents.tasks()
@@ -166,6 +163,7 @@ class _Distillation:
             **{key: asked[key] for key in asked if key not in ("refs", "min_retention", "evaluate")},
             "rank": rank,
             "from_hub": str(places.registry.path.resolve()) if elsewhere else "",
+            "run": self.run.id,
         }
         facts = ("steps", "seconds", "best_epoch", "history", "learning_rate")
         report = {
@@ -179,7 +177,16 @@ class _Distillation:
         least = self.least if request.evaluate else None
         instead = "more --epochs, unlabelled text (--data), a higher --rank or --grow"
         making = Making(
-            self.name, "distilled", self.parents, recipe, least, request.evaluate, report, elsewhere, instead
+            self.name,
+            "distilled",
+            self.parents,
+            recipe,
+            least,
+            request.evaluate,
+            report,
+            elsewhere,
+            instead,
+            self.first,
         )
         write = _copies(self.folder(rank) / "student")
         return record(places.student, places.student_base, making, write, self.reporter, yardstick)
@@ -246,6 +253,32 @@ class _Distillation:
         return folder
 
 
+def _first_rank(request: DistillRequest, parents: Parents) -> int:
+    """The rank asked for, else the largest parent's.
+
+    Raises:
+        UsageError: the merged adapter that the student starts from cannot have it.
+    """
+    rank, most = request.training().rank, sum(record.rank for record in parents.records)
+    if "rank" not in request.settings:
+        return max(record.rank for record in parents.records)
+    if rank > most and request.start != FRESH:
+        raise UsageError(f"--rank {rank} is above {most}, the parents' ranks added up", "or start afresh: --start none")
+    return rank
+
+
+def _finished(registry: Registry, run: Run, reporter: Reporter) -> AdapterRecord | None:
+    """What a resumed run had published just before it was killed."""
+    for line in registry.repair():
+        reporter.note(f"note: {line}")
+    for there in registry.adapters(all_versions=True):
+        if (there.manifest.get("recipe") or {}).get("run") == run.id:
+            reporter.note(f"run {run.id} was finished already as {there.ref}")
+            run.remove()
+            return there
+    return None
+
+
 def _same_tokenizer(teacher: LoadedBase, student: LoadedBase) -> None:
     one, other = teacher.tokenizer, student.tokenizer
     if one.get_vocab() != other.get_vocab() or one.eos_token_id != other.eos_token_id:
@@ -282,7 +315,11 @@ def _new_run(registry: Registry, name: str, request: DistillRequest, new_version
 
 def _leave(run: Run, name: str, error: BaseException) -> None:
     """A run that was refused or has nothing to go on from is dropped; one that was stopped says how to go on."""
-    if isinstance(error, GateRefused) or not any(run.path.glob(f"*/{checkpoints.NAME}")):
+    stopped = isinstance(error, (KeyboardInterrupt, TrainingInterrupted, StorageError))
+    trained = any(run.path.glob(f"*/{checkpoints.NAME}"))
+    heard = (run.path / TEACHERS).is_file()
+    refused = isinstance(error, AdapterHubError) and not stopped
+    if refused or not (trained or (heard and stopped)):
         run.remove()
         if isinstance(error, StorageError):
             error.hint = "free some space, then start again"
@@ -291,7 +328,8 @@ def _leave(run: Run, name: str, error: BaseException) -> None:
     if isinstance(error, TrainingInterrupted):
         error.hint = go_on
     elif isinstance(error, KeyboardInterrupt):
-        raise TrainingInterrupted("stopped; a checkpoint was kept", go_on) from error
+        kept = "a checkpoint was kept" if trained else "what the teachers said was kept"
+        raise TrainingInterrupted(f"stopped; {kept}", go_on) from error
 
 
 def resumed(registry: Registry, name: str) -> tuple[Run, DistillRequest, bool, str]:

@@ -34,7 +34,14 @@ def merge(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder,
         layers, report = combine(registry, load, parents, method, request, adapters, reporter)
         least = order.least if request.evaluate else None
         making = Making(
-            order.name, "merged", parents, recipe_of(parents, method, request), least, request.evaluate, report
+            order.name,
+            "merged",
+            parents,
+            recipe_of(parents, method, request),
+            least,
+            request.evaluate,
+            report,
+            first=not order.new_version,
         )
         factors = {layer.name: layer.result.factors for layer in layers}
         return record(registry, load, making, writer(factors, adapters, registry.base.source), reporter)

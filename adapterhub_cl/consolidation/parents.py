@@ -102,6 +102,9 @@ def _check_weights(weights: Sequence[float], refs: Sequence[str]) -> None:
         )
     if not all(math.isfinite(weight) for weight in weights):
         raise UsageError("a weight is no finite number", "--weights 0.7,0.3")
+    sizes = [abs(weight) for weight in weights if weight]
+    if sizes and not (min(sizes) >= 1e-6 and max(sizes) <= 1e6):
+        raise UsageError("a weight's size must be between 0.000001 and 1,000,000, or 0", "--weights 0.7,0.3")
     if not any(weights):
         raise UsageError("all weights are 0: nothing would be left", "change the weights or the expression")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.measuring import Yardstick
-from adapterhub_cl.consolidation.parents import Parents, one_task
+from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_task
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.lora_files import CONFIG, LoraFile, write_lora
@@ -39,6 +39,7 @@ class Making:
         report: what came out, plain JSON; stands beside the recipe in `recipe.json`.
         foreign: the parents are versions of another hub.
         instead: what to try where the gate refuses it.
+        first: no version of the name may be there by now.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Making:
     report: dict[str, Any] = field(default_factory=dict)
     foreign: bool = False
     instead: str = "another --method or a higher --rank, distill"
+    first: bool = False
 
 
 def record(
@@ -109,15 +111,18 @@ def record(
             (draft.path / "replay.jsonl").touch()
         card = derived_card(making.name, registry.base, making.kind, list(tasks), recipe, report, edges, scores)
         (draft.path / "README.md").write_text(card, encoding="utf-8")
-        made = registry.publish(
-            draft,
-            manifest,
-            edges=edges,
-            evaluations=scores,
-            task=registry.task(own) if own else None,
-            serve=False,  # `promote` does that, through the gate on forgetting
-            verb=str(making.recipe["verb"]),
-        )
+        with registry.exclusively():
+            if making.first:  # another process may have been faster
+                check_new_name(registry, making.name, new_version=False)
+            made = registry.publish(
+                draft,
+                manifest,
+                edges=edges,
+                evaluations=scores,
+                task=registry.task(own) if own else None,
+                serve=False,  # `promote` does that, through the gate on forgetting
+                verb=str(making.recipe["verb"]),
+            )
     if not retained.passed:
         refused = GateRefused(
             retained.message(made.ref),

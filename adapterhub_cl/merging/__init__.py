@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from adapterhub_cl.data.batches import Batch
-    from adapterhub_cl.merging.factors import Factors
+    from adapterhub_cl.merging.factors import Factors, Truncated
 
 ROOM = Room("adapterhub_cl.merging", "merge method", "Method", besides=("factors",))
 DEFAULT = "linear"
@@ -119,8 +119,8 @@ class BaseMethod:
     def prepare(self, stage: Stage) -> None:
         """Look at replay samples, before the first layer."""
 
-    def layer(self, layer: Layer) -> Factors | torch.Tensor:
-        """The merged ΔW of a layer: as factors of any rank, or dense `[out, in]`."""
+    def layer(self, layer: Layer) -> Factors | Truncated | torch.Tensor:
+        """The merged ΔW of a layer: as factors of any rank, cut by the method itself, or dense `[out, in]`."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:

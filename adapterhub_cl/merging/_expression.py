@@ -13,6 +13,8 @@ _TOKEN = re.compile(
 )
 HINT = 'write it like "0.7*news + 0.3*reviews - slang"; names may hold dashes: put spaces around a minus'
 
+DEEPEST = 50  # brackets within brackets
+
 
 def parse_expression(text: str, known: Collection[str] = ()) -> dict[str, float]:
     """Adapter → its number, in the order of naming; one that is named twice gets the sum.
@@ -32,7 +34,7 @@ class _Parser:
     """Reads from left to right: a sum is terms with signs between, a term numbers and one name or bracket."""
 
     def __init__(self, text: str, known: Collection[str]) -> None:
-        self.text, self.tokens, self.at = text, _tokens(text, known), 0
+        self.text, self.tokens, self.at, self.depth = text, _tokens(text, known), 0, 0
 
     def whole(self) -> dict[str, float]:
         found = self.sum()
@@ -69,7 +71,11 @@ class _Parser:
             elif kind == "name":
                 found = {token: 1.0}
             elif token == "(":
+                self.depth += 1
+                if self.depth > DEEPEST:
+                    raise self.wrong(f"brackets within brackets, more than {DEEPEST} deep")
                 found = self.sum()
+                self.depth -= 1
                 if not self.take(")"):
                     raise self.wrong("a bracket is not closed")
             else:
@@ -97,7 +103,8 @@ class _Parser:
         return False
 
     def wrong(self, what: str) -> UsageError:
-        return UsageError(f"the expression {self.text!r} cannot be read: {what}", HINT)
+        shown = self.text if len(self.text) <= 80 else self.text[:77] + "…"
+        return UsageError(f"the expression {shown!r} cannot be read: {what}", HINT)
 
 
 def _tokens(text: str, known: Collection[str]) -> list[tuple[str, str]]:

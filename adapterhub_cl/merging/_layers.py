@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from adapterhub_cl.merging import BaseMethod, Layer
 from adapterhub_cl.merging.factors import Factors, Truncated, inner, norm, truncate, truncate_dense, zero
 
 NOTHING = 1e-6  # of what went in: below it the sum is rounding
+LARGEST = 1e15  # norm of an update; fp32 would overflow in its squares
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,31 @@ def layers_of(
     for k, (name, shape) in enumerate(shapes_of(adapters).items()):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
         layer = Layer(name, parts_of(adapters, name, shape), weights, generator)
-        found = method.layer(layer)
         entered = sum(max(0.0, inner(part, part)) ** 0.5 for part in layer.weighted if part.rank)
-        if isinstance(found, torch.Tensor):
-            cut = truncate_dense(found, min(*shape) if rank is None else rank, generator)
-        elif rank is None or found.rank <= min(rank, *shape):
-            cut = Truncated(found, norm(found), 0.0)
-        else:
-            cut = truncate(found, min(rank, *shape))
-        yield Merged(name, cut, entered)
+        if not entered <= LARGEST:
+            raise AdapterError(
+                f"the updates of {name} are too large to be computed with (norm {entered:.3g})",
+                "a smaller weight, or another adapter: such numbers come from no training that went well",
+            )
+        try:
+            yield Merged(name, _cut(method.layer(layer), rank, shape, generator), entered)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise AdapterError(f"{name} cannot be decomposed: {error}", "look at the adapters' numbers") from error
+
+
+def _cut(
+    found: Factors | Truncated | torch.Tensor, rank: int | None, shape: tuple[int, int], generator: torch.Generator
+) -> Truncated:
+    """What a method gave, at the chosen rank."""
+    most = min(*shape) if rank is None else min(rank, *shape)
+    if isinstance(found, torch.Tensor):
+        return truncate_dense(found, most, generator)
+    if isinstance(found, Truncated):  # what is cut off here was orthogonal to what the method cut off
+        again = truncate(found.factors, most)
+        return Truncated(again.factors, found.norm, math.hypot(found.lost, again.lost))
+    if rank is None or found.rank <= most:
+        return Truncated(found, norm(found), 0.0)
+    return truncate(found, most)
 
 
 def refuse_nothing(layers: Sequence[Merged]) -> None:

@@ -14,7 +14,7 @@ from adapterhub_cl.merging._elementwise import share
 from adapterhub_cl.options import option
 
 if TYPE_CHECKING:
-    from adapterhub_cl.merging.factors import Factors
+    from adapterhub_cl.merging.factors import Factors, Truncated
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Method(BaseMethod):
     def default_rank(self, ranks: Sequence[int]) -> int:
         return max(ranks) if self.config.energy == 1 else sum(ranks)
 
-    def layer(self, layer: Layer) -> Factors:
+    def layer(self, layer: Layer) -> Factors | Truncated:
         from adapterhub_cl.merging.factors import rank_for_energy, singular_values, stacked, truncate
 
         whole = stacked(layer.weighted)
         if self.config.energy == 1:
             return whole
-        return truncate(whole, rank_for_energy(singular_values(whole), self.config.energy)).factors
+        return truncate(whole, rank_for_energy(singular_values(whole), self.config.energy))

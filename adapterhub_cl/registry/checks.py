@@ -226,7 +226,8 @@ def _runs(place: Place) -> Iterator[Problem]:
             yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
         else:
             verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
-            words = f"update {name} - --online" if verb == "update-online" else f"{verb} {name}"
+            special = {"update-online": f"update {name} - --online", "distill": f"distill --as {name}"}
+            words = special.get(verb, f"{verb} {name}")
             fix = f"cl-adapter {words} --resume, or {COLLECT} --older-than 0 to drop it"
             yield Problem(place.relative(path), f"unfinished run of {name}", fix)
 

@@ -74,6 +74,7 @@ def promote(
         if found.drop > bound:
             reporter.note(found.within_chance(bound))
     if record.status == "rejected":
+        reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
         registry.set_status(record.ref, "active")
         newest = max(v.version for v in registry.versions(record.name) if v.status == "active")
         if newest == record.version:

@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.options import flag, from_mapping, option
 
+LARGEST_SEED = 2**32 - 1
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -83,6 +84,7 @@ class TrainingSettings:
                 f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
             ),
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
+            (self.seed > LARGEST_SEED, f"--seed must be at most {LARGEST_SEED}, not {self.seed}"),
             (bad_layers, f"--layers {self.layers!r} is not a list such as 8-15 or 0,2,4"),
         ]
 

@@ -221,3 +221,35 @@ def test_a_teacher_without_samples_says_what_to_do(hub: AdapterHub) -> None:
         hub.distill(["news", "bare"], name="s")
     assert "--pseudo" in refused.value.hint
     assert len(rows("x")) == 12
+
+
+def test_stopped_while_the_students_have_not_begun_the_answers_are_kept(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = hub.distill(["news", "slang"], name="whole", evaluate=False, seed=4, **QUICK)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    real = verb.learn
+    monkeypatch.setattr(verb, "learn", stop)
+    with pytest.raises(TrainingInterrupted, match="what the teachers said was kept"):
+        hub.distill(["news", "slang"], name="s", evaluate=False, seed=4, **QUICK)
+    (path,) = (hub.folder / "runs").glob("*/run.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": 999_999_999}))  # as after the process has ended
+    assert any("distill --as s --resume" in problem.fix for problem in hub.verify())
+    monkeypatch.setattr(verb, "learn", real)
+    add(hub, "news", 9)  # a resumed run keeps to the teachers that it began with
+    assert relative(dense(hub.distill_resume("s").path), dense(whole.path)) == 0
+    assert hub.get("s").manifest["recipe"]["parents"] == ["news@v1", "slang@v1"]
+
+
+def test_a_run_that_was_published_just_before_it_was_killed(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapterhub_cl.training.runs import Run
+
+    monkeypatch.setattr(Run, "remove", lambda self: None)
+    made = hub.distill(["news", "slang"], name="s", evaluate=False, **QUICK)
+    monkeypatch.undo()
+    assert hub.distill_resume("s").ref == made.ref
+    assert [r.ref for r in hub.list(all_versions=True) if r.name == "s"] == ["s@v1"]
+    assert not list((hub.folder / "runs").glob("*/run.json"))

@@ -346,3 +346,53 @@ def test_two_hubs_of_one_path_see_the_same(hub: AdapterHub, tmp_path: Path) -> N
     again = AdapterHub.open(hub.folder)
     assert again.get("both").tasks == ["news", "reviews"]
     assert again.registry.serving() == {t: f"{t}@v1" for t in ("news", "reviews", "slang")}
+
+
+def test_a_cut_by_energy_tells_its_error(hub: AdapterHub) -> None:
+    made = hub.merge(["news", "reviews"], name="cut", method="svd", options={"energy": 0.6}, evaluate=False)
+    wanted = {m: (change(hub, "news")[m] + change(hub, "reviews")[m]) / 2 for m in change(hub, "news")}
+    apart = relative(change(hub, "cut"), wanted)
+    assert 0.3 < apart < 0.4**0.5 + 1e-6
+    assert made.manifest["truncation_error"] == pytest.approx(apart, abs=1e-5)
+    less = hub.merge(["news", "reviews"], name="less", method="svd", options={"energy": 0.6}, rank=1, evaluate=False)
+    assert less.manifest["truncation_error"] == pytest.approx(relative(change(hub, "less"), wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"weights": [1e300, 1e300]}, "1,000,000"),
+        ({"weights": [1e-300, 1]}, "1,000,000"),
+        ({"seed": 10**23}, "--seed"),
+        ({"refs": (), "expression": "(" * 4000 + "news" + ")" * 4000}, "brackets within brackets"),
+    ],
+)
+def test_absurd_numbers(hub: AdapterHub, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        hub.merge(**{"refs": ["news", "reviews"], "name": "x", **asked})
+
+
+def test_adapters_of_absurd_numbers(hub: AdapterHub) -> None:
+    add(hub, "scaled", 5, alpha=1e300)
+    with pytest.raises(AdapterError, match="scales"):
+        hub.merge(["news", "scaled"], name="x", evaluate=False)
+    add(hub, "large", 6, size=1e9)
+    with pytest.raises(AdapterError, match="too large"):
+        hub.merge(["news", "large"], name="x", evaluate=False)
+
+
+def test_a_name_that_another_process_takes_meanwhile(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapterhub_cl.consolidation import recording
+
+    real = recording.derived_card
+
+    def slow(*arguments: Any) -> str:
+        monkeypatch.setattr(recording, "derived_card", real)
+        AdapterHub.open(hub.folder).merge(["news", "slang"], name="x", evaluate=False)
+        return real(*arguments)
+
+    monkeypatch.setattr(recording, "derived_card", slow)
+    with pytest.raises(UsageError, match="there already"):
+        hub.merge(["news", "reviews"], name="x", evaluate=False)
+    assert [r.ref for r in hub.list(all_versions=True) if r.name == "x"] == ["x@v1"]
+    assert hub.get("x").manifest["recipe"]["parents"] == ["news@v1", "slang@v1"]
