@@ -11,9 +11,9 @@ import torch
 from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging import BaseMethod, Layer
-from adapterhub_cl.merging.factors import Factors, Truncated, inner, norm, truncate, truncate_dense, zero
+from adapterhub_cl.merging.factors import Factors, Truncated, norm, truncate, truncate_dense, zero
 
-NOTHING = 1e-6  # of what went in: below it the sum is rounding
+NOTHING = 3e-7  # of what went in: below it the sum is rounding
 LARGEST = 1e15  # norm of an update; fp32 would overflow in its squares
 
 
@@ -23,7 +23,7 @@ class Merged:
 
     Attributes:
         result: at the chosen rank, with the norm of the whole and of what was cut off.
-        entered: Σ|wᵢ|·‖ΔWᵢ‖.
+        entered: Σ|wᵢ|·‖Bᵢ‖·‖Aᵢ‖, at least the norm of all that went in.
     """
 
     name: str
@@ -68,7 +68,10 @@ def layers_of(
     for k, (name, shape) in enumerate(shapes_of(adapters).items()):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
         layer = Layer(name, parts_of(adapters, name, shape), weights, generator)
-        entered = sum(max(0.0, inner(part, part)) ** 0.5 for part in layer.weighted if part.rank)
+        entered = sum(
+            abs(weight) * float(part.b.norm() * part.a.norm())
+            for part, weight in zip(layer.parts, weights, strict=True)
+        )
         if not entered <= LARGEST:
             raise AdapterError(
                 f"the updates of {name} are too large to be computed with (norm {entered:.3g})",

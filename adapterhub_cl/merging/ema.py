@@ -47,4 +47,4 @@ class Method(BaseMethod):
     def layer(self, layer: Layer) -> Factors:
         from adapterhub_cl.merging.factors import stacked
 
-        return stacked(layer.weighted)
+        return stacked(layer.parts, layer.weights)

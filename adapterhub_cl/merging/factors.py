@@ -73,9 +73,24 @@ def scaled(factors: Factors, weight: float) -> Factors:
     return Factors(factors.b * weight, factors.a)
 
 
-def stacked(parts: Sequence[Factors]) -> Factors:
-    """ΣΔWᵢ, exactly, at rank Σr."""
-    return parts[0] if len(parts) == 1 else Factors(torch.cat([p.b for p in parts], 1), torch.cat([p.a for p in parts]))
+def stacked(parts: Sequence[Factors], weights: Sequence[float] | None = None) -> Factors:
+    """Σ wᵢ·ΔWᵢ, exactly, at rank Σr.
+
+    Args:
+        weights: of each; None: 1.
+    """
+    if weights is None:
+        return parts[0] if len(parts) == 1 else Factors(torch.cat([p.b for p in parts], 1), _rows(parts))
+    b = torch.empty(parts[0].shape[0], sum(part.rank for part in parts), dtype=parts[0].b.dtype)
+    at = 0
+    for part, weight in zip(parts, weights, strict=True):
+        torch.mul(part.b, weight, out=b[:, at : at + part.rank])
+        at += part.rank
+    return Factors(b, _rows(parts))
+
+
+def _rows(parts: Sequence[Factors]) -> torch.Tensor:
+    return torch.cat([part.a for part in parts])
 
 
 def difference(one: Factors, other: Factors) -> Factors:
@@ -177,16 +192,18 @@ def decompose(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def truncate(factors: Factors, rank: int) -> Truncated:
     """The update's best approximation at a rank (or at its own, where that is lower), and what it leaves out.
 
-    With R_B·R_Aᵀ = u·s·vᵀ, U·s = B·(R_Aᵀ·v) and s·Vᵀ = (uᵀ·R_B)·A: no basis is formed, and only what is kept is
-    multiplied out.
+    With the core M = R_B·R_Aᵀ = u·s·vᵀ (u and s² from M·Mᵀ, as precise as M itself), U·s = B·(R_Aᵀ·v) and
+    s·Vᵀ = (uᵀ·R_B)·A: no basis is formed, and only what is kept is multiplied out.
     """
     left, right = _triangles(factors)
-    u, s, vh = torch.linalg.svd(left @ right.T, full_matrices=False)
-    kept = min(rank, int((s > s[:1] * 1e-14).sum()))  # beyond it there is rounding alone
-    root = s[:kept].sqrt()
-    b = factors.b @ (right.T @ vh[:kept].T / root).to(factors.b.dtype)
-    a = (u[:, :kept].T @ left / root[:, None]).to(factors.a.dtype) @ factors.a
-    return Truncated(Factors(b, a), float(s.norm()), float(s[rank:].norm()))
+    core_ = left @ right.T
+    squares, vectors = torch.linalg.eigh(core_ @ core_.T)
+    s = squares.flip(0).clamp(min=0).sqrt()[: min(*core_.shape)]
+    kept = min(rank, int((s > s[:1] * 1e-7).sum()))  # beyond it there is rounding alone
+    u, root = vectors.flip(1)[:, :kept], s[:kept].sqrt()
+    b = factors.b @ (right.T @ (core_.T @ u) / (s[:kept] * root)).to(factors.b.dtype)
+    a = (u.T @ left / root[:, None]).to(factors.a.dtype) @ factors.a
+    return Truncated(Factors(b, a), float(core_.norm()), float(s[rank:].norm()))
 
 
 def _cut(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, rank: int) -> Truncated:

@@ -39,7 +39,7 @@ class Method(BaseMethod):
     def layer(self, layer: Layer) -> Factors | Truncated:
         from adapterhub_cl.merging.factors import rank_for_energy, singular_values, stacked, truncate
 
-        whole = stacked(layer.weighted)
+        whole = stacked(layer.parts, layer.weights)
         if self.config.energy == 1:
             return whole
         return truncate(whole, rank_for_energy(singular_values(whole), self.config.energy))
