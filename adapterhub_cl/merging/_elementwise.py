@@ -71,20 +71,26 @@ def share(name: str, value: float, *, least: float = 0.0) -> None:
 
 
 def trim(values: torch.Tensor, density: float) -> torch.Tensor:
-    """Each update's largest entries by magnitude, this share of all; the others 0. `[n, rows, columns]`."""
-    flat = values.abs().flatten(1)
-    count = max(1, round(density * flat.shape[1]))
-    if count >= flat.shape[1]:
-        return values
-    bounds = flat.kthvalue(flat.shape[1] - count + 1, dim=1).values
-    return values * (values.abs() >= bounds[:, None, None])
+    """Each update's largest entries by magnitude, this share of all; the others become 0. `[n, rows, columns]`."""
+    entries = values[0].numel()
+    count = max(1, round(density * entries))
+    if count < entries:
+        for value in values:  # one at a time, in place: each may be hundreds of megabytes
+            sizes = value.abs()
+            value.mul_(sizes >= sizes.flatten().kthvalue(entries - count + 1).values)
+    return values
 
 
 def agreeing_mean(values: torch.Tensor) -> torch.Tensor:
     """For each entry the sign with the greater total is elected; the mean of the updates that have it (TIES)."""
     elected = values.sum(0).sign()
-    agree = (values.sign() == elected) & (values != 0)
-    return (values * agree).sum(0) / agree.sum(0).clamp(min=1)
+    total = values[0].new_zeros(values[0].shape)
+    votes = total.clone()
+    for value in values:
+        agree = (value.sign() == elected) & (value != 0)
+        total.addcmul_(value, agree.to(value.dtype))
+        votes += agree
+    return total.div_(votes.clamp_(min=1))
 
 
 def drop_and_rescale(values: torch.Tensor, keep: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
