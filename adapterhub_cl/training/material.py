@@ -272,8 +272,8 @@ def _parent(registry: Registry, request: Request, strategy: Combined) -> Adapter
     if request.on_top_of:
         return registry.get(request.on_top_of)
     latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)
-    # A consolidated adapter is no step of the stream: it is gone on from only where it is named (--on-top-of).
-    usable = [record for record in latest if record.status == "active" and record.kind not in DERIVED]
+    # An adapter made of several tasks' is no step of the stream: it is gone on from only where it is named.
+    usable = [r for r in latest if r.status == "active" and (r.task or r.kind not in DERIVED)]
     return strategy.parent(strategies.Past(usable))
 
 

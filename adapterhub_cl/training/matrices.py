@@ -11,7 +11,7 @@ from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.probes import probe_of, recorded_score
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.types import AdapterRecord, Task
+from adapterhub_cl.types import DERIVED, AdapterRecord, Task
 
 
 def hub_matrix(registry: Registry, load: Callable[[], LoadedBase], reporter: Reporter) -> AccuracyMatrix:
@@ -22,8 +22,10 @@ def hub_matrix(registry: Registry, load: Callable[[], LoadedBase], reporter: Rep
         UsageError: the hub has learned nothing yet.
     """
     newest: dict[str, AdapterRecord] = {}
-    for record in sorted(registry.adapters(include_rejected=False), key=lambda r: r.created_at):
-        if record.task and record.status == "active" and record.manifest.get("task_spec"):
+    versions = registry.adapters(all_versions=True, include_rejected=False)
+    for record in sorted(versions, key=lambda r: r.created_at):
+        taught = record.kind not in DERIVED  # a merged or pruned version is no step of the hub's learning
+        if record.task and taught and record.status == "active" and record.manifest.get("task_spec"):
             newest.pop(record.task, None)
             newest[record.task] = record
     if not newest:

@@ -396,3 +396,12 @@ def test_a_name_that_another_process_takes_meanwhile(hub: AdapterHub, monkeypatc
         hub.merge(["news", "reviews"], name="x", evaluate=False)
     assert [r.ref for r in hub.list(all_versions=True) if r.name == "x"] == ["x@v1"]
     assert hub.get("x").manifest["recipe"]["parents"] == ["news@v1", "slang@v1"]
+
+
+def test_derived_versions_are_no_steps_of_what_the_hub_learned(hub: AdapterHub) -> None:
+    before = hub.evaluate(matrix=True)
+    hub.prune("news", rank=2, evaluate=False)
+    hub.merge(["news@v1", "reviews"], name="both", evaluate=False)
+    after = hub.evaluate(matrix=True)
+    assert list(after.tasks) == list(before.tasks) == ["news", "reviews", "slang"]
+    assert after.rows == before.rows
