@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class LoadedBase:
     path: Path
     dtype: torch.dtype
     device: torch.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within the block matrix products run in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def context(self) -> int:

@@ -15,7 +15,7 @@ from adapterhub_cl import merging, objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest, check_distill
 from adapterhub_cl.consolidation.measuring import Yardstick
-from adapterhub_cl.consolidation.merge import combine
+from adapterhub_cl.consolidation.merge import merged
 from adapterhub_cl.consolidation.parents import Parents, find_parents
 from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.consolidation.teachers import Asked, Sources, ask, gather, tokens_of
@@ -99,9 +99,8 @@ def distill(
     try:
         with held(lock):
             answers = ask(base, asked, tokens, held_to, run.path / TEACHERS, reporter)
-            work = _Distillation(places, name, request, parents, asked, answers, least, run, reporter)
-            work.first = not new_version
-            made = work.make()
+            first = not new_version
+            made = _Distillation(places, name, first, request, parents, asked, answers, least, run, reporter).make()
     except BaseException as error:
         _leave(run, name, error)
         raise
@@ -110,12 +109,17 @@ def distill(
 
 
 class _Distillation:
-    """One run: students of one rank or of growing ranks, the best of which is recorded."""
+    """One run: students of one rank or of growing ranks, the best of which is recorded.
+
+    Args:
+        first: no version of the name may be there.
+    """
 
     def __init__(
         self,
         places: Places,
         name: str,
+        first: bool,
         request: DistillRequest,
         parents: Parents,
         asked: Sequence[Asked],
@@ -124,10 +128,9 @@ class _Distillation:
         run: Run,
         reporter: Reporter,
     ) -> None:
-        self.places, self.name, self.request, self.parents = places, name, request, parents
+        self.places, self.name, self.first, self.request, self.parents = places, name, first, request, parents
         self.asked, self.answers, self.least, self.run, self.reporter = asked, answers, least, run, reporter
         self.most = sum(record.rank for record in parents.records)
-        self.first = True  # no version of the name may be there
 
     def make(self) -> AdapterRecord:
         """Teach, and record the student that retains most."""
@@ -247,7 +250,7 @@ class _Distillation:
         wanted = MergeRequest(parents.refs, method=request.start, rank=rank, seed=request.training().seed)
         with ExitStack() as stack:
             adapters = parents.open(stack)
-            layers, _ = combine(places.registry, places.load, weighted, method, wanted, adapters, self.reporter)
+            layers = merged(places.registry, places.load, weighted, method, wanted, adapters, self.reporter)
             folder.mkdir(exist_ok=True)
             writer({one.name: one.result.factors for one in layers}, adapters, places.registry.base.source)(folder)
         return folder

@@ -9,11 +9,9 @@ from pathlib import Path
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.fused import fused
-from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.training.probes import Probe, effect, probe_of, recorded_score, score, with_source
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.speed import spare_bytes
+from adapterhub_cl.training.speed import as_served
 from adapterhub_cl.types import AdapterRecord, Evaluation
 
 
@@ -59,7 +57,7 @@ class Yardstick:
             its effects, and the scores as they are recorded with the version.
         """
         effects, scores = [], []
-        with stored_adapter(base, folder) as model, fused(model, base.dtype, spare_bytes(base)):
+        with as_served(base, folder) as model:
             for task, probe in self.probes.items():
                 before, ref = self.before[task]
                 after = score(model, base, probe, self.reporter, f"measuring retention on {task}")

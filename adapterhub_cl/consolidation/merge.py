@@ -103,7 +103,36 @@ def combine(
     adapters: Sequence[LoraFile],
     reporter: Reporter,
 ) -> tuple[list[Merged], dict[str, Any]]:
-    """The merged layers, and the report: truncation errors, interference, what the method found out.
+    """The merged layers, and the report: truncation errors, interference, what the method found out; see `merged`."""
+    layers = merged(registry, load, parents, method, request, adapters, reporter)
+    report = {
+        "truncation_error": total_error(layers),
+        "rank": max(layer.result.factors.rank for layer in layers),
+        "layers": [
+            {
+                "name": layer.name,
+                "rank": layer.result.factors.rank,
+                "truncation_error": layer.result.error,
+                "norm": layer.result.norm,
+            }
+            for layer in layers
+        ],
+        "interference": [pair.to_json(parents.refs) for pair in interference(adapters, request.seed)],
+        "found": method.summary(),
+    }
+    return layers, report
+
+
+def merged(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    parents: Parents,
+    method: BaseMethod,
+    request: MergeRequest,
+    adapters: Sequence[LoraFile],
+    reporter: Reporter,
+) -> list[Merged]:
+    """The merged layers.
 
     Raises:
         AdapterError: different bases, or nothing would be left.
@@ -123,22 +152,7 @@ def combine(
     finally:
         reporter.finish()
     refuse_nothing(layers)
-    report = {
-        "truncation_error": total_error(layers),
-        "rank": max(layer.result.factors.rank for layer in layers),
-        "layers": [
-            {
-                "name": layer.name,
-                "rank": layer.result.factors.rank,
-                "truncation_error": layer.result.error,
-                "norm": layer.result.norm,
-            }
-            for layer in layers
-        ],
-        "interference": [pair.to_json(parents.refs) for pair in interference(adapters, request.seed)],
-        "found": method.summary(),
-    }
-    return layers, report
+    return layers
 
 
 def _rank(

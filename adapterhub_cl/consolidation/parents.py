@@ -140,7 +140,7 @@ def least_retention(registry: Registry, wanted: float | None) -> float | None:
     return float(found)
 
 
-def one_task(registry: Registry, tasks: Mapping[str, object]) -> tuple[str, list[str]]:
+def one_task(tasks: Mapping[str, object]) -> tuple[str, list[str]]:
     """The task of the new version, and those that it would take over: its own only where it has just one."""
     names = list(tasks)
     return (names[0], []) if len(names) == 1 else ("", names)

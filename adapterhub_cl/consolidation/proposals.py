@@ -183,24 +183,16 @@ class _Comparison:
         return self._known[key]
 
     def _predicted(self, record: AdapterRecord, samples: Any) -> list[str]:
-        import torch
-
         from adapterhub_cl import objectives
         from adapterhub_cl.evaluation.scoring import answer_budget
-        from adapterhub_cl.training.fused import fused
-        from adapterhub_cl.training.lora import stored_adapter
         from adapterhub_cl.training.probes import OBJECTIVE
-        from adapterhub_cl.training.speed import spare_bytes
+        from adapterhub_cl.training.speed import as_served
 
         assert self.load is not None
         base, examples = self.load(), samples.examples[:EXAMPLES]
         self.reporter.start(f"{record.ref} answers {samples.task.name}", len(examples))
         try:
-            with (
-                stored_adapter(base, record.path) as model,
-                fused(model, base.dtype, spare_bytes(base)),
-                torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32),
-            ):
+            with as_served(base, record.path) as model, base.autocast():
                 answers = objectives.ROOM.get(OBJECTIVE)().predict(
                     model,
                     base.tokenizer,

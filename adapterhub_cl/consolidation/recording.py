@@ -73,7 +73,7 @@ def record(
         StorageError: the disk refused; nothing was published.
     """
     parents, tasks = making.parents, making.parents.tasks()
-    own, takes_over = one_task(registry, tasks)
+    own, takes_over = one_task(tasks)
     named = [str(r.path.resolve()) if making.foreign else r.ref for r in parents.records]
     edges = [(parent, RELATION[making.kind]) for parent in named]
     first = parents.records[0]

@@ -117,8 +117,7 @@ class MergeStage:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         self._mask = batch.attention_mask.bool()
-        device = self.base.model.device.type
-        with torch.autocast(device, self.base.dtype, enabled=self.base.dtype != torch.float32):
+        with self.base.autocast():
             return self.objective.losses(self.base.model, batch).mean()
 
     @contextmanager

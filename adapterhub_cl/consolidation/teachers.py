@@ -24,11 +24,9 @@ from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.evidence import ModelEvidence
-from adapterhub_cl.training.fused import fused
-from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.speed import spare_bytes
+from adapterhub_cl.training.speed import as_served
 from adapterhub_cl.types import AdapterRecord, Example, Task
 
 ROWS = 32
@@ -107,7 +105,7 @@ def gather(
         new = [row for row in unlabelled[name] if row.input or row.instruction]
         if new or sources.written:
             registry.check_files(teacher)
-            with stored_adapter(base, teacher.path) as model, fused(model, base.dtype, spare_bytes(base)):
+            with as_served(base, teacher.path) as model:
                 style = list(kept.examples) if kept is not None else new
                 evidence = ModelEvidence(model, base, _objective(), task, style, length, reporter=reporter)
                 if sources.written:
@@ -134,7 +132,7 @@ def _answered(
         return [Example("", row.input) for row in rows]
     reporter.start(f"answers of {task.name}'s teacher", len(rows))
     try:
-        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+        with base.autocast():
             said = _objective().predict(model, base.tokenizer, task, rows, max_length=length, progress=reporter.advance)
     finally:
         reporter.finish()
@@ -175,7 +173,7 @@ def ask(
     reporter.start("asking the teachers", len(everything))
     try:
         for ref, rows in by_teacher.items():
-            with stored_adapter(base, records[ref].path) as model, fused(model, base.dtype, spare_bytes(base)):
+            with as_served(base, records[ref].path) as model:
                 _listen(model, base, rows, settings, answers, reporter)
     finally:
         reporter.finish()
@@ -198,7 +196,7 @@ def _listen(
     with watched(model, settings.layers()) as seen:
         for part in by_length([len(row) for row in rows], ROWS):
             batch = collate(rows, part, base.tokenizer.pad_token_id).to(model.device)
-            with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+            with base.autocast():
                 logits = objective.logits(model, batch)
             places = batch.places
             features: Mapping[int, torch.Tensor] = {layer: value[places] for layer, value in seen.items()}

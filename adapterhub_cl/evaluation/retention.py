@@ -38,11 +38,6 @@ class Retained:
         return min(self.shares.values(), default=None)
 
     @property
-    def average(self) -> float | None:
-        """Mean retention; None where nothing was measured."""
-        return sum(self.shares.values()) / len(self.effects) if self.effects else None
-
-    @property
     def refused(self) -> tuple[Effect, ...]:
         """The effects below the bound, the worst first."""
         if self.least is None:

@@ -41,7 +41,7 @@ def answer(
     for number, example in enumerate(inputs, 1):
         if not example.input.strip() and not example.instruction.strip():
             raise DataError(f"input {number} is empty", "give a text")
-    with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+    with base.autocast():
         found = objective.predict(
             model,
             base.tokenizer,
@@ -105,7 +105,7 @@ def continue_text(
         )
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad(), torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+    with torch.no_grad(), base.autocast():
         output = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

@@ -81,11 +81,9 @@ def answering(registry: Registry, base: LoadedBase, ref: str) -> Iterator[Any]:
     if ref == BASE:
         yield base.model
         return
-    from adapterhub_cl.training.fused import fused
-    from adapterhub_cl.training.lora import stored_adapter
-    from adapterhub_cl.training.speed import spare_bytes
+    from adapterhub_cl.training.speed import as_served
 
     record = registry.get(ref)
     registry.check_files(record)
-    with stored_adapter(base, record.path) as model, fused(model, base.dtype, spare_bytes(base)):
+    with as_served(base, record.path) as model:
         yield model

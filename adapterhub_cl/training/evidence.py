@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class ModelEvidence:
                 order = [i for batch in by_length([len(t) for t in tokens], 8 * BATCH) for i in batch]
                 for k in range(0, len(order), 8 * BATCH):
                     part = [tokens[i] for i in order[k : k + 8 * BATCH]]
-                    with self._autocast():
+                    with self.base.autocast():
                         found += self.objective.perplexities(self.model, part, self.base.tokenizer.pad_token_id, BATCH)
                     self.reporter.advance(len(part))
             finally:
@@ -99,7 +99,7 @@ class ModelEvidence:
         found = numpy.zeros((len(rows), self.model.config.get_text_config().hidden_size), dtype=numpy.float32)
         self.reporter.start("embeddings of the examples", len(rows))
         try:
-            with self._autocast(), evaluating(self.model), _base_alone(self.model):
+            with self.base.autocast(), evaluating(self.model), _base_alone(self.model):
                 for indices in by_length([len(ids) for ids, _ in rows], BATCH):
                     length = max(len(rows[i][0]) for i in indices)
                     tokens = torch.full((len(indices), length), tokenizer.pad_token_id)
@@ -140,7 +140,7 @@ class ModelEvidence:
         answers = [e.answer for e in self.examples if e.answer is not None]
         self.reporter.start("answering what was written", len(inputs))
         try:
-            with self._autocast():
+            with self.base.autocast():
                 found = self.objective.predict(
                     self.model,
                     self.base.tokenizer,
@@ -173,7 +173,7 @@ class ModelEvidence:
         found: list[tuple[str, float]] = []
         self.reporter.start("writing samples", count)
         try:
-            with torch.random.fork_rng(devices=devices), evaluating(self.model), self._autocast():
+            with torch.random.fork_rng(devices=devices), evaluating(self.model), self.base.autocast():
                 torch.manual_seed(seed)
                 while len(found) < count:
                     rows = min(BATCH, count - len(found))
@@ -206,9 +206,6 @@ class ModelEvidence:
         lengths = sorted(len(self.base.tokenizer(t, add_special_tokens=False, verbose=False).input_ids) for t in texts)
         usual = lengths[int(0.95 * (len(lengths) - 1))] if lengths else LONGEST
         return max(SHORTEST, min(LONGEST, usual + 1))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.model.device.type, self.base.dtype, enabled=self.base.dtype != torch.float32)
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
         return str(self.base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -17,7 +17,6 @@ from adapterhub_cl.training import speed
 from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.knowledge import Questions
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.training.material import Material
 from adapterhub_cl.training.probes import Probe, effect, probe_of, score, score_version, with_source
 from adapterhub_cl.training.progress import Reporter
@@ -51,7 +50,7 @@ class Judge:
         parent = material.parent
         if request.verb == "update" and parent is not None:
             self.questions = Questions(registry, material, length, request.training().seed)
-            with stored_adapter(base, parent.path) as old, fused(old, base.dtype, speed.spare_bytes(base)):
+            with speed.as_served(base, parent.path) as old:
                 self.before = self.questions.ask(old, base)
 
     def _probes(self) -> list[tuple[Probe, Evaluation, str]]:

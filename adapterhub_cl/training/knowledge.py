@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.evaluation.gate import as_share
@@ -68,7 +66,7 @@ class Questions:
         objective = objectives.ROOM.get(OBJECTIVE)()
         found: list[str] = []
         for task, examples in self.unrelated:
-            with torch.autocast(model.device.type, base.dtype, enabled=base.dtype != torch.float32):
+            with base.autocast():
                 budget = answer_budget(base.tokenizer, [e.answer or "" for e in examples])
                 rows = objective.predict(
                     model,

@@ -14,11 +14,9 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.fused import fused
-from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.training.material import kept_samples
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.speed import spare_bytes
+from adapterhub_cl.training.speed import as_served
 from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
 
 OBJECTIVE = "causal_lm"
@@ -99,7 +97,7 @@ def score_version(
         if same and _source_of(record, found) == probe.sha256:
             return found
     registry.check_files(record)
-    with stored_adapter(base, record.path) as model, fused(model, base.dtype, spare_bytes(base)):
+    with as_served(base, record.path) as model:
         return score(model, base, probe, reporter, f"measuring {record.ref} on {probe.task.name}")
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.training.fused import fused
+from adapterhub_cl.training.lora import stored_adapter
 
 # Another implementation must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.1
@@ -51,6 +52,13 @@ def spare_bytes(base: LoadedBase) -> int:
         return 0
     needed = base.info.parameters * base.dtype.itemsize
     return needed if needed <= psutil.virtual_memory().available // 4 else 0
+
+
+@contextmanager
+def as_served(base: LoadedBase, folder: Path) -> Iterator[Any]:
+    """The base with a stored adapter, frozen, computing as when it answers; taken off at the end of the block."""
+    with stored_adapter(base, folder) as model, fused(model, base.dtype, spare_bytes(base)):
+        yield model
 
 
 def choose(model: Any, base: LoadedBase, objective: BaseObjective, tokens: Sequence[Tokens], batch_size: int) -> Speed:

@@ -49,13 +49,13 @@ def test_the_same_call_gives_the_same_student(hub: AdapterHub) -> None:
 
 def test_each_row_is_asked_of_its_own_teacher(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: dict[str, int] = {}
-    real = teachers.stored_adapter
+    real = teachers.as_served
 
     def listen(base: Any, folder: Path) -> Any:
         heard[folder.parent.name] = heard.get(folder.parent.name, 0) + 1
         return real(base, folder)
 
-    monkeypatch.setattr(teachers, "stored_adapter", listen)
+    monkeypatch.setattr(teachers, "as_served", listen)
     hub.distill(["news", "slang"], name="s", evaluate=False, **QUICK)
     assert heard == {"news": 1, "slang": 1}
 
