@@ -9,20 +9,8 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.bases.hidden import decoder_layers
 from adapterhub_cl.errors import UsageError
-
-
-def decoder_layers(model: Any) -> torch.nn.ModuleList:
-    """The list of a model's decoder layers.
-
-    Raises:
-        UsageError: this architecture keeps none that can be found.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return module
-    raise UsageError("the decoder layers of this base were not found", "leave --features out")
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+"""Routing: which task an input belongs to, and how sure that is. One file per router."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from adapterhub_cl.options import from_mapping
+from adapterhub_cl.plugins import Room
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_cl.merging.factors import Factors
+
+ROOM = Room("adapterhub_cl.routing", "router", "Router")
+DEFAULT = "analytic"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A router without options."""
+
+
+class Seen(Protocol):
+    """What a router may look at of the inputs; nothing is computed before it is asked for.
+
+    Attributes:
+        texts: the inputs.
+        hidden: mean over its tokens of each text's hidden state at a shallow layer of the base, `[n, hidden]`, fp32.
+    """
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+    @property
+    def hidden(self) -> torch.Tensor: ...
+
+    def activity(self, directions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Mean over its tokens and the layers of |v·x|/‖x‖, `[n, n_directions]`, fp32; x is the layer's input.
+
+        Args:
+            directions: layer → unit vectors `[n_directions, in]`.
+        """
+        ...
+
+    def losses(self, tasks: Sequence[str]) -> torch.Tensor:
+        """Mean loss (nats) of each text's tokens under the adapter that serves each task, `[n, n_tasks]`, fp32."""
+        ...
+
+
+class BaseRouter:
+    """A router: raw scores of the tasks for an input. Calibration, top-k and the threshold are common to all.
+
+    Modules import torch within functions only, so that names and options are known without it. `learn` and `unlearn`
+    change what is known of one task, exactly and in any order; after the last of them `solve` is called.
+
+    Attributes:
+        purpose: one line for `--help`.
+        reads: what `learn` gets of a task: `samples` (hidden states of its replay samples, `[n, hidden]`), `factors`
+            (layer → ΔW of the adapter that serves it), or nothing (None).
+        Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`.
+        tasks: in the order in which they were learned; the columns of `scores`.
+    """
+
+    purpose: ClassVar[str] = ""
+    reads: ClassVar[str] = ""
+    Config: ClassVar[type] = NoOptions
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config
+        self.tasks: list[str] = []
+
+    def learn(self, task: str, known: torch.Tensor | Mapping[str, Factors] | None) -> None:
+        """Take a task in; one that is known already gets these besides (further samples of it)."""
+        raise NotImplementedError
+
+    def unlearn(self, task: str, known: torch.Tensor | Mapping[str, Factors] | None) -> None:
+        """Take what `learn` was given out again; a task of which nothing is left is gone from `tasks`."""
+        raise NotImplementedError
+
+    def solve(self) -> None:
+        """Make what `scores` needs of what was learned."""
+
+    def scores(self, seen: Seen) -> torch.Tensor:
+        """Raw scores `[n, n_tasks]`, fp32; the highest is the task."""
+        raise NotImplementedError
+
+    def familiarity(self, seen: Seen, scores: torch.Tensor) -> torch.Tensor:
+        """How like the known tasks' samples an input is, `[n]`; below a threshold it is out of distribution."""
+        return scores.amax(1)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What was learned, as tensors to be stored; `restore` takes it back."""
+        return {}
+
+    def restore(self, tasks: Sequence[str], state: Mapping[str, torch.Tensor]) -> None:
+        """Be as the router that gave `state` was, `solve` included."""
+        self.tasks = list(tasks)
+
+
+def build(name: str, options: Mapping[str, Any] | None = None) -> BaseRouter:
+    """A router with its options (`OPTION` or `NAME.OPTION` → value).
+
+    Raises:
+        UnknownNameError: no such router or option.
+        UsageError: an option's value cannot be used.
+    """
+    found: type[BaseRouter] = ROOM.get(name)
+    plain = ROOM.canonical(name)
+    own = {key.removeprefix(f"{plain}."): value for key, value in (options or {}).items()}
+    return found(from_mapping(found.Config, own, f"the options of {plain}", prefix=f"{plain}."))
