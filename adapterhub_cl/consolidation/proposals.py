@@ -157,7 +157,7 @@ class _Comparison:
     def agreement(self, one: AdapterRecord, other: AdapterRecord) -> tuple[float | None, int]:
         """Share of equal predictions on the samples of both's tasks, and how many there are; None where either has
         none of its own."""
-        from adapterhub_cl.consolidation.samples import samples_of
+        from adapterhub_cl.training.samples import samples_of
 
         if self.load is None:
             return None, 0

@@ -13,7 +13,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
 from adapterhub_cl.consolidation.recording import Making, record, writer
-from adapterhub_cl.consolidation.samples import samples_of
+from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.lora_files import LoraFile

@@ -66,79 +66,112 @@ class LabelTree:
 
 
 def score_choices(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
-    """Log-likelihood (nats) of each label after each prompt, `[n_prompts, n_labels]`, fp32.
+    """Log-likelihood (nats) of each label after each prompt, `[n_prompts, n_labels]`, fp32."""
+    return torch.stack(score_rows(model, [tree] * len(prompts), prompts, pad_id))
 
-    Architectures that cannot attend by a free mask (recurrent ones, ALiBi) are read label by label instead: that is
-    decided once for each model, by comparing both ways on the first prompt. So are prompts longer than a model's
-    sliding window, which a free mask would override.
+
+def score_rows(
+    model: Any, trees: Sequence[LabelTree], prompts: Sequence[Sequence[int]], pad_id: int
+) -> list[torch.Tensor]:
+    """Log-likelihood (nats) of each of a row's own labels after its prompt, `[n_labels]`, fp32, for each row.
+
+    Architectures that cannot attend by a free mask (recurrent ones, ALiBi) are read label by label instead: see
+    `settle`. So are prompts longer than a model's sliding window, which a free mask would override.
     """
-    inner = getattr(model, "module", model)
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if not tree.tokens:
-        return _tree_scores(model, tree, prompts, pad_id)
-    config = base.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    if window and max(len(p) for p in prompts) + tree.depth > window:
-        return _plain_scores(model, tree, prompts, pad_id)
+    quick = any(tree.tokens for tree in trees)
+    if quick:
+        config = _bare(model).config.get_text_config()
+        window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+        longest = max(len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True))
+        branched = next(k for k, tree in enumerate(trees) if tree.tokens)
+        if (window and longest > window) or not settle(model, trees[branched], prompts[branched], pad_id):
+            return _plain_scores(model, trees, prompts, pad_id)
+    return _tree_scores(model, trees, prompts, pad_id)
+
+
+def settle(model: Any, tree: LabelTree, prompt: Sequence[int], pad_id: int) -> bool:
+    """Whether a base can attend by a free mask: decided once for each base, by comparing both ways on a prompt."""
+    base = _bare(model)
     if not hasattr(base, "_adapterhub_tree_scoring"):
-        base._adapterhub_tree_scoring = _agree(model, tree, prompts[0], pad_id)
-    return (_tree_scores if base._adapterhub_tree_scoring else _plain_scores)(model, tree, prompts, pad_id)
+        base._adapterhub_tree_scoring = _agree(model, tree, prompt, pad_id)
+    return bool(base._adapterhub_tree_scoring)
+
+
+def _bare(model: Any) -> Any:
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _agree(model: Any, tree: LabelTree, prompt: Sequence[int], pad_id: int) -> bool:
     # A shorter second row: padding must not shift what comes after it.
-    rows = [prompt, prompt[: (len(prompt) + 1) // 2]]
-    exact = _plain_scores(model, tree, rows, pad_id)
+    rows, trees = [prompt, prompt[: (len(prompt) + 1) // 2]], [tree, tree]
+    exact = torch.stack(_plain_scores(model, trees, rows, pad_id))
     try:
-        quick = _tree_scores(model, tree, rows, pad_id)
+        quick = torch.stack(_tree_scores(model, trees, rows, pad_id))
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
     return bool(torch.allclose(quick.softmax(-1), exact.softmax(-1), atol=0.02))
 
 
-def _tree_scores(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
-    device, n = model.device, len(tree.tokens)
+def _tree_scores(
+    model: Any, trees: Sequence[LabelTree], prompts: Sequence[Sequence[int]], pad_id: int
+) -> list[torch.Tensor]:
+    device, n = model.device, max(len(tree.tokens) for tree in trees)
     rows, longest = len(prompts), max(len(p) for p in prompts)
     lengths = torch.tensor([len(p) for p in prompts])
     input_ids = torch.full((rows, longest + n), pad_id)
     for row, prompt in enumerate(prompts):
         input_ids[row, : len(prompt)] = torch.tensor(list(prompt))
-    inputs: dict[str, Any] = {}
+    alike: dict[int, list[int]] = {}
+    for row, tree in enumerate(trees):
+        alike.setdefault(id(tree), []).append(row)
+    real = torch.arange(longest) < lengths[:, None]
+    inputs: dict[str, Any] = {"attention_mask": real.long().to(device)}
     if n:
-        input_ids[:, longest:] = torch.tensor(tree.tokens)
-        positions = torch.arange(longest).repeat(rows, 1)
-        positions = torch.cat([positions, lengths[:, None] + torch.tensor(tree.depths)], 1)
-        real = torch.arange(longest) < lengths[:, None]
+        # Rows with fewer nodes than others: what pads them looks at its prompt, and nobody looks at it.
+        positions = torch.cat([torch.arange(longest), torch.zeros(n, dtype=torch.long)]).repeat(rows, 1)
         allowed = torch.zeros(rows, longest + n, longest + n, dtype=torch.bool)
         allowed[:, :longest, :longest] = torch.ones(longest, longest, dtype=torch.bool).tril()
         allowed[:, longest:, :longest] = real[:, None, :]
-        allowed[:, longest:, longest:] = tree.ancestry()
+        for where in alike.values():
+            tree, count = trees[where[0]], len(trees[where[0]].tokens)
+            input_ids[where, longest : longest + count] = torch.tensor(tree.tokens, dtype=torch.long)
+            positions[where, longest : longest + count] = lengths[where, None] + torch.tensor(tree.depths).long()
+            allowed[where, longest : longest + count, longest : longest + count] = tree.ancestry()
         kind = model.dtype
         mask = torch.zeros(rows, 1, longest + n, longest + n, dtype=kind)
         mask.masked_fill_(~allowed[:, None], torch.finfo(kind).min)
         inputs = {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
-    else:
-        inputs = {"attention_mask": (torch.arange(longest) < lengths[:, None]).long().to(device)}
     # Position 0 of each row is the end of its prompt, position 1 + k the node k.
     columns = torch.cat([lengths[:, None] - 1, longest + torch.arange(n).repeat(rows, 1)], 1)
-    where = torch.arange(rows)[:, None].expand_as(columns)
-    with at_positions(model, where.flatten().to(device), columns.flatten().to(device)):
+    at = torch.arange(rows)[:, None].expand_as(columns)
+    with at_positions(model, at.flatten().to(device), columns.flatten().to(device)):
         logits = model(input_ids=input_ids.to(device), use_cache=False, **inputs).logits
     logs = logits[0].float().log_softmax(-1).view(rows, n + 1, -1)
-    return torch.stack([sum(logs[:, node + 1, token] for node, token in steps) for steps in tree.steps], 1).cpu()
+    found: list[torch.Tensor] = [torch.empty(0)] * rows
+    for where in alike.values():
+        mine = logs[where]
+        steps = trees[where[0]].steps
+        scores = torch.stack([sum(mine[:, node + 1, token] for node, token in label) for label in steps], 1).cpu()
+        for row, one in zip(where, scores, strict=True):
+            found[row] = one
+    return found
 
 
-def _plain_scores(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+def _plain_scores(
+    model: Any, trees: Sequence[LabelTree], prompts: Sequence[Sequence[int]], pad_id: int
+) -> list[torch.Tensor]:
     device, columns = model.device, []
-    for steps in tree.steps:
-        answer = [token for _, token in steps]
-        width = max(len(p) for p in prompts) + len(answer)
+    for k in range(max(len(tree.steps) for tree in trees)):
+        # A row with fewer labels than others repeats its last one.
+        answers = [[token for _, token in tree.steps[min(k, len(tree.steps) - 1)]] for tree in trees]
+        width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
         input_ids = torch.full((len(prompts), width), pad_id)
         mask = torch.zeros((len(prompts), width), dtype=torch.long)
         where: list[int] = []
         at: list[int] = []
         wanted: list[int] = []
-        for row, prompt in enumerate(prompts):
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             whole = [*prompt, *answer]
             input_ids[row, : len(whole)] = torch.tensor(whole)
             mask[row, : len(whole)] = 1
@@ -147,6 +180,7 @@ def _plain_scores(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]],
             wanted += answer
         with at_positions(model, torch.tensor(where, device=device), torch.tensor(at, device=device)):
             logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        logs = logits[0].float().log_softmax(-1)[torch.arange(len(wanted)), torch.tensor(wanted)]
-        columns.append(logs.view(len(prompts), len(answer)).sum(1))
-    return torch.stack(columns, 1).cpu()
+        logs = logits[0].float().log_softmax(-1)[torch.arange(len(wanted)), torch.tensor(wanted)].cpu()
+        columns.append(torch.stack([part.sum() for part in logs.split([len(a) for a in answers])]))
+    scores = torch.stack(columns, 1)
+    return [scores[row, : len(tree.steps)] for row, tree in enumerate(trees)]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub_cl.objectives._choices import LabelTree, _plain_scores, _tree_scores, score_choices
+from adapterhub_cl.objectives._choices import LabelTree, _plain_scores, _tree_scores, score_choices, score_rows
 
 EOS = 2
 LABELS: Mapping[str, Sequence[int]] = {
@@ -41,6 +41,10 @@ def one_by_one(model: Any, labels: Mapping[str, Sequence[int]], prompts: Sequenc
     return torch.stack(table)
 
 
+def stacked(way: Callable[..., Any], model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    return torch.stack(way(model, [tree] * len(prompts), prompts, 0))
+
+
 @pytest.mark.parametrize("labels", [LABELS, NO_BEGINNING, ONE_TOKEN], ids=["beginning", "no-beginning", "one-token"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2"])
 @torch.no_grad()
@@ -49,8 +53,8 @@ def test_tree_equals_label_by_label(
 ) -> None:
     model, tree = load_pico(kind).model, LabelTree(labels)
     right = one_by_one(model, labels, PROMPTS)
-    torch.testing.assert_close(_tree_scores(model, tree, PROMPTS, 0), right, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(_plain_scores(model, tree, PROMPTS, 0), right, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stacked(_tree_scores, model, tree, PROMPTS), right, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stacked(_plain_scores, model, tree, PROMPTS), right, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(score_choices(model, tree, PROMPTS, 0), right, atol=1e-4, rtol=1e-5)
     assert getattr(model, "_adapterhub_tree_scoring", True), f"{kind} can attend by a free mask"
     alone = torch.cat([score_choices(model, tree, [prompt], 0) for prompt in PROMPTS])
@@ -72,8 +76,8 @@ def test_tree_equals_label_by_label_for_any_labels(
     labels = {str(ids): [*ids, EOS] for ids in answers}
     tree = LabelTree(labels)
     right = one_by_one(pico_base.model, labels, prompts)
-    torch.testing.assert_close(_tree_scores(pico_base.model, tree, prompts, 0), right, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(_plain_scores(pico_base.model, tree, prompts, 0), right, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stacked(_tree_scores, pico_base.model, tree, prompts), right, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stacked(_plain_scores, pico_base.model, tree, prompts), right, atol=1e-4, rtol=1e-5)
 
 
 @settings(max_examples=60)
@@ -115,3 +119,14 @@ def test_sliding_window_shorter_than_the_prompt(load_pico: Callable[..., Any]) -
     for prompts in (PROMPTS, long):
         right = one_by_one(model, LABELS, prompts)
         torch.testing.assert_close(score_choices(model, tree, prompts, 0), right, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
+@torch.no_grad()
+def test_rows_with_labels_of_their_own(load_pico: Callable[..., Any], kind: str) -> None:
+    model = load_pico(kind).model
+    labels = [LABELS, ONE_TOKEN, NO_BEGINNING, ONE_TOKEN]
+    trees = {id(own): LabelTree(own) for own in labels}
+    found = score_rows(model, [trees[id(own)] for own in labels], PROMPTS, 0)
+    for own, prompt, scores in zip(labels, PROMPTS, found, strict=True):
+        torch.testing.assert_close(scores, one_by_one(model, own, [prompt])[0], atol=1e-4, rtol=1e-5)
