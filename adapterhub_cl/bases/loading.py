@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class LoadedBase:
         tokenizer: its tokenizer, with a padding token.
         dtype: the type that matrix products run in.
         path: the folder it was read from.
+        lock: held by whoever computes with the model or changes it; threads take turns.
     """
 
     model: Any
@@ -38,6 +40,7 @@ class LoadedBase:
     path: Path
     dtype: torch.dtype
     device: torch.device
+    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within the block matrix products run in `dtype`."""

@@ -72,7 +72,7 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
     """
     changed: list[Any] = []
     for layer in model.modules():
-        weight = _weight(layer, dtype) if isinstance(layer, LoraLayer) and _is_plain(layer) else None
+        weight = dense_weight(layer.get_base_layer(), dtype) if isinstance(layer, LoraLayer) and _is_plain(layer) else None
         if weight is None:
             continue
         base = layer.get_base_layer()
@@ -103,9 +103,8 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _weight(layer: Any, dtype: torch.dtype) -> Callable[[], torch.Tensor] | None:
-    """How to get the dense `[out, in]` weight in `dtype`; None for kinds of layer that are left alone."""
-    base = layer.get_base_layer()
+def dense_weight(base: Any, dtype: torch.dtype) -> Callable[[], torch.Tensor] | None:
+    """How to get a linear layer's dense `[out, in]` weight in `dtype`; None for kinds of layer that are left alone."""
     if type(base) is torch.nn.Linear:
         return lambda: base.weight.to(dtype)
     if type(base).__name__ == "Linear4bit":

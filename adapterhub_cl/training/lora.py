@@ -110,12 +110,13 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
 
 @contextmanager
 def stored_adapter(base: LoadedBase, folder: Path) -> Iterator[Any]:
-    """The base with a stored adapter, frozen; taken off again at the end of the block."""
-    model = open_adapter(base.model, folder)
-    try:
-        yield model
-    finally:
-        model.unload()
+    """The base with a stored adapter, frozen; taken off again at the end of the block. Other threads wait."""
+    with base.lock:
+        model = open_adapter(base.model, folder)
+        try:
+            yield model
+        finally:
+            model.unload()
 
 
 def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
