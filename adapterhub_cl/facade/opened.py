@@ -9,6 +9,7 @@ from adapterhub_cl.types import BaseInfo
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.inference.engine import Engine
     from adapterhub_cl.replay._store import Samples
 
 
@@ -19,6 +20,7 @@ class Opened:
         self.registry, self.device, self.dtype = registry, device, dtype
         self.folder = registry.path
         self._loaded: LoadedBase | None = None
+        self._engine: Engine | None = None
 
     @property
     def base(self) -> BaseInfo:

@@ -21,9 +21,11 @@ class Known:
         records: all versions that are not deleted.
         edges: the whole lineage.
         serving: task → version.
-        used: version → when it was last used (UTC): made, measured, mentioned in the log.
+        used: version → when it was last used (UTC): made, measured, mentioned in the log, asked for an answer.
         samples: version → it keeps replay samples of its task.
         runs: version → the unfinished run that needs it.
+        requests: version → how many requests it answered; those that answered none may be missing.
+        answered: version → when it answered the last of them (UTC).
     """
 
     records: Sequence[AdapterRecord]
@@ -32,16 +34,19 @@ class Known:
     used: Mapping[str, datetime]
     samples: Collection[str] = ()
     runs: Mapping[str, str] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
+    answered: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a version is proposed for removal, and why (not)."""
+    """Whether a version is proposed for removal, and why (not). `requests` is how many it answered."""
 
     record: AdapterRecord
     proposed: bool
     reason: str
     used: datetime
+    requests: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,6 +54,7 @@ class Verdict:
             "proposed": self.proposed,
             "reason": self.reason,
             "last_used": self.used.isoformat(timespec="seconds"),
+            "requests": self.requests,
             "bytes": self.record.bytes,
             "status": self.record.status,
         }
@@ -66,7 +72,8 @@ def decide(known: Known, now: datetime, days: float) -> list[Verdict]:
         stays = _stays(record, known, left, now, days)
         if stays is None:
             del left[record.ref]
-        verdicts.append(Verdict(record, stays is None, stays or _unused(record, days), known.used[record.ref]))
+        reason, requests = stays or _unused(record, known, now, days), known.requests.get(record.ref, 0)
+        verdicts.append(Verdict(record, stays is None, reason, known.used[record.ref], requests))
     return verdicts
 
 
@@ -96,13 +103,24 @@ def _stays(
         if alone or not record.tasks:
             return f"the only adapter of {', '.join(alone)}" if alone else "an adapter of no known task: judge yourself"
     if now - known.used[record.ref] < timedelta(days=days):
+        answered = known.answered.get(record.ref)
+        if answered is not None and now - answered < timedelta(days=days):
+            return _answered(record.ref, known, now)
         return f"used {max(0, (now - known.used[record.ref]).days)} days ago"
     return None
 
 
-def _unused(record: AdapterRecord, days: float) -> str:
+def _unused(record: AdapterRecord, known: Known, now: datetime, days: float) -> str:
     what = "refused by the gate, and" if record.status == "rejected" else "no alias, nothing built on it,"
-    return f"{what} not used in {days:g} days"
+    return f"{what} not used in {days:g} days; {_answered(record.ref, known, now)}"
+
+
+def _answered(ref: str, known: Known, now: datetime) -> str:
+    count = known.requests.get(ref, 0)
+    if not count or ref not in known.answered:
+        return "no request was counted"
+    ago = max(0, (now - known.answered[ref]).days)
+    return f"answered {count} request{'s' if count > 1 else ''}, the last {ago} days ago"
 
 
 def _built_on(ref: str, known: Known) -> str | None:

@@ -6,15 +6,18 @@ from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.names import Ref, check_alias, check_name, parse_ref
 from adapterhub_cl.registry.queries import AliasMove, Event, StoredEvaluation
 from adapterhub_cl.registry.registry import Registry
+from adapterhub_cl.registry.usage import Counted, Usage
 
 __all__ = [
     "AliasMove",
+    "Counted",
     "Draft",
     "Event",
     "HubFile",
     "Ref",
     "Registry",
     "StoredEvaluation",
+    "Usage",
     "check_alias",
     "check_name",
     "parse_ref",

@@ -93,6 +93,7 @@ class Core:
         from adapterhub_cl.registry import mirror, rows
 
         with self._index.lock():
+            self._index.migrate()  # it was opened as it was where it could not be written then
             with self._index.writing() as connection:
                 yield connection, rows
             if mirrored:

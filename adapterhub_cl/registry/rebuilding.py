@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError
-from adapterhub_cl.registry import files, manifests, mirror, rows, schema, tombstones
-from adapterhub_cl.registry.index import Index, open_sqlite
+from adapterhub_cl.registry import files, manifests, mirror, rows, schema, tombstones, usage
+from adapterhub_cl.registry.index import Index, Query, Row, open_sqlite
 from adapterhub_cl.registry.names import is_name, parse_ref
 
 LOG = logging.getLogger("adapterhub_cl")
-_Event = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class _Old:
+    """What only the old index has: the log, and the counters of requests."""
+
+    events: Sequence[Row] = ()
+    requests: Sequence[Row] = ()
 
 
 def version_directories(store: Path) -> Iterator[Path]:
@@ -58,11 +66,14 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
         if index.file is None:
             index.migrate()
             with index.writing() as connection:
-                e = schema.events.c
-                log = connection.execute(select(e.at, e.verb, e.ref, e.detail).order_by(e.id)).all()
+
+                def query(sql: str) -> list[Row]:
+                    return [tuple(row) for row in connection.exec_driver_sql(sql)]
+
+                old = _Old(_log(query), usage.read(query))
                 for table in reversed(schema.metadata.sorted_tables):
                     connection.execute(delete(table))
-                return _fill(connection, hub, store, [(row[0], row[1], row[2], row[3]) for row in log])
+                return _fill(connection, hub, store, old)
         return _rebuild_sqlite(hub, index.file, store)
 
 
@@ -74,7 +85,7 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
         fresh = Index(temporary, "sqlite:///index.db")
         fresh.migrate()
         with fresh.writing() as connection:
-            count = _fill(connection, hub, store, _old_events(file))
+            count = _fill(connection, hub, store, _old_of_file(file))
         new = temporary / "index.db"
         with closing(open_sqlite(new)) as raw:
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -90,8 +101,8 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
     return count
 
 
-def _fill(connection: Connection, hub: Path, store: Path, events: list[_Event]) -> int:
-    """Insert everything; a publication that `events` does not have is logged again from its manifest.
+def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
+    """Insert everything; a publication that the old log does not have is logged again from its manifest.
 
     What tombstones name stays forgotten: scores on the task, and versions that a copy of the hub brought back.
     """
@@ -106,10 +117,10 @@ def _fill(connection: Connection, hub: Path, store: Path, events: list[_Event]) 
         except IntegrityError as error:
             LOG.warning("left out of the index: %s", error.message)
     found.sort(key=lambda item: (item[0]["created_at"], item[0]["name"], item[0]["version"]))
-    logged = {ref for _, _, ref, _ in events}
-    if events:
+    logged = {ref for _, _, ref, _ in old.events}
+    if old.events:
         keys = ("at", "verb", "ref", "detail")
-        connection.execute(insert(schema.events), [dict(zip(keys, row, strict=True)) for row in events])
+        connection.execute(insert(schema.events), [dict(zip(keys, row, strict=True)) for row in old.events])
     indexed = []
     for manifest, text in found:
         try:
@@ -129,13 +140,23 @@ def _fill(connection: Connection, hub: Path, store: Path, events: list[_Event]) 
             rows.apply_moves(connection, manifest, replay=True)
         if f"{manifest['name']}@v{manifest['version']}" not in logged:
             rows.publish_event(connection, manifest)
+    usage.add(connection, old.requests)
     return len(indexed)
 
 
-def _old_events(file: Path) -> list[_Event]:
-    """The log of the old index, where it can still be read: nothing else has it whole."""
-    try:
-        with closing(open_sqlite(file)) as old:
-            return old.execute("SELECT at, verb, ref, detail FROM events ORDER BY id").fetchall()
-    except sqlite3.Error:
-        return []
+def _log(query: Query) -> list[Row]:
+    return query("SELECT at, verb, ref, detail FROM events ORDER BY id")
+
+
+def _old_of_file(file: Path) -> _Old:
+    """What the old index has, as far as it can still be read."""
+    log: list[Row] = []
+    counters: list[Row] = []
+    with suppress(sqlite3.Error), closing(open_sqlite(file)) as connection:
+
+        def query(sql: str) -> list[Row]:
+            return connection.execute(sql).fetchall()
+
+        log = _log(query)
+        counters = usage.read(query)
+    return _Old(log, counters)

@@ -18,6 +18,7 @@ from adapterhub_cl.registry.names import check_name
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
 from adapterhub_cl.registry.scores import Scores
+from adapterhub_cl.registry.usage import Counters
 from adapterhub_cl.types import STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HALF_MADE = {"adapters", "aliases.json", "runs", "index.db", "index.db-wal", "index.db-shm", ".lock"}
 
 
-class Registry(Aliases, Scores, SampleFiles, Erasures):
+class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     """One hub. Make one with `create`, open one with `open`; nothing has to be closed.
 
     Attributes:
@@ -66,8 +67,8 @@ class Registry(Aliases, Scores, SampleFiles, Erasures):
 
     @classmethod
     def open(cls, path: Path | str) -> Registry:
-        """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated, and a removal of replay
-        samples that was interrupted is completed.
+        """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated (where it cannot be
+        written, it is read as it is), and a removal of replay samples that was interrupted is completed.
 
         Raises:
             HubError: there is no hub, or a newer version made it.
@@ -86,7 +87,8 @@ class Registry(Aliases, Scores, SampleFiles, Erasures):
 
     def _make_index(self, revision: str | None) -> None:
         if revision is not None:
-            self._index.migrate()
+            with suppress(StorageError):  # it can still be read; the first write tries again, and says why it cannot
+                self._index.migrate()
             return
         from adapterhub_cl.registry import rebuilding
 
@@ -189,7 +191,9 @@ class Registry(Aliases, Scores, SampleFiles, Erasures):
         return self.get(record.ref)
 
     def delete(self, ref: str, *, reason: str = "delete") -> AdapterRecord:
-        """Mark a version deleted and drop its aliases, scores, edges and serving rows; its number is not used again.
+        """Mark a version deleted and drop its aliases, scores, edges, counters and serving rows.
+
+        Its number is not used again.
 
         `latest` moves to the newest active version. The directory goes at the next `collect(garbage())`.
 

@@ -190,7 +190,7 @@ def delete_version(connection: Connection, name: str, version: int, reason: str)
     `latest` goes to the newest version that is still active. Tasks that it served are served by nobody.
     """
     mine = (_v.c.name == name) & (_v.c.version == version)
-    for table in (schema.serving, schema.evaluations):
+    for table in (schema.serving, schema.evaluations, schema.requests):
         connection.execute(delete(table).where(table.c.name == name, table.c.version == version))
     edges = schema.lineage
     connection.execute(delete(edges).where(edges.c.child_name == name, edges.c.child_version == version))
@@ -245,9 +245,9 @@ def empty_events(connection: Connection, refs: Iterable[str]) -> None:
 
 
 def delete_task(connection: Connection, task: str) -> None:
-    """Forget a task: its description, its serving row and all scores on it."""
-    connection.execute(delete(schema.serving).where(schema.serving.c.task == task))
-    connection.execute(delete(schema.evaluations).where(schema.evaluations.c.task == task))
+    """Forget a task: its description, its serving row, all scores on it and the counters of its requests."""
+    for table in (schema.serving, schema.evaluations, schema.requests):
+        connection.execute(delete(table).where(table.c.task == task))
     connection.execute(delete(schema.tasks).where(schema.tasks.c.name == task))
 
 

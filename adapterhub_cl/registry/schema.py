@@ -123,3 +123,18 @@ events = Table(
     Column("ref", Text, nullable=False),
     Column("detail", Text, nullable=False),
 )
+
+# The base stands here as version 0 of the name `base`, so there is no foreign key.
+requests = Table(
+    "requests",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("routed", BigInteger, nullable=False),
+    Column("fallbacks", BigInteger, nullable=False),
+    Column("confidence_sum", Float, nullable=False),
+    Column("last_at", Text, nullable=False),
+    PrimaryKeyConstraint("name", "version", "task"),
+)

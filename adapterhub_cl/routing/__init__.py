@@ -28,7 +28,7 @@ class Seen(Protocol):
 
     Attributes:
         texts: the inputs.
-        hidden: mean over its tokens of each text's hidden state at a shallow layer of the base, `[n, hidden]`, fp32.
+        hidden: each text's hidden states at a shallow layer, pooled (`bases.hidden.pooled`), `[n, in]`, fp32.
     """
 
     @property
@@ -49,6 +49,25 @@ class Seen(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Routed:
+    """The decision for one input.
+
+    Attributes:
+        weights: task and weight of the best, falling, adding up to 1.
+        confidence: calibrated probability of the first of them among all tasks that were allowed.
+        familiarity: how like the known tasks' samples the input is.
+        threshold: below it an input is out of distribution.
+        out_of_distribution: it belongs to no known task; the weights say what would be nearest.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    confidence: float
+    familiarity: float
+    threshold: float
+    out_of_distribution: bool
+
+
 class BaseRouter:
     """A router: raw scores of the tasks for an input. Calibration, top-k and the threshold are common to all.
 
@@ -57,14 +76,16 @@ class BaseRouter:
 
     Attributes:
         purpose: one line for `--help`.
-        reads: what `learn` gets of a task: `samples` (hidden states of its replay samples, `[n, hidden]`), `factors`
-            (layer → ΔW of the adapter that serves it), or nothing (None).
+        reads: what `learn` gets of a task: `samples` (pooled hidden states of its replay samples, `[n, in]`), `factors`
+            (layer → ΔW of the adapter that serves it), or "": nothing (None).
+        calibrates: whether a temperature may be fitted to the scores; else they are logarithms of weights as they are.
         Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`.
         tasks: in the order in which they were learned; the columns of `scores`.
     """
 
     purpose: ClassVar[str] = ""
     reads: ClassVar[str] = ""
+    calibrates: ClassVar[bool] = True
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:

@@ -72,7 +72,9 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
     """
     changed: list[Any] = []
     for layer in model.modules():
-        weight = dense_weight(layer.get_base_layer(), dtype) if isinstance(layer, LoraLayer) and _is_plain(layer) else None
+        weight = (
+            dense_weight(layer.get_base_layer(), dtype) if isinstance(layer, LoraLayer) and _is_plain(layer) else None
+        )
         if weight is None:
             continue
         base = layer.get_base_layer()

@@ -43,6 +43,27 @@ def test_an_old_version_that_nothing_speaks_for_is_proposed() -> None:
     assert not found["news@v2"].proposed
 
 
+def asked(requests: int, days: float) -> Known:
+    """`OLD` answered so many requests, the last so many days ago."""
+    at = {OLD.ref: NOW - timedelta(days=days)}
+    return known(OLD, NEW, used=at, answered=at, requests={OLD.ref: requests})
+
+
+@pytest.mark.parametrize(
+    ("about", "end"),
+    [
+        (known(OLD, NEW), "; no request was counted"),
+        (asked(12, days=40), "; answered 12 requests, the last 40 days ago"),
+        (asked(1, days=30), "; answered 1 request, the last 30 days ago"),
+    ],
+)
+def test_a_proposal_tells_how_many_requests_were_answered(about: Known, end: str) -> None:
+    verdict = verdicts(about)["news@v1"]
+    assert verdict.proposed
+    assert verdict.reason == f"no alias, nothing built on it, not used in 30 days{end}"
+    assert verdict.requests == verdict.to_json()["requests"] == about.requests.get("news@v1", 0)
+
+
 @pytest.mark.parametrize(
     ("about", "why"),
     [
@@ -52,6 +73,7 @@ def test_an_old_version_that_nothing_speaks_for_is_proposed() -> None:
         (known(OLD, NEW, edges=[Edge("news@v2", "news@v1", "updated_from")]), "news@v2 descends from it"),
         (known(OLD, NEW, samples={"news@v1"}), "keeps the only replay samples of news"),
         (known(OLD, NEW, used={"news@v1": NOW - timedelta(days=3)}), "used 3 days ago"),
+        (asked(12, days=3), "answered 12 requests, the last 3 days ago"),
     ],
 )
 def test_each_of_these_keeps_a_version(about: Known, why: str) -> None:

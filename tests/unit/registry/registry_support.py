@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, migrations
+from adapterhub_cl.registry.index import Index
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Task
 
 BASE = BaseInfo("tiny", "f" * 64, quantization="none", architecture="LlamaForCausalLM", parameters=1234)
@@ -54,3 +57,24 @@ def publish(hub: Registry) -> Publish:
         return publish_into(hub, name, **options)  # type: ignore[arg-type]
 
     return run
+
+
+def rows_of(registry: Registry) -> dict[str, list[tuple[object, ...]]]:
+    """Table → all rows of a hub's index."""
+    with closing(sqlite3.connect(registry.path / "index.db")) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for (name,) in names}
+
+
+def at_revision(registry: Registry, revision: str) -> None:
+    """Replace a hub's index by one of an older schema, made by its migrations, with the rows of the tables it has."""
+    rows = rows_of(registry)
+    for path in registry.path.glob("index.db*"):
+        path.unlink()
+    with Index(registry.path, "sqlite:///index.db").writing() as made:
+        migrations.upgrade(made, revision)
+    with closing(sqlite3.connect(registry.path / "index.db")) as connection:
+        for name in rows_of(registry).keys() - {"alembic_version"}:
+            for row in rows[name]:
+                connection.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(row))})", row)
+        connection.commit()

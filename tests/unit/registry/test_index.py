@@ -11,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from registry_support import BASE, Publish
+from registry_support import BASE, Publish, at_revision, rows_of
 
 from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
 from adapterhub_cl.registry import Registry, migrations, schema
@@ -51,6 +51,55 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatc
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
     index.migrate()
     assert index.revision() == HEAD
+
+
+def test_an_upgrade_that_fails_leaves_the_schema_before_it(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic import op
+
+    publish(score=0.5)
+    at_revision(hub, "0001")
+    before = rows_of(hub)
+    create = op.create_table
+
+    def fail(*given: object, **named: object) -> None:
+        create(*given, **named)  # type: ignore[arg-type]
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(op, "create_table", fail)
+        with pytest.raises(RuntimeError, match="stopped"):
+            Registry.open(hub.path)
+    assert rows_of(hub) == before
+    assert before["alembic_version"] == [("0001",)]
+    assert "requests" not in before
+
+
+@pytest.mark.parametrize("revision", KNOWN_REVISIONS[:-1])
+def test_a_hub_of_an_older_version_is_upgraded_when_it_is_opened(
+    hub: Registry, publish: Publish, revision: str
+) -> None:
+    publish(score=0.5)
+    publish("other", task="other", edges=[("news@v1", "merged_from")])
+    hub.set_alias("news@v1", "production")
+    fresh = rows_of(hub)
+    at_revision(hub, revision)
+    assert Registry(hub.path, hub.hub_file).usage() == []
+    opened = Registry.open(hub.path)
+    assert rows_of(opened) == fresh
+    with opened._index.engine().connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_a_hub_that_was_opened_before_its_upgrade_is_upgraded_by_its_first_write(
+    hub: Registry, publish: Publish
+) -> None:
+    publish()
+    at_revision(hub, "0001")
+    hub.delete("news@v1")
+    assert hub._index.revision() == HEAD
 
 
 def test_a_newer_schema_is_refused(hub: Registry) -> None:
@@ -159,12 +208,16 @@ def test_errors_of_the_database_become_ours(
     assert hub.events() == []
 
 
-def test_a_hub_that_cannot_be_written_can_still_be_listed(hub: Registry, publish: Publish, tmp_path: Path) -> None:
+@pytest.mark.parametrize("revision", KNOWN_REVISIONS)
+def test_a_hub_that_cannot_be_written_can_still_be_listed(
+    hub: Registry, publish: Publish, tmp_path: Path, revision: str
+) -> None:
     publish()
+    at_revision(hub, revision)
     (hub.path / ".lock").unlink(missing_ok=True)
     code = (
         "import os, sys; from adapterhub_cl.registry import Registry, StorageError;"
-        "r = Registry.open(sys.argv[1]); print(r.adapters()[0].ref)\n"
+        "r = Registry.open(sys.argv[1]); print(r.adapters()[0].ref, r.usage(), r._index.revision())\n"
         "try: r.add_event('note')\nexcept StorageError as error: print(error.message)"
     ).replace("Registry, StorageError", "Registry; from adapterhub_cl.errors import StorageError")
     drop = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -187,7 +240,7 @@ def test_a_hub_that_cannot_be_written_can_still_be_listed(hub: Registry, publish
         hub.path.chmod(0o755)
     assert done.stderr == ""
     listed, refused = done.stdout.splitlines()
-    assert listed == "news@v1"
+    assert listed == f"news@v1 [] {revision}"
     assert "no permission to write" in refused
 
 
@@ -236,6 +289,6 @@ def test_statements_compile_for_postgresql() -> None:
 
     dialect = postgresql.dialect()
     texts = {table.name: str(CreateTable(table).compile(dialect=dialect)) for table in schema.metadata.sorted_tables}
-    assert len(texts) == 9
+    assert len(texts) == 10
     assert "id SERIAL NOT NULL" in texts["events"]
     assert "FOREIGN KEY(name, version) REFERENCES versions (name, version)" in texts["aliases"]

@@ -1,0 +1,204 @@
+"""A request, and which rows of a batch it becomes: task, adapters, prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.formats import render
+from adapterhub_cl.data.values import whole_characters
+from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.inference._view import View
+from adapterhub_cl.inference.generating import Writing
+from adapterhub_cl.inference.mixed import Asked
+from adapterhub_cl.inference.serving import BASE, task_of
+from adapterhub_cl.routing import Routed
+from adapterhub_cl.types import Example, Prediction, Task
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass
+class Request:
+    """Something to be answered.
+
+    Attributes:
+        example: the input; of a conversation its last message.
+        task, adapter: what the request names; a router finds what it leaves open.
+        top_k: of how many tasks' adapters the answer is mixed at most.
+        free: write an answer, whatever the task's kind.
+        raw: go on from the text as it is.
+        messages: the whole conversation.
+        emit: gets a free answer piece by piece, and says whether to go on.
+    """
+
+    example: Example
+    task: str | None = None
+    adapter: str | None = None
+    top_k: int = 1
+    writing: Writing = field(default_factory=Writing)
+    free: bool = False
+    raw: bool = False
+    messages: Messages = ()
+    emit: Callable[[str], bool] | None = None
+    future: Future[Prediction] = field(default_factory=Future)
+
+    def check(self) -> None:
+        """Raise for what cannot be answered, whoever is asked.
+
+        Raises:
+            DataError: an empty text, or a conversation without a question.
+        """
+        if self.messages and str(self.messages[-1].get("role")) != "user":
+            raise DataError("the conversation does not end with a message of the user", "add one with role user")
+        if not (self.example.input.strip() or self.example.instruction.strip()):
+            raise DataError("the text is empty", "give a text")
+        if self.top_k < 1:
+            raise UsageError(f"--top-k must be 1 or more, not {self.top_k}", "1 takes the likeliest task alone")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Who answers a request.
+
+    Attributes:
+        mixture: version → weight; empty is the base.
+        task: None where the base answers a text without a task.
+        routed: what the router said, where it was asked.
+    """
+
+    mixture: Mapping[str, float]
+    task: Task | None
+    routed: Routed | None = None
+
+    @property
+    def fallback(self) -> bool:
+        return self.routed is not None and self.routed.out_of_distribution and not self.mixture
+
+    @property
+    def ref(self) -> str:
+        """The version that answers, the weightiest of several."""
+        return max(self.mixture, key=self.mixture.__getitem__) if self.mixture else BASE
+
+    def prediction(self, request: Request, text: str, confidence: float, **more: Any) -> Prediction:
+        return Prediction(
+            request.example.input or request.example.instruction,
+            self.ref,
+            text,
+            confidence,
+            task=self.task.name if self.task else "",
+            adapters=dict(self.mixture),
+            routing=self.routed.confidence if self.routed else None,
+            out_of_distribution=bool(self.routed and self.routed.out_of_distribution),
+            **more,
+        )
+
+
+def choices_of(view: View, request: Request) -> list[str] | None:
+    """The tasks among which a router has to choose; None where the request says enough.
+
+    Raises:
+        UnknownNameError: it names what is not there.
+        UsageError: nothing is there to choose from.
+    """
+    if request.task is not None:
+        view.task(request.task)
+        return None
+    if request.adapter is not None and request.adapter != BASE:
+        tasks = view.tasks_of(request.adapter)
+        return tasks if len(tasks) > 1 else None
+    if request.adapter == BASE and (request.free or request.raw):
+        return None
+    if not view.serving:
+        raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+    return list(view.serving)
+
+
+def narrowed(routed: Routed, top_k: int, forced: bool) -> Routed:
+    """A decision with the first k tasks only; `forced`: the base does not step in."""
+    kept = routed.weights[:top_k]
+    total = sum(weight for _, weight in kept) or 1.0
+    weights = tuple((task, weight / total) for task, weight in kept)
+    return replace(routed, weights=weights, out_of_distribution=routed.out_of_distribution and not forced)
+
+
+def resolve(view: View, request: Request, routed: Routed | None) -> Resolved:
+    """Who answers, given what the router said.
+
+    Raises:
+        UnknownNameError, AdapterError: what the request names is not there or serves nobody.
+    """
+    if request.adapter == BASE:
+        name = request.task or (routed.weights[0][0] if routed else None)
+        return Resolved({}, view.task(name) if name else None, routed)
+    if request.adapter is not None:
+        record = view.record(request.adapter)
+        name = request.task or (routed.weights[0][0] if routed else None)
+        return Resolved({record.ref: 1.0}, view.task(name) if name else task_of(view.registry, record), routed)
+    if request.task is not None:
+        ref = view.server(request.task)
+        return Resolved({ref: 1.0}, view.task(request.task))
+    assert routed is not None
+    if routed.out_of_distribution:
+        return Resolved({}, None, routed)
+    mixture: dict[str, float] = {}
+    for name, weight in routed.weights:
+        ref = view.server(name)
+        mixture[ref] = mixture.get(ref, 0.0) + weight
+    return Resolved(mixture, view.task(routed.weights[0][0]), routed)
+
+
+def row_of(base: LoadedBase, request: Request, resolved: Resolved, max_length: int) -> Asked:
+    """The row of the batch.
+
+    Raises:
+        DataError: a free text that is longer than the context.
+    """
+    task = resolved.task or plain_task(base)
+    free = request.free or request.raw or bool(request.messages)
+    if not free:
+        return Asked(task, request.example, resolved.mixture, request.writing)
+    prompt = _prompt(base, request, task, max_length)
+    writing = request.writing
+    if len(prompt) + writing.max_new_tokens > max_length:
+        raise DataError(
+            f"the text has {len(prompt)} tokens; with {writing.max_new_tokens} new ones that is over the base's "
+            f"{max_length}",
+            "shorten the text or lower --max-new-tokens",
+        )
+    return Asked(task, request.example, resolved.mixture, writing, prompt, request.emit)
+
+
+def plain_task(base: LoadedBase) -> Task:
+    """How the base is asked where no task is known."""
+    return Task("", "generation", "chat" if base.tokenizer.chat_template else "instruction")
+
+
+def _prompt(base: LoadedBase, request: Request, task: Task, max_length: int) -> tuple[int, ...]:
+    """Ids of a free text's or a conversation's prompt; a conversation loses its oldest turns where it is too long."""
+    if request.raw or (task.kind == "text" and not request.messages):
+        return _ids(base, whole_characters(request.example.input), True)
+    if request.messages and task.prompt_format == "chat":
+        messages = [{"role": str(m["role"]), "content": whole_characters(str(m["content"]))} for m in request.messages]
+        while True:
+            ids = _ids(base, _chat(base, messages), False)
+            if len(ids) + request.writing.max_new_tokens <= max_length or len(messages) < 3:
+                return ids
+            first = next((k for k, m in enumerate(messages) if m["role"] != "system"), 0)
+            del messages[first : first + 2]
+    example = Example(whole_characters(request.example.input), None, request.example.instruction or task.instruction)
+    rendered = render(task.prompt_format, example, lambda messages: _chat(base, messages))
+    return _ids(base, rendered.text, rendered.add_special_tokens)
+
+
+def _chat(base: LoadedBase, messages: Sequence[Mapping[str, str]]) -> str:
+    return str(base.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+
+def _ids(base: LoadedBase, text: str, special: bool) -> tuple[int, ...]:
+    found = tuple(base.tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+    begin = base.tokenizer.bos_token_id
+    return found or (base.tokenizer.eos_token_id if begin is None else begin,)

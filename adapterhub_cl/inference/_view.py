@@ -1,0 +1,102 @@
+"""What an engine knows of the index: who serves which task, read again whenever something was committed."""
+
+from __future__ import annotations
+
+from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.inference.serving import task_of
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry.watching import Watch
+from adapterhub_cl.types import AdapterRecord, Task
+
+HERE = 4096  # versions and tasks that are remembered between two changes of the index
+
+
+class View:
+    """The serving table, tasks and versions; for one thread.
+
+    Attributes:
+        serving: task → version.
+        generation: counts the changes that were seen.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self._watch = Watch(registry)
+        self.serving: dict[str, str] = {}
+        self.generation = 0
+        self._records: dict[str, AdapterRecord] = {}
+        self._tasks: dict[str, Task] = {}
+
+    def refresh(self) -> bool:
+        """Look whether something was committed; whether there was."""
+        if not self._watch.changed():
+            return False
+        self.serving = self.registry.serving()
+        self.generation += 1
+        self._records.clear()
+        self._tasks.clear()
+        return True
+
+    def record(self, ref: str) -> AdapterRecord:
+        """The version that a reference names.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if ref not in self._records:
+            if len(self._records) >= HERE:
+                self._records.clear()
+            self._records[ref] = self.registry.get(ref)
+        return self._records[ref]
+
+    def task(self, name: str) -> Task:
+        """A task as the version that serves it knows it.
+
+        Raises:
+            UnknownNameError: no such task.
+        """
+        if name not in self._tasks:
+            found = self.registry.task(name)
+            if name in self.serving:
+                record = self.record(self.serving[name])
+                # A version answers with the labels that it knows: a later update may have added some.
+                found = task_of(self.registry, record) if record.task == name else found
+            self._tasks[name] = found
+        return self._tasks[name]
+
+    def server(self, task: str) -> str:
+        """The version that serves a task.
+
+        Raises:
+            UnknownNameError: no such task.
+            AdapterError: nobody serves it.
+        """
+        self.task(task)
+        if task not in self.serving:
+            raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter promote NAME lets one answer")
+        return self.serving[task]
+
+    def tasks_of(self, ref: str) -> list[str]:
+        """The tasks that a version answers for; its own name where it has none.
+
+        Raises:
+            UnknownNameError: no such version.
+        """
+        return self.record(ref).tasks
+
+    def own_task(self, ref: str) -> Task:
+        """The one task of a version."""
+        return task_of(self.registry, self.record(ref))
+
+    def gone(self, refs: list[str]) -> list[str]:
+        """Those of some versions that exist no more."""
+        found = []
+        for ref in refs:
+            try:
+                self.record(ref)
+            except AdapterHubError:
+                found.append(ref)
+        return found
+
+    def close(self) -> None:
+        self._watch.close()

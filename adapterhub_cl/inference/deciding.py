@@ -1,0 +1,301 @@
+"""The decider: a fitted router kept in step with the hub, and its decisions on texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from adapterhub_cl.bases.hidden import MAX_LENGTH, pooled, shallow_layer
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.values import whole_characters
+from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.inference._view import View
+from adapterhub_cl.inference.bank import LoraBank
+from adapterhub_cl.inference.drift import Drift, analyse
+from adapterhub_cl.inference.seen import SeenTexts, routing_text
+from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.merging.factors import Factors
+from adapterhub_cl.options import from_mapping, option
+from adapterhub_cl.registry import Registry, samples
+from adapterhub_cl.routing import ROOM, Routed, Seen, build
+from adapterhub_cl.routing._store import Cache, Known, Opened, Source, open_router
+from adapterhub_cl.types import AdapterRecord, Example, Route
+
+FOLDER = "routers"
+FORMS = ("bare", "whole", "both")
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of every router."""
+
+    text: str = option("both", "what is learned of a sample: bare (the input), whole (its instruction before it), both")
+    layer: int = option(-1, "layer of the base whose output is looked at, counted from 0; -1: two thirds up")
+    false_fallbacks: float = option(0.01, "share of the known tasks' inputs that the base may answer by mistake")
+
+    def __post_init__(self) -> None:
+        if self.text not in FORMS:
+            raise UsageError(f"text must be one of {', '.join(FORMS)}, not {self.text!r}", "--set text=bare")
+        if not 0 <= self.false_fallbacks < 1:
+            raise UsageError(f"false_fallbacks must be at least 0 and below 1, not {self.false_fallbacks}")
+
+
+class Decider:
+    """Chooses tasks for texts. For one thread.
+
+    Args:
+        options: of the router, and those of `Common`.
+
+    Raises:
+        UnknownNameError, UsageError: no such router or option.
+    """
+
+    def __init__(
+        self, registry: Registry, base: LoadedBase, bank: LoraBank, name: str, options: Mapping[str, Any]
+    ) -> None:
+        self.registry, self.base, self.bank, self.name = registry, base, bank, ROOM.canonical(name)
+        general = {key: value for key, value in options.items() if key in Common.__dataclass_fields__}
+        self.common = from_mapping(Common, general, "the options of the router", prefix="")
+        self.options = {key: value for key, value in options.items() if key not in general}
+        self.reads = build(name, self.options).reads
+        layers = self.base.model.config.get_text_config().num_hidden_layers
+        self.layer = shallow_layer(base) if self.common.layer < 0 else self.common.layer
+        if self.layer >= layers:
+            raise UsageError(f"layer {self.layer}: this base has {layers} layers", f"count them 0 to {layers - 1}")
+        self.opened: Opened | None = None
+        self._seen_generation = -1
+        self._without: list[str] = []
+        self._contents: dict[str, str] = {}
+        self._kept: dict[str, tuple[Example, ...]] = {}
+        self._serving: dict[str, str] = {}
+        self._keepers: dict[str, AdapterRecord] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        found = [self.opened.note] if self.opened is not None and self.opened.note else []
+        if self._without:
+            found.append(f"without replay samples the router cannot choose {', '.join(self._without)}: name --task")
+        return found
+
+    # -- deciding --------------------------------------------------------------------------------
+
+    def decide(
+        self, view: View, examples: Sequence[Example], top_k: int = 1, among: Collection[str] | None = None
+    ) -> list[Routed]:
+        """What the router says of inputs.
+
+        Args:
+            among: the only tasks to choose from.
+
+        Raises:
+            UsageError: the hub has no adapter.
+            AdapterError: the router can know none of its tasks.
+        """
+        return self._decide(view, self._look(view, examples), top_k, among)
+
+    def routes(self, view: View, examples: Sequence[Example], top_k: int, explain: int) -> list[Route]:
+        """Where inputs would go; see `Engine.route`."""
+        seen = self._look(view, examples)
+        routed = self._decide(view, seen, top_k, None)
+        assert self.opened is not None
+        scores: list[dict[str, float]] = [{} for _ in examples]
+        nearest: list[tuple[tuple[str, str, float], ...]] = [() for _ in examples]
+        if explain:
+            router = self.opened.calibrated.router
+            rows = router.scores(seen).tolist()
+            scores = [dict(zip(router.tasks, row, strict=True)) for row in rows]
+            nearest = self._nearest(seen.hidden, explain)
+        found = []
+        for example, one, own, near in zip(examples, routed, scores, nearest, strict=True):
+            adapters: dict[str, float] = {}
+            for task, weight in () if one.out_of_distribution else one.weights:
+                ref = view.server(task)
+                adapters[ref] = adapters.get(ref, 0.0) + weight
+            found.append(
+                Route(
+                    example.input or example.instruction,
+                    adapters,
+                    dict(one.weights),
+                    one.confidence,
+                    one.out_of_distribution,
+                    _finite(one.familiarity),
+                    _finite(one.threshold),
+                    own,
+                    near,
+                )
+            )
+        return found
+
+    def drift(self, view: View, examples: Sequence[Example]) -> Drift:
+        """Compare inputs with what the router knows.
+
+        Raises:
+            UsageError: the router has no threshold: it takes everything for known.
+        """
+        seen = self._look(view, examples)
+        routed = self._decide(view, seen, 1, None)
+        assert self.opened is not None
+        if _finite(self.opened.calibrated.threshold) is None:
+            raise UsageError(
+                f"the router {self.name} cannot tell what it does not know (it has no threshold)",
+                "use another one, or keep more replay samples of each task",
+            )
+        return analyse(seen.texts, seen.hidden, routed, self.common.false_fallbacks)
+
+    def _decide(self, view: View, seen: Seen, top_k: int, among: Collection[str] | None) -> list[Routed]:
+        if among is not None and set(among) <= set(self._without):
+            raise self._unknown(among)
+        assert self.opened is not None
+        return self.opened.calibrated.route(seen, top_k, among)
+
+    def _look(self, view: View, examples: Sequence[Example]) -> SeenTexts:
+        self.refresh(view)
+        whole = self.common.text != "bare"
+        texts = [whole_characters(routing_text(example, whole)) for example in examples]
+        return SeenTexts(self.base, self.bank, texts, self.layer, self._serving)
+
+    # -- keeping in step -------------------------------------------------------------------------
+
+    def refresh(self, view: View) -> None:
+        """Let the router know what came, went or changed in the hub.
+
+        Raises:
+            UsageError: the hub has no adapter.
+            AdapterError: the router can know none of its tasks.
+        """
+        if self.opened is not None and self._seen_generation == view.generation:
+            return
+        if not view.serving:
+            raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+        keepers = self._keepers = self._find_keepers(view)
+        self._serving = dict(view.serving)
+        self._without = sorted(set(view.serving) - set(keepers)) if self.reads == "samples" else []
+        known = {task: self._known(view, task, keepers.get(task)) for task in view.serving if task not in self._without}
+        if not known:
+            raise self._unknown(view.serving)
+        contents = {task: one.content for task, one in known.items()}
+        if self.opened is None or contents != self._contents:
+            self._kept = {task: found for task, found in self._kept.items() if task in contents}
+            self.opened = open_router(
+                self._source(),
+                self.name,
+                self.options,
+                known,
+                see=None if self.reads == "samples" else self._of_samples,
+                holdout=0.2 if self.reads != "" else 0.05,
+                false_fallbacks=self.common.false_fallbacks,
+            )
+            self._contents = contents
+        self._seen_generation = view.generation
+
+    def _source(self) -> Source:
+        info = self.base.info
+        about: dict[str, str | int] = {
+            "base": info.fingerprint,
+            "quantization": info.quantization,
+            "dtype": str(self.base.dtype),
+            "layer": self.layer,
+            "max_length": MAX_LENGTH,
+            "text": self.common.text,
+        }
+        return Source(self.registry.path / FOLDER, about, lambda texts: pooled(self.base, texts, self.layer))
+
+    def _find_keepers(self, view: View) -> dict[str, AdapterRecord]:
+        """Task → its newest version that keeps replay samples."""
+        found: dict[str, AdapterRecord] = {}
+        for record in self.registry.adapters(all_versions=True, include_rejected=False):
+            about = record.manifest.get("files", {}).get(samples.FILE_NAME)
+            if record.task in view.serving and about and about.get("bytes", 1):
+                newest = found.get(record.task)
+                if newest is None or newest.created_at < record.created_at:
+                    found[record.task] = record
+        return found
+
+    def _known(self, view: View, task: str, keeper: AdapterRecord | None) -> Known:
+        """What there is of a task for the router; its texts are read when they are needed."""
+        ref = view.server(task)
+        content = keeper.manifest["files"][samples.FILE_NAME]["sha256"] if keeper is not None else ""
+        if self.reads != "samples":
+            content = sha256(f"{content} {ref}".encode()).hexdigest()
+        texts = _Texts(self, task, keeper) if keeper is not None else ()
+        return Known(content, texts, lambda: self._factors(ref))
+
+    def kept(self, task: str, keeper: AdapterRecord) -> tuple[Example, ...]:
+        """A task's replay samples."""
+        if task not in self._kept:
+            rows = [json.loads(line) for line in samples.read(keeper)]
+            self._kept[task] = tuple(
+                Example(str(row.get("input") or ""), str(row.get("output") or ""), str(row.get("instruction") or ""))
+                for row in rows
+            )
+        return self._kept[task]
+
+    def forms(self, example: Example) -> list[str]:
+        """The texts by which a sample is learned."""
+        bare, whole = (whole_characters(routing_text(example, way)) for way in (False, True))
+        return {"bare": [bare], "whole": [whole], "both": [bare, whole]}[self.common.text]
+
+    def _factors(self, ref: str) -> dict[str, Factors]:
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        with LoraFile(record.path) as file:
+            return {name: Factors(*file.factors(name)) for name in file.modules}
+
+    def _of_samples(self, task: str, numbers: Sequence[int]) -> Seen:
+        """What a router may look at of a task's samples."""
+        own = self._kept.get(task, ())
+        texts = [form for number in numbers for form in self.forms(own[number])]
+        return SeenTexts(self.base, self.bank, texts, self.layer, self._serving)
+
+    def _unknown(self, tasks: Collection[str]) -> AdapterError:
+        named = ", ".join(sorted(tasks))
+        return AdapterError(
+            f"the router {self.name} learns from replay samples, and none are kept of {named}",
+            "name --task or --adapter, or choose --router arrow, which looks at the adapters' weights",
+        )
+
+    # -- explaining ------------------------------------------------------------------------------
+
+    def _nearest(self, hidden: torch.Tensor, count: int) -> list[tuple[tuple[str, str, float], ...]]:
+        """For each input the nearest replay samples: task, text, cosine of the hidden states."""
+        assert self.opened is not None
+        cache = Cache(self._source(), False, Opened(self.opened.calibrated))
+        rows, texts = [], []
+        for task, keeper in self._keepers.items():
+            sha = str(keeper.manifest["files"][samples.FILE_NAME]["sha256"])
+            rows.append(cache.get(task, Known(sha, _Texts(self, task, keeper)))[:, 0])
+            texts += [(task, routing_text(example)) for example in self.kept(task, keeper)]
+        if not rows:
+            return [() for _ in hidden]
+        table = functional.normalize(torch.cat(rows), dim=1)
+        cosines = functional.normalize(hidden, dim=1) @ table.T
+        best = cosines.topk(min(count, table.shape[0]), 1)
+        return [
+            tuple((*texts[at], value) for at, value in zip(where, values, strict=True))
+            for where, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+class _Texts(Sequence[Sequence[str]]):
+    """A task's samples in the forms in which they are learned, read when first looked at."""
+
+    def __init__(self, decider: Decider, task: str, keeper: AdapterRecord) -> None:
+        self._decider, self._task, self._keeper = decider, task, keeper
+
+    def __len__(self) -> int:
+        return len(self._decider.kept(self._task, self._keeper))
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._decider.forms(self._decider.kept(self._task, self._keeper)[at])
+
+
+def _finite(value: float) -> float | None:
+    """None for what stands for "no threshold"."""
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,387 @@
+"""The engine: one base, many adapters, requests from any number of threads answered in mixed batches.
+
+Requests wait in a queue; one worker takes what is there (and waits a few milliseconds for more), lets the router
+choose where a request leaves the task open, and answers all of it in batches whose rows have adapters of their own.
+Whatever is committed to the hub meanwhile (a new version, a moved alias, a forgotten task) counts from the next
+batch on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.values import whole_characters
+from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
+from adapterhub_cl.inference._queue import Call, Queue
+from adapterhub_cl.inference._requests import Messages, Request, Resolved, choices_of, narrowed, resolve, row_of
+from adapterhub_cl.inference._settings import Settings
+from adapterhub_cl.inference._tally import Tally
+from adapterhub_cl.inference._view import View
+from adapterhub_cl.inference.bank import LoraBank
+from adapterhub_cl.inference.deciding import Decider
+from adapterhub_cl.inference.generating import Writing
+from adapterhub_cl.inference.mixed import Answered, Answerer, Asked
+from adapterhub_cl.inference.shelf import Shelved, read_adapter
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.routing import Routed
+from adapterhub_cl.types import Example, Prediction, Route
+
+if TYPE_CHECKING:
+    from adapterhub_cl.inference.drift import Drift
+
+PULLS = 8  # batches that are taken from the queue at once, so that rows of like length find each other
+
+
+class Engine:
+    """Answers requests; a context manager. All methods may be called from any thread.
+
+    Made by `AdapterHub.engine`. Not more than one engine works on a hub object at a time; processes may have one each.
+    """
+
+    def __init__(self, registry: Registry, base: LoadedBase, settings: Settings) -> None:
+        self.registry, self.base, self.settings = registry, base, settings
+        self.bank = LoraBank(base, self._read, capacity=settings.capacity, host_bytes=settings.host_bytes)
+        self._view = View(registry)
+        self._decider = Decider(registry, base, self.bank, settings.router, settings.options or {})
+        self._answerer = Answerer(base, self.bank, max_length=settings.max_length)
+        self.tally = Tally(registry)
+        self._queue = Queue()
+        self._halt = threading.Event()
+        self._answerer.halt = self._halt.is_set
+        self._worker = threading.Thread(target=self._work, name="adapter-engine", daemon=True)
+        self._worker.start()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close(abandon=kind is not None)
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        text: str | Example,
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        top_k: int | None = None,
+        **writing: Any,
+    ) -> Future[Prediction]:
+        """Ask, and go on; see `predict`. What is wrong with a request is raised by its future."""
+        request = Request(_example(text), task, adapter, top_k or self.settings.top_k, Writing(**writing))
+        self._queue.put([request])
+        return request.future
+
+    def predict(
+        self,
+        inputs: Sequence[str | Example],
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        top_k: int | None = None,
+        progress: Any = None,
+        **writing: Any,
+    ) -> list[Prediction]:
+        """Answers, in order: a choice task's label, or a written answer.
+
+        Args:
+            task: whose prompt and labels are used, and whose serving version answers; None lets the router choose.
+            adapter: this version answers (`base`: none); the router chooses the task where it has several.
+            top_k: mix the adapters of up to this many tasks by the router's weights.
+            progress: called with the number of inputs done.
+            writing: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`: of written answers.
+
+        Raises:
+            DataError: an input is empty.
+            UsageError: the hub has no adapter.
+            UnknownNameError: no such task or adapter.
+        """
+        wanted = Writing(**writing)
+        top_k = self.settings.top_k if top_k is None else top_k
+        requests = [Request(example, task, adapter, top_k, wanted) for example in _examples(inputs)]
+        self._queue.put(requests)
+        return self._results(requests, progress)
+
+    def generate(
+        self,
+        text: str,
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        top_k: int | None = None,
+        raw: bool = False,
+        **writing: Any,
+    ) -> Prediction:
+        """What is written after a text, as `.prediction`; see `predict`.
+
+        Args:
+            raw: go on from the text as it is, without the task's prompt format.
+
+        Raises:
+            DataError: the text is empty, or longer than the context.
+        """
+        request = self._free(text, task, adapter, top_k, raw, writing)
+        self._queue.put([request])
+        return self._results([request], None)[0]
+
+    def stream(
+        self,
+        text: str | Messages,
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        top_k: int | None = None,
+        raw: bool = False,
+        **writing: Any,
+    ) -> Iterator[str]:
+        """The same (a text) or `chat` (messages), piece by piece; writing ends where the iterator is given up."""
+        request = self._free(text, task, adapter, top_k, raw, writing)
+        pieces: SimpleQueue[str | None] = SimpleQueue()
+        going = threading.Event()
+        going.set()
+
+        def emit(piece: str) -> bool:
+            pieces.put(piece)
+            return going.is_set()
+
+        request.emit = emit
+        request.future.add_done_callback(lambda _: pieces.put(None))
+        self._queue.put([request])
+        try:
+            while (piece := pieces.get()) is not None:
+                yield piece
+            request.future.result()
+        finally:
+            going.clear()
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        task: str | None = None,
+        adapter: str | None = None,
+        top_k: int | None = None,
+        **writing: Any,
+    ) -> Prediction:
+        """The answer to a conversation (`[{"role": "user", "content": …}, …]`), as `.prediction`.
+
+        The router looks at the last message. A task with the prompt format `chat`, and the base, see the whole
+        conversation (the oldest turns go where it is too long); a task with another format sees the last message, as
+        in its training.
+        """
+        request = self._free(messages, task, adapter, top_k, False, writing)
+        self._queue.put([request])
+        return self._results([request], None)[0]
+
+    def route(self, inputs: Sequence[str | Example], *, top_k: int | None = None, explain: int = 0) -> list[Route]:
+        """Where the router sends inputs, and how sure it is; nothing is answered or counted.
+
+        Args:
+            explain: also the scores of all tasks, and this many nearest replay samples.
+
+        Raises:
+            DataError: an input is empty.
+            UsageError: the hub has no adapter, or no task that the router could know.
+        """
+        examples = _examples(inputs)
+        k = self.settings.top_k if top_k is None else top_k
+        if k < 1:
+            raise UsageError(f"--top-k must be 1 or more, not {k}", "1 takes the likeliest task alone")
+
+        def work() -> list[Route]:
+            self._look()
+            return self._decider.routes(self._view, examples, k, explain)
+
+        return self._call(work)  # type: ignore[no-any-return]
+
+    def drift(self, inputs: Sequence[str | Example]) -> Drift:
+        """Compare inputs with what the router knows; see `adapterhub_cl.inference.drift`.
+
+        Raises:
+            DataError: an input is empty.
+            UsageError: the hub has no adapter, or no task that the router could know.
+        """
+        examples = _examples(inputs)
+
+        def work() -> Drift:
+            self._look()
+            return self._decider.drift(self._view, examples)
+
+        return self._call(work)  # type: ignore[no-any-return]
+
+    @property
+    def closed(self) -> bool:
+        return self._queue.closed
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: tasks that the router cannot choose, counters that could not be written."""
+        problem = [f"counters were not written: {self.tally.problem}"] if self.tally.problem else []
+        return [*self._decider.notes, *problem]
+
+    def close(self, *, abandon: bool = False) -> None:
+        """Answer what is waiting, write the counters, take the bank off the base.
+
+        Args:
+            abandon: leave unanswered what is waiting, and stop writing.
+        """
+        if abandon:
+            self._halt.set()
+        if not self._queue.close(abandon=abandon):
+            return
+        self._worker.join()
+        self.bank.close()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _read(self, ref: str) -> Shelved:
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        try:
+            return read_adapter(record.path, self.base.dtype)
+        except AdapterError as error:
+            raise AdapterError(f"{ref}: {error.message}", error.hint) from error
+
+    def _free(
+        self,
+        asked: str | Messages,
+        task: str | None,
+        adapter: str | None,
+        top_k: int | None,
+        raw: bool,
+        writing: Mapping[str, Any],
+    ) -> Request:
+        messages: Messages = () if isinstance(asked, str) else list(asked)
+        if not isinstance(asked, str) and not messages:
+            raise UsageError("an empty conversation", 'give [{"role": "user", "content": "…"}]')
+        text = asked if isinstance(asked, str) else str(messages[-1].get("content", ""))
+        request = Request(
+            Example(whole_characters(text)),
+            task,
+            adapter,
+            self.settings.top_k if top_k is None else top_k,
+            Writing(**writing),
+            free=True,
+            raw=raw,
+            messages=messages,
+        )
+        request.check()
+        return request
+
+    def _call(self, work: Any) -> Any:
+        """Have the worker do something between two batches."""
+        call = Call(work)
+        self._queue.put([call])
+        return call.future.result()
+
+    def _results(self, requests: Sequence[Request], progress: Any) -> list[Prediction]:
+        found = []
+        for request in requests:
+            found.append(request.future.result())
+            if progress is not None:
+                progress(1)
+        return found
+
+    def _work(self) -> None:
+        """The worker: batch after batch until the engine is closed and nothing waits."""
+        try:
+            size, wait = self.settings.batch_size, self.settings.wait_ms / 1000
+            while (batch := self._queue.take(size * PULLS, size, wait, lambda: self.tally.due)) is not None:
+                for call in batch:
+                    if isinstance(call, Call):
+                        call.run()
+                requests = [r for r in batch if isinstance(r, Request) and r.future.set_running_or_notify_cancel()]
+                try:
+                    if requests:
+                        self._answer(requests)
+                except BaseException as error:
+                    _fail(requests, error)
+                if self.tally.due:
+                    self.tally.flush()
+        finally:
+            self.tally.flush()
+            self._view.close()
+
+    def _look(self) -> None:
+        """Take in what was committed since the last batch."""
+        if self._view.refresh():
+            self.bank.remove(self._view.gone(sorted({*self.bank.refs, *self.bank.shelf.refs})))
+
+    def _answer(self, requests: Sequence[Request]) -> None:
+        self._look()
+        resolved: list[tuple[Request, Resolved, Asked]] = []
+        for request, who in self._resolved(requests):
+            try:
+                resolved.append((request, who, row_of(self.base, request, who, self._answerer.max_length)))
+            except AdapterHubError as error:
+                request.future.set_exception(error)
+        self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
+
+        def give(index: int, answer: Answered | AdapterHubError) -> None:
+            request, who, _ = resolved[index]
+            if isinstance(answer, AdapterHubError):
+                request.future.set_exception(answer)
+                return
+            name = who.task.name if who.task else ""
+            sure = who.routed.confidence if who.routed else 0.0
+            chosen = who.routed is not None and not who.fallback
+            self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
+            request.future.set_result(
+                who.prediction(
+                    request, answer.text, answer.confidence, scores=answer.scores, truncated=answer.truncated
+                )
+            )
+
+        self._answerer.answer([row for _, _, row in resolved], give, batch_size=self.settings.batch_size)
+
+    def _resolved(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Resolved]]:
+        """Who answers each request; those that cannot be answered get their error."""
+        asked: dict[tuple[str, ...] | None, list[Request]] = {}
+        for request in requests:
+            try:
+                request.check()
+                among = choices_of(self._view, request)
+                asked.setdefault(None if among is None else tuple(among), []).append(request)
+            except AdapterHubError as error:
+                request.future.set_exception(error)
+        known: list[tuple[Request, Routed | None]] = [(request, None) for request in asked.pop(None, [])]
+        for tasks, part in asked.items():
+            try:
+                routed = self._decider.decide(self._view, [r.example for r in part], max(r.top_k for r in part), tasks)
+            except AdapterHubError as error:
+                _fail(part, error)
+                continue
+            for request, found in zip(part, routed, strict=True):
+                forced = not self.settings.fallback or request.adapter is not None
+                known.append((request, narrowed(found, request.top_k, forced)))
+        for request, routing in known:
+            try:
+                yield request, resolve(self._view, request, routing)
+            except AdapterHubError as error:
+                request.future.set_exception(error)
+
+
+def _example(given: str | Example) -> Example:
+    return Example(whole_characters(given)) if isinstance(given, str) else given
+
+
+def _examples(inputs: Sequence[str | Example]) -> list[Example]:
+    found = [_example(one) for one in inputs]
+    for number, example in enumerate(found, 1):
+        if not (example.input.strip() or example.instruction.strip()):
+            raise DataError(f"input {number} is empty", "give a text")
+    return found
+
+
+def _fail(requests: Sequence[Request], error: BaseException) -> None:
+    """Give an error to all who still wait."""
+    for request in requests:
+        if not request.future.done():
+            request.future.set_exception(error)

@@ -1,0 +1,200 @@
+"""Writes answers token by token for rows that need different adapters, with settings of each row's own.
+
+transformers' `generate` does the passes and the KV cache; what differs from row to row (temperature, seed, limit, stop
+strings, streaming) hangs on its two hooks. Drawing is by the Gumbel trick: the largest of logits ÷ T plus Gumbel noise
+is a draw from the softmax, so that greedy search serves rows that draw and rows that do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.batches import to_left_padded
+from adapterhub_cl.errors import UsageError
+
+HALF = "�"  # what a token that is part of a character decodes to
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a row is written.
+
+    Attributes:
+        max_new_tokens: longest answer, in tokens.
+        temperature: 0 takes the likeliest token each time.
+        top_p: draw from the likeliest tokens that together have this probability.
+        seed: of the draws.
+        stop: the answer ends before the first of these strings.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"--max-new-tokens must be 1 or more, not {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"--temperature must be 0 or more, not {self.temperature}", "0 takes the likeliest token")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p must be above 0 and at most 1, not {self.top_p}", "1 draws from all tokens")
+        if any(not text for text in self.stop):
+            raise UsageError("an empty stop string would end every answer", "give --stop a text")
+
+    def within(self, room: int) -> Writing:
+        """The same, with no more tokens than there is room for."""
+        return replace(self, max_new_tokens=max(1, min(self.max_new_tokens, room)))
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer.
+
+    Attributes:
+        confidence: geometric mean of its tokens' probabilities.
+        finished: it ended by itself or at a stop string, not at the limit.
+    """
+
+    text: str
+    confidence: float
+    finished: bool
+
+
+@torch.no_grad()
+def write_rows(
+    model: Any,
+    base: LoadedBase,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[Writing],
+    *,
+    emit: Sequence[Callable[[str], bool] | None] | None = None,
+    halt: Callable[[], bool] = lambda: False,
+) -> list[Written]:
+    """Answers to prompts, in order.
+
+    Args:
+        model: the base's model with the bank's rows set (or an adapter active).
+        emit: for each row None, or a function that gets the answer's text piece by piece and says whether to go on.
+        halt: asked before each token: True ends all answers as they are.
+    """
+    tokenizer = base.tokenizer
+    inputs = to_left_padded(prompts, tokenizer.pad_token_id)
+    desk = _Desk(tokenizer, rows, emit or [None] * len(rows), inputs["input_ids"].shape[1])
+    model.generate(
+        **{key: value.to(base.device) for key, value in inputs.items()},
+        max_new_tokens=max(row.max_new_tokens for row in rows),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([_Draw(desk)]),
+        stopping_criteria=StoppingCriteriaList([_Stop(desk, halt)]),
+    )
+    return desk.finish()
+
+
+class _Desk:
+    """What is written so far."""
+
+    def __init__(
+        self, tokenizer: Any, rows: Sequence[Writing], emit: Sequence[Callable[[str], bool] | None], start: int
+    ) -> None:
+        self.tokenizer, self.rows, self.emit, self.start = tokenizer, rows, emit, start
+        self.ids: list[list[int]] = [[] for _ in rows]
+        self.logs = [0.0] * len(rows)
+        self.done = [False] * len(rows)
+        self.ended = [False] * len(rows)
+        self.given = [""] * len(rows)
+        self.draws = [torch.Generator().manual_seed(row.seed) for row in rows]
+
+    def take(self, row: int, token: int, log: float) -> None:
+        """The next token of a row."""
+        if self.done[row]:
+            return
+        self.logs[row] += log
+        self.ids[row].append(token)
+        wanted, emit = self.rows[row], self.emit[row]
+        self.ended[row] = token == self.tokenizer.eos_token_id
+        if wanted.stop and not self.ended[row]:
+            self.ended[row] = any(text in self.text(row) for text in wanted.stop)
+        self.done[row] = self.ended[row] or len(self.ids[row]) >= wanted.max_new_tokens
+        if emit is not None:
+            self._give(row, emit)
+
+    def text(self, row: int) -> str:
+        """The answer up to the first stop string."""
+        whole = str(self.tokenizer.decode(self.ids[row], skip_special_tokens=True))
+        ends = [at for stop in self.rows[row].stop if (at := whole.find(stop)) >= 0]
+        return whole[: min(ends)] if ends and self.ended[row] else whole
+
+    def _give(self, row: int, emit: Callable[[str], bool]) -> None:
+        """The new end of the answer, without what may turn out to be the beginning of a stop string or character."""
+        whole = self.text(row)
+        if not self.done[row]:
+            held = max(
+                (k for stop in self.rows[row].stop for k in range(len(stop)) if whole.endswith(stop[:k])), default=0
+            )
+            whole = whole[: len(whole) - held]
+            if whole.endswith(HALF):
+                return
+        given = self.given[row]
+        if whole.startswith(given) and len(whole) > len(given):
+            self.given[row] = whole
+            if not emit(whole[len(given) :]):
+                self.done[row] = True
+
+    def finish(self) -> list[Written]:
+        return [
+            Written(self.text(row).strip(), math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
+            for row in range(len(self.rows))
+        ]
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each row's next token as the only one possible, and takes it down."""
+
+    def __init__(self, desk: _Desk) -> None:
+        self.desk = desk
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logs = scores.float().log_softmax(-1)
+        tokens = logs.argmax(-1)
+        for row, wanted in enumerate(self.desk.rows):
+            if wanted.temperature > 0 and not self.desk.done[row]:
+                tokens[row] = _drawn(logs[row], wanted, self.desk.draws[row])
+        chosen = logs.gather(-1, tokens[:, None])[:, 0].tolist()
+        for row, (token, log) in enumerate(zip(tokens.tolist(), chosen, strict=True)):
+            self.desk.take(row, token, log)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
+
+
+def _drawn(logs: torch.Tensor, wanted: Writing, generator: torch.Generator) -> torch.Tensor:
+    """A token drawn from one row's log-probabilities `[vocabulary]`."""
+    logs = (logs / wanted.temperature).log_softmax(-1)
+    if wanted.top_p < 1:
+        ordered, order = logs.sort(descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        logs = torch.full_like(logs, -torch.inf).scatter_(
+            -1, order, ordered.masked_fill(before >= wanted.top_p, -torch.inf)
+        )
+    uniform = torch.rand(logs.shape, generator=generator).clamp_(1e-20, 1.0).to(logs.device)
+    return (logs - (-uniform.log()).clamp_(min=1e-20).log()).argmax(-1)
+
+
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    """Which rows are done."""
+
+    def __init__(self, desk: _Desk, halt: Callable[[], bool]) -> None:
+        self.desk, self.halt = desk, halt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        halted = self.halt()
+        return torch.tensor([done or halted for done in self.desk.done], device=input_ids.device)

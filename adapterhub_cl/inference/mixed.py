@@ -1,0 +1,205 @@
+"""Answers a batch whose rows have tasks and adapters of their own, on a bank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.batches import by_length
+from adapterhub_cl.data.tokenise import Tokeniser
+from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.inference._rows import Mixture
+from adapterhub_cl.inference.bank import LoraBank
+from adapterhub_cl.inference.generating import Writing, write_rows
+from adapterhub_cl.objectives._choices import LabelTree, score_rows, settle
+from adapterhub_cl.types import Example, Task
+
+ROWS = 32
+_KEPT_TREES = 512
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row to be answered.
+
+    Attributes:
+        task: its prompt format, labels and kind.
+        mixture: reference → weight; empty is the base.
+        prompt: ids that stand in the place of the task's prompt (a conversation, a raw text).
+        emit: gets a free answer piece by piece; see `write_rows`.
+    """
+
+    task: Task
+    example: Example
+    mixture: Mixture
+    writing: Writing = field(default_factory=Writing)
+    prompt: tuple[int, ...] = ()
+    emit: Callable[[str], bool] | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it is answered with one of its task's labels."""
+        return self.task.kind == "choice" and not self.prompt
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer to a row.
+
+    Attributes:
+        scores: label → probability, for choice tasks.
+        truncated: the input was cut to fit the context.
+    """
+
+    text: str
+    confidence: float
+    scores: dict[str, float] = field(default_factory=dict)
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A row with the ids of its prompt; `cut`: the input did not fit."""
+
+    index: int
+    row: Asked
+    prompt: tuple[int, ...]
+    cut: bool
+
+
+class Answerer:
+    """Answers rows in mixed batches: choice rows scored with the prompt computed once, the others written.
+
+    Args:
+        max_length: tokens of prompt and answer together; None is the base's context.
+
+    Attributes:
+        halt: asked while answers are written: True ends them as they are.
+    """
+
+    def __init__(self, base: LoadedBase, bank: LoraBank, *, max_length: int | None = None) -> None:
+        self.base, self.bank = base, bank
+        self.max_length = min(max_length or base.context, base.context)
+        self.halt: Callable[[], bool] = lambda: False
+        self._trees: dict[tuple[Any, ...], LabelTree] = {}
+
+    def answer(
+        self, rows: Sequence[Asked], give: Callable[[int, Answered | AdapterHubError], None], *, batch_size: int = ROWS
+    ) -> None:
+        """Answer rows, those of choice tasks first.
+
+        Args:
+            give: gets each row's number with its answer or what was wrong with it, as soon as its batch is done.
+            batch_size: rows in one pass; fewer where they need more adapters than the bank holds.
+        """
+        ready: list[_Ready] = []
+        for index, row in enumerate(rows):
+            try:
+                self.bank.require(row.mixture)
+                ready.append(_Ready(index, row, *self._prompt(row)))
+            except AdapterHubError as error:
+                give(index, error)
+        for choosing in (True, False):
+            for batch in self._batches([one for one in ready if one.row.chooses == choosing], batch_size):
+                self._pass(batch, choosing, give)
+
+    def _pass(
+        self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answered | AdapterHubError], None]
+    ) -> None:
+        """One batch; where memory does not suffice for it, its halves."""
+        try:
+            answers = (self._choose if choosing else self._write)(
+                [one.row for one in batch], [one.prompt for one in batch]
+            )
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                self._pass(half, choosing, give)
+            return
+        except AdapterHubError as error:
+            answers = [error] * len(batch)
+        for one, answer in zip(batch, answers, strict=True):
+            cut = isinstance(answer, Answered) and one.cut
+            give(one.index, replace(answer, truncated=True) if cut else answer)  # type: ignore[type-var]
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _prompt(self, row: Asked) -> tuple[tuple[int, ...], bool]:
+        """Ids of the prompt, and whether the input was cut."""
+        if row.prompt:
+            return row.prompt, False
+        chooses = row.chooses
+        reserved = self._tree(row.task).depth if chooses else self._room(row)
+        asked = row.task if chooses or row.task.kind != "text" else Task(**{**row.task.__dict__, "kind": "generation"})
+        encode = Tokeniser(self.base.tokenizer, asked, max(1, self.max_length - reserved))
+        example = Example(row.example.input or row.example.answer or "", None, row.example.instruction)
+        tokens = encode(example)
+        return tokens.prompt, tokens.truncated
+
+    def _room(self, row: Asked) -> int:
+        return max(1, min(row.writing.max_new_tokens, self.max_length * 3 // 4))
+
+    def _tree(self, task: Task) -> LabelTree:
+        key = (task.labels, task.prompt_format)
+        if key not in self._trees:
+            if len(self._trees) >= _KEPT_TREES:
+                self._trees.clear()
+            encode = Tokeniser(self.base.tokenizer, task, self.max_length)
+            self._trees[key] = LabelTree({label: encode.answer(label) for label in task.labels})
+        return self._trees[key]
+
+    def _batches(self, ready: Sequence[_Ready], size: int) -> Iterator[list[_Ready]]:
+        """Rows of like length together, with no more adapters than the bank holds."""
+        for indices in by_length([len(one.prompt) for one in ready], size):
+            batch: list[_Ready] = []
+            refs: set[str] = set()
+            for one in (ready[k] for k in indices):
+                if batch and len(refs.union(one.row.mixture)) > self.bank.capacity:
+                    yield batch
+                    batch, refs = [], set()
+                batch.append(one)
+                refs.update(one.row.mixture)
+            yield batch
+
+    @torch.no_grad()
+    def _choose(self, rows: Sequence[Asked], prompts: Sequence[tuple[int, ...]]) -> list[Answered | AdapterHubError]:
+        trees, pad = [self._tree(row.task) for row in rows], self.base.tokenizer.pad_token_id
+        with self.base.lock, self.base.autocast():
+            for tree, prompt in zip(trees, prompts, strict=True):
+                if tree.tokens:
+                    settle(self.base.model, tree, prompt, pad)
+                    break
+            with self.bank.rows([row.mixture for row in rows]) as model:
+                scores = score_rows(model, trees, prompts, pad)
+        answers: list[Answered | AdapterHubError] = []
+        for row, tree, logs in zip(rows, trees, scores, strict=True):
+            if not torch.isfinite(logs).all():
+                answers.append(_diverged(row))
+                continue
+            shares = logs.softmax(-1).tolist()
+            best = max(range(len(shares)), key=shares.__getitem__)
+            answers.append(Answered(tree.labels[best], shares[best], dict(zip(tree.labels, shares, strict=True))))
+        return answers
+
+    def _write(self, rows: Sequence[Asked], prompts: Sequence[tuple[int, ...]]) -> list[Answered | AdapterHubError]:
+        room = self.max_length - max(len(prompt) for prompt in prompts)
+        wanted = [row.writing.within(min(self._room(row), max(1, room))) for row in rows]
+        with self.bank.rows([row.mixture for row in rows], keep=True) as model, self.base.autocast():
+            written = write_rows(model, self.base, prompts, wanted, emit=[row.emit for row in rows], halt=self.halt)
+        return [
+            Answered(one.text, one.confidence) if math.isfinite(one.confidence) else _diverged(row)
+            for row, one in zip(rows, written, strict=True)
+        ]
+
+
+def _diverged(row: Asked) -> AdapterError:
+    return AdapterError(
+        f"{' + '.join(row.mixture) or 'the base'} gives no finite scores",
+        "its weights have diverged: train it again with a lower --learning-rate",
+    )

@@ -1,0 +1,73 @@
+"""The numbers of calibration: which samples are held out, the temperature, the threshold."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from math import exp, inf, log
+
+import torch
+from torch.nn.functional import log_softmax
+
+SMALLEST = 5  # samples of a task of which one is held out
+BODY = 0.2  # share of the held-out samples from which the lower tail of familiarity is extrapolated
+
+
+def held_out(task: str, count: int, share: float, seed: int) -> list[int]:
+    """Which of a task's samples are held out: a share of them, at least one of five, in rising order."""
+    if count < SMALLEST or share <= 0:
+        return []
+    digest = sha256(f"{seed}\0{task}\0{count}".encode()).digest()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+    return sorted(order[: max(1, min(round(share * count), count - 1))].tolist())
+
+
+def fit_temperature(scores: torch.Tensor, targets: torch.Tensor) -> float:
+    """The temperature that minimises the mean negative log likelihood of softmax(scores ÷ T).
+
+    Targets are smoothed by 1 in n + 1: however well n samples went, the next one may go wrong.
+    """
+    scores = scores.double()
+    finite = torch.isfinite(scores)
+    if scores.shape[1] < 2 or not len(scores):
+        return 1.0
+    filled = scores.masked_fill(~finite, 0.0)
+    spread = float(scores.amax(1).sub(filled.sum(1) / finite.sum(1)).abs().mean())
+    if not 0.0 < spread < inf:
+        return 1.0
+    smooth = 1.0 / (len(scores) + 1)
+
+    def loss(temperature: float) -> float:
+        found = log_softmax(scores / temperature, 1)
+        right = found.gather(1, targets[:, None])[:, 0].clamp_min(-1e6)
+        even = found.masked_fill(~finite, 0.0).sum(1) / finite.sum(1)
+        return -float(((1 - smooth) * right + smooth * even).mean())
+
+    # The loss is convex in 1/T, so it has one lowest point in log T: golden section.
+    low, high, ratio = log(spread) - 7.0, log(spread) + 7.0, (5**0.5 - 1) / 2
+    for _ in range(50):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(exp(left)) <= loss(exp(right)):
+            high = right
+        else:
+            low = left
+    return exp((low + high) / 2)
+
+
+def fit_threshold(familiarity: torch.Tensor, share: float) -> float:
+    """The value below which a share of such samples falls.
+
+    Beyond what the samples can tell (0.5 % of forty of them) it follows from an exponential tail, whose scale is the
+    mean shortfall of the lowest fifth (peaks over threshold); never above what was counted.
+    """
+    values = familiarity.double().sort().values
+    values = values[torch.isfinite(values)]
+    if not len(values) or share <= 0:
+        return -inf
+    body = max(BODY, 2.0 / len(values))
+    if share >= body:
+        return float(torch.quantile(values, share))
+    edge = float(torch.quantile(values, min(body, 1.0)))
+    below = values[values < edge]
+    scale = float((edge - below).mean()) if len(below) else 0.0
+    tail = edge - scale * log(min(body, 1.0) / share)
+    return min(tail, float(torch.quantile(values, share)))

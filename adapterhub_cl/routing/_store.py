@@ -1,0 +1,279 @@
+"""Fitted routers and the pooled hidden states they learned from, in `<hub>/routers/`.
+
+`embeddings/<key>.safetensors` holds the hidden states of one task's samples; the key covers the base, the layer, how
+the texts were read, and their content. `<router>-<key>/` holds `router.json` (task → content, the state's SHA-256) and
+`state.safetensors`. All of it can be computed again, so nothing here is ever an error: a file that is damaged, foreign
+or of a newer version is passed over, and where the disk refuses the router works from memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from adapterhub_cl.errors import StorageError
+from adapterhub_cl.merging.factors import Factors
+from adapterhub_cl.registry import files
+from adapterhub_cl.routing import ROOM, build
+from adapterhub_cl.routing._calibrated import Calibrated, See
+
+FORMAT = 1
+EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What there is of a task.
+
+    Attributes:
+        content: hash of the samples' content; for a router that reads anything else, of the adapter's too.
+        texts: its samples, each in one or more forms (the bare text, the whole prompt), as many for all of them.
+        factors: reads layer → ΔW of the adapter that serves it.
+    """
+
+    content: str
+    texts: Sequence[Sequence[str]] = ()
+    factors: Callable[[], Mapping[str, Factors]] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where hidden states come from.
+
+    Attributes:
+        folder: `<hub>/routers`; it is made when something is stored.
+        about: what they depend on besides the texts: fingerprint of the base, quantisation, layer, length, text mode.
+        embed: texts → `[n, in]`.
+    """
+
+    folder: Path
+    about: Mapping[str, str | int]
+    embed: Callable[[list[str]], torch.Tensor]
+
+
+@dataclass
+class Opened:
+    """A router, ready.
+
+    Attributes:
+        calibrated: the router.
+        how: `loaded` (nothing had changed), `refreshed` (the tasks named in `changed` were), or `fitted` (anew).
+        changed: tasks that came, went or have other samples.
+        embedded: texts that were computed anew.
+        note: why it could not be stored; empty where it was, or had not to be.
+    """
+
+    calibrated: Calibrated
+    how: str = "fitted"
+    changed: list[str] = field(default_factory=list)
+    embedded: int = 0
+    note: str = ""
+
+
+def open_router(
+    source: Source,
+    name: str,
+    options: Mapping[str, Any],
+    known: Mapping[str, Known],
+    *,
+    see: See | None = None,
+    holdout: float = 0.2,
+    false_fallbacks: float = 0.01,
+    seed: int = 0,
+) -> Opened:
+    """A router that knows these tasks: as stored, brought up to date, or fitted.
+
+    Raises:
+        UnknownNameError, UsageError: no such router, or an option that cannot be used.
+        AdapterError, BaseModelError: a task cannot be learned (see `Calibrated.add_task`).
+    """
+
+    def blank() -> Calibrated:
+        router = build(name, options)
+        return Calibrated(router, holdout=holdout, false_fallbacks=false_fallbacks, seed=seed, see=see)
+
+    opened = Opened(blank())
+    router = opened.calibrated.router
+    config: dict[str, Any] = {"router": ROOM.canonical(name), "options": asdict(router.config), **source.about}
+    config |= {"holdout": holdout, "false_fallbacks": false_fallbacks, "seed": seed, "see": see is not None}
+    # The random features are drawn by torch, which may draw others in another version.
+    key = _key({**config, "torch": torch.__version__.partition("+")[0], "format": FORMAT})
+    place = source.folder / f"{config['router']}-{key[:16]}"
+    cache = Cache(source, router.reads != "samples", opened)
+
+    stored = _read(place, opened.calibrated, cache)
+    if stored is None:
+        opened.calibrated = blank()
+        stored = {}
+    gone = [task for task, content in stored.items() if task not in known or known[task].content != content]
+    came = [task for task in known if task not in stored or task in gone]
+    if stored and any(cache.rows(task, stored[task]) is None for task in (stored if gone or came else ())):
+        # What was learned from cannot be read any more: begin again with what there is now.
+        opened.calibrated, stored, gone, came = blank(), {}, [], list(known)
+    if stored and not gone and not came:
+        opened.how = "loaded"
+        return opened
+    opened.how, opened.changed = "refreshed" if stored else "fitted", sorted({*gone, *came})
+    for task in gone:
+        opened.calibrated.remove_task(task)
+    for task in came:
+        have = known[task]
+        factors = have.factors() if have.factors and router.reads == "factors" else None
+        opened.calibrated.add_task(task, cache.get(task, have), factors)
+    opened.calibrated.fit()
+    try:
+        with files.storage_errors(source.folder):
+            _write(place, opened.calibrated, config, {task: known[task].content for task in known}, cache)
+            _sweep(source.folder)
+    except (OSError, StorageError) as error:
+        opened.note = f"the fitted router was not stored: {getattr(error, 'message', error)}"
+    return opened
+
+
+class Cache:
+    """Hidden states of tasks' samples, in memory and on disk."""
+
+    def __init__(self, source: Source, unread: bool, opened: Opened) -> None:
+        self.source, self.opened = source, opened
+        self.unread = unread  # the router looks at no hidden states: samples are but counted
+        self.counts: dict[str, int] = {}
+        self._rows: dict[str, torch.Tensor] = {}
+
+    def file(self, content: str) -> Path:
+        """Where a content's hidden states lie."""
+        return self.source.folder / EMBEDDINGS / f"{_key({**self.source.about, 'content': content})[:32]}.safetensors"
+
+    def rows(self, task: str, content: str) -> torch.Tensor | None:
+        """What is stored of a content, `[n, forms, in]`; None where there is nothing that can be read."""
+        if self.unread:
+            return torch.zeros(self.counts.get(task, 0), 1, 1)
+        if content not in self._rows:
+            with suppress(Exception):  # missing, truncated, foreign: it is computed anew
+                data = self.file(content).read_bytes()
+                rows = load(data)["hidden"]
+                if rows.dim() == 3 and _metadata(data).get("content") == content and bool(torch.isfinite(rows).all()):
+                    self._rows[content] = rows.float()
+        return self._rows.get(content)
+
+    def get(self, task: str, known: Known) -> torch.Tensor:
+        """A task's hidden states, computed and stored where they are not known."""
+        if self.unread:
+            self.counts[task] = len(known.texts)
+        found = self.rows(task, known.content)
+        if found is None or len(found) != len(known.texts):
+            texts = [form for sample in known.texts for form in sample]
+            if not texts:
+                return torch.empty(0, 1, 1)
+            self.opened.embedded += len(texts)
+            # Kept in 16 bits: what is learned must be what can be read back and taken out again.
+            rows = self.source.embed(texts).half()
+            half = rows.reshape(len(known.texts), -1, rows.shape[1])
+            found = self._rows[known.content] = half.float()
+            try:
+                if bool(torch.isfinite(half).all()):
+                    path = self.file(known.content)
+                    with files.storage_errors(path.parent):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                    files.atomic_write_bytes(path, save({"hidden": half}, {"content": known.content}))
+            except (OSError, StorageError) as error:
+                self.opened.note = f"hidden states were not stored: {getattr(error, 'message', error)}"
+        return found
+
+
+class _Stored(Mapping[str, torch.Tensor]):
+    """task → samples, read when asked for."""
+
+    def __init__(self, cache: Cache, contents: Mapping[str, str]) -> None:
+        self.cache, self.contents = cache, contents
+
+    def __getitem__(self, task: str) -> torch.Tensor:
+        found = self.cache.rows(task, self.contents[task])
+        if found is None:
+            raise KeyError(task)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.contents)
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+
+def _read(place: Path, calibrated: Calibrated, cache: Cache) -> dict[str, str] | None:
+    """Fill a router from its folder; task → content, or None where there is nothing that can be used."""
+    with suppress(Exception):  # whatever is wrong with it, it is fitted anew
+        about = json.loads((place / "router.json").read_text("utf-8"))
+        data = (place / "state.safetensors").read_bytes()
+        if about["format"] != FORMAT or about["state_sha256"] != sha256(data).hexdigest():
+            return None
+        contents = {str(task): str(entry["content"]) for task, entry in about["tasks"].items()}
+        cache.counts = {task: int(entry["samples"]) for task, entry in about["tasks"].items()}
+        calibrated.restore(list(about["order"]), load(data), _Stored(cache, contents))
+        return contents if sorted(calibrated.router.tasks) == sorted(contents) else None
+    return None
+
+
+def _write(
+    place: Path, calibrated: Calibrated, config: Mapping[str, Any], contents: Mapping[str, str], cache: Cache
+) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    data = save({key: value.contiguous() for key, value in calibrated.state().items()})
+    tasks = {
+        task: {"content": content, "samples": calibrated.samples_of(task), "embeddings": cache.file(content).name}
+        for task, content in contents.items()
+    }
+    about = {**config, "format": FORMAT, "tasks": tasks, "order": calibrated.router.tasks}
+    about |= {"state_sha256": sha256(data).hexdigest(), "written_at": files.now()}
+    # Two files: a crash, or another writer, between them leaves a sum that does not fit, and that is fitted anew.
+    files.atomic_write_bytes(place / "state.safetensors", data)
+    files.atomic_write_text(place / "router.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def _sweep(folder: Path, without: str = "") -> None:
+    """Remove hidden states to which no stored router refers, or only for the task `without`."""
+    used = {file for path in folder.glob("*/router.json") for task, file in _refers(path) if task != without}
+    for path in (folder / EMBEDDINGS).glob("*.safetensors"):
+        if path.name not in used:
+            path.unlink(missing_ok=True)
+
+
+def _refers(path: Path) -> list[tuple[str, str]]:
+    """Tasks and files of hidden states that a router.json names; none where it cannot be read."""
+    with suppress(Exception):
+        tasks = json.loads(path.read_text("utf-8"))["tasks"]
+        return [(str(task), str(entry["embeddings"])) for task, entry in tasks.items()]
+    return []
+
+
+def forget(folder: Path, task: str) -> int:
+    """Remove what is stored of a task: its hidden states, and the routers that know it; the number of routers.
+
+    Without it their statistics would be right to rounding; fitted anew, from the others' hidden states, which stay,
+    they hold nothing of it.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with files.storage_errors(folder):
+        known = [path for path in folder.glob("*/router.json") if task in dict(_refers(path)) or not _refers(path)]
+        _sweep(folder, without=task)
+        for path in known:
+            files.remove_tree(path.parent)
+    return len(known)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header.get("__metadata__", {}))
+
+
+def _key(about: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
