@@ -50,6 +50,9 @@ class Verb(TyperCommand):
         if any(p.name == "method" for p in self.params):
             with formatter.section("Merge methods (their options by --set)"):
                 formatter.write_dl(_methods())
+        if any(p.name == "router" for p in self.params):
+            with formatter.section("Routers (their options by --set)"):
+                formatter.write_dl(_routers())
         known = {name: names() for name, names in _KNOWN.items() if any(p.name == name for p in self.params)}
         if known:
             with formatter.section("Known names"):
@@ -75,10 +78,21 @@ def _methods() -> list[tuple[str, str]]:
     return [(name, _with_options(name, ROOM.get(name), ROOM.get(name).purpose)) for name in ROOM.names()]
 
 
+def _routers() -> list[tuple[str, str]]:
+    from adapterhub_cl.routing import ROOM, Common
+
+    own = [(name, _with_options(name, ROOM.get(name), ROOM.get(name).purpose)) for name in ROOM.names()]
+    return [*own, ("router", _options("router", Common, "options of all of them"))]
+
+
 def _with_options(name: str, method: Any, line: str) -> str:
+    return _options(name, method.Config, line)
+
+
+def _options(name: str, config: Any, line: str) -> str:
     from dataclasses import fields
 
-    options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(method.Config))
+    options = ", ".join(f"{name}.{f.name} [{f.default}]" for f in fields(config))
     return line + (f"; {options}" if options else "")
 
 

@@ -1,7 +1,8 @@
-"""`predict` and `generate`: use what was learned."""
+"""`predict`, `generate` and `chat`: use what was learned."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,60 +12,105 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import USE, verb
 from cl_adapter.session import Session
+from cl_adapter.training_flags import parse_set
 
 from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.routing import DEFAULT
 
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
-    from adapterhub_cl.types import Example
+    from adapterhub_cl.types import Example, Prediction
 
-Task = Annotated[str | None, typer.Option(help="the adapter that serves this task answers")]
+Task = Annotated[str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed")]
 Adapter = Annotated[str | None, typer.Option(help="this version answers, or base for the base alone")]
-_MANY = 64  # inputs from which a progress line is worth its place
+Router = Annotated[
+    str | None, typer.Option(help="what finds each text's task; default where none is named: analytic; see below")
+]
+TopK = Annotated[int, typer.Option(min=1, help="mix the adapters of up to this many tasks by the router's weights")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="ROUTER.OPTION=VALUE; may be repeated")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="longest answer")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time")]
+TopP = Annotated[float, typer.Option(help="draw from the likeliest tokens that together have this probability")]
+Stop = Annotated[list[str] | None, typer.Option(help="the answer ends before this text; may be repeated")]
+DrawSeed = Annotated[int, typer.Option(min=0, help="seed of the draws")]
 
 
-@verb(USE, 'cl-adapter predict --task news "Fed raises rates"\ncl-adapter predict --file inputs.jsonl --json')
+@verb(
+    USE,
+    'cl-adapter predict "Fed raises rates" "worst blender ever"\n'
+    'cl-adapter predict --task news "Fed raises rates"\n'
+    "cl-adapter predict --file inputs.jsonl --router centroid --top-k 2 --json",
+)
 def predict(
     ctx: typer.Context,
     texts: Annotated[list[str] | None, typer.Argument(help="default: stdin, one text a line")] = None,
     file: Annotated[str | None, typer.Option(help="JSONL, CSV, …; or .txt with one text a line")] = None,
     task: Task = None,
     adapter: Adapter = None,
+    router: Router = None,
+    top_k: TopK = 1,
+    set_: Set = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="the base answers what is out of distribution")
+    ] = True,
     columns: Annotated[str | None, typer.Option(help="which column of the file is the text: input=a")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest free answer")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="inputs at once")] = 32,
 ) -> None:
-    """Answer texts with an adapter."""
+    """Answer texts: with the task's adapter, or, where no task is named, with those that a router chooses."""
     session = Session.of(ctx)
     hub = session.hub()
-    inputs = _inputs(texts, file, columns)
-    reporter = session.reporter()
-    shown = len(inputs) >= _MANY
-    if shown:
-        reporter.start("predicting", len(inputs))
-    try:
-        found = hub.predict(
-            inputs,
-            task=task,
-            adapter=adapter,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=reporter.advance if shown else None,
-        )
-    finally:
-        if shown:
-            reporter.finish()
+    found = hub.predict(
+        inputs_of(texts, file, columns, "predict"),
+        task=task,
+        adapter=adapter,
+        router=router,
+        top_k=top_k,
+        options=router_options(set_),
+        fallback=fallback,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        reporter=session.reporter(),
+    )
     if session.json:
         session.give([prediction.to_json() for prediction in found])
         return
-    display.table(
-        ("prediction", "confidence", "adapter", "text"),
-        [(p.prediction, f"{p.confidence:.3f}", p.adapter, p.text) for p in found],
-        right=("confidence",),
-    )
+    if any(p.routing is not None for p in found):
+        display.table(
+            ("prediction", "confidence", "task", "routing", "adapter", "text"),
+            [(p.prediction, f"{p.confidence:.3f}", p.task, _sure(p.routing), answered_by(p), p.text) for p in found],
+            right=("confidence", "routing"),
+        )
+    else:
+        display.table(
+            ("prediction", "confidence", "adapter", "text"),
+            [(p.prediction, f"{p.confidence:.3f}", p.adapter, p.text) for p in found],
+            right=("confidence",),
+        )
+    if cut := sum(p.truncated for p in found):
+        session.note(f"note: {cut} {'input was' if cut == 1 else 'inputs were'} longer than the context and cut")
 
 
-def _inputs(texts: Sequence[str] | None, file: str | None, columns: str | None) -> Sequence[str | Example]:
+def _sure(routing: float | None) -> str | None:
+    return None if routing is None else f"{routing:.3f}"
+
+
+def answered_by(prediction: Prediction) -> str:
+    """`news@v1`, `news@v1 0.70 + reviews@v1 0.30`, or the base and why."""
+    if prediction.out_of_distribution and prediction.adapter == "base":
+        return "base (out of distribution)"
+    if len(prediction.adapters) > 1:
+        return " + ".join(f"{ref} {weight:.2f}" for ref, weight in prediction.adapters.items())
+    return prediction.adapter
+
+
+def router_options(given: Sequence[str] | None) -> dict[str, str]:
+    """What `--set` says of the router."""
+    return parse_set(given, "ROUTER.OPTION=VALUE, for example --set analytic.ridge=1 or --set router.text=bare")
+
+
+def inputs_of(texts: Sequence[str] | None, file: str | None, columns: str | None, word: str) -> Sequence[str | Example]:
+    """The inputs that a command line names: arguments, a file, or standard input."""
     if file is not None:
         if texts:
             raise UsageError("both texts and --file", "give one of them")
@@ -75,8 +121,8 @@ def _inputs(texts: Sequence[str] | None, file: str | None, columns: str | None) 
         raise UsageError("--columns without --file", "name the file whose columns are meant: --file FILE")
     for text in texts or ():
         if len(text) < 256 and "\n" not in text and Path(text).is_file():
-            raise UsageError(f"{text} is a file, not a text", f"cl-adapter predict --file {text}")
-    return texts or _from_stdin('cl-adapter predict "TEXT"')
+            raise UsageError(f"{text} is a file, not a text", f"cl-adapter {word} --file {text}")
+    return texts or _from_stdin(f'cl-adapter {word} "TEXT"')
 
 
 def _from_stdin(example: str) -> list[str]:
@@ -88,47 +134,148 @@ def _from_stdin(example: str) -> list[str]:
     return lines
 
 
-@verb(USE, 'cl-adapter generate "Once upon a time" --adapter base --raw')
+@verb(
+    USE, 'cl-adapter generate "Once upon a time" --adapter base --raw\ncl-adapter generate "Write a haiku" --stop "."'
+)
 def generate(
     ctx: typer.Context,
     text: Annotated[str | None, typer.Argument(help="default: all of stdin")] = None,
     task: Task = None,
     adapter: Adapter = None,
+    router: Router = None,
+    top_k: TopK = 1,
+    set_: Set = None,
     raw: Annotated[bool, typer.Option("--raw", help="go on from the text as it is, without the prompt format")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the draws")] = 0,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: DrawSeed = 0,
 ) -> None:
-    """Write on from a text with an adapter."""
+    """Write on from a text with an adapter: the task's, or the one that a router chooses."""
     session = Session.of(ctx)
     hub = session.hub()
     if text is None:
         text = "\n".join(_from_stdin('cl-adapter generate "TEXT"'))
     streams = sys.stdout.isatty() and not session.json
-    answer = hub.generate(
+    found = hub.write(
         text,
         task=task,
         adapter=adapter,
+        router=router,
+        top_k=top_k,
+        options=router_options(set_),
         raw=raw,
+        emit=_show if streams else None,
+        reporter=session.reporter(),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
+        stop=tuple(stop or ()),
         seed=seed,
-        streamer=_streamer(hub) if streams else None,
     )
     if session.json:
-        session.give({"text": text, "adapter": _who(hub, task, adapter), "task": task, "generated": answer})
-    elif not streams:
-        print(answer)
+        session.give(_written(found))
+    else:
+        print("" if streams else found.prediction)
+        _tell_router(session, found)
 
 
-def _streamer(hub: AdapterHub) -> Any:
-    from transformers import TextStreamer
+def _written(found: Prediction) -> dict[str, Any]:
+    row = found.to_json()
+    return {
+        **{key: row[key] for key in ("text", "adapter")},
+        "task": found.task or None,
+        "generated": found.prediction,
+        **{key: row[key] for key in ("adapters", "routing", "out_of_distribution")},
+    }
 
-    return TextStreamer(hub.load_base().tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+def _show(piece: str) -> bool:
+    print(piece, end="", flush=True)
+    return True
 
 
-def _who(hub: AdapterHub, task: str | None, adapter: str | None) -> str:
-    if adapter is not None:
-        return adapter if adapter == "base" else hub.get(adapter).ref
-    serving = hub.registry.serving()
-    return serving[task] if task is not None else next(iter(serving.values()))
+def _tell_router(session: Session, found: Prediction) -> None:
+    if found.routing is not None:
+        what = f"task {found.task}" if found.task else "no known task"
+        session.note(f"answered by {answered_by(found)}: {what}, routing confidence {found.routing:.3f}")
+
+
+@verb(USE, 'cl-adapter chat\nprintf "hello\\nand now?\\n" | cl-adapter chat --adapter base --json')
+def chat(
+    ctx: typer.Context,
+    task: Task = None,
+    adapter: Adapter = None,
+    router: Router = None,
+    set_: Set = None,
+    system: Annotated[str | None, typer.Option(help="a first message with the role system")] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: DrawSeed = 0,
+) -> None:
+    """Talk: each message goes to the adapter that its task, or a router, names. /new begins anew, /quit ends.
+
+    Tasks with the prompt format chat (and the base) see the whole conversation, others the last message, as in their
+    training. With --json each answer is one line.
+    """
+    session = Session.of(ctx)
+    hub = session.hub()
+    if router is not None and task is not None:
+        raise UsageError("both a task and a router", "--task names the task, so that nothing is left to route")
+    options = router_options(set_)
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    with hub.engine(router or DEFAULT, options=options, reporter=session.reporter()) as engine:
+        if terminal:
+            session.note("/new begins anew, /quit or Ctrl-D ends")
+        while (said := _turn(terminal)) is not None:
+            if said == "/quit":
+                break
+            if said == "/new":
+                messages = list(opening)
+                continue
+            if not said:
+                continue
+            messages.append({"role": "user", "content": said})
+            try:
+                streams = sys.stdout.isatty() and not session.json
+                found = hub.write(
+                    messages,
+                    task=task,
+                    adapter=adapter,
+                    router=engine.settings.router if task is None and adapter is None and _many(hub) else None,
+                    emit=_show if streams else None,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                    stop=tuple(stop or ()),
+                    seed=seed,
+                )
+            except DataError as error:
+                if not terminal:
+                    raise
+                session.note(f"error: {error.message}; /new begins anew")
+                messages.pop()
+                continue
+            messages.append({"role": "assistant", "content": found.prediction})
+            if session.json:
+                print(json.dumps(_written(found), ensure_ascii=False), flush=True)
+            else:
+                print("" if streams else found.prediction, flush=True)
+                _tell_router(session, found)
+
+
+def _many(hub: AdapterHub) -> bool:
+    return len(hub.registry.serving()) > 1
+
+
+def _turn(terminal: bool) -> str | None:
+    """The next message; None at the end."""
+    if terminal:
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline() if sys.stdin is not None else ""
+    return line.strip() if line else None

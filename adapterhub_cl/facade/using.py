@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,21 @@ from adapterhub_cl.types import Example, Prediction, Route
 if TYPE_CHECKING:
     from adapterhub_cl.inference.drift import Drift
     from adapterhub_cl.inference.engine import Engine
+    from adapterhub_cl.training.progress import Reporter
+
+Messages = Sequence[Mapping[str, str]]
+MANY = 64  # inputs from which a progress bar is worth its place
 
 
 class Using(Opened):
     """The verbs that answer."""
 
-    def engine(self, router: str = ROUTER, **settings: Any) -> Engine:
+    def engine(self, router: str = ROUTER, *, reporter: Reporter | None = None, **settings: Any) -> Engine:
         """Base and adapters in memory, for requests from any number of threads; use it as a context manager.
 
         Args:
             router: chooses the task of a request that does not name it: `analytic`, `centroid`, …
+            reporter: told when the router is fitted.
             settings: `options` (of the router), `top_k`, `fallback`, `capacity`, `host_bytes`, `batch_size`, `wait_ms`,
                 `max_length`; see `adapterhub_cl.inference._settings.Settings`.
 
@@ -38,7 +43,7 @@ class Using(Opened):
         chosen = Settings(router=router, **settings)
         if self._engine is not None and not self._engine.closed:
             raise UsageError("an engine works on this hub object already", "close it, or open the hub once more")
-        self._engine = Engine(self.registry, self.load_base(), chosen)
+        self._engine = Engine(self.registry, self.load_base(), chosen, reporter)
         return self._engine
 
     def predict(
@@ -53,7 +58,7 @@ class Using(Opened):
         fallback: bool = True,
         max_new_tokens: int = 64,
         batch_size: int = 32,
-        progress: Any = None,
+        reporter: Reporter | None = None,
     ) -> list[Prediction]:
         """Answers, in order.
 
@@ -65,94 +70,99 @@ class Using(Opened):
             top_k: mix the adapters of up to this many tasks by the router's weights.
             options: of the router.
             fallback: let the base answer what is out of distribution.
-            progress: called with the number of inputs done.
 
         Raises:
             UsageError: the hub has no adapter.
             UnknownNameError: no such task, adapter, router.
             DataError: an input is empty.
         """
+        from adapterhub_cl.training.progress import Reporter as Silent
+
+        report = reporter if reporter is not None and len(inputs) >= MANY else Silent()
+        if self._routes(task, adapter, router):
+            with self._using(router, options, reporter, fallback=fallback, batch_size=batch_size) as engine:
+                engine.prepare()
+                with report.piece("predicting", len(inputs)):
+                    return engine.predict(
+                        inputs,
+                        task=task,
+                        adapter=adapter,
+                        top_k=top_k,
+                        progress=report.advance,
+                        max_new_tokens=max_new_tokens,
+                    )
+        from adapterhub_cl import objectives
         from adapterhub_cl.data.values import whole_characters
+        from adapterhub_cl.inference.answering import answer
 
-        self._check_router(router, task)
-        if router is None and not self._open_question(task, adapter):
-            from adapterhub_cl import objectives
-            from adapterhub_cl.inference.answering import answer
-
-            chosen, ref = who_answers(self.registry, task, adapter)
-            examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
-            with answering(self.registry, self.load_base(), ref) as model:
-                found = answer(
-                    model,
-                    self.load_base(),
-                    objectives.ROOM.get("causal_lm")(),
-                    chosen,
-                    examples,
-                    ref,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    progress=progress,
-                )
-            self._count(ref, chosen.name, len(found))
-            return found
-        with self._using(router, options, fallback=fallback, batch_size=batch_size) as engine:
-            return engine.predict(
-                inputs, task=task, adapter=adapter, top_k=top_k, progress=progress, max_new_tokens=max_new_tokens
+        chosen, ref = who_answers(self.registry, task, adapter)
+        examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
+        with answering(self.registry, self.load_base(), ref) as model, report.piece("predicting", len(inputs)):
+            found = answer(
+                model,
+                self.load_base(),
+                objectives.ROOM.get("causal_lm")(),
+                chosen,
+                examples,
+                ref,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                progress=report.advance,
             )
+        self._count(ref, chosen.name, len(found))
+        return found
 
-    def generate(
+    def generate(self, text: str, **asked: Any) -> str:
+        """What the base with an adapter writes after a text; arguments as `write`."""
+        return self.write(text, **asked).prediction
+
+    def write(
         self,
-        text: str,
+        text: str | Messages,
         *,
         task: str | None = None,
         adapter: str | None = None,
         router: str | None = None,
+        top_k: int = 1,
+        options: Mapping[str, Any] | None = None,
         raw: bool = False,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        streamer: Any = None,
-    ) -> str:
-        """What the base with an adapter writes.
+        emit: Callable[[str], bool] | None = None,
+        reporter: Reporter | None = None,
+        **writing: Any,
+    ) -> Prediction:
+        """What is written after a text or a conversation, as `.prediction`, and who wrote it.
 
         Args:
+            text: a text, or messages (`[{"role": "user", "content": …}, …]`): see `Engine.chat`.
             task: whose prompt format and adapter; may be left out: a router finds it.
             adapter: a version, or `base`.
             raw: go on from the text as it is, without the task's prompt format.
-            temperature: 0 takes the likeliest token each time.
-            streamer: a transformers streamer, where task or adapter are named; else see `Engine.stream`.
-        """
-        from adapterhub_cl.inference.answering import continue_text
+            emit: gets the answer piece by piece, and says whether to go on.
+            writing: `max_new_tokens`, `temperature` (0 takes the likeliest token each time), `top_p`, `seed`, `stop`.
 
-        self._check_router(router, task)
-        if router is not None or (adapter != BASE and self._open_question(task, adapter)):
-            with self._using(router, None) as engine:
-                return engine.generate(
-                    text,
-                    task=task,
-                    adapter=adapter,
-                    raw=raw,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=seed,
-                ).prediction
+        Raises:
+            DataError: the text is empty, or longer than the context.
+            UsageError, UnknownNameError: as `predict`.
+        """
+        from adapterhub_cl.inference._requests import Request, Resolved, free_request, row_of
+        from adapterhub_cl.inference.generating import write_rows
+
+        request: Request = free_request(text, task, adapter, top_k, raw, writing)
+        request.emit = emit
+        if router is not None or (adapter != BASE and self._routes(task, adapter, router)):
+            with self._using(router, options, reporter) as engine:
+                return engine.ask(request).result()
         if adapter == BASE and task is None:
             chosen, ref = None, BASE
         else:
             chosen, ref = who_answers(self.registry, task, adapter)
-        with answering(self.registry, self.load_base(), ref) as model:
-            written = continue_text(
-                model,
-                self.load_base(),
-                text,
-                task=None if raw else chosen,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-                streamer=streamer,
-            )
+        base = self.load_base()
+        resolved = Resolved({} if ref == BASE else {ref: 1.0}, chosen)
+        row = row_of(base, request, resolved, base.context)
+        with answering(self.registry, base, ref) as model, base.autocast():
+            written = write_rows(model, base, [row.prompt], [row.writing], emit=[emit])[0]
         self._count(ref, chosen.name if chosen else "", 1)
-        return written
+        return resolved.prediction(request, written.text, written.confidence)
 
     def route(
         self,
@@ -162,6 +172,7 @@ class Using(Opened):
         top_k: int = 1,
         options: Mapping[str, Any] | None = None,
         explain: int = 0,
+        reporter: Reporter | None = None,
     ) -> list[Route]:
         """Which adapters would serve each input, and how sure that is.
 
@@ -169,10 +180,11 @@ class Using(Opened):
             explain: also the scores of all tasks, and this many nearest replay samples.
 
         Raises:
-            UsageError: the hub has no adapter, or none that this router can know.
+            UsageError: the hub has no adapter.
+            AdapterError: none of its tasks is one that this router can know.
             DataError: an input is empty.
         """
-        with self._using(router, options) as engine:
+        with self._using(router, options, reporter) as engine:
             return engine.route(inputs, top_k=top_k, explain=explain)
 
     def drift(
@@ -181,40 +193,47 @@ class Using(Opened):
         *,
         router: str | None = None,
         options: Mapping[str, Any] | None = None,
+        reporter: Reporter | None = None,
     ) -> Drift:
         """Compare inputs with what the router knows: the share out of distribution, clusters among them, and whether
         one looks like a new task.
 
         Raises:
-            UsageError: as `route`; or the router has no notion of what it does not know.
+            UsageError, AdapterError: as `route`; or the router has no notion of what it does not know.
             DataError: an input is empty.
         """
-        with self._using(router, options) as engine:
+        with self._using(router, options, reporter) as engine:
             return engine.drift(inputs)
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _open_question(self, task: str | None, adapter: str | None) -> bool:
-        """Whether nobody said which of several tasks."""
-        if task is not None:
-            return False
+    def _routes(self, task: str | None, adapter: str | None, router: str | None) -> bool:
+        """Whether a router is asked for, or nobody said which of several tasks.
+
+        Raises:
+            UsageError: a task and a router.
+        """
+        if router is not None and task is not None:
+            raise UsageError("both a task and a router", "--task names the task, so that nothing is left to route")
+        if router is not None or task is not None:
+            return router is not None
         if adapter is not None and adapter != BASE:
             record = self.registry.get(adapter)
             return not record.task and len(record.tasks) > 1
         return len(self.registry.serving()) > 1
 
-    @staticmethod
-    def _check_router(router: str | None, task: str | None) -> None:
-        if router is not None and task is not None:
-            raise UsageError("both a task and a router", "--task names the task, so that nothing is left to route")
-
     @contextmanager
-    def _using(self, router: str | None, options: Mapping[str, Any] | None, **settings: Any) -> Iterator[Engine]:
+    def _using(
+        self, router: str | None, options: Mapping[str, Any] | None, reporter: Reporter | None, **settings: Any
+    ) -> Iterator[Engine]:
         """The engine that is at work, or one for this call."""
         working = self._engine
         if working is None or working.closed:
-            with self.engine(router or ROUTER, options=options, **settings) as engine:
+            with self.engine(router or ROUTER, options=options, reporter=reporter, **settings) as engine:
                 yield engine
+                if reporter is not None:
+                    for note in engine.notes:
+                        reporter.note(f"note: {note}")
             return
         if options or router not in (None, working.settings.router):
             raise UsageError(

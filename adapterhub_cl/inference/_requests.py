@@ -60,6 +60,38 @@ class Request:
             raise UsageError(f"--top-k must be 1 or more, not {self.top_k}", "1 takes the likeliest task alone")
 
 
+def free_request(
+    asked: str | Messages,
+    task: str | None,
+    adapter: str | None,
+    top_k: int,
+    raw: bool,
+    writing: Mapping[str, Any],
+) -> Request:
+    """A request to write an answer, checked.
+
+    Args:
+        asked: a text, or messages with `role` and `content`.
+
+    Raises:
+        DataError, UsageError: it cannot be answered.
+    """
+    messages: Messages = () if isinstance(asked, str) else list(asked)
+    if not isinstance(asked, str):
+        if not messages:
+            raise UsageError("an empty conversation", 'give [{"role": "user", "content": "…"}]')
+        if any(not isinstance(m, Mapping) or not {"role", "content"} <= m.keys() for m in messages):
+            raise DataError("a message lacks its role or its content", 'write {"role": "user", "content": "…"}')
+        if raw:
+            raise UsageError("a conversation cannot be raw", "give one text")
+    text = asked if isinstance(asked, str) else str(messages[-1]["content"])
+    request = Request(
+        Example(whole_characters(text)), task, adapter, top_k, Writing(**writing), free=True, raw=raw, messages=messages
+    )
+    request.check()
+    return request
+
+
 @dataclass(frozen=True)
 class Resolved:
     """Who answers a request.

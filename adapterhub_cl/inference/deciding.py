@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -21,29 +20,14 @@ from adapterhub_cl.inference.drift import Drift, analyse
 from adapterhub_cl.inference.seen import SeenTexts, routing_text
 from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors
-from adapterhub_cl.options import from_mapping, option
+from adapterhub_cl.options import from_mapping
 from adapterhub_cl.registry import Registry, samples
-from adapterhub_cl.routing import ROOM, Routed, Seen, build
+from adapterhub_cl.routing import ROOM, Common, Routed, Seen, build
 from adapterhub_cl.routing._store import Cache, Known, Opened, Source, open_router
+from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, Example, Route
 
 FOLDER = "routers"
-FORMS = ("bare", "whole", "both")
-
-
-@dataclass(frozen=True)
-class Common:
-    """Options of every router."""
-
-    text: str = option("both", "what is learned of a sample: bare (the input), whole (its instruction before it), both")
-    layer: int = option(-1, "layer of the base whose output is looked at, counted from 0; -1: two thirds up")
-    false_fallbacks: float = option(0.01, "share of the known tasks' inputs that the base may answer by mistake")
-
-    def __post_init__(self) -> None:
-        if self.text not in FORMS:
-            raise UsageError(f"text must be one of {', '.join(FORMS)}, not {self.text!r}", "--set text=bare")
-        if not 0 <= self.false_fallbacks < 1:
-            raise UsageError(f"false_fallbacks must be at least 0 and below 1, not {self.false_fallbacks}")
 
 
 class Decider:
@@ -57,17 +41,27 @@ class Decider:
     """
 
     def __init__(
-        self, registry: Registry, base: LoadedBase, bank: LoraBank, name: str, options: Mapping[str, Any]
+        self,
+        registry: Registry,
+        base: LoadedBase,
+        bank: LoraBank,
+        name: str,
+        options: Mapping[str, Any],
+        reporter: Reporter | None = None,
     ) -> None:
+        self.reporter = reporter or Reporter()
         self.registry, self.base, self.bank, self.name = registry, base, bank, ROOM.canonical(name)
-        general = {key: value for key, value in options.items() if key in Common.__dataclass_fields__}
-        self.common = from_mapping(Common, general, "the options of the router", prefix="")
-        self.options = {key: value for key, value in options.items() if key not in general}
+        common = {key: value for key, value in options.items() if key.startswith("router.")}
+        own = {key.removeprefix("router."): value for key, value in common.items()}
+        self.common = from_mapping(Common, own, "the options of every router", prefix="router.")
+        self.options = {key: value for key, value in options.items() if key not in common}
         self.reads = build(name, self.options).reads
         layers = self.base.model.config.get_text_config().num_hidden_layers
         self.layer = shallow_layer(base) if self.common.layer < 0 else self.common.layer
         if self.layer >= layers:
-            raise UsageError(f"layer {self.layer}: this base has {layers} layers", f"count them 0 to {layers - 1}")
+            raise UsageError(
+                f"router.layer {self.layer}: this base has {layers} layers", f"count them 0 to {layers - 1}"
+            )
         self.opened: Opened | None = None
         self._seen_generation = -1
         self._without: list[str] = []
@@ -205,7 +199,11 @@ class Decider:
             "max_length": MAX_LENGTH,
             "text": self.common.text,
         }
-        return Source(self.registry.path / FOLDER, about, lambda texts: pooled(self.base, texts, self.layer))
+        return Source(self.registry.path / FOLDER, about, self._embed)
+
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        with self.reporter.piece("the router reads replay samples", len(texts)) as advance:
+            return pooled(self.base, texts, self.layer, progress=advance)
 
     def _find_keepers(self, view: View) -> dict[str, AdapterRecord]:
         """Task → its newest version that keeps replay samples."""

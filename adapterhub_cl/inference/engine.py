@@ -19,7 +19,16 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
 from adapterhub_cl.inference._queue import Call, Queue
-from adapterhub_cl.inference._requests import Messages, Request, Resolved, choices_of, narrowed, resolve, row_of
+from adapterhub_cl.inference._requests import (
+    Messages,
+    Request,
+    Resolved,
+    choices_of,
+    free_request,
+    narrowed,
+    resolve,
+    row_of,
+)
 from adapterhub_cl.inference._settings import Settings
 from adapterhub_cl.inference._tally import Tally
 from adapterhub_cl.inference._view import View
@@ -34,6 +43,7 @@ from adapterhub_cl.types import Example, Prediction, Route
 
 if TYPE_CHECKING:
     from adapterhub_cl.inference.drift import Drift
+    from adapterhub_cl.training.progress import Reporter
 
 PULLS = 8  # batches that are taken from the queue at once, so that rows of like length find each other
 
@@ -44,11 +54,13 @@ class Engine:
     Made by `AdapterHub.engine`. Not more than one engine works on a hub object at a time; processes may have one each.
     """
 
-    def __init__(self, registry: Registry, base: LoadedBase, settings: Settings) -> None:
+    def __init__(
+        self, registry: Registry, base: LoadedBase, settings: Settings, reporter: Reporter | None = None
+    ) -> None:
         self.registry, self.base, self.settings = registry, base, settings
         self.bank = LoraBank(base, self._read, capacity=settings.capacity, host_bytes=settings.host_bytes)
         self._view = View(registry)
-        self._decider = Decider(registry, base, self.bank, settings.router, settings.options or {})
+        self._decider = Decider(registry, base, self.bank, settings.router, settings.options or {}, reporter)
         self._answerer = Answerer(base, self.bank, max_length=settings.max_length)
         self.tally = Tally(registry)
         self._queue = Queue()
@@ -75,7 +87,11 @@ class Engine:
         **writing: Any,
     ) -> Future[Prediction]:
         """Ask, and go on; see `predict`. What is wrong with a request is raised by its future."""
-        request = Request(_example(text), task, adapter, top_k or self.settings.top_k, Writing(**writing))
+        k = self.settings.top_k if top_k is None else top_k
+        return self.ask(Request(_example(text), task, adapter, k, Writing(**writing)))
+
+    def ask(self, request: Request) -> Future[Prediction]:
+        """Put a request into the queue."""
         self._queue.put([request])
         return request.future
 
@@ -127,9 +143,7 @@ class Engine:
         Raises:
             DataError: the text is empty, or longer than the context.
         """
-        request = self._free(text, task, adapter, top_k, raw, writing)
-        self._queue.put([request])
-        return self._results([request], None)[0]
+        return self.ask(self._free(text, task, adapter, top_k, raw, writing)).result()
 
     def stream(
         self,
@@ -153,7 +167,7 @@ class Engine:
 
         request.emit = emit
         request.future.add_done_callback(lambda _: pieces.put(None))
-        self._queue.put([request])
+        self.ask(request)
         try:
             while (piece := pieces.get()) is not None:
                 yield piece
@@ -176,9 +190,7 @@ class Engine:
         conversation (the oldest turns go where it is too long); a task with another format sees the last message, as
         in its training.
         """
-        request = self._free(messages, task, adapter, top_k, False, writing)
-        self._queue.put([request])
-        return self._results([request], None)[0]
+        return self.ask(self._free(messages, task, adapter, top_k, False, writing)).result()
 
     def route(self, inputs: Sequence[str | Example], *, top_k: int | None = None, explain: int = 0) -> list[Route]:
         """Where the router sends inputs, and how sure it is; nothing is answered or counted.
@@ -215,6 +227,20 @@ class Engine:
             return self._decider.drift(self._view, examples)
 
         return self._call(work)  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Let the router know the hub as it is now: fit it, or load it, before the first request does.
+
+        Raises:
+            UsageError: the hub has no adapter.
+            AdapterError: the router can know none of its tasks.
+        """
+
+        def work() -> None:
+            self._look()
+            self._decider.refresh(self._view)
+
+        self._call(work)
 
     @property
     def closed(self) -> bool:
@@ -258,22 +284,7 @@ class Engine:
         raw: bool,
         writing: Mapping[str, Any],
     ) -> Request:
-        messages: Messages = () if isinstance(asked, str) else list(asked)
-        if not isinstance(asked, str) and not messages:
-            raise UsageError("an empty conversation", 'give [{"role": "user", "content": "…"}]')
-        text = asked if isinstance(asked, str) else str(messages[-1].get("content", ""))
-        request = Request(
-            Example(whole_characters(text)),
-            task,
-            adapter,
-            self.settings.top_k if top_k is None else top_k,
-            Writing(**writing),
-            free=True,
-            raw=raw,
-            messages=messages,
-        )
-        request.check()
-        return request
+        return free_request(asked, task, adapter, self.settings.top_k if top_k is None else top_k, raw, writing)
 
     def _call(self, work: Any) -> Any:
         """Have the worker do something between two batches."""

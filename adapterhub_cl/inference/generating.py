@@ -153,7 +153,7 @@ class _Desk:
 
     def finish(self) -> list[Written]:
         return [
-            Written(self.text(row).strip(), math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
+            Written(self.text(row), math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
             for row in range(len(self.rows))
         ]
 

@@ -192,10 +192,11 @@ class Answerer:
         wanted = [row.writing.within(min(self._room(row), max(1, room))) for row in rows]
         with self.bank.rows([row.mixture for row in rows], keep=True) as model, self.base.autocast():
             written = write_rows(model, self.base, prompts, wanted, emit=[row.emit for row in rows], halt=self.halt)
-        return [
-            Answered(one.text, one.confidence) if math.isfinite(one.confidence) else _diverged(row)
-            for row, one in zip(rows, written, strict=True)
-        ]
+        answers: list[Answered | AdapterHubError] = []
+        for row, one in zip(rows, written, strict=True):
+            text = one.text if row.prompt else one.text.strip()
+            answers.append(Answered(text, one.confidence) if math.isfinite(one.confidence) else _diverged(row))
+        return answers
 
 
 def _diverged(row: Asked) -> AdapterError:

@@ -33,7 +33,7 @@ class SeenTexts:
     """Texts on a base.
 
     Args:
-        layer: whose output `hidden` is the mean of, counted from 0.
+        layer: whose output `hidden` is pooled from, counted from 0.
         serving: task → version, for `losses`.
     """
 
@@ -49,7 +49,7 @@ class SeenTexts:
 
     @cached_property
     def hidden(self) -> torch.Tensor:
-        """`[n, hidden]`, fp32."""
+        """`[n, 2·hidden]`, fp32."""
         return pooled(self.base, self._texts, self.layer)
 
     @cached_property

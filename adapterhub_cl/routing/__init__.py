@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from adapterhub_cl.options import from_mapping
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.options import from_mapping, option
 from adapterhub_cl.plugins import Room
 
 if TYPE_CHECKING:
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
 
 ROOM = Room("adapterhub_cl.routing", "router", "Router")
 DEFAULT = "analytic"
+FORMS = ("bare", "whole", "both")
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of every router, written `router.OPTION`."""
+
+    text: str = option("both", "what is learned of a sample: bare (the input), whole (its instruction before it), both")
+    layer: int = option(-1, "layer of the base whose output is looked at, counted from 0; -1: two thirds up")
+    false_fallbacks: float = option(0.005, "share of the known tasks' inputs that the base may answer by mistake")
+
+    def __post_init__(self) -> None:
+        if self.text not in FORMS:
+            raise UsageError(
+                f"router.text must be one of {', '.join(FORMS)}, not {self.text!r}", "--set router.text=bare"
+            )
+        if not 0 <= self.false_fallbacks < 1:
+            raise UsageError(f"router.false_fallbacks must be at least 0 and below 1, not {self.false_fallbacks}")
 
 
 @dataclass(frozen=True)

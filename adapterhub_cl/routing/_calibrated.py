@@ -60,7 +60,7 @@ class Calibrated:
         router: BaseRouter,
         *,
         holdout: float = 0.2,
-        false_fallbacks: float = 0.01,
+        false_fallbacks: float = 0.005,
         seed: int = 0,
         see: See | None = None,
     ) -> None:

@@ -56,18 +56,28 @@ def fit_temperature(scores: torch.Tensor, targets: torch.Tensor) -> float:
 def fit_threshold(familiarity: torch.Tensor, share: float) -> float:
     """The value below which a share of such samples falls.
 
-    Beyond what the samples can tell (0.5 % of forty of them) it follows from an exponential tail, whose scale is the
-    mean shortfall of the lowest fifth (peaks over threshold); never above what was counted.
+    Beyond what the samples can tell (1 % of forty of them) it follows from an exponential tail, whose scale is the mean
+    shortfall of the lowest fifth (peaks over threshold), and is no higher than the normal distribution's prediction
+    limit; never above what was counted.
     """
-    values = familiarity.double().sort().values
+    values = familiarity.double()
     values = values[torch.isfinite(values)]
     if not len(values) or share <= 0:
         return -inf
+    counted = float(torch.quantile(values, share))
     body = max(BODY, 2.0 / len(values))
     if share >= body:
-        return float(torch.quantile(values, share))
+        return counted
     edge = float(torch.quantile(values, min(body, 1.0)))
     below = values[values < edge]
-    scale = float((edge - below).mean()) if len(below) else 0.0
-    tail = edge - scale * log(min(body, 1.0) / share)
-    return min(tail, float(torch.quantile(values, share)))
+    found = min(counted, edge - float((edge - below).mean()) * log(min(body, 1.0) / share)) if len(below) else counted
+    if 1 < len(values) < 1 / share:
+        spread = float(values.std()) * (1 + 1 / len(values)) ** 0.5
+        found = min(found, float(values.mean()) - _student(share, len(values) - 1) * spread)
+    return found
+
+
+def _student(share: float, freedom: int) -> float:
+    """Minus the quantile of Student's t (Abramowitz and Stegun 26.7.5), near enough from four degrees of freedom on."""
+    z = -float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -86,7 +86,7 @@ def open_router(
     *,
     see: See | None = None,
     holdout: float = 0.2,
-    false_fallbacks: float = 0.01,
+    false_fallbacks: float = 0.005,
     seed: int = 0,
 ) -> Opened:
     """A router that knows these tasks: as stored, brought up to date, or fitted.

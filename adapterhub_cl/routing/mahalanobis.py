@@ -4,9 +4,10 @@ arXiv:1807.03888), that is linear discriminant analysis.
 Kept are Σ x for each task and Σ xxᵀ over all: tasks come and go exactly. Familiarity is relative (Ren et al. 2021,
 arXiv:2106.09022): the distance to the mean of everything under the covariance of everything, minus that to the
 nearest task; the plain least distance told unknown tasks worse (AUROC 0.92 against 0.98, six pairs of text tasks
-left out). Choose it for a smaller state than that of `analytic`: its accuracy is the same, and `analytic` takes its
-familiarity from here. Hidden states wider than `dims` are projected at random, as the
-covariance grows with the square.
+left out). Choose it for a smaller state than that of `analytic`, which takes its familiarity from here: on fifteen
+text tasks it was level (96.3 % on the bare text, 99.9 % on the whole prompt). Where tasks are no single clouds the
+regression can still divide them. Hidden states wider than `dims` are projected at random, as the covariance grows
+with the square.
 """
 
 from __future__ import annotations

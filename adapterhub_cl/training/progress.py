@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 
@@ -22,6 +23,15 @@ class Reporter:
 
     def finish(self) -> None:
         """The piece of work is over."""
+
+    @contextmanager
+    def piece(self, what: str, total: int) -> Iterator[Callable[..., None]]:
+        """A piece of work that is over at the end of the block, whatever happens; gives `advance`."""
+        self.start(what, total)
+        try:
+            yield self.advance
+        finally:
+            self.finish()
 
 
 class LineReporter(Reporter):

@@ -1,0 +1,550 @@
+"""How well each router finds the task of a text, and what its mistakes cost: cl15, base tiny, NF4.
+
+    python examples/benchmarks/routing.py run --work /tmp/routing
+    python examples/benchmarks/routing.py table --work /tmp/routing -o examples/benchmarks/results
+
+`run` trains one adapter for each of fifteen tasks and each seed (1,000 training rows, 200 replay samples), then routes
+and answers test rows that no adapter was trained on; started again it goes on where it stopped, one JSON file for each
+result. Every router decides on the same rows, in a hub of the four tasks of order 1 and in one of all fifteen, from the
+whole prompt and from the bare input; the answer of a row under a task is computed once and shared by all routers. The
+oracle is the same engine with the task named. `table` writes Markdown and JSON. The texts are those of
+../shared/data/cl15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
+FOUR = ("dbpedia", "amazon", "yahoo", "agnews")
+TASKS = (*FOUR, "mnli", "cb", "wic", "copa", "qqp", "boolq", "rte", "imdb", "yelp", "sst2", "multirc")
+FAMILY = {"yelp": "amazon", "imdb": "sst2"}  # the same labels and the same question
+SCOPES = {"four": FOUR, "fifteen": TASKS}
+UNKNOWN = (("dbpedia", "wic"), ("qqp", "imdb"), ("agnews", "boolq"))  # left out, in turn
+ROUTERS = ("analytic", "mahalanobis", "learned", "centroid", "arrow", "perplexity")
+FORMS = ("whole", "bare")
+TEST_ROWS, SLOW_ROWS = 100, 20  # of each task; the second for perplexity, which reads a text once under every adapter
+WRITTEN = 16  # tokens that the base writes where it steps in; no label is longer
+SETTINGS: dict[str, Any] = {"epochs": 3, "max_length": 160, "rank": 16}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A test row."""
+
+    key: str
+    task: str
+    input: str
+    instruction: str
+    output: str
+
+    def example(self, form: str) -> Any:
+        from adapterhub_cl.types import Example
+
+        return Example(self.input, instruction=self.instruction if form == "whole" else "")
+
+
+def lines_of(task: str, split: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (DATA / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def drawn(tasks: Sequence[str], count: int) -> list[Row]:
+    """A fixed draw of test rows, without those whose input is among the training rows."""
+    found = []
+    for task in tasks:
+        trained = {row["input"] for row in lines_of(task, "train")}
+        rows = [(k, row) for k, row in enumerate(lines_of(task, "test")) if row["input"] not in trained]
+        random.Random(f"routing {task}").shuffle(rows)
+        found += [Row(f"{task}.{k}", task, r["input"], r["instruction"], r["output"]) for k, r in rows[:count]]
+    return found
+
+
+def rows_for(router: str, tasks: Sequence[str]) -> list[Row]:
+    return drawn(tasks, SLOW_ROWS if router == "perplexity" else TEST_ROWS)
+
+
+# -- hubs ----------------------------------------------------------------------------------------
+
+
+def train(work: Path, seed: int) -> None:
+    """The hub of a seed, with one adapter for each task; trains those that are missing."""
+    from adapterhub_cl import AdapterHub
+
+    place = work / f"hub-{seed}"
+    hub = AdapterHub.open(place) if (place / "hub.toml").exists() else AdapterHub.init(place, base="tiny")
+    there = {record.name for record in hub.list()}
+    for task in TASKS:
+        if task not in there:
+            asked = {"columns": {"input": "input", "output": "output"}, "kind": "choice", **SETTINGS}
+            instruction = lines_of(task, "train")[0]["instruction"]
+            hub.add_task(task, DATA / task / "train.jsonl", instruction=instruction, seed=seed, **asked)
+            print(f"seed {seed}: trained {task}", flush=True)
+
+
+def scoped(work: Path, seed: int, name: str, tasks: Iterable[str]) -> Any:
+    """A copy of a seed's hub that has these tasks only: engines write counters and routers into it."""
+    from adapterhub_cl import AdapterHub
+
+    place = work / "scoped" / f"{name}-{seed}"
+    if not place.exists():
+        draft = place.with_name(f".{place.name}")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(work / f"hub-{seed}", draft)
+        hub = AdapterHub.open(draft)
+        for record in hub.list(all_versions=True):
+            if record.task not in set(tasks):
+                hub.registry.delete(record.ref)
+        draft.rename(place)
+    return AdapterHub.open(place)
+
+
+# -- results -------------------------------------------------------------------------------------
+
+
+class Results:
+    """One JSON file for each result."""
+
+    def __init__(self, work: Path) -> None:
+        self.folder = work / "results"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str) -> Any:
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def put(self, name: str, found: Any) -> None:
+        draft = self.folder / f".{name}.json"
+        draft.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        draft.rename(self.folder / f"{name}.json")
+
+    def made(self, name: str, make: Callable[[], Any]) -> Any:
+        """A result, computed where it is missing."""
+        found = self.get(name)
+        if found is None:
+            started = time.monotonic()
+            found = make()
+            self.put(name, found)
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+        return found
+
+
+def decide(hub: Any, router: str, form: str, rows: Sequence[Row], more: Sequence[Row] = ()) -> dict[str, Any]:
+    """What a router says of test rows (and of `more`), and the base's answers where it steps in."""
+    with hub.engine(router=router) as engine:
+        started = time.perf_counter()
+        engine.route([rows[0].example(form)])  # fits the router
+        fitted = time.perf_counter() - started
+        started = time.perf_counter()
+        routes = engine.route([row.example(form) for row in rows])
+        seconds = time.perf_counter() - started
+        others = engine.route([row.example(form) for row in more]) if more else []
+        shy = [(row, route) for row, route in zip(rows, routes, strict=True) if route.out_of_distribution]
+        asked = [row.example(form) for row, _ in shy] if not more else []
+        answers = engine.predict(asked, max_new_tokens=WRITTEN) if asked else []
+        return {
+            "keys": [row.key for row in rows],
+            "task": [next(iter(route.tasks)) for route in routes],
+            "confidence": [route.confidence for route in routes],
+            "out": [route.out_of_distribution for route in routes],
+            "familiarity": [route.familiarity for route in routes],
+            "unknown": [route.familiarity for route in others],
+            "unknown_out": [route.out_of_distribution for route in others],
+            "threshold": routes[0].threshold,
+            "temperature": engine._decider.opened.calibrated.temperature,
+            "base": {row.key: answer.prediction for (row, _), answer in zip(shy, answers, strict=False)},
+            "fit_seconds": fitted,
+            "seconds": seconds / len(rows),
+            "notes": engine.notes,
+        }
+
+
+class Answers:
+    """Row, form, task → the answer of that task's adapter; computed once for each seed."""
+
+    def __init__(self, results: Results, hub: Any, seed: int) -> None:
+        self.results, self.hub, self.name = results, hub, f"answers-{seed}"
+        self.known: dict[str, str] = results.get(self.name) or {}
+
+    @staticmethod
+    def key(row: Row, form: str, task: str) -> str:
+        # Under the right task a bare input gets the very instruction that the whole prompt brings.
+        return f"{row.key} {'' if task == row.task else form} {task}"
+
+    def need(self, wanted: Iterable[tuple[Row, str, str]]) -> None:
+        """Have these answers."""
+        missing: dict[str, dict[str, tuple[Row, str]]] = {}
+        for row, form, task in wanted:
+            key = self.key(row, form, task)
+            if key not in self.known:
+                missing.setdefault(task, {})[key] = (row, form)
+        if not missing:
+            return
+        with self.hub.engine() as engine:
+            for task, rows in missing.items():
+                found = engine.predict([row.example(form) for row, form in rows.values()], task=task)
+                self.known |= {key: one.prediction for key, one in zip(rows, found, strict=True)}
+        self.results.put(self.name, self.known)
+
+
+def mixed(hub: Any, form: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Answers of analytic with the adapters of two tasks mixed."""
+    with hub.engine(top_k=2) as engine:
+        found = engine.predict([row.example(form) for row in rows], max_new_tokens=WRITTEN)
+    return {
+        "keys": [row.key for row in rows],
+        "prediction": [one.prediction for one in found],
+        "second": [min(one.adapters.values()) if len(one.adapters) > 1 else 0.0 for one in found],
+    }
+
+
+def grow(hub: Any) -> dict[str, Any]:
+    """analytic's weights after the tasks came one by one (and one went), against a fit on all at once."""
+    import torch
+
+    from adapterhub_cl.inference._view import View
+    from adapterhub_cl.inference.bank import LoraBank
+    from adapterhub_cl.inference.deciding import Decider
+
+    base, registry = hub.load_base(), hub.registry
+    bank = LoraBank(base, lambda ref: None)
+    view = View(registry)
+    view.refresh()
+    serving, steps = dict(view.serving), 0
+
+    def weights(decider: Any, tasks: Sequence[str]) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        view.serving, view.generation = {task: serving[task] for task in tasks}, steps
+        decider.refresh(view)
+        router = decider.opened.calibrated.router
+        return router.weights[:, [router.tasks.index(task) for task in sorted(router.tasks)]].clone()
+
+    def cleared() -> Any:
+        for path in (hub.folder / "routers").glob("*/router.json"):
+            shutil.rmtree(path.parent)  # the hidden states stay
+        return Decider(registry, base, bank, "analytic", {})
+
+    try:
+        steadily, hows = cleared(), []
+        for count in range(1, len(TASKS) + 1):
+            one_by_one = weights(steadily, TASKS[:count])
+            hows.append(steadily.opened.how)
+        numbers = [steadily.opened.calibrated.temperature, steadily.opened.calibrated.threshold]
+        after = weights(steadily, TASKS[:-1])
+        at_once = cleared()
+        all_of_them = weights(at_once, TASKS)
+        fresh = [at_once.opened.calibrated.temperature, at_once.opened.calibrated.threshold]
+        fewer = weights(cleared(), TASKS[:-1])
+    finally:
+        bank.close()
+        view.close()
+    return {
+        "largest_weight": float(all_of_them.abs().max()),
+        "one_by_one": float((one_by_one - all_of_them).abs().max()),
+        "one_removed": float((after - fewer).abs().max()),
+        "how": hows,
+        "temperature_and_threshold": [abs(a - b) for a, b in zip(numbers, fresh, strict=True)],
+    }
+
+
+# -- overhead ------------------------------------------------------------------------------------
+
+
+def wide_hub(work: Path) -> Any:
+    """A random NF4 Llama of hidden size 1024 with a random adapter for each of four tasks, and their replay samples."""
+    from mixed_batch import make_base, write_adapters
+
+    from adapterhub_cl import AdapterHub
+    from adapterhub_cl.types import Task
+
+    place = work / "hub-wide"
+    if (place / "done").exists():
+        return AdapterHub.open(place)
+    shutil.rmtree(place, ignore_errors=True)
+    folders = write_adapters(make_base(work, "hidden1024"), work / "wide-adapters", len(FOUR))
+    hub = AdapterHub.init(place, base=str(work / "hidden1024"))
+    for task, folder in zip(FOUR, folders, strict=True):
+        rows = lines_of(task, "train")[:40]
+        with hub.registry.new_draft(task) as draft:
+            for path in folder.iterdir():
+                shutil.copyfile(path, draft.path / path.name)
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (draft.path / "replay.jsonl").write_text(text, encoding="utf-8")
+            labels = tuple(sorted({row["output"] for row in rows}))
+            spec = Task(task, "choice", instruction=rows[0]["instruction"], labels=labels, metric="accuracy")
+            hub.registry.publish(draft, {"kind": "imported", "rank": 16}, task=spec)
+    (place / "done").touch()
+    return hub
+
+
+def overhead(hub: Any, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of deciding within requests, against the whole of them: bare inputs of agnews."""
+    from adapterhub_cl.inference._requests import Request
+
+    texts = [row.input for row in drawn(("agnews",), 100)]
+    spent: list[float] = []
+    found = []
+    with hub.engine(wait_ms=0) as engine:
+        deciding, generate = engine._decider.decide, engine.base.model.generate
+
+        def timed(*given: Any, **more: Any) -> Any:
+            started = time.perf_counter()
+            routed = deciding(*given, **more)
+            spent.append(time.perf_counter() - started)
+            # All are taken for known: the base would write answers of another length.
+            return [replace(one, out_of_distribution=False) for one in routed]
+
+        def written_out(*given: Any, **more: Any) -> Any:
+            return generate(*given, **more, min_new_tokens=more["max_new_tokens"])
+
+        engine._decider.decide = timed
+        engine.base.model.generate = written_out
+        try:
+            for kind in ("32 tokens written", "a label chosen"):
+                for rows in (1, 16):
+                    shares, wholes, parts = [], [], []
+                    for turn in range(rounds + 2):
+                        asked = [texts[(turn * rows + k) % len(texts)] for k in range(rows)]
+                        requests: list[Request] = [
+                            engine._free(text, None, None, None, False, {"max_new_tokens": 32})
+                            if kind.startswith("32")
+                            else Request(_bare(text))
+                            for text in asked
+                        ]
+                        spent.clear()
+                        started = time.perf_counter()
+                        engine._queue.put(requests)  # all at once, as 16 clients at the same moment
+                        for request in requests:
+                            request.future.result()
+                        whole = time.perf_counter() - started
+                        if turn >= 2:
+                            shares.append(sum(spent) / whole)
+                            wholes.append(whole)
+                            parts.append(sum(spent))
+                    one = {"request": kind, "rows": rows, "share": statistics.median(shares)}
+                    one |= {"routing_ms": 1000 * statistics.median(parts), "whole_ms": 1000 * statistics.median(wholes)}
+                    found.append(one)
+                    print(one, flush=True)
+        finally:
+            engine._decider.decide = deciding
+            del engine.base.model.generate
+    return found
+
+
+def _bare(text: str) -> Any:
+    from adapterhub_cl.types import Example
+
+    return Example(text)
+
+
+# -- run -----------------------------------------------------------------------------------------
+
+
+def run(work: Path, seeds: Sequence[int], only: str) -> None:
+    """Everything that is not there yet."""
+    results = Results(work)
+    for seed in seeds:
+        train(work, seed)
+        wanted: list[tuple[Row, str, str]] = []
+        for scope, tasks in SCOPES.items():
+            hub = scoped(work, seed, scope, tasks)
+            for router in ROUTERS:
+                if only not in router:
+                    continue
+                for form in FORMS:
+                    rows = rows_for(router, tasks)
+                    name = f"decisions-{seed}-{scope}-{form}-{router}"
+                    found = results.made(name, lambda h=hub, r=router, f=form, n=rows: decide(h, r, f, n))
+                    chosen = zip(rows, found["task"], strict=True)
+                    wanted += [(row, form, task) for row, task in chosen]
+                    wanted += [(row, form, row.task) for row in rows]
+        answers = Answers(results, scoped(work, seed, "fifteen", TASKS), seed)
+        answers.need(wanted)
+        print(f"seed {seed}: {len(answers.known)} answers", flush=True)
+        if only in "analytic":
+            for scope, tasks in SCOPES.items():
+                for form in FORMS:
+                    rows, hub = drawn(tasks, TEST_ROWS), scoped(work, seed, scope, tasks)
+                    results.made(f"mixed-{seed}-{scope}-{form}", lambda h=hub, f=form, n=rows: mixed(h, f, n))
+            results.made(f"growth-{seed}", lambda s=seed: grow(scoped(work, s, "growing", TASKS)))
+        for pair in UNKNOWN:
+            tasks = tuple(task for task in TASKS if task not in pair)
+            hub = scoped(work, seed, "-".join(("without", *pair)), tasks)
+            for router in ROUTERS:
+                if only in router and not (router == "perplexity" and seed != seeds[0]):
+                    for form in FORMS:
+                        rows, others = rows_for(router, tasks), rows_for(router, pair)
+                        results.made(
+                            f"unknown-{seed}-{'-'.join(pair)}-{form}-{router}",
+                            lambda h=hub, r=router, f=form, n=rows, o=others: decide(h, r, f, n, o),
+                        )
+    if only in "analytic":
+        results.made("overhead-tiny", lambda: overhead(scoped(work, seeds[0], "fifteen", TASKS), 40))
+        results.made("overhead-wide", lambda: overhead(wide_hub(work), 15))
+
+
+# -- table ---------------------------------------------------------------------------------------
+
+
+def family(task: str) -> str:
+    return FAMILY.get(task, task)
+
+
+def mean_over_tasks(hits: Iterable[tuple[str, bool]]) -> tuple[float, dict[str, float]]:
+    """Mean over tasks of the share of hits, and each task's."""
+    by_task: dict[str, list[bool]] = {}
+    for task, hit in hits:
+        by_task.setdefault(task, []).append(hit)
+    shares = {task: sum(own) / len(own) for task, own in by_task.items()}
+    return sum(shares.values()) / len(shares), shares
+
+
+def scored(results: Results, seed: int, scope: str, form: str, router: str, known: dict[str, str]) -> Any:
+    """The figures of one router, seed, scope and form."""
+    found = results.get(f"decisions-{seed}-{scope}-{form}-{router}")
+    if found is None:
+        return None
+    rows = rows_for(router, SCOPES[scope])
+    tasks, out = found["task"], found["out"]
+
+    def answer(row: Row, task: str) -> str:
+        return known[Answers.key(row, form, task)]
+
+    def hits(named: Sequence[str], fallback: bool) -> list[tuple[str, bool]]:
+        return [
+            (row.task, (found["base"][row.key] if fallback and shy else answer(row, task)) == row.output)
+            for row, task, shy in zip(rows, named, out, strict=True)
+        ]
+
+    oracle, oracles = mean_over_tasks(hits([row.task for row in rows], False))
+    figures: dict[str, Any] = {
+        "seed": seed,
+        "scope": scope,
+        "form": form,
+        "router": router,
+        "task": mean_over_tasks((row.task, task == row.task) for row, task in zip(rows, tasks, strict=True))[0],
+        "family": mean_over_tasks(
+            (row.task, family(task) == family(row.task)) for row, task in zip(rows, tasks, strict=True)
+        )[0],
+        "fallback": mean_over_tasks((row.task, shy) for row, shy in zip(rows, out, strict=True))[0],
+        "oracle": oracle,
+        "oracle_per_task": oracles,
+        "ms": 1000 * found["seconds"],
+        "fit_s": found["fit_seconds"],
+        "threshold": found["threshold"],
+        "rows": len(rows),
+    }
+    for name, fallback in (("", True), ("_no_fallback", False)):
+        end, ends = mean_over_tasks(hits(tasks, fallback))
+        figures |= {f"end{name}": end, f"relative{name}": end / oracle, f"per_task{name}": ends}
+    confusions: dict[str, int] = {}
+    for row, task in zip(rows, tasks, strict=True):
+        if task != row.task:
+            confusions[f"{row.task} → {task}"] = confusions.get(f"{row.task} → {task}", 0) + 1
+    figures["confusions"] = dict(sorted(confusions.items(), key=lambda item: -item[1])[:8])
+    shy_by_task: dict[str, int] = {}
+    for row, shy in zip(rows, out, strict=True):
+        if shy:
+            shy_by_task[row.task] = shy_by_task.get(row.task, 0) + 1
+    figures["fallbacks"] = dict(sorted(shy_by_task.items(), key=lambda item: -item[1]))
+    return figures
+
+
+def blended(results: Results, seed: int, scope: str, form: str, known: dict[str, str]) -> Any:
+    """The figures of analytic with two tasks mixed."""
+    found = results.get(f"mixed-{seed}-{scope}-{form}")
+    if found is None:
+        return None
+    rows = drawn(SCOPES[scope], TEST_ROWS)
+    end, ends = mean_over_tasks(
+        (row.task, said == row.output) for row, said in zip(rows, found["prediction"], strict=True)
+    )
+    oracle, _ = mean_over_tasks((row.task, known[Answers.key(row, form, row.task)] == row.output) for row in rows)
+    return {"seed": seed, "scope": scope, "form": form, "end": end, "relative": end / oracle, "per_task": ends}
+
+
+def auroc(known: Sequence[float], unknown: Sequence[float]) -> float:
+    """Chance that a text of an unknown task is less familiar than one of a known task."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score([1] * len(known) + [0] * len(unknown), [*known, *unknown]))
+
+
+def shown(values: Sequence[float], digits: int = 1, scale: float = 100.0) -> str:
+    """Mean ± standard deviation over the seeds."""
+    from adapterhub_cl.evaluation.matrix import mean_and_spread
+
+    mean, spread, _ = mean_and_spread([scale * value for value in values])
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def table(work: Path, output: Path, seeds: Sequence[int]) -> None:
+    """Markdown and JSON of what was measured."""
+    results = Results(work)
+    rows: list[dict[str, Any]] = []
+    blends: list[dict[str, Any]] = []
+    unknown: list[dict[str, Any]] = []
+    for seed in seeds:
+        known = results.get(f"answers-{seed}") or {}
+        for scope in SCOPES:
+            for form in FORMS:
+                found = [scored(results, seed, scope, form, router, known) for router in ROUTERS]
+                rows += [one for one in found if one]
+                blends += [one for one in [blended(results, seed, scope, form, known)] if one]
+        for pair in UNKNOWN:
+            for form in FORMS:
+                for router in ROUTERS:
+                    one = results.get(f"unknown-{seed}-{'-'.join(pair)}-{form}-{router}")
+                    if one:
+                        about = {"seed": seed, "pair": pair, "form": form, "router": router}
+                        about["flagged"] = sum(one["unknown_out"]) / len(one["unknown_out"])
+                        about["false"] = sum(one["out"]) / len(one["out"])
+                        about["auroc"] = auroc(one["familiarity"], one["unknown"])
+                        unknown.append(about)
+    growth = [one for one in (results.get(f"growth-{seed}") for seed in seeds) if one]
+    overheads = {name: results.get(f"overhead-{name}") for name in ("tiny", "wide")}
+    lines = [*_head(), *_ends(rows, blends), *_per_task(rows), *_unknown(unknown), *_growth(growth)]
+    lines += _overhead(overheads)
+    about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    lines += ["", f"Measured on {about}, one thread, a machine shared with other work.", ""]
+    output.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines)
+    (output / "routing.md").write_text(text, encoding="utf-8")
+    kept = {"rows": rows, "mixed": blends, "unknown": unknown, "growth": growth, "overhead": overheads}
+    (output / "routing.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("run")
+    showing = verbs.add_parser("table")
+    for one in (running, showing):
+        one.add_argument("--work", type=Path, required=True)
+        one.add_argument("--seeds", default="0,1,2")
+    running.add_argument("--only", default="", help="routers whose name holds this")
+    showing.add_argument("-o", "--output", type=Path, required=True)
+    given = parser.parse_args()
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    if not DATA.is_dir():
+        raise SystemExit(f"the data are not at {DATA}: nothing was measured")
+    if given.verb == "table":
+        table(given.work, given.output, seeds)
+    else:
+        run(given.work, seeds, given.only)
+
+
+if __name__ == "__main__":
+    main()

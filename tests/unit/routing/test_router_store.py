@@ -1,0 +1,340 @@
+"""Routers on disk: loaded where nothing changed, refreshed where little did, fitted anew where a file is no good."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from routing_support import TASKS, Cloud, cloud, update
+from safetensors.torch import load_file, save_file
+
+from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.registry import files
+from adapterhub_cl.routing._store import Known, Opened, Source, forget, open_router
+
+SMALL = {"features": 32, "ridge": 1.0}
+PROBE = Cloud(torch.cat([cloud(task, 4, spread=0.9, seed=7) for task in TASKS]))
+
+
+class Hub:
+    """A folder of routers, and a base that knows a text's hidden state from the text alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self.tasks = {task: self.known(task) for task in TASKS}
+
+    @staticmethod
+    def known(task: str, count: int = 20, edition: int = 1) -> Known:
+        texts = [(f"{task}/{edition}/{k}", f"whole {task}/{edition}/{k}") for k in range(count)]
+        return Known(f"content of {task} {edition} {count}", texts, lambda: update(task))
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        self.asked += texts
+        rows = []
+        for text in texts:
+            task, edition, number = text.removeprefix("whole ").split("/")
+            rows.append(
+                cloud(task, 1, spread=0.9, seed=1000 * int(edition) + 2 * int(number) + text.startswith("whole"))
+            )
+        return torch.cat(rows)
+
+    def open(self, name: str = "analytic", tasks: Sequence[str] | None = None, **options: Any) -> Opened:
+        self.asked = []
+        known = {task: self.tasks[task] for task in tasks or self.tasks}
+        source = Source(self.folder, {"base": "abc", "quantization": "nf4", "layer": 3, "texts": "both"}, self.embed)
+        return open_router(source, name, options or (SMALL if name == "analytic" else {}), known)
+
+    def place(self, name: str = "analytic") -> Path:
+        (found,) = self.folder.glob(f"{name}-*")
+        return found
+
+    def embeddings(self) -> list[Path]:
+        return sorted((self.folder / "embeddings").iterdir())
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    return Hub(tmp_path / "hub" / "routers")
+
+
+def answers(opened: Opened) -> list[Any]:
+    return [(dict(r.weights), r.familiarity, r.threshold) for r in opened.calibrated.route(PROBE, top_k=4)]
+
+
+def same(one: Opened, other: Opened) -> bool:
+    """Whether both decide alike, to rounding."""
+    pairs = zip(answers(one), answers(other), strict=True)
+    return all(
+        a[0] == pytest.approx(b[0], abs=1e-5) and a[1:] == pytest.approx(b[1:], rel=1e-5, abs=1e-4) for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize("name", ["analytic", "mahalanobis", "centroid", "learned", "arrow", "perplexity"])
+def test_what_has_not_changed_is_loaded(hub: Hub, name: str) -> None:
+    first = hub.open(name)
+    assert first.how == "fitted"
+    assert first.note == ""
+    again = hub.open(name)
+    assert (again.how, again.changed, again.embedded, hub.asked) == ("loaded", [], 0, [])
+    assert answers(again) == answers(first)
+
+
+def test_all_texts_are_computed_once(hub: Hub) -> None:
+    first = hub.open()
+    assert first.embedded == len(hub.asked) == 4 * 20 * 2
+    assert hub.open("mahalanobis").embedded == 0
+    assert len(hub.embeddings()) == 4
+
+
+def test_no_states_are_computed_for_routers_that_read_none(hub: Hub) -> None:
+    assert hub.open("arrow").embedded == 0
+    assert hub.open("perplexity").embedded == 0
+    assert not (hub.folder / "embeddings").exists()
+
+
+@pytest.mark.parametrize("name", ["analytic", "mahalanobis", "centroid", "learned", "arrow"])
+@pytest.mark.parametrize("change", ["came", "gone", "other samples"])
+def test_only_what_changed_is_learned(hub: Hub, name: str, change: str, tmp_path: Path) -> None:
+    full = dict(hub.tasks)
+    if change == "came":
+        del hub.tasks["sums"]
+    hub.open(name)
+    hub.tasks = dict(full)
+    if change == "gone":
+        del hub.tasks["sums"]
+    elif change == "other samples":
+        hub.tasks["sums"] = hub.known("sums", 30, 2)
+    refreshed = hub.open(name)
+    assert (refreshed.how, refreshed.changed) == ("refreshed", ["sums"])
+    expected = {"came": 40, "gone": 0, "other samples": 60}[change] if name != "arrow" else 0
+    assert refreshed.embedded == expected
+    fresh = Hub(tmp_path / "fresh")
+    fresh.tasks = hub.tasks
+    assert same(refreshed, fresh.open(name))
+    loaded = hub.open(name)
+    assert loaded.how == "loaded"
+    assert same(loaded, refreshed)
+
+
+def test_states_nobody_refers_to_are_removed(hub: Hub) -> None:
+    hub.open()
+    hub.open("centroid")
+    old = set(hub.embeddings())
+    hub.tasks["sums"] = hub.known("sums", 30, 2)
+    hub.open()
+    assert len(hub.embeddings()) == 5, "the centroid router still stands on the old samples"
+    hub.open("centroid")
+    assert len(hub.embeddings()) == 4
+    assert len(old & set(hub.embeddings())) == 3
+
+
+def test_other_options_are_another_router(hub: Hub) -> None:
+    hub.open()
+    other = hub.open(features=16)
+    assert other.how == "fitted"
+    assert other.embedded == 0
+    assert len(list(hub.folder.glob("analytic-*"))) == 2
+    assert hub.open().how == "loaded"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x40
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def newer(path: Path) -> None:
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"format": 99}))
+
+
+def foreign(path: Path) -> None:
+    path.write_text("[1, 2]")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        ("state.safetensors", truncate),
+        ("state.safetensors", flip),
+        ("state.safetensors", empty),
+        ("state.safetensors", Path.unlink),
+        ("router.json", truncate),
+        ("router.json", empty),
+        ("router.json", newer),
+        ("router.json", foreign),
+        ("router.json", Path.unlink),
+    ],
+)
+def test_a_damaged_router_is_fitted_anew(hub: Hub, file: str, spoil: Callable[[Path], None]) -> None:
+    first = hub.open()
+    spoil(hub.place() / file)
+    again = hub.open()
+    assert (again.how, again.note, again.embedded) == ("fitted", "", 0)
+    assert same(again, first)
+    assert hub.open().how == "loaded"
+
+
+def test_a_state_of_other_tensors_is_fitted_anew(hub: Hub) -> None:
+    """A file that is whole, but not what this router writes."""
+    import hashlib
+
+    first = hub.open()
+    state = hub.place() / "state.safetensors"
+    save_file({"something": torch.zeros(3)}, state)
+    about = json.loads((hub.place() / "router.json").read_text())
+    about["state_sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    (hub.place() / "router.json").write_text(json.dumps(about))
+    again = hub.open()
+    assert again.how == "fitted"
+    assert same(again, first)
+
+
+@pytest.mark.parametrize("spoil", [truncate, empty, Path.unlink, a_folder])
+def test_without_the_old_states_it_is_fitted_to_what_there_is(
+    hub: Hub, spoil: Callable[[Path], None], tmp_path: Path
+) -> None:
+    hub.open()
+    for path in hub.embeddings():
+        spoil(path)
+    assert hub.open().how == "loaded", "they are not needed while nothing changes"
+    del hub.tasks["news"]
+    again = hub.open()
+    assert again.how == "fitted"
+    assert again.embedded == 3 * 40
+    fresh = Hub(tmp_path / "fresh")
+    fresh.tasks = hub.tasks
+    assert same(again, fresh.open())
+
+
+def test_states_of_another_content_are_not_taken(hub: Hub) -> None:
+    first = hub.open()
+    one, other, *_ = hub.embeddings()
+    shutil.copyfile(one, other)
+    shutil.rmtree(hub.place())
+    again = hub.open()
+    assert again.embedded == 40
+    assert same(again, first)
+
+
+def test_states_are_kept_in_sixteen_bits(hub: Hub) -> None:
+    hub.open()
+    rows = load_file(hub.embeddings()[0])["hidden"]
+    assert (rows.dtype, rows.shape[:2]) == (torch.float16, (20, 2))
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def write(*_: Any) -> None:
+        raise OSError(number, "simulated")
+
+    return write
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only")])
+def test_where_the_disk_refuses_it_works_from_memory(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, number: int, words: str, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", refuse(number))
+        opened = hub.open()
+    assert words in opened.note
+    assert same(opened, Hub(tmp_path / "fresh").open())
+    assert [path for path in hub.folder.rglob("*") if path.is_file()] == []
+    assert hub.open().note == ""
+
+
+def test_a_disk_that_fills_up_at_a_refresh_leaves_the_old_router(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hub.open()
+    full = dict(hub.tasks)
+    del hub.tasks["news"]
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", refuse(errno.ENOSPC))
+        opened = hub.open()
+    assert opened.how == "refreshed"
+    assert "not stored" in opened.note
+    hub.tasks = full
+    again = hub.open()
+    assert again.how == "loaded"
+    assert answers(again) == answers(before)
+
+
+def test_a_folder_that_cannot_be_made(hub: Hub) -> None:
+    hub.folder.parent.mkdir(parents=True)
+    hub.folder.write_text("a file stands in the way")
+    opened = hub.open()
+    assert opened.how == "fitted"
+    assert "not stored" in opened.note
+
+
+def test_two_writers_whose_files_got_mixed(hub: Hub, tmp_path: Path) -> None:
+    """The state of one and the router.json of the other: never taken for a router."""
+    hub.open()
+    mixed = tmp_path / "state"
+    shutil.copyfile(hub.place() / "state.safetensors", mixed)
+    del hub.tasks["news"]
+    straight = hub.open()
+    shutil.copyfile(mixed, hub.place() / "state.safetensors")
+    again = hub.open()
+    assert again.how == "fitted"
+    assert same(again, straight)
+
+
+def test_another_writer_in_the_middle(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one writes its state, another one, with other tasks, writes everything."""
+    rival = Hub(hub.folder)
+    del rival.tasks["news"]
+    inner, begun = files.atomic_write_bytes, []
+
+    def write(path: Path, data: bytes) -> None:
+        inner(path, data)
+        if path.name == "state.safetensors" and not begun:
+            begun.append(path)
+            rival.open()
+
+    monkeypatch.setattr(files, "atomic_write_bytes", write)
+    first = hub.open()
+    assert begun
+    monkeypatch.undo()
+    again = hub.open()
+    assert same(again, first)
+    assert hub.open().how == "loaded"
+
+
+def test_forgetting_leaves_nothing_of_the_task(hub: Hub) -> None:
+    hub.open(tasks=["news", "reviews"])
+    hub.open("centroid", tasks=["news", "reviews", "sums"])
+    hub.open("mahalanobis", tasks=["reviews", "sums"])
+    assert forget(hub.folder, "news") == 2
+    assert [path.name.partition("-")[0] for path in hub.folder.glob("*-*")] == ["mahalanobis"]
+    assert len(hub.embeddings()) == 2
+    everything = b"".join(path.read_bytes() for path in hub.folder.rglob("*") if path.is_file())
+    assert b"news" not in everything
+    opened = hub.open(tasks=["reviews", "sums"])
+    assert opened.embedded == 0
+    assert forget(hub.folder / "nowhere", "news") == 0
+
+
+def test_an_unknown_router_is_named(hub: Hub) -> None:
+    with pytest.raises(UnknownNameError, match="analytik") as error:
+        hub.open("analytik")
+    assert "analytic" in error.value.hint
