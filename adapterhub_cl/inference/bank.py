@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.inference._group import Group
-from adapterhub_cl.inference._rows import Mixture, Rows, entries_of
+from adapterhub_cl.inference._rows import Mixture, Rows
 from adapterhub_cl.inference.shelf import Shelf, Shelved
 from adapterhub_cl.training.fused import dense_weight
 from adapterhub_cl.training.speed import spare_bytes
@@ -136,8 +136,7 @@ class LoraBank:
         """
         with self.base.lock:
             self.require(ref for mixture in mixtures for ref in mixture)
-            entries = entries_of(self._groups, mixtures)
-            self._active = Rows(entries, len(mixtures), KEEP_BYTES if keep else 0)
+            self._active = Rows(self._groups, mixtures, KEEP_BYTES if keep else 0)
             try:
                 yield self.base.model
             finally:

@@ -152,6 +152,11 @@ class _Desk:
                 self.done[row] = True
 
     def finish(self) -> list[Written]:
+        """The answers; what was held back of a halted one is given out before."""
+        for row, emit in enumerate(self.emit):
+            if emit is not None and not self.done[row]:
+                self.done[row] = True
+                self._give(row, emit)
         return [
             Written(self.text(row), math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
             for row in range(len(self.rows))

@@ -123,6 +123,27 @@ def test_mixtures_are_the_explicit_sums(
         torch.testing.assert_close(found[row], right, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@torch.no_grad()
+def test_few_tokens_of_rows_that_share_adapters(
+    bank: LoraBank, folders: Mapping[str, Path], pico_base: Any, wide: bool
+) -> None:
+    """As when answers are written token by token: rows that want the same are multiplied side by side."""
+    mixtures: list[dict[str, float]] = [{"a1@v1": 1.0}, {}, {"a2@v1": 0.5, "a8@v1": 0.5}] * 4
+    mixtures += [{"a4@v1" if wide else "a3@v1": 1.0}] * (1 if wide else 2)
+    ids = inputs(len(mixtures), 3)
+    with bank.rows(mixtures) as model:
+        right = model(input_ids=ids).logits
+    with bank.rows(mixtures, keep=True) as model:
+        for _ in range(2):
+            torch.testing.assert_close(model(input_ids=ids).logits, right, atol=1e-4, rtol=1e-4)
+        assert bank._active is not None
+        assert (bank._active.shared is None) is False
+    torch.testing.assert_close(right[1], pico_base.model(input_ids=ids[1:2]).logits[0], atol=1e-4, rtol=1e-4)
+    one = alone(pico_base.model, folders["a1@v1"], ids[:1])[0]
+    torch.testing.assert_close(right[0], one, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
 @torch.no_grad()
 def test_other_architectures(load_pico: Callable[..., Any], tmp_path: Path, kind: str) -> None:
@@ -201,7 +222,7 @@ def test_what_does_not_fit_is_refused_and_the_others_are_served(bank: LoraBank, 
     wrong = write_lora(tmp_path / "wrong", modules=("q_proj",))
     fine = read_adapter(wrong, torch.float32)
     elsewhere = Shelved({"model.layers.9.self_attn.q_proj": next(iter(fine.factors.values()))})
-    with pytest.raises(AdapterError, match="layers.9.self_attn.q_proj is 32 × 32, the base's is not there"):
+    with pytest.raises(AdapterError, match=r"layers\.9\.self_attn\.q_proj is 32 × 32, the base's is not there"):
         bank.add("wrong@v1", elsewhere)
     a, b = next(iter(fine.factors.values()))
     with pytest.raises(AdapterError, match="is 32 × 16, the base's is 32 × 32"):
