@@ -149,7 +149,7 @@ class Using(Opened):
 
         request: Request = free_request(text, task, adapter, top_k, raw, writing)
         request.emit = emit
-        if router is not None or (adapter != BASE and self._routes(task, adapter, router)):
+        if self._routes(task, adapter, router) and (router is not None or adapter != BASE):
             with self._using(router, options, reporter) as engine:
                 return engine.ask(request).result()
         if adapter == BASE and task is None:

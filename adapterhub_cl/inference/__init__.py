@@ -1,1 +1,1 @@
-"""Inference: answers inputs with a task's adapter on the base."""
+"""Inference: answers inputs, each with the adapter that it needs, in mixed batches."""

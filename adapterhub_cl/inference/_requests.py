@@ -217,17 +217,25 @@ def _prompt(base: LoadedBase, request: Request, task: Task, max_length: int) -> 
         messages = [{"role": str(m["role"]), "content": whole_characters(str(m["content"]))} for m in request.messages]
         while True:
             ids = _ids(base, _chat(base, messages), False)
-            if len(ids) + request.writing.max_new_tokens <= max_length or len(messages) < 3:
-                return ids
             first = next((k for k, m in enumerate(messages) if m["role"] != "system"), 0)
-            del messages[first : first + 2]
+            before_last = len(messages) - 1 - first  # of these the oldest may go, never the last message
+            if len(ids) + request.writing.max_new_tokens <= max_length or before_last < 1:
+                return ids
+            del messages[first : first + min(2, before_last)]
     example = Example(whole_characters(request.example.input), None, request.example.instruction or task.instruction)
     rendered = render(task.prompt_format, example, lambda messages: _chat(base, messages))
     return _ids(base, rendered.text, rendered.add_special_tokens)
 
 
 def _chat(base: LoadedBase, messages: Sequence[Mapping[str, str]]) -> str:
-    return str(base.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    from jinja2 import TemplateError
+
+    try:
+        return str(base.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:  # templates refuse roles that they do not know, or that do not alternate
+        raise DataError(
+            f"the base's chat template refuses the conversation: {error}", "let user and assistant alternate"
+        ) from error
 
 
 def _ids(base: LoadedBase, text: str, special: bool) -> tuple[int, ...]:

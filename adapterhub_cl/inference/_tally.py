@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from adapterhub_cl.errors import AdapterHubError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.usage import Counted
 
@@ -65,7 +64,8 @@ class Tally:
                 Counted(ref, task, c.requests, c.routed, c.fallbacks, c.confidence, at)
                 for (ref, task), c in counts.items()
             )
-        except AdapterHubError as error:
+            self.problem = ""
+        except Exception as error:
             self.problem = str(error)
             with self._lock:
                 for key, more in counts.items():

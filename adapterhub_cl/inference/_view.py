@@ -24,14 +24,17 @@ class View:
         self._watch = Watch(registry)
         self.serving: dict[str, str] = {}
         self.generation = 0
+        self._stale = True
         self._records: dict[str, AdapterRecord] = {}
         self._tasks: dict[str, Task] = {}
 
     def refresh(self) -> bool:
         """Look whether something was committed; whether there was."""
-        if not self._watch.changed():
+        self._stale = self._watch.changed() or self._stale
+        if not self._stale:
             return False
         self.serving = self.registry.serving()
+        self._stale = False  # only now: where reading failed, the next look reads again
         self.generation += 1
         self._records.clear()
         self._tasks.clear()

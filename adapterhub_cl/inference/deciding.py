@@ -176,7 +176,8 @@ class Decider:
             raise self._unknown(view.serving)
         contents = {task: one.content for task, one in known.items()}
         if self.opened is None or contents != self._contents:
-            self._kept = {task: found for task, found in self._kept.items() if task in contents}
+            same = {task for task, content in contents.items() if self._contents.get(task) == content}
+            self._kept = {task: found for task, found in self._kept.items() if task in same}
             self.opened = open_router(
                 self._source(),
                 self.name,
@@ -248,7 +249,7 @@ class Decider:
 
     def _of_samples(self, task: str, numbers: Sequence[int]) -> Seen:
         """What a router may look at of a task's samples."""
-        own = self._kept.get(task, ())
+        own = self.kept(task, self._keepers[task])
         texts = [form for number in numbers for form in self.forms(own[number])]
         return SeenTexts(self.base, self.bank, texts, self.layer, self._serving)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -331,7 +332,7 @@ class Engine:
         for request, who in self._resolved(requests):
             try:
                 resolved.append((request, who, row_of(self.base, request, who, self._answerer.max_length)))
-            except AdapterHubError as error:
+            except Exception as error:
                 request.future.set_exception(error)
         self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
 
@@ -353,20 +354,20 @@ class Engine:
         self._answerer.answer([row for _, _, row in resolved], give, batch_size=self.settings.batch_size)
 
     def _resolved(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Resolved]]:
-        """Who answers each request; those that cannot be answered get their error."""
+        """Who answers each request; those that cannot be answered get their error, and no other does."""
         asked: dict[tuple[str, ...] | None, list[Request]] = {}
         for request in requests:
             try:
                 request.check()
                 among = choices_of(self._view, request)
                 asked.setdefault(None if among is None else tuple(among), []).append(request)
-            except AdapterHubError as error:
+            except Exception as error:
                 request.future.set_exception(error)
         known: list[tuple[Request, Routed | None]] = [(request, None) for request in asked.pop(None, [])]
         for tasks, part in asked.items():
             try:
                 routed = self._decider.decide(self._view, [r.example for r in part], max(r.top_k for r in part), tasks)
-            except AdapterHubError as error:
+            except Exception as error:
                 _fail(part, error)
                 continue
             for request, found in zip(part, routed, strict=True):
@@ -375,15 +376,21 @@ class Engine:
         for request, routing in known:
             try:
                 yield request, resolve(self._view, request, routing)
-            except AdapterHubError as error:
+            except Exception as error:
                 request.future.set_exception(error)
 
 
 def _example(given: str | Example) -> Example:
-    return Example(whole_characters(given)) if isinstance(given, str) else given
+    if isinstance(given, str):
+        return Example(whole_characters(given))
+    if not isinstance(given, Example):
+        raise DataError(f"an input is a {type(given).__name__}, not a text", "give a str or an Example")
+    return replace(given, input=whole_characters(given.input), instruction=whole_characters(given.instruction))
 
 
 def _examples(inputs: Sequence[str | Example]) -> list[Example]:
+    if isinstance(inputs, str):
+        raise UsageError("one text where a list of texts is wanted", "write [text]")
     found = [_example(one) for one in inputs]
     for number, example in enumerate(found, 1):
         if not (example.input.strip() or example.instruction.strip()):

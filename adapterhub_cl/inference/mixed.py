@@ -62,6 +62,24 @@ class Answered:
     truncated: bool = False
 
 
+class _Stream:
+    """A row's `emit`; a pass that is repeated gives nothing twice."""
+
+    def __init__(self, emit: Callable[[str], bool]) -> None:
+        self.emit, self.given, self.at = emit, 0, 0
+
+    def again(self) -> _Stream:
+        """From the beginning of the answer."""
+        self.at = 0
+        return self
+
+    def __call__(self, piece: str) -> bool:
+        self.at += len(piece)
+        new = piece[max(0, len(piece) - (self.at - self.given)) :] if self.at > self.given else ""
+        self.given = max(self.given, self.at)
+        return self.emit(new) if new else True
+
+
 @dataclass(frozen=True)
 class _Ready:
     """A row with the ids of its prompt; `cut`: the input did not fit."""
@@ -70,6 +88,7 @@ class _Ready:
     row: Asked
     prompt: tuple[int, ...]
     cut: bool
+    stream: _Stream | None = None
 
 
 class Answerer:
@@ -101,7 +120,8 @@ class Answerer:
         for index, row in enumerate(rows):
             try:
                 self.bank.require(row.mixture)
-                ready.append(_Ready(index, row, *self._prompt(row)))
+                stream = None if row.emit is None else _Stream(row.emit)
+                ready.append(_Ready(index, row, *self._prompt(row), stream))
             except AdapterHubError as error:
                 give(index, error)
         for choosing in (True, False):
@@ -111,19 +131,20 @@ class Answerer:
     def _pass(
         self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answered | AdapterHubError], None]
     ) -> None:
-        """One batch; where memory does not suffice for it, its halves."""
+        """One batch; where that fails (memory does not suffice, an adapter went meanwhile), its halves."""
+        answers: Sequence[Answered | AdapterHubError] = ()
         try:
-            answers = (self._choose if choosing else self._write)(
-                [one.row for one in batch], [one.prompt for one in batch]
-            )
+            answers = (self._choose if choosing else self._write)(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
-                raise
+                answers = [_too_large(batch[0])]
+        except AdapterHubError as error:
+            if len(batch) == 1:
+                answers = [error]
+        if not answers:  # beyond the `except`, which keeps the memory of the pass that failed
             for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 self._pass(half, choosing, give)
             return
-        except AdapterHubError as error:
-            answers = [error] * len(batch)
         for one, answer in zip(batch, answers, strict=True):
             cut = isinstance(answer, Answered) and one.cut
             give(one.index, replace(answer, truncated=True) if cut else answer)  # type: ignore[type-var]
@@ -168,7 +189,8 @@ class Answerer:
             yield batch
 
     @torch.no_grad()
-    def _choose(self, rows: Sequence[Asked], prompts: Sequence[tuple[int, ...]]) -> list[Answered | AdapterHubError]:
+    def _choose(self, batch: Sequence[_Ready]) -> list[Answered | AdapterHubError]:
+        rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         trees, pad = [self._tree(row.task) for row in rows], self.base.tokenizer.pad_token_id
         with self.base.lock, self.base.autocast():
             for tree, prompt in zip(trees, prompts, strict=True):
@@ -187,16 +209,25 @@ class Answerer:
             answers.append(Answered(tree.labels[best], shares[best], dict(zip(tree.labels, shares, strict=True))))
         return answers
 
-    def _write(self, rows: Sequence[Asked], prompts: Sequence[tuple[int, ...]]) -> list[Answered | AdapterHubError]:
-        room = self.max_length - max(len(prompt) for prompt in prompts)
-        wanted = [row.writing.within(min(self._room(row), max(1, room))) for row in rows]
+    def _write(self, batch: Sequence[_Ready]) -> list[Answered | AdapterHubError]:
+        rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
+        # Each row's own room: positions are counted without the padding, so a long neighbour takes none of it.
+        rooms = [min(self._room(row), self.max_length - len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+        wanted = [row.writing.within(room) for row, room in zip(rows, rooms, strict=True)]
+        emit = [one.stream.again() if one.stream else None for one in batch]
         with self.bank.rows([row.mixture for row in rows], keep=True) as model, self.base.autocast():
-            written = write_rows(model, self.base, prompts, wanted, emit=[row.emit for row in rows], halt=self.halt)
+            written = write_rows(model, self.base, prompts, wanted, emit=emit, halt=self.halt)
         answers: list[Answered | AdapterHubError] = []
         for row, one in zip(rows, written, strict=True):
             text = one.text if row.prompt else one.text.strip()
             answers.append(Answered(text, one.confidence) if math.isfinite(one.confidence) else _diverged(row))
         return answers
+
+
+def _too_large(one: _Ready) -> AdapterHubError:
+    return AdapterHubError(
+        f"not enough memory for one input of {len(one.prompt)} tokens", "shorten it, or answer with fewer new tokens"
+    )
 
 
 def _diverged(row: Asked) -> AdapterError:

@@ -52,6 +52,7 @@ class Watch:
         return inode, int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
+        self._seen = None  # two connections' counts cannot be compared: the first look of another is a change
         if self._connection is not None:
             self._connection.close()
             self._connection = None

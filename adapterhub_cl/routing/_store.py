@@ -237,37 +237,20 @@ def _write(
     files.atomic_write_text(place / "router.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
-def _sweep(folder: Path, without: str = "") -> None:
-    """Remove hidden states to which no stored router refers, or only for the task `without`."""
-    used = {file for path in folder.glob("*/router.json") for task, file in _refers(path) if task != without}
+def _sweep(folder: Path) -> None:
+    """Remove hidden states to which no stored router refers."""
+    used = {file for path in folder.glob("*/router.json") for file in _refers(path)}
     for path in (folder / EMBEDDINGS).glob("*.safetensors"):
         if path.name not in used:
             path.unlink(missing_ok=True)
 
 
-def _refers(path: Path) -> list[tuple[str, str]]:
-    """Tasks and files of hidden states that a router.json names; none where it cannot be read."""
+def _refers(path: Path) -> list[str]:
+    """Files of hidden states that a router.json names; none where it cannot be read."""
     with suppress(Exception):
         tasks = json.loads(path.read_text("utf-8"))["tasks"]
-        return [(str(task), str(entry["embeddings"])) for task, entry in tasks.items()]
+        return [str(entry["embeddings"]) for entry in tasks.values()]
     return []
-
-
-def forget(folder: Path, task: str) -> int:
-    """Remove what is stored of a task: its hidden states, and the routers that know it; the number of routers.
-
-    Without it their statistics would be right to rounding; fitted anew, from the others' hidden states, which stay,
-    they hold nothing of it.
-
-    Raises:
-        StorageError: the disk refused.
-    """
-    with files.storage_errors(folder):
-        known = [path for path in folder.glob("*/router.json") if task in dict(_refers(path)) or not _refers(path)]
-        _sweep(folder, without=task)
-        for path in known:
-            files.remove_tree(path.parent)
-    return len(known)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -5,8 +5,8 @@
 
 Random adapters (ranks 8 and 16, all linear layers) on two NF4 bases: the embedded `tiny`, and a random Llama of hidden
 size 1024. One batch of 128 rows of 48 tokens is read (logits at the last token), and 16 tokens are written after it.
-Every way of doing it runs in this one process, in turns; times are the medians of several rounds. `fresh load` opens the
-adapter's file for each request as a script would; it is timed on eight requests and scaled. Then 1,000 adapters on
+Every way of doing it runs in this one process, in turns; times are the medians of several rounds. `fresh load` opens
+the adapter's file for each request as a script would; it is timed on eight requests and scaled. Then 1,000 adapters on
 disk behind a bank of 64: what a hit and a miss cost, and the memory.
 """
 
@@ -244,14 +244,14 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [
         "# A batch whose rows need different adapters",
         "",
-        f"{ROWS} rows of {LENGTH} tokens read, and {WRITTEN} tokens written after them; NF4 bases, random adapters of ranks",
-        f"8 and 16 on all linear layers; seconds, medians of one run. {found['machine']}.",
+        f"{ROWS} rows of {LENGTH} tokens read, and {WRITTEN} tokens written after them; NF4 bases, random adapters of",
+        f"ranks 8 and 16 on all linear layers; seconds, medians of one run. {found['machine']}.",
         "`of one`: the rate of one adapter for all rows that is left. Made by `examples/benchmarks/mixed_batch.py`.",
         "",
     ]
     for base, about in found["bases"].items():
         for step, what in (("read", "read"), ("write", "read and write")):
-            names = [name for name in about["batches"][0][step]]
+            names = list(about["batches"][0][step])
             lines += [f"## {base}: {what}", "", "| adapters | " + " | ".join(names) + " | of one | PEFT mixed ÷ bank |"]
             lines.append("|" + "---|" * (len(names) + 3))
             for row in about["batches"]:
@@ -266,8 +266,8 @@ def as_markdown(found: dict[str, Any]) -> str:
         if "latency" in about:
             one = about["latency"]
             lines += [
-                f"{one['adapters_on_disk']:,} adapters on disk, a bank of {one['capacity']}, one request of {LENGTH} tokens "
-                "at a time:",
+                f"{one['adapters_on_disk']:,} adapters on disk, a bank of {one['capacity']}, one request of {LENGTH} "
+                "tokens at a time:",
                 "",
                 "| adapter is | requests | median ms | 95th percentile ms |",
                 "|---|---|---|---|",

@@ -96,7 +96,9 @@ def test_mahalanobis_is_the_distance_under_the_shared_covariance() -> None:
     units = [router.features(rows) for rows in parts]
     means = torch.stack([rows.mean(0) for rows in units])
     within = torch.cat([rows - rows.mean(0) for rows in units])
-    inverse = torch.linalg.inv(within.T @ within / 240 + 1e-6 * torch.eye(WIDTH, dtype=torch.float64))
+    covariance, scarce = within.T @ within / 240, 0.1 * (WIDTH / 240) ** 1.5
+    unit = torch.eye(WIDTH, dtype=torch.float64)
+    inverse = torch.linalg.inv((1 - scarce) * covariance + (scarce * covariance.diagonal().mean() + 1e-6) * unit)
     probe = cloud("sums", 7, seed=3)
     apart = router.features(probe)[:, None] - means
     by_hand = -0.5 * torch.einsum("nti,ij,ntj->nt", apart, inverse, apart)

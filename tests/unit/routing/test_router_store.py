@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub_cl.errors import UnknownNameError
 from adapterhub_cl.registry import files
-from adapterhub_cl.routing._store import Known, Opened, Source, forget, open_router
+from adapterhub_cl.routing._store import Known, Opened, Source, open_router
 
 SMALL = {"features": 32, "ridge": 1.0}
 PROBE = Cloud(torch.cat([cloud(task, 4, spread=0.9, seed=7) for task in TASKS]))
@@ -318,20 +318,6 @@ def test_another_writer_in_the_middle(hub: Hub, monkeypatch: pytest.MonkeyPatch)
     again = hub.open()
     assert same(again, first)
     assert hub.open().how == "loaded"
-
-
-def test_forgetting_leaves_nothing_of_the_task(hub: Hub) -> None:
-    hub.open(tasks=["news", "reviews"])
-    hub.open("centroid", tasks=["news", "reviews", "sums"])
-    hub.open("mahalanobis", tasks=["reviews", "sums"])
-    assert forget(hub.folder, "news") == 2
-    assert [path.name.partition("-")[0] for path in hub.folder.glob("*-*")] == ["mahalanobis"]
-    assert len(hub.embeddings()) == 2
-    everything = b"".join(path.read_bytes() for path in hub.folder.rglob("*") if path.is_file())
-    assert b"news" not in everything
-    opened = hub.open(tasks=["reviews", "sums"])
-    assert opened.embedded == 0
-    assert forget(hub.folder / "nowhere", "news") == 0
 
 
 def test_an_unknown_router_is_named(hub: Hub) -> None:
