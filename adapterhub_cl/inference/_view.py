@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.inference.serving import task_of
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.watching import Watch
@@ -16,6 +16,7 @@ class View:
 
     Attributes:
         serving: task → version.
+        versions: reference → version, of all that are there.
         generation: counts the changes that were seen.
     """
 
@@ -23,6 +24,7 @@ class View:
         self.registry = registry
         self._watch = Watch(registry)
         self.serving: dict[str, str] = {}
+        self.versions: dict[str, AdapterRecord] = {}
         self.generation = 0
         self._stale = True
         self._records: dict[str, AdapterRecord] = {}
@@ -34,6 +36,7 @@ class View:
         if not self._stale:
             return False
         self.serving = self.registry.serving()
+        self.versions = {record.ref: record for record in self.registry.adapters(all_versions=True)}
         self._stale = False  # only now: where reading failed, the next look reads again
         self.generation += 1
         self._records.clear()
@@ -46,6 +49,8 @@ class View:
         Raises:
             UnknownNameError: there is none.
         """
+        if ref in self.versions:
+            return self.versions[ref]
         if ref not in self._records:
             if len(self._records) >= HERE:
                 self._records.clear()
@@ -86,20 +91,6 @@ class View:
             UnknownNameError: no such version.
         """
         return self.record(ref).tasks
-
-    def own_task(self, ref: str) -> Task:
-        """The one task of a version."""
-        return task_of(self.registry, self.record(ref))
-
-    def gone(self, refs: list[str]) -> list[str]:
-        """Those of some versions that exist no more."""
-        found = []
-        for ref in refs:
-            try:
-                self.record(ref)
-            except AdapterHubError:
-                found.append(ref)
-        return found
 
     def close(self) -> None:
         self._watch.close()

@@ -209,9 +209,11 @@ class Decider:
     def _find_keepers(self, view: View) -> dict[str, AdapterRecord]:
         """Task → its newest version that keeps replay samples."""
         found: dict[str, AdapterRecord] = {}
-        for record in self.registry.adapters(all_versions=True, include_rejected=False):
+        for record in view.versions.values():
+            if record.task not in view.serving or record.status != "active":
+                continue
             about = record.manifest.get("files", {}).get(samples.FILE_NAME)
-            if record.task in view.serving and about and about.get("bytes", 1):
+            if about and about.get("bytes", 1):
                 newest = found.get(record.task)
                 if newest is None or newest.created_at < record.created_at:
                     found[record.task] = record

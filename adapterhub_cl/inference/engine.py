@@ -18,35 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
-from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
-from adapterhub_cl.inference._queue import Call, Queue
+from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.inference._queue import Call
 from adapterhub_cl.inference._requests import (
     Messages,
     Request,
-    Resolved,
-    choices_of,
     free_request,
-    narrowed,
-    resolve,
-    row_of,
 )
 from adapterhub_cl.inference._settings import Settings
-from adapterhub_cl.inference._tally import Tally
-from adapterhub_cl.inference._view import View
+from adapterhub_cl.inference._worker import Worker
 from adapterhub_cl.inference.bank import LoraBank
-from adapterhub_cl.inference.deciding import Decider
 from adapterhub_cl.inference.generating import Writing
-from adapterhub_cl.inference.mixed import Answered, Answerer, Asked
-from adapterhub_cl.inference.shelf import Shelved, read_adapter
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.routing import Routed
 from adapterhub_cl.types import Example, Prediction, Route
 
 if TYPE_CHECKING:
     from adapterhub_cl.inference.drift import Drift
     from adapterhub_cl.training.progress import Reporter
-
-PULLS = 8  # batches that are taken from the queue at once, so that rows of like length find each other
 
 
 class Engine:
@@ -59,16 +47,14 @@ class Engine:
         self, registry: Registry, base: LoadedBase, settings: Settings, reporter: Reporter | None = None
     ) -> None:
         self.registry, self.base, self.settings = registry, base, settings
-        self.bank = LoraBank(base, self._read, capacity=settings.capacity, host_bytes=settings.host_bytes)
-        self._view = View(registry)
-        self._decider = Decider(registry, base, self.bank, settings.router, settings.options or {}, reporter)
-        self._answerer = Answerer(base, self.bank, max_length=settings.max_length)
-        self.tally = Tally(registry)
-        self._queue = Queue()
-        self._halt = threading.Event()
-        self._answerer.halt = self._halt.is_set
-        self._worker = threading.Thread(target=self._work, name="adapter-engine", daemon=True)
-        self._worker.start()
+        self._worker = Worker(registry, base, settings, reporter)
+        self._thread = threading.Thread(target=self._worker.run, name="adapter-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def bank(self) -> LoraBank:
+        """The adapters in memory."""
+        return self._worker.bank
 
     def __enter__(self) -> Engine:
         return self
@@ -93,7 +79,7 @@ class Engine:
 
     def ask(self, request: Request) -> Future[Prediction]:
         """Put a request into the queue."""
-        self._queue.put([request])
+        self._worker.queue.put([request])
         return request.future
 
     def predict(
@@ -123,7 +109,7 @@ class Engine:
         wanted = Writing(**writing)
         top_k = self.settings.top_k if top_k is None else top_k
         requests = [Request(example, task, adapter, top_k, wanted) for example in _examples(inputs)]
-        self._queue.put(requests)
+        self._worker.queue.put(requests)
         return self._results(requests, progress)
 
     def generate(
@@ -209,8 +195,7 @@ class Engine:
             raise UsageError(f"--top-k must be 1 or more, not {k}", "1 takes the likeliest task alone")
 
         def work() -> list[Route]:
-            self._look()
-            return self._decider.routes(self._view, examples, k, explain)
+            return self._worker.decider.routes(self._worker.view, examples, k, explain)
 
         return self._call(work)  # type: ignore[no-any-return]
 
@@ -224,8 +209,7 @@ class Engine:
         examples = _examples(inputs)
 
         def work() -> Drift:
-            self._look()
-            return self._decider.drift(self._view, examples)
+            return self._worker.decider.drift(self._worker.view, examples)
 
         return self._call(work)  # type: ignore[no-any-return]
 
@@ -238,20 +222,19 @@ class Engine:
         """
 
         def work() -> None:
-            self._look()
-            self._decider.refresh(self._view)
+            self._worker.decider.refresh(self._worker.view)
 
         self._call(work)
 
     @property
     def closed(self) -> bool:
-        return self._queue.closed
+        return self._worker.queue.closed
 
     @property
     def notes(self) -> list[str]:
         """What the user should know: tasks that the router cannot choose, counters that could not be written."""
-        problem = [f"counters were not written: {self.tally.problem}"] if self.tally.problem else []
-        return [*self._decider.notes, *problem]
+        problem = [f"counters were not written: {self._worker.tally.problem}"] if self._worker.tally.problem else []
+        return [*self._worker.decider.notes, *problem]
 
     def close(self, *, abandon: bool = False) -> None:
         """Answer what is waiting, write the counters, take the bank off the base.
@@ -260,21 +243,13 @@ class Engine:
             abandon: leave unanswered what is waiting, and stop writing.
         """
         if abandon:
-            self._halt.set()
-        if not self._queue.close(abandon=abandon):
+            self._worker.halt.set()
+        if not self._worker.queue.close(abandon=abandon):
             return
-        self._worker.join()
+        self._thread.join()
         self.bank.close()
 
     # -- inside ----------------------------------------------------------------------------------
-
-    def _read(self, ref: str) -> Shelved:
-        record = self.registry.get(ref)
-        self.registry.check_files(record)
-        try:
-            return read_adapter(record.path, self.base.dtype)
-        except AdapterError as error:
-            raise AdapterError(f"{ref}: {error.message}", error.hint) from error
 
     def _free(
         self,
@@ -288,9 +263,10 @@ class Engine:
         return free_request(asked, task, adapter, self.settings.top_k if top_k is None else top_k, raw, writing)
 
     def _call(self, work: Any) -> Any:
-        """Have the worker do something between two batches."""
-        call = Call(work)
-        self._queue.put([call])
+        """Have the worker do something between two batches; again, where the hub changed while it failed."""
+
+        call = Call(lambda: self._worker.steadily(work))
+        self._worker.queue.put([call])
         return call.future.result()
 
     def _results(self, requests: Sequence[Request], progress: Any) -> list[Prediction]:
@@ -300,84 +276,6 @@ class Engine:
             if progress is not None:
                 progress(1)
         return found
-
-    def _work(self) -> None:
-        """The worker: batch after batch until the engine is closed and nothing waits."""
-        try:
-            size, wait = self.settings.batch_size, self.settings.wait_ms / 1000
-            while (batch := self._queue.take(size * PULLS, size, wait, lambda: self.tally.due)) is not None:
-                for call in batch:
-                    if isinstance(call, Call):
-                        call.run()
-                requests = [r for r in batch if isinstance(r, Request) and r.future.set_running_or_notify_cancel()]
-                try:
-                    if requests:
-                        self._answer(requests)
-                except BaseException as error:
-                    _fail(requests, error)
-                if self.tally.due:
-                    self.tally.flush()
-        finally:
-            self.tally.flush()
-            self._view.close()
-
-    def _look(self) -> None:
-        """Take in what was committed since the last batch."""
-        if self._view.refresh():
-            self.bank.remove(self._view.gone(sorted({*self.bank.refs, *self.bank.shelf.refs})))
-
-    def _answer(self, requests: Sequence[Request]) -> None:
-        self._look()
-        resolved: list[tuple[Request, Resolved, Asked]] = []
-        for request, who in self._resolved(requests):
-            try:
-                resolved.append((request, who, row_of(self.base, request, who, self._answerer.max_length)))
-            except Exception as error:
-                request.future.set_exception(error)
-        self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
-
-        def give(index: int, answer: Answered | AdapterHubError) -> None:
-            request, who, _ = resolved[index]
-            if isinstance(answer, AdapterHubError):
-                request.future.set_exception(answer)
-                return
-            name = who.task.name if who.task else ""
-            sure = who.routed.confidence if who.routed else 0.0
-            chosen = who.routed is not None and not who.fallback
-            self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
-            request.future.set_result(
-                who.prediction(
-                    request, answer.text, answer.confidence, scores=answer.scores, truncated=answer.truncated
-                )
-            )
-
-        self._answerer.answer([row for _, _, row in resolved], give, batch_size=self.settings.batch_size)
-
-    def _resolved(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Resolved]]:
-        """Who answers each request; those that cannot be answered get their error, and no other does."""
-        asked: dict[tuple[str, ...] | None, list[Request]] = {}
-        for request in requests:
-            try:
-                request.check()
-                among = choices_of(self._view, request)
-                asked.setdefault(None if among is None else tuple(among), []).append(request)
-            except Exception as error:
-                request.future.set_exception(error)
-        known: list[tuple[Request, Routed | None]] = [(request, None) for request in asked.pop(None, [])]
-        for tasks, part in asked.items():
-            try:
-                routed = self._decider.decide(self._view, [r.example for r in part], max(r.top_k for r in part), tasks)
-            except Exception as error:
-                _fail(part, error)
-                continue
-            for request, found in zip(part, routed, strict=True):
-                forced = not self.settings.fallback or request.adapter is not None
-                known.append((request, narrowed(found, request.top_k, forced)))
-        for request, routing in known:
-            try:
-                yield request, resolve(self._view, request, routing)
-            except Exception as error:
-                request.future.set_exception(error)
 
 
 def _example(given: str | Example) -> Example:
@@ -396,10 +294,3 @@ def _examples(inputs: Sequence[str | Example]) -> list[Example]:
         if not (example.input.strip() or example.instruction.strip()):
             raise DataError(f"input {number} is empty", "give a text")
     return found
-
-
-def _fail(requests: Sequence[Request], error: BaseException) -> None:
-    """Give an error to all who still wait."""
-    for request in requests:
-        if not request.future.done():
-            request.future.set_exception(error)

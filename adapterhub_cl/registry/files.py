@@ -174,7 +174,11 @@ def tree_bytes(path: Path) -> int:
     """Size of a file, or of all files under a directory; links count as nothing."""
     if path.is_symlink() or not path.exists():
         return 0
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in walk_files(path)[0].values())
+    found = 0
+    for file in [path] if path.is_file() else walk_files(path)[0].values():
+        with suppress(FileNotFoundError):  # another process removes the same
+            found += file.stat().st_size
+    return found
 
 
 def remove_tree(path: Path) -> None:
@@ -185,6 +189,7 @@ def remove_tree(path: Path) -> None:
     """
     with storage_errors(path):
         if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+        while path.exists():
+            with suppress(FileNotFoundError):  # another process removes the same
+                shutil.rmtree(path)
