@@ -18,7 +18,6 @@ from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.routing import DEFAULT
 
 if TYPE_CHECKING:
-    from adapterhub_cl.hub import AdapterHub
     from adapterhub_cl.types import Example, Prediction
 
 Task = Annotated[str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed")]
@@ -229,7 +228,7 @@ def chat(
     terminal = sys.stdin is not None and sys.stdin.isatty()
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
-    with hub.engine(router or DEFAULT, options=options, reporter=session.reporter()) as engine:
+    with hub.engine(router or DEFAULT, options=options, reporter=session.reporter()):
         if terminal:
             session.note("/new begins anew, /quit or Ctrl-D ends")
         while (said := _turn(terminal)) is not None:
@@ -247,7 +246,7 @@ def chat(
                     messages,
                     task=task,
                     adapter=adapter,
-                    router=engine.settings.router if task is None and adapter is None and _many(hub) else None,
+                    router=router,
                     emit=_show if streams else None,
                     max_new_tokens=max_new_tokens,
                     temperature=temperature,
@@ -267,10 +266,6 @@ def chat(
             else:
                 print("" if streams else found.prediction, flush=True)
                 _tell_router(session, found)
-
-
-def _many(hub: AdapterHub) -> bool:
-    return len(hub.registry.serving()) > 1
 
 
 def _turn(terminal: bool) -> str | None:
