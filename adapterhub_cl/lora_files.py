@@ -62,6 +62,14 @@ def is_packed(folder: Path) -> bool:
     return (folder / PACKED).is_file() and not (folder / WEIGHTS).exists()
 
 
+def is_dora(folder: Path) -> bool:
+    """Whether the adapter in a folder is DoRA; False where its config cannot be read."""
+    try:
+        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("use_dora"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
 @contextmanager
 def plain_folder(folder: Path) -> Iterator[Path]:
     """A folder with this adapter in PEFT's own format, within the block: itself, or of a packed one an unpacked copy.

@@ -82,6 +82,9 @@ def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news
     """Show everything about one version."""
     session = Session.of(ctx)
     hub = session.hub()
+    if ref == "base" and "base" not in {known.name for known in hub.list()}:
+        _show_base(session, hub)
+        return
     record = hub.get(ref)
     scores = hub.evaluations(record.ref)
     parents = [edge for edge in hub.lineage(record.ref) if edge.child == record.ref]
@@ -92,6 +95,22 @@ def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news
         session.give({**about, "serves": served, "usage": [row.to_json() for row in usage]})
     else:
         _print_whole(record, scores, parents, served, usage)
+
+
+def _show_base(session: Session, hub: AdapterHub) -> None:
+    """What the base is, and what it was asked itself."""
+    usage = hub.registry.usage("base")
+    about = {
+        "base": hub.base.source,
+        "quantization": hub.base.quantization,
+        "parameters": hub.base.parameters,
+        "requests": sum(row.requests for row in usage),
+        "out_of_distribution": sum(row.fallbacks for row in usage),
+    }
+    if session.json:
+        session.give({**about, "usage": [row.to_json() for row in usage]})
+    else:
+        display.pairs({key.replace("_", " "): value for key, value in about.items()})
 
 
 _IN_RECORD = {"name", "version", "kind", "task", "status", "rank", "bytes", "created_at", "evaluations", "lineage"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,11 @@ def predict(
             [(p.prediction, f"{p.confidence:.3f}", p.adapter, p.text) for p in found],
             right=("confidence",),
         )
+    if strange := sum(p.out_of_distribution and p.adapter == "base" for p in found):
+        session.note(
+            f"note: {strange} of {len(found)} inputs are unlike what this hub knows, so the base answered; "
+            "route --explain shows why, --no-fallback lets the nearest task answer"
+        )
     if cut := sum(p.truncated for p in found):
         session.note(f"note: {cut} {'input was' if cut == 1 else 'inputs were'} longer than the context and cut")
 
@@ -99,7 +105,7 @@ def answered_by(prediction: Prediction) -> str:
     if prediction.out_of_distribution and prediction.adapter == "base":
         return "base (out of distribution)"
     if len(prediction.adapters) > 1:
-        return " + ".join(f"{ref} {weight:.2f}" for ref, weight in prediction.adapters.items())
+        return " + ".join(f"{ref} {weight:.2f}" for ref, weight in prediction.adapters.items() if weight >= 0.005)
     return prediction.adapter
 
 
@@ -119,9 +125,15 @@ def inputs_of(texts: Sequence[str] | None, file: str | None, columns: str | None
     if columns is not None:
         raise UsageError("--columns without --file", "name the file whose columns are meant: --file FILE")
     for text in texts or ():
-        if len(text) < 256 and "\n" not in text and Path(text).is_file():
+        if _is_file(text):
             raise UsageError(f"{text} is a file, not a text", f"cl-adapter {word} --file {text}")
     return texts or _from_stdin(f'cl-adapter {word} "TEXT"')
+
+
+def _is_file(text: str) -> bool:
+    with suppress(OSError, ValueError):  # too long for a name, or no name at all
+        return "\n" not in text and Path(text).is_file()
+    return False
 
 
 def _from_stdin(example: str) -> list[str]:
@@ -238,6 +250,9 @@ def chat(
                 messages = list(opening)
                 continue
             if not said:
+                continue
+            if terminal and said.startswith("/"):
+                session.note(f"unknown command {said.split()[0]}; /new begins anew, /quit ends")
                 continue
             messages.append({"role": "user", "content": said})
             try:

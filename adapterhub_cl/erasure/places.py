@@ -10,9 +10,10 @@ from typing import Any
 
 from adapterhub_cl.erasure.facts import Known, reads_the_past
 from adapterhub_cl.registry import Registry, files, tombstones
+from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.training.runs import FILE as RUN_FILE
 
-STREAMS, LOGS, ROUTERS = "streams", "logs", "routers"
+STREAMS, LOGS = "streams", "logs"
 _GRACE_S = 60.0  # a run that is just being set up has no run.json yet
 
 

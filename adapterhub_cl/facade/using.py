@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.inference.serving import BASE, answering, who_answers
 from adapterhub_cl.routing import DEFAULT as ROUTER
+from adapterhub_cl.routing import build
 from adapterhub_cl.types import Example, Prediction, Route
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ MANY = 64  # inputs from which a progress bar is worth its place
 class Using(Opened):
     """The verbs that answer."""
 
-    def engine(self, router: str = ROUTER, *, reporter: Reporter | None = None, **settings: Any) -> Engine:
+    def engine(self, router: str | None = ROUTER, *, reporter: Reporter | None = None, **settings: Any) -> Engine:
         """Base and adapters in memory, for requests from any number of threads; use it as a context manager.
 
         Args:
@@ -37,10 +38,17 @@ class Using(Opened):
             UnknownNameError: no such router or option.
             UsageError: a setting that cannot be used, or an engine works on this hub object already.
         """
+        own = {key: value for key, value in (settings.get("options") or {}).items() if not key.startswith("router.")}
+        build(router or ROUTER, own)  # a name or option that cannot be used is told before anything is loaded
         from adapterhub_cl.inference._settings import Settings
         from adapterhub_cl.inference.engine import Engine
 
-        chosen = Settings(router=router, **settings)
+        for name in settings:
+            if name not in Settings.__dataclass_fields__:
+                raise UnknownNameError("engine setting", name, Settings.__dataclass_fields__)
+        chosen = Settings(router=router or ROUTER, **settings)
+        if self._engine is not None and self._engine.closing:
+            self._engine.close()  # it may still be answering: two at a time would take the base from each other
         if self._engine is not None and not self._engine.closed:
             raise UsageError("an engine works on this hub object already", "close it, or open the hub once more")
         self._engine = Engine(self.registry, self.load_base(), chosen, reporter)
@@ -78,9 +86,12 @@ class Using(Opened):
         """
         from adapterhub_cl.training.progress import Reporter as Silent
 
+        if isinstance(inputs, str):
+            raise UsageError("one text where a list of texts is wanted", "write [text]")
+        inputs = list(inputs)
         report = reporter if reporter is not None and len(inputs) >= MANY else Silent()
-        if self._routes(task, adapter, router):
-            with self._using(router, options, reporter, fallback=fallback, batch_size=batch_size) as engine:
+        if self._routes(task, adapter, router, top_k, options):
+            with self._using(router, options, reporter, batch_size=batch_size) as engine:
                 engine.prepare()
                 with report.piece("predicting", len(inputs)):
                     return engine.predict(
@@ -88,14 +99,15 @@ class Using(Opened):
                         task=task,
                         adapter=adapter,
                         top_k=top_k,
+                        fallback=fallback,
                         progress=report.advance,
                         max_new_tokens=max_new_tokens,
                     )
+        chosen, ref = who_answers(self.registry, task, adapter)
         from adapterhub_cl import objectives
         from adapterhub_cl.data.values import whole_characters
         from adapterhub_cl.inference.answering import answer
 
-        chosen, ref = who_answers(self.registry, task, adapter)
         examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
         with answering(self.registry, self.load_base(), ref) as model, report.piece("predicting", len(inputs)):
             found = answer(
@@ -207,14 +219,22 @@ class Using(Opened):
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _routes(self, task: str | None, adapter: str | None, router: str | None) -> bool:
+    def _routes(
+        self,
+        task: str | None,
+        adapter: str | None,
+        router: str | None,
+        top_k: int = 1,
+        options: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Whether a router is asked for, or nobody said which of several tasks.
 
         Raises:
             UsageError: a task and a router.
         """
-        if router is not None and task is not None:
-            raise UsageError("both a task and a router", "--task names the task, so that nothing is left to route")
+        if task is not None and (router is not None or top_k != 1 or options):
+            what = "router" if router is not None else "mixture of several" if top_k != 1 else "router's options"
+            raise UsageError(f"both a task and a {what}", "--task names the task, so that nothing is left to route")
         if router is not None or task is not None:
             return router is not None
         if adapter is not None and adapter != BASE:
@@ -228,7 +248,7 @@ class Using(Opened):
     ) -> Iterator[Engine]:
         """The engine that is at work, or one for this call."""
         working = self._engine
-        if working is None or working.closed:
+        if working is None or working.closing:
             with self.engine(router or ROUTER, options=options, reporter=reporter, **settings) as engine:
                 yield engine
                 if reporter is not None:

@@ -29,6 +29,7 @@ class Request:
         example: the input; of a conversation its last message.
         task, adapter: what the request names; a router finds what it leaves open.
         top_k: of how many tasks' adapters the answer is mixed at most.
+        fallback: let the base answer what is out of distribution.
         free: write an answer, whatever the task's kind.
         raw: go on from the text as it is.
         messages: the whole conversation.
@@ -39,6 +40,7 @@ class Request:
     task: str | None = None
     adapter: str | None = None
     top_k: int = 1
+    fallback: bool = True
     writing: Writing = field(default_factory=Writing)
     free: bool = False
     raw: bool = False
@@ -52,11 +54,14 @@ class Request:
         Raises:
             DataError: an empty text, or a conversation without a question.
         """
+        for value, what in ((self.task, "task"), (self.adapter, "adapter")):
+            if value is not None and not isinstance(value, str):
+                raise UsageError(f"{what} is {value!r}, not a name", f"give one {what}")
         if self.messages and str(self.messages[-1].get("role")) != "user":
             raise DataError("the conversation does not end with a message of the user", "add one with role user")
         if not (self.example.input.strip() or self.example.instruction.strip()):
             raise DataError("the text is empty", "give a text")
-        if self.top_k < 1:
+        if not isinstance(self.top_k, int) or self.top_k < 1:
             raise UsageError(f"--top-k must be 1 or more, not {self.top_k}", "1 takes the likeliest task alone")
 
 
@@ -82,11 +87,20 @@ def free_request(
             raise UsageError("an empty conversation", 'give [{"role": "user", "content": "…"}]')
         if any(not isinstance(m, Mapping) or not {"role", "content"} <= m.keys() for m in messages):
             raise DataError("a message lacks its role or its content", 'write {"role": "user", "content": "…"}')
+        if any(not isinstance(m["content"], str) for m in messages):
+            raise DataError("a message's content is no text", 'write {"role": "user", "content": "…"}')
         if raw:
             raise UsageError("a conversation cannot be raw", "give one text")
     text = asked if isinstance(asked, str) else str(messages[-1]["content"])
     request = Request(
-        Example(whole_characters(text)), task, adapter, top_k, Writing(**writing), free=True, raw=raw, messages=messages
+        Example(whole_characters(text)),
+        task,
+        adapter,
+        top_k,
+        writing=Writing.of(writing),
+        free=True,
+        raw=raw,
+        messages=messages,
     )
     request.check()
     return request

@@ -40,7 +40,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("top_k", "capacity", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}", f"{name}=1")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 8):
+            raise UsageError(f"max_length must be 8 or more, not {self.max_length!r}", "leave it out for the context")
         if not 0 <= self.wait_ms <= 10_000:
-            raise UsageError(f"wait_ms must be between 0 and 10000, not {self.wait_ms}")
+            raise UsageError(f"wait_ms must be between 0 and 10000, not {self.wait_ms}", "wait_ms=2")

@@ -17,6 +17,7 @@ from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.deciding import Decider
 from adapterhub_cl.inference.mixed import Answered, Answerer, Asked
 from adapterhub_cl.inference.shelf import Shelved, read_adapter
+from adapterhub_cl.lora_files import is_dora
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import Routed
 
@@ -33,15 +34,18 @@ class Worker:
     Attributes:
         queue: what waits.
         halt: set: answers that are being written end as they are.
+        done: set when the bank is off the base and the counters are written.
     """
 
     def __init__(self, registry: Registry, base: LoadedBase, settings: Settings, reporter: Reporter | None) -> None:
         self.registry, self.base, self.settings = registry, base, settings
         self.bank = LoraBank(base, self._read, capacity=settings.capacity, host_bytes=settings.host_bytes)
         self.view, self.tally, self.queue = View(registry), Tally(registry), Queue()
-        self.decider = Decider(registry, base, self.bank, settings.router, settings.options or {}, reporter)
+        self.halt, self.done = threading.Event(), threading.Event()
+        self.decider = Decider(
+            registry, base, self.bank, settings.router, settings.options or {}, reporter, self.halt.is_set
+        )
         self.answerer = Answerer(base, self.bank, max_length=settings.max_length)
-        self.halt = threading.Event()
         self.answerer.halt = self.halt.is_set
 
     def run(self) -> None:
@@ -61,8 +65,12 @@ class Worker:
                 if self.tally.due:
                     self.tally.flush()
         finally:
-            self.tally.flush()
-            self.view.close()
+            try:
+                self.tally.flush()
+                self.view.close()
+                self.bank.close()
+            finally:
+                self.done.set()
 
     def steadily(self, work: Callable[[], Any]) -> Any:
         """Do something on the hub as it is now; again, where it changed while that failed."""
@@ -105,9 +113,9 @@ class Worker:
                 failed.append((request, error))
         self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
 
-        def give(index: int, answer: Answered | AdapterHubError) -> None:
+        def give(index: int, answer: Answered | Exception) -> None:
             request, who, _ = resolved[index]
-            if isinstance(answer, AdapterHubError):
+            if isinstance(answer, Exception):
                 failed.append((request, answer))
                 return
             name = who.task.name if who.task else ""
@@ -143,7 +151,7 @@ class Worker:
                 failed += [(request, error) for request in part]
                 continue
             for request, found in zip(part, routed, strict=True):
-                forced = not self.settings.fallback or request.adapter is not None
+                forced = not request.fallback or request.adapter is not None
                 known.append((request, narrowed(found, request.top_k, forced)))
         for request, routing in known:
             try:
@@ -157,7 +165,8 @@ class Worker:
         try:
             return read_adapter(record.path, self.base.dtype)
         except AdapterError as error:
-            raise AdapterError(f"{ref}: {error.message}", error.hint) from error
+            alone = f"it can answer alone: --adapter {ref}, or --task; with an engine open, in another process"
+            raise AdapterError(f"{ref}: {error.message}", alone if is_dora(record.path) else error.hint) from error
 
 
 def _fail(requests: Sequence[Request], error: BaseException) -> None:

@@ -54,6 +54,6 @@ def answer(
             "its weights have diverged: train it again with a lower --learning-rate",
         )
     return [
-        Prediction(example.input or example.instruction, adapter, text, confidence, scores)
+        Prediction(example.input or example.instruction, adapter, text, confidence, scores, task=task.name)
         for example, (text, confidence, scores) in zip(inputs, found, strict=True)
     ]

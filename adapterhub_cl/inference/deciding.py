@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch.nn import functional
 from adapterhub_cl.bases.hidden import MAX_LENGTH, pooled, shallow_layer
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
-from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
 from adapterhub_cl.inference._view import View
 from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.drift import Drift, analyse
-from adapterhub_cl.inference.seen import SeenTexts, routing_text
-from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.inference.seen import SeenTexts, passages, routing_text
+from adapterhub_cl.lora_files import LoraFile, is_dora
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.options import from_mapping
 from adapterhub_cl.registry import Registry, samples
@@ -26,8 +27,6 @@ from adapterhub_cl.routing import ROOM, Common, Routed, Seen, build
 from adapterhub_cl.routing._store import Cache, Known, Opened, Source, open_router
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, Example, Route
-
-FOLDER = "routers"
 
 
 class Decider:
@@ -48,7 +47,9 @@ class Decider:
         name: str,
         options: Mapping[str, Any],
         reporter: Reporter | None = None,
+        halt: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.halt = halt
         self.reporter = reporter or Reporter()
         self.registry, self.base, self.bank, self.name = registry, base, bank, ROOM.canonical(name)
         common = {key: value for key, value in options.items() if key.startswith("router.")}
@@ -58,13 +59,15 @@ class Decider:
         self.reads = build(name, self.options).reads
         layers = self.base.model.config.get_text_config().num_hidden_layers
         self.layer = shallow_layer(base) if self.common.layer < 0 else self.common.layer
-        if self.layer >= layers:
+        if self.common.layer < -1 or self.layer >= layers:
             raise UsageError(
-                f"router.layer {self.layer}: this base has {layers} layers", f"count them 0 to {layers - 1}"
+                f"router.layer {self.common.layer}: this base has {layers} layers", f"count them 0 to {layers - 1}"
             )
         self.opened: Opened | None = None
         self._seen_generation = -1
         self._without: list[str] = []
+        self._dora: list[str] = []
+        self._is_dora: dict[str, bool] = {}
         self._contents: dict[str, str] = {}
         self._kept: dict[str, tuple[Example, ...]] = {}
         self._serving: dict[str, str] = {}
@@ -76,6 +79,8 @@ class Decider:
         found = [self.opened.note] if self.opened is not None and self.opened.note else []
         if self._without:
             found.append(f"without replay samples the router cannot choose {', '.join(self._without)}: name --task")
+        if self._dora:
+            found.append(f"DoRA cannot be mixed, so the router does not choose {', '.join(self._dora)}: name --task")
         return found
 
     # -- deciding --------------------------------------------------------------------------------
@@ -92,12 +97,11 @@ class Decider:
             UsageError: the hub has no adapter.
             AdapterError: the router can know none of its tasks.
         """
-        return self._decide(view, self._look(view, examples), top_k, among)
+        return self._routed(view, examples, top_k, among)[1]
 
     def routes(self, view: View, examples: Sequence[Example], top_k: int, explain: int) -> list[Route]:
         """Where inputs would go; see `Engine.route`."""
-        seen = self._look(view, examples)
-        routed = self._decide(view, seen, top_k, None)
+        seen, routed = self._routed(view, examples, top_k, None)
         assert self.opened is not None
         scores: list[dict[str, float]] = [{} for _ in examples]
         nearest: list[tuple[tuple[str, str, float], ...]] = [() for _ in examples]
@@ -133,8 +137,7 @@ class Decider:
         Raises:
             UsageError: the router has no threshold: it takes everything for known.
         """
-        seen = self._look(view, examples)
-        routed = self._decide(view, seen, 1, None)
+        seen, routed = self._routed(view, examples, 1, None)
         assert self.opened is not None
         if _finite(self.opened.calibrated.threshold) is None:
             raise UsageError(
@@ -143,15 +146,31 @@ class Decider:
             )
         return analyse(seen.texts, seen.hidden, routed, self.common.false_fallbacks)
 
-    def _decide(self, view: View, seen: Seen, top_k: int, among: Collection[str] | None) -> list[Routed]:
-        if among is not None and set(among) <= set(self._without):
+    def _routed(
+        self, view: View, examples: Sequence[Example], top_k: int, among: Collection[str] | None
+    ) -> tuple[SeenTexts, list[Routed]]:
+        """Inputs and decisions. One whose instruction makes it strange is looked at once more without it."""
+        self.refresh(view)
+        seen = self._see(examples, self.common.text != "bare")
+        routed = self._decide(seen, top_k, among)
+        strange = [
+            k
+            for k, (one, example) in enumerate(zip(routed, examples, strict=True))
+            if one.out_of_distribution and example.instruction.strip() and example.input.strip()
+        ]
+        if strange and self.common.text == "both":
+            bare = self._decide(self._see([examples[k] for k in strange], False), top_k, among)
+            for k, one in zip(strange, bare, strict=True):
+                routed[k] = routed[k] if one.out_of_distribution else one
+        return seen, routed
+
+    def _decide(self, seen: Seen, top_k: int, among: Collection[str] | None) -> list[Routed]:
+        if among is not None and set(among) <= {*self._without, *self._dora}:
             raise self._unknown(among)
         assert self.opened is not None
         return self.opened.calibrated.route(seen, top_k, among)
 
-    def _look(self, view: View, examples: Sequence[Example]) -> SeenTexts:
-        self.refresh(view)
-        whole = self.common.text != "bare"
+    def _see(self, examples: Sequence[Example], whole: bool) -> SeenTexts:
         texts = [whole_characters(routing_text(example, whole)) for example in examples]
         return SeenTexts(self.base, self.bank, texts, self.layer, self._serving)
 
@@ -171,7 +190,9 @@ class Decider:
         keepers = self._keepers = self._find_keepers(view)
         self._serving = dict(view.serving)
         self._without = sorted(set(view.serving) - set(keepers)) if self.reads == "samples" else []
-        known = {task: self._known(view, task, keepers.get(task)) for task in view.serving if task not in self._without}
+        self._dora = sorted(task for task, ref in view.serving.items() if self._refused(view, ref))
+        left_out = {*self._without, *self._dora}
+        known = {task: self._known(view, task, keepers.get(task)) for task in view.serving if task not in left_out}
         if not known:
             raise self._unknown(view.serving)
         contents = {task: one.content for task, one in known.items()}
@@ -186,6 +207,7 @@ class Decider:
                 see=None if self.reads == "samples" else self._of_samples,
                 holdout=0.2 if self.reads != "" else 0.05,
                 false_fallbacks=self.common.false_fallbacks,
+                before=self.opened,
             )
             self._contents = contents
         self._seen_generation = view.generation
@@ -200,11 +222,36 @@ class Decider:
             "max_length": MAX_LENGTH,
             "text": self.common.text,
         }
-        return Source(self.registry.path / FOLDER, about, self._embed)
+        return Source(self.registry.path / samples.ROUTERS, about, self._embed, self._storing)
 
     def _embed(self, texts: list[str]) -> torch.Tensor:
         with self.reporter.piece("the router reads replay samples", len(texts)) as advance:
-            return pooled(self.base, texts, self.layer, progress=advance)
+
+            def told(count: int) -> None:
+                advance(count)
+                if self.halt():
+                    raise AdapterHubError("the router was not fitted: the engine is closed", "ask again")
+
+            return pooled(self.base, texts, self.layer, progress=told)
+
+    @contextmanager
+    def _storing(self, contents: Mapping[str, str]) -> Iterator[bool]:
+        """The hub's lock, and whether these tasks are still what it has: what is forgotten must not come back."""
+        with self.registry.exclusively():
+            view = View(self.registry)
+            view.refresh()
+            keepers = self._find_keepers(view)
+            yield all(
+                task in view.serving and self._known(view, task, keepers.get(task)).content == content
+                for task, content in contents.items()
+            )
+            view.close()
+
+    def _refused(self, view: View, ref: str) -> bool:
+        """Whether the engine cannot serve a version: DoRA."""
+        if ref not in self._is_dora:
+            self._is_dora[ref] = is_dora(view.record(ref).path)
+        return self._is_dora[ref]
 
     def _find_keepers(self, view: View) -> dict[str, AdapterRecord]:
         """Task → its newest version that keeps replay samples."""
@@ -232,10 +279,11 @@ class Decider:
         """A task's replay samples."""
         if task not in self._kept:
             rows = [json.loads(line) for line in samples.read(keeper)]
-            self._kept[task] = tuple(
+            found = [
                 Example(str(row.get("input") or ""), str(row.get("output") or ""), str(row.get("instruction") or ""))
                 for row in rows
-            )
+            ]
+            self._kept[task] = tuple(passage for example in found for passage in passages(example))
         return self._kept[task]
 
     def forms(self, example: Example) -> list[str]:

@@ -134,7 +134,10 @@ class Drift:
             ]
         if not self.more_than_expected:
             return ["nothing new"]
-        return [f"nothing new: {self.out} inputs are unfamiliar, but no group of them is large and tight enough"]
+        return [
+            f"{self.out} inputs are unlike what this hub knows, but no {LARGE} of them are alike enough to be proposed "
+            "as one task: look at the clusters"
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {

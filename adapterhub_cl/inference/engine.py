@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
-from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.errors import AdapterHubError, DataError, UsageError
 from adapterhub_cl.inference._queue import Call
 from adapterhub_cl.inference._requests import (
     Messages,
@@ -75,7 +75,7 @@ class Engine:
     ) -> Future[Prediction]:
         """Ask, and go on; see `predict`. What is wrong with a request is raised by its future."""
         k = self.settings.top_k if top_k is None else top_k
-        return self.ask(Request(_example(text), task, adapter, k, Writing(**writing)))
+        return self.ask(Request(_example(text), task, adapter, k, self.settings.fallback, Writing.of(writing)))
 
     def ask(self, request: Request) -> Future[Prediction]:
         """Put a request into the queue."""
@@ -89,6 +89,7 @@ class Engine:
         task: str | None = None,
         adapter: str | None = None,
         top_k: int | None = None,
+        fallback: bool | None = None,
         progress: Any = None,
         **writing: Any,
     ) -> list[Prediction]:
@@ -98,6 +99,7 @@ class Engine:
             task: whose prompt and labels are used, and whose serving version answers; None lets the router choose.
             adapter: this version answers (`base`: none); the router chooses the task where it has several.
             top_k: mix the adapters of up to this many tasks by the router's weights.
+            fallback: let the base answer what is out of distribution; None: as the engine's settings say.
             progress: called with the number of inputs done.
             writing: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`: of written answers.
 
@@ -106,9 +108,10 @@ class Engine:
             UsageError: the hub has no adapter.
             UnknownNameError: no such task or adapter.
         """
-        wanted = Writing(**writing)
+        wanted = Writing.of(writing)
+        steps_in = self.settings.fallback if fallback is None else fallback
         top_k = self.settings.top_k if top_k is None else top_k
-        requests = [Request(example, task, adapter, top_k, wanted) for example in _examples(inputs)]
+        requests = [Request(example, task, adapter, top_k, steps_in, wanted) for example in _examples(inputs)]
         self._worker.queue.put(requests)
         return self._results(requests, progress)
 
@@ -130,7 +133,8 @@ class Engine:
         Raises:
             DataError: the text is empty, or longer than the context.
         """
-        return self.ask(self._free(text, task, adapter, top_k, raw, writing)).result()
+        answer: Prediction = self._wait(self.ask(self._free(text, task, adapter, top_k, raw, writing)))
+        return answer
 
     def stream(
         self,
@@ -158,7 +162,7 @@ class Engine:
         try:
             while (piece := pieces.get()) is not None:
                 yield piece
-            request.future.result()
+            self._wait(request.future)
         finally:
             going.clear()
 
@@ -177,7 +181,8 @@ class Engine:
         conversation (the oldest turns go where it is too long); a task with another format sees the last message, as
         in its training.
         """
-        return self.ask(self._free(messages, task, adapter, top_k, False, writing)).result()
+        answer: Prediction = self._wait(self.ask(self._free(messages, task, adapter, top_k, False, writing)))
+        return answer
 
     def route(self, inputs: Sequence[str | Example], *, top_k: int | None = None, explain: int = 0) -> list[Route]:
         """Where the router sends inputs, and how sure it is; nothing is answered or counted.
@@ -191,7 +196,10 @@ class Engine:
         """
         examples = _examples(inputs)
         k = self.settings.top_k if top_k is None else top_k
-        if k < 1:
+        explain = 3 if explain is True else explain
+        if explain < 0:
+            raise UsageError(f"explain must be 0 or more, not {explain}", "explain=3 shows three samples")
+        if not isinstance(k, int) or k < 1:
             raise UsageError(f"--top-k must be 1 or more, not {k}", "1 takes the likeliest task alone")
 
         def work() -> list[Route]:
@@ -227,8 +235,14 @@ class Engine:
         self._call(work)
 
     @property
-    def closed(self) -> bool:
+    def closing(self) -> bool:
+        """Whether it takes nothing more."""
         return self._worker.queue.closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has answered everything and left the base."""
+        return self._worker.done.is_set()
 
     @property
     def notes(self) -> list[str]:
@@ -237,17 +251,17 @@ class Engine:
         return [*self._worker.decider.notes, *problem]
 
     def close(self, *, abandon: bool = False) -> None:
-        """Answer what is waiting, write the counters, take the bank off the base.
+        """Answer what is waiting, write the counters, take the bank off the base; returns when that is done (called by
+        the engine's own thread, in a callback, it is done soon after).
 
         Args:
             abandon: leave unanswered what is waiting, and stop writing.
         """
         if abandon:
             self._worker.halt.set()
-        if not self._worker.queue.close(abandon=abandon):
-            return
-        self._thread.join()
-        self.bank.close()
+        self._worker.queue.close(abandon=abandon)
+        if threading.current_thread() is not self._thread:
+            self._worker.done.wait()
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -260,19 +274,38 @@ class Engine:
         raw: bool,
         writing: Mapping[str, Any],
     ) -> Request:
-        return free_request(asked, task, adapter, self.settings.top_k if top_k is None else top_k, raw, writing)
+        k = self.settings.top_k if top_k is None else top_k
+        request = free_request(asked, task, adapter, k, raw, writing)
+        request.fallback = self.settings.fallback
+        return request
 
     def _call(self, work: Any) -> Any:
         """Have the worker do something between two batches; again, where the hub changed while it failed."""
 
         call = Call(lambda: self._worker.steadily(work))
         self._worker.queue.put([call])
-        return call.future.result()
+        return self._wait(call.future)
+
+    def _wait(self, future: Future[Any]) -> Any:
+        """What a future gives.
+
+        Raises:
+            UsageError: the engine's own thread would wait for itself.
+            AdapterHubError: the engine was closed before it came to it.
+        """
+        if threading.current_thread() is self._thread and not future.done():
+            raise UsageError(
+                "a callback of the engine waits for the engine", "ask with submit there, and wait in another thread"
+            )
+        try:
+            return future.result()
+        except CancelledError:
+            raise AdapterHubError("the engine was closed before it answered", "ask again: hub.engine()") from None
 
     def _results(self, requests: Sequence[Request], progress: Any) -> list[Prediction]:
         found = []
         for request in requests:
-            found.append(request.future.result())
+            found.append(self._wait(request.future))
             if progress is not None:
                 progress(1)
         return found

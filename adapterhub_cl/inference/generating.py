@@ -8,7 +8,7 @@ is a draw from the softmax, so that greedy search serves rows that draw and rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.options import flag
 
+COLD = 1e-4  # temperatures up to this take the likeliest token: the draw would, but for overflow
 HALF = "�"  # what a token that is part of a character decodes to
 
 
@@ -40,9 +42,35 @@ class Writing:
     seed: int = 0
     stop: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Writing:
+        """What was asked for by keyword.
+
+        Raises:
+            UnknownNameError, UsageError: a keyword or a value that cannot be used.
+        """
+        for name in asked:
+            if name not in cls.__dataclass_fields__:
+                raise UnknownNameError("setting of an answer", str(name), cls.__dataclass_fields__)
+        stop = asked.get("stop", ())
+        return cls(**{**asked, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+
     def __post_init__(self) -> None:
+        for name, kind in (
+            ("max_new_tokens", int),
+            ("seed", int),
+            ("temperature", (int, float)),
+            ("top_p", (int, float)),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UsageError(f"{flag(name)} is {value!r}, not a number of its kind", "see --help")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed must be from 0 to 2^63 - 1, not {self.seed}", "--seed 0")
+        if not isinstance(self.stop, tuple) or any(not isinstance(text, str) for text in self.stop):
+            raise UsageError("a stop string is no text", 'stop=("\\n",)')
         if self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens must be 1 or more, not {self.max_new_tokens}")
+            raise UsageError(f"--max-new-tokens must be 1 or more, not {self.max_new_tokens}", "--max-new-tokens 64")
         if not 0 <= self.temperature < math.inf:
             raise UsageError(f"--temperature must be 0 or more, not {self.temperature}", "0 takes the likeliest token")
         if not 0 < self.top_p <= 1:
@@ -173,7 +201,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         logs = scores.float().log_softmax(-1)
         tokens = logs.argmax(-1)
         for row, wanted in enumerate(self.desk.rows):
-            if wanted.temperature > 0 and not self.desk.done[row]:
+            if wanted.temperature > COLD and not self.desk.done[row]:
                 tokens[row] = _drawn(logs[row], wanted, self.desk.draws[row])
         chosen = logs.gather(-1, tokens[:, None])[:, 0].tolist()
         for row, (token, log) in enumerate(zip(tokens.tolist(), chosen, strict=True)):
@@ -188,7 +216,7 @@ def _drawn(logs: torch.Tensor, wanted: Writing, generator: torch.Generator) -> t
         ordered, order = logs.sort(descending=True)
         before = ordered.exp().cumsum(-1) - ordered.exp()
         logs = torch.full_like(logs, -torch.inf).scatter_(
-            -1, order, ordered.masked_fill(before >= wanted.top_p, -torch.inf)
+            -1, order, ordered.masked_fill((before >= wanted.top_p) & (before > 0), -torch.inf)
         )
     uniform = torch.rand(logs.shape, generator=generator).clamp_(1e-20, 1.0).to(logs.device)
     return (logs - (-uniform.log()).clamp_(min=1e-20).log()).argmax(-1)

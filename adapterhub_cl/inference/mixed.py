@@ -67,6 +67,7 @@ class _Stream:
 
     def __init__(self, emit: Callable[[str], bool]) -> None:
         self.emit, self.given, self.at = emit, 0, 0
+        self.error: Exception | None = None
 
     def again(self) -> _Stream:
         """From the beginning of the answer."""
@@ -77,7 +78,13 @@ class _Stream:
         self.at += len(piece)
         new = piece[max(0, len(piece) - (self.at - self.given)) :] if self.at > self.given else ""
         self.given = max(self.given, self.at)
-        return self.emit(new) if new else True
+        if not new or self.error is not None:
+            return self.error is None
+        try:
+            return bool(self.emit(new))
+        except Exception as error:  # whoever asked made it: it ends this answer and no other
+            self.error = error
+            return False
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Answerer:
         self._trees: dict[tuple[Any, ...], LabelTree] = {}
 
     def answer(
-        self, rows: Sequence[Asked], give: Callable[[int, Answered | AdapterHubError], None], *, batch_size: int = ROWS
+        self, rows: Sequence[Asked], give: Callable[[int, Answered | Exception], None], *, batch_size: int = ROWS
     ) -> None:
         """Answer rows, those of choice tasks first.
 
@@ -122,23 +129,21 @@ class Answerer:
                 self.bank.require(row.mixture)
                 stream = None if row.emit is None else _Stream(row.emit)
                 ready.append(_Ready(index, row, *self._prompt(row), stream))
-            except AdapterHubError as error:
+            except Exception as error:
                 give(index, error)
         for choosing in (True, False):
             for batch in self._batches([one for one in ready if one.row.chooses == choosing], batch_size):
                 self._pass(batch, choosing, give)
 
-    def _pass(
-        self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answered | AdapterHubError], None]
-    ) -> None:
+    def _pass(self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answered | Exception], None]) -> None:
         """One batch; where that fails (memory does not suffice, an adapter went meanwhile), its halves."""
-        answers: Sequence[Answered | AdapterHubError] = ()
+        answers: Sequence[Answered | Exception] = ()
         try:
             answers = (self._choose if choosing else self._write)(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 answers = [_too_large(batch[0])]
-        except AdapterHubError as error:
+        except Exception as error:
             if len(batch) == 1:
                 answers = [error]
         if not answers:  # beyond the `except`, which keeps the memory of the pass that failed
@@ -189,7 +194,7 @@ class Answerer:
             yield batch
 
     @torch.no_grad()
-    def _choose(self, batch: Sequence[_Ready]) -> list[Answered | AdapterHubError]:
+    def _choose(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         trees, pad = [self._tree(row.task) for row in rows], self.base.tokenizer.pad_token_id
         with self.base.lock, self.base.autocast():
@@ -199,7 +204,7 @@ class Answerer:
                     break
             with self.bank.rows([row.mixture for row in rows]) as model:
                 scores = score_rows(model, trees, prompts, pad)
-        answers: list[Answered | AdapterHubError] = []
+        answers: list[Answered | Exception] = []
         for row, tree, logs in zip(rows, trees, scores, strict=True):
             if not torch.isfinite(logs).all():
                 answers.append(_diverged(row))
@@ -209,7 +214,7 @@ class Answerer:
             answers.append(Answered(tree.labels[best], shares[best], dict(zip(tree.labels, shares, strict=True))))
         return answers
 
-    def _write(self, batch: Sequence[_Ready]) -> list[Answered | AdapterHubError]:
+    def _write(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         # Each row's own room: positions are counted without the padding, so a long neighbour takes none of it.
         rooms = [min(self._room(row), self.max_length - len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
@@ -217,8 +222,11 @@ class Answerer:
         emit = [one.stream.again() if one.stream else None for one in batch]
         with self.bank.rows([row.mixture for row in rows], keep=True) as model, self.base.autocast():
             written = write_rows(model, self.base, prompts, wanted, emit=emit, halt=self.halt)
-        answers: list[Answered | AdapterHubError] = []
-        for row, one in zip(rows, written, strict=True):
+        answers: list[Answered | Exception] = []
+        for row, one, ready in zip(rows, written, batch, strict=True):
+            if ready.stream is not None and ready.stream.error is not None:
+                answers.append(ready.stream.error)
+                continue
             text = one.text if row.prompt else one.text.strip()
             answers.append(Answered(text, one.confidence) if math.isfinite(one.confidence) else _diverged(row))
         return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ from adapterhub_cl.objectives._projection import at_positions
 from adapterhub_cl.types import Example
 
 ROWS = 64
+PASSAGE, MOST_PASSAGES = 40, 100  # words of a passage of raw text; passages of one sample
 
 
 def routing_text(example: Example, whole: bool = False) -> str:
@@ -27,6 +29,17 @@ def routing_text(example: Example, whole: bool = False) -> str:
     if not bare.strip():
         return example.instruction
     return f"{example.instruction}\n{bare}" if whole and example.instruction else bare
+
+
+def passages(example: Example) -> list[Example]:
+    """A sample as the router learns it: raw text in passages as long as an input may be, anything else as it is."""
+    if example.input.strip() or example.instruction.strip():
+        return [example]
+    found: list[str] = []
+    for line in (example.answer or "").splitlines():
+        words = line.split()
+        found += [" ".join(words[k : k + PASSAGE]) for k in range(0, len(words), PASSAGE)]
+    return [replace(example, answer=text) for text in found[:MOST_PASSAGES]] or [example]
 
 
 class SeenTexts:

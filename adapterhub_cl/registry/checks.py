@@ -18,6 +18,7 @@ from adapterhub_cl.registry import files, manifests, mirror, rows, samples, tomb
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import is_version, version_directories
+from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.types import Problem
 
 REPAIR, COLLECT = "cl-adapter verify --repair", "cl-adapter gc"
@@ -146,7 +147,8 @@ def _removable(place: Place, path: Path) -> bool:
     hub, runs, store = (p.resolve() for p in (place.hub, place.runs, place.store))
     in_adapter = parent.parent == store and is_name(parent.name) and is_version(path.name)
     in_runs = parent == runs and path.name not in ("", ".", "..")
-    return in_adapter or in_runs or (temporary and (parent in (hub, store) or parent.parent == store))
+    in_routers = hub / ROUTERS in (parent, parent.parent)
+    return in_adapter or in_runs or (temporary and (parent in (hub, store) or parent.parent == store or in_routers))
 
 
 # -- what verify looks at ------------------------------------------------------------------------------------
@@ -155,6 +157,9 @@ def _removable(place: Place, path: Path) -> bool:
 def _temporary(place: Place) -> list[Path]:
     folders = [place.hub, place.runs, place.store]
     folders += [p for p in place.store.iterdir() if p.is_dir() and not p.is_symlink()] if place.store.is_dir() else []
+    routers = place.hub / ROUTERS
+    if routers.is_dir() and not routers.is_symlink():
+        folders += [routers, *(p for p in routers.iterdir() if p.is_dir() and not p.is_symlink())]
     return [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
 
 

@@ -21,6 +21,7 @@ from adapterhub_cl.registry.index import Index
 from adapterhub_cl.types import AdapterRecord
 
 FILE_NAME, INTENT = "replay.jsonl", "pending.json"
+ROUTERS = "routers"  # what fitted routers know of samples, beside the index; made again when it is needed
 
 
 class SampleFiles(Core):
@@ -169,6 +170,7 @@ def _carry_on(index: Index, directory: Path, intent: Mapping[str, Any]) -> None:
     drafts.fault("manifest replaced")
     _record(index, intent)
     drafts.fault("row updated")
+    files.remove_tree(index.hub / ROUTERS)  # it holds the hidden states of samples that are gone now
     with files.storage_errors(pending):
         pending.unlink()
         files.fsync_dir(index.hub)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.registry import queries
 from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.index import Query, Row
@@ -112,6 +112,8 @@ class Counters(Core):
         found = [_row(counted) for counted in rows]
         if not found:
             return 0
+        if self._index.file is not None and not self._index.file.exists():
+            raise StorageError(f"the index {self._index.file} is gone", "was the hub moved? open it where it is now")
         with self._write(mirrored=False) as (connection, _):
             return add(connection, found)
 

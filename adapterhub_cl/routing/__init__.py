@@ -149,4 +149,7 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> BaseRouter:
     found: type[BaseRouter] = ROOM.get(name)
     plain = ROOM.canonical(name)
     own = {key.removeprefix(f"{plain}."): value for key, value in (options or {}).items()}
-    return found(from_mapping(found.Config, own, f"the options of {plain}", prefix=f"{plain}."))
+    config: Any = from_mapping(found.Config, own, f"the options of {plain}", prefix=f"{plain}.")
+    if not 0 <= getattr(config, "seed", 0) < 2**63:
+        raise UsageError(f"{plain}.seed must be from 0 to 2^63 - 1", f"--set {plain}.seed=0")
+    return found(config)

@@ -64,8 +64,8 @@ class StatisticsRouter(BaseRouter):
         self.counts[task] += len(rows)
         self.sums[task] = self.sums[task] + rows.sum(0)
         if self.moments:
-            product = rows.T @ rows
-            self.second = product if self.second is None else self.second.add_(product)
+            # In place: a temporary of this size for each task would leave the heap in pieces.
+            self.second = rows.T @ rows if self.second is None else self.second.addmm_(rows.T, rows)
 
     def unlearn(self, task: str, known: Any) -> None:
         if len(known) > self.counts.get(task, 0):
@@ -76,7 +76,7 @@ class StatisticsRouter(BaseRouter):
         self.counts[task] -= len(rows)
         self.sums[task] = self.sums[task] - rows.sum(0)
         if self.second is not None:
-            self.second.sub_(rows.T @ rows)
+            self.second.addmm_(rows.T, rows, alpha=-1)
         if not self.counts[task]:
             self.tasks.remove(task)
             del self.counts[task], self.sums[task]

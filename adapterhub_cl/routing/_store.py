@@ -9,10 +9,12 @@ or of a newer version is passed over, and where the disk refuses the router work
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,19 @@ class Source:
         folder: `<hub>/routers`; it is made when something is stored.
         about: what they depend on besides the texts: fingerprint of the base, quantisation, layer, length, text mode.
         embed: texts → `[n, in]`.
+        storing: held while something of these tasks (task → content) is stored; False: they are not what the hub has
+            by now (forgotten meanwhile), and nothing is.
     """
 
     folder: Path
     about: Mapping[str, str | int]
     embed: Callable[[list[str]], torch.Tensor]
+    storing: Callable[[Mapping[str, str]], AbstractContextManager[bool]] = lambda _: nullcontext(True)
+
+    @property
+    def linked(self) -> bool:
+        """Whether what is stored would land elsewhere."""
+        return any(path.is_symlink() for path in (self.folder, self.folder / EMBEDDINGS))
 
 
 @dataclass
@@ -69,6 +79,7 @@ class Opened:
         changed: tasks that came, went or have other samples.
         embedded: texts that were computed anew.
         note: why it could not be stored; empty where it was, or had not to be.
+        contents: task → content, of what it knows.
     """
 
     calibrated: Calibrated
@@ -76,6 +87,7 @@ class Opened:
     changed: list[str] = field(default_factory=list)
     embedded: int = 0
     note: str = ""
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 def open_router(
@@ -88,8 +100,12 @@ def open_router(
     holdout: float = 0.2,
     false_fallbacks: float = 0.005,
     seed: int = 0,
+    before: Opened | None = None,
 ) -> Opened:
     """A router that knows these tasks: as stored, brought up to date, or fitted.
+
+    Args:
+        before: the same router as it was opened earlier: brought up to date in the place of what is stored.
 
     Raises:
         UnknownNameError, UsageError: no such router, or an option that cannot be used.
@@ -109,33 +125,45 @@ def open_router(
     place = source.folder / f"{config['router']}-{key[:16]}"
     cache = Cache(source, router.reads != "samples", opened)
 
-    stored = _read(place, opened.calibrated, cache)
-    if stored is None:
-        opened.calibrated = blank()
-        stored = {}
-    gone = [task for task, content in stored.items() if task not in known or known[task].content != content]
-    came = [task for task in known if task not in stored or task in gone]
-    if stored and any(cache.rows(task, stored[task]) is None for task in (stored if gone or came else ())):
-        # What was learned from cannot be read any more: begin again with what there is now.
-        opened.calibrated, stored, gone, came = blank(), {}, [], list(known)
-    if stored and not gone and not came:
+    stored = _read(place, opened.calibrated, cache) if before is None else dict(before.contents)
+    if before is not None:
+        opened.calibrated = before.calibrated
+    opened.contents = {task: known[task].content for task in known}
+    if stored and stored == opened.contents:
         opened.how = "loaded"
         return opened
-    opened.how, opened.changed = "refreshed" if stored else "fitted", sorted({*gone, *came})
-    for task in gone:
-        opened.calibrated.remove_task(task)
-    for task in came:
-        have = known[task]
-        factors = have.factors() if have.factors and router.reads == "factors" else None
-        opened.calibrated.add_task(task, cache.get(task, have), factors)
-    opened.calibrated.fit()
+    changed = [
+        task for task in {**(stored or {}), **opened.contents} if (stored or {}).get(task) != opened.contents.get(task)
+    ]
+    opened.changed = sorted(changed)
+    try:
+        if not stored:
+            raise LookupError("nothing is stored")
+        _step(opened, stored, known, cache)
+        opened.how = "refreshed"
+    except Exception:
+        # Nothing that can be used is stored, or what was learned from cannot be read any more: begin again.
+        opened.calibrated, opened.how = blank(), "fitted"
+        _step(opened, {}, known, cache)
     try:
         with files.storage_errors(source.folder):
-            _write(place, opened.calibrated, config, {task: known[task].content for task in known}, cache)
-            _sweep(source.folder)
+            _store(place, opened, config, cache)
     except (OSError, StorageError) as error:
         opened.note = f"the fitted router was not stored: {getattr(error, 'message', error)}"
     return opened
+
+
+def _step(opened: Opened, stored: Mapping[str, str], known: Mapping[str, Known], cache: Cache) -> None:
+    """Take out what went or changed since `stored`, take in what came, fit."""
+    router = opened.calibrated
+    for task, content in stored.items():
+        if task not in known or known[task].content != content:
+            router.remove_task(task)
+    for task, have in known.items():
+        if stored.get(task) != have.content:
+            factors = have.factors() if have.factors and router.router.reads == "factors" else None
+            router.add_task(task, cache.get(task, have), factors)
+    router.fit()
 
 
 class Cache:
@@ -158,8 +186,9 @@ class Cache:
         if content not in self._rows:
             with suppress(Exception):  # missing, truncated, foreign: it is computed anew
                 data = self.file(content).read_bytes()
-                rows = load(data)["hidden"]
-                if rows.dim() == 3 and _metadata(data).get("content") == content and bool(torch.isfinite(rows).all()):
+                rows, about = load(data)["hidden"], _metadata(data)
+                whole = rows.dim() == 3 and about.get("content") == content and about.get("sha256") == _digest(rows)
+                if whole and bool(torch.isfinite(rows).all()):
                     self._rows[content] = rows.float()
         return self._rows.get(content)
 
@@ -178,14 +207,21 @@ class Cache:
             half = rows.reshape(len(known.texts), -1, rows.shape[1])
             found = self._rows[known.content] = half.float()
             try:
-                if bool(torch.isfinite(half).all()):
-                    path = self.file(known.content)
-                    with files.storage_errors(path.parent):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                    files.atomic_write_bytes(path, save({"hidden": half}, {"content": known.content}))
+                self._keep(task, known.content, half)
             except (OSError, StorageError) as error:
                 self.opened.note = f"hidden states were not stored: {getattr(error, 'message', error)}"
         return found
+
+    def _keep(self, task: str, content: str, rows: torch.Tensor) -> None:
+        """Store hidden states, if the task is still there."""
+        if not bool(torch.isfinite(rows).all()) or self.source.linked:
+            return
+        path = self.file(content)
+        with self.source.storing({task: content}) as current, files.storage_errors(path.parent):
+            if current:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                about = {"content": content, "sha256": _digest(rows)}
+                files.atomic_write_bytes(path, save({"hidden": rows.contiguous()}, about))
 
 
 class _Stored(Mapping[str, torch.Tensor]):
@@ -212,13 +248,26 @@ def _read(place: Path, calibrated: Calibrated, cache: Cache) -> dict[str, str] |
     with suppress(Exception):  # whatever is wrong with it, it is fitted anew
         about = json.loads((place / "router.json").read_text("utf-8"))
         data = (place / "state.safetensors").read_bytes()
-        if about["format"] != FORMAT or about["state_sha256"] != sha256(data).hexdigest():
+        if about["format"] != FORMAT or about["sha256"] != _seal(data, about["order"], about["tasks"]):
             return None
         contents = {str(task): str(entry["content"]) for task, entry in about["tasks"].items()}
         cache.counts = {task: int(entry["samples"]) for task, entry in about["tasks"].items()}
         calibrated.restore(list(about["order"]), load(data), _Stored(cache, contents))
-        return contents if sorted(calibrated.router.tasks) == sorted(contents) else None
+        sound = 0 < calibrated.temperature < inf and calibrated.threshold == calibrated.threshold  # no NaN
+        return contents if sound and sorted(calibrated.router.tasks) == sorted(contents) else None
     return None
+
+
+def _store(place: Path, opened: Opened, config: Mapping[str, Any], cache: Cache) -> None:
+    """Store a router, if all its tasks are still what the hub has."""
+    source = cache.source
+    if source.linked or place.is_symlink():
+        opened.note = f"the fitted router was not stored: {source.folder} is, or holds, a link"
+        return
+    with source.storing(opened.contents) as current:
+        if current:
+            _write(place, opened.calibrated, config, opened.contents, cache)
+            _sweep(source.folder)
 
 
 def _write(
@@ -231,7 +280,7 @@ def _write(
         for task, content in contents.items()
     }
     about = {**config, "format": FORMAT, "tasks": tasks, "order": calibrated.router.tasks}
-    about |= {"state_sha256": sha256(data).hexdigest(), "written_at": files.now()}
+    about |= {"sha256": _seal(data, about["order"], tasks), "written_at": files.now()}
     # Two files: a crash, or another writer, between them leaves a sum that does not fit, and that is fitted anew.
     files.atomic_write_bytes(place / "state.safetensors", data)
     files.atomic_write_text(place / "router.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
@@ -241,7 +290,7 @@ def _sweep(folder: Path) -> None:
     """Remove hidden states to which no stored router refers."""
     used = {file for path in folder.glob("*/router.json") for file in _refers(path)}
     for path in (folder / EMBEDDINGS).glob("*.safetensors"):
-        if path.name not in used:
+        if path.name not in used and re.fullmatch(r"[0-9a-f]{32}", path.stem):
             path.unlink(missing_ok=True)
 
 
@@ -251,6 +300,17 @@ def _refers(path: Path) -> list[str]:
         tasks = json.loads(path.read_text("utf-8"))["tasks"]
         return [str(entry["embeddings"]) for entry in tasks.values()]
     return []
+
+
+def _seal(state: bytes, order: Sequence[str], tasks: Mapping[str, Any]) -> str:
+    """SHA-256 over all that is read of a stored router."""
+    return sha256(state + json.dumps([list(order), dict(tasks)], sort_keys=True).encode()).hexdigest()
+
+
+def _digest(rows: torch.Tensor) -> str:
+    """SHA-256 of hidden states and their shape."""
+    plain = rows.contiguous()
+    return sha256(f"{tuple(plain.shape)} {plain.dtype} ".encode() + plain.numpy().tobytes()).hexdigest()
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -38,8 +38,8 @@ class Config:
     seed: int = option(0, "of the random features")
 
     def __post_init__(self) -> None:
-        if self.features < 1:
-            raise UsageError(f"analytic.features must be 1 or more, not {self.features}")
+        if not 1 <= self.features <= 32_768:
+            raise UsageError(f"analytic.features must be from 1 to 32768, not {self.features}", "1024 is the default")
         if not 0 < self.ridge < float("inf"):
             raise UsageError(f"analytic.ridge must be above 0 and finite, not {self.ridge}")
 

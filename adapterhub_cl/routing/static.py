@@ -33,7 +33,7 @@ def parse(text: str) -> dict[str, float]:
             value = float(weight) if equals else 1.0
         except ValueError:
             value = 0.0
-        if not name or not 0.0 < value < float("inf") or name in found:
+        if not name or not 1e-6 <= value <= 1e6 or name in found:
             raise UsageError(f"static.tasks: {part!r} is not TASK or TASK=WEIGHT", "for example news=0.7,reviews=0.3")
         found[name] = value
     return {name: value / sum(found.values()) for name, value in found.items()}

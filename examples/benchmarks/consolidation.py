@@ -63,7 +63,8 @@ def draw(work: Path) -> None:
         for split, count in (("train", None), ("test", TEST_ROWS)):
             path = work / f"{name}.{split}.jsonl"
             if not path.exists():
-                lines = (DATA / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+                text = (DATA / name / f"{split}.jsonl").read_text(encoding="utf-8")
+                lines = [line for line in text.split("\n") if line]
                 random.Random(f"{name} {split}").shuffle(lines)
                 path.write_text("\n".join(lines[:count]) + "\n", encoding="utf-8")
 

@@ -103,7 +103,10 @@ def test_promote_serves_and_rollback_brings_the_parents_back(cl: Cl, taught: Pat
     assert back["serving"] == {"one": "one@v1", "two": "two@v1"}
     shown = cl("--hub", taught, "show", "both")
     assert "0.5 × one@v1, 0.5 × two@v1 by linear" in shown.out
-    assert cl("--hub", taught, "predict", "--adapter", "both", "x").code == 2
+    # Nobody says which of its tasks: a router chooses among them.
+    found = cl("--hub", taught, "predict", "--adapter", "both", "thing 1", "--json").json[0]
+    assert (found["adapter"], found["task"] in ("one", "two")) == ("both@v1", True)
+    assert 0 < found["routing"] <= 1
 
 
 def test_distill_and_refresh(cl: Cl, taught: Path, tmp_path: Path) -> None:

@@ -168,8 +168,9 @@ def test_what_does_not_fit_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
         hub.add_task("x", TRAIN, epochs=0)
     with pytest.raises(DataError):
         hub.predict(["  "], task="commands")
-    with pytest.raises(UsageError, match="nobody said which"):
-        hub.predict(["play jazz"])
+    with pytest.raises(UsageError, match="both a task and a router"):
+        hub.predict(["play jazz"], task="commands", router="analytic")
+    assert hub.predict(["play jazz"], max_new_tokens=3)[0].routing is not None  # nobody said which task
     broken = hub.export("commands@v1", tmp_path / "broken") / "adapter_model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(IntegrityError):
