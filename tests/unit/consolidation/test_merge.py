@@ -162,10 +162,12 @@ def test_a_second_version_rolls_back_to_the_first(hub: AdapterHub) -> None:
     assert hub.registry.serving()["news"] == hub.registry.serving()["reviews"] == "both@v1"
 
 
-def test_a_version_of_several_tasks_needs_one_to_be_named(hub: AdapterHub) -> None:
+def test_a_version_of_several_tasks_is_routed_or_its_task_named(hub: AdapterHub) -> None:
     hub.merge(["news", "reviews"], name="both")
-    with pytest.raises(UsageError, match="several tasks"):
-        hub.predict(["x"], adapter="both")
+    found = hub.predict(["x"], adapter="both")[0]
+    assert found.adapter == "both@v1"
+    assert found.prediction in hub.registry.task(found.task).labels
+    assert found.routing is not None
     assert hub.predict(["x"], adapter="both", task="reviews")[0].prediction in ("good", "bad")
     scored = hub.evaluate(["both"])
     assert [(ref, s.task) for ref, s in scored] == [("both@v1", "news"), ("both@v1", "reviews")]

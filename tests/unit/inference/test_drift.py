@@ -94,7 +94,10 @@ def test_too_many_false_alarms_are_no_new_task() -> None:
     said = [Said(i % 3 == 0, 0.4, row.weights) for i, row in enumerate(said)]
     drift = analyse(texts, hidden, said, 0.05)
     assert drift.more_than_expected
-    assert drift.proposals == ["nothing new: 67 inputs are unfamiliar, but no group of them is large and tight enough"]
+    assert drift.proposals == [
+        "67 inputs are unlike what this hub knows, but no 20 of them are alike enough to be proposed as one task: "
+        "look at the clusters"
+    ]
 
 
 def test_a_small_cluster_and_one_text_many_times_are_not_proposed() -> None:
@@ -108,7 +111,7 @@ def test_a_small_cluster_and_one_text_many_times_are_not_proposed() -> None:
     (cluster,) = drift.clusters
     assert (len(cluster.members), cluster.distinct, cluster.examples) == (51, 1, ("text 60",))
     assert not cluster.new_task
-    assert drift.proposals[0].startswith("nothing new: 51 inputs")
+    assert drift.proposals[0].startswith("51 inputs are unlike what this hub knows, but no 20 of them are alike")
 
 
 def test_nothing_out_of_distribution() -> None:
