@@ -34,6 +34,7 @@ class Request:
         raw: go on from the text as it is.
         messages: the whole conversation.
         emit: gets a free answer piece by piece, and says whether to go on.
+        begun: something of the answer was given out.
     """
 
     example: Example
@@ -47,6 +48,12 @@ class Request:
     messages: Messages = ()
     emit: Callable[[str], bool] | None = None
     future: Future[Prediction] = field(default_factory=Future)
+    begun: bool = False
+
+    def give(self, piece: str) -> bool:
+        """Give out a piece of the answer; whether to go on."""
+        self.begun = True
+        return self.emit is None or self.emit(piece)
 
     def check(self) -> None:
         """Raise for what cannot be answered, whoever is asked.
@@ -154,8 +161,8 @@ def choices_of(view: View, request: Request) -> list[str] | None:
         view.task(request.task)
         return None
     if request.adapter is not None and request.adapter != BASE:
-        tasks = view.tasks_of(request.adapter)
-        return tasks if len(tasks) > 1 else None
+        record = view.record(request.adapter)  # one that learned a task of its own answers in that one's form
+        return record.tasks if not record.task and len(record.tasks) > 1 else None
     if request.adapter == BASE and (request.free or request.raw):
         return None
     if not view.serving:
@@ -215,7 +222,7 @@ def row_of(base: LoadedBase, request: Request, resolved: Resolved, max_length: i
             f"{max_length}",
             "shorten the text or lower --max-new-tokens",
         )
-    return Asked(task, request.example, resolved.mixture, writing, prompt, request.emit)
+    return Asked(task, request.example, resolved.mixture, writing, prompt, request.give if request.emit else None)
 
 
 def plain_task(base: LoadedBase) -> Task:

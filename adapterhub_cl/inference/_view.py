@@ -84,13 +84,5 @@ class View:
             raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter promote NAME lets one answer")
         return self.serving[task]
 
-    def tasks_of(self, ref: str) -> list[str]:
-        """The tasks that a version answers for; its own name where it has none.
-
-        Raises:
-            UnknownNameError: no such version.
-        """
-        return self.record(ref).tasks
-
     def close(self) -> None:
         self._watch.close()

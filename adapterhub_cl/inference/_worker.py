@@ -91,11 +91,15 @@ class Worker:
 
     def _answer(self, requests: Sequence[Request]) -> None:
         """Answer requests. What fails while the hub changes (a version is replaced and deleted between the look at who
-        serves and the look at its files) is tried again on what there is then."""
+        serves and the look at its files) is tried again on what there is then, unless part of its answer is out."""
         failed: list[tuple[Request, Exception]] = []
         self._look()
         for _ in range(TRIES):
             failed = self._attempt(requests)
+            for request, error in failed:
+                if request.begun:
+                    request.future.set_exception(error)
+            failed = [(request, error) for request, error in failed if not request.begun]
             if not failed or not self._look():
                 break
             requests = [request for request, _ in failed]

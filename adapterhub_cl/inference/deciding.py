@@ -99,7 +99,9 @@ class Decider:
         """
         return self._routed(view, examples, top_k, among)[1]
 
-    def routes(self, view: View, examples: Sequence[Example], top_k: int, explain: int) -> list[Route]:
+    def routes(
+        self, view: View, examples: Sequence[Example], top_k: int, explain: int, fallback: bool = True
+    ) -> list[Route]:
         """Where inputs would go; see `Engine.route`."""
         seen, routed = self._routed(view, examples, top_k, None)
         assert self.opened is not None
@@ -113,7 +115,7 @@ class Decider:
         found = []
         for example, one, own, near in zip(examples, routed, scores, nearest, strict=True):
             adapters: dict[str, float] = {}
-            for task, weight in () if one.out_of_distribution else one.weights:
+            for task, weight in () if one.out_of_distribution and fallback else one.weights:
                 ref = view.server(task)
                 adapters[ref] = adapters.get(ref, 0.0) + weight
             found.append(
@@ -139,7 +141,7 @@ class Decider:
         """
         seen, routed = self._routed(view, examples, 1, None)
         assert self.opened is not None
-        if _finite(self.opened.calibrated.threshold) is None:
+        if _finite(self.opened.calibrated.threshold()) is None:
             raise UsageError(
                 f"the router {self.name} cannot tell what it does not know (it has no threshold)",
                 "use another one, or keep more replay samples of each task",
@@ -152,23 +154,20 @@ class Decider:
         """Inputs and decisions. One whose instruction makes it strange is looked at once more without it."""
         self.refresh(view)
         seen = self._see(examples, self.common.text != "bare")
-        routed = self._decide(seen, top_k, among)
-        strange = [
-            k
-            for k, (one, example) in enumerate(zip(routed, examples, strict=True))
-            if one.out_of_distribution and example.instruction.strip() and example.input.strip()
-        ]
+        forms = [int(bool(one.instruction.strip() and one.input.strip())) for one in examples]
+        routed = self._decide(seen, top_k, among, forms if self.common.text == "both" else ())
+        strange = [k for k, one in enumerate(routed) if one.out_of_distribution and forms[k]]
         if strange and self.common.text == "both":
             bare = self._decide(self._see([examples[k] for k in strange], False), top_k, among)
             for k, one in zip(strange, bare, strict=True):
                 routed[k] = routed[k] if one.out_of_distribution else one
         return seen, routed
 
-    def _decide(self, seen: Seen, top_k: int, among: Collection[str] | None) -> list[Routed]:
+    def _decide(self, seen: Seen, top_k: int, among: Collection[str] | None, forms: Sequence[int] = ()) -> list[Routed]:
         if among is not None and set(among) <= {*self._without, *self._dora}:
             raise self._unknown(among)
         assert self.opened is not None
-        return self.opened.calibrated.route(seen, top_k, among)
+        return self.opened.calibrated.route(seen, top_k, among, forms)
 
     def _see(self, examples: Sequence[Example], whole: bool) -> SeenTexts:
         texts = [whole_characters(routing_text(example, whole)) for example in examples]
@@ -189,8 +188,9 @@ class Decider:
             raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
         keepers = self._keepers = self._find_keepers(view)
         self._serving = dict(view.serving)
-        self._without = sorted(set(view.serving) - set(keepers)) if self.reads == "samples" else []
         self._dora = sorted(task for task, ref in view.serving.items() if self._refused(view, ref))
+        without = set(view.serving) - set(keepers) - set(self._dora)
+        self._without = sorted(without) if self.reads == "samples" else []
         left_out = {*self._without, *self._dora}
         known = {task: self._known(view, task, keepers.get(task)) for task in view.serving if task not in left_out}
         if not known:

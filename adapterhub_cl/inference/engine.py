@@ -203,7 +203,7 @@ class Engine:
             raise UsageError(f"--top-k must be 1 or more, not {k}", "1 takes the likeliest task alone")
 
         def work() -> list[Route]:
-            return self._worker.decider.routes(self._worker.view, examples, k, explain)
+            return self._worker.decider.routes(self._worker.view, examples, k, explain, self.settings.fallback)
 
         return self._call(work)  # type: ignore[no-any-return]
 

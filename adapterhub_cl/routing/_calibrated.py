@@ -1,7 +1,8 @@
 """From scores to decisions, for all routers: calibrated weights, top-k, and whether an input belongs to any task.
 
 A share of each task's samples is held out. The router learns the rest and scores them; a temperature makes the scores
-probabilities, and the lower end of their familiarity gives the threshold below which an input is out of distribution.
+probabilities, and the lower end of their familiarity gives the threshold below which an input is out of distribution:
+one for each form in which samples are known, since a whole prompt is more familiar than a bare text.
 Then they are learned too. Which samples are held out follows from the task's name and their number alone, so a router
 that met the tasks one by one decides as one that met them all at once.
 """
@@ -53,6 +54,10 @@ class Calibrated:
         seed: of the choice of held-out samples.
         see: what the router may look at of a task's samples with these numbers; needed by routers that read more than
             hidden states, which stay uncalibrated without it.
+
+    Attributes:
+        confusion: task → chosen task → how many of its held-out samples (in all their forms), as the router chose
+            before it learned them; empty where none were held out.
     """
 
     def __init__(
@@ -68,10 +73,15 @@ class Calibrated:
             raise UsageError("the held-out share and the share of false fallbacks must be from 0 to below 1")
         self.router, self.holdout, self.false_fallbacks = router, holdout, false_fallbacks
         self.seed, self.see = seed, see
-        self.temperature, self.threshold = 1.0, -inf
+        self.temperature, self.thresholds = 1.0, [-inf]
+        self.confusion: dict[str, dict[str, int]] = {}
         self._samples: dict[str, torch.Tensor] = {}  # task → [n, forms, in]
         self._whole: set[str] = set()  # tasks whose held-out samples are learned
         self._stale = False
+
+    def threshold(self, form: int = 0) -> float:
+        """Below it an input of this form is out of distribution; of a form that is not known, the last one's."""
+        return self.thresholds[min(form, len(self.thresholds) - 1)]
 
     @property
     def tasks(self) -> list[str]:
@@ -157,7 +167,9 @@ class Calibrated:
         self._stale = False
 
     def _calibrate(self) -> None:
-        scores, targets, familiarity = [], [], []
+        scores, targets = [], []
+        familiarity: list[list[torch.Tensor]] = []  # of each form
+        self.confusion = {}
         for column, task in enumerate(self.router.tasks if self.router.calibrates else ()):
             out = self._split(task)[1]
             seen = self._seen(task, out) if out else None
@@ -165,23 +177,31 @@ class Calibrated:
                 found = self.router.scores(seen)
                 scores.append(found)
                 targets.append(torch.full((len(found),), column))
-                familiarity.append(self.router.familiarity(seen, found))
-        self.temperature, self.threshold = 1.0, -inf
+                counts = found.argmax(1).bincount(minlength=len(self.router.tasks)).tolist()
+                self.confusion[task] = {name: n for name, n in zip(self.router.tasks, counts, strict=True) if n}
+                forms = self.router.familiarity(seen, found).view(len(out), -1).unbind(1)
+                familiarity += [[] for _ in forms[len(familiarity) :]]
+                for one, values in zip(familiarity, forms, strict=False):
+                    one.append(values)
+        self.temperature, self.thresholds = 1.0, [-inf]
         if scores:
             self.temperature = fit_temperature(torch.cat(scores), torch.cat(targets))
-            self.threshold = fit_threshold(torch.cat(familiarity), self.false_fallbacks)
+            self.thresholds = [fit_threshold(torch.cat(one), self.false_fallbacks) for one in familiarity]
 
     def _seen(self, task: str, numbers: Sequence[int]) -> Seen | None:
         if self.see is not None:
             return self.see(task, numbers)
         return Rows(self._held(task)) if self.router.reads == "samples" else None
 
-    def route(self, seen: Seen, top_k: int = 1, among: Collection[str] | None = None) -> list[Routed]:
+    def route(
+        self, seen: Seen, top_k: int = 1, among: Collection[str] | None = None, forms: Sequence[int] = ()
+    ) -> list[Routed]:
         """The decision for each input.
 
         Args:
             top_k: how many tasks are mixed at most.
             among: the only tasks to choose from; whether an input is out of distribution does not depend on it.
+            forms: which of the samples' forms each input has; empty: the first.
 
         Raises:
             AdapterError: no task is known.
@@ -204,6 +224,7 @@ class Calibrated:
         open_to = scores.double().masked_fill(~allowed, -inf)
         shut = ~torch.isfinite(open_to).any(1, keepdim=True) & allowed  # static, where none of its tasks is allowed
         chances = torch.softmax(torch.where(shut, 0.0, open_to) / self.temperature, 1)
+        limits = [self.threshold(form) for form in forms or [0] * len(scores)]
         best = chances.topk(min(top_k, int(allowed.sum())), 1)
         shares = best.values / best.values.sum(1, keepdim=True)
         return [
@@ -211,18 +232,18 @@ class Calibrated:
                 tuple((names[at], share) for at, share in zip(places, row, strict=True) if share > 0),
                 confidence=values[0],
                 familiarity=known,
-                threshold=self.threshold,
-                out_of_distribution=known < self.threshold,
+                threshold=limit,
+                out_of_distribution=known < limit,
             )
-            for places, row, values, known in zip(
-                best.indices.tolist(), shares.tolist(), best.values.tolist(), familiarity.tolist(), strict=True
+            for places, row, values, known, limit in zip(
+                best.indices.tolist(), shares.tolist(), best.values.tolist(), familiarity.tolist(), limits, strict=True
             )
         ]
 
     def state(self) -> dict[str, torch.Tensor]:
         """What the router learned, calibration included, to be stored."""
         self.fit()
-        numbers = torch.tensor([self.temperature, self.threshold], dtype=torch.float64)
+        numbers = torch.tensor([self.temperature, *self.thresholds], dtype=torch.float64)
         return {"calibration": numbers, **{f"router.{key}": value for key, value in self.router.state().items()}}
 
     def restore(
@@ -236,7 +257,7 @@ class Calibrated:
         """
         own = {key.removeprefix("router."): value for key, value in state.items() if key.startswith("router.")}
         self.router.restore(tasks, own)
-        self.temperature, self.threshold = state["calibration"].tolist()
+        self.temperature, *self.thresholds = state["calibration"].tolist()
         self._samples, self._whole, self._stale = _Lazily(samples, tasks), set(tasks), False
 
 

@@ -1,9 +1,10 @@
 """Fitted routers and the pooled hidden states they learned from, in `<hub>/routers/`.
 
 `embeddings/<key>.safetensors` holds the hidden states of one task's samples; the key covers the base, the layer, how
-the texts were read, and their content. `<router>-<key>/` holds `router.json` (task → content, the state's SHA-256) and
-`state.safetensors`. All of it can be computed again, so nothing here is ever an error: a file that is damaged, foreign
-or of a newer version is passed over, and where the disk refuses the router works from memory.
+the texts were read, and their content. `<router>-<key>/` holds `router.json` (task → content, what its held-out samples
+were taken for; the state's SHA-256) and `state.safetensors`. All of it can be computed again, so nothing here is ever
+an error: a file that is damaged, foreign or of a newer version is passed over, and where the disk refuses the router
+works from memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from adapterhub_cl.registry import files
 from adapterhub_cl.routing import ROOM, build
 from adapterhub_cl.routing._calibrated import Calibrated, See
 
-FORMAT = 1
+FORMAT = 2
 EMBEDDINGS = "embeddings"
 
 
@@ -253,7 +254,9 @@ def _read(place: Path, calibrated: Calibrated, cache: Cache) -> dict[str, str] |
         contents = {str(task): str(entry["content"]) for task, entry in about["tasks"].items()}
         cache.counts = {task: int(entry["samples"]) for task, entry in about["tasks"].items()}
         calibrated.restore(list(about["order"]), load(data), _Stored(cache, contents))
-        sound = 0 < calibrated.temperature < inf and calibrated.threshold == calibrated.threshold  # no NaN
+        calibrated.confusion = {task: dict(entry["held_out"]) for task, entry in about["tasks"].items()}
+        known = bool(calibrated.thresholds) and all(one == one for one in calibrated.thresholds)  # no NaN
+        sound = 0 < calibrated.temperature < inf and known
         return contents if sound and sorted(calibrated.router.tasks) == sorted(contents) else None
     return None
 
@@ -276,7 +279,12 @@ def _write(
     place.mkdir(parents=True, exist_ok=True)
     data = save({key: value.contiguous() for key, value in calibrated.state().items()})
     tasks = {
-        task: {"content": content, "samples": calibrated.samples_of(task), "embeddings": cache.file(content).name}
+        task: {
+            "content": content,
+            "samples": calibrated.samples_of(task),
+            "embeddings": cache.file(content).name,
+            "held_out": calibrated.confusion.get(task, {}),
+        }
         for task, content in contents.items()
     }
     about = {**config, "format": FORMAT, "tasks": tasks, "order": calibrated.router.tasks}

@@ -248,11 +248,11 @@ def grow(hub: Any) -> dict[str, Any]:
         for count in range(1, len(TASKS) + 1):
             one_by_one = weights(steadily, TASKS[:count])
             hows.append(steadily.opened.how)
-        numbers = [steadily.opened.calibrated.temperature, steadily.opened.calibrated.threshold]
+        numbers = [steadily.opened.calibrated.temperature, *steadily.opened.calibrated.thresholds]
         after = weights(steadily, TASKS[:-1])
         at_once = cleared()
         all_of_them = weights(at_once, TASKS)
-        fresh = [at_once.opened.calibrated.temperature, at_once.opened.calibrated.threshold]
+        fresh = [at_once.opened.calibrated.temperature, *at_once.opened.calibrated.thresholds]
         fewer = weights(cleared(), TASKS[:-1])
     finally:
         bank.close()

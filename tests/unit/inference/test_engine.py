@@ -28,6 +28,7 @@ from adapterhub_cl.errors import (
 )
 from adapterhub_cl.inference import _tally, mixed
 from adapterhub_cl.inference._queue import Call
+from adapterhub_cl.inference._requests import free_request
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.registry import Registry
@@ -200,6 +201,8 @@ def test_what_is_out_of_distribution_is_answered_by_the_base_and_says_so(hub: Ad
         found = engine.predict([UNLIKE], max_new_tokens=5)[0]
         assert found.adapter == f"{found.task}@v1"
         assert not found.out_of_distribution
+        route = engine.route([UNLIKE])[0]
+        assert (dict(route.adapters), route.out_of_distribution) == ({found.adapter: 1.0}, True)
 
 
 def test_an_adapter_of_several_tasks_lets_the_router_choose_among_them(hub: AdapterHub) -> None:
@@ -468,6 +471,8 @@ def test_dora_is_refused_by_the_engine_and_served_alone(
         with pytest.raises(AdapterError, match=r"dora@v1: .*DoRA"):
             engine.predict(["x"], adapter="dora")
         assert engine.predict([SUM])[0].adapter == "sums@v1"
+        assert {one.task for one in engine.predict([*KNOWN["sums"], UNLIKE])} <= {*NAMES, ""}
+        assert engine.notes == ["DoRA cannot be mixed, so the router does not choose dora: name --task"]
     found = hub.predict(["x"], adapter="dora")[0]
     assert (found.adapter, found.prediction in ("yes", "no")) == (record.ref, True)
 
@@ -670,7 +675,100 @@ def test_a_closed_engine_says_so(hub: AdapterHub) -> None:
     assert hub.predict([SUM])[0].adapter == "sums@v1"  # an engine of its own
 
 
+def test_a_new_engine_waits_for_the_one_that_closes(hub: AdapterHub) -> None:
+    first, go, taken = hub.engine(), threading.Event(), threading.Event()
+    first._worker.queue.put([Call(lambda: (taken.set(), go.wait()))])
+    taken.wait()
+    future = first.submit(SUM)
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    while not first.closing:
+        pass
+    threading.Timer(0.2, go.set).start()
+    with hub.engine() as second:
+        assert first.closed
+        assert future.result().adapter == "sums@v1"
+        assert second.predict([SUM])[0].adapter == "sums@v1"
+    closing.join()
+
+
+def test_a_callback_may_close_the_engine_but_not_wait_for_it(hub: AdapterHub) -> None:
+    engine, caught = hub.engine(), []
+
+    def called(_: Future[Prediction]) -> None:
+        try:
+            engine.predict([SUM])
+        except UsageError as error:
+            caught.append(error)
+        engine.close()
+
+    go, taken = threading.Event(), threading.Event()
+    engine._worker.queue.put([Call(lambda: (taken.set(), go.wait()))])
+    taken.wait()
+    future = engine.submit(SUM)
+    future.add_done_callback(called)
+    go.set()
+    assert future.result().adapter == "sums@v1"
+    engine.close()
+    assert engine.closed
+    assert "a callback of the engine waits for the engine" in str(caught[0])
+
+
 # -- writing -----------------------------------------------------------------------------------------
+
+
+def test_an_emit_that_fails_ends_its_own_answer_only(engine: Engine, hub: AdapterHub) -> None:
+    right = engine.generate("abc", adapter="base", raw=True, max_new_tokens=12).prediction
+    bad, good = (free_request("abc", None, "base", 1, True, {"max_new_tokens": 12}) for _ in range(2))
+    pieces: list[str] = []
+    bad.emit = lambda _: raised(ValueError("the other end hung up"))
+    good.emit = lambda piece: not pieces.append(piece)  # type: ignore[func-returns-value]
+    engine._worker.queue.put([bad, good])
+    with pytest.raises(ValueError, match="hung up"):
+        bad.future.result()
+    assert good.future.result().prediction == "".join(pieces) == right
+    with pytest.raises(ValueError, match="hung up"):
+        hub.write("abc", adapter="base", raw=True, max_new_tokens=12, emit=bad.emit)
+
+
+def test_what_began_to_be_written_is_not_begun_again(
+    engine: Engine, elsewhere: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails in the middle, and the hub changed meanwhile: a second answer must not follow the half of a first."""
+    real, tries = mixed.write_rows, []
+
+    def broken(*given: Any, **more: Any) -> Any:
+        tries.append(len(given[2]))
+        found = real(*given, **more)
+        elsewhere.alias("greek@v1", f"try-{len(tries)}")
+        raise AdapterError(f"broke off after {found[0].text!r}")
+
+    monkeypatch.setattr(mixed, "write_rows", broken)
+    pieces: list[str] = []
+    with pytest.raises(AdapterError, match="broke off"):
+        pieces.extend(engine.stream("abc", adapter="base", raw=True, max_new_tokens=8))
+    assert pieces
+    assert len(tries) == 1
+    tries.clear()
+    with pytest.raises(AdapterError, match="broke off"):
+        engine.generate("abc", adapter="base", raw=True, max_new_tokens=8)
+    assert len(tries) == 5  # nobody saw anything of it
+
+
+def test_settings_of_an_answer_are_checked(engine: Engine) -> None:
+    for wrong, said in (
+        ({"max_new_tokens": "8"}, "not a number of its kind"),
+        ({"max_new_tokens": True}, "not a number of its kind"),
+        ({"temperature": float("nan")}, "0 or more"),
+        ({"seed": -1}, "from 0"),
+        ({"stop": (3,)}, "no text"),
+        ({"stop": ("",)}, "empty stop string"),
+        ({"top_p": 0}, "above 0"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            engine.predict(["x"], **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="max_tokens"):
+        engine.predict(["x"], max_tokens=3)
 
 
 def test_a_stream_is_the_text(engine: Engine) -> None:

@@ -233,7 +233,7 @@ def test_more_false_fallbacks_raise_the_threshold(decide: Decide, small: Adapter
         decider = decide(router__false_fallbacks=share)
         tasks_of(decider, small, ["1"])
         assert decider.opened is not None
-        thresholds.append(decider.opened.calibrated.threshold)
+        thresholds.append(decider.opened.calibrated.threshold())
     assert thresholds[0] < thresholds[1]
 
 

@@ -316,6 +316,21 @@ def test_leftovers_of_dead_and_of_very_old_processes(hub: Registry) -> None:
     assert hub.verify() == []
 
 
+def test_leftovers_among_the_routers(hub: Registry, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    folder = hub.path / "routers" / "analytic-1"
+    folder.mkdir(parents=True)
+    (folder / f".tmp-{process.pid}-aa").write_bytes(b"123")
+    (folder / "state.safetensors").write_bytes(b"12345")
+    assert [problem.path for problem in hub.verify()] == [f"routers/analytic-1/.tmp-{process.pid}-aa"]
+    assert len(hub.repair()) == 1
+    assert [path.name for path in folder.iterdir()] == ["state.safetensors"]
+    (tmp_path / f".tmp-{process.pid}-bb").write_bytes(b"not this hub's")
+    (hub.path / "routers" / "centroid-1").symlink_to(tmp_path)
+    assert hub.verify() == []
+
+
 def test_unfinished_runs(hub: Registry) -> None:
     about = {"id": "r1", "verb": "add-task", "name": "news"}
     for name, row in {"r1": about, "r2": {**about, "pid": os.getpid()}, "r3": None}.items():

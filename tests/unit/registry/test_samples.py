@@ -84,6 +84,16 @@ def test_a_row_goes_from_all_versions_or_from_the_one_named(hub: Registry) -> No
     assert hub.verify() == []
 
 
+def test_what_routers_learned_from_dropped_samples_goes_with_them(hub: Registry) -> None:
+    keep(hub, "news", "secret", "two")
+    known = hub.path / "routers" / "embeddings" / ("0" * 32 + ".safetensors")
+    known.parent.mkdir(parents=True)
+    known.write_bytes(b"numbers")
+    assert Samples(hub).drop("news", matching="secret") == 1
+    assert not (hub.path / "routers").exists()
+    assert hub.verify() == []
+
+
 @pytest.mark.parametrize(("wrong", "said"), [({"rows": [3]}, "no sample 3; it has 2"), ({"matching": " "}, "empty")])
 def test_what_cannot_be_dropped_is_said(hub: Registry, wrong: dict[str, object], said: str) -> None:
     keep(hub, "news", "one", "two")

@@ -183,6 +183,17 @@ def test_a_hub_that_cannot_be_written_counts_nothing(
     assert hub.usage() == []
 
 
+def test_an_index_that_went_away_is_not_made_anew(hub: Registry, publish: Publish) -> None:
+    """The hub was moved while an engine worked: an empty index in its old place would hide that."""
+    publish()
+    moved = hub.path.with_name("moved")
+    hub.path.rename(moved)
+    with pytest.raises(StorageError, match="is gone"):
+        hub.count_requests([ONE])
+    assert not hub.path.exists()
+    assert Registry.open(moved).count_requests([ONE]) == ONE.requests
+
+
 def test_use_is_what_was_answered(hub: Registry, publish: Publish) -> None:
     """`prune --unused` goes by the last request, and tells how many there were."""
     publish()

@@ -99,7 +99,7 @@ def test_one_by_one_is_all_at_once(name: str) -> None:
     stepwise.fit()
     straight = fitted(name)
     assert stepwise.temperature == pytest.approx(straight.temperature, rel=1e-5)
-    assert stepwise.threshold == pytest.approx(straight.threshold, rel=1e-5, abs=1e-5)
+    assert stepwise.threshold() == pytest.approx(straight.threshold(), rel=1e-5, abs=1e-5)
     for one, other in zip(numbers(stepwise, probe), numbers(straight, probe), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 
@@ -141,6 +141,40 @@ def test_forms_of_a_sample_are_held_out_together() -> None:
     assert calibrated.router.counts == {"news": 40}  # type: ignore[attr-defined]
 
 
+def test_each_form_has_a_threshold_of_its_own() -> None:
+    """Samples are known as they are and, more familiar, without their noise: each form is measured by its own kind."""
+    calibrated = Calibrated(build("centroid"), false_fallbacks=0.05)
+    for task in TASKS:
+        calibrated.add_task(task, torch.stack([cloud(task, 60, spread=1.5), cloud(task, 60, spread=0.2)], 1))
+    calibrated.fit()
+    loose, tight = calibrated.threshold(0), calibrated.threshold(1)
+    assert tight > loose > -inf
+    assert calibrated.threshold(2) == tight
+    between = Cloud(torch.cat([cloud(task, 25, spread=1.5, seed=9) for task in TASKS]))
+    as_loose, as_tight = (calibrated.route(between, forms=[form] * 100) for form in (0, 1))
+    assert [r.familiarity for r in as_loose] == [r.familiarity for r in as_tight]
+    assert {r.threshold for r in as_loose} == {loose}
+    assert sum(r.out_of_distribution for r in as_loose) < 15
+    assert sum(r.out_of_distribution for r in as_tight) > 50
+    assert [r.threshold for r in calibrated.route(between)] == [loose] * 100
+    again = Calibrated(build("centroid"))
+    again.restore(calibrated.router.tasks, calibrated.state(), {})
+    assert again.thresholds == calibrated.thresholds
+
+
+def test_held_out_samples_tell_what_is_taken_for_what() -> None:
+    """Of four samples of a task that look like another's, those held out are counted there."""
+    calibrated = Calibrated(build("centroid"))
+    calibrated.add_task("news", cloud("news", 40, spread=0.1))
+    odd = torch.cat([cloud("sums", 36, spread=0.1), cloud("news", 4, spread=0.1, seed=3)])
+    calibrated.add_task("sums", odd)
+    calibrated.fit()
+    wrong = sum(number >= 36 for number in held_out("sums", 40, 0.2, 0))
+    assert calibrated.confusion["news"] == {"news": 8}
+    assert calibrated.confusion["sums"] == {"sums": 8 - wrong} | ({"news": wrong} if wrong else {})
+    assert sum(sum(row.values()) for row in fitted(tasks=["trivia"]).confusion.values()) == 2
+
+
 def test_decisions() -> None:
     calibrated = fitted(spread=0.4)
     rows = torch.cat([cloud("sums", 20, seed=5), cloud("unheard of", 20)])
@@ -151,7 +185,7 @@ def test_decisions() -> None:
         assert routed.weights[0][1] >= routed.weights[1][1]
         assert 0.25 <= routed.confidence <= 1.0
         assert routed.confidence <= routed.weights[0][1]
-        assert routed.threshold == calibrated.threshold
+        assert routed.threshold == calibrated.threshold()
         assert routed.out_of_distribution == (routed.familiarity < routed.threshold)
     assert all(routed.weights[0][0] == "sums" for routed in own)
     assert sum(routed.out_of_distribution for routed in own) <= 2
@@ -194,7 +228,7 @@ def test_tasks_with_too_few_samples_are_not_held_out() -> None:
     for task in TASKS:
         calibrated.add_task(task, cloud(task, 3))
     (routed,) = calibrated.route(Cloud(cloud("news", 1)))
-    assert (calibrated.temperature, calibrated.threshold) == (1.0, -inf)
+    assert (calibrated.temperature, calibrated.threshold()) == (1.0, -inf)
     assert routed.weights[0][0] == "news"
     assert not routed.out_of_distribution
 
@@ -252,11 +286,11 @@ def test_routers_that_read_no_states_are_calibrated_by_what_they_see(name: str) 
     calibrated.fit()
     assert asked == [(task, held_out(task, 50, 0.2, 0)) for task in TASKS]
     assert calibrated.temperature != 1.0
-    assert calibrated.threshold > -inf
+    assert calibrated.threshold() > -inf
     unseen = Calibrated(build(name))
     unseen.add_task("news", torch.zeros(50, 1), update("news"))
     unseen.fit()
-    assert (unseen.temperature, unseen.threshold) == (1.0, -inf)
+    assert (unseen.temperature, unseen.threshold()) == (1.0, -inf)
 
 
 def test_it_comes_back_from_its_state_and_reads_samples_when_they_are_needed() -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from routing_support import TASKS, Cloud, cloud, update
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adapterhub_cl.errors import UnknownNameError
 from adapterhub_cl.registry import files
-from adapterhub_cl.routing._store import Known, Opened, Source, open_router
+from adapterhub_cl.routing._store import Known, Opened, Source, _seal, open_router
 
 SMALL = {"features": 32, "ridge": 1.0}
 PROBE = Cloud(torch.cat([cloud(task, 4, spread=0.9, seed=7) for task in TASKS]))
@@ -28,6 +30,7 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[str] = []
+        self.forgotten: set[str] = set()
         self.tasks = {task: self.known(task) for task in TASKS}
 
     @staticmethod
@@ -48,8 +51,13 @@ class Hub:
     def open(self, name: str = "analytic", tasks: Sequence[str] | None = None, **options: Any) -> Opened:
         self.asked = []
         known = {task: self.tasks[task] for task in tasks or self.tasks}
-        source = Source(self.folder, {"base": "abc", "quantization": "nf4", "layer": 3, "texts": "both"}, self.embed)
+        about = {"base": "abc", "quantization": "nf4", "layer": 3, "texts": "both"}
+        source = Source(self.folder, about, self.embed, self.storing)
         return open_router(source, name, options or (SMALL if name == "analytic" else {}), known)
+
+    def storing(self, contents: Mapping[str, str]) -> AbstractContextManager[bool]:
+        """Whether these tasks are still what there is."""
+        return nullcontext(all(task not in self.forgotten for task in contents))
 
     def place(self, name: str = "analytic") -> Path:
         (found,) = self.folder.glob(f"{name}-*")
@@ -121,6 +129,14 @@ def test_only_what_changed_is_learned(hub: Hub, name: str, change: str, tmp_path
     loaded = hub.open(name)
     assert loaded.how == "loaded"
     assert same(loaded, refreshed)
+
+
+def test_what_held_out_samples_were_taken_for_is_stored(hub: Hub) -> None:
+    first = hub.open()
+    assert {sum(row.values()) for row in first.calibrated.confusion.values()} == {8}  # four samples in two forms
+    assert hub.open().calibrated.confusion == first.calibrated.confusion
+    about = json.loads((hub.place() / "router.json").read_text())
+    assert {task: entry["held_out"] for task, entry in about["tasks"].items()} == first.calibrated.confusion
 
 
 def test_states_nobody_refers_to_are_removed(hub: Hub) -> None:
@@ -197,13 +213,11 @@ def test_a_damaged_router_is_fitted_anew(hub: Hub, file: str, spoil: Callable[[P
 
 def test_a_state_of_other_tensors_is_fitted_anew(hub: Hub) -> None:
     """A file that is whole, but not what this router writes."""
-    import hashlib
-
     first = hub.open()
     state = hub.place() / "state.safetensors"
     save_file({"something": torch.zeros(3)}, state)
     about = json.loads((hub.place() / "router.json").read_text())
-    about["state_sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    about["sha256"] = _seal(state.read_bytes(), about["order"], about["tasks"])
     (hub.place() / "router.json").write_text(json.dumps(about))
     again = hub.open()
     assert again.how == "fitted"
@@ -235,6 +249,67 @@ def test_states_of_another_content_are_not_taken(hub: Hub) -> None:
     again = hub.open()
     assert again.embedded == 40
     assert same(again, first)
+
+
+def test_a_router_json_that_was_tampered_with_is_fitted_anew(hub: Hub) -> None:
+    """Two tasks' entries, or the order of the columns, exchanged: the state would be read as another's."""
+    first = hub.open()
+    path = hub.place() / "router.json"
+    about = json.loads(path.read_text())
+    one, other = list(about["tasks"])[:2]
+    tasks = {**about["tasks"], one: about["tasks"][other], other: about["tasks"][one]}
+    for change in ({"tasks": tasks}, {"order": about["order"][::-1]}):
+        path.write_text(json.dumps(about | change))
+        again = hub.open()
+        assert again.how == "fitted"
+        assert same(again, first)
+
+
+def test_states_that_were_tampered_with_are_computed_anew(hub: Hub) -> None:
+    """Another task's numbers under a header that names this one's content."""
+    first = hub.open()
+    one, other, *_ = hub.embeddings()
+    with safe_open(other, "pt") as file:
+        about = file.metadata()
+    save_file(load_file(one), other, about)
+    shutil.rmtree(hub.place())
+    again = hub.open()
+    assert again.embedded == 40
+    assert same(again, first)
+
+
+def test_what_was_forgotten_meanwhile_is_not_stored(hub: Hub) -> None:
+    """A task goes while its samples are read: the router works, and leaves nothing of it behind."""
+    hub.forgotten = {"news"}
+    opened = hub.open()
+    assert (opened.how, opened.calibrated.tasks) == ("fitted", sorted(TASKS))
+    assert not list(hub.folder.glob("analytic-*"))
+    assert len(hub.embeddings()) == len(TASKS) - 1
+    assert b"content of news" not in b"".join(path.read_bytes() for path in hub.embeddings())
+
+
+@pytest.mark.parametrize("inner", ["", "embeddings"])
+def test_nothing_is_stored_through_a_link(hub: Hub, tmp_path: Path, inner: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place = hub.folder / inner if inner else hub.folder
+    place.parent.mkdir(parents=True)
+    place.symlink_to(elsewhere)
+    opened = hub.open()
+    assert opened.how == "fitted"
+    assert "link" in opened.note
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_router_in_memory_is_brought_up_to_date(hub: Hub, tmp_path: Path) -> None:
+    """What an engine has is changed in the place of what is stored, and is as one that was fitted."""
+    first = hub.open(tasks=["news", "reviews", "sums"])
+    known = {task: hub.tasks[task] for task in ("news", "sums", "trivia")}
+    source = Source(hub.folder, {"base": "other"}, hub.embed, hub.storing)
+    again = open_router(source, "analytic", SMALL, known, before=first)
+    assert (again.how, again.changed) == ("refreshed", ["reviews", "trivia"])
+    assert again.calibrated is first.calibrated
+    assert same(again, Hub(tmp_path / "fresh").open(tasks=list(known)))
 
 
 def test_states_are_kept_in_sixteen_bits(hub: Hub) -> None:
