@@ -95,6 +95,12 @@ class Session:
 
         return Reporter() if self.quiet else console_reporter()
 
+    def bars(self) -> Reporter:
+        """Bars on a terminal, without notes; elsewhere nothing: for a verb that tells by itself what it does."""
+        from adapterhub_cl.training.progress import BarReporter, Reporter
+
+        return BarReporter(notes=False) if sys.stderr.isatty() and not self.quiet else Reporter()
+
     def give(self, data: Any) -> None:
         """The answer, as JSON."""
         print_json(data)

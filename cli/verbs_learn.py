@@ -181,7 +181,7 @@ def demo(
 
     place = Path(folder).expanduser() if folder else session.hub_path
     tell = session.note if session.json else (lambda text: None if session.quiet else print(text, flush=True))
-    found = shown.run(place, seed=seed, tell=tell)
+    found = shown.run(place, seed=seed, tell=tell, reporter=session.bars())
     if session.json:
         session.give(found)
 

@@ -20,6 +20,8 @@ from adapterhub_cl.errors import DataError
 
 TEXT_EXTENSIONS = (*PARSERS, ".json")
 EXTENSIONS = (*TEXT_EXTENSIONS, ".parquet")
+DEMO = "demo:"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -58,7 +60,8 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
     Args:
         source: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.txt` (documents separated by blank lines), each also
             with `.gz`; `.parquet`; `-` for JSON lines on standard input; a directory written by `save_to_disk`;
-            or a data set of the hub, `owner/name`. The last two take a split: `owner/name:test`.
+            or a data set of the hub, `owner/name`. The last two take a split: `owner/name:test`. `demo:tickets.train`
+            is the package's own file `tickets.train.jsonl`.
         split: the split, where the source has several and names none itself.
         text_lines: take `.txt` as one text a line.
 
@@ -70,7 +73,7 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
         if sys.stdin is None:
             raise DataError("standard input is closed", "give a file, or send JSON lines")
         return _file_rows(sys.stdin.buffer.read(), "standard input", ".jsonl", text_lines)
-    path = Path(source).expanduser()
+    path = located(source)
     if not path.exists() and ":" in source:
         stem, _, tail = source.rpartition(":")
         if re.fullmatch(r"\w+", tail) and (Path(stem).is_dir() or _is_hub_id(stem)):
@@ -91,6 +94,30 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
         return _arrow_rows(rows, names, source, digest)
     raise DataError(f"{source}: no such file", _near_files(path))
+
+
+def located(source: str) -> Path:
+    """Where a source lies; `demo:NAME` is a file of the package's, named the same wherever that is installed.
+
+    Raises:
+        DataError: no such data of the demo.
+    """
+    if not source.startswith(DEMO) or ("." not in source and Path("demo").is_dir()):  # a saved dataset and its split
+        return Path(source).expanduser()
+    names = sorted(path.name.removesuffix(".jsonl") for path in DEMO_FOLDER.glob("*.jsonl"))
+    name = source.removeprefix(DEMO).removesuffix(".jsonl")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
+        raise DataError(f"{source}: no such data of the demo", f"there is {', '.join(DEMO + one for one in near)}")
+    return DEMO_FOLDER / f"{name}.jsonl"
+
+
+def at_hand(source: str) -> bool:
+    """Whether a file or directory that was read once is still there."""
+    try:
+        return located(source).exists()
+    except DataError:
+        return False
 
 
 def _extension(path: Path, source: str) -> str:

@@ -1,35 +1,37 @@
-"""The demo: two tasks learned on the embedded base, kept apart and trained over each other, with what was forgotten."""
+"""The demo: four tasks learned on the embedded base, what naive training forgets of them, and what becomes of the
+adapters: routed, merged, refused, distilled, pruned. Its data are written for it (examples/make_demo_data.py)."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import UsageError
-from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.registry import HubFile, Registry
-from adapterhub_cl.types import BaseInfo
+if TYPE_CHECKING:
+    from adapterhub_cl.training.progress import Reporter
 
 DATA = Path(__file__).parent
-TASKS = ("tickets", "commands")
-EPOCHS = 8
-EXAMPLES = {
-    "tickets": ("the app crashes whenever I open the settings", "I forgot my password"),
-    "commands": ("wake me in ten minutes", "will I need an umbrella tomorrow"),
+ABOUT = {
+    "tickets": "which of five teams a support ticket belongs to",
+    "reviews": "whether a product review is good or bad",
+    "commands": "which of six things a spoken command wants",
+    "facts": "forty facts about a town that does not exist",
 }
+LEAST = 0.7  # retention that the gate asks for
+ENERGY = 0.95
 
 
-def run(folder: Path | None, *, seed: int = 0, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Learn the demo's tasks and show what naive training forgets beside what the hub keeps.
+def run(
+    folder: Path | None, *, seed: int = 0, tell: Callable[[str], None], reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """The whole life cycle, told line by line within 80 columns.
 
     Args:
         folder: where the demo's hub is made; an older demo hub there is replaced. Default: `./demo-hub`.
         seed: of every random choice.
         tell: receives each line for the user.
+        reporter: told how training goes on.
 
     Returns:
         every figure that was told, and the hub's folder.
@@ -37,77 +39,80 @@ def run(folder: Path | None, *, seed: int = 0, tell: Callable[[str], None]) -> d
     Raises:
         UsageError: the folder holds something else than a demo hub.
     """
+    from adapterhub_cl.demo import steps
+    from adapterhub_cl.training.progress import Reporter as Silent
+
+    report = reporter or Silent()
     started = time.monotonic()
-    hub = _fresh(folder or Path("demo-hub"))
-    tell(f"A language model of {hub.base.parameters / 1e6:.1f} million parameters, frozen, in 4 bits (NF4).")
-    tell("It learns to route support tickets, then to understand voice commands.\n")
-    tell("1. One adapter per task: what the hub does by default")
+    hub = steps.fresh_hub(folder or Path("demo-hub"))
+    told: dict[str, Any] = {"hub": str(hub.folder)}
+    tell(f"A language model of {hub.base.parameters / 1e6:.1f} million parameters, frozen, in 4 bits, learns four")
+    tell("things, one after another:\n")
+    for task, about in ABOUT.items():
+        tell(f"   {task:<9} {about}")
+
+    tell("\n1. With the hub: an adapter for each task\n")
     kept: dict[str, float] = {}
+    bare: dict[str, float] = {}
+    for task in ABOUT:
+        record = steps.learn(hub, task, "isolated", seed, report)
+        kept[task] = record.metrics[hub.registry.task(task).metric]
+        bare[task] = steps.task_score(hub, task, "base")
+        size = f"{record.bytes / 1e6:.1f} MB"
+        tell(f"   {record.ref:<12} {kept[task]:6.1%} of unseen texts right (base alone {bare[task]:5.1%}), {size}")
+    told |= {"isolated": kept, "base": bare}
 
-    def learn(task: str) -> None:
-        before = _score(hub, task, "base")
-        record = hub.add_task(task, _data(task), eval=_data(task, "test"), epochs=EPOCHS, seed=seed)
-        kept[task] = record.metrics["accuracy"]
-        tell(
-            f"   {record.ref:<12} accuracy {kept[task]:.1%} on unseen texts (base alone {before:.1%}), "
-            f"{record.bytes / 1e6:.1f} MB"
-        )
+    tell("\n2. Without: one adapter, trained on and on\n")
+    tell("   right after learning" + "".join(f"{task:>10}" for task in ABOUT))
+    rows: list[dict[str, float]] = []
+    with steps.naive_hub(hub) as naive:
+        for task in ABOUT:
+            record = steps.learn(naive, task, "sequential", seed, report)
+            rows.append({known: steps.task_score(naive, known, record.ref) for known in list(ABOUT)[: len(rows) + 1]})
+            tell(f"   {task:<20}" + _cells(rows[-1]))
+    tell(f"   {'with the hub':<20}" + _cells(kept))
+    lost = [rows[k][task] - rows[-1][task] for k, task in enumerate(ABOUT)][:-1]
+    told |= {"naive": rows, "forgetting": {"naive": round(sum(lost) / len(lost), 6), "hub": 0.0}}
+    tell(f"\n   Forgotten of the first three: {sum(lost) / len(lost):.1%} on average; with the hub: nothing.")
 
-    first, second = TASKS
-    learn(first)
-    # Trained here, told below: at this point the newest adapter, which it goes on from, is the first task's.
-    hub.add_task("naive", _data(second), strategy="sequential", epochs=EPOCHS, seed=seed)
-    learn(second)
-    tell("\n2. The naive way: one adapter, trained on task after task")
-    naive = {task: _score(hub, task, "naive") for task in TASKS}
-    for task in TASKS:
-        lost = kept[task] - naive[task]
-        tell(f"   {task:<12} accuracy {naive[task]:.1%}" + (f": {lost:.1%} forgotten" if lost > 0.02 else ""))
-    tell("\n3. Answers")
-    answers = []
-    for task, texts in EXAMPLES.items():
-        for found in hub.predict(texts, task=task):
-            answers.append(found.to_json())
-            tell(f"   {found.text!r:<48} {found.prediction} ({found.confidence:.0%}, {found.adapter})")
+    tell("\n3. Texts that name no task: a router finds it\n")
+    found = steps.routed(hub)
+    for one in found.shown:
+        tell(f"   {_cut(one.text, 42)!r:<46}{_cut(one.prediction, 16):<18}{one.adapter}")
+    tell(f"\n   The right task is found for {found.right:.1%} of all unseen texts. Then right are:")
+    tell(f"   {'':<20}" + _cells(found.scores))
+    told |= {"routing": found.right, "routed": found.scores, "answers": [one.to_json() for one in found.shown]}
+
+    tell("\n4. One adapter in the place of four\n")
+    refused = steps.merge_is_refused(hub, LEAST, seed)
+    merged = steps.retention(refused.record) if refused.record else {}
+    tell(f"   {'retention of':<20}" + "".join(f"{task:>10}" for task in ABOUT))
+    tell(f"   {'merge':<20}" + _cells(merged))
+    tell(f"   Refused: the gate asks for {LEAST:.0%} of each task. A student learns from them:")
+    student = steps.distil(hub, LEAST, seed, report)
+    smaller = hub.prune(student.ref, energy=ENERGY, min_retention=LEAST)
+    told |= {"refused": refused.message, "merged": merged}
+    for what, record in ((f"distill, {student.bytes / 1e6:.1f} MB", student), ("", smaller)):
+        shares = steps.retention(record)
+        tell(f"   {what or f'prune, {record.bytes / 1e6:.1f} MB':<20}" + _cells(shares))
+        told["distilled" if record is student else "pruned"] = shares
+
+    hub.evaluate(matrix=True)  # for the report
     problems = hub.verify()
-    tell(f"\n4. The hub on disk: {len(hub.list())} adapters, {len(problems)} problems found by verify")
-    seconds = time.monotonic() - started
-    tell(f"\nDone in {seconds:.0f} s. Look around:\n   cl-adapter --hub {hub.folder} list")
-    tell(f"   cl-adapter --hub {hub.folder} predict --task tickets 'my parcel never arrived'")
-    return {
-        "hub": str(hub.folder),
-        "isolated": kept,
-        "naive": naive,
-        "forgotten": {task: round(kept[task] - naive[task], 6) for task in TASKS},
-        "answers": answers,
-        "problems": [problem.to_json() for problem in problems],
-        "seconds": round(seconds, 1),
-    }
+    told["problems"] = [problem.to_json() for problem in problems]
+    told["seconds"] = round(time.monotonic() - started, 1)
+    versions = len(hub.list(all_versions=True))
+    tell(f"\nDone in {told['seconds']:.0f} s: {versions} versions on disk, {len(problems)} problems.")
+    tell("\nAll of it on one page, and by hand:\n")
+    for line in ("report", "list", f'predict "wake me in ten minutes" "{steps.STRANGE}"', f"promote {smaller.ref}"):
+        tell(f"   cl-adapter --hub {hub.folder} {line}")
+    return told
 
 
-def _fresh(folder: Path) -> AdapterHub:
-    if (folder / "hub.toml").is_file():
-        if not HubFile.read(folder).defaults.get("demo"):
-            raise UsageError(f"{folder} is a hub of your own", "say where: cl-adapter demo FOLDER")
-        shutil.rmtree(folder)
-    from adapterhub_cl.bases.loading import inspect_base
-
-    base: BaseInfo = inspect_base("tiny", "nf4")
-    return AdapterHub(Registry.create(folder, base, {"demo": True}))
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _data(task: str, split: str = "train") -> Path:
-    return DATA / f"{task}.{split}.jsonl"
-
-
-def _score(hub: AdapterHub, task: str, adapter: str) -> float:
-    """Accuracy of any adapter on a task's unseen texts, in the task's own prompt and labels."""
-    rows = [json.loads(line) for line in _data(task, "test").read_text(encoding="utf-8").splitlines()]
-    if task not in {known.name for known in hub.registry.tasks()}:
-        from adapterhub_cl.data.columns import read_examples
-        from adapterhub_cl.data.tasks import infer_task
-
-        hub.registry.put_task(infer_task(task, read_examples(_data(task))))
-    found = hub.predict([row["text"] for row in rows], task=task, adapter=adapter)
-    right = sum(f.prediction == str(row["label"]) for f, row in zip(found, rows, strict=True))
-    return right / len(rows)
+def _cells(shares: Mapping[str, float]) -> str:
+    """One number below each task's name."""
+    return "".join(f"{shares[task]:>10.0%}" if task in shares else " " * 10 for task in ABOUT)

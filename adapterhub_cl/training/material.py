@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from adapterhub_cl import strategies
 from adapterhub_cl.data.columns import Examples, read_examples
-from adapterhub_cl.data.reading import read_rows
+from adapterhub_cl.data.reading import at_hand, read_rows
 from adapterhub_cl.data.tasks import check_answers, check_labels_kept, find_leaks, infer_task, updated_task
 from adapterhub_cl.errors import AdapterError, DataError
 from adapterhub_cl.registry import Registry
@@ -216,7 +215,7 @@ def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
             raise DataError(f"{version.ref} was learned from a feed, which cannot be read again", hint)
         if known["sha256"] not in seen:
             seen.add(known["sha256"])
-            if not Path(known["source"]).exists():
+            if not at_hand(known["source"]):
                 raise DataError(f"the training data of {version.ref} are no longer at {known['source']}", hint)
             task = Task.from_json(version.manifest["task_spec"])
             rows = read_examples(known["source"], known.get("columns") or None, task.instruction)

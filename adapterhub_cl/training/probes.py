@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
@@ -46,7 +46,7 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
     for record in own:
         training = record.manifest.get("training") or {}
         held = training.get("eval") or {}
-        if held and Path(held["source"]).is_file():
+        if held and at_hand(held["source"]):
             try:
                 found = read_examples(held["source"], training["data"].get("columns") or None, task.instruction)
             except DataError:

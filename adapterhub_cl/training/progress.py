@@ -63,13 +63,17 @@ class LineReporter(Reporter):
 
 
 class BarReporter(Reporter):
-    """A bar on a terminal: done, loss, tokens/s, time left."""
+    """A bar on a terminal: done, loss, tokens/s, time left.
 
-    def __init__(self) -> None:
+    Args:
+        notes: also print notes.
+    """
+
+    def __init__(self, *, notes: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True)
+        self.console, self.notes = Console(stderr=True), notes
         self._make: Callable[[], Any] = lambda: Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -84,7 +88,8 @@ class BarReporter(Reporter):
         self.tokens, self.started = 0, 0.0
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        if self.notes:
+            self.console.print(text, highlight=False, markup=False)
 
     def start(self, what: str, total: int) -> None:
         self.finish()

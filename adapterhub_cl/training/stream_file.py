@@ -25,7 +25,7 @@ from typing import Any
 from adapterhub_cl import augmentation, replay
 from adapterhub_cl.data.columns import Examples, parse_columns
 from adapterhub_cl.data.formats import check_format
-from adapterhub_cl.data.reading import EXTENSIONS, HUB_ID
+from adapterhub_cl.data.reading import DEMO, EXTENSIONS, HUB_ID, at_hand
 from adapterhub_cl.data.tasks import METRICS, find_leaks
 from adapterhub_cl.errors import AdapterHubError, DataError, UnknownNameError
 from adapterhub_cl.registry import check_name
@@ -268,6 +268,8 @@ def _twice(names: Sequence[str]) -> Iterator[str]:
 
 def _resolve(source: str, folder: Path) -> str | None:
     """Where data lies: beside the stream file, else as given; an id of the hub as it is; None where nothing does."""
+    if source.startswith(DEMO):
+        return source if at_hand(source) else None
     for base in (folder, Path.cwd()):
         path = base / Path(source).expanduser()
         if path.exists():

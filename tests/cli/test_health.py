@@ -154,7 +154,7 @@ def test_a_hub_that_does_not_open_is_told(tmp_path: Path) -> None:
 def test_demo_tells_on_stdout_or_gives_json(cl: Cl, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def run(folder: Path | None, *, seed: int = 0, tell: Callable[[str], None]) -> dict[str, Any]:
+    def run(folder: Path | None, *, seed: int = 0, tell: Callable[[str], None], reporter: Any) -> dict[str, Any]:
         asked.append((folder, seed))
         tell("learning")
         return {"forgotten": 0.0}

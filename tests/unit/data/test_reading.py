@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub_cl.data.reading import read_rows
+from adapterhub_cl.data.reading import DEMO_FOLDER, at_hand, read_rows
 from adapterhub_cl.errors import DataError, UnknownNameError
 
 ROWS = [{"text": "fine, thanks", "label": "good"}, {"text": 'she said "no"\nand left', "label": "bad"}]
@@ -202,3 +202,22 @@ def test_hub_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, datasets: 
     assert asked == ["some/set", "some/set"]
     with pytest.raises(DataError, match=r"^some/broken: no such file.*Couldn't reach the Hub\)$"):
         read_rows("some/broken")
+
+
+def test_the_demos_data_have_names_that_hold_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = read_rows("demo:tickets.train")
+    path = DEMO_FOLDER / "tickets.train.jsonl"
+    assert (rows.source, rows.rows) == ("demo:tickets.train", read_rows(path).rows)
+    assert rows.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_rows("demo:tickets.train.jsonl").rows == rows.rows
+    assert at_hand("demo:tickets.train")
+    for wrong in ("demo:ticket.train", "demo:", "demo:../hub.py", "demo:/etc/passwd"):
+        assert not at_hand(wrong)
+        with pytest.raises(DataError, match="no such data of the demo") as caught:
+            read_rows(wrong)
+        assert "demo:tickets.train" in caught.value.hint
+    (tmp_path / "demo").mkdir()  # a directory of that name keeps its splits
+    with pytest.raises(DataError, match="not one that datasets.save_to_disk wrote"):
+        read_rows("demo:train")
+    assert read_rows("demo:tickets.train").rows == rows.rows
