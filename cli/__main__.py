@@ -18,6 +18,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_move,
     verbs_prune,
     verbs_replay,
+    verbs_report,
     verbs_route,
     verbs_score,
     verbs_stream,

@@ -1,0 +1,207 @@
+"""The report: facts to one self-contained HTML page, and the page to a file. It fetches nothing, runs no script."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import StorageError, UsageError
+from adapterhub_cl.evaluation.matrix import mean_and_spread
+from adapterhub_cl.registry import Event, Registry, files
+from adapterhub_cl.reporting import drawing, views, wording
+from adapterhub_cl.reporting.facts import Facts, VersionFacts
+from adapterhub_cl.reporting.gathering import MOST_MOVES, gather
+
+TEMPLATE = "page.html.j2"
+GENERATOR = "AdapterHub-CL report"
+FIGURES = ("average_accuracy", "bwt", "forgetting", "fwt_gem", "any_time_average")
+_HEAD = 2048  # bytes in which a report says that it is one
+_LONGEST = 300  # characters of a text that was given from outside
+
+
+def render(facts: Facts, title: str | None = None) -> str:
+    """The page. Everything that is told of the hub is escaped.
+
+    Args:
+        title: default: the hub's name.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    top_error = max((error for d in facts.derived for error in d.layers.values()), default=0.0)
+    environment.filters.update(
+        score=wording.score,
+        change=wording.change,
+        percent=wording.percent,
+        error=wording.error,
+        size=wording.size,
+        count=wording.count,
+        thousands=lambda number: f"{number:,}",
+        moment=wording.moment,
+        place=wording.place,
+        relation=wording.relation,
+        cut=drawing.cut,
+        cut_ref=drawing.cut_ref,
+        keeping=lambda rows: [row for row in rows if row.samples],
+        mean_score=mean_score,
+        detail=_detail,
+        layers=partial(views.layer_spark, top=top_error),
+    )
+    environment.globals["bar"] = drawing.bar
+    page = environment.get_template(TEMPLATE).render(facts=facts, **_context(facts, title))
+    return "\n".join(line for line in page.split("\n") if line.strip()) + "\n"
+
+
+def _context(facts: Facts, title: str | None) -> dict[str, Any]:
+    matrix, router = facts.matrix, facts.router
+    narrow = matrix is not None and len(matrix.tasks) <= views.MOST_COLUMNS
+    curves, alone = views.curves(facts)
+    kept_samples, kept_bytes = sum(k.samples for k in facts.kept), sum(k.bytes for k in facts.kept)
+    used = None
+    if facts.budget and facts.budget.amount:
+        used = (kept_samples if facts.budget.unit == "samples" else kept_bytes) / facts.budget.amount
+    cells = views.matrix_cells(matrix, facts.max_forgetting) if matrix and narrow else []
+    return {
+        "generator": GENERATOR,
+        "title": drawing.cut(" ".join((title or facts.name).split()) or "hub", _LONGEST),
+        "names": len({v.ref.partition("@")[0] for v in facts.versions}),
+        "summary": views.summary(facts),
+        "figures": {name: getattr(matrix, name) if matrix else None for name in FIGURES},
+        "cells": cells,
+        "scale": views.scale_of(matrix) if matrix else (0.0, 1.0),
+        "kept": views.kept(matrix) if matrix else [],
+        "unmeasured": sum(c is None for i, row in enumerate(matrix.rows) for c in row[: i + 1]) if matrix else 0,
+        "curves": curves,
+        "alone": alone,
+        "verdicts": views.verdicts(facts),
+        "lineage": views.lineage_of(facts),
+        "confusion": views.confusion_cells(router) if router and len(router.rows) <= views.MOST_COLUMNS else None,
+        "compared": views.compared(facts),
+        "kept_samples": kept_samples,
+        "kept_bytes": kept_bytes,
+        "used": used,
+        "top_rank": max((v.rank for v in facts.versions), default=0),
+        "top_bytes": max((v.bytes for v in facts.versions), default=0),
+        "top_requests": max((row.requests for row in facts.usage), default=0),
+        "perplexities": any(task.metric == "perplexity" for task in facts.tasks),
+        "most_moves": MOST_MOVES,
+    }
+
+
+def mean_score(of: VersionFacts) -> float | None:
+    """The mean of a version's known scores on its tasks."""
+    return mean_and_spread([score.value for score in of.scores.values()])[0] if of.scores else None
+
+
+def _detail(event: Event) -> str:
+    told = " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in event.detail.items()
+        if value not in (None, "", [], {})
+    )
+    return drawing.cut(told, _LONGEST)
+
+
+def sections(facts: Facts) -> dict[str, int]:
+    """What the page shows: section → how many tasks, versions, decisions or the like; 0 where there is nothing."""
+    curves, _ = views.curves(facts)
+    return {
+        "tasks": len(facts.tasks),
+        "matrix": len(facts.matrix.tasks) if facts.matrix else 0,
+        "curves": len(curves),
+        "gate": sum(len(gate.effects) for gate in facts.gates),
+        "adapters": len(facts.versions),
+        "lineage": len(set(facts.edges)),
+        "derived": len(facts.derived),
+        "routing": len(facts.router.rows) if facts.router else 0,
+        "requests": sum(row.requests for row in facts.usage),
+        "replay": sum(row.samples for row in facts.kept),
+        "streams": len(facts.streams),
+        "moves": len(facts.moves),
+    }
+
+
+def check_target(path: Path, hub: Path, overwrite: bool) -> Path:
+    """The path with `~` taken out, if a report may be written there. An earlier report is replaced; no other file is,
+    unless `overwrite` says so.
+
+    Raises:
+        UsageError: a directory, another file, no folder to write to, or a place inside the hub.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory", f"name a file, such as {path / 'report.html'}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no plain file", "name one, such as report.html")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no directory {path.parent}", "make it first")
+    if path.resolve().is_relative_to(hub.resolve()):
+        raise UsageError(f"{path} lies inside the hub", "name a file outside of it: -o ../report.html")
+    if (path.exists() or path.is_symlink()) and not overwrite and not is_report(path):
+        raise UsageError(
+            f"{path} is there already, and is no report", "name another file, or overwrite it: --overwrite"
+        )
+    return path
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `write` wrote."""
+    if not path.is_file():
+        return False
+    with files.storage_errors(path), path.open("rb") as stream:
+        return f'<meta name="generator" content="{GENERATOR}">'.encode() in stream.read(_HEAD)
+
+
+def _tool() -> str:
+    try:
+        return f"AdapterHub-CL {version('adapterhub-cl')}"
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return "AdapterHub-CL"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report on disk.
+
+    Attributes:
+        sections: what it shows, see `sections`.
+        notes: what of the hub could not be read, and was passed over.
+    """
+
+    path: Path
+    bytes: int
+    sections: dict[str, int]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "bytes": self.bytes, "sections": self.sections, "notes": list(self.notes)}
+
+
+def write(registry: Registry, path: Path, *, title: str | None = None, overwrite: bool = False) -> Written:
+    """Gather, render, and write the page at once, wholly or not at all; see `AdapterHub.report`.
+
+    Raises:
+        UsageError: see `check_target`.
+        IntegrityError: the index cannot be read.
+        StorageError: the disk refused; an old file is untouched.
+    """
+    target = check_target(path, registry.path, overwrite)
+    facts = gather(registry, _tool())
+    data = render(facts, title).encode("utf-8", "replace")
+    try:
+        files.atomic_write_bytes(target.resolve(), data)  # what a link points to, not the link
+    except StorageError as error:
+        if "--hub" in error.hint:  # it is not the hub that cannot be written
+            error.hint = "name a file elsewhere: -o FILE"
+        raise
+    return Written(target, len(data), sections(facts), facts.notes)
