@@ -1,8 +1,7 @@
-"""Words and tables for people: aligned text in a pipe, a drawn table on a terminal that is wide enough."""
+"""Words and tables for people: aligned text in a pipe, a drawn table on a terminal."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from adapterhub_cl.types import Evaluation
 
 NOTHING = "-"
+_STYLES = {"serves": "green", "rejected": "red", "refused": "red", "failed": "red", NOTHING: "dim"}
 _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d", 86_400))
 
 
@@ -66,7 +66,7 @@ def width(text: str) -> int:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[str] = ()) -> None:
-    """Print rows under headers; nothing is cut or wrapped.
+    """Print rows under headers; on a terminal that is too narrow texts are wrapped, elsewhere nothing is.
 
     Args:
         headers: names of the columns.
@@ -74,10 +74,10 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Collecti
         right: the columns that hold numbers.
     """
     cells = [[NOTHING if cell is None or cell == "" else one_line(str(cell)) for cell in row] for row in rows]
-    widths = [max([width(h), *(width(row[i]) for row in cells)]) for i, h in enumerate(headers)]
-    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) <= shutil.get_terminal_size().columns:
+    if sys.stdout.isatty():
         _draw(headers, cells, right)
         return
+    widths = [max([width(h), *(width(row[i]) for row in cells)]) for i, h in enumerate(headers)]
     for row in [list(headers), *cells]:
         padded = []
         for cell, header, columns in zip(row, headers, widths, strict=True):
@@ -92,11 +92,19 @@ def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Collect
     from rich.table import Table
 
     drawn = Table(box=HORIZONTALS, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
-    for header in headers:
-        drawn.add_column(header, justify="right" if header in right else "left", no_wrap=True)
+    for number, header in enumerate(headers):  # what a row is called, and numbers, stay whole
+        number_like = header in right
+        drawn.add_column(header, justify="right" if number_like else "left", no_wrap=number_like or not number)
     for row in cells:
-        drawn.add_row(*row)
+        drawn.add_row(*(_coloured(cell) for cell in row))
     Console(highlight=False, markup=False, emoji=False).print(drawn)
+
+
+def _coloured(cell: str) -> Any:
+    """A word that means something in its colour; all other cells as they are."""
+    from rich.text import Text
+
+    return Text(cell, style=_STYLES.get(cell.split(" ")[0], "") if len(cell) < 20 else "")
 
 
 def pairs(rows: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ def list_adapters(
     if not all_versions and (older := sorted(set(serving.values()) - {record.ref for record in found})):
         session.note(f"not the latest, but serving: {', '.join(older)} (--all lists every version)")
     display.table(
-        ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "serves", "status"),
+        ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "state", "aliases"),
         [_row(record, first.get(record.ref), serving) for record in found],
         right=("value", "rank", "size", "age"),
     )
@@ -71,10 +71,18 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, serving: Mappin
         record.rank,
         display.size(record.bytes),
         display.age(record.created_at),
-        ",".join(record.aliases),
-        f"{served} of {len(record.tasks)}" if len(record.tasks) > 1 and served else "yes" if served else "no",
-        record.status,
+        _state(record, served),
+        ",".join(alias for alias in record.aliases if alias != "latest"),
     )
+
+
+def _state(record: AdapterRecord, served: int) -> str:
+    """What a version does: it serves (some of) its tasks, waits (`ready`), or was rejected."""
+    if record.status != "active":
+        return record.status
+    if len(record.tasks) > 1 and served:
+        return f"serves {served} of {len(record.tasks)}"
+    return "serves" if served else "ready"
 
 
 @verb(LOOK, "cl-adapter show news@v2")

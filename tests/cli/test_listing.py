@@ -29,7 +29,7 @@ def hub(registry: Registry, publish: Publish) -> Path:
 def test_list(hub: Path, cl: Cl) -> None:
     said = cl("--hub", hub, "list")
     head, *rows = said.out.splitlines()
-    columns = ["ref", "task", "kind", "metric", "value", "rank", "size", "age", "aliases", "serves", "status"]
+    columns = ["ref", "task", "kind", "metric", "value", "rank", "size", "age", "state", "aliases"]
     assert head.split() == columns
     assert [row.split()[0] for row in rows] == ["mood@v2", "taste@v1"]
     assert rows[0].split()[1:6] == ["mood", "updated", "accuracy", "0.9000", "8"]
