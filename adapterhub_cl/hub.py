@@ -182,10 +182,12 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             BaseModelError: the base is not there, or has changed.
         """
         from adapterhub_cl.bases.loading import load_base
-        from adapterhub_cl.training.lora import open_adapter
+        from adapterhub_cl.training.lora import open_adapter, open_plain
 
         path = self.path(ref)
         base = load_base(self.base, device=self.device, dtype=self.dtype)
+        if base.is_encoder:
+            return open_plain(base.model, path, base.dtype), base.tokenizer
         return open_adapter(base.model, path), base.tokenizer
 
     # -- versions and the outside ----------------------------------------------------------------

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adapterhub_cl.errors import AdapterError, IntegrityError
+from adapterhub_cl.head_files import StoredHead, head_of_tensors, is_head, read_apart
 from adapterhub_cl.packed import PACKED, PackedFile, PlainFile
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -33,6 +34,7 @@ SERVED = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 LARGEST = 1e6  # scaling of a layer
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
+CLASSIFIES = "SEQ_CLS"  # PEFT's name for an adapter with a head, on an encoder
 _PREFIX = "base_model.model."
 
 
@@ -44,7 +46,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     if is_packed(folder):
         file = PackedFile(folder / PACKED)
-        unpacked = {key: file.tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+        unpacked = {key: file.tensor(key) for key in file.keys()} | read_apart(folder)  # noqa: SIM118 (no dict)
         for key, value in unpacked.items():
             _check_tensor(file.path, key, value)
         return unpacked
@@ -71,18 +73,40 @@ def is_dora(folder: Path) -> bool:
 
 
 @contextmanager
-def plain_folder(folder: Path) -> Iterator[Path]:
+def plain_folder(folder: Path, *, headless: bool = False) -> Iterator[Path]:
     """A folder with this adapter in PEFT's own format, within the block: itself, or of a packed one an unpacked copy.
+
+    Args:
+        headless: without the head of an encoder's adapter: its LoRA alone.
 
     Raises:
         IntegrityError: its files cannot be read.
     """
-    if not is_packed(folder):
+    headless = headless and has_head(folder)
+    if not is_packed(folder) and not headless:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="cl-adapter-") as made:
         unpack(folder, Path(made))
+        if headless:
+            _behead(Path(made))
         yield Path(made)
+
+
+def has_head(folder: Path) -> bool:
+    """Whether the adapter in a folder is an encoder's, with a head; False where its config cannot be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return config.get("task_type") == CLASSIFIES and bool(config.get("modules_to_save"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _behead(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    (folder / CONFIG).write_text(json.dumps({**config, "task_type": None, "modules_to_save": None}), encoding="utf-8")
+    weights = {key: value for key, value in read_weights(folder).items() if not is_head(key)}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def unpack(folder: Path, target: Path) -> None:
@@ -126,7 +150,13 @@ def check_config(folder: Path) -> dict[str, Any]:
             f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
             "both must be numbers above 0 in adapter_config.json",
         )
-    if whole := config.get("modules_to_save"):
+    whole = config.get("modules_to_save")
+    if config.get("task_type") == CLASSIFIES:
+        if not isinstance(whole, list) or not whole or not all(isinstance(name, str) for name in whole):
+            raise AdapterError(
+                f"the adapter in {folder} is for {CLASSIFIES} and stores no head", "modules_to_save must name it"
+            )
+    elif whole:
         named = ", ".join(map(str, whole)) if isinstance(whole, list) else whole
         raise AdapterError(
             f"the adapter in {folder} stores whole modules ({named})",
@@ -140,13 +170,18 @@ def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise for anything that is not plain LoRA on named modules: such settings change the base, or never end."""
     usual = LoraConfig().to_dict()
     for key, value in config.items():
+        if key == "modules_to_save":
+            continue
         if key not in SERVED and value not in (None, False, "", [], {}) and value != usual.get(key):
             raise AdapterError(
                 f"the adapter in {folder} uses {key} ({str(value)[:60]}), which is not served",
                 "train it as plain LoRA, rsLoRA or DoRA",
             )
-    if config.get("task_type") not in (None, "CAUSAL_LM"):
-        raise AdapterError(f"the adapter in {folder} is for {config['task_type']}", "only CAUSAL_LM can be served")
+    if config.get("task_type") not in (None, "CAUSAL_LM", CLASSIFIES):
+        raise AdapterError(
+            f"the adapter in {folder} is for {config['task_type']}",
+            f"only CAUSAL_LM can be served, and on encoders {CLASSIFIES}",
+        )
     names = config.get("target_modules")
     if names != "all-linear" and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise AdapterError(
@@ -199,7 +234,8 @@ class LoraFile:
         packed = is_packed(folder)
         self._file: PackedFile | PlainFile = PackedFile(folder / PACKED) if packed else PlainFile(folder / WEIGHTS)
         self.weights_path = self._file.path
-        keys = self._file.keys()
+        self.has_head = self.config.get("task_type") == CLASSIFIES
+        keys = [key for key in self._file.keys() if not (self.has_head and is_head(key))]  # noqa: SIM118 (no dict)
         shapes = {key: self._file.shape(key) for key in keys}
         self._layers: dict[str, str] = {}
         for key in keys:
@@ -224,6 +260,23 @@ class LoraFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         del self._file
+
+    def head(self, final: str) -> StoredHead | None:
+        """The head of an encoder's adapter; None where it has none.
+
+        Args:
+            final: name of the layer whose rows are labels.
+
+        Raises:
+            AdapterError, IntegrityError: it cannot be read, or is of another encoder.
+        """
+        if not self.has_head:
+            return None
+        keys = [key for key in self._file.keys() if is_head(key)]  # noqa: SIM118 (no dict)
+        found = {key: self._file.tensor(key) for key in keys} | read_apart(self.folder)
+        for key, value in found.items():
+            _check_tensor(self.weights_path, key, value)
+        return head_of_tensors(self.folder, found, final)
 
     def rank(self, module: str) -> int:
         """The layer's rank; 0 where the adapter leaves it alone."""

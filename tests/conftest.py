@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from pico import make_tokenizer, pico_config
+from pico import ENCODERS, make_tokenizer, pico_config
 
 hypothesis_settings.register_profile(
     "suite",
@@ -90,9 +90,10 @@ def pico_path(_torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
         if kind not in made:
             folder = tmp_path_factory.mktemp("pico") / kind
             _torch.manual_seed(7)
-            auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
+            auto = transformers.AutoModelForMaskedLM if kind in ENCODERS else transformers.AutoModelForCausalLM
+            auto = transformers.AutoModel if kind == "bert_body" else auto
             auto.from_config(pico_config(kind)).save_pretrained(folder)
-            make_tokenizer(bos=kind != "qwen2").save_pretrained(folder)
+            make_tokenizer(bos=kind != "qwen2", encoder=kind in ENCODERS).save_pretrained(folder)
             made[kind] = folder
         return made[kind]
 

@@ -8,8 +8,12 @@ from typing import Any
 CORPUS = ["Answer: positive", "Answer: negative", "the red apple is good", "the blue stone is bad"] * 8
 
 
-def make_tokenizer(*, bos: bool = True) -> Any:
-    """A byte-level BPE tokenizer of 300 ids; any text can be written with it."""
+ENCODERS = ("bert", "bert_body", "roberta", "distilbert")
+
+
+def make_tokenizer(*, bos: bool = True, encoder: bool = False) -> Any:
+    """A byte-level BPE tokenizer of 300 ids; any text can be written with it. An encoder's frames a text with <s> and
+    </s>, and has no end-of-text id but a mask."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -18,11 +22,23 @@ def make_tokenizer(*, bos: bool = True) -> Any:
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<pad>", "<s>", "</s>"],
+        special_tokens=["<pad>", "<s>", "</s>", *(["<mask>"] if encoder else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(CORPUS, trainer)
+    if encoder:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner,
+            pad_token="<pad>",
+            cls_token="<s>",
+            sep_token="</s>",
+            mask_token="<mask>",
+            model_max_length=64,
+        )
     if bos:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
@@ -63,8 +79,14 @@ def pico_config(kind: str) -> Any:
         return transformers.GPT2Config(**ids, **wide, n_embd=32, n_layer=2, n_head=2, n_positions=256)
     if kind == "bloom":  # ALiBi
         return transformers.BloomConfig(**ids, **wide, hidden_size=32, n_layer=2, n_head=2)
-    if kind == "bert":
-        return transformers.BertConfig(
-            vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    small = {"vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.15}
+    body = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind in ("bert", "bert_body"):  # the second without the head of a masked language model, but with a pooler
+        return transformers.BertConfig(**small, **body, max_position_embeddings=64)
+    if kind == "roberta":  # two layers in its head, tied embeddings, positions from the padding id on
+        return transformers.RobertaConfig(**small, **body, max_position_embeddings=61, type_vocab_size=1)
+    if kind == "distilbert":  # other names for everything
+        return transformers.DistilBertConfig(
+            **small, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64
         )
     raise ValueError(kind)

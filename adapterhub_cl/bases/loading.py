@@ -7,6 +7,7 @@ import gc
 import threading
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
+from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.kinds import MASKED, is_encoder, objectives_of
 from adapterhub_cl.bases.sources import QUANTIZATIONS, read_config, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.types import BaseInfo
@@ -27,7 +30,8 @@ class LoadedBase:
     """A frozen base in memory.
 
     Attributes:
-        model: a transformers causal language model; no parameter of it requires a gradient.
+        model: a transformers causal language model, or of an encoder its sequence classification with a `Head`; no
+            parameter of it requires a gradient.
         tokenizer: its tokenizer, with a padding token.
         dtype: the type that matrix products run in.
         path: the folder it was read from.
@@ -50,7 +54,37 @@ class LoadedBase:
     def context(self) -> int:
         """The longest input in tokens."""
         limit = getattr(self.model.config, "max_position_embeddings", None) or 4096
+        if self.is_encoder:
+            # RoBERTa and its kin count positions on from their padding id.
+            tables = (m for n, m in self.model.named_modules() if n.endswith("position_embeddings"))
+            limit -= next((m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None), 0)
         return int(min(limit, self.tokenizer.model_max_length or limit))
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it reads a text as a whole and writes none."""
+        return is_encoder(self.info.architecture)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it can write text."""
+        return not self.is_encoder
+
+    @cached_property
+    def masked_lm(self) -> Any:
+        """The masked language model of an encoder, on the same body; loaded when first asked for.
+
+        Raises:
+            UsageError: the checkpoint has no such head.
+        """
+        if MASKED not in objectives_of(self.info.architecture):
+            raise UsageError(
+                f"{self.info.source!r} is a {self.info.architecture} without the head of a masked language model",
+                "choose a checkpoint whose architecture ends in ForMaskedLM",
+            )
+        with no_loading_bars():
+            found = load_masked_lm(self.path, self.model, dtype=self.dtype, use_safetensors=True)
+        return found.to(self.device)
 
 
 def cpu_has_bf16() -> bool:
@@ -90,17 +124,18 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
     """What a hub records of its base; reads the files but not the weights' values.
 
     Raises:
-        BaseModelError: the base cannot be found, or is not a causal language model.
+        BaseModelError: the base cannot be found, or is neither a causal language model nor an encoder.
         UnknownNameError: the quantisation is not a known one.
     """
     if quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization", quantization, QUANTIZATIONS)
     path = resolve(source, revision)
     architectures = read_config(path).get("architectures") or ["unknown"]
-    if not any("CausalLM" in name or "LMHead" in name for name in architectures):
+    architecture = next((name for name in architectures if objectives_of(name)), None)
+    if architecture is None:
         raise BaseModelError(
-            f"base {source!r} is a {architectures[0]}, not a causal language model",
-            "choose a model whose architecture ends in ForCausalLM",
+            f"base {source!r} is a {architectures[0]}, neither a causal language model nor an encoder",
+            "choose a model whose architecture ends in ForCausalLM or ForMaskedLM, or the body of an encoder",
         )
     from safetensors import safe_open
 
@@ -116,7 +151,7 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
     except Exception as error:  # safetensors raises its own untyped error for a truncated file
         raise BaseModelError(f"weights of base {source!r} cannot be read: {error}", "fetch the base again") from error
     local = str(path.resolve()) if source != "tiny" and Path(source).expanduser().is_dir() else source
-    return BaseInfo(local, fingerprint(path), quantization, revision, architectures[0], parameters)
+    return BaseInfo(local, fingerprint(path), quantization, revision, architecture, parameters)
 
 
 def load_base(
@@ -149,26 +184,34 @@ def load_base(
     if info.quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization in hub.toml", info.quantization, QUANTIZATIONS)
     where, kind = choose_device(device), choose_dtype(dtype, choose_device(device))
+    encoder = is_encoder(info.architecture)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        load = load_encoder if encoder else _load_causal
         with no_loading_bars():
-            model = AutoModelForCausalLM.from_pretrained(
+            model = load(
                 path,
-                config=config,
+                config,
+                _quantization_config(info.quantization, kind),
                 dtype=kind,
-                quantization_config=_quantization_config(info.quantization, kind),
                 device_map={"": where},
                 attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
             )
+    except BaseModelError:
+        raise
     except Exception as error:  # tokenizers and safetensors raise their own untyped errors for spoilt files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaseModelError(
             f"base {info.source!r} cannot be loaded: {first}", "cl-adapter doctor checks the installation"
         ) from error
-    if tokenizer.eos_token_id is None:
+    if encoder and tokenizer.pad_token_id is None:
+        raise BaseModelError(
+            f"the tokenizer of base {info.source!r} has no padding token", "set pad_token in tokenizer_config.json"
+        )
+    if tokenizer.eos_token_id is None and not encoder:
         raise BaseModelError(
             f"the tokenizer of base {info.source!r} has no end-of-text token", "set eos_token in tokenizer_config.json"
         )
@@ -181,7 +224,15 @@ def load_base(
     model.eval()
     parameters = info.parameters or sum(p.numel() for p in model.parameters())
     info = replace(info, parameters=parameters, architecture=info.architecture or type(model).__name__)
-    return LoadedBase(model, tokenizer, info, path, kind, where)
+    loaded = LoadedBase(model, tokenizer, info, path, kind, where)
+    head = head_of(model)
+    if head is not None and MASKED in objectives_of(info.architecture):
+        head.masked = lambda: loaded.masked_lm
+    return loaded
+
+
+def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, config=config, quantization_config=quantization, **options)
 
 
 def _give_back_memory() -> None:

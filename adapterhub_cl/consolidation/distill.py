@@ -29,7 +29,7 @@ from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import Learned, Lesson, learn
 from adapterhub_cl.training.lora import new_adapter, save_adapter
-from adapterhub_cl.training.probes import OBJECTIVE, length_of
+from adapterhub_cl.training.probes import length_of
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.runs import Run, held
 from adapterhub_cl.types import AdapterRecord
@@ -91,7 +91,7 @@ def distill(
     length = min(request.training().max_length, base.context, student_base.context)
     sources = Sources(request.samples, tuple(request.data), request.pseudo)
     asked = gather(registry, base, parents, sources, length, settings.seed, reporter)
-    tokens = tokens_of(asked, base.tokenizer, length)
+    tokens = tokens_of(asked, base, length)
     told = ", ".join(f"{one.task.name} {one.told(len(rows))}" for one, rows in zip(asked, tokens, strict=True))
     reporter.note(f"rows to learn from: {told}")
     run = run or _new_run(student, name, request, new_version, places)
@@ -202,7 +202,7 @@ class _Distillation:
         """Train one student of a rank; its files are in `student` in its folder afterwards."""
         base, folder = self.places.student_base(), self.folder(rank)
         settings = replace(self.request.training(), rank=rank)
-        objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
+        objective = objectives.of(base.info)
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
             start = self.start(rank)

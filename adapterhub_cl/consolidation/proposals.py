@@ -194,7 +194,6 @@ class _Comparison:
     def _predicted(self, record: AdapterRecord, samples: Any) -> list[str]:
         from adapterhub_cl import objectives
         from adapterhub_cl.evaluation.scoring import answer_budget
-        from adapterhub_cl.training.probes import OBJECTIVE
         from adapterhub_cl.training.speed import as_served
 
         assert self.load is not None
@@ -202,7 +201,7 @@ class _Comparison:
         self.reporter.start(f"{record.ref} answers {samples.task.name}", len(examples))
         try:
             with as_served(base, record.path) as model, base.autocast():
-                answers = objectives.ROOM.get(OBJECTIVE)().predict(
+                answers = objectives.of(base.info).predict(
                     model,
                     base.tokenizer,
                     samples.task,

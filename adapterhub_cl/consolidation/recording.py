@@ -14,6 +14,7 @@ from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_task
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.retention import Retained
+from adapterhub_cl.head_files import read_layout
 from adapterhub_cl.lora_files import CONFIG, LoraFile, write_lora
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.registry import Registry, storage_errors
@@ -109,7 +110,17 @@ def record(
             shutil.copyfile(first.path / "replay.jsonl", draft.path / "replay.jsonl")
         else:
             (draft.path / "replay.jsonl").touch()
-        card = derived_card(making.name, registry.base, making.kind, list(tasks), recipe, report, edges, scores)
+        card = derived_card(
+            making.name,
+            registry.base,
+            making.kind,
+            list(tasks),
+            recipe,
+            report,
+            edges,
+            scores,
+            read_layout(draft.path),
+        )
         (draft.path / "README.md").write_text(card, encoding="utf-8")
         with registry.exclusively():
             if making.first:  # another process may have been faster

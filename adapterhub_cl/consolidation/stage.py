@@ -13,13 +13,12 @@ from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
 from adapterhub_cl.data.batches import Batch, by_length, collate
-from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging._layers import parts_of, shapes_of
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.samples import samples_of
 
@@ -40,7 +39,7 @@ class MergeStage:
     ) -> None:
         self.registry, self.base, self.parents, self.adapters = registry, base, parents, adapters
         self._seed, self.reporter = seed, reporter
-        self.objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
+        self.objective = objectives.of(base.info)
         self._batches: dict[int, list[Batch]] = {}
 
     @property
@@ -62,7 +61,9 @@ class MergeStage:
         for task in record.tasks:
             found = samples_of(self.registry, task, record)
             if found is not None:
-                encode = Tokeniser(self.base.tokenizer, found.task, min(found.max_length, self.base.context))
+                encode = self.objective.tokeniser(
+                    self.base.tokenizer, found.task, min(found.max_length, self.base.context)
+                )
                 rows += [tokens for tokens in encode.many(found.examples) if tokens.answer]
         if not rows:
             raise AdapterError(

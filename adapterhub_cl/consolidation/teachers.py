@@ -15,7 +15,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
 from adapterhub_cl.data.batches import by_length, collate
 from adapterhub_cl.data.columns import read_inputs
-from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.distillation.features import watched
 from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of
 from adapterhub_cl.distillation.logits import soften
@@ -23,7 +23,6 @@ from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.evidence import ModelEvidence
-from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.training.speed import as_served
@@ -107,7 +106,7 @@ def gather(
             registry.check_files(teacher)
             with as_served(base, teacher.path) as model:
                 style = list(kept.examples) if kept is not None else new
-                evidence = ModelEvidence(model, base, _objective(), task, style, length, reporter=reporter)
+                evidence = ModelEvidence(model, base, objectives.of(base.info), task, style, length, reporter=reporter)
                 if sources.written:
                     rows |= dict.fromkeys(example for example, _ in evidence.write(sources.written, seed))
                     kinds["written"] = len(rows) - sum(kinds.values())
@@ -133,15 +132,18 @@ def _answered(
     reporter.start(f"answers of {task.name}'s teacher", len(rows))
     try:
         with base.autocast():
-            said = _objective().predict(model, base.tokenizer, task, rows, max_length=length, progress=reporter.advance)
+            said = objectives.of(base.info).predict(
+                model, base.tokenizer, task, rows, max_length=length, progress=reporter.advance
+            )
     finally:
         reporter.finish()
     return [replace(row, answer=answer) for row, (answer, _, _) in zip(rows, said, strict=True) if answer]
 
 
-def tokens_of(asked: Sequence[Asked], tokenizer: Any, length: int) -> list[list[Tokens]]:
+def tokens_of(asked: Sequence[Asked], base: LoadedBase, length: int) -> list[list[Tokens]]:
     """The rows of each as the training loop will see them."""
-    encoders = [Tokeniser(tokenizer, one.task, length) for one in asked]
+    objective = objectives.of(base.info)
+    encoders = [objective.tokeniser(base.tokenizer, one.task, length) for one in asked]
     return [
         [tokens for example in one.examples for tokens in encode.windows(example) if tokens.answer]
         for one, encode in zip(asked, encoders, strict=True)
@@ -191,7 +193,7 @@ def _listen(
     answers: TeachersAnswers,
     reporter: Reporter,
 ) -> None:
-    objective = _objective()
+    objective = objectives.of(base.info)
     model.eval()
     with watched(model, settings.layers()) as seen:
         for part in by_length([len(row) for row in rows], ROWS):
@@ -202,8 +204,3 @@ def _listen(
             features: Mapping[int, torch.Tensor] = {layer: value[places] for layer, value in seen.items()}
             answers.add([key_of(rows[i]) for i in part], soften(logits, settings.temperature, settings.top), features)
             reporter.advance(len(part))
-
-
-def _objective() -> objectives.BaseObjective:
-    found: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
-    return found

@@ -23,6 +23,8 @@ class Batch:
         labels: `[rows, length]`, the token at its own position, -100 on prompt and padding.
         indices: which examples the rows are.
         weights: `[rows, length]`, what each label counts in the loss; None: 1 everywhere.
+        tasks: of each row whose answer is a label of a task, that task, else the empty string; empty where no row has
+            one. Such a row's label, its number among the task's labels, stands at column 1 of `labels`.
     """
 
     input_ids: torch.Tensor
@@ -30,11 +32,12 @@ class Batch:
     labels: torch.Tensor
     indices: tuple[int, ...]
     weights: torch.Tensor | None = None
+    tasks: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         weights = None if self.weights is None else self.weights.to(device)
         ids, mask, labels = (x.to(device) for x in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(ids, mask, labels, self.indices, weights)
+        return Batch(ids, mask, labels, self.indices, weights, self.tasks)
 
     @property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +88,9 @@ def collate(
         row_weights: what each row counts in the loss; None: 1.
         prompt_loss: above 0, the prompt's tokens get a loss too: all of them together this share of the answer's.
     """
-    length = max(len(examples[i]) for i in indices)
+    tasks = tuple(examples[i].task for i in indices)
+    tasks = tasks if any(tasks) else ()
+    length = max(2 if tasks else 0, *(len(examples[i]) for i in indices))
     shape = (len(indices), length)
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)
@@ -93,20 +98,26 @@ def collate(
     for row, index in enumerate(indices):
         example = examples[index]
         start, end = len(example.prompt), len(example)
-        input_ids[row, :end] = torch.tensor([*example.prompt, *example.answer])
+        input_ids[row, :end] = torch.tensor(example.ids)
         mask[row, :end] = 1
-        labels[row, start:end] = torch.tensor(example.answer)
+        if example.task:
+            labels[row, 1 : 1 + len(example.answer)] = torch.tensor(example.answer, dtype=torch.long)
+        elif example.hidden:
+            # One column on: the label of a position stands where a causal model's next token does.
+            labels[row, torch.tensor(example.hidden) + 1] = torch.tensor(example.answer)
+        else:
+            labels[row, start:end] = torch.tensor(example.answer)
     if row_weights is None and not prompt_loss:
-        return Batch(input_ids, mask, labels, tuple(indices))
+        return Batch(input_ids, mask, labels, tuple(indices), tasks=tasks)
     weights = torch.ones(shape)
     for row, index in enumerate(indices):
         start, count = len(examples[index].prompt), len(examples[index].answer)
-        if prompt_loss and start > 1:
+        if prompt_loss and start > 1 and not (examples[index].task or examples[index].hidden):
             labels[row, 1:start] = input_ids[row, 1:start]
             weights[row, :start] = prompt_loss * count / (start - 1)
         if row_weights is not None:
             weights[row] *= row_weights[row]
-    return Batch(input_ids, mask, labels, tuple(indices), weights)
+    return Batch(input_ids, mask, labels, tuple(indices), weights, tasks)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

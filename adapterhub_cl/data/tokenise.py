@@ -19,14 +19,25 @@ class Tokens:
         prompt: ids that get no loss; at least one, because the first id of a text is predicted from nothing.
         answer: ids that get the loss, ending with the end-of-text id; empty where only a prediction is wanted.
         truncated: whether the input was cut to fit.
+        task: of an example whose answer is no text but a label of this task: `answer` is then that label's number
+            among the task's labels, and is not read.
+        hidden: of raw text for a masked language model: numbers of the ids in `prompt` that are to be found again;
+            `answer` is what they are.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     truncated: bool = False
+    task: str = ""
+    hidden: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What the base reads."""
+        return self.prompt if self.task or self.hidden else (*self.prompt, *self.answer)
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.prompt) + (0 if self.task or self.hidden else len(self.answer))
 
 
 class Tokeniser:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation import metrics
 from adapterhub_cl.objectives import BaseObjective
@@ -47,7 +47,7 @@ def evaluate(
     details: dict[str, Any] = {}
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         if task.kind == "text":
-            encode = Tokeniser(tokenizer, task, max_length)
+            encode = objective.tokeniser(tokenizer, task, max_length)
             tokens = [window for example in examples for window in encode.windows(example)]
             losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
             total, count = sum(s for s, _ in losses), sum(n for _, n in losses)

@@ -60,7 +60,7 @@ def evaluate_stored(
         return evaluate(
             model,
             base.tokenizer,
-            objectives.ROOM.get("causal_lm")(),
+            objectives.of(base.info),
             task,
             examples.examples,
             data=examples.source,

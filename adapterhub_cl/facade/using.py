@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl import objectives
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.inference.serving import BASE, answering, who_answers
@@ -104,7 +105,6 @@ class Using(Opened):
                         max_new_tokens=max_new_tokens,
                     )
         chosen, ref = who_answers(self.registry, task, adapter)
-        from adapterhub_cl import objectives
         from adapterhub_cl.data.values import whole_characters
         from adapterhub_cl.inference.answering import answer
 
@@ -113,7 +113,7 @@ class Using(Opened):
             found = answer(
                 model,
                 self.load_base(),
-                objectives.ROOM.get("causal_lm")(),
+                objectives.of(self.base),
                 chosen,
                 examples,
                 ref,
@@ -159,6 +159,7 @@ class Using(Opened):
         from adapterhub_cl.inference._requests import Request, Resolved, free_request, row_of
         from adapterhub_cl.inference.generating import write_rows
 
+        objectives.refuse_writing(self.base, "writing an answer")
         request: Request = free_request(text, task, adapter, top_k, raw, writing)
         request.emit = emit
         if self._routes(task, adapter, router) and (router is not None or adapter != BASE):

@@ -6,16 +6,63 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from adapterhub_cl.bases.kinds import CAUSAL, CLASSIFICATION, MASKED, objectives_of
+from adapterhub_cl.errors import UsageError
 from adapterhub_cl.plugins import Room
-from adapterhub_cl.types import Example, Task
+from adapterhub_cl.types import BaseInfo, Example, Task
 
 if TYPE_CHECKING:
     import torch
 
     from adapterhub_cl.data.batches import Batch
-    from adapterhub_cl.data.tokenise import Tokens
+    from adapterhub_cl.data.tokenise import Tokeniser, Tokens
 
 ROOM = Room("adapterhub_cl.objectives", "objective", "Objective")
+
+
+def of(base: BaseInfo) -> BaseObjective:
+    """The objective that all of a base's tasks run through; the one place where it is chosen.
+
+    Of an encoder with the head of a masked language model that is `masked_lm`, which classifies as well.
+    """
+    found: BaseObjective = ROOM.get(objectives_of(base.architecture)[-1])()
+    return found
+
+
+def name_for(base: BaseInfo, kind: str) -> str:
+    """The objective by which a base serves a kind of task.
+
+    Raises:
+        UsageError: it serves none of that kind.
+    """
+    offered = objectives_of(base.architecture)
+    if CAUSAL in offered:
+        return CAUSAL
+    wanted = {"choice": CLASSIFICATION, "text": MASKED}.get(kind, "")
+    if wanted in offered:
+        return wanted
+    if kind == "text":
+        raise UsageError(
+            f"raw text is learned by masked_lm, and {base.source!r} is a {base.architecture} without its head",
+            "make a hub on a checkpoint whose architecture ends in ForMaskedLM, or on a causal language model",
+        )
+    raise UsageError(
+        f"{base.source!r} is an encoder ({base.architecture}): it writes no free answers",
+        "give examples whose answers are labels (--kind choice), or make a hub on a causal language model",
+    )
+
+
+def refuse_writing(base: BaseInfo, what: str) -> None:
+    """Raise where a base would have to write.
+
+    Raises:
+        UsageError: it is an encoder.
+    """
+    if CAUSAL not in objectives_of(base.architecture):
+        raise UsageError(
+            f"{what} needs a base that writes, and {base.source!r} is an encoder ({base.architecture})",
+            "cl-adapter predict answers with a label; to write, make a hub on a causal language model",
+        )
 
 
 class BaseObjective(ABC):
@@ -24,10 +71,24 @@ class BaseObjective(ABC):
     Attributes:
         task_type: PEFT's name for it.
         answers_with: task kinds that it can serve.
+        writes: whether it can write text.
     """
 
     task_type: ClassVar[str]
     answers_with: ClassVar[tuple[str, ...]]
+    writes: ClassVar[bool] = True
+
+    @abstractmethod
+    def tokeniser(self, tokenizer: Any, task: Task, max_length: int) -> Tokeniser:
+        """How a task's examples become token ids of at most `max_length`."""
+
+    def knows(self, model: Any, task: Task) -> bool:
+        """Whether the model as it is can answer for a task at all."""
+        return True
+
+    def recalled(self, model: Any, tasks: Sequence[str]) -> list[torch.Tensor] | None:
+        """What the last pass said in the heads of these tasks, `[rows, labels]` each; None where bases have none."""
+        return None
 
     @abstractmethod
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:

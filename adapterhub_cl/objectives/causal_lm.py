@@ -7,50 +7,32 @@ is most of the memory and much of the time of a stock step. Use it for every dec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from adapterhub_cl.data.batches import Batch, by_length, collate, to_left_padded
-from adapterhub_cl.data.tokenise import Tokeniser, Tokens
-from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.data.batches import Batch, by_length, to_left_padded
+from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives._choices import LabelTree, score_choices
 from adapterhub_cl.objectives._projection import at_positions
+from adapterhub_cl.objectives._scored import Scored, evaluating
 from adapterhub_cl.types import Example, Task
 
 
-class Objective(BaseObjective):
+class Objective(Scored):
     """Next-token prediction on a decoder-only base."""
 
     task_type = "CAUSAL_LM"
     answers_with = ("choice", "generation", "text")
 
+    def tokeniser(self, tokenizer: Any, task: Task, max_length: int) -> Tokeniser:
+        return Tokeniser(tokenizer, task, max_length)
+
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
         with at_positions(model, *batch.places):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         found: torch.Tensor = logits[0].float()
-        return found
-
-    def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        rows, columns = batch.places
-        losses = functional.cross_entropy(logits, batch.labels[rows, columns + 1], reduction="none")
-        return losses if batch.weights is None else losses * batch.weights[rows, columns + 1]
-
-    @torch.no_grad()
-    def perplexities(
-        self, model: Any, tokens: Sequence[Tokens], pad_id: int, batch_size: int = 32
-    ) -> list[tuple[float, int]]:
-        """For each example the sum of its answer's negative log-likelihood (nats) and the number of its tokens."""
-        found: list[tuple[float, int]] = [(0.0, 0)] * len(tokens)
-        with evaluating(model):
-            for indices in by_length([len(t) for t in tokens], batch_size):
-                batch = collate(tokens, indices, pad_id).to(model.device)
-                losses = torch.split(self.losses(model, batch), [len(tokens[i].answer) for i in indices])
-                for index, loss in zip(indices, losses, strict=True):
-                    found[index] = (float(loss.sum()), loss.numel())
         return found
 
     @torch.no_grad()
@@ -136,14 +118,3 @@ def _generate(
         text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
         answers.append((text, math.exp(sum(log[:end]) / max(1, end)), {}))
     return answers
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Switches dropout off for the time of the block."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

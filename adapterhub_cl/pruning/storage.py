@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError
+from adapterhub_cl.head_files import write_apart
 from adapterhub_cl.lora_files import WEIGHTS, is_packed, read_weights
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.packed import GROUP, LEVELS, PACKED, PackedFile, pack, round_trip
@@ -73,6 +74,6 @@ def store(folder: Path, kind: str) -> None:
         converted = {key: value.to(PLAIN[kind]).contiguous() for key, value in weights.items()}
         save_file(converted, folder / WEIGHTS, metadata={"format": "pt"})
         return
-    tensors, about = pack(weights, kind)
+    tensors, about = pack(write_apart(folder, weights), kind)
     save_file(tensors, folder / PACKED, metadata=about)
     (folder / WEIGHTS).unlink()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.bases import TINY
+from adapterhub_cl.bases.kinds import is_encoder
+from adapterhub_cl.head_files import Layout
 from adapterhub_cl.types import BaseInfo, Evaluation, Task
 
 
@@ -17,12 +19,14 @@ def card(
     evaluations: Sequence[Evaluation],
     training: Mapping[str, Any],
     parents: Sequence[tuple[str, str]] = (),
+    head: Layout | None = None,
 ) -> str:
     """A README in the form that model hubs read.
 
     Args:
         training: what `training.json` holds; empty for an imported adapter.
         parents: (parent, relation) pairs.
+        head: of an encoder's adapter: task → label → row.
     """
     lines = [
         *_header(name, base),
@@ -45,7 +49,7 @@ def card(
             "All settings stand in `training.json`.",
             "",
         ]
-    lines += _footer(base)
+    lines += _footer(base, head)
     return "\n".join(lines)
 
 
@@ -58,6 +62,7 @@ def derived_card(
     report: Mapping[str, Any],
     parents: Sequence[tuple[str, str]],
     evaluations: Sequence[Evaluation],
+    head: Layout | None = None,
 ) -> str:
     """The card of a merged, distilled or pruned version.
 
@@ -92,7 +97,7 @@ def derived_card(
     packed = (report.get("storage") or {}).get("format") in ("int8", "int4")
     if packed:
         lines += ["Its numbers are packed; `cl-adapter export` writes the form that PEFT opens:", ""]
-    return "\n".join([*lines, "How it was made stands in `recipe.json`.", "", *_footer(base)])
+    return "\n".join([*lines, "How it was made stands in `recipe.json`.", "", *_footer(base, head)])
 
 
 def _header(name: str, base: BaseInfo) -> list[str]:
@@ -119,9 +124,11 @@ def _about(base: BaseInfo) -> str:
     )
 
 
-def _footer(base: BaseInfo) -> list[str]:
+def _footer(base: BaseInfo, head: Layout | None) -> list[str]:
     """How to load it, and what it is for."""
     embedded, source = base.source == TINY, _quoted(base)
+    if is_encoder(base.architecture):
+        return [*_encoder_code(source, head or {}), f"Base fingerprint: `{base.fingerprint}`.", ""]
     return [
         "```python",
         "from peft import PeftModel",
@@ -133,5 +140,29 @@ def _footer(base: BaseInfo) -> list[str]:
         "```",
         "",
         f"Base fingerprint: `{base.fingerprint}`.",
+        "",
+    ]
+
+
+def _encoder_code(source: str, head: Layout) -> list[str]:
+    """The same of an encoder; the rows of its head by their names."""
+    several = len(head) > 1
+    rows = {row: f"{task}: {label}" if several else label for task, own in head.items() for label, row in own.items()}
+    kind = "AutoModelForSequenceClassification" if rows else "AutoModelForMaskedLM"
+    labels = json.dumps([rows[row] for row in sorted(rows)], ensure_ascii=False)
+    load = [f"base = {kind}.from_pretrained({source})"]
+    if rows:
+        load = [
+            f"labels = {labels}",
+            f"base = {kind}.from_pretrained({source}, num_labels={len(rows)}, id2label=dict(enumerate(labels)))",
+        ]
+    return [
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {kind}",
+        "",
+        *load,
+        'model = PeftModel.from_pretrained(base, ".")',
+        "```",
         "",
     ]

@@ -15,10 +15,9 @@ from peft.tuners.lora import LoraLayer
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import by_length, to_left_padded
 from adapterhub_cl.data.formats import render
-from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.evaluation.scoring import answer_budget
 from adapterhub_cl.objectives import BaseObjective
-from adapterhub_cl.objectives.causal_lm import evaluating
+from adapterhub_cl.objectives._scored import evaluating
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import Example, Task
 
@@ -60,7 +59,7 @@ class ModelEvidence:
     def losses(self) -> list[float]:
         """For each example the mean negative log-likelihood (nats) of a token of its answer under the adapter."""
         if self._losses is None:
-            tokens = Tokeniser(self.base.tokenizer, self.task, self.max_length).many(self.examples)
+            tokens = self.objective.tokeniser(self.base.tokenizer, self.task, self.max_length).many(self.examples)
             found: list[tuple[float, int]] = []
             self.reporter.start("losses of the examples", len(tokens))
             try:

@@ -10,7 +10,14 @@ from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.types import AdapterRecord
 
 FORMATS = ("peft",)
-_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "training.json", "recipe.json")
+_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "heads.json",
+    "README.md",
+    "training.json",
+    "recipe.json",
+)
 _PACKED = "adapter_model.packed.safetensors"
 
 

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.head_files import Layout, write_layout
 from adapterhub_cl.lora_files import CONFIG, WEIGHTS, is_packed
+from adapterhub_cl.objectives import name_for
 from adapterhub_cl.registry import Registry, check_name, storage_errors
 from adapterhub_cl.training.cards import card
+from adapterhub_cl.training.heads import read_head
 from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.types import TASK_KINDS, AdapterRecord, Task
 
@@ -45,16 +49,20 @@ def import_adapter(
             "save it again with PEFT's save_pretrained(safe_serialization=True)",
         )
     serves = task or describe(name, described)
+    name_for(base.info, serves.kind)
     with stored_adapter(base, source) as model:
         settings = model.peft_config["default"]
         rank = max([settings.r, *(settings.rank_pattern or {}).values()])
         targets = sorted(settings.target_modules) if not isinstance(settings.target_modules, str) else []
+        head = _layout(base, source, serves)
     edges = [(str(source.resolve()), "imported_from")]
     with registry.new_draft(name) as draft, storage_errors(draft.path):
         for file in (CONFIG, WEIGHTS):
             shutil.copyfile(source / file, draft.path / file)
+        if head is not None:
+            write_layout(draft.path, head)
         (draft.path / "replay.jsonl").touch()
-        (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges), encoding="utf-8")
+        (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges, head), encoding="utf-8")
         manifest = {
             "kind": "imported",
             "rank": rank,
@@ -65,6 +73,28 @@ def import_adapter(
         # An adapter from elsewhere takes no task over from the one that serves it; alias and promote do that.
         serve = serves.name not in registry.serving()
         return registry.publish(draft, manifest, edges=edges, task=serves, serve=serve, verb="import")
+
+
+def _layout(base: LoadedBase, source: Path, task: Task) -> Layout | None:
+    """What the rows of an encoder's adapter mean: as written beside it, else the task's labels in their order.
+
+    Raises:
+        UsageError: they are not as many.
+    """
+    head = head_of(base.model)
+    stored = read_head(source, head.final) if head is not None else None
+    if stored is None:
+        return None
+    count, labels = len(stored.weight), task.labels
+    known = stored.layout.get(task.name) or (next(iter(stored.layout.values())) if len(stored.layout) == 1 else None)
+    if known is None and count == len(labels):
+        known = {label: row for row, label in enumerate(labels)}
+    if known is None or not set(known) <= set(labels):
+        raise UsageError(
+            f"the adapter in {source}: its head has {count} rows, and the task {len(labels)} labels",
+            "name the labels in the order of its rows: --labels a,b,c",
+        )
+    return {**stored.layout, task.name: known} if task.name in stored.layout else {task.name: known}
 
 
 def describe(name: str, described: Mapping[str, Any]) -> Task:

@@ -16,7 +16,7 @@ from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.scoring import answer_budget
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.material import Material, kept_samples
-from adapterhub_cl.training.probes import OBJECTIVE, Probe, score
+from adapterhub_cl.training.probes import Probe, score
 from adapterhub_cl.types import Evaluation, Example, Task
 
 ROWS = 100  # examples of each kind
@@ -63,7 +63,7 @@ class Questions:
         return Snapshot(score(model, base, self.new), old, tuple(self._answers(model, base)))
 
     def _answers(self, model: Any, base: LoadedBase) -> list[str]:
-        objective = objectives.ROOM.get(OBJECTIVE)()
+        objective = objectives.of(base.info)
         found: list[str] = []
         for task, examples in self.unrelated:
             with base.autocast():

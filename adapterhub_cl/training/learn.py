@@ -110,14 +110,14 @@ def learn(
     """
     loaded = speed.current(model)
     length = min(settings.max_length, base.context)
-    encode = Tokeniser(base.tokenizer, lesson.task, length)
-    fresh = Tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
+    encode = objective.tokeniser(base.tokenizer, lesson.task, length)
+    fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
     pairs = [(e, t) for e in lesson.examples for t in fresh.windows(e)]
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
     if len(pairs) > len(lesson.examples) + len(lesson.review):
         reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
     examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
-    past, origins = _past(base, lesson, length)
+    past, origins = _past(base, objective, lesson, length)
     if lesson.together:  # rows like any other, but for their prompts
         examples, tokens = [*examples, *(Example("") for _ in past)], [*tokens, *past]
         past, origins = [], []
@@ -205,9 +205,9 @@ def learn(
     return Learned(facts, loop.stage, encode)
 
 
-def _past(base: LoadedBase, lesson: Lesson, length: int) -> tuple[list[Tokens], list[Origin]]:
+def _past(base: LoadedBase, objective: BaseObjective, lesson: Lesson, length: int) -> tuple[list[Tokens], list[Origin]]:
     """The rows of other tasks, each in its own task's prompt format."""
-    encoders = {task.name: Tokeniser(base.tokenizer, task, length) for task, _ in lesson.past}
+    encoders = {task.name: objective.tokeniser(base.tokenizer, task, length) for task, _ in lesson.past}
     rows = [(encoders[task.name](origin.example), origin) for task, origin in lesson.past]
     usable = [(tokens, origin) for tokens, origin in rows if tokens.answer]
     return [tokens for tokens, _ in usable], [origin for _, origin in usable]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
+from adapterhub_cl.bases.encoders import head_of, put_head, take_head
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, TrainingError, UsageError
+from adapterhub_cl.head_files import PREFIX
 from adapterhub_cl.lora_files import (
     WEIGHTS,
     check_config,
@@ -25,7 +28,9 @@ from adapterhub_cl.lora_files import (
     sort_config,
     write_config,
 )
+from adapterhub_cl.training.heads import begin_head, body_targets, check_kind, read_head, with_head
 from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.types import Task
 
 
 @contextmanager
@@ -35,10 +40,12 @@ def new_adapter(
     task_type: str,
     start: Path | None = None,
     beneath: Path | None = None,
+    tasks: Sequence[Task] = (),
 ) -> Iterator[Any]:
     """The base with one trainable LoRA; taken off again at the end of the block.
 
     Args:
+        tasks: of an encoder: those whose labels need rows in the head, besides those that are there.
         start: a stored adapter to start from: its shape and its weights. None makes a fresh one.
         beneath: a stored adapter that stays active and frozen under the new one.
 
@@ -57,6 +64,7 @@ def new_adapter(
                 layer.lora_dropout["default"] = torch.nn.Dropout(chance) if chance else torch.nn.Identity()
         model.peft_config["default"].lora_dropout = settings.dropout
     try:
+        begin_head(base.model, tasks, start or beneath, settings.seed)
         if beneath is not None:
             from adapterhub_cl.training.stacking import put_beneath
 
@@ -64,6 +72,7 @@ def new_adapter(
         yield model
     finally:
         model.unload()
+        take_head(base.model)
         base.model.eval()  # as it was loaded; training switched it
 
 
@@ -84,6 +93,16 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
             f"--target-modules {','.join(unknown)!r} names no layer of this base",
             f"its linear layers: {', '.join(linear_names(base.model))}",
         )
+    if head_of(base.model) is not None:
+        targets = body_targets(base.model, None if names == "all-linear" else targets, layers)
+        if not targets:
+            raise UsageError(
+                f"--target-modules {names!r}"
+                + (f" with --layers {settings.layers}" if layers else "")
+                + " names no layer of this base",
+                f"its linear layers: {', '.join(linear_names(base.model))}",
+            )
+        task_type, layers = "", None
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.effective_alpha,
@@ -93,7 +112,7 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
         fan_in_fan_out=_transposed(base.model),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
-        task_type=task_type,
+        task_type=task_type or None,
         bias="none",
     )
     try:
@@ -117,22 +136,28 @@ def stored_adapter(base: LoadedBase, folder: Path) -> Iterator[Any]:
             yield model
         finally:
             model.unload()
+            take_head(base.model)
 
 
 def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """A stored adapter on a model, as plain PEFT opens it (a packed one is unpacked for it); every key must be used and
-    none be missing.
+    none be missing. An encoder's head is put on the model beside PEFT, see `adapterhub_cl.bases.encoders`.
 
     Raises:
         AdapterError: it is no LoRA that can be served, or does not fit this base.
         IntegrityError: its files cannot be read.
     """
     config = check_config(folder)
+    check_kind(model, folder, config)
     weights = read_weights(folder)
     check_ranks(folder, config, weights)
+    head = head_of(model)
+    stored = read_head(folder, head.final) if head is not None else None
+    if stored is not None:
+        weights = {key: value for key, value in weights.items() if ".lora_" in key}
     keys = set(weights)
     try:
-        with warnings.catch_warnings(), plain_folder(folder) as plain:
+        with warnings.catch_warnings(), plain_folder(folder, headless=True) as plain:
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             opened = PeftModel.from_pretrained(model, str(plain), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -149,17 +174,49 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         what = f"{len(missing)} missing" + (f" (first: {missing[0]})" if missing else "")
         what += f", {len(extra)} unexpected" + (f" (first: {extra[0]})" if extra else "")
         raise AdapterError(f"the adapter in {folder} does not fit this base: {what} tensors", "check its base")
+    if stored is not None:
+        try:
+            put_head(model, stored.layout, stored.tensors)
+        except AdapterError:
+            opened.unload()
+            raise
     return opened
 
 
+def open_plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A stored adapter of an encoder as plain PEFT opens it, head included, for whoever works on without this project.
+
+    Raises:
+        AdapterError, IntegrityError: as `open_adapter`.
+    """
+    check_kind(model, folder, check_config(folder))
+    head = head_of(model)
+    stored = read_head(folder, head.final) if head is not None else None
+    if stored is not None:
+        put_head(model, {}, stored.tensors)
+        model.config.num_labels = len(stored.weight)
+        several = len(stored.layout) > 1
+        for task, rows in stored.layout.items():
+            for label, row in rows.items():
+                model.config.id2label[row] = f"{task}: {label}" if several else label
+        model.config.label2id = {label: row for row, label in model.config.id2label.items()}
+        model.get_submodule(head.final).to(dtype)  # type: ignore[union-attr]
+    del model._adapterhub_head
+    with plain_folder(folder) as plain:
+        return PeftModel.from_pretrained(model, str(plain))
+
+
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters that will be trained, checked to be LoRA's and nothing else's.
+    """The parameters that will be trained, checked to be LoRA's, and of an encoder its head's, and nothing else's.
 
     Raises:
         TrainingError: none, or one of the base's.
     """
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     meant = {name for name, _ in model.named_parameters() if ".lora_" in name and ".default" in name}
+    head = head_of(model)
+    if head is not None and head.layout:
+        meant |= {PREFIX + head.weight, PREFIX + head.bias}
     if not found or found.keys() != meant:
         wrong = sorted(found.keys() ^ meant)[:3]
         raise TrainingError(f"the trainable parameters are not exactly LoRA's (differing: {', '.join(wrong)})")
@@ -174,16 +231,26 @@ def training_mode(model: Any) -> None:
             layer.lora_dropout.train()
 
 
-def save_adapter(model: Any, folder: Path, source: str) -> None:
+def save_adapter(model: Any, folder: Path, source: str, tasks: Collection[str] = ()) -> None:
     """Write the adapter in PEFT's own format; one that stands on a frozen one is written as the sum of both.
 
     Args:
         source: the base's name, as plain PEFT shall find it in the config.
+        tasks: of an encoder: those whose rows of the head are kept.
     """
     from adapterhub_cl.training.stacking import BENEATH, stacked
 
     if BENEATH in model.peft_config:
         weights, config = stacked(model)
+        weights = with_head(model, weights, config, folder, tasks)
+        write_config(config, folder, source)
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    elif head_of(model) is not None:
+        config = copy.deepcopy(model.peft_config["default"])
+        config.inference_mode = True
+        weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+        weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        weights = with_head(model, weights, config, folder, tasks)
         write_config(config, folder, source)
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from adapterhub_cl import strategies
+from adapterhub_cl import objectives, strategies
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.reading import at_hand, read_rows
 from adapterhub_cl.data.tasks import check_answers, check_labels_kept, find_leaks, infer_task, updated_task
@@ -120,6 +120,8 @@ def with_data(
         task = updated_task(registry.task(start.task), data)
     else:
         task = _same_task(registry, described_task(request, data))
+    raw = data.layout == "raw text"
+    objectives.name_for(registry.base, "text" if raw else task.kind)  # told before anything is loaded
     past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
     takes = taken_over(registry, request, strategy, task.name, start, past)
     material = Material(data, held_out, task, start, beneath and start is not None, review, past, takes)
@@ -276,14 +278,15 @@ def _parent(registry: Registry, request: Request, strategy: Combined) -> Adapter
     return strategy.parent(strategies.Past(usable))
 
 
-def tell(material: Material, request: Request, reporter: Reporter) -> None:
+def tell(material: Material, request: Request, objective: objectives.BaseObjective, reporter: Reporter) -> None:
     """What was read, in a line or two, and what may be wrong with it."""
     task, data = material.task, material.data
     labels = f", {len(task.labels)} labels" if task.labels else ""
     overrule = " (another kind? say it with --kind)" if request.verb == "add-task" and request.kind == "auto" else ""
+    reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
     reporter.note(
         f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
-        f"prompt {task.prompt_format!r}{overrule}"
+        f"{reads}{overrule}"
     )
     if data.skipped:
         reporter.note(f"note: {data.skipped} empty rows were passed over")

@@ -21,7 +21,7 @@ from adapterhub_cl import objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.tasks import updated_task
-from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
@@ -35,7 +35,6 @@ from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.training.material import Material, with_data
-from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request
@@ -132,7 +131,7 @@ class Segment:
         self.every, self.before, self.reporter = every, before, reporter
         self.settings = replace(request.training(), schedule="constant", warmup=0.0, dev_share=0.0)
         self.strategy = build(request.strategy, request.options)
-        self.objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
+        self.objective = objectives.of(registry.base)
 
     def learn(self, feed: Feed) -> tuple[AdapterRecord | None, int, bool]:
         """Learn until the version is full or the input ends.
@@ -175,7 +174,7 @@ class Segment:
                 dtype=base.dtype,
                 reporter=self.reporter,
                 accelerator=Accelerator(cpu=base.device.type == "cpu"),
-                past=[Tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
+                past=[self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
                 origins=[origin for _, origin in past],
                 parent=parent.path,
             )
@@ -200,7 +199,7 @@ class Segment:
     def _step(self, loop: Loop, batch: Sequence[Example], at: int, material: Material, length: int) -> None:
         """As many steps on a batch as the settings say epochs."""
         task = material.task.as_text() if material.raw else material.task
-        tokens = Tokeniser(self.base.tokenizer, task, length).many(batch)
+        tokens = self.objective.tokeniser(self.base.tokenizer, task, length).many(batch)
         indices = list(range(at, at + len(batch)))
         for index, one in zip(indices, tokens, strict=True):
             loop.examples[index], loop.lengths[index] = one, len(one)
@@ -238,10 +237,10 @@ class Segment:
             named = dict(model.named_parameters())
             for name, value in outcome.weights.items():
                 named[name].data.copy_(value)
-            encode = Tokeniser(self.base.tokenizer, material.task, length)
+            encode = self.objective.tokeniser(self.base.tokenizer, material.task, length)
             loop.model, loop.parameters = model, {name: named[name] for name in outcome.weights}
             learned = Learned(dict(facts), loop.stage, encode)
-            training = training_facts(self.request, self.run, material, dict(facts))
+            training = training_facts(self.base.info, self.request, self.run, material, dict(facts))
             online = {"run": self.run.id, "rows": self.before + len(rows), "lines": lines}
             record, refused = conclude(judge, model, keep, self.strategy, learned, training, {"online": online})
         Samples(self.registry).rebalance()

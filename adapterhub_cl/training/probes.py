@@ -19,8 +19,6 @@ from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.speed import as_served
 from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
 
-OBJECTIVE = "causal_lm"
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -74,7 +72,7 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
         return evaluate(
             model,
             base.tokenizer,
-            objectives.ROOM.get(OBJECTIVE)(),
+            objectives.of(base.info),
             probe.task,
             probe.examples,
             data=probe.data,

@@ -12,6 +12,7 @@ from adapterhub_cl import objectives, replay, strategies
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.gate import Decision
+from adapterhub_cl.head_files import read_layout
 from adapterhub_cl.lora_files import CONFIG
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.strategies._combined import Combined
@@ -20,11 +21,10 @@ from adapterhub_cl.training.evidence import ModelEvidence
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.lora import save_adapter
 from adapterhub_cl.training.material import Material
-from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import AdapterRecord, Evaluation, Example
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example
 
 
 def keep_samples(
@@ -50,15 +50,18 @@ def keep_samples(
     return kept, {name: value.detach().cpu().contiguous() for name, value in memory.items()}
 
 
-def training_facts(request: Request, run: Run, material: Material, facts: dict[str, Any]) -> dict[str, Any]:
+def training_facts(
+    base: BaseInfo, request: Request, run: Run, material: Material, facts: dict[str, Any]
+) -> dict[str, Any]:
     """What stands in `training.json`."""
     held_out = material.held_out
+    objective = objectives.name_for(base, "text" if material.raw else material.task.kind)
     return {
         "run": run.id,
         "strategy": request.strategy,
         "options": dict(request.options),
         "augment": request.augment,
-        "objective": OBJECTIVE,
+        "objective": objective,
         "replay": request.replay,
         "settings": request.training().to_json(),
         "data": {
@@ -95,14 +98,14 @@ def record_version(
     relation = "trained_on_top_of" if material.beneath else "updated_from"
     edges = [(parent.ref, relation)] if parent else []
     with registry.new_draft(request.name) as draft, storage_errors(draft.path):
-        save_adapter(model, draft.path, base.info.source)
+        save_adapter(model, draft.path, base.info.source, [task.name, *material.takes_over])
         config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in kept)
         if memory:
             save_file(memory, draft.path / strategies.MEMORY)
         (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
-        text = card(request.name, base.info, task, scores, training, edges)
+        text = card(request.name, base.info, task, scores, training, edges, read_layout(draft.path))
         (draft.path / "README.md").write_text(text, encoding="utf-8")
         manifest = {
             "kind": "updated" if request.verb == "update" else "trained",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl import augmentation, replay
+from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.errors import HubError, IntegrityError, UsageError
 from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT
 from adapterhub_cl.options import flag
@@ -16,7 +16,7 @@ from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import build as build_strategy
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.training.settings import TrainingSettings
-from adapterhub_cl.types import DERIVED, AdapterRecord
+from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo
 
 # What an adapter that starts from another one takes over from it.
 SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
@@ -154,6 +154,7 @@ def check(registry: Registry, request: Request) -> None:
     replay.parse(request.replay)
     augmentation.parse_all(request.augment)
     strategy = build_strategy(request.strategy, request.options)
+    _refuse_writing(registry.base, request)
     Samples(registry).budget()
     limit_of(registry, request.max_forgetting)
     if request.verb == "update" and strategy.makes == "fresh":
@@ -168,6 +169,22 @@ def check(registry: Registry, request: Request) -> None:
                 "use it with isolated, incremental or olora",
             )
         registry.get(request.on_top_of)
+
+
+def _refuse_writing(base: BaseInfo, request: Request) -> None:
+    """Raise for what only a base that writes can do.
+
+    Raises:
+        UsageError: the base is an encoder.
+    """
+    policy = replay.ROOM.get(replay.parse(request.replay).policy)
+    if "writing" in policy.needs:
+        objectives.refuse_writing(base, f"--replay {request.replay}")
+    for one in augmentation.parse_all(request.augment):
+        if augmentation.ROOM.get(one.name).needs_base:
+            objectives.refuse_writing(base, f"--augment {one.name}")
+    if request.prompt_format is not None:
+        objectives.refuse_writing(base, "a prompt format")
 
 
 def limit_of(registry: Registry, wanted: float | None) -> float:

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.head_files import is_head
 from adapterhub_cl.lora_files import check_config, check_ranks, config_for, plain_folder, read_weights
 
 BENEATH = "beneath"
@@ -32,9 +33,9 @@ def put_beneath(model: Any, folder: Path) -> None:
         raise AdapterError(f"the adapter in {folder} is DoRA, which cannot be added to another", "choose a plain LoRA")
     if model.peft_config[OWN].use_dora:
         raise UsageError("--dora cannot be used on top of another adapter", "leave --dora out")
-    weights = read_weights(folder)
+    weights = {key: value for key, value in read_weights(folder).items() if not is_head(key)}
     check_ranks(folder, check_config(folder), weights)
-    with warnings.catch_warnings(), plain_folder(folder) as plain:
+    with warnings.catch_warnings(), plain_folder(folder, headless=True) as plain:
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
         try:
             model.load_adapter(str(plain), BENEATH, is_trainable=False, torch_device=str(model.device))

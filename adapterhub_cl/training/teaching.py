@@ -20,7 +20,6 @@ from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.training.material import Material, prepare, tell
-from adapterhub_cl.training.probes import OBJECTIVE
 from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
@@ -87,10 +86,10 @@ def teach(
     settings = request.training()
     keep = replay.parse(request.replay)
     strategy = build(request.strategy, request.options)
-    objective: objectives.BaseObjective = objectives.ROOM.get(OBJECTIVE)()
+    objective = objectives.of(registry.base)
     stored = dict(run.request) if run else {}
     material = prepare(registry, request, strategy, parent=stored.get("parent"), sha256=stored.get("sha256"))
-    tell(material, request, reporter)
+    tell(material, request, objective, reporter)
     if request.log_with:
         check_tracker(request.log_with)
     base = load()
@@ -112,7 +111,12 @@ def teach(
         place = parent.path if parent else None
         on_top = material.beneath
         with new_adapter(
-            base, settings, objective.task_type, None if on_top else place, place if on_top else None
+            base,
+            settings,
+            objective.task_type,
+            None if on_top else place,
+            place if on_top else None,
+            [material.task, *(lesson.task for lesson in material.past)],
         ) as model:
             learned = learn(
                 model,
@@ -130,7 +134,7 @@ def teach(
             if not accelerator.is_main_process:
                 return registry.get(everyones("", accelerator))
             record, refused = conclude(
-                judge, model, keep, strategy, learned, training_facts(request, run, material, learned.facts)
+                judge, model, keep, strategy, learned, training_facts(base.info, request, run, material, learned.facts)
             )
             everyones(record.ref, accelerator)
     except BaseException as error:

@@ -9,7 +9,7 @@ import torch
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
-from adapterhub_cl.objectives.causal_lm import evaluating
+from adapterhub_cl.objectives._scored import evaluating
 
 ROWS, LONGEST = 16, 64
 

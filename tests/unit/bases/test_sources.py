@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,9 +114,12 @@ def test_inspecting_reads_shapes_and_architecture(pico_path: Callable[[str], Pat
     assert (info.quantization, info.source, len(info.fingerprint)) == ("nf4", str(folder.resolve()), 64)
 
 
-def test_inspecting_refuses_an_encoder(pico_path: Callable[[str], Path]) -> None:
-    with pytest.raises(BaseModelError, match="is a BertForMaskedLM, not a causal language model") as caught:
-        inspect_base(str(pico_path("bert")), "none")
+def test_inspecting_refuses_what_is_no_kind_of_base(pico_copy: Callable[[str], Path]) -> None:
+    folder = pico_copy("bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["T5ForConditionalGeneration"]}))
+    with pytest.raises(BaseModelError, match="neither a causal language model nor an encoder") as caught:
+        inspect_base(str(folder), "none")
     assert "ForCausalLM" in caught.value.hint
 
 

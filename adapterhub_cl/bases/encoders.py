@@ -1,0 +1,219 @@
+"""Encoders: loaded as transformers' own sequence classification, with a head whose rows come and go with adapters.
+
+The head is one linear layer, `[labels, hidden]` and a bias; each row is a label of a task. What lies between the body
+and that layer and is not in the checkpoint (a pooler, a dense layer) is the neck: it is drawn from a fixed seed, the
+same for all adapters of a base, frozen, and stored with each of them, so that plain PEFT finds it (docs/decisions/013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from adapterhub_cl.errors import AdapterError, BaseModelError
+
+# task → label → row of the head; the labels in the task's order.
+Layout = Mapping[str, Mapping[str, int]]
+_SEED = 13
+_ANY = 2  # labels that the class is made with; the layer is replaced before it is used
+
+
+@dataclass
+class Head:
+    """The head of an encoder in memory.
+
+    Attributes:
+        final: name of the linear layer whose rows are labels.
+        modules: names of the modules that plain PEFT has to save and load for it: `modules_to_save`.
+        neck: parameters within these modules other than those of `final`, as they are on every adapter of this hub.
+        layout: what the rows of the layer mean now; empty where no adapter is on.
+        passed: what the layer gave in the last pass, `[rows, head rows]`, with the gradient.
+        masked: gives the masked language model on the same body; None where the checkpoint has none.
+    """
+
+    final: str
+    modules: tuple[str, ...]
+    neck: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    layout: Layout = field(default_factory=dict)
+    passed: torch.Tensor | None = field(default=None, repr=False)
+    masked: Callable[[], Any] | None = field(default=None, repr=False)
+
+    @property
+    def weight(self) -> str:
+        return f"{self.final}.weight"
+
+    @property
+    def bias(self) -> str:
+        return f"{self.final}.bias"
+
+
+def bare(model: Any) -> Any:
+    """The transformers model under DDP and PEFT."""
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def head_of(model: Any) -> Head | None:
+    """The head of an encoder, wrapped or not; None for a model that is none."""
+    found: Head | None = getattr(bare(model), "_adapterhub_head", None)
+    return found
+
+
+def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> Any:
+    """transformers' sequence classification of the base, with its `Head`.
+
+    Args:
+        quantization: of the layers of the body; head and neck stay as they are.
+        options: of `from_pretrained`.
+
+    Raises:
+        BaseModelError: the class has no linear layer for the labels.
+    """
+    config.num_labels = _ANY
+    with torch.device("meta"):
+        plan = AutoModelForSequenceClassification.from_config(config)
+    final = _final(plan)
+    if quantization is not None:
+        quantization.llm_int8_skip_modules = _outside_the_layers(plan)
+    with _no_report():  # that the head is new is what is meant
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            quantization_config=quantization,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    new = {*told["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in told["mismatched_keys"])}
+    new -= {f"{final}.weight", f"{final}.bias"}
+    _draw(model, new)
+    body = model.base_model_prefix
+    top = final.split(".")[0]
+    modules = {top, *(key.rpartition(".")[0] for key in new if not key.startswith(f"{top}."))}
+    if top == body:
+        raise BaseModelError(f"{type(model).__name__} keeps its head inside its body", "choose another encoder")
+    named = dict(model.named_parameters())
+    neck = {
+        key: value.detach().clone()
+        for key, value in named.items()
+        if any(key.startswith(f"{module}.") for module in modules) and not key.startswith(f"{final}.")
+    }
+    model._adapterhub_head = Head(final, tuple(sorted(modules)), neck)
+    return model
+
+
+def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:
+    """The masked language model of a base, on the very body of its sequence classification (adapters included)."""
+    with _no_report():
+        found = AutoModelForMaskedLM.from_pretrained(path, **options)
+    prefix = found.base_model_prefix
+    setattr(found, prefix, getattr(model, prefix))
+    found.tie_weights()
+    found.requires_grad_(False)
+    found.eval()
+    return found
+
+
+def put_head(model: Any, layout: Layout, tensors: Mapping[str, torch.Tensor], *, trainable: bool = False) -> None:
+    """Put a head on an encoder, in the place of the one that is there.
+
+    Args:
+        layout: what its rows mean.
+        tensors: the parameters of `Head.modules` by their names; those of the neck may be left out.
+
+    Raises:
+        AdapterError: the tensors are not those of a head of this encoder.
+    """
+    inner, head = bare(model), head_of(model)
+    assert head is not None
+    weight, bias = tensors.get(head.weight), tensors.get(head.bias)
+    old = inner.get_submodule(head.final)
+    neck = {key: tensors.get(key, value) for key, value in head.neck.items()}
+    fits = weight is not None and weight.dim() == 2 and weight.shape[1] == old.in_features
+    fits = fits and (bias is None or bias.shape == weight.shape[:1])  # type: ignore[union-attr]
+    fits = fits and not set(tensors) - {head.weight, head.bias, *neck}
+    fits = fits and all(value.shape == head.neck[key].shape for key, value in neck.items())
+    if not fits or weight is None:
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in sorted(tensors.items()))
+        raise AdapterError(
+            f"the adapter's head does not fit this base: it has {shapes or 'no tensors'}",
+            f"it must be of {type(inner).__name__} on this very base",
+        )
+    with torch.no_grad():
+        for key, value in neck.items():
+            inner.get_parameter(key).copy_(value)
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device=inner.device, dtype=torch.float32)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
+    layer.requires_grad_(trainable)
+    inner.set_submodule(head.final, layer)
+    head.layout, head.passed = layout, None
+
+
+def take_head(model: Any) -> None:
+    """Take an adapter's head off; the base's own neck comes back, and no row means anything."""
+    inner, head = bare(model), head_of(model)
+    if head is not None:
+        width = inner.get_submodule(head.final).in_features
+        put_head(model, {}, {head.weight: torch.zeros(1, width)})
+
+
+def head_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """What plain PEFT saves of the head that is on: parameter → value, on the CPU."""
+    inner, head = bare(model), head_of(model)
+    assert head is not None
+    names = [head.weight, head.bias, *head.neck]
+    return {name: inner.get_parameter(name).detach().cpu().contiguous().clone() for name in names}
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _final(plan: Any) -> str:
+    prefix = f"{plan.base_model_prefix}."
+    found = [
+        name
+        for name, module in plan.named_modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == _ANY and not name.startswith(prefix)
+    ]
+    if not found:
+        raise BaseModelError(
+            f"{type(plan).__name__} has no linear layer for labels", "choose another encoder, such as a BERT or RoBERTa"
+        )
+    return str(found[-1])
+
+
+def _outside_the_layers(plan: Any) -> list[str]:
+    """Names of the linear layers that belong to no layer of the stack: pooler, neck, head."""
+    count = plan.config.num_hidden_layers
+    stacks = [n for n, m in plan.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    linear = [n for n, m in plan.named_modules() if isinstance(m, torch.nn.Linear)]
+    return [name for name in linear if not any(name.startswith(f"{stack}.") for stack in stacks)]
+
+
+def _draw(model: Any, names: set[str]) -> None:
+    """Give parameters that the checkpoint lacks their values: the same wherever the base is loaded."""
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.no_grad():
+        for name in sorted(names):
+            parameter = model.get_parameter(name)
+            if parameter.dim() > 1:
+                drawn = torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5
+            else:
+                drawn = torch.full(parameter.shape, float(name.endswith("weight")))
+            parameter.copy_(drawn)

@@ -1,0 +1,46 @@
+"""Examples → token ids for an encoder: the input alone is read, and its label is a number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.types import Example, Task
+
+
+class LabelledTokeniser(Tokeniser):
+    """Reads the bare input of a choice task's examples.
+
+    An instruction that is the task's own says the same of every input and is left out. One that differs is part of
+    what is asked: instruction and input are read as a pair of texts.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        task: gives the labels, and the instruction that is left out.
+        max_length: longest input in tokens; longer ones are cut at their end.
+    """
+
+    def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
+        super().__init__(tokenizer, task, max_length)
+        self.numbers = {label: number for number, label in enumerate(task.labels)}
+
+    def __call__(self, example: Example) -> Tokens:
+        own = example.instruction if example.instruction != self.task.instruction else ""
+        texts = (own, example.input) if own and example.input else (example.input or example.instruction,)
+        found = self.tokenizer(*texts, truncation=False, verbose=False).input_ids
+        cut = len(found) > self.max_length
+        if cut:
+            # Of a pair the longer text, so that a short question stays whole.
+            found = self.tokenizer(
+                *texts, truncation="longest_first", max_length=self.max_length, verbose=False
+            ).input_ids
+        number = self.numbers.get(example.answer) if example.answer is not None else None
+        return Tokens(tuple(found), () if number is None else (number,), cut, self.task.name)
+
+    def windows(self, example: Example) -> list[Tokens]:
+        return [self(example)]
+
+    def unlabelled(self, example: Example) -> Tokens:
+        """The same without its label: for a prediction."""
+        return replace(self(example), answer=())

@@ -1,0 +1,55 @@
+"""Raw text → token ids for a masked language model: every id is hidden once and to be found again."""
+
+from __future__ import annotations
+
+import random
+
+from adapterhub_cl.data.labelled import LabelledTokeniser
+from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import Example
+
+TURNS = 7  # rows that a window is read in: a seventh of its ids is hidden in each, as 15 % are in BERT's training
+
+
+class MaskedTokeniser(LabelledTokeniser):
+    """Reads raw text besides labelled examples.
+
+    A window of text becomes `TURNS` rows (fewer where it has fewer ids); which ids are hidden in which follows from the
+    text alone, and together they hide each id once.
+    """
+
+    def __call__(self, example: Example) -> Tokens:
+        if not self._raw_text(example):
+            return super().__call__(example)
+        found = self.windows(example)
+        return found[0] if found else Tokens((), ())
+
+    def windows(self, example: Example) -> list[Tokens]:
+        if not self._raw_text(example):
+            return [super().__call__(example)]
+        if self.tokenizer.mask_token_id is None:
+            raise DataError("the tokenizer of this base has no mask token", "set mask_token in tokenizer_config.json")
+        read = self.tokenizer(
+            example.answer or example.input,
+            truncation=True,
+            max_length=self.max_length,
+            return_overflowing_tokens=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        rows = zip(read.input_ids, read.special_tokens_mask, strict=True)
+        return [row for ids, special in rows for row in self._turns(ids, special)]
+
+    def _raw_text(self, example: Example) -> bool:
+        return self.task.kind == "text" or bool(example.answer and not example.input and not example.instruction)
+
+    def _turns(self, ids: list[int], special: list[int]) -> list[Tokens]:
+        places = [k for k, is_special in enumerate(special) if not is_special]
+        random.Random(str(ids)).shuffle(places)
+        found = []
+        for turn in range(min(TURNS, len(places))):
+            hidden = sorted(places[turn::TURNS])
+            read = [self.tokenizer.mask_token_id if k in set(hidden) else token for k, token in enumerate(ids)]
+            found.append(Tokens(tuple(read), tuple(ids[k] for k in hidden), hidden=tuple(hidden)))
+        return found

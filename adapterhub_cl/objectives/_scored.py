@@ -1,0 +1,48 @@
+"""What objectives share whose loss is a cross entropy at labelled places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from adapterhub_cl.data.batches import Batch, by_length, collate
+from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.objectives import BaseObjective
+
+
+class Scored(BaseObjective):
+    """Cross entropy of logits with the labels of a batch."""
+
+    def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        rows, columns = batch.places
+        losses = functional.cross_entropy(logits, batch.labels[rows, columns + 1], reduction="none")
+        return losses if batch.weights is None else losses * batch.weights[rows, columns + 1]
+
+    @torch.no_grad()
+    def perplexities(
+        self, model: Any, tokens: Sequence[Tokens], pad_id: int, batch_size: int = 32
+    ) -> list[tuple[float, int]]:
+        """For each example the sum of its answer's negative log-likelihood (nats) and the number of its tokens."""
+        found: list[tuple[float, int]] = [(0.0, 0)] * len(tokens)
+        with evaluating(model):
+            for indices in by_length([len(t) for t in tokens], batch_size):
+                batch = collate(tokens, indices, pad_id).to(model.device)
+                losses = torch.split(self.losses(model, batch), [len(tokens[i].answer) for i in indices])
+                for index, loss in zip(indices, losses, strict=True):
+                    found[index] = (float(loss.sum()), loss.numel())
+        return found
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Switches dropout off for the time of the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
