@@ -14,7 +14,7 @@ from cl_adapter.session import DEFAULT_HUB, Session
 from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
 from adapterhub_cl.errors import GateRefused, UsageError
-from adapterhub_cl.types import AdapterRecord, Evaluation
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 Data = Annotated[
     str | None,
@@ -192,7 +192,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
     if resume and (wanted.settings or wanted.options):
         given = ", ".join("--" + key.replace("_", "-") for key in (*wanted.options, *wanted.settings))
         raise UsageError(f"a resumed run keeps its settings: {given} cannot be given", "leave them out, or --resume")
-    reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, wanted))
+    reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, wanted, hub.base))
     teach = hub.add_task if method == "add_task" else hub.update
     try:
         record = teach(name, data, resume=resume, reporter=reporter, **wanted.options, **wanted.settings)
@@ -236,10 +236,12 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
     session.note(f"next: {session.command(f'show {made[-1].ref}')}")
 
 
-def _settings_line(method: str, wanted: Wishes) -> str:
+def _settings_line(method: str, wanted: Wishes, base: BaseInfo) -> str:
     from adapterhub_cl import replay, strategies
+    from adapterhub_cl.bases.kinds import MASKED, objectives_of
 
-    shown: dict[str, Any] = {"strategy": strategies.DEFAULT if method == "add_task" else "sequential"}
+    usual = "sequential, for raw text lwf" if MASKED in objectives_of(base.architecture) else "sequential"
+    shown: dict[str, Any] = {"strategy": strategies.DEFAULT if method == "add_task" else usual}
     shown |= {"replay": replay.DEFAULT if method == "add_task" else "as before"}
     shown |= {k: v for k, v in wanted.options.items() if k in shown}
     shown |= wanted.effective().to_json()

@@ -34,7 +34,8 @@ class Head:
         modules: names of the modules that plain PEFT has to save and load for it: `modules_to_save`.
         neck: parameters within these modules other than those of `final`, as they are on every adapter of this hub.
         layout: what the rows of the layer mean now; empty where no adapter is on.
-        passed: what the layer gave in the last pass, `[rows, head rows]`, with the gradient.
+        passed: what the layer gave to the labelled rows of the last pass, `[rows, head rows]`, with the gradient.
+        passed_text: the same of its raw text, `[places, vocabulary]`.
         masked: gives the masked language model on the same body; None where the checkpoint has none.
     """
 
@@ -43,6 +44,7 @@ class Head:
     neck: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     layout: Layout = field(default_factory=dict)
     passed: torch.Tensor | None = field(default=None, repr=False)
+    passed_text: torch.Tensor | None = field(default=None, repr=False)
     masked: Callable[[], Any] | None = field(default=None, repr=False)
 
     @property
@@ -113,11 +115,11 @@ def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:
     """The masked language model of a base, on the very body of its sequence classification (adapters included)."""
     with _no_report():
         found = AutoModelForMaskedLM.from_pretrained(path, **options)
+    found.requires_grad_(False)  # before it gets the shared body, which may be in training
+    found.eval()
     prefix = found.base_model_prefix
     setattr(found, prefix, getattr(model, prefix))
     found.tie_weights()
-    found.requires_grad_(False)
-    found.eval()
     return found
 
 
@@ -155,7 +157,7 @@ def put_head(model: Any, layout: Layout, tensors: Mapping[str, torch.Tensor], *,
         layer.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
     layer.requires_grad_(trainable)
     inner.set_submodule(head.final, layer)
-    head.layout, head.passed = layout, None
+    head.layout, head.passed, head.passed_text = layout, None, None
 
 
 def take_head(model: Any) -> None:

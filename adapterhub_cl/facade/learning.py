@@ -95,7 +95,7 @@ class Learning(Opened):
         data: str | Path | None = None,
         *,
         eval: str | Path | None = None,  # noqa: A002 (the flag's name)
-        strategy: str = "sequential",
+        strategy: str | None = None,
         options: Mapping[str, Any] | None = None,
         replay: str | None = None,
         augment: str = "",
@@ -109,6 +109,7 @@ class Learning(Opened):
     ) -> AdapterRecord:
         """A new version from new data of a known task, or from raw text: it starts from the old version's weights,
         with the old version's replay samples mixed in. Arguments as in `add_task`; `replay` as the old version has it.
+        The strategy is `sequential`, and for raw text on an encoder `lwf`, unless another one is named.
 
         Scored besides: `recall` of the new data, `retention` of the old samples (score after ÷ before), `locality`
         (share of answers to other tasks' samples that are unchanged).

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+    from adapterhub_cl.head_files import Layout
 
 ROOM = Room("adapterhub_cl.objectives", "objective", "Objective")
 
@@ -86,8 +87,13 @@ class BaseObjective(ABC):
         """Whether the model as it is can answer for a task at all."""
         return True
 
-    def recalled(self, model: Any, tasks: Sequence[str]) -> list[torch.Tensor] | None:
-        """What the last pass said in the heads of these tasks, `[rows, labels]` each; None where bases have none."""
+    def recalled(self, model: Any, layout: Layout) -> list[torch.Tensor] | None:
+        """What the last pass of `logits` said in heads, `[rows, labels]` each, with the gradient; None where bases have
+        none.
+
+        Args:
+            layout: of which tasks, and of which of their labels.
+        """
         return None
 
     @abstractmethod

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from adapterhub_cl.bases.encoders import head_of
+from adapterhub_cl.bases.encoders import Layout
 from adapterhub_cl.data.batches import Batch
 from adapterhub_cl.data.masked import MaskedTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.objectives import sequence_classification
 from adapterhub_cl.objectives._projection import at_positions
-from adapterhub_cl.objectives.sequence_classification import NONE
+from adapterhub_cl.objectives.sequence_classification import NONE, _head
 from adapterhub_cl.types import Task
 
 
@@ -37,6 +37,8 @@ class Objective(sequence_classification.Objective):
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
         """Logits of hidden ids over the vocabulary, of labelled rows over their labels; in row order, one width."""
+        head = _head(model)
+        head.passed = head.passed_text = None
         if not batch.tasks:
             return self._found(model, batch)
         if all(batch.tasks):
@@ -49,20 +51,22 @@ class Objective(sequence_classification.Objective):
         places = [torch.tensor(rows)[part.places[0].cpu()] for rows, part in zip(kinds, (text, labelled), strict=True)]
         return whole[torch.cat(places).argsort(stable=True).to(whole.device)]
 
+    def recalled(self, model: Any, layout: Layout) -> list[torch.Tensor] | None:
+        text = _head(model).passed_text
+        return [*(super().recalled(model, layout) or ()), *([] if text is None else [text])]
+
     def _found(self, model: Any, batch: Batch) -> torch.Tensor:
-        head = head_of(model)
-        assert head is not None
+        head = _head(model)
         assert head.masked is not None  # only encoders with that head run through this objective
         if hasattr(model, "module"):
             raise UsageError(
                 "several processes cannot learn raw text on an encoder", "start it without accelerate launch"
             )
-        head.passed = None
         reader = head.masked()
         with at_positions(reader, *batch.places):
             logits = reader(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        found: torch.Tensor = logits[0].float()
-        return found
+        head.passed_text = logits[0].float()
+        return head.passed_text
 
 
 def _part(batch: Batch, rows: Sequence[int]) -> Batch:

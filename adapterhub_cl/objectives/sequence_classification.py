@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from adapterhub_cl.bases.encoders import Head, head_of
+from adapterhub_cl.bases.encoders import Head, Layout, head_of
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
@@ -44,17 +44,19 @@ class Objective(Scored):
         return task.kind != "choice" or task.name in _head(model).layout
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Logits of each row's own labels, `[rows, most labels]`: column k is the k-th label of the row's task."""
+        """Logits of each row's own labels, `[rows, most labels]`: column k is the k-th label of the row's task, and
+        beyond them all is `NONE`; the width is that of the head's largest task."""
         head = _head(model)
         whole = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
         head.passed = whole
         return own_labels(whole, head, batch.tasks)
 
-    def recalled(self, model: Any, tasks: Sequence[str]) -> list[torch.Tensor] | None:
+    def recalled(self, model: Any, layout: Layout) -> list[torch.Tensor] | None:
         head = _head(model)
         if head.passed is None:
             return []
-        return [head.passed[:, list(head.layout[task].values())] for task in tasks if task in head.layout]
+        rows = [[head.layout[task][label] for label in own] for task, own in layout.items() if task in head.layout]
+        return [head.passed[:, own] for own in rows]
 
     @torch.no_grad()
     def predict(
@@ -109,7 +111,7 @@ def own_labels(whole: torch.Tensor, head: Head, tasks: Sequence[str]) -> torch.T
         `[rows, most labels]`; what is beyond a task's labels is `NONE`.
     """
     places = [list(head.layout[task].values()) for task in tasks]
-    most = max(map(len, places))
+    most = max(map(len, head.layout.values()))
     index = torch.tensor([own + [0] * (most - len(own)) for own in places], device=whole.device)
     real = torch.tensor([[k < len(own) for k in range(most)] for own in places], device=whole.device)
     return whole.gather(1, index).masked_fill(~real, NONE)

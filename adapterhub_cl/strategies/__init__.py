@@ -100,6 +100,12 @@ class Stage(Protocol):
         """Logits at the positions that get a loss, `[n, vocabulary]`, fp32, in row order."""
         ...
 
+    def recalled(self) -> Sequence[torch.Tensor] | None:
+        """What the last pass of `logits` (or of the loop, which gave a hook its logits) said in the heads that the
+        parent had, `[rows, labels]` each, for its labels alone; of raw text, over the vocabulary. None where the base
+        has no heads: there `logits` says it all."""
+        ...
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean loss of those tokens, a scalar with a gradient."""
         ...

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokens
 
+NEVER = -1e4  # log-probability of what cannot be; the same number in fp16
 TOP = 64  # tokens whose log-probabilities are stored at each position
 
 
@@ -51,17 +52,26 @@ def top_divergence(stored: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor
     """Mean KL(stored ‖ model) of positions, over the stored tokens and all others taken as one.
 
     Args:
-        stored: log-probabilities `[n, k]`.
+        stored: log-probabilities `[n, k]`; `NEVER` stands for no token.
         ids: their tokens `[n, k]`.
         logits: the model's `[n, vocabulary]`, with the gradient.
     """
     import torch
 
-    logs = logits.float().log_softmax(-1).gather(-1, ids)
+    logs = logits.float().log_softmax(-1).gather(-1, ids).masked_fill(stored < NEVER / 2, NEVER)
     rest = [torch.log1p(-x.exp().sum(-1).clamp(max=1 - 1e-6)) for x in (stored, logs)]
     target = torch.cat([stored, rest[0][:, None]], 1)
     model = torch.cat([logs, rest[1][:, None]], 1)
     return (target.exp() * (target - model)).sum(-1).mean()
+
+
+def _beside(parts: Sequence[torch.Tensor], filler: float) -> torch.Tensor:
+    """`[n, k]` of parts of different widths: an encoder's tasks have different numbers of labels."""
+    import torch
+    from torch.nn.functional import pad
+
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=filler) for part in parts])
 
 
 class Strategy(replay.Strategy):
@@ -101,7 +111,9 @@ class Strategy(replay.Strategy):
             return None
         device = logits.device
         share = len(picked) / len(batch.indices)
-        found = top_divergence(torch.cat(stored).to(device), torch.cat(ids).to(device), logits[torch.cat(picked)])
+        told = _beside(stored, NEVER).to(device)
+        tokens = _beside(ids, 0).to(device).clamp(max=logits.shape[1] - 1)
+        found = top_divergence(told, tokens, logits[torch.cat(picked)])
         return found * (share * float(self.config.alpha))
 
     def remember(
@@ -122,4 +134,4 @@ class Strategy(replay.Strategy):
         for row in tokens:
             starts.append(starts[-1] + len(row.answer))
         keys = torch.tensor([sample_key(sample) for sample in samples])
-        return {"logs": torch.cat(logs), "ids": torch.cat(ids), "starts": torch.tensor(starts), "keys": keys}
+        return {"logs": _beside(logs, NEVER), "ids": _beside(ids, 0), "starts": torch.tensor(starts), "keys": keys}

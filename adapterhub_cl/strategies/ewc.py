@@ -42,6 +42,13 @@ class Config:
             raise UsageError(f"ewc.examples must be at least 1, not {self.examples}", "128 is usual")
 
 
+def _grown(fisher: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """An encoder's head has a row more for each new label, which nothing holds yet."""
+    whole = fisher.new_zeros(like.shape, device=like.device)
+    whole[: fisher.shape[0]] = fisher
+    return whole
+
+
 class Strategy(BaseStrategy):
     """Important weights are held."""
 
@@ -51,7 +58,7 @@ class Strategy(BaseStrategy):
 
     def begin(self, stage: Stage) -> None:
         found = memory(stage.parent, "ewc")
-        self.fisher = {n: f.to(stage.model.device) for n, f in found.items() if n in stage.parameters}
+        self.fisher = {n: _grown(f, stage.parameters[n]) for n, f in found.items() if n in stage.parameters}
         self.old = {name: stage.parameters[name].detach().clone() for name in self.fisher}
 
     def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:

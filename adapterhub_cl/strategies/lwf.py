@@ -67,9 +67,16 @@ class Strategy(BaseStrategy):
 
         if not self.knows or not self.config.alpha:
             return None
+        # Of an encoder what the earlier tasks' own heads say to the new inputs; the new one has no past.
+        ours = stage.recalled()
         with torch.no_grad(), swapped(stage.parameters, self.before):
             teacher = stage.logits(batch)
-        return distillation(logits, teacher, self.config.temperature) * float(self.config.alpha)
+            theirs = stage.recalled()
+        pairs = [(logits, teacher)] if ours is None or theirs is None else list(zip(ours, theirs, strict=True))
+        if not pairs:
+            return None
+        found = [distillation(student, before, self.config.temperature) for student, before in pairs]
+        return sum(found[1:], start=found[0]) * (float(self.config.alpha) / len(found))
 
 
 @contextmanager

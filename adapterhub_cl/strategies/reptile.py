@@ -63,7 +63,7 @@ class Strategy(BaseStrategy):
         parameters, config = dict(stage.parameters), self.config
         newest = stage.origins[-1].folder  # tasks stand in the order in which they were learned
         for name, value in memory(newest, "reptile").items():
-            if name in parameters and parameters[name].shape == value.shape:
+            if ".lora_" in name and name in parameters and parameters[name].shape == value.shape:
                 parameters[name].data.copy_(value)
         stage.note(f"reptile: {config.rounds} rounds on {len(stage.reviewed)} earlier tasks")
         draw = random.Random(f"reptile {stage.seed}")
@@ -74,7 +74,8 @@ class Strategy(BaseStrategy):
                 move = config.move * (1 - k / config.rounds)
                 for name, p in parameters.items():
                     p.data.copy_(start[name] + move * (p.detach() - start[name]))
-        self.point = {name: p.detach().clone() for name, p in parameters.items()}
+        # An encoder's head is no starting point: the next task has labels of its own.
+        self.point = {name: p.detach().clone() for name, p in parameters.items() if ".lora_" in name}
 
     def _learn(self, stage: Stage, task: str, draw: random.Random) -> None:
         import torch

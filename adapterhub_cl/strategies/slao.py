@@ -45,7 +45,7 @@ class Strategy(BaseStrategy):
             if ".lora_B." in name:
                 self.merged[name] = p.detach().clone()
                 p.data.copy_(found.get(name, p.detach()).to(p.device))
-            elif p.shape[0] <= p.shape[1]:
+            elif ".lora_A." in name and p.shape[0] <= p.shape[1]:
                 p.data.copy_(orthonormal_rows(p.detach()))
 
     def end(self, stage: Stage) -> None:

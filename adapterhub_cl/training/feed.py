@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from adapterhub_cl import objectives
 from adapterhub_cl.data.columns import examples
 from adapterhub_cl.data.reading import Rows
 from adapterhub_cl.data.tasks import check_answers, updated_task
@@ -179,7 +180,10 @@ class Feed:
         check_answers(updated_task(task, found), found)
         if task.kind == "choice":
             self.labels = set(task.labels) if self.labels is None else self.labels
-            for answer in {e.answer for e in found if e.answer} - self.labels:
+            new = {e.answer for e in found if e.answer} - self.labels
+            if new and not objectives.of(self.registry.base).writes:
+                raise DataError(f"{min(new)!r} is no label of {task.name}; cl-adapter update NAME DATA adds labels")
+            for answer in new:
                 self.labels.add(answer)
                 self.reporter.note(f"note: {answer!r} is a new label of {task.name}")
 

@@ -66,6 +66,8 @@ class Questions:
         objective = objectives.of(base.info)
         found: list[str] = []
         for task, examples in self.unrelated:
+            if not objective.knows(model, task):  # an encoder's adapter without a head for it
+                continue
             with base.autocast():
                 budget = answer_budget(base.tokenizer, [e.answer or "" for e in examples])
                 rows = objective.predict(

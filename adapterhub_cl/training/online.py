@@ -167,7 +167,7 @@ class Segment:
                 model,
                 self.objective,
                 self.strategy,
-                [Tokens((base.tokenizer.eos_token_id,), ())] * (self.every + settings.batch_size),
+                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch_size),
                 settings,
                 rate=rate,
                 pad_id=base.tokenizer.pad_token_id,

@@ -13,11 +13,12 @@ from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.head_files import read_layout
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.material import kept_samples
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.speed import as_served
-from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example, Task
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
         if samples:
             return Probe(task, samples, f"replay samples of {record.ref}", length_of(record))
     return None
+
+
+def can_answer(base: BaseInfo, record: AdapterRecord, task: Task) -> bool:
+    """Whether a version can be asked about a task: on an encoder, whether it has a head for it."""
+    return objectives.of(base).writes or task.kind == "text" or task.name in read_layout(record.path)
 
 
 def length_of(record: AdapterRecord) -> int:

@@ -8,7 +8,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, decide
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import effect, probe_of, recorded_score
+from adapterhub_cl.training.probes import can_answer, effect, probe_of, recorded_score
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import limit_of
 from adapterhub_cl.types import AdapterRecord
@@ -23,7 +23,8 @@ def effects_of(
 ) -> list[Effect]:
     """What each task scores under the version that serves it, and under this one; measured scores are recorded.
 
-    A task that nothing serves, or of which nothing is left to measure it on, is passed over.
+    A task that nothing serves, of which nothing is left to measure it on, or that an encoder's version has no head for,
+    is passed over.
     """
     serving = registry.serving()
     would = set(record.tasks)
@@ -35,6 +36,8 @@ def effects_of(
             continue
         probe = probe_of(registry, task)
         if probe is None or task not in serving or serving[task] == record.ref:
+            continue
+        if not can_answer(registry.base, record, probe.task):
             continue
         old = registry.get(serving[task])
         before, after = (recorded_score(registry, load(), one, probe, reporter) for one in (old, record))

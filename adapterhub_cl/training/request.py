@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import augmentation, objectives, replay
+from adapterhub_cl.bases.kinds import MASKED, objectives_of
+from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.errors import HubError, IntegrityError, UsageError
 from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT
 from adapterhub_cl.options import flag
@@ -120,13 +123,22 @@ def build(
     given = {key: value for key, value in asked.items() if value is not None}
     given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
     if verb == "update":
-        given.setdefault("strategy", "sequential")
+        given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
         kept = registry.get(name).manifest.get("replay") or {}
         if kept.get("size") is not None:
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
     request = Request(verb, name, absolute(data), **given)
     check(registry, request)
     return request, None
+
+
+def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:
+    """How an update is learned where nobody says: raw text by an encoder with the distillation from the model before,
+    whose weight α is `--set lwf.alpha`."""
+    if MASKED not in objectives_of(base.architecture) or not at_hand(data):
+        return "sequential"
+    layout = read_examples(data, given.get("columns") or None, given.get("instruction") or "").layout
+    return "lwf" if layout == "raw text" else "sequential"
 
 
 def _to_update(registry: Registry, name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.head_files import Layout, read_layout
 from adapterhub_cl.strategies import Origin
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ class LoopStage:
     def logits(self, batch: Batch) -> torch.Tensor:
         with self._loop.autocast:
             return self._loop.objective.logits(self.model, batch)
+
+    @cached_property
+    def _known(self) -> Layout:
+        return read_layout(self.parent) if self.parent is not None else {}
+
+    def recalled(self) -> Sequence[torch.Tensor] | None:
+        return self._loop.objective.recalled(self.model, self._known)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         with self._loop.autocast:

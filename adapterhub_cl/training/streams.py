@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.tasks import check_answers
@@ -200,7 +201,7 @@ def _told(
     """What stands in the manifest of a stage: which it is, and what the base and the version before it score on its
     task without having learned it (for forward transfer)."""
     told: dict[str, Any] = {"id": plan.id, "name": plan.stream.name, "stage": number, "strategy": plan.strategy}
-    if held is None:
+    if held is None or not objectives.of(registry.base).writes:  # an encoder has no head for what it never learned
         return told
     request = plan.request(plan.stream.tasks[number - 1], {})
     task = described_task(request, data)
