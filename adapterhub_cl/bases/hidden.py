@@ -22,7 +22,7 @@ class _Enough(Exception):
 
 
 def decoder_layers(model: Any) -> torch.nn.ModuleList:
-    """The list of a model's decoder layers.
+    """The list of a model's decoder layers, of an encoder's encoder layers.
 
     Raises:
         BaseModelError: this architecture keeps none that can be found.
@@ -31,7 +31,7 @@ def decoder_layers(model: Any) -> torch.nn.ModuleList:
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
-    raise BaseModelError("the decoder layers of this base were not found", "its hidden states cannot be used")
+    raise BaseModelError("the layers of this base were not found", "its hidden states cannot be used")
 
 
 def shallow_layer(base: LoadedBase) -> int:
@@ -123,7 +123,7 @@ def _pooled(base: LoadedBase, rows: Sequence[Sequence[int]], layer: int) -> torc
     with base.lock, base.autocast():
         hook = decoder_layers(base.model)[layer].register_forward_hook(stop)
         try:
-            base.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            base.model(input_ids=ids, attention_mask=mask, **base.reading)
         except _Enough:
             pass
         finally:

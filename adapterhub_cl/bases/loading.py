@@ -66,6 +66,11 @@ class LoadedBase:
         return is_encoder(self.info.architecture)
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """Arguments of a forward pass that is only looked at: a causal model keeps no cache."""
+        return {} if self.is_encoder else {"use_cache": False}
+
+    @property
     def writes(self) -> bool:
         """Whether it can write text."""
         return not self.is_encoder

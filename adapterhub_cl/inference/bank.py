@@ -17,8 +17,11 @@ import torch
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from adapterhub_cl.bases.encoders import head_of
+from adapterhub_cl.bases.hidden import decoder_layers
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.head_files import StoredHead, same_neck
 from adapterhub_cl.inference._group import Group
 from adapterhub_cl.inference._rows import Mixture, Rows
 from adapterhub_cl.inference.shelf import Shelf, Shelved
@@ -57,6 +60,7 @@ class LoraBank:
         self._active: Rows | None = None
         self._spare = spare_bytes(base)
         self._hooked: dict[str, torch.nn.Module] = {}
+        self._heads: dict[str, StoredHead] = {}
         self.loads = 0
 
     # -- what is in it ---------------------------------------------------------------------------
@@ -70,6 +74,10 @@ class LoraBank:
     def bytes(self) -> int:
         """Memory of the stacked factors, free slots included."""
         return sum(group.bytes for group in self._groups.values())
+
+    def head(self, ref: str) -> StoredHead | None:
+        """The head of a stacked adapter of an encoder; None where it has none."""
+        return self._heads.get(ref)
 
     def require(self, refs: Iterable[str]) -> None:
         """Have these adapters stacked, all at once.
@@ -116,6 +124,7 @@ class LoraBank:
             self._hooked.clear()
             self._groups.clear()
             self._used.clear()
+            self._heads.clear()
         self.shelf.close()
 
     # -- passes ----------------------------------------------------------------------------------
@@ -145,6 +154,12 @@ class LoraBank:
     # -- inside ----------------------------------------------------------------------------------
 
     def _put(self, ref: str, adapter: Shelved, needed: Collection[str]) -> None:
+        own = head_of(self.base.model)
+        if adapter.head is not None and own is not None and not same_neck(adapter.head.neck, own.neck):
+            raise AdapterError(
+                f"the head of {ref} stands on layers of its own, and a mixed batch shares them",
+                f"it can answer alone: --adapter {ref}, or --task",
+            )
         for name, (a, b) in adapter.factors.items():
             self._hook(ref, name, (b.shape[0], a.shape[1]))
         while len(self._used) >= self.capacity:
@@ -152,10 +167,13 @@ class LoraBank:
         group = self._groups.setdefault(adapter.rank, Group(adapter.rank, self.base.dtype, self.base.device))
         group.put(ref, adapter.factors)
         self._used[ref] = adapter.rank
+        if adapter.head is not None:
+            self._heads[ref] = adapter.head
         self.loads += 1
 
     def _take(self, ref: str) -> None:
         rank = self._used.pop(ref)
+        self._heads.pop(ref, None)
         self._groups[rank].take(ref)
         if not self._groups[rank].slots:
             del self._groups[rank]
@@ -178,13 +196,26 @@ class LoraBank:
             )
         if name not in self._hooked:
             plain = self._plain(module)
+            pooled = self._is_pooled(name)
 
             def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
                 y: torch.Tensor = plain(x)
-                return y if self._active is None else self._active.add(name, x, y)
+                if self._active is None:
+                    return y
+                if pooled and x.dim() == 2:
+                    return self._active.add(name, x[:, None], y[:, None])[:, 0]
+                return self._active.add(name, x, y)
 
             module.forward = forward  # type: ignore[method-assign]
             self._hooked[name] = module
+
+    def _is_pooled(self, name: str) -> bool:
+        """Whether a layer of an encoder stands behind its stack: it sees one vector for each row, not one a token."""
+        if not self.base.is_encoder:
+            return False
+        stack = decoder_layers(self.base.model)
+        place = next(own for own, module in self.base.model.named_modules() if module is stack)
+        return not name.startswith(f"{place}.")
 
     def _plain(self, module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         """The layer's own product; of a 4-bit one with its weight kept dequantised where there is memory to spare."""

@@ -29,6 +29,7 @@ from adapterhub_cl.inference._settings import Settings
 from adapterhub_cl.inference._worker import Worker
 from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.generating import Writing
+from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import Example, Prediction, Route
 
@@ -274,6 +275,7 @@ class Engine:
         raw: bool,
         writing: Mapping[str, Any],
     ) -> Request:
+        refuse_writing(self.base.info, "writing an answer")
         k = self.settings.top_k if top_k is None else top_k
         request = free_request(asked, task, adapter, k, raw, writing)
         request.fallback = self.settings.fallback

@@ -15,6 +15,7 @@ from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import AdapterError, AdapterHubError
 from adapterhub_cl.inference._rows import Mixture
 from adapterhub_cl.inference.bank import LoraBank
+from adapterhub_cl.inference.classifying import classify_rows, read_input
 from adapterhub_cl.inference.generating import Writing, write_rows
 from adapterhub_cl.objectives._choices import LabelTree, score_rows, settle
 from adapterhub_cl.types import Example, Task
@@ -125,6 +126,9 @@ class Answerer:
         """
         ready: list[_Ready] = []
         for index, row in enumerate(rows):
+            if self.base.is_encoder and not row.mixture and not row.task.name:
+                give(index, Answered("", 0.0))  # no task knows the input, and the base has no labels of its own
+                continue
             try:
                 self.bank.require(row.mixture)
                 stream = None if row.emit is None else _Stream(row.emit)
@@ -139,7 +143,8 @@ class Answerer:
         """One batch; where that fails (memory does not suffice, an adapter went meanwhile), its halves."""
         answers: Sequence[Answered | Exception] = ()
         try:
-            answers = (self._choose if choosing else self._write)(batch)
+            choose = self._classify if self.base.is_encoder else self._choose
+            answers = (choose if choosing else self._write)(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 answers = [_too_large(batch[0])]
@@ -161,6 +166,8 @@ class Answerer:
         if row.prompt:
             return row.prompt, False
         chooses = row.chooses
+        if self.base.is_encoder:
+            return read_input(self.base, row.task, row.example, self.max_length)
         reserved = self._tree(row.task).depth if chooses else self._room(row)
         asked = row.task if chooses or row.task.kind != "text" else Task(**{**row.task.__dict__, "kind": "generation"})
         encode = Tokeniser(self.base.tokenizer, asked, max(1, self.max_length - reserved))
@@ -192,6 +199,19 @@ class Answerer:
                 batch.append(one)
                 refs.update(one.row.mixture)
             yield batch
+
+    def _classify(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
+        rows = [one.row for one in batch]
+        found = classify_rows(
+            self.base,
+            self.bank,
+            [row.task for row in rows],
+            [row.mixture for row in rows],
+            [one.prompt for one in batch],
+        )
+        return [
+            _diverged(row) if answer is None else Answered(*answer) for row, answer in zip(rows, found, strict=True)
+        ]
 
     @torch.no_grad()
     def _choose(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from adapterhub_cl.bases.hidden import padded, pooled, read_tokens
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.inference.bank import LoraBank
+from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.objectives._projection import at_positions
 from adapterhub_cl.types import Example
 
@@ -83,6 +85,8 @@ class SeenTexts:
                 def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                     with torch.autocast(self.base.device.type, enabled=False):
                         x = functional.normalize(inputs[0].float(), dim=-1)
+                        if x.dim() == 2:  # behind an encoder's stack: one vector for the whole text
+                            x = x[:, None].expand(-1, mask.shape[1], -1)
                         sums.add_(((x @ vectors[name].T).abs() * mask[..., None]).sum(1))
 
                 return hook
@@ -91,8 +95,9 @@ class SeenTexts:
                 hooks = [self.base.model.get_submodule(name).register_forward_pre_hook(look(name)) for name in vectors]
                 try:
                     nowhere = torch.zeros(1, dtype=torch.long, device=self.base.device)
-                    with at_positions(self.base.model, nowhere, nowhere):
-                        self.base.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                    unread = at_positions(self.base.model, nowhere, nowhere) if self.base.writes else nullcontext()
+                    with unread:
+                        self.base.model(input_ids=ids, attention_mask=mask, **self.base.reading)
                 finally:
                     for one in hooks:
                         one.remove()
@@ -101,7 +106,12 @@ class SeenTexts:
 
     @torch.no_grad()
     def losses(self, tasks: Sequence[str]) -> torch.Tensor:
-        """Mean loss (nats) of each text's tokens under the version that serves each task, `[n, n_tasks]`, fp32."""
+        """Mean loss (nats) of each text's tokens under the version that serves each task, `[n, n_tasks]`, fp32.
+
+        Raises:
+            UsageError: the base is an encoder, which predicts no next token.
+        """
+        refuse_writing(self.base.info, "the router perplexity")
         refs = [self.serving[task] for task in tasks]
         distinct = list(dict.fromkeys(refs))
         found = torch.zeros(len(self._rows), len(distinct))

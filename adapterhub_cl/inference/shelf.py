@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.head_files import StoredHead
 from adapterhub_cl.lora_files import LoraFile
 
 READERS = 2  # threads that read ahead
@@ -25,9 +26,11 @@ class Shelved:
 
     Attributes:
         factors: layer → A `[r, in]` and scaled B `[out, r]`: ΔW = B·A.
+        head: of an encoder's adapter.
     """
 
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    head: StoredHead | None = None
 
     @cached_property
     def rank(self) -> int:
@@ -37,11 +40,16 @@ class Shelved:
 
     @cached_property
     def bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for pair in self.factors.values() for part in pair)
+        own = list(self.head.tensors.values()) if self.head is not None else []
+        own += [part for pair in self.factors.values() for part in pair]
+        return sum(part.numel() * part.element_size() for part in own)
 
 
-def read_adapter(folder: Path, dtype: torch.dtype) -> Shelved:
+def read_adapter(folder: Path, dtype: torch.dtype, final: str = "") -> Shelved:
     """A stored plain LoRA, packed or not, in the type that it is multiplied in.
+
+    Args:
+        final: of an encoder, the layer whose rows are labels.
 
     Raises:
         AdapterError: DoRA, whole modules, or anything else that is no plain LoRA.
@@ -52,7 +60,8 @@ def read_adapter(folder: Path, dtype: torch.dtype) -> Shelved:
         for module in file.modules:
             b, a = file.factors(module)
             found[module] = (a.to(dtype).contiguous(), b.to(dtype).contiguous())
-    return Shelved(found)
+        head = file.head(final) if final else None
+    return Shelved(found, head)
 
 
 class Shelf:

@@ -109,7 +109,7 @@ class ModelEvidence:
                         mask[row, : len(ids)] = 1
                     device = self.model.device
                     states = body(
-                        input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False
+                        input_ids=tokens.to(device), attention_mask=mask.to(device), **self.base.reading
                     ).last_hidden_state.float()
                     weights = counted.to(device)[..., None].float()
                     means = (states * weights).sum(1) / weights.sum(1)
