@@ -1,6 +1,7 @@
 """The head of an encoder's adapter on disk: its tensors in the adapter's own file, and what its rows mean beside it.
 
-`heads.json`: task → label → row. The tensors have the names that plain PEFT gives to `modules_to_save`.
+`heads.json` names the layer whose rows are labels, and what they mean: task → label → row. The tensors have the names
+that plain PEFT gives to `modules_to_save`.
 """
 
 from __future__ import annotations
@@ -122,17 +123,20 @@ def grown(head: StoredHead, tasks: Sequence[Task], seed: int) -> StoredHead:
     return StoredHead(layout, {**head.tensors, f"{head.final}.weight": weight, f"{head.final}.bias": bias}, head.final)
 
 
-def head_of_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], final: str) -> StoredHead:
+def head_of_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], final: str = "") -> StoredHead:
     """A stored head from the tensors of its adapter.
 
     Args:
         tensors: all tensors of the adapter, as PEFT names them.
+        final: name of the layer whose rows are labels; default: as `heads.json` says.
 
     Raises:
         IntegrityError: `heads.json` does not fit them.
         AdapterError: the layer of the labels is not among them.
     """
     found = {key.removeprefix(PREFIX): value for key, value in tensors.items() if is_head(key)}
+    told, layout = _read(folder)
+    final = final or told
     weight = found.get(f"{final}.weight")
     if weight is None or weight.dim() != 2:
         raise AdapterError(
@@ -140,7 +144,6 @@ def head_of_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], final: st
             "it must have been trained on this very base",
         )
     found.setdefault(f"{final}.bias", torch.zeros(len(weight)))
-    layout = read_layout(folder)
     rows = [row for labels in layout.values() for row in labels.values()]
     if len(set(rows)) != len(rows) or any(not 0 <= row < len(weight) for row in rows):
         raise IntegrityError(
@@ -155,19 +158,25 @@ def read_layout(folder: Path) -> dict[str, dict[str, int]]:
     Raises:
         IntegrityError: `heads.json` cannot be read.
     """
+    return _read(folder)[1]
+
+
+def _read(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
     path = folder / LAYOUT
     if not path.is_file():
-        return {}
+        return "", {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(task): {str(label): int(row) for label, row in rows.items()} for task, rows in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        layout = {str(t): {str(label): int(row) for label, row in own.items()} for t, own in found["rows"].items()}
+        return str(found["layer"]), layout
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
 
 
-def write_layout(folder: Path, layout: Layout) -> None:
+def write_layout(folder: Path, layout: Layout, final: str) -> None:
     """Write `heads.json`."""
-    text = json.dumps({task: dict(rows) for task, rows in layout.items()}, ensure_ascii=False, indent=1)
+    about = {"layer": final, "rows": {task: dict(rows) for task, rows in layout.items()}}
+    text = json.dumps(about, ensure_ascii=False, indent=1)
     (folder / LAYOUT).write_text(text + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adapterhub_cl.errors import AdapterError, IntegrityError
-from adapterhub_cl.head_files import StoredHead, head_of_tensors, is_head, read_apart
+from adapterhub_cl.head_files import StoredHead, head_of_tensors, is_head, read_apart, write_layout
 from adapterhub_cl.packed import PACKED, PackedFile, PlainFile
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -261,11 +261,8 @@ class LoraFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         del self._file
 
-    def head(self, final: str) -> StoredHead | None:
+    def head(self) -> StoredHead | None:
         """The head of an encoder's adapter; None where it has none.
-
-        Args:
-            final: name of the layer whose rows are labels.
 
         Raises:
             AdapterError, IntegrityError: it cannot be read, or is of another encoder.
@@ -276,7 +273,7 @@ class LoraFile:
         found = {key: self._file.tensor(key) for key in keys} | read_apart(self.folder)
         for key, value in found.items():
             _check_tensor(self.weights_path, key, value)
-        return head_of_tensors(self.folder, found, final)
+        return head_of_tensors(self.folder, found)
 
     def rank(self, module: str) -> int:
         """The layer's rank; 0 where the adapter leaves it alone."""
@@ -307,7 +304,9 @@ class LoraFile:
         return found[0] * self.scaling(module), found[1]
 
 
-def config_for(ranks: Mapping[str, int], targets: Sequence[str], *, transposed: bool, task_type: str) -> LoraConfig:
+def config_for(
+    ranks: Mapping[str, int], targets: Sequence[str], *, transposed: bool, task_type: str | None
+) -> LoraConfig:
     """The config of a LoRA whose factors carry their scaling: alpha is the rank, in each layer.
 
     Args:
@@ -347,7 +346,12 @@ def common_targets(names: Collection[str], parents: Sequence[LoraFile]) -> list[
 
 
 def write_lora(
-    folder: Path, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], parents: Sequence[LoraFile], source: str
+    folder: Path,
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    parents: Sequence[LoraFile],
+    source: str,
+    head: StoredHead | None = None,
+    task_type: str | None = "CAUSAL_LM",
 ) -> LoraConfig:
     """Write an adapter in PEFT's own format.
 
@@ -355,16 +359,24 @@ def write_lora(
         factors: layer → B `[out, r]` with its scaling, and A `[r, in]`.
         parents: the adapters that it was made of; they say what kind of base it is for.
         source: the base's name, as plain PEFT shall find it in the config.
+        head: of an encoder's adapter.
+        task_type: PEFT's name of what it is for, where no parent says.
     """
+    kinds = [parent.config.get("task_type") for parent in parents]
+    told = next((kind for kind in kinds if kind and kind != CLASSIFIES), task_type)
     config = config_for(
         {name: a.shape[0] for name, (_, a) in factors.items()},
         common_targets(factors, parents),
         transposed=bool(parents[0].config.get("fan_in_fan_out")),
-        task_type=str(parents[0].config.get("task_type") or "CAUSAL_LM"),
+        task_type=told if head is None else CLASSIFIES,
     )
     weights = {}
     for name, (b, a) in factors.items():
         weights[f"{_PREFIX}{name}.lora_A.weight"], weights[f"{_PREFIX}{name}.lora_B.weight"] = a, b
+    if head is not None:
+        config.modules_to_save = next(parent.config["modules_to_save"] for parent in parents if parent.has_head)
+        weights |= {f"{_PREFIX}{key}": value.float() for key, value in head.tensors.items()}
+        write_layout(folder, head.layout, head.final)
     write_config(config, folder, source)
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     return config

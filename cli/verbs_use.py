@@ -88,8 +88,10 @@ def predict(
             right=("confidence",),
         )
     if strange := sum(p.out_of_distribution and p.adapter == "base" for p in found):
+        silent = any(p.out_of_distribution and not p.prediction for p in found)  # an encoder has no answer of its own
         session.note(
-            f"note: {strange} of {len(found)} inputs are unlike what this hub knows, so the base answered; "
+            f"note: {strange} of {len(found)} inputs are unlike what this hub knows, so "
+            f"{'they got no label' if silent else 'the base answered'}; "
             "route --explain shows why, --no-fallback lets the nearest task answer"
         )
     if cut := sum(p.truncated for p in found):
@@ -103,7 +105,7 @@ def _sure(routing: float | None) -> str | None:
 def answered_by(prediction: Prediction) -> str:
     """`news@v1`, `news@v1 0.70 + reviews@v1 0.30`, or the base and why."""
     if prediction.out_of_distribution and prediction.adapter == "base":
-        return "base (out of distribution)"
+        return f"{'base' if prediction.prediction else 'none'} (out of distribution)"
     if len(prediction.adapters) > 1:
         return " + ".join(f"{ref} {weight:.2f}" for ref, weight in prediction.adapters.items() if weight >= 0.005)
     return prediction.adapter

@@ -16,13 +16,14 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest, check_distill
 from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.consolidation.merge import merged
-from adapterhub_cl.consolidation.parents import Parents, find_parents
+from adapterhub_cl.consolidation.parents import Parents, find_parents, head_of_all
 from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.consolidation.teachers import Asked, Sources, ask, gather, tokens_of
 from adapterhub_cl.distillation.lessons import TeachersAnswers
 from adapterhub_cl.distillation.student import Student
 from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.retention import Retained
+from adapterhub_cl.head_files import LAYOUT
 from adapterhub_cl.lora_files import CONFIG, WEIGHTS
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.strategies import Origin
@@ -215,7 +216,9 @@ class _Distillation:
         )
         hook = Student(self.request.held_to(), self.answers)
         try:
-            with new_adapter(base, settings, objective.task_type, start) as model:
+            with new_adapter(
+                base, settings, objective.task_type, start, tasks=[one.task for one in self.asked]
+            ) as model:
                 learned = learn(
                     model,
                     base,
@@ -232,7 +235,7 @@ class _Distillation:
                 student = folder / "student"
                 with storage_errors(student):
                     student.mkdir(exist_ok=True)
-                    save_adapter(model, student, base.info.source)
+                    save_adapter(model, student, base.info.source, [one.task.name for one in self.asked])
         finally:
             hook.close()
         return learned
@@ -252,7 +255,9 @@ class _Distillation:
             adapters = parents.open(stack)
             layers = merged(places.registry, places.load, weighted, method, wanted, adapters, self.reporter)
             folder.mkdir(exist_ok=True)
-            writer({one.name: one.result.factors for one in layers}, adapters, places.registry.base.source)(folder)
+            head = head_of_all(parents, adapters)
+            factors = {one.name: one.result.factors for one in layers}
+            writer(factors, adapters, places.registry.base, head)(folder)
         return folder
 
 
@@ -298,8 +303,9 @@ def _length(parents: Parents) -> int:
 
 def _copies(source: Path) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        for file in (CONFIG, WEIGHTS):
-            shutil.copyfile(source / file, folder / file)
+        for file in (CONFIG, WEIGHTS, LAYOUT):
+            if (source / file).is_file():
+                shutil.copyfile(source / file, folder / file)
 
     return write
 

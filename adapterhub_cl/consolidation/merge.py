@@ -10,9 +10,9 @@ from typing import Any
 from adapterhub_cl import merging
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import MergeOrder, MergeRequest
-from adapterhub_cl.consolidation.parents import Parents
+from adapterhub_cl.consolidation.parents import Parents, head_of_all
 from adapterhub_cl.consolidation.recording import Making, record, writer
-from adapterhub_cl.consolidation.stage import MergeStage
+from adapterhub_cl.consolidation.stage import merge_stage
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging import BaseMethod
@@ -44,7 +44,8 @@ def merge(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder,
             first=not order.new_version,
         )
         factors = {layer.name: layer.result.factors for layer in layers}
-        return record(registry, load, making, writer(factors, adapters, registry.base.source), reporter)
+        write = writer(factors, adapters, registry.base, head_of_all(parents, adapters))
+        return record(registry, load, making, write, reporter)
 
 
 def plan(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, reporter: Reporter) -> dict[str, Any]:
@@ -140,7 +141,8 @@ def merged(
     """
     shapes = shapes_of(adapters)
     if method.reads == "samples":
-        method.prepare(MergeStage(registry, load(), parents, adapters, request.seed, reporter))
+        with merge_stage(registry, load(), parents, adapters, request.seed, reporter) as stage:
+            method.prepare(stage)
     rank = _rank(method, request, adapters, shapes)
     assert parents.weights is not None
     reporter.start("merging", len(shapes))

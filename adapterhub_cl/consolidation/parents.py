@@ -14,6 +14,7 @@ from adapterhub_cl.registry import Registry, check_name
 from adapterhub_cl.types import DERIVED, AdapterRecord
 
 if TYPE_CHECKING:
+    from adapterhub_cl.head_files import StoredHead
     from adapterhub_cl.lora_files import LoraFile
 
 
@@ -45,6 +46,24 @@ class Parents:
         from adapterhub_cl.lora_files import LoraFile
 
         return [stack.enter_context(LoraFile(record.path)) for record in self.records]
+
+
+def head_of_all(parents: Parents, adapters: Sequence[LoraFile]) -> StoredHead | None:
+    """The head of an encoder's adapter made of these: each task's rows as its own parent has them. None where they have
+    none.
+
+    Args:
+        adapters: the parents' files, open.
+
+    Raises:
+        AdapterError: the heads stand on different layers.
+    """
+    from adapterhub_cl.head_files import joined
+
+    heads = {record.ref: adapter.head() for record, adapter in zip(parents.records, adapters, strict=True)}
+    parts = [(head, task) for task, record in parents.tasks().items() if (head := heads[record.ref]) is not None]
+    parts = [(head, task) for head, task in parts if task in head.layout]
+    return joined(parts) if parts else None
 
 
 def find_parents(

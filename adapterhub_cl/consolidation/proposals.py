@@ -166,6 +166,7 @@ class _Comparison:
     def agreement(self, one: AdapterRecord, other: AdapterRecord) -> tuple[float | None, int]:
         """Share of equal predictions on the samples of both's tasks, and how many there are; None where either has
         none of its own."""
+        from adapterhub_cl.training.probes import can_answer
         from adapterhub_cl.training.samples import samples_of
 
         if self.load is None:
@@ -174,7 +175,10 @@ class _Comparison:
         for record in (one, other):
             for task in record.tasks:
                 found = samples_of(self.registry, task, record)
-                if found is not None and found.task.kind != "text":
+                asked = found is not None and all(
+                    can_answer(self.registry.base, either, found.task) for either in (one, other)
+                )
+                if found is not None and found.task.kind != "text" and asked:
                     kept[task] = found
             if not any(task in kept for task in record.tasks):
                 return None, 0

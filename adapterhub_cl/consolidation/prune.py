@@ -92,7 +92,7 @@ class Pruning:
 
     def write(self, layers: Mapping[str, Factors], folder: Path) -> None:
         """Write the adapter's files; its numbers are rounded as its kind of storage has them."""
-        writer(layers, [self.adapter], self.registry.base.source)(folder)
+        writer(layers, [self.adapter], self.registry.base, self.adapter.head())(folder)
         if self.kind != "fp32":
             storage.store(folder, self.kind)
 

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_task
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.retention import Retained
-from adapterhub_cl.head_files import read_layout
+from adapterhub_cl.head_files import StoredHead, read_layout
 from adapterhub_cl.lora_files import CONFIG, LoraFile, write_lora
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training.cards import derived_card
 from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.types import AdapterRecord, Evaluation
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 RECIPE = "recipe.json"
 RELATION = {"merged": "merged_from", "distilled": "distilled_from", "pruned": "pruned_from"}
@@ -144,11 +145,13 @@ def record(
     return made
 
 
-def writer(layers: Mapping[str, Factors], adapters: Sequence[LoraFile], source: str) -> Callable[[Path], None]:
-    """A function that writes these layers as an adapter; a layer of rank 0 is left out."""
+def writer(
+    layers: Mapping[str, Factors], adapters: Sequence[LoraFile], base: BaseInfo, head: StoredHead | None
+) -> Callable[[Path], None]:
+    """A function that writes these layers, and an encoder's head, as an adapter; a layer of rank 0 is left out."""
 
     def write(folder: Path) -> None:
         kept = {name: (found.b, found.a) for name, found in layers.items() if found.rank}
-        write_lora(folder, kept, adapters, source)
+        write_lora(folder, kept, adapters, base.source, head, None if is_encoder(base.architecture) else "CAUSAL_LM")
 
     return write

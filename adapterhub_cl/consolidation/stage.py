@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from adapterhub_cl import objectives
+from adapterhub_cl.bases.encoders import put_head, take_head
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.parents import Parents
+from adapterhub_cl.consolidation.parents import Parents, head_of_all
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import AdapterError
@@ -108,7 +109,7 @@ class MergeStage:
             x = inputs[0]
             if see is not None and self._mask is not None:
                 with torch.autocast(device.type, enabled=False):
-                    see(name, x.detach()[self._mask])
+                    see(name, x.detach() if x.dim() == 2 else x.detach()[self._mask])
             hidden = x.to(dtype) @ a.T
             if gate is not None:
                 hidden = hidden * gate.to(device, dtype)
@@ -128,6 +129,25 @@ class MergeStage:
             yield self.reporter.advance
         finally:
             self.reporter.finish()
+
+
+@contextmanager
+def merge_stage(
+    registry: Registry,
+    base: LoadedBase,
+    parents: Parents,
+    adapters: Sequence[LoraFile],
+    seed: int,
+    reporter: Reporter,
+) -> Iterator[MergeStage]:
+    """A stage; within the block an encoder has the heads of all parents' tasks."""
+    head = head_of_all(parents, adapters)
+    if head is not None:
+        put_head(base.model, head.layout, head.tensors)
+    try:
+        yield MergeStage(registry, base, parents, adapters, seed, reporter)
+    finally:
+        take_head(base.model)
 
 
 class _Layers(Mapping[str, Sequence[Factors]]):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
@@ -21,6 +22,7 @@ from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of
 from adapterhub_cl.distillation.logits import soften
 from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.objectives.sequence_classification import NONE
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.evidence import ModelEvidence
 from adapterhub_cl.training.progress import Reporter
@@ -172,11 +174,12 @@ def ask(
     records = {one.teacher.ref: one.teacher for one in asked}
     for one, rows in zip(asked, tokens, strict=True):
         by_teacher.setdefault(one.teacher.ref, []).extend(rows)
+    most = max(len(one.task.labels) for one in asked)
     reporter.start("asking the teachers", len(everything))
     try:
         for ref, rows in by_teacher.items():
             with as_served(base, records[ref].path) as model:
-                _listen(model, base, rows, settings, answers, reporter)
+                _listen(model, base, rows, settings, answers, reporter, most)
     finally:
         reporter.finish()
     answers.close()
@@ -192,7 +195,13 @@ def _listen(
     settings: DistillationSettings,
     answers: TeachersAnswers,
     reporter: Reporter,
+    most: int,
 ) -> None:
+    """Take down what a teacher says to its rows.
+
+    Args:
+        most: labels of the largest task; on an encoder all teachers' answers are made as wide.
+    """
     objective = objectives.of(base.info)
     model.eval()
     with watched(model, settings.layers()) as seen:
@@ -200,6 +209,8 @@ def _listen(
             batch = collate(rows, part, base.tokenizer.pad_token_id).to(model.device)
             with base.autocast():
                 logits = objective.logits(model, batch)
+            if batch.tasks and logits.shape[1] < most:
+                logits = functional.pad(logits, (0, most - logits.shape[1]), value=NONE)
             places = batch.places
             features: Mapping[int, torch.Tensor] = {layer: value[places] for layer, value in seen.items()}
             answers.add([key_of(rows[i]) for i in part], soften(logits, settings.temperature, settings.top), features)

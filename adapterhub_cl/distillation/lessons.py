@@ -20,7 +20,12 @@ Key = tuple[tuple[int, ...], int]
 
 def key_of(tokens: Tokens) -> Key:
     """What a row is known by: its ids, and how many of them are the answer."""
-    return (*tokens.prompt, *tokens.answer), len(tokens.answer)
+    return _with_task(tokens.ids, tokens.task), len(tokens.answer)
+
+
+def _with_task(ids: tuple[int, ...], task: str) -> tuple[int, ...]:
+    """Two tasks of an encoder may ask the same text, each its own teacher."""
+    return (*ids, -1, *task.encode()) if task else ids
 
 
 def keys_of(batch: Batch) -> list[Key]:
@@ -28,7 +33,11 @@ def keys_of(batch: Batch) -> list[Key]:
     lengths = batch.attention_mask.sum(1).tolist()
     answers = (batch.labels != IGNORED).sum(1).tolist()
     rows = batch.input_ids.tolist()
-    return [(tuple(row[:length]), count) for row, length, count in zip(rows, lengths, answers, strict=True)]
+    tasks = batch.tasks or ("",) * len(rows)
+    return [
+        (_with_task(tuple(row[:length]), task), count)
+        for row, length, count, task in zip(rows, lengths, answers, tasks, strict=True)
+    ]
 
 
 class TeachersAnswers:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, AdapterHubError
 from adapterhub_cl.inference._queue import Call, Queue
@@ -168,8 +167,7 @@ class Worker:
         record = self.registry.get(ref)
         self.registry.check_files(record)
         try:
-            head = head_of(self.base.model)
-            return read_adapter(record.path, self.base.dtype, "" if head is None else head.final)
+            return read_adapter(record.path, self.base.dtype)
         except AdapterError as error:
             alone = f"it can answer alone: --adapter {ref}, or --task; with an engine open, in another process"
             raise AdapterError(f"{ref}: {error.message}", alone if is_dora(record.path) else error.hint) from error

@@ -45,11 +45,8 @@ class Shelved:
         return sum(part.numel() * part.element_size() for part in own)
 
 
-def read_adapter(folder: Path, dtype: torch.dtype, final: str = "") -> Shelved:
+def read_adapter(folder: Path, dtype: torch.dtype) -> Shelved:
     """A stored plain LoRA, packed or not, in the type that it is multiplied in.
-
-    Args:
-        final: of an encoder, the layer whose rows are labels.
 
     Raises:
         AdapterError: DoRA, whole modules, or anything else that is no plain LoRA.
@@ -60,7 +57,7 @@ def read_adapter(folder: Path, dtype: torch.dtype, final: str = "") -> Shelved:
         for module in file.modules:
             b, a = file.factors(module)
             found[module] = (a.to(dtype).contiguous(), b.to(dtype).contiguous())
-        head = file.head(final) if final else None
+        head = file.head()
     return Shelved(found, head)
 
 

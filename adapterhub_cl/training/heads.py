@@ -36,7 +36,11 @@ def begin_head(model: Any, tasks: Sequence[Task], start: Path | None, seed: int)
 
 
 def read_head(folder: Path, final: str) -> StoredHead | None:
-    """The head of a stored adapter; None where it has none."""
+    """The head of a stored adapter; None where it has none.
+
+    Args:
+        final: name of the layer whose rows are labels.
+    """
     return head_of_tensors(folder, read_weights(folder), final) if has_head(folder) else None
 
 
@@ -72,7 +76,7 @@ def with_head(
         return weights
     kept = StoredHead(head.layout, head_tensors(model), head.final).only(tasks)
     config.task_type, config.modules_to_save = CLASSIFIES, list(head.modules)
-    write_layout(folder, kept.layout)
+    write_layout(folder, kept.layout, head.final)
     return {**weights, **{f"{PREFIX}{key}": value.float().contiguous() for key, value in kept.tensors.items()}}
 
 

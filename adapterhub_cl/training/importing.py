@@ -59,8 +59,9 @@ def import_adapter(
     with registry.new_draft(name) as draft, storage_errors(draft.path):
         for file in (CONFIG, WEIGHTS):
             shutil.copyfile(source / file, draft.path / file)
-        if head is not None:
-            write_layout(draft.path, head)
+        own = head_of(base.model)
+        if head is not None and own is not None:
+            write_layout(draft.path, head, own.final)
         (draft.path / "replay.jsonl").touch()
         (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges, head), encoding="utf-8")
         manifest = {

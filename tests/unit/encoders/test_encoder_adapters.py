@@ -50,7 +50,9 @@ def test_a_task_is_learned_scored_and_answered(taught: AdapterHub) -> None:
     scored = {e.metric: e.value for ref, e in taught.evaluate(["colours"])}
     assert scored["accuracy"] == record.metrics["accuracy"]
     assert json.loads((record.path / "training.json").read_text())["objective"] == "sequence_classification"
-    assert json.loads((record.path / "heads.json").read_text()) == {"colours": {"blue": 0, "green": 1, "red": 2}}
+    assert json.loads((record.path / "heads.json").read_text())["rows"] == {
+        "colours": {"blue": 0, "green": 1, "red": 2}
+    }
     assert taught.verify() == []
     assert len((record.path / "replay.jsonl").read_text().splitlines()) == 12
 
@@ -157,7 +159,7 @@ def test_adapters_of_the_other_kind_of_base_are_refused(
 def test_a_layout_that_does_not_fit_is_refused(taught: AdapterHub, tmp_path: Path) -> None:
     out = tmp_path / "out"
     taught.export("colours", out)
-    (out / "heads.json").write_text('{"colours": {"blue": 0, "green": 7}}')
+    (out / "heads.json").write_text('{"layer": "classifier", "rows": {"colours": {"blue": 0, "green": 7}}}')
     with pytest.raises(IntegrityError, match="does not fit the adapter's head of 3 rows"):
         taught.import_adapter(out, "spoilt", task="colours")
 

@@ -24,7 +24,7 @@ FREE = {"max_forgetting": 1.0}  # what is tested here is that it works, not that
 
 
 def head(record: Any) -> tuple[dict[str, dict[str, int]], torch.Tensor]:
-    layout = json.loads((record.path / "heads.json").read_text())
+    layout = json.loads((record.path / "heads.json").read_text())["rows"]
     return layout, load_file(record.path / "adapter_model.safetensors")["base_model.model.classifier.weight"]
 
 
