@@ -159,7 +159,7 @@ def _print_whole(
         "requests": _requests(usage, len(record.tasks) > 1),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
-        "prompt format": task.get("prompt_format"),
+        "prompt format": "" if (record.path / "heads.json").is_file() else task.get("prompt_format"),
         "base": f"{base['source']} ({base.get('fingerprint', '')[:12]})" if base.get("source") else "",
         "rank": record.rank,
         "alpha": made.get("alpha"),

@@ -16,6 +16,7 @@ from cl_adapter.session import Session
 from cl_adapter.training_flags import parse_set
 
 from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.routing import DEFAULT
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def chat(
     hub = session.hub()
     if router is not None and task is not None:
         raise UsageError("both a task and a router", "--task names the task, so that nothing is left to route")
+    refuse_writing(hub.base, "a conversation")
     options = router_options(set_)
     terminal = sys.stdin is not None and sys.stdin.isatty()
     opening = [{"role": "system", "content": system}] if system else []

@@ -55,6 +55,16 @@ def make_tokenizer(*, bos: bool = True, encoder: bool = False) -> Any:
     return tokenizer
 
 
+def write_encoder(folder: str) -> None:
+    """An untrained BERT with the head of a masked language model: for the blocks of docs/encoders.md."""
+    import torch
+    import transformers
+
+    torch.manual_seed(7)
+    transformers.AutoModelForMaskedLM.from_config(pico_config("bert")).save_pretrained(folder)
+    make_tokenizer(encoder=True).save_pretrained(folder)
+
+
 def pico_config(kind: str) -> Any:
     import transformers
 
