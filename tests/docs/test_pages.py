@@ -45,6 +45,7 @@ STARTS = {
     "docs/routing.md": Start(
         USUAL.tasks, (*TEXTS, "cl-adapter update news news.jsonl --epochs 1 --max-length 64 --max-forgetting 1")
     ),
+    "docs/encoders.md": Start(),
     "docs/first-hub.md": Start(),
     "docs/extending.md": Start(),
     "docs/several-gpus.md": Start(),
