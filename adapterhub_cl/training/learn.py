@@ -155,7 +155,7 @@ def learn(
             dtype=base.dtype,
         )
 
-    rate = settings.peak_rate(base.model.config.get_text_config().hidden_size)
+    rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
     with fused(model, base.dtype, chosen.keep_bytes) as layers:
         loop = Loop(
             model,

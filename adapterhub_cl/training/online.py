@@ -153,7 +153,7 @@ class Segment:
         length = min(settings.max_length, base.context)
         parent = self.registry.get(self.request.name)
         material = with_data(self.registry, self.request, self.strategy, self._data(first), parent)
-        rate = settings.peak_rate(base.model.config.get_text_config().hidden_size)
+        rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")
         old = self.registry.task(parent.task)
         rows: list[Example] = []

@@ -142,6 +142,7 @@ def test_peak_rate_falls_with_the_base_s_width() -> None:
     rates = [settings.peak_rate(width) for width in (64, 256, 1024, 4096, 16384)]
     assert rates == sorted(rates, reverse=True)
     assert TrainingSettings(learning_rate=0.5).peak_rate(256) == 0.5
+    assert settings.peak_rate(384, encoder=True) == pytest.approx(settings.peak_rate(384) / 2, rel=0.01)
 
 
 def test_alpha_is_twice_the_rank_unless_given() -> None:
