@@ -26,6 +26,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
 )
 from cl_adapter.app import app
 from cl_adapter.argv import Line, hoist
+from cl_adapter.completion import VARIABLE, answer
 from cl_adapter.failures import DONE, FAILED, USAGE, report
 from cl_adapter.session import is_helper_process
 
@@ -51,6 +52,8 @@ def _run(words: list[str]) -> int:
     json, debug = "--json" in words, "--debug" in words  # until the line is taken apart
     try:
         group: Any = typer.main.get_command(app)
+        if VARIABLE in os.environ:
+            return answer(group, os.environ[VARIABLE])
         line = hoist(words, lambda verb: _valued(group, verb))
         json, debug = line.has("--json"), line.has("--debug")
         _check_verb(group, line)

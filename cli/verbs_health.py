@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import HEALTH, verb
+from cl_adapter.completion import SHELLS, script
 from cl_adapter.session import Session, ask
 from cl_adapter.verbs_forget import show_proof
 
-from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.errors import IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.types import Problem
 
 if TYPE_CHECKING:
@@ -95,6 +96,21 @@ def _list(found: list[Garbage], total: int) -> None:
         ("size", "reason", "path"), [(display.size(i.bytes), i.reason, i.path) for i in found], right=("size",)
     )
     print(f"{display.size(total)} in all")
+
+
+@verb(HEALTH, 'cl-adapter completion bash\neval "$(cl-adapter completion bash)"      # as a line of ~/.bashrc')
+def completion(
+    ctx: typer.Context,
+    shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell", autocompletion=lambda: SHELLS)],
+) -> None:
+    """Print what makes a shell complete verbs, options, adapters and methods at the Tab key."""
+    if shell not in SHELLS:
+        raise UnknownNameError("shell", shell, SHELLS)
+    session = Session.of(ctx)
+    if session.json:
+        session.give({"shell": shell, "script": script(shell)})
+    else:
+        print(script(shell))
 
 
 @verb(HEALTH, "cl-adapter doctor")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import MAKE, verb
+from cl_adapter.completion import strategies, versions
 from cl_adapter.session import DEFAULT_HUB, Session
 from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
@@ -27,7 +28,9 @@ Replay = Annotated[
     str | None,
     typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200, an update's as before"),
 ]
-Strategy = Annotated[str | None, typer.Option(help="how training treats the past; several with + between")]
+Strategy = Annotated[
+    str | None, typer.Option(help="how training treats the past; several with + between", autocompletion=strategies)
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")]
 Augment = Annotated[str | None, typer.Option(help="made of the training data besides, NAME:COPIES, e.g. swap:2")]
 MaxForgetting = Annotated[
@@ -129,7 +132,7 @@ def add_task(
 @training_flags
 def update(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="the adapter to go on from")],
+    name: Annotated[str, typer.Argument(help="the adapter to go on from", autocompletion=versions)],
     data: Data = None,
     eval: Held = None,  # noqa: A002 (the flag's name)
     strategy: Strategy = None,

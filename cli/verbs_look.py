@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from cl_adapter import display
 from cl_adapter.app import LOOK, verb
+from cl_adapter.completion import Ref, versions
 from cl_adapter.session import Session
 
 from adapterhub_cl.types import DERIVED, AdapterRecord, Edge
@@ -40,9 +41,10 @@ def list_adapters(
     first, serving = _first_scores(hub.evaluations()), hub.registry.serving()
     if not all_versions and (older := sorted(set(serving.values()) - {record.ref for record in found})):
         session.note(f"not the latest, but serving: {', '.join(older)} (--all lists every version)")
+    served = Counter(serving.values())
     display.table(
         ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "state", "aliases"),
-        [_row(record, first.get(record.ref), serving) for record in found],
+        [_row(record, first.get(record.ref), served[record.ref]) for record in found],
         right=("value", "rank", "size", "age"),
     )
 
@@ -55,13 +57,12 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
     return first
 
 
-def _row(record: AdapterRecord, scored: StoredEvaluation | None, serving: Mapping[str, str]) -> Sequence[Any]:
+def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) -> Sequence[Any]:
     metric = scored.evaluation.metric if scored else None
     value = scored.evaluation.value if scored else None
     kept = record.manifest.get("retention") if record.kind in DERIVED and len(record.tasks) > 1 else None
     if kept:  # one score would stand for one of its tasks only
         metric, value = "mean retention", sum(kept.values()) / len(kept)
-    served = sum(ref == record.ref for ref in serving.values())
     return (
         record.ref,
         ", ".join(record.tasks[:3]) + (", …" if len(record.tasks) > 3 else "") if not record.task else record.task,
@@ -86,7 +87,10 @@ def _state(record: AdapterRecord, served: int) -> str:
 
 
 @verb(LOOK, "cl-adapter show news@v2")
-def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
+def show(
+    ctx: typer.Context,
+    ref: Ref,
+) -> None:
     """Show everything about one version."""
     session = Session.of(ctx)
     hub = session.hub()
@@ -237,7 +241,9 @@ def _edge(edge: Edge) -> str:
 @verb(LOOK, "cl-adapter log news -n 5")
 def log(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="an adapter, a version or a task; default: everything")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="an adapter, a version or a task; default: everything", autocompletion=versions)
+    ] = None,
     count: Annotated[int, typer.Option("--number", "-n", min=0, help="the newest so many; 0 for all")] = 20,
 ) -> None:
     """Show what happened, newest first."""
@@ -265,7 +271,10 @@ def _detail(detail: Any) -> str:
 
 
 @verb(LOOK, "cl-adapter lineage news")
-def lineage(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
+def lineage(
+    ctx: typer.Context,
+    ref: Ref,
+) -> None:
     """Show what a version came from, and what came from it."""
     session = Session.of(ctx)
     hub: AdapterHub = session.hub()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import USE, verb
+from cl_adapter.completion import routers, tasks, versions
 from cl_adapter.session import Session
 from cl_adapter.training_flags import parse_set
 
@@ -21,10 +22,17 @@ from adapterhub_cl.routing import DEFAULT
 if TYPE_CHECKING:
     from adapterhub_cl.types import Example, Prediction
 
-Task = Annotated[str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed")]
-Adapter = Annotated[str | None, typer.Option(help="this version answers, or base for the base alone")]
+Task = Annotated[
+    str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed", autocompletion=tasks)
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="this version answers, or base for the base alone", autocompletion=versions)
+]
 Router = Annotated[
-    str | None, typer.Option(help="what finds each text's task; default where none is named: analytic; see below")
+    str | None,
+    typer.Option(
+        help="what finds each text's task; default where none is named: analytic; see below", autocompletion=routers
+    ),
 ]
 TopK = Annotated[int, typer.Option(min=1, help="mix the adapters of up to this many tasks by the router's weights")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="ROUTER.OPTION=VALUE; may be repeated")]

@@ -9,6 +9,8 @@ from typing import Any
 from adapterhub_cl.evaluation.intervals import difference_interval, significant_drop
 
 DEFAULT_LIMIT = 0.02
+REFUSED = "promote-refused"  # the log's word for a promotion that the gate refused
+LOGGED = ("task", "metric", "before", "after", "n", "answered_by")
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,25 @@ class Decision:
         told = "; ".join(f"{e.task} {e.before:.3f} → {e.after:.3f} (−{e.drop:.3f}, n {e.n})" for e in self.refused)
         return f"the gate refused {ref}: it forgets more than {self.limit:g} of {told}"
 
+    def to_log(self) -> dict[str, Any]:
+        """What a refusal leaves in the hub's log: the drops that were too large. `refusal_of` reads it back."""
+        shares = {"before", "after"}
+        return {
+            "limit": self.limit,
+            "refused": [
+                {key: round(getattr(e, key), 6) if key in shares else getattr(e, key) for key in LOGGED}
+                for e in self.refused
+            ],
+        }
+
     def to_json(self) -> dict[str, Any]:
         return {"limit": self.limit, "passed": self.passed, "effects": [effect.to_json() for effect in self.effects]}
+
+
+def refusal_of(logged: Mapping[str, Any]) -> Decision:
+    """The refusal that `Decision.to_log` wrote."""
+    effects = (Effect.from_json({**row, "data": ""}) for row in logged["refused"])
+    return Decision(float(logged["limit"]), tuple(effects))
 
 
 def as_share(metric: str, value: float) -> float:

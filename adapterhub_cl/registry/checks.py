@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, rows, samples, tombstones
+from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, tombstones
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import is_version, version_directories
@@ -62,6 +62,8 @@ def verify(place: Place) -> list[Problem]:
             found += _versions(place, query)
             found += _dangling(query)
             found += _mirror(place, query)
+            queries.events(query, None, None)  # these raise where a row cannot be read
+            queries.evaluations(query, None, None, None)
     except IntegrityError as error:
         found.append(Problem("index.db", error.message, REBUILD))
     return found
@@ -277,7 +279,7 @@ def _versions(place: Place, query: Query) -> Iterator[Problem]:
             yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", restore)
         elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
             yield Problem(f"{where}/{manifests.FILE_NAME}", "changed: not the manifest that was recorded", restore)
-        for relative, what in manifests.differences(directory, json.loads(text)["files"]):
+        for relative, what in manifests.differences(directory, queries.parsed(text, f"the manifest of {ref}")["files"]):
             fix = f"delete it: rm {where}/{relative}" if what.startswith("extra") else restore
             yield Problem(f"{where}/{relative}", what, fix)
     for directory in _unregistered(place, query):

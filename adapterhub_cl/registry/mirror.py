@@ -21,6 +21,7 @@ from adapterhub_cl.registry.names import parse_ref
 from adapterhub_cl.types import Evaluation, Task
 
 STATE, SCORES = "aliases.json", "evaluations.jsonl"
+_TASKS = "SELECT name, spec FROM tasks ORDER BY name"
 _LOG = logging.getLogger("adapterhub_cl")
 
 
@@ -33,15 +34,26 @@ def state(query: Query) -> dict[str, Any]:
         "aliases": queries.aliases(query),
         "serving": queries.serving(query),
         "statuses": {f"{name}@v{version}": status for name, version, status in statuses},
-        "tasks": {name: json.loads(spec) for name, spec in query("SELECT name, spec FROM tasks ORDER BY name")},
+        "tasks": {name: queries.parsed(spec, f"the task {name}") for name, spec in query(_TASKS)},
         "known": dict(query("SELECT name, MAX(version) FROM versions GROUP BY name ORDER BY name")),
         "history": [list(row) for row in history],
     }
 
 
 def text(query: Query) -> str:
-    """The content that `aliases.json` should have now."""
-    return json.dumps(state(query), indent=1, ensure_ascii=False) + "\n"
+    """The content that `aliases.json` should have now, an entry a line: `indent` would write it in pure Python."""
+    return "{\n" + ",\n".join(f"{_encode(key)}: {_lines(value)}" for key, value in state(query).items()) + "\n}\n"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        return "{\n " + ",\n ".join(f"{_encode(key)}: {_encode(entry)}" for key, entry in value.items()) + "\n}"
+    if isinstance(value, list) and value:
+        return "[\n " + ",\n ".join(map(_encode, value)) + "\n]"
+    return _encode(value)
 
 
 def write(hub: Path, query: Query) -> None:
@@ -55,8 +67,8 @@ def write(hub: Path, query: Query) -> None:
 def is_stale(hub: Path, query: Query) -> bool:
     """Whether `aliases.json` is not what the index says."""
     try:
-        return (hub / STATE).read_text(encoding="utf-8") != text(query)
-    except (OSError, UnicodeDecodeError):
+        return bool(json.loads((hub / STATE).read_text(encoding="utf-8")) != json.loads(text(query)))
+    except (OSError, ValueError):  # what is no UTF-8 and what is no JSON are ValueErrors
         return True
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError
-from adapterhub_cl.registry import files, manifests, mirror, rows, schema, tombstones, usage
+from adapterhub_cl.registry import files, manifests, mirror, queries, rows, schema, tombstones, usage
 from adapterhub_cl.registry.index import Index, Query, Row, open_sqlite
 from adapterhub_cl.registry.names import is_name, parse_ref
 
@@ -145,7 +145,16 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
 
 
 def _log(query: Query) -> list[Row]:
-    return query("SELECT at, verb, ref, detail FROM events ORDER BY id")
+    """The lines of the log; one whose detail is damaged keeps the rest."""
+    return [(*row[:3], _whole(row[3])) for row in query("SELECT at, verb, ref, detail FROM events ORDER BY id")]
+
+
+def _whole(detail: str) -> str:
+    try:
+        queries.parsed(detail, "")
+    except IntegrityError:
+        return "{}"
+    return detail
 
 
 def _old_of_file(file: Path) -> _Old:

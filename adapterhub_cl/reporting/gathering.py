@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from adapterhub_cl.errors import AdapterHubError, UsageError
-from adapterhub_cl.evaluation.gate import Effect
+from adapterhub_cl.evaluation.gate import REFUSED, Effect, refusal_of
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.evaluation.stages import learned
 from adapterhub_cl.registry import Event, Registry, files
 from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.replay._store import Kept, Samples
@@ -85,9 +86,10 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         for task, score in version.scores.items() if version.answers else ():
             if task not in best or score.value > best[task][1]:
                 best[task] = (version.ref, score.value)
-    stages = notes.attempt("the accuracy matrix", list[AdapterRecord](), scores.learned, records)
+    stages = notes.attempt("the accuracy matrix", list[AdapterRecord](), learned, records)
     matrix = notes.attempt("the accuracy matrix", None, scores.matrix, stages, recorded, "hub")
-    samples = Samples(registry)
+    samples, events = Samples(registry), registry.events()
+    made = _each(notes, "the gate's decision on", reversed(records), _gate)
     return Facts(
         name=registry.path.resolve().name or "hub",
         base=registry.base,
@@ -99,7 +101,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         versions=tuple(replace(v, requests=requests[v.ref]) for v in versions),
         matrix=matrix,
         stages=tuple(record.ref for record in stages),
-        gates=tuple(_each(notes, "the gate's decision on", reversed(records), _gate)),
+        gates=tuple(sorted([*made, *_promotions(events, notes)], key=lambda gate: gate.at, reverse=True)),
         derived=tuple(_each(notes, "the recipe of", reversed(records), lambda r: _derived(r, notes))),
         edges=tuple(registry.lineage()),
         router=_router(registry.path / ROUTERS, list(serving), notes),
@@ -107,7 +109,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         kept=tuple(notes.attempt("the replay samples", list[Kept](), samples.rows)),
         budget=notes.attempt("the replay budget", None, samples.budget),
         streams=tuple(_streams(registry.path / STREAMS, notes)),
-        moves=tuple(_moves(registry.events())),
+        moves=tuple(_moves(events)),
         max_forgetting=notes.attempt("max_forgetting in hub.toml", None, _limit, registry),
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -174,9 +176,7 @@ def _gate(record: AdapterRecord) -> GateFacts | None:
         return None
     of_retention = "min_retention" in told
     limit = told["min_retention"] if of_retention else told["limit"]
-    effects = tuple(Effect.from_json(row) for row in told["effects"])
-    for effect in effects:
-        assert effect.interval  # shares, on at least one example: raises where they are none
+    effects = _shares(Effect.from_json(row) for row in told["effects"])
     return GateFacts(
         ref=record.ref,
         at=record.created_at,
@@ -186,6 +186,32 @@ def _gate(record: AdapterRecord) -> GateFacts | None:
         status=record.status,
         effects=effects,
     )
+
+
+def _promotions(events: Sequence[Event], notes: _Notes) -> list[GateFacts]:
+    """The promotions that the gate refused, newest first."""
+    found, passed = [], set[str]()
+    for event in events:
+        if event.verb == "promote":
+            passed.add(event.ref)
+        elif event.verb == REFUSED and event.detail:  # forget-task empties the details
+            status = "active" if event.ref in passed else "rejected"
+            one = notes.attempt(f"the refused promotion of {event.ref}", None, _promotion, event, status)
+            found += [] if one is None else [one]
+    return found
+
+
+def _promotion(event: Event, status: str) -> GateFacts:
+    decision = refusal_of(event.detail)
+    effects = _shares(decision.effects)
+    return GateFacts(event.ref, event.at, decision.limit, False, False, status, effects, promotion=True)
+
+
+def _shares(effects: Iterable[Effect]) -> tuple[Effect, ...]:
+    found = tuple(effects)
+    for effect in found:
+        assert effect.interval  # shares, on at least one example: raises where they are none
+    return found
 
 
 def _derived(record: AdapterRecord, notes: _Notes) -> DerivedFacts | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,19 +18,19 @@ from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.knowledge import Questions
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.material import Material
-from adapterhub_cl.training.probes import Probe, effect, probe_of, score, score_version, with_source
+from adapterhub_cl.training.probes import Probe, asked_as, effect, probe_of, score, score_version, with_source
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import keep_samples, record_version
 from adapterhub_cl.training.request import Request, limit_of
-from adapterhub_cl.types import AdapterRecord, Evaluation
+from adapterhub_cl.types import AdapterRecord, Evaluation, Task
 
 
 class Judge:
     """What is measured before a training and again after it.
 
     Attributes:
-        probes: for each task that the new version takes over, and its own one if it goes on from an older version of
-            it: what it is measured on, what the version that serves it scores there, and which that is.
+        probes: for each task that the new version would serve in the place of another one, its own included: what
+            it is measured on, what the version that serves it scores there, and which that is.
     """
 
     def __init__(
@@ -54,17 +54,33 @@ class Judge:
                 self.before = self.questions.ask(old, base)
 
     def _probes(self) -> list[tuple[Probe, Evaluation, str]]:
-        material, registry = self.material, self.registry
+        registry, own = self.registry, self.material.task.name
         serving = registry.serving()
-        parent, own = material.parent, material.task.name
-        names = [own] if parent is not None and parent.task == own else []
         found = []
-        for name in (*names, *material.takes_over):
-            probe = probe_of(registry, name) if name in serving else None
+        for name in (name for name in (own, *self.material.takes_over) if name in serving):
+            record = registry.get(serving[name])
+            probe = self._own_probe(record) if name == own else probe_of(registry, name)
             if probe is not None:
-                record = registry.get(serving[name])
                 found.append((probe, score_version(registry, self.base, record, probe, self.reporter), record.ref))
         return found
+
+    def _own_probe(self, served: AdapterRecord) -> Probe | None:
+        """What the new version of the task is compared with the one that serves it on, asked as that one asks.
+
+        None where the kind or the metric has changed: two such scores say nothing of each other.
+        """
+        material, new = self.material, self.material.task
+        told = served.manifest.get("task_spec") if served.task == new.name else None
+        old = Task.from_json(told) if told else self.registry.task(new.name)
+        if (old.kind, old.metric) != (new.kind, new.metric):
+            return None
+        probe, held = probe_of(self.registry, new.name), material.held_out
+        goes_on = material.parent is not None and material.parent.task == new.name
+        usable = held is not None and (held.layout != "raw text" or new.kind == "text")
+        if held is not None and usable and not goes_on and (probe is None or not probe.sha256):
+            # Replay samples are what the older version was trained on, and this one may never have seen them.
+            probe = Probe(new, held.examples, held.source, self.length, held.sha256)
+        return None if probe is None else asked_as(probe, old)
 
     def after(self, model: Any) -> tuple[list[Evaluation], Decision]:
         """All scores of the trained model, and what the gate says to them."""
@@ -74,7 +90,9 @@ class Judge:
             same = (probe.task.name, probe.data, probe.task.metric)
             now = next((s for s in scores if (s.task, s.data, s.metric) == same), None)
             if now is None:
-                now = with_source(score(model, self.base, probe, self.reporter), probe)
+                task = self.material.task
+                asked = asked_as(probe, task) if probe.task.name == task.name else probe
+                now = with_source(score(model, self.base, asked, self.reporter), probe)
                 scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
@@ -159,14 +177,18 @@ def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
     """The error that says why a rejected version was refused, and what to try."""
     gate = record.manifest["gate"]
     decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
-    refused = GateRefused(decision.message(record.ref), _what_to_try(strategy, record))
+    refused = GateRefused(decision.message(record.ref), _what_to_try(strategy, record, decision.refused))
     refused.record = record
     return refused
 
 
-def _what_to_try(strategy: str, record: AdapterRecord) -> str:
-    other = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
+def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:
+    others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
+    tried = f"{others}, a lower --learning-rate"
+    anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
+    if anew and record.kind != "updated":  # it was learned from scratch, and the version before it does better
+        tried = f"to go on from the version before it (cl-adapter update {record.name} DATA), more data or --epochs"
     return (
-        f"{record.ref} is kept as rejected and nothing was moved; try {other}, a lower --learning-rate, or let it "
+        f"{record.ref} is kept as rejected and nothing was moved; try {tried}, or let it "
         f"pass: cl-adapter promote {record.ref} --max-forgetting 1"
     )

@@ -108,6 +108,8 @@ class Loop:
         self.log = log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+        # fp16 ends at 6e-8: without scaling the loss, small gradients become zero on their way through the base.
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.lengths = [len(e) for e in self.examples]
         self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps_per_epoch = math.ceil(self.fresh / self.rows_per_step)
@@ -260,12 +262,14 @@ class Loop:
                 if world > 1 or not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                     raise
                 self.halve(error)
+        self.scaler.unscale_(self.optimizer)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip)
         self.strategy.before_step(self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # in fp16 a step whose gradients overflowed is passed over
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.strategy.after_step(self.stage)
         if world > 1:
@@ -304,7 +308,8 @@ class Loop:
                 penalty = self.strategy.penalty(self.stage, batch, logits)
                 if penalty is not None:
                     loss = loss + penalty * (len(part) / len(mine))
-                self.accelerator.backward(loss)
+                # Not Accelerate's backward: its own scaler (`--mixed_precision fp16`) knows nothing of this optimiser.
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
@@ -348,7 +353,8 @@ class Loop:
             "random": checkpoints.random_tensors(),
         }
         flat = {f"{part}.{key}": value for part, named in parts.items() for key, value in named.items()}
-        checkpoints.save(self.run, checkpoints.Checkpoint(flat, {"at": self.at.__dict__, "strategy": values}))
+        state = {"at": self.at.__dict__, "strategy": values, "scaler": self.scaler.state_dict()}
+        checkpoints.save(self.run, checkpoints.Checkpoint(flat, state))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -369,4 +375,6 @@ class Loop:
         self.best = stored.part("best")
         self.strategy.restore(stored.part("strategy"), stored.state["strategy"])
         self.at = Progress(**stored.state["at"])
+        if stored.state.get("scaler"):  # empty where nothing is scaled
+            self.scaler.load_state_dict(stored.state["scaler"])
         self.reporter.note(f"going on at step {self.at.steps} of {self.total}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.tasks import updated_task
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
 from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.launching import one_process
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies import Origin
@@ -53,8 +53,7 @@ def begin(registry: Registry, request: Request, every: int, resume: bool, report
     Raises:
         UsageError: a bad number, or nothing to resume.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("--online runs in one process", "start it without accelerate launch")
+    one_process("--online")
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}", "--every 100")
     if resume:

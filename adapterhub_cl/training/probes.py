@@ -13,6 +13,7 @@ from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.evaluation.stages import source_of
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.material import kept_samples
 from adapterhub_cl.training.progress import Reporter
@@ -60,6 +61,13 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
     return None
 
 
+def asked_as(probe: Probe, task: Task) -> Probe:
+    """The same examples, asked as another description of their task asks them."""
+    old = probe.task.instruction
+    rows = [replace(e, instruction=task.instruction) if e.instruction == old else e for e in probe.examples]
+    return replace(probe, task=task, examples=rows)
+
+
 def length_of(record: AdapterRecord) -> int:
     """Tokens that a version's examples were cut to."""
     settings = (record.manifest.get("training") or {}).get("settings") or {}
@@ -94,7 +102,7 @@ def score_version(
     for stored in reversed(registry.evaluations(record.ref, probe.task.name)):
         found = stored.evaluation
         same = (found.data, found.n, found.metric) == (probe.data, len(probe.examples), probe.task.metric)
-        if same and _source_of(record, found) == probe.sha256:
+        if same and source_of(record, found) == probe.sha256:
             return found
     registry.check_files(record)
     with as_served(base, record.path) as model:
@@ -109,13 +117,6 @@ def recorded_score(
     if not any(s.evaluation == found for s in registry.evaluations(record.ref, probe.task.name)):
         registry.add_evaluations(record.ref, [with_source(found, probe)])
     return found
-
-
-def _source_of(record: AdapterRecord, found: Evaluation) -> str | None:
-    """The hash of what a recorded score was measured on; None where it is not known."""
-    held = (record.manifest.get("training") or {}).get("eval") or {}
-    known = held.get("sha256") if held.get("source") == found.data else None
-    return found.details.get("sha256", known)  # type: ignore[no-any-return]
 
 
 def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.errors import GateRefused, UsageError
-from adapterhub_cl.evaluation.gate import Decision, Effect, decide
+from adapterhub_cl.errors import GateRefused, StorageError, UsageError
+from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.probes import effect, probe_of, recorded_score
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import limit_of
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import AdapterRecord, Task
 
 
 def effects_of(
@@ -64,6 +65,8 @@ def promote(
     registry.check_files(record)
     decision = decide(effects_of(registry, load, record, record.tasks, reporter), bound)
     if not decision.passed:
+        with suppress(StorageError):  # a hub that cannot be written is no reason to hide what the gate said
+            registry.add_event(REFUSED, record.ref, decision.to_log())
         refused = GateRefused(
             decision.message(record.ref),
             f"nothing was moved; let it pass: cl-adapter promote {record.ref} --max-forgetting 1",
@@ -76,6 +79,9 @@ def promote(
     if record.status == "rejected":
         reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
         registry.set_status(record.ref, "active")
+        spec = record.manifest.get("task_spec")
+        if spec and set(registry.task(record.task).labels) <= set(spec["labels"]):  # as publishing would have
+            registry.put_task(Task.from_json(spec))
         newest = max(v.version for v in registry.versions(record.name) if v.status == "active")
         if newest == record.version:
             registry.set_alias(record.ref, "latest", reason="promote")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from adapterhub_cl.evaluation.gate import Effect, as_share, decide
+from adapterhub_cl.evaluation.gate import Effect, as_share, decide, refusal_of
 
 
 def effect(before: float, after: float, n: int = 1000, task: str = "news") -> Effect:
@@ -44,6 +46,15 @@ def test_it_goes_through_json() -> None:
     assert row["interval"][0] < 0.4 < row["interval"][1]
     assert Effect.from_json(row) == effect(0.9, 0.5)
     assert decide([effect(0.9, 0.5)], 0.02).to_json()["passed"] is False
+
+
+def test_a_refusal_goes_through_the_log() -> None:
+    decision = decide([effect(0.9, 0.5), effect(0.8, 0.79, task="mail")], 0.02)
+    logged = json.loads(json.dumps(decision.to_log()))
+    assert [row["task"] for row in logged["refused"]] == ["news"], "what passed was not refused"
+    again = refusal_of(logged)
+    assert again.message("both@v1") == decision.message("both@v1")
+    assert (again.limit, again.passed) == (0.02, False)
 
 
 def test_perplexity_becomes_a_share() -> None:
