@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from adapterhub_cl.reporting.wording import size as size  # the verbs say display.size
 from adapterhub_cl.types import Evaluation
 
 NOTHING = "-"
@@ -18,16 +19,6 @@ _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d
 def one_line(text: str) -> str:
     """A text without line ends or control characters, so that data cannot break a table or a terminal."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in " ".join(text.split()))
-
-
-def size(count: int) -> str:
-    """1536 → `1.5 kB`; units of 1000."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def age(created_at: str, now: datetime | None = None) -> str:

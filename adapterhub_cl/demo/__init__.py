@@ -40,6 +40,7 @@ def run(
         UsageError: the folder holds something else than a demo hub.
     """
     from adapterhub_cl.demo import steps
+    from adapterhub_cl.reporting.wording import size
     from adapterhub_cl.training.progress import Reporter as Silent
 
     report = reporter or Silent()
@@ -58,8 +59,8 @@ def run(
         record = steps.learn(hub, task, "isolated", seed, report)
         kept[task] = record.metrics[hub.registry.task(task).metric]
         bare[task] = steps.task_score(hub, task, "base")
-        size = f"{record.bytes / 1e6:.1f} MB"
-        tell(f"   {record.ref:<12} {kept[task]:6.1%} of unseen texts right (base alone {bare[task]:5.1%}), {size}")
+        told_bare = f"(base alone {bare[task]:5.1%}), {size(record.bytes)}"
+        tell(f"   {record.ref:<12} {kept[task]:6.1%} of unseen texts right {told_bare}")
     told |= {"isolated": kept, "base": bare}
 
     tell("\n2. Without: one adapter, trained on and on\n")
@@ -92,11 +93,11 @@ def run(
     student = steps.distil(hub, seed, report)
     smaller = hub.prune(student.ref, energy=ENERGY)
     told |= {"refused": refused.message, "merged": merged}
-    for what, record in ((f"distill, {student.bytes / 1e6:.1f} MB", student), ("", smaller)):
+    for what, record in ((f"distill, {size(student.bytes)}", student), ("", smaller)):
         shares = steps.retention(record)
         if record is smaller:  # measured against the student, told against the tasks' own adapters
             shares = {task: share * told["distilled"][task] for task, share in shares.items()}
-        tell(f"   {what or f'prune, {record.bytes / 1e6:.1f} MB':<20}" + _cells(shares))
+        tell(f"   {what or f'prune, {size(record.bytes)}':<20}" + _cells(shares))
         told["distilled" if record is student else "pruned"] = shares
 
     problems = hub.verify()

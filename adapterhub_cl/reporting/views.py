@@ -218,7 +218,7 @@ def _verdict(gate: GateFacts, effect: Effect, widest: float) -> Verdict:
     bar = drawing.change_bar(-effect.drop, bound, widest) if widest else Markup("")
     share = retention(effect) if gate.of_retention else None
     if gate.limit is None:
-        allowed, said = "no bound", "passed"
+        allowed, said = "no bound", "measured only"
     elif gate.of_retention:
         allowed = f"retention ≥ {gate.limit:g}"
         said = "refused" if retention(effect) < gate.limit else "passed"
