@@ -86,7 +86,7 @@ def predict(
     if any(p.routing is not None for p in found):
         display.table(
             ("prediction", "confidence", "task", "routing", "adapter", "text"),
-            [(p.prediction, f"{p.confidence:.3f}", p.task, _sure(p.routing), answered_by(p), p.text) for p in found],
+            [(p.prediction, f"{p.confidence:.3f}", p.task, _sure(p), answered_by(p), p.text) for p in found],
             right=("confidence", "routing"),
         )
     else:
@@ -104,8 +104,9 @@ def predict(
         session.note(f"note: {cut} {'input was' if cut == 1 else 'inputs were'} longer than the context and cut")
 
 
-def _sure(routing: float | None) -> str | None:
-    return None if routing is None else f"{routing:.3f}"
+def _sure(found: Prediction) -> str | None:
+    """The confidence in the task that was found; none where none was."""
+    return None if found.routing is None or not found.task else f"{found.routing:.3f}"
 
 
 def answered_by(prediction: Prediction) -> str:
@@ -217,8 +218,8 @@ def _show(piece: str) -> bool:
 
 def _tell_router(session: Session, found: Prediction) -> None:
     if found.routing is not None:
-        what = f"task {found.task}" if found.task else "no known task"
-        session.note(f"answered by {answered_by(found)}: {what}, routing confidence {found.routing:.3f}")
+        what = f"task {found.task}, routing confidence {found.routing:.3f}" if found.task else "no known task"
+        session.note(f"answered by {answered_by(found)}: {what}")
 
 
 @verb(USE, 'cl-adapter chat\nprintf "hello\\nand now?\\n" | cl-adapter chat --adapter base --json')

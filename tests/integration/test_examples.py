@@ -31,4 +31,5 @@ def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     print(f"{path.name}: {time.monotonic() - started:.0f} s")
-    assert list(tmp_path.iterdir()) == [], "it leaves files behind"
+    left = [path.name for path in tmp_path.iterdir() if not path.name.startswith("torchinductor_")]  # torch's own cache
+    assert left == [], "it leaves files behind"
