@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -10,12 +12,32 @@ from cl_adapter.session import Session
 
 from adapterhub_cl.errors import AdapterHubError
 
+_SAFE = re.compile(r"[\w.@-]+", re.ASCII)
 VARIABLE = "_CL_ADAPTER_COMPLETE"
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 
+# typer's own for bash takes the words as bash cuts them, before each @ and after each = and :, of which references are
+# made; what is told to bash must begin where its own word does.
+_BASH = """_cl_adapter_completion() {
+    local line="${COMP_LINE:0:$COMP_POINT}" current words
+    current="${line##*[[:space:]]}"
+    IFS=$' \\t\\n' read -ra words <<< "$line"
+    [[ -n "$current" ]] || words+=("")
+    mapfile -t COMPREPLY < <(COMP_WORDS="$line" COMP_CWORD=$((${#words[@]} - 1)) %s=complete_bash "$1")
+    [[ "$current" == -*=* ]] && current="${current#*=}"
+    if [[ "$current" == *@* ]]; then COMPREPLY=("${COMPREPLY[@]#"${current%%%%@*}"}")
+    elif [[ "$current" == *[=:]* ]]; then COMPREPLY=("${COMPREPLY[@]#"${current%%"${current##*[=:]}"}"}"); fi
+    [[ ${#COMPREPLY[@]} -gt 0 && -n "${COMPREPLY[0]}" ]] || COMPREPLY=()
+}
+
+complete -o default -F _cl_adapter_completion cl-adapter"""
+
+
 def script(shell: str) -> str:
     """What a shell's start-up file has to evaluate."""
+    if shell == "bash":
+        return _BASH % VARIABLE
     from typer.completion import get_completion_script
 
     return get_completion_script(prog_name="cl-adapter", complete_var=VARIABLE, shell=shell)
@@ -26,7 +48,9 @@ def answer(group: Any, instruction: str) -> int:
     from typer.completion import completion_init, shell_complete
 
     completion_init()
-    return shell_complete(group, {}, "cl-adapter", VARIABLE, instruction)
+    with suppress(Exception):  # whatever is wrong with the hub or the call: nothing is said between a user's keys
+        return shell_complete(group, {}, "cl-adapter", VARIABLE, instruction)
+    return 1
 
 
 def own_words(verb: str, words: list[str], parent: typer.Context | None) -> list[str]:
@@ -59,13 +83,14 @@ def versions(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     if "@" in incomplete:
         about = {record.ref: record.kind for record in found}
         about |= {f"{record.name}@{alias}": record.ref for record in found for alias in record.aliases}
-    return list(about.items())
+    # What stands in an index may be forged, and shells evaluate what they are offered.
+    return [(name, kind) for name, kind in about.items() if _SAFE.fullmatch(name)]
 
 
 def tasks(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The tasks of the hub."""
     try:
-        return sorted(_hub(ctx).registry.serving().items())
+        return [row for row in sorted(_hub(ctx).registry.serving().items()) if _SAFE.fullmatch(row[0] + row[1])]
     except AdapterHubError:
         return []
 

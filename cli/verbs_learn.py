@@ -240,17 +240,16 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
 
 
 def _settings_line(method: str, wanted: Wishes) -> str:
+    """The settings that matter most, and all that are not at their defaults; `show` has every one."""
     from adapterhub_cl import replay, strategies
 
-    shown: dict[str, Any] = {"strategy": strategies.DEFAULT if method == "add_task" else "sequential"}
-    shown |= {"replay": replay.DEFAULT if method == "add_task" else "as before"}
+    usual = (strategies.DEFAULT, replay.DEFAULT) if method == "add_task" else ("sequential", "as before")
+    shown: dict[str, Any] = dict(zip(("strategy", "replay"), usual, strict=True))
     shown |= {k: v for k, v in wanted.options.items() if k in shown}
-    shown |= wanted.effective().to_json()
-    if method == "update":  # what goes on from the old version keeps its shape
-        from adapterhub_cl.training.request import SHAPE
-
-        shown = {k: v for k, v in shown.items() if k not in SHAPE or k in wanted.settings}
-    words = [f"{k.replace('_', '-')}={'auto' if v is None else v}" for k, v in shown.items() if v != ""]
+    shown |= {k: v for k, v in wanted.effective().to_json().items() if k in ("epochs", "rank") or k in wanted.settings}
+    if method == "update" and "rank" not in wanted.settings:  # what goes on from the old version keeps its shape
+        del shown["rank"]
+    words = [f"{k.replace('_', '-')}={v}" for k, v in shown.items() if v not in ("", None)]
     return f"settings: {' '.join(words)}"
 
 

@@ -62,7 +62,8 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) ->
     value = scored.evaluation.value if scored else None
     kept = record.manifest.get("retention") if record.kind in DERIVED and len(record.tasks) > 1 else None
     if kept:  # one score would stand for one of its tasks only
-        metric, value = "mean retention", sum(kept.values()) / len(kept)
+        metric = "of its parent" if record.kind == "pruned" else "mean retention"
+        value = sum(kept.values()) / len(kept)
     return (
         record.ref,
         ", ".join(record.tasks[:3]) + (", …" if len(record.tasks) > 3 else "") if not record.task else record.task,

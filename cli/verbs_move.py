@@ -46,8 +46,11 @@ def rollback(
     if session.json:
         session.give({"alias": name, "from": before.ref, "to": after.ref, "serving": moved})
         return
-    same = before.name == after.name
-    print(f"{name.rpartition('@')[2]}: " + (f"{before.ref} → {after.ref}" if same else f"no longer {before.ref}"))
+    alias = name.rpartition("@")[2]
+    if alias in hub.registry.aliases().get(before.name, {}):
+        print(f"{alias}: {before.ref} → {after.ref}")
+    else:
+        print(f"{alias}: no longer {before.ref}; {before.name} has no such alias now, as before it was set")
     for task, ref in moved.items():
         print(f"  {task} is served by {ref}")
     session.note(f"next: {session.command(f'log {after.name} -n 5')} shows what it was before")

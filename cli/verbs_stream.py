@@ -98,7 +98,8 @@ def forgetting(
 ) -> None:
     """What a version does to every other task of the hub."""
     session = Session.of(ctx)
-    record, effects = session.hub().forgetting(ref, reporter=session.reporter())
+    hub = session.hub()
+    record, effects = hub.forgetting(ref, reporter=session.reporter())
     if session.json:
         session.give({"ref": record.ref, "status": record.status, "effects": [e.to_json() for e in effects]})
         return
@@ -108,7 +109,7 @@ def forgetting(
     show_effects(record.ref, effects)
     if not any(effect.served for effect in effects):
         session.note(f"{record.ref} answers for none of these tasks: what they lose above is what it would cost them")
-    elif any(effect.answered_by != record.ref for effect in effects):
+    elif record.ref not in hub.registry.serving().values():
         session.note(f"next: {session.command(f'promote {record.ref}')} lets it serve, if it passes the gate")
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.data.columns import read_examples
-from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.metrics import score
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.registry import HubFile, Registry
+from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, Example, Prediction
 
@@ -42,17 +42,9 @@ def held_out(task: str) -> list[Example]:
 
 
 def fresh_hub(folder: Path) -> AdapterHub:
-    """A new hub on the embedded base; an older one of the demo's in its place goes.
-
-    Raises:
-        UsageError: the folder holds a hub of the user's own.
-    """
+    """A new hub on the embedded base."""
     from adapterhub_cl.bases.loading import inspect_base
 
-    if (folder / "hub.toml").is_file():
-        if not HubFile.read(folder).defaults.get("demo"):
-            raise UsageError(f"{folder} is a hub of your own", "say where: cl-adapter demo FOLDER")
-        shutil.rmtree(folder)
     return AdapterHub(Registry.create(folder, inspect_base("tiny", "nf4"), {"demo": True}))
 
 

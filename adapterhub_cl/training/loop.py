@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +117,7 @@ class Loop:
         self.parameters = trainable(model)
         self.at = Progress(rows=settings.batch_size)
         self.best: dict[str, torch.Tensor] = {}
+        self.left_out: set[int] = set()
         self.stage = LoopStage(self)
 
     def __call__(self) -> Outcome:
@@ -177,6 +178,14 @@ class Loop:
             self.at.examples / speed,
             self.at.tokens / speed,
         )
+
+    def leave_out(self, rows: Collection[int]) -> None:
+        """Let rows of the past be reviewed no more."""
+        self.left_out |= set(rows)
+        for task, known in list(self.stage.reviewed.items()) if rows else ():
+            known[:] = [row for row in known if row not in self.left_out]
+            if not known:  # a strategy draws from each task that it is shown
+                del self.stage.reviewed[task]
 
     @property
     def exhausted(self) -> bool:
@@ -247,7 +256,8 @@ class Loop:
             the mean loss of an answer token.
         """
         started = time.perf_counter()
-        weights = dict.fromkeys(fresh, 1.0) | dict(self.strategy.review(self.stage, fresh))
+        reviewed = {row: weight for row, weight in self.strategy.review(self.stage, fresh) if row not in self.left_out}
+        weights = dict.fromkeys(fresh, 1.0) | reviewed
         indices = list(weights)
         tokens = answers_in(self.examples, indices)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index

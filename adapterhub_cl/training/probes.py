@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand
+from adapterhub_cl.data.tasks import mark_of
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
@@ -30,6 +32,7 @@ class Probe:
     Attributes:
         data: where they came from, as it is recorded with a score.
         sha256: of the source; empty for replay samples.
+        left_out: how many of the source's examples are not among these: see `without`.
     """
 
     task: Task
@@ -37,6 +40,30 @@ class Probe:
     data: str
     max_length: int
     sha256: str = ""
+    left_out: int = 0
+
+
+def without(probe: Probe, outdated: Collection[str]) -> Probe | None:
+    """The probe less what has another answer by now; None where nothing is left.
+
+    Args:
+        outdated: marks (see `mark_of`) of these questions and their old answers.
+    """
+    marks = [mark_of(e, probe.task.instruction) for e in probe.examples] if outdated else []
+    gone = sorted(mark for mark in marks if mark in outdated)
+    if not gone:
+        return probe
+    kept = [e for e, mark in zip(probe.examples, marks, strict=True) if mark not in outdated]
+    # Another name and another hash: a score on these rows must not be taken for one on the whole source.
+    seal = hashlib.sha256("\n".join([probe.sha256, *gone]).encode()).hexdigest()
+    data = f"{probe.data}, {len(gone)} outdated left out"
+    return replace(probe, examples=kept, data=data, sha256=seal, left_out=len(gone)) if kept else None
+
+
+def outdated_of(record: AdapterRecord | None, task: str) -> frozenset[str]:
+    """Marks of the old answers of a task that a version, or one that it was updated from, was told are outdated."""
+    own = record is not None and record.task == task
+    return frozenset(record.manifest.get("outdated") or ()) if own and record is not None else frozenset()
 
 
 def probe_of(registry: Registry, name: str) -> Probe | None:

@@ -9,7 +9,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import effect, probe_of, recorded_score
+from adapterhub_cl.training.probes import effect, outdated_of, probe_of, recorded_score, without
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import limit_of
 from adapterhub_cl.types import AdapterRecord, Task
@@ -35,6 +35,7 @@ def effects_of(
             found.append(recorded[task])
             continue
         probe = probe_of(registry, task)
+        probe = None if probe is None else without(probe, outdated_of(record, task))
         if probe is None or task not in serving or serving[task] == record.ref:
             continue
         old = registry.get(serving[task])
@@ -73,9 +74,8 @@ def promote(
         )
         refused.record = record
         raise refused
-    for found in decision.effects:
-        if found.drop > bound:
-            reporter.note(found.within_chance(bound))
+    for text in decision.within_chance:
+        reporter.note(text)
     if record.status == "rejected":
         reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
         registry.set_status(record.ref, "active")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import select
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 from cli_support import Cl
 
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.types import BaseInfo, Task
 
 
 @pytest.fixture
@@ -75,16 +81,51 @@ def test_the_script_of_each_shell_asks_the_command(shell: str, cl: Cl) -> None:
     assert "_CL_ADAPTER_COMPLETE" in said.out
 
 
-def test_bash_takes_the_script(cl: Cl, tmp_path: Path) -> None:
-    (tmp_path / "rc").write_text(cl("completion", "bash").out)
-    said = subprocess.run(
-        ["bash", "--norc", "-c", f"source {tmp_path / 'rc'}; complete -p cl-adapter"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (said.returncode, said.stderr) == (0, "")
-    assert "cl-adapter" in said.stdout
+@pytest.fixture(scope="module")
+def bash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """What stands on the line of a real bash after Tab, in a folder whose registry/ has tickets@v1."""
+    folder = tmp_path_factory.mktemp("completion")
+    hub = Registry.create(folder / "registry", BaseInfo("tiny", "f" * 64, quantization="none"))
+    with hub.new_draft("tickets") as draft:
+        (draft.path / "adapter_model.safetensors").write_bytes(b"weights")
+        hub.publish(draft, {"kind": "trained", "rank": 4}, task=Task("tickets", "choice", labels=("a", "b")))
+    process, terminal = pty.fork()
+    if process == 0:  # pragma: no cover
+        os.chdir(folder)
+        os.environ |= {"PS1": "", "TERM": "dumb", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+
+    def until(pattern: str) -> str:
+        found = ""
+        while (match := re.search(pattern, found)) is None:
+            ready, _, _ = select.select([terminal], [], [], 30)
+            assert ready, f"bash said {found!r} and no more"
+            found += os.read(terminal, 4096).decode()
+        return match[1]
+
+    def ask(line: str) -> str:
+        # Tab; then the line becomes what `echo` prints.
+        os.write(terminal, line.encode() + b"\t\x01echo '<\x05>'\n")
+        return until(r"\n<([^>]*)>\r\n")
+
+    os.write(terminal, b"eval \"$(cl-adapter completion bash)\"; bind 'set bell-style none'; echo re''ady\n")
+    until("(ready)")
+    yield ask
+    os.close(terminal)
+    os.waitpid(process, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cl-adapter show tick", "cl-adapter show tickets "),
+        ("cl-adapter show tickets@v", "cl-adapter show tickets@v1 "),
+        ("cl-adapter predict --adapter=tickets@l", "cl-adapter predict --adapter=tickets@latest "),
+        ("cl-adapter add-task a b --strategy=seq", "cl-adapter add-task a b --strategy=sequential "),
+    ],
+)
+def test_a_real_bash_completes(line: str, expected: str, bash: Callable[[str], str]) -> None:
+    assert bash(line) == expected
 
 
 def test_another_shell_is_named(cl: Cl) -> None:
@@ -92,3 +133,29 @@ def test_another_shell_is_named(cl: Cl) -> None:
     assert said.code == 2
     assert "unknown shell 'tcsh'" in said.err
     assert "fish" in said.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_forged_names_are_not_offered(
+    shell: str, registry: Registry, publish: Callable[..., Any], cl: Cl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("mood")
+    forged = "$(id)`x`\\$(touch /tmp/pwn)"
+    monkeypatch.setattr(Registry, "serving", lambda self: {forged: "mood@v1", "mood": "mood@v1", "x": f"{forged}@v1"})
+    line = f"cl-adapter --hub {registry.path} predict --task "
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", "5")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+    monkeypatch.setenv("_CL_ADAPTER_COMPLETE", f"complete_{shell}")
+    said = cl()
+    assert "mood" in said.out
+    assert "$" not in said.out
+    assert "`" not in said.out
+
+
+def test_a_call_that_makes_no_sense_says_nothing(cl: Cl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_CL_ADAPTER_COMPLETE", "complete_bash")
+    assert cl().err == ""
+    monkeypatch.setenv("COMP_WORDS", "cl-adapter ")
+    monkeypatch.setenv("COMP_CWORD", "abc")
+    assert cl().err == ""

@@ -14,6 +14,7 @@ from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.judging import Judge
 from adapterhub_cl.training.material import Material
+from adapterhub_cl.training.probes import without
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 MOOD = Task("mood", "choice", instruction="Good or bad?", labels=("bad", "good"), metric="accuracy")
@@ -78,3 +79,60 @@ def test_each_version_is_asked_as_it_was_taught(hub: Registry) -> None:
 def test_scores_of_another_kind_are_not_compared(hub: Registry, change: dict[str, Any]) -> None:
     publish(hub)
     assert own_probe(hub, replace(MOOD, **change), None) is None
+
+
+def judge_of(hub: Registry, data: Examples, held: Examples | None, verb: str = "update") -> tuple[Judge, list[str]]:
+    """A judge of a run on this data, and what it says."""
+    judge, said = Judge.__new__(Judge), list[str]()
+    judge.registry, judge.length, judge.probes, judge.outdated = hub, 32, [], set()
+    task = replace(MOOD, labels=tuple(sorted({*MOOD.labels, *(e.answer or "" for e in data)})))
+    judge.material = Material(data, held, task, hub.get("mood"))
+    judge.request = SimpleNamespace(verb=verb)  # type: ignore[assignment]
+    judge.reporter = SimpleNamespace(note=said.append)  # type: ignore[assignment]
+    return judge, said
+
+
+def rows(*pairs: tuple[str, str]) -> Examples:
+    made = [Example(text, label, MOOD.instruction) for text, label in pairs]
+    return Examples(made, "text/label", "new.jsonl", "0" * 64, 0, [f"row {k}" for k in range(len(made))])
+
+
+def test_held_out_rows_that_are_answered_otherwise_now_are_not_compared(hub: Registry, tmp_path: Path) -> None:
+    held = read_examples(write(tmp_path / "old.jsonl", "one", "two", "three"), None, MOOD.instruction)
+    first = publish(hub, held=held)
+    judge, said = judge_of(hub, rows(("ONE", "bad"), ("two", "good")), None)
+    whole = judge._own_probe(first)
+    assert whole is not None
+    probe = judge._up_to_date(whole)
+    assert probe is not None
+    assert [e.input for e in probe.examples] == ["two", "three"]
+    assert (probe.left_out, whole.left_out) == (1, 0)
+    assert (probe.data != whole.data, probe.sha256 != whole.sha256) == (True, True), "two scores never taken for one"
+    assert said == ["note: 1 held-out row answers otherwise than the new data; left out where the gate compares"]
+    later = without(whole, judge.outdated)
+    assert later == probe, "`promote` leaves out the same rows"
+    judge, said = judge_of(hub, rows(*((text, "bad") for text in ("one", "two", "three"))), None)
+    assert judge._up_to_date(whole) is None
+    judge, said = judge_of(hub, rows(("one", "bad")), None, "add-task")
+    assert (judge._up_to_date(whole), said) == (whole, [])
+
+
+def test_a_label_that_no_held_out_row_has_is_named(hub: Registry, tmp_path: Path) -> None:
+    held = read_examples(write(tmp_path / "old.jsonl", "one"), None, MOOD.instruction)
+    first = publish(hub, held=held)
+    fresh = rows(("a", "good"), ("b", "Schluessel"), ("c", "bad"))
+    judge, said = judge_of(hub, fresh, held)
+    judge._tell_unmeasured()
+    assert said == ["note: no held-out row has the label Schluessel"], "the update brings it; bad was there before"
+    judge, said = judge_of(hub, fresh, held, "add-task")
+    judge._tell_unmeasured()
+    assert said == ["note: no held-out row has the labels Schluessel, bad"]
+    judge, said = judge_of(hub, fresh, None)
+    probe = judge._own_probe(first)
+    assert probe is not None
+    judge.probes = [(probe, None, "mood@v1")]  # type: ignore[list-item]
+    judge._tell_unmeasured()
+    assert said == ["note: no held-out row has the label Schluessel"], "the recorded held-out data give the headline"
+    judge, said = judge_of(hub, fresh, rows(("x", "Schluessel"), ("y", "bad")))
+    judge._tell_unmeasured()
+    assert said == []

@@ -15,11 +15,13 @@ from toys import PAD, distance, same, toy_settings, toy_tokens, train
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
 from adapterhub_cl.objectives.causal_lm import Objective
-from adapterhub_cl.strategies import BaseStrategy, Stage
+from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import checkpoints
 from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.lora import new_adapter, trainable
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.stage import LoopStage
+from adapterhub_cl.types import Example
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -532,3 +534,15 @@ def test_figures_of_an_outcome(pico_base: Any) -> None:
     assert reporter.finished
     assert outcome.tokens_per_second / outcome.examples_per_second == pytest.approx(sum(map(len, examples)) / 14)
     assert all(value.device.type == "cpu" and not value.requires_grad for value in outcome.weights.values())
+
+
+def test_rows_that_are_left_out_are_reviewed_no_more() -> None:
+    """Neither by the loop, whatever a strategy asks for, nor shown to it."""
+    loop = Loop.__new__(Loop)
+    loop.fresh, loop.left_out = 2, set()
+    loop.origins = [Origin(task, None, Example("x")) for task in ("a", "a", "b")]
+    loop.stage = LoopStage(loop)
+    loop.leave_out([])
+    assert loop.stage.reviewed == {"a": [2, 3], "b": [4]}
+    loop.leave_out([3, 4])
+    assert (loop.stage.reviewed, loop.left_out) == ({"a": [2]}, {3, 4})

@@ -59,3 +59,15 @@ def test_what_is_let_pass_brings_its_task_with_it(hub: Registry) -> None:
     promote(hub, 1.0)
     assert hub.serving() == {"news": "news@v2"}
     assert (hub.task("news").labels, hub.task("news").prompt_format) == (("a", "b", "c"), "alpaca")
+
+
+def test_tasks_that_drop_together_are_refused_and_logged(hub: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    drops = [Effect(task, "accuracy", 0.85, 0.72, 60, "x.jsonl", f"{task}@v1") for task in ("news", "a", "b", "c")]
+    assert not any(drop.over(0.02) for drop in drops)
+    monkeypatch.setattr(promoting, "effects_of", lambda *_: drops)
+    with pytest.raises(GateRefused, match=r"together 4 tasks drop by 0\.130 on average \(95 % 0\.\d+ to 0\.\d+\)"):
+        promote(hub, None)
+    (event, *_) = hub.events("news")
+    assert event.detail["together"]["tasks"] == 4
+    assert len(event.detail["refused"]) == 4
+    assert hub.serving() == {"news": "news@v1"}
