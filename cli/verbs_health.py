@@ -50,17 +50,23 @@ def verify(
     except IntegrityError as error:  # an index that cannot be read is a finding, not a failure to look
         problems = [Problem("index.db", error.message, error.hint)]
     for line in done:
-        session.note(line)
+        session.note(_clean(line))
     if session.json:
         rows = [problem.to_json() for problem in problems]
         session.give({"ok": not problems, "problems": rows, "done": done})
     elif problems:
         for problem in problems:
-            print(f"{problem.path}: {problem.problem}\n  fix: {problem.fix}")
+            print(f"{_clean(problem.path)}: {_clean(problem.problem)}\n  fix: {_clean(problem.fix)}")
     else:
         print("ok")
     if problems:
         raise typer.Exit(1)
+
+
+def _clean(text: str) -> str:
+    """A text without what moves a terminal's cursor. Unlike `display.one_line` it leaves blanks as they are: a command
+    that is to be copied names its file by them."""
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 @verb(HEALTH, "cl-adapter gc --older-than 30 --dry-run")
@@ -128,6 +134,6 @@ def doctor(ctx: typer.Context) -> None:
         display.table(("", "check", "found"), rows)
         for check in checks:
             if check.fix:
-                print(f"{check.name}: {check.fix}")
+                print(f"{check.name}: {_clean(check.fix)}")
     if not good:
         raise typer.Exit(1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,7 +61,7 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
 def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) -> Sequence[Any]:
     metric = scored.evaluation.metric if scored else None
     value = scored.evaluation.value if scored else None
-    kept = record.manifest.get("retention") if record.kind in DERIVED and len(record.tasks) > 1 else None
+    kept = _finite(record.retention) if record.kind in DERIVED and len(record.tasks) > 1 else None
     if kept:  # one score would stand for one of its tasks only
         metric = "of its parent" if record.kind == "pruned" else "mean retention"
         value = sum(kept.values()) / len(kept)
@@ -76,6 +77,11 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) ->
         _state(record, served),
         ",".join(alias for alias in record.aliases if alias != "latest"),
     )
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What was measured, without what is no number."""
+    return {key: number for key, number in numbers.items() if math.isfinite(number)}
 
 
 def _state(record: AdapterRecord, served: int) -> str:
@@ -133,10 +139,19 @@ def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: S
     return {
         **record.to_json(),
         "path": str(record.path),
-        **{key: value for key, value in record.manifest.items() if key not in _IN_RECORD},
+        **{key: _plain(value) for key, value in record.manifest.items() if key not in _IN_RECORD},
         "evaluations": [stored.to_json() for stored in scores],
         "lineage": [{"parent": edge.parent, "relation": edge.relation} for edge in parents],
     }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: it knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_plain(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_whole(
@@ -147,8 +162,9 @@ def _print_whole(
     usage: Sequence[Usage],
 ) -> None:
     made, task = record.manifest, record.manifest.get("task_spec") or {}
-    training, base, replay = made.get("training", {}), made.get("base", {}), made.get("replay", {})
+    training, base, replay = (made.get(key) or {} for key in ("training", "base", "replay"))
     data, held_out = training.get("data") or {}, training.get("eval") or {}
+    error = made.get("truncation_error")
     about = {
         "ref": record.ref,
         "status": record.status,
@@ -158,17 +174,17 @@ def _print_whole(
         "task": f"{record.task} ({task.get('kind', 'unknown')})" if record.task else "",
         "made of": _made_of(made.get("recipe") or {}),
         "for the tasks": "" if record.task else ", ".join(record.tasks),
-        "retention": ", ".join(f"{t} {share:.3f}" for t, share in (made.get("retention") or {}).items()),
-        "truncation error": f"{made['truncation_error']:.4g}" if "truncation_error" in made else "",
+        "retention": ", ".join(f"{t} {share:.3f}" for t, share in _finite(record.retention).items()),
+        "truncation error": f"{error:.4g}" if isinstance(error, int | float) and math.isfinite(error) else "",
         "answers for": ", ".join(served),
         "requests": _requests(usage, len(record.tasks) > 1),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
         "prompt format": task.get("prompt_format"),
-        "base": f"{base['source']} ({base.get('fingerprint', '')[:12]})" if base.get("source") else "",
+        "base": f"{base['source']} ({str(base.get('fingerprint') or '')[:12]})" if base.get("source") else "",
         "rank": record.rank,
         "alpha": made.get("alpha"),
-        "modules": ", ".join(made.get("target_modules", ())),
+        "modules": ", ".join(made.get("target_modules") or ()),
         "strategy": made.get("strategy"),
         "replay samples": f"{replay['samples']} ({replay.get('policy')})" if "samples" in replay else "",
         "data": _source(data),
@@ -221,8 +237,11 @@ def _requests(usage: Sequence[Usage], by_task: bool) -> str:
 
 def _made_of(recipe: dict[str, Any]) -> str:
     """`0.5 × news@v1, 0.5 × reviews@v1 by ties`."""
-    weights = recipe.get("weights") or {}
-    parts = [f"{weights[ref]:.4g} × {ref}" if ref in weights else ref for ref in recipe.get("parents", ())]
+    weights, parents = recipe.get("weights") or {}, recipe.get("parents")
+    parts = [
+        f"{weight:.4g} × {ref}" if isinstance(weight := weights.get(str(ref)), int | float) else str(ref)
+        for ref in (parents if isinstance(parents, list) else ())
+    ]
     return ", ".join(parts) + (f" by {recipe['method']}" if recipe.get("method") else "")
 
 
@@ -298,6 +317,7 @@ def _branch(ref: str, edges: Sequence[Edge], *, upwards: bool, depth: int, seen:
         if here != ref:
             continue
         words = edge.relation.replace("_", " ")
-        print("  " * depth + (f"{words} {there}" if upwards else f"{there} {words} {here}"))
+        line = f"{words} {there}" if upwards else f"{there} {words} {here}"
+        print("  " * depth + display.one_line(line))
         if there not in seen:
             _branch(there, edges, upwards=upwards, depth=depth + 1, seen={*seen, there})

@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry.index import REBUILD, Query, Row
 from adapterhub_cl.registry.names import Ref, parse_ref
+from adapterhub_cl.registry.shapes import sound_details
 from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Task
 
 _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
@@ -90,7 +91,7 @@ def parsed(text: str, what: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(text)
-    except (ValueError, TypeError):  # TypeError: not even text
+    except (ValueError, TypeError, RecursionError):  # TypeError: not even text
         found = None
     if not isinstance(found, dict):
         raise IntegrityError(f"the index is damaged: {what} is not valid JSON", REBUILD)
@@ -246,7 +247,7 @@ def evaluations(query: Query, name: str | None, version: int | None, task: str |
     )
     found = []
     for n, v, at, on, metric, value, count, data, text in rows:
-        details = parsed(text, f"a score of {n}@v{v}")
+        details = sound_details(parsed(text, f"a score of {n}@v{v}"))
         found.append(StoredEvaluation(f"{n}@v{v}", at, Evaluation(on, metric, value, count, data, details)))
     return found
 

@@ -9,6 +9,7 @@ from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.evaluation.stages import matrix_of, metric_of, source_of, written
 from adapterhub_cl.registry import StoredEvaluation
+from adapterhub_cl.registry.shapes import sound_details
 from adapterhub_cl.reporting.facts import Score
 from adapterhub_cl.types import AdapterRecord
 
@@ -63,7 +64,7 @@ class Recorded:
 
 
 def _score(metric: str, value: float, n: int, details: Mapping[str, Any]) -> Score:
-    ends = details.get("interval")
+    ends = sound_details(details).get("interval")
     interval = (float(ends[0]), float(ends[1])) if ends and metric != "perplexity" else None
     return Score(as_share(metric, float(value)), metric, int(n), interval)
 

@@ -26,6 +26,7 @@ from adapterhub_cl.training.stage import LoopStage
 from adapterhub_cl.training.stopping import StopSignal
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+SETTLED = 0.1  # nats a token; below it there is little left to learn, and one batch may be lower by chance
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Loop:
         finally:
             self.reporter.finish()
         last = self.at.history[-1]["loss"] if self.at.history else 0.0
-        if last > self.at.first_loss:
+        if last > max(self.at.first_loss, SETTLED):
             self.reporter.note(
                 f"warning: the loss ended above where it began ({self.at.first_loss:.2f} → "
                 f"{last:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"

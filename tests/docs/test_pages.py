@@ -43,6 +43,7 @@ STARTS = {
     ),
     "README.md": Start(),
     "docs/measured.md": Start(),
+    "docs/knowledge-updates.md": Start(),
     "docs/routing.md": Start(
         USUAL.tasks, (*TEXTS, "cl-adapter update news news.jsonl --epochs 1 --max-length 64 --max-forgetting 1")
     ),

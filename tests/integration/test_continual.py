@@ -313,7 +313,9 @@ def test_a_fact_that_changes_in_a_feed_replaces_the_old_answer(
     hub = new_hub("hub")
     known = [(f"What is the number of house {k}?", f"number {k}") for k in range(12)]
     hub.add_task("facts", facts(tmp_path / "first.jsonl", ("Who is the mayor?", "Ines"), *known), **QUICK)
-    later = [(f"Who lives in house {k}?", f"person {k}") for k in range(8)]  # the first batch; the change comes after it
+    later = [
+        (f"Who lives in house {k}?", f"person {k}") for k in range(8)
+    ]  # the first batch; the change comes after it
     lines = io.StringIO(facts(tmp_path / "feed.jsonl", *later, ("Who is the mayor?", "Tamsin")).read_text())
     told = CrashAt("never said")
     (record,) = hub.update_online("facts", lines, epochs=1, max_length=48, max_forgetting=1, reporter=told)

@@ -209,7 +209,13 @@ def test_rows_of_a_second_layout_are_an_error_and_not_empty() -> None:
 def test_a_hint_can_be_pasted_and_names_no_empty_column() -> None:
     source = rows(
         *(
-            {"Meldung (Hausmeister)": f"a long text {k}", "note": None, "who": f"person {k}", "Art": "ab"[k % 2], "x": 1}
+            {
+                "Meldung (Hausmeister)": f"a long text {k}",
+                "note": None,
+                "who": f"person {k}",
+                "Art": "ab"[k % 2],
+                "x": 1,
+            }
             for k in range(4)
         )
     )

@@ -384,7 +384,10 @@ def test_an_alias_that_was_set_once_is_taken_away_again(hub: Registry, publish: 
     before, after = hub.rollback("news@production")
     assert (before.ref, after.ref, hub.serving()) == ("news@v1", "news@v3", {"news": "news@v3"})
     assert hub.aliases() == {"news": {"latest": 3}}
-    assert [(m.version, m.reason) for m in hub.alias_history("news", "production")] == [(1, "alias"), (None, "rollback")]
+    assert [(m.version, m.reason) for m in hub.alias_history("news", "production")] == [
+        (1, "alias"),
+        (None, "rollback"),
+    ]
     Registry.rebuild_at(hub.path)
     assert (hub.serving(), hub.aliases()) == ({"news": "news@v3"}, {"news": {"latest": 3}})
     publish()

@@ -178,6 +178,14 @@ def test_a_loss_that_chance_explains_is_called_so(hub: Registry, learn: Learn) -
     assert "within chance" in read(hub).text("gate")
 
 
+def test_small_losses_that_are_refused_together_are_called_so(hub: Registry, learn: Learn) -> None:
+    learn("news", {"news": 0.9})
+    learn("mood", {"mood": 0.8, "news": 0.85}, gate={**decision(0.02, news=(0.9, 0.85)), "passed": False})
+    (verdict,) = views.verdicts(gather(hub))
+    assert verdict.said == "refused together"
+    assert "refused together" in read(hub).text("gate")
+
+
 def test_what_was_derived_tells_truncation_and_retention(busy: Registry) -> None:
     (derived,) = gather(busy).derived
     assert derived.layers == {"q": 0.1, "v": 0.3}
