@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.errors import AdapterError, IntegrityError, UsageError
 from adapterhub_cl.facade.combining import Combining
 from adapterhub_cl.facade.erasing import Erasing
 from adapterhub_cl.facade.learning import Learning
@@ -239,5 +240,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         """Everything that is not as it should be: files, index, leftovers, and the base's fingerprint."""
         from adapterhub_cl.bases.checks import check_adapters, check_base
 
-        foreign = check_adapters(self.base, self.list(all_versions=True))
-        return [*self.registry.verify(), *foreign, *check_base(self.base)]
+        found = self.registry.verify()
+        with suppress(IntegrityError):  # an index whose rows cannot be read is among the problems already
+            found += check_adapters(self.base, self.list(all_versions=True))
+        return [*found, *check_base(self.base)]

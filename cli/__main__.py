@@ -26,6 +26,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
 )
 from cl_adapter.app import app
 from cl_adapter.argv import Line, hoist
+from cl_adapter.completion import VARIABLE, answer
 from cl_adapter.failures import DONE, FAILED, USAGE, report
 from cl_adapter.session import is_helper_process
 
@@ -51,6 +52,8 @@ def _run(words: list[str]) -> int:
     json, debug = "--json" in words, "--debug" in words  # until the line is taken apart
     try:
         group: Any = typer.main.get_command(app)
+        if VARIABLE in os.environ:
+            return answer(group, os.environ[VARIABLE])
         line = hoist(words, lambda verb: _valued(group, verb))
         json, debug = line.has("--json"), line.has("--debug")
         _check_verb(group, line)
@@ -81,6 +84,8 @@ def _valued(group: Any, verb: str) -> Collection[str]:
 
 def _check_verb(group: Any, line: Line) -> None:
     if line.verb is not None and line.verb not in group.commands:
+        if meant := _ELSEWHERE.get(line.verb):
+            raise UsageError(f"unknown verb {line.verb!r}", f"did you mean {meant}? see cl-adapter --help")
         raise UnknownNameError("verb", line.verb, group.commands, "see cl-adapter --help")
     if line.verb is None and not line.rest and all(flag.partition("=")[0] in _PLAIN for flag in line.flags):
         if line.has("--json"):
@@ -89,6 +94,18 @@ def _check_verb(group: Any, line: Line) -> None:
         raise typer.Exit(USAGE)
 
 
+# What other tools call it, where no spelling comes near.
+_ELSEWHERE = {
+    **dict.fromkeys(("train", "learn", "add", "fit", "finetune"), "add-task"),
+    **dict.fromkeys(("delete", "remove", "rm", "drop"), "forget-task, or prune"),
+    **dict.fromkeys(("ls", "status"), "list"),
+    **dict.fromkeys(("evaluate", "test", "score"), "eval"),
+    **dict.fromkeys(("ask", "infer", "run"), "predict"),
+    "help": "cl-adapter --help",
+    "tag": "alias",
+    "history": "log",
+    "fsck": "verify",
+}
 _PLAIN = ("--json", "--quiet", "--debug", "--hub", "--device", "--dtype")
 
 

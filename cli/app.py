@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from cl_adapter.completion import own_words
 from cl_adapter.session import Session, is_helper_process
 from typer.core import TyperCommand, TyperGroup
 
@@ -24,7 +25,7 @@ class VerbGroup(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
         for name, command in self.commands.items():
-            groups[command.rich_help_panel].append((name, command.get_short_help_str(80)))
+            groups[command.rich_help_panel].append((name, command.get_short_help_str(200)))
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
@@ -32,6 +33,11 @@ class VerbGroup(TyperGroup):
 
 class Verb(TyperCommand):
     """A verb's help: options by group, the names that options know, one example."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if extra.get("resilient_parsing"):  # a shell asks what may stand next
+            args = own_words(info_name or "", args, parent)
+        return super().make_context(info_name, args, parent, **extra)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}

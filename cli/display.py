@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from adapterhub_cl.evaluation.gate import as_share
+from adapterhub_cl.reporting.wording import size as size  # the verbs say display.size
 from adapterhub_cl.types import Evaluation
 
 NOTHING = "-"
+SLIGHT = 0.1  # a score below is too small to be divided by
 _STYLES = {"serves": "green", "rejected": "red", "refused": "red", "failed": "red", NOTHING: "dim"}
 _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d", 86_400))
 
@@ -18,16 +21,6 @@ _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d
 def one_line(text: str) -> str:
     """A text without line ends or control characters, so that data cannot break a table or a terminal."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in " ".join(text.split()))
-
-
-def size(count: int) -> str:
-    """1536 → `1.5 kB`; units of 1000."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def age(created_at: str, now: datetime | None = None) -> str:
@@ -62,11 +55,13 @@ def interval(evaluation: Evaluation) -> str:
 
 def width(text: str) -> int:
     """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[str] = ()) -> None:
-    """Print rows under headers; on a terminal that is too narrow texts are wrapped, elsewhere nothing is.
+    """Print rows under headers; on a narrow terminal texts are wrapped between words, and nothing is cut anywhere.
 
     Args:
         headers: names of the columns.
@@ -74,8 +69,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Collecti
         right: the columns that hold numbers.
     """
     cells = [[NOTHING if cell is None or cell == "" else one_line(str(cell)) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _draw(headers, cells, right)
+    if sys.stdout.isatty() and _draw(headers, cells, right):
         return
     widths = [max([width(h), *(width(row[i]) for row in cells)]) for i, h in enumerate(headers)]
     for row in [list(headers), *cells]:
@@ -86,18 +80,32 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Collecti
         print("  ".join(padded).rstrip())
 
 
-def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Collection[str]) -> None:
+def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Collection[str]) -> bool:
+    """Draw a table; not where even its longest words are too wide for the terminal."""
     from rich.box import HORIZONTALS
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(box=HORIZONTALS, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
-    for number, header in enumerate(headers):  # what a row is called, and numbers, stay whole
-        number_like = header in right
-        drawn.add_column(header, justify="right" if number_like else "left", no_wrap=number_like or not number)
+    console = Console(highlight=False, markup=False, emoji=False)
+    # The box itself leaves a space between columns.
+    drawn = Table(box=HORIZONTALS, header_style="bold", pad_edge=False, padding=0, show_edge=False)
+    shown = [n for n in range(len(headers)) if not cells or any(row[n] != NOTHING for row in cells)]
+    least = len(shown) - 1
+    for n in shown:
+        whole = headers[n] in right or not n  # numbers, and what a row is called, are not broken
+        words = [
+            cell if whole else word for cell in (headers[n], *(row[n] for row in cells)) for word in cell.split(" ")
+        ]
+        narrowest = max(map(width, words))
+        least += narrowest
+        side: Any = "right" if headers[n] in right else "left"
+        drawn.add_column(headers[n], justify=side, no_wrap=whole, min_width=narrowest)
+    if least > console.width:
+        return False
     for row in cells:
-        drawn.add_row(*(_coloured(cell) for cell in row))
-    Console(highlight=False, markup=False, emoji=False).print(drawn)
+        drawn.add_row(*(_coloured(row[n]) for n in shown))
+    console.print(drawn)
+    return True
 
 
 def _coloured(cell: str) -> Any:
@@ -141,6 +149,9 @@ def score_line(evaluation: Evaluation) -> str:
     ends = interval(evaluation)
     spread = "" if ends == NOTHING else f"95 % {ends}, "
     told = evaluation.details
+    if evaluation.metric == "retention" and "before" in told and as_share(told.get("of", ""), told["before"]) < SLIGHT:
+        scores = f"{told.get('of', 'score')} {value(told['before'])} → {value(told['after'])}"
+        return f"retention: {scores} (n {evaluation.n})"  # a ratio to next to nothing says nothing
     if "before" in told and "after" in told:
         spread += f"{told.get('of', 'score')} {value(told['before'])} → {value(told['after'])}, "
     return f"{evaluation.metric} {value(evaluation.value)} ({spread}n {evaluation.n})"

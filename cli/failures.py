@@ -69,6 +69,9 @@ def _usage(error: Any) -> Failure:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "cl-adapter"
     hint, message = f"see {path} --help", str(error.format_message())
+    example = (getattr(getattr(context, "command", None), "epilog", None) or "").splitlines()
+    if type(error).__name__ == "MissingParameter" and example:
+        hint = f"for example {example[0]}; {hint}"
     option = getattr(error, "option_name", None)
     if option is not None and type(error).__name__ == "NoSuchOption":
         message = f"unknown option {option!r}"

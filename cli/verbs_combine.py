@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
+from cl_adapter.completion import methods, versions
 from cl_adapter.session import Session
 from cl_adapter.training_flags import Announcing, parse_set, training_flags, wishes
 from cl_adapter.verbs_learn import outcome, show_refused
@@ -17,7 +18,9 @@ from cl_adapter.verbs_learn import outcome, show_refused
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.types import AdapterRecord
 
-Refs = Annotated[list[str] | None, typer.Argument(metavar="A B …", help="news, news@v2 or news@production")]
+Refs = Annotated[
+    list[str] | None, typer.Argument(metavar="A B …", help="news, news@v2 or news@production", autocompletion=versions)
+]
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="the new adapter's name")]
 NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME is there: make its next version")]
 MinRetention = Annotated[
@@ -36,7 +39,7 @@ def merge(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    method: Annotated[str, typer.Option(help="how; see below")] = "linear",
+    method: Annotated[str, typer.Option(help="how; see below", autocompletion=methods)] = "linear",
     weights: Annotated[
         str | None, typer.Option(help="one for each, with commas between; default: the method's")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
+from cl_adapter.completion import tasks
 from cl_adapter.session import Session, ask
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ cl-adapter forget-task news --yes"""
 @verb(COMBINE, _EXAMPLES)
 def forget_task(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="the task")],
+    name: Annotated[str, typer.Argument(help="the task", autocompletion=tasks)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
     retire: Annotated[
         bool, typer.Option("--retire", help="make no merged, distilled or pruned adapter again without the task")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import HEALTH, verb
+from cl_adapter.completion import SHELLS, script
 from cl_adapter.session import Session, ask
 from cl_adapter.verbs_forget import show_proof
 
-from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.errors import IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.types import Problem
 
 if TYPE_CHECKING:
@@ -49,17 +50,23 @@ def verify(
     except IntegrityError as error:  # an index that cannot be read is a finding, not a failure to look
         problems = [Problem("index.db", error.message, error.hint)]
     for line in done:
-        session.note(line)
+        session.note(_clean(line))
     if session.json:
         rows = [problem.to_json() for problem in problems]
         session.give({"ok": not problems, "problems": rows, "done": done})
     elif problems:
         for problem in problems:
-            print(f"{problem.path}: {problem.problem}\n  fix: {problem.fix}")
+            print(f"{_clean(problem.path)}: {_clean(problem.problem)}\n  fix: {_clean(problem.fix)}")
     else:
         print("ok")
     if problems:
         raise typer.Exit(1)
+
+
+def _clean(text: str) -> str:
+    """A text without what moves a terminal's cursor. Unlike `display.one_line` it leaves blanks as they are: a command
+    that is to be copied names its file by them."""
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 @verb(HEALTH, "cl-adapter gc --older-than 30 --dry-run")
@@ -97,6 +104,21 @@ def _list(found: list[Garbage], total: int) -> None:
     print(f"{display.size(total)} in all")
 
 
+@verb(HEALTH, 'cl-adapter completion bash\neval "$(cl-adapter completion bash)"      # as a line of ~/.bashrc')
+def completion(
+    ctx: typer.Context,
+    shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell", autocompletion=lambda: SHELLS)],
+) -> None:
+    """Print what makes a shell complete verbs, options, adapters and methods at the Tab key."""
+    if shell not in SHELLS:
+        raise UnknownNameError("shell", shell, SHELLS)
+    session = Session.of(ctx)
+    if session.json:
+        session.give({"shell": shell, "script": script(shell)})
+    else:
+        print(script(shell))
+
+
 @verb(HEALTH, "cl-adapter doctor")
 def doctor(ctx: typer.Context) -> None:
     """Check the installation, the machine and the hub."""
@@ -112,6 +134,6 @@ def doctor(ctx: typer.Context) -> None:
         display.table(("", "check", "found"), rows)
         for check in checks:
             if check.fix:
-                print(f"{check.name}: {check.fix}")
+                print(f"{check.name}: {_clean(check.fix)}")
     if not good:
         raise typer.Exit(1)

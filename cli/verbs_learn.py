@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import MAKE, verb
+from cl_adapter.completion import strategies, versions
 from cl_adapter.session import DEFAULT_HUB, Session
 from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
@@ -27,7 +28,9 @@ Replay = Annotated[
     str | None,
     typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200, an update's as before"),
 ]
-Strategy = Annotated[str | None, typer.Option(help="how training treats the past; several with + between")]
+Strategy = Annotated[
+    str | None, typer.Option(help="how training treats the past; several with + between", autocompletion=strategies)
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")]
 Augment = Annotated[str | None, typer.Option(help="made of the training data besides, NAME:COPIES, e.g. swap:2")]
 MaxForgetting = Annotated[
@@ -129,7 +132,7 @@ def add_task(
 @training_flags
 def update(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="the adapter to go on from")],
+    name: Annotated[str, typer.Argument(help="the adapter to go on from", autocompletion=versions)],
     data: Data = None,
     eval: Held = None,  # noqa: A002 (the flag's name)
     strategy: Strategy = None,
@@ -237,19 +240,18 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
 
 
 def _settings_line(method: str, wanted: Wishes, base: BaseInfo) -> str:
+    """The settings that matter most, and all that are not at their defaults; `show` has every one."""
     from adapterhub_cl import replay, strategies
     from adapterhub_cl.bases.kinds import MASKED, objectives_of
 
-    usual = "sequential, for raw text lwf" if MASKED in objectives_of(base.architecture) else "sequential"
-    shown: dict[str, Any] = {"strategy": strategies.DEFAULT if method == "add_task" else usual}
-    shown |= {"replay": replay.DEFAULT if method == "add_task" else "as before"}
+    again = "sequential, for raw text lwf" if MASKED in objectives_of(base.architecture) else "sequential"
+    usual = (strategies.DEFAULT, replay.DEFAULT) if method == "add_task" else (again, "as before")
+    shown: dict[str, Any] = dict(zip(("strategy", "replay"), usual, strict=True))
     shown |= {k: v for k, v in wanted.options.items() if k in shown}
-    shown |= wanted.effective().to_json()
-    if method == "update":  # what goes on from the old version keeps its shape
-        from adapterhub_cl.training.request import SHAPE
-
-        shown = {k: v for k, v in shown.items() if k not in SHAPE or k in wanted.settings}
-    words = [f"{k.replace('_', '-')}={'auto' if v is None else v}" for k, v in shown.items() if v != ""]
+    shown |= {k: v for k, v in wanted.effective().to_json().items() if k in ("epochs", "rank") or k in wanted.settings}
+    if method == "update" and "rank" not in wanted.settings:  # what goes on from the old version keeps its shape
+        del shown["rank"]
+    words = [f"{k.replace('_', '-')}={v}" for k, v in shown.items() if v not in ("", None)]
     return f"settings: {' '.join(words)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import LOOK, verb
+from cl_adapter.completion import Ref, versions
 from cl_adapter.session import Session
 
 from adapterhub_cl.types import DERIVED, AdapterRecord, Edge
@@ -40,9 +42,10 @@ def list_adapters(
     first, serving = _first_scores(hub.evaluations()), hub.registry.serving()
     if not all_versions and (older := sorted(set(serving.values()) - {record.ref for record in found})):
         session.note(f"not the latest, but serving: {', '.join(older)} (--all lists every version)")
+    served = Counter(serving.values())
     display.table(
         ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "state", "aliases"),
-        [_row(record, first.get(record.ref), serving) for record in found],
+        [_row(record, first.get(record.ref), served[record.ref]) for record in found],
         right=("value", "rank", "size", "age"),
     )
 
@@ -55,13 +58,13 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
     return first
 
 
-def _row(record: AdapterRecord, scored: StoredEvaluation | None, serving: Mapping[str, str]) -> Sequence[Any]:
+def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) -> Sequence[Any]:
     metric = scored.evaluation.metric if scored else None
     value = scored.evaluation.value if scored else None
-    kept = record.manifest.get("retention") if record.kind in DERIVED and len(record.tasks) > 1 else None
+    kept = _finite(record.retention) if record.kind in DERIVED and len(record.tasks) > 1 else None
     if kept:  # one score would stand for one of its tasks only
-        metric, value = "mean retention", sum(kept.values()) / len(kept)
-    served = sum(ref == record.ref for ref in serving.values())
+        metric = "of its parent" if record.kind == "pruned" else "mean retention"
+        value = sum(kept.values()) / len(kept)
     return (
         record.ref,
         ", ".join(record.tasks[:3]) + (", …" if len(record.tasks) > 3 else "") if not record.task else record.task,
@@ -76,6 +79,11 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, serving: Mappin
     )
 
 
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What was measured, without what is no number."""
+    return {key: number for key, number in numbers.items() if math.isfinite(number)}
+
+
 def _state(record: AdapterRecord, served: int) -> str:
     """What a version does: it serves (some of) its tasks, waits (`ready`), or was rejected."""
     if record.status != "active":
@@ -86,7 +94,10 @@ def _state(record: AdapterRecord, served: int) -> str:
 
 
 @verb(LOOK, "cl-adapter show news@v2")
-def show(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
+def show(
+    ctx: typer.Context,
+    ref: Ref,
+) -> None:
     """Show everything about one version."""
     session = Session.of(ctx)
     hub = session.hub()
@@ -128,10 +139,19 @@ def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: S
     return {
         **record.to_json(),
         "path": str(record.path),
-        **{key: value for key, value in record.manifest.items() if key not in _IN_RECORD},
+        **{key: _plain(value) for key, value in record.manifest.items() if key not in _IN_RECORD},
         "evaluations": [stored.to_json() for stored in scores],
         "lineage": [{"parent": edge.parent, "relation": edge.relation} for edge in parents],
     }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: it knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_plain(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_whole(
@@ -142,8 +162,9 @@ def _print_whole(
     usage: Sequence[Usage],
 ) -> None:
     made, task = record.manifest, record.manifest.get("task_spec") or {}
-    training, base, replay = made.get("training", {}), made.get("base", {}), made.get("replay", {})
+    training, base, replay = (made.get(key) or {} for key in ("training", "base", "replay"))
     data, held_out = training.get("data") or {}, training.get("eval") or {}
+    error = made.get("truncation_error")
     about = {
         "ref": record.ref,
         "status": record.status,
@@ -153,17 +174,17 @@ def _print_whole(
         "task": f"{record.task} ({task.get('kind', 'unknown')})" if record.task else "",
         "made of": _made_of(made.get("recipe") or {}),
         "for the tasks": "" if record.task else ", ".join(record.tasks),
-        "retention": ", ".join(f"{t} {share:.3f}" for t, share in (made.get("retention") or {}).items()),
-        "truncation error": f"{made['truncation_error']:.4g}" if "truncation_error" in made else "",
+        "retention": ", ".join(f"{t} {share:.3f}" for t, share in _finite(record.retention).items()),
+        "truncation error": f"{error:.4g}" if isinstance(error, int | float) and math.isfinite(error) else "",
         "answers for": ", ".join(served),
         "requests": _requests(usage, len(record.tasks) > 1),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
         "prompt format": "" if (record.path / "heads.json").is_file() else task.get("prompt_format"),
-        "base": f"{base['source']} ({base.get('fingerprint', '')[:12]})" if base.get("source") else "",
+        "base": f"{base['source']} ({str(base.get('fingerprint') or '')[:12]})" if base.get("source") else "",
         "rank": record.rank,
         "alpha": made.get("alpha"),
-        "modules": ", ".join(made.get("target_modules", ())),
+        "modules": ", ".join(made.get("target_modules") or ()),
         "strategy": made.get("strategy"),
         "replay samples": f"{replay['samples']} ({replay.get('policy')})" if "samples" in replay else "",
         "data": _source(data),
@@ -216,8 +237,11 @@ def _requests(usage: Sequence[Usage], by_task: bool) -> str:
 
 def _made_of(recipe: dict[str, Any]) -> str:
     """`0.5 × news@v1, 0.5 × reviews@v1 by ties`."""
-    weights = recipe.get("weights") or {}
-    parts = [f"{weights[ref]:.4g} × {ref}" if ref in weights else ref for ref in recipe.get("parents", ())]
+    weights, parents = recipe.get("weights") or {}, recipe.get("parents")
+    parts = [
+        f"{weight:.4g} × {ref}" if isinstance(weight := weights.get(str(ref)), int | float) else str(ref)
+        for ref in (parents if isinstance(parents, list) else ())
+    ]
     return ", ".join(parts) + (f" by {recipe['method']}" if recipe.get("method") else "")
 
 
@@ -237,7 +261,9 @@ def _edge(edge: Edge) -> str:
 @verb(LOOK, "cl-adapter log news -n 5")
 def log(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="an adapter, a version or a task; default: everything")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="an adapter, a version or a task; default: everything", autocompletion=versions)
+    ] = None,
     count: Annotated[int, typer.Option("--number", "-n", min=0, help="the newest so many; 0 for all")] = 20,
 ) -> None:
     """Show what happened, newest first."""
@@ -265,7 +291,10 @@ def _detail(detail: Any) -> str:
 
 
 @verb(LOOK, "cl-adapter lineage news")
-def lineage(ctx: typer.Context, ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")]) -> None:
+def lineage(
+    ctx: typer.Context,
+    ref: Ref,
+) -> None:
     """Show what a version came from, and what came from it."""
     session = Session.of(ctx)
     hub: AdapterHub = session.hub()
@@ -288,6 +317,7 @@ def _branch(ref: str, edges: Sequence[Edge], *, upwards: bool, depth: int, seen:
         if here != ref:
             continue
         words = edge.relation.replace("_", " ")
-        print("  " * depth + (f"{words} {there}" if upwards else f"{there} {words} {here}"))
+        line = f"{words} {there}" if upwards else f"{there} {words} {here}"
+        print("  " * depth + display.one_line(line))
         if there not in seen:
             _branch(there, edges, upwards=upwards, depth=depth + 1, seen={*seen, there})

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from cl_adapter.app import MOVE, verb
+from cl_adapter.completion import Ref, tasks, versions
 from cl_adapter.session import Session
 from cl_adapter.training_flags import split_labels
 from cl_adapter.verbs_learn import outcome, show_outcome
@@ -16,7 +17,7 @@ from adapterhub_cl.errors import UsageError
 @verb(MOVE, "cl-adapter alias news@v2 production")
 def alias(
     ctx: typer.Context,
-    ref: Annotated[str, typer.Argument(help="a version: news@v2")],
+    ref: Annotated[str, typer.Argument(help="a version: news@v2", autocompletion=versions)],
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="production decides what serves the task")],
 ) -> None:
     """Let a movable name point at a version."""
@@ -26,12 +27,15 @@ def alias(
         session.give({"ref": record.ref, "alias": name, "aliases": list(record.aliases)})
     else:
         print(f"{record.name}@{name} is now {record.ref}")
+        session.note(f"to go back: {session.command(f'rollback {record.name}@{name}')}")
 
 
 @verb(MOVE, "cl-adapter rollback news@production")
 def rollback(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="ALIAS", help="production, or news@production")],
+    name: Annotated[
+        str, typer.Argument(metavar="ALIAS", help="production, or news@production", autocompletion=versions)
+    ],
 ) -> None:
     """Move an alias back to the version before."""
     session = Session.of(ctx)
@@ -42,10 +46,14 @@ def rollback(
     if session.json:
         session.give({"alias": name, "from": before.ref, "to": after.ref, "serving": moved})
         return
-    same = before.name == after.name
-    print(f"{name.rpartition('@')[2]}: " + (f"{before.ref} → {after.ref}" if same else f"no longer {before.ref}"))
+    alias = name.rpartition("@")[2]
+    if alias in hub.registry.aliases().get(before.name, {}):
+        print(f"{alias}: {before.ref} → {after.ref}")
+    else:
+        print(f"{alias}: no longer {before.ref}; {before.name} has no such alias now, as before it was set")
     for task, ref in moved.items():
         print(f"  {task} is served by {ref}")
+    session.note(f"next: {session.command(f'log {after.name} -n 5')} shows what it was before")
 
 
 @verb(MOVE, "cl-adapter import ./my-lora --as news --labels world,sport,business", "import")
@@ -53,7 +61,7 @@ def import_adapter(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="DIR", help="what PEFT's save_pretrained() wrote")],
     name: Annotated[str, typer.Option("--as", help="the adapter's name here")],
-    task: Annotated[str | None, typer.Option(help="the task of this hub that it serves")] = None,
+    task: Annotated[str | None, typer.Option(help="the task of this hub that it serves", autocompletion=tasks)] = None,
     kind: Annotated[str | None, typer.Option(help="of a new task: choice, generation or text")] = None,
     labels: Annotated[str | None, typer.Option(help="of a new choice task: a,b,c")] = None,
     instruction: Annotated[str | None, typer.Option(help="of a new task")] = None,
@@ -84,7 +92,7 @@ def import_adapter(
 @verb(MOVE, "cl-adapter export news@v2 -o ./news-lora")
 def export(
     ctx: typer.Context,
-    ref: Annotated[str, typer.Argument(help="news, news@v2 or news@production")],
+    ref: Ref,
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="a missing or empty directory")],
     format: Annotated[str, typer.Option(help="peft: opens with PeftModel.from_pretrained")] = "peft",  # noqa: A002
 ) -> None:
@@ -97,3 +105,4 @@ def export(
         session.give({"ref": record.ref, "path": str(path), "format": format})
     else:
         print(f"{record.ref} → {path}")
+        session.note(f'next, in Python: PeftModel.from_pretrained(base, "{path}")')

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
+from cl_adapter.completion import versions
 from cl_adapter.session import Session, ask
 from cl_adapter.verbs_combine import MinRetention, Seed, show_made
 
@@ -26,7 +27,10 @@ AUTO = "auto"
 )
 def prune(
     ctx: typer.Context,
-    ref: Annotated[str | None, typer.Argument(metavar="[NAME]", help="the version to make smaller: news@v2")] = None,
+    ref: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="the version to make smaller: news@v2", autocompletion=versions),
+    ] = None,
     rank: Annotated[str | None, typer.Option(help="highest rank of a layer; auto is --search")] = None,
     energy: Annotated[
         float | None,

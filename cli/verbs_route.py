@@ -76,7 +76,7 @@ def _explain(one: Route) -> None:
             "goes to": f"{ref}, task {task}" if not one.out_of_distribution else ref,
             "mixed": ", ".join(f"{t} {w:.2f}" for t, w in one.tasks.items()) if len(one.tasks) > 1 else "",
             "confidence": f"{one.confidence:.3f}",
-            "familiarity": _against(one),
+            "like what it knows": _against(one),
         }
     )
     ordered = sorted(one.scores.items(), key=lambda pair: -pair[1])
@@ -92,8 +92,8 @@ def _explain(one: Route) -> None:
 def _against(one: Route) -> str:
     if one.familiarity is None or one.threshold is None:
         return ""
-    sign = "below" if one.out_of_distribution else "at or above"
-    return f"{one.familiarity:.3g}, {sign} the threshold {one.threshold:.3g}"
+    said = "no: below" if one.out_of_distribution else "yes: at or above"
+    return f"{said} the threshold ({one.familiarity:.3g}, {one.threshold:.3g})"
 
 
 def _short(text: str, columns: int = 60) -> str:

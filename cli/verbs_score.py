@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import USE, verb
+from cl_adapter.completion import tasks, versions
 from cl_adapter.session import Session
 from cl_adapter.verbs_stream import show_matrix
 
@@ -17,10 +18,15 @@ from adapterhub_cl.types import Evaluation
 @verb(USE, "cl-adapter eval news --data test.jsonl --report", "eval")
 def evaluate(
     ctx: typer.Context,
-    refs: Annotated[list[str] | None, typer.Argument(help="adapters; default: every one that serves a task")] = None,
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(help="adapters; default: every one that serves a task", autocompletion=versions),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="default: each one's own held-out data")] = None,
     columns: Annotated[str | None, typer.Option(help="which column is which: input=a,output=b")] = None,
-    task: Annotated[str | None, typer.Option(help="of --data, for an adapter that answers for several")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="of --data, for an adapter that answers for several", autocompletion=tasks)
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="examples at once")] = 32,
     report: Annotated[bool, typer.Option("--report", help="precision, recall and F1 of each class")] = False,
     matrix: Annotated[bool, typer.Option("--matrix", help="every task after each was learned, and BWT")] = False,
@@ -51,6 +57,7 @@ def evaluate(
             if score.details.get("classes"):
                 print(f"\n{ref} on {score.task}")
                 display.class_report(score)
+    session.note(f"next: {session.command('eval --matrix')} shows every task after each was learned")
 
 
 def _result(ref: str, score: Evaluation, report: bool) -> dict[str, Any]:

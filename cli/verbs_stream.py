@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import LOOK, MAKE, MOVE, verb
+from cl_adapter.completion import strategies, versions
 from cl_adapter.session import Session
 from cl_adapter.training_flags import parse_set, training_flags
 
@@ -27,7 +28,9 @@ MaxForgetting = Annotated[float | None, typer.Option(help="what an earlier task 
 def stream(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="YAML or JSON: tasks: a list of {name, data, eval, …options}")],
-    strategy: Annotated[list[str] | None, typer.Option(help="may be repeated; default: isolated")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="may be repeated; default: isolated", autocompletion=strategies)
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="with commas between; default: 0")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")] = None,
     replay: Annotated[str | None, typer.Option(help="which examples to keep of each task, POLICY:SIZE")] = None,
@@ -91,11 +94,12 @@ def stream(
 @verb(LOOK, "cl-adapter forgetting reviews@v2")
 def forgetting(
     ctx: typer.Context,
-    ref: Annotated[str, typer.Argument(help="a version")],
+    ref: Annotated[str, typer.Argument(help="a version", autocompletion=versions)],
 ) -> None:
     """What a version does to every other task of the hub."""
     session = Session.of(ctx)
-    record, effects = session.hub().forgetting(ref, reporter=session.reporter())
+    hub = session.hub()
+    record, effects = hub.forgetting(ref, reporter=session.reporter())
     if session.json:
         session.give({"ref": record.ref, "status": record.status, "effects": [e.to_json() for e in effects]})
         return
@@ -105,12 +109,14 @@ def forgetting(
     show_effects(record.ref, effects)
     if not any(effect.served for effect in effects):
         session.note(f"{record.ref} answers for none of these tasks: what they lose above is what it would cost them")
+    elif record.ref not in hub.registry.serving().values():
+        session.note(f"next: {session.command(f'promote {record.ref}')} lets it serve, if it passes the gate")
 
 
 @verb(MOVE, "cl-adapter promote reviews@v2")
 def promote(
     ctx: typer.Context,
-    ref: Annotated[str, typer.Argument(help="a version")],
+    ref: Annotated[str, typer.Argument(help="a version", autocompletion=versions)],
     max_forgetting: MaxForgetting = None,
 ) -> None:
     """Let a version serve its tasks (alias production), if it passes the gate."""

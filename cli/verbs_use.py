@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import USE, verb
+from cl_adapter.completion import routers, tasks, versions
 from cl_adapter.session import Session
 from cl_adapter.training_flags import parse_set
 
@@ -22,10 +23,17 @@ from adapterhub_cl.routing import DEFAULT
 if TYPE_CHECKING:
     from adapterhub_cl.types import Example, Prediction
 
-Task = Annotated[str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed")]
-Adapter = Annotated[str | None, typer.Option(help="this version answers, or base for the base alone")]
+Task = Annotated[
+    str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed", autocompletion=tasks)
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="this version answers, or base for the base alone", autocompletion=versions)
+]
 Router = Annotated[
-    str | None, typer.Option(help="what finds each text's task; default where none is named: analytic; see below")
+    str | None,
+    typer.Option(
+        help="what finds each text's task; default where none is named: analytic; see below", autocompletion=routers
+    ),
 ]
 TopK = Annotated[int, typer.Option(min=1, help="mix the adapters of up to this many tasks by the router's weights")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="ROUTER.OPTION=VALUE; may be repeated")]
@@ -79,7 +87,7 @@ def predict(
     if any(p.routing is not None for p in found):
         display.table(
             ("prediction", "confidence", "task", "routing", "adapter", "text"),
-            [(p.prediction, f"{p.confidence:.3f}", p.task, _sure(p.routing), answered_by(p), p.text) for p in found],
+            [(p.prediction, f"{p.confidence:.3f}", p.task, _sure(p), answered_by(p), p.text) for p in found],
             right=("confidence", "routing"),
         )
     else:
@@ -99,8 +107,9 @@ def predict(
         session.note(f"note: {cut} {'input was' if cut == 1 else 'inputs were'} longer than the context and cut")
 
 
-def _sure(routing: float | None) -> str | None:
-    return None if routing is None else f"{routing:.3f}"
+def _sure(found: Prediction) -> str | None:
+    """The confidence in the task that was found; none where none was."""
+    return None if found.routing is None or not found.task else f"{found.routing:.3f}"
 
 
 def answered_by(prediction: Prediction) -> str:
@@ -212,8 +221,8 @@ def _show(piece: str) -> bool:
 
 def _tell_router(session: Session, found: Prediction) -> None:
     if found.routing is not None:
-        what = f"task {found.task}" if found.task else "no known task"
-        session.note(f"answered by {answered_by(found)}: {what}, routing confidence {found.routing:.3f}")
+        what = f"task {found.task}, routing confidence {found.routing:.3f}" if found.task else "no known task"
+        session.note(f"answered by {answered_by(found)}: {what}")
 
 
 @verb(USE, 'cl-adapter chat\nprintf "hello\\nand now?\\n" | cl-adapter chat --adapter base --json')

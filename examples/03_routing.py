@@ -12,7 +12,7 @@ from adapterhub_cl import AdapterHub
 
 REGISTRY = Path(__file__).parents[1] / "registry"
 TEXTS = [
-    "please refund the second payment",
+    "they charged my card twice this month",
     "turn the lights off in the kitchen",
     "The kettle broke after two days, a waste of money.",
     "Who founded the town of Quillhaven?",

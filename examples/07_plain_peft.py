@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.bases.sources import resolve
+
+from peft import LoraConfig, PeftModel, get_peft_model  # isort: skip (what peft imports would print warnings)
+from transformers import AutoModelForCausalLM, AutoTokenizer  # isort: skip
 
 REGISTRY = Path(__file__).parents[1] / "registry"
 TINY = resolve("tiny", None)  # the folder of the embedded base, as transformers opens it

@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
     folder = parser.parse_args().out
+    shutil.rmtree(folder, ignore_errors=True)  # more stands in it than a demo makes, which therefore keeps it
     demo.run(folder, tell=print)
     for name in MADE_AGAIN:
         path = folder / name

@@ -20,6 +20,7 @@ from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import MASKED, is_encoder, objectives_of
 from adapterhub_cl.bases.sources import QUANTIZATIONS, read_config, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
+from adapterhub_cl.launching import local_rank
 from adapterhub_cl.types import BaseInfo
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -98,20 +99,29 @@ def cpu_has_bf16() -> bool:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the GPU where there is one.
+    """`auto` is the GPU where there is one; under a launcher, as `cuda` is, each process's own.
 
     Raises:
-        UsageError: the device does not exist here.
+        UsageError: the device does not exist here, or there are fewer GPUs than processes.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device!r}", "use auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r}: this machine has no usable GPU", "use --device cpu")
-    return chosen
+    rank = local_rank()
+    if chosen.type != "cuda" or chosen.index is not None or rank is None:
+        return chosen
+    # The base is loaded before Accelerate gives each process its device: it must lie on that very one.
+    if rank >= (there := torch.cuda.device_count()):
+        raise UsageError(
+            f"process {rank} has no GPU of its own: there are {there} here",
+            f"accelerate launch --num_processes {there}",
+        )
+    return torch.device("cuda", rank)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

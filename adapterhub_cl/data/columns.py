@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,12 @@ def _build(rows: Rows, columns: Mapping[str, str] | None, instruction: str, *, a
         places.append(where)
     # `replay.jsonl` of a raw-text task comes back as instruction/input/output with nothing but outputs
     raw_text = layout.name in ("raw text", "instruction/input/output") and answers and len(no_input) == len(made)
+    if layout.output and no_answer and len(no_answer) == len(made) and not any(_filled(rows, layout.output)):
+        hint = _proposal(rows, found, answers=True)
+        raise DataError(
+            f"{rows.source}: column {layout.output!r} is empty in every row",
+            f"choose another: {hint}" if hint else "give every row its answer",
+        )
     _complain(no_answer, "no answer", f"column {layout.output!r}" if layout.output else "no assistant turn")
     if not raw_text:
         _complain(no_input, "no input", f"column {', '.join(layout.input)!r}" if layout.input else "nothing to answer")
@@ -238,10 +245,32 @@ def _complain(places: Sequence[str], what: str, detail: str) -> None:
 
 
 def _unrecognised(rows: Rows, found: Sequence[str], answers: bool) -> DataError:
-    lengths = {c: sum(len(str(row.get(c) or "")) for row in rows.rows) for c in found}
-    text = max(found, key=lambda c: lengths[c], default="COLUMN")
-    rest = [c for c in found if c != text and c.strip().lower() not in NOTES]
-    answer = min(rest, key=lambda c: len({str(row.get(c)) for row in rows.rows}), default="COLUMN")
-    hint = f"--columns input={text}" + (f",output={answer}" if answers else "")
+    hint = _proposal(rows, found, answers=answers) or f"--columns input=COLUMN{',output=COLUMN' if answers else ''}"
     listed = ", ".join(found) or "none"
     return DataError(f"{rows.source}: no known layout in its columns ({listed})", f"say which is which: {hint}")
+
+
+def _proposal(rows: Rows, found: Sequence[str], *, answers: bool) -> str:
+    """A guess at `--columns`, quoted for a shell; empty where no column could be the input, or none the answer.
+
+    The longest texts are the input; of the others the answer is the column that says most often the same.
+    """
+    filled = {column: _filled(rows, column) for column in found if not {",", "="} & set(column)}
+    usable = [column for column, values in filled.items() if any(values)]
+    text = max(usable, key=lambda column: sum(map(len, filled[column])), default=None)
+    rest = [column for column in usable if column != text and column.strip().lower() not in NOTES]
+    if text is None or (answers and not rest):
+        return ""
+
+    def preferred(column: str) -> tuple[bool, bool, int]:
+        distinct = len(set(filled[column]))
+        return not all(filled[column]), distinct == 1 and len(rows.rows) > 1, distinct
+
+    wanted = f"input={text}" + (f",output={min(rest, key=preferred)}" if answers else "")
+    return f"--columns {shlex.quote(wanted)}"
+
+
+def _filled(rows: Rows, column: str) -> list[str]:
+    """What stands in a column, row by row; empty texts where nothing does."""
+    values = (row.get(column) for row in rows.rows)
+    return ["" if value is None or value != value else str(value).strip() for value in values]  # NaN is nothing

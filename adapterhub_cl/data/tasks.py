@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -196,6 +197,43 @@ def find_leaks(train: Sequence[Example] | Examples, held_out: Sequence[Example] 
     """
     known = {_key(example) for example in train}
     return [index for index, example in enumerate(held_out) if _key(example) in known]
+
+
+def find_outdated(
+    old: Sequence[Example] | Examples, new: Sequence[Example] | Examples, instruction: str = ""
+) -> list[int]:
+    """Indices of old examples that a new one asks again and answers otherwise.
+
+    Compared are instruction and input, whatever their case and spacing. Where the new ones give a question several
+    answers, any of them stands. Raw text asks nothing.
+
+    Args:
+        instruction: of examples that have none of their own.
+    """
+    answers: dict[str, set[str]] = {}
+    for example in new:
+        if example.input and example.answer:
+            answers.setdefault(_question(example, instruction), set()).add(" ".join(example.answer.split()))
+
+    def outdated(example: Example) -> bool:
+        known = answers.get(_question(example, instruction)) if example.input and example.answer else None
+        return known is not None and " ".join((example.answer or "").split()) not in known
+
+    return [index for index, example in enumerate(old) if outdated(example)] if answers else []
+
+
+def mark_of(example: Example, instruction: str = "") -> str:
+    """A hash that stands for a question and its answer, whatever the case and spacing, without saying them.
+
+    Args:
+        instruction: of an example that has none of its own.
+    """
+    answer = " ".join((example.answer or "").casefold().split())
+    return hashlib.sha256(f"{_question(example, instruction)}\0{answer}".encode()).hexdigest()[:24]
+
+
+def _question(example: Example, instruction: str) -> str:
+    return _key(replace(example, instruction=example.instruction or instruction))
 
 
 def _key(example: Example) -> str:

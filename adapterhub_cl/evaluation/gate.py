@@ -1,14 +1,18 @@
-"""The gate: refuses a version that makes an old task drop by more than is allowed. Pure functions of scores."""
+"""The gate: refuses a version that makes an old task drop by more than is allowed, or all of them together. Pure
+functions of scores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapterhub_cl.evaluation.intervals import difference_interval, significant_drop
+from adapterhub_cl.evaluation.intervals import difference_interval, mean_interval, significant_drop
 
 DEFAULT_LIMIT = 0.02
+REFUSED = "promote-refused"  # the log's word for a promotion that the gate refused
+LOGGED = ("task", "metric", "before", "after", "n", "answered_by")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,43 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Together:
+    """The drops of several tasks taken as one: what each alone leaves to chance, all of them may not.
+
+    Attributes:
+        drop: the mean of the drops.
+        interval: its 95 % interval; the tasks' examples are independent samples.
+    """
+
+    tasks: int
+    drop: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, effects: Sequence[Effect]) -> Together | None:
+        """None of fewer than two: the one says it all."""
+        if len(effects) < 2:
+            return None
+        mean = math.fsum(effect.drop for effect in effects) / len(effects)
+        return cls(len(effects), mean, mean_interval([(effect.drop, effect.interval) for effect in effects]))
+
+    def over(self, limit: float) -> bool:
+        """Whether the mean drop is above the limit, and beyond what chance explains, as `Effect.over`."""
+        return self.drop > limit and self.interval[0] > 0
+
+    def message(self, limit: float) -> str:
+        """What is said where it is over the limit."""
+        low, high = self.interval
+        return (
+            f"together {self.tasks} tasks drop by {self.drop:.3f} on average (95 % {low:.2f} to {high:.2f}), "
+            f"above {limit:g}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tasks": self.tasks, "drop": round(self.drop, 6), "interval": [round(end, 4) for end in self.interval]}
+
+
+@dataclass(frozen=True)
 class Decision:
     """What the gate says.
 
@@ -78,20 +119,67 @@ class Decision:
 
     @property
     def refused(self) -> tuple[Effect, ...]:
-        """The effects that are over the limit, the worst first."""
+        """The effects that are over the limit by themselves, the worst first."""
         return tuple(sorted((e for e in self.effects if e.over(self.limit)), key=lambda e: -e.drop))
 
     @property
+    def together(self) -> Together | None:
+        """All effects as one; None of fewer than two."""
+        return Together.of(self.effects)
+
+    @property
+    def over_together(self) -> bool:
+        """Whether the effects are over the limit taken as one, whatever each is by itself."""
+        return self.together is not None and self.together.over(self.limit)
+
+    @property
     def passed(self) -> bool:
-        return not self.refused
+        return not self.refused and not self.over_together
+
+    @property
+    def blamed(self) -> tuple[Effect, ...]:
+        """Why it was refused: the effects over the limit by themselves, else all of them where together they are."""
+        return self.refused or (self.effects if self.over_together else ())
+
+    @property
+    def within_chance(self) -> tuple[str, ...]:
+        """What is said of the drops above the limit that pass; nothing where they did not pass together."""
+        if self.blamed and not self.refused:
+            return ()
+        return tuple(
+            e.within_chance(self.limit) for e in self.effects if e.drop > self.limit and not e.over(self.limit)
+        )
 
     def message(self, ref: str) -> str:
         """One line: which tasks drop, and by how much."""
+        if not self.refused and self.together is not None:
+            return f"the gate refused {ref}: {self.together.message(self.limit)}"
         told = "; ".join(f"{e.task} {e.before:.3f} → {e.after:.3f} (−{e.drop:.3f}, n {e.n})" for e in self.refused)
         return f"the gate refused {ref}: it forgets more than {self.limit:g} of {told}"
 
+    def to_log(self) -> dict[str, Any]:
+        """What a refusal leaves in the hub's log: the drops that were too large, by themselves or together.
+        `refusal_of` reads it back."""
+        shares = {"before", "after"}
+        pooled = self.together if self.over_together else None
+        return {
+            "limit": self.limit,
+            "refused": [
+                {key: round(getattr(e, key), 6) if key in shares else getattr(e, key) for key in LOGGED}
+                for e in self.blamed
+            ],
+            **({"together": pooled.to_json()} if pooled is not None else {}),
+        }
+
     def to_json(self) -> dict[str, Any]:
-        return {"limit": self.limit, "passed": self.passed, "effects": [effect.to_json() for effect in self.effects]}
+        row = {"limit": self.limit, "passed": self.passed, "effects": [effect.to_json() for effect in self.effects]}
+        return row if self.together is None else {**row, "together": self.together.to_json()}
+
+
+def refusal_of(logged: Mapping[str, Any]) -> Decision:
+    """The refusal that `Decision.to_log` wrote."""
+    effects = (Effect.from_json({**row, "data": ""}) for row in logged["refused"])
+    return Decision(float(logged["limit"]), tuple(effects))
 
 
 def as_share(metric: str, value: float) -> float:
@@ -103,6 +191,6 @@ def decide(effects: Sequence[Effect], limit: float) -> Decision:
     """The gate's decision on a version.
 
     Args:
-        limit: absolute, per task.
+        limit: absolute, of each task, and of the mean of several.
     """
     return Decision(limit, tuple(effects))

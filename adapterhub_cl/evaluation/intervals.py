@@ -33,6 +33,23 @@ def difference_interval(before: float, n_before: int, after: float, n_after: int
     )
 
 
+def mean_interval(singles: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, float]:
+    """95 % interval of the mean of independent drops, from each one's own (drop, interval).
+
+    Zou and Donner 2008 (MOVER): the distances from drop to end, squared and added, as Newcombe does with two shares.
+
+    Raises:
+        DataError: no drops.
+    """
+    if not singles:
+        raise DataError("no interval for the mean of no drops", "give at least one")
+    count = len(singles)
+    mean = math.fsum(drop for drop, _ in singles) / count
+    below = math.hypot(*(drop - low for drop, (low, _) in singles)) / count
+    above = math.hypot(*(high - drop for drop, (_, high) in singles)) / count
+    return max(-1.0, mean - below), min(1.0, mean + above)
+
+
 def significant_drop(before: float, n_before: int, after: float, n_after: int, limit: float) -> bool:
     """Whether a score fell by more than `limit` and by more than its 95 % interval, which then lies above 0.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.launching import one_process
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Combining(Opened):
         """
         from adapterhub_cl.consolidation.asked import MergeRequest, check_merge
 
+        one_process("merge")
         request = MergeRequest(refs, weights, expression, method, rank, options, min_retention, evaluate, seed)
         order = check_merge(self.registry, request, name, new_version=new_version)
         from adapterhub_cl.consolidation.merge import merge
@@ -143,6 +145,7 @@ class Combining(Opened):
         """
         from adapterhub_cl.consolidation.asked import DistillRequest, check_distill
 
+        one_process("distill")
         held_to = {"temperature": temperature, "task_loss": task_loss, "features": features}
         held_to |= {"feature_weight": feature_weight, "top": top}
         request = DistillRequest(
@@ -167,6 +170,7 @@ class Combining(Opened):
         from adapterhub_cl.errors import UsageError
         from adapterhub_cl.training.progress import Reporter as Silent
 
+        one_process("distill")
         run, request, new_version, teachers = resumed((into or self).registry, name)
         if teachers != str(self.folder.resolve()):
             raise UsageError(f"the unfinished distillation of {name} has its teachers in {teachers}", "name that hub")
@@ -193,6 +197,7 @@ class Combining(Opened):
         """
         from adapterhub_cl.consolidation.asked import refreshed
 
+        one_process("distill")
         there, request = refreshed(self.registry, name)
         if request is None:
             return there, False

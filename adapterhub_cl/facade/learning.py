@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.launching import one_process
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class Learning(Opened):
             DataError: the file, or data that it names, cannot be used; everything that is wrong in one message.
             GateRefused: a stage forgot too much; the stages before it stay.
         """
+        one_process("stream")
         from adapterhub_cl.training.comparing import run_all
 
         return run_all(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.launching import one_process
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Pruning(Opened):
         from adapterhub_cl.consolidation.prune import PruneRequest, prune
         from adapterhub_cl.training.progress import Reporter as Silent
 
+        one_process("prune")
         request = PruneRequest(
             ref, rank, energy, across, search, magnitude, store, min_retention, evaluate, measurements, seed
         )

@@ -208,6 +208,7 @@ class Decider:
                 holdout=0.2 if self.reads != "" else 0.05,
                 false_fallbacks=self.common.false_fallbacks,
                 before=self.opened,
+                tell=self.reporter.note,
             )
             self._contents = contents
         self._seen_generation = view.generation

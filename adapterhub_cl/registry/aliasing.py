@@ -66,7 +66,8 @@ class Aliases(Core):
         `production` takes the serving row of the version's task with it, and of those that both versions took over;
         `latest` does so unless a task is served by what `production` names. Where `production` was given to the
         adapter's first version by `promote`, it is taken away again, and the tasks go back to the versions that
-        served them before.
+        served them before. An alias that was set once only is taken away again too; without `production` a task is
+        served by its latest version, or by what another adapter's `production` names.
 
         Args:
             what: `name@alias`, or an alias that exactly one adapter has.
@@ -85,12 +86,15 @@ class Aliases(Core):
                 before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
                 served = queries.serving(query)
                 earlier = self._previous(query, before, alias)
+                untouched = self._set_once(query, name, alias)
                 given_back = self._before_promotion(query, before, served) if earlier is None else {}
             if earlier is None and alias == PRODUCTION and given_back:
                 return before, self.get(self._give_back(connection, rows, before, given_back))
+            if earlier is None and alias != LATEST and untouched:
+                return before, self.get(self._unpin(connection, rows, before, alias))
             if earlier is None:
                 raise AdapterError(
-                    f"{name}@{alias} has named only {before.ref}; there is nothing to go back to",
+                    f"{name}@{alias} named nothing before {before.ref}; there is nothing to go back to",
                     f"point it somewhere: cl-adapter alias {name}@vN {alias}",
                 )
             after = earlier
@@ -137,11 +141,43 @@ class Aliases(Core):
         rows.add_event(connection, "rollback", current.ref, {"alias": PRODUCTION, "serves_again": dict(tasks)})
         return next(iter(tasks.values()))
 
+    def _unpin(self, connection: Any, rows: Any, current: AdapterRecord, alias: str) -> str:
+        """Take an alias away as if it had never been set; what serves its first task, or is the newest, from now on."""
+        with self._index.reading() as query:
+            there = queries.adapters(query, self.adapters_dir, all_versions=True, include_rejected=False)
+            served = queries.serving(query)
+        again: dict[str, str] = {}
+        for task in current.tasks if alias == PRODUCTION else ():
+            if served.get(task) != current.ref:
+                continue
+            others = [r for r in there if task in r.tasks and PRODUCTION in r.aliases and r.name != current.name]
+            free = [r for r in there if task in r.tasks and (r.manifest.get("published") or {}).get("serve", True)]
+            latest = [r for r in free if LATEST in r.aliases]  # `latest` may have been rolled back
+            newest = max(others or latest or free or [current], key=lambda r: (r.created_at, r.version))
+            rows.set_serving(connection, task, newest.name, newest.version)
+            again[task] = newest.ref
+        rows.drop_alias(connection, current.name, alias, "rollback")
+        rows.add_event(connection, "rollback", current.ref, {"alias": alias, "serves_again": again})
+        mine = [r for r in there if r.name == current.name and r.status == "active"]
+        own = next((r for r in mine if LATEST in r.aliases), max(mine, key=lambda r: r.version, default=current))
+        return next(iter(again.values()), own.ref)
+
+    @staticmethod
+    def _set_once(query: Query, name: str, alias: str) -> bool:
+        """Whether an alias has named a single version since it came. One that was moved and rolled back to its first
+        version is not taken away by one rollback too many: the version that was rolled back would serve again."""
+        named: set[int] = set()
+        for move in queries.alias_history(query, name, alias):
+            named = {*named, move.version} if move.version is not None else set()
+        return len(named) == 1
+
     def _previous(self, query: Query, current: AdapterRecord, alias: str) -> AdapterRecord | None:
         """Where an alias was before; None where it was nowhere else."""
         there = {record.version: record for record in queries.versions(query, self.adapters_dir, current.name)}
         stack: list[int] = []  # where the alias went and did not come back from
         for move in queries.alias_history(query, current.name, alias):
+            if move.version is None and move.reason == "rollback":
+                stack.clear()  # it was taken away as if it had never been set
             if move.version is None or move.version not in there:
                 continue
             if move.reason == "rollback" and move.version in stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, rows, samples, tombstones
+from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, tombstones
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
-from adapterhub_cl.registry.rebuilding import is_version, version_directories
+from adapterhub_cl.registry.rebuilding import UNUSABLE, is_version, reason, version_directories
 from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.types import Problem
 
@@ -62,6 +63,8 @@ def verify(place: Place) -> list[Problem]:
             found += _versions(place, query)
             found += _dangling(query)
             found += _mirror(place, query)
+            queries.events(query, None, None)  # these raise where a row cannot be read
+            queries.evaluations(query, None, None, None)
     except IntegrityError as error:
         found.append(Problem("index.db", error.message, REBUILD))
     return found
@@ -80,9 +83,14 @@ def repair(place: Place) -> list[str]:
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
             if _whole(directory) is None:
                 manifest, text = manifests.read(directory)
-                rows.insert_version(connection, manifest, text, tombstones.forgotten(place.hub))
-                rows.apply_moves(connection, manifest)
-                rows.publish_event(connection, manifest)
+                try:
+                    with connection.begin_nested():
+                        rows.insert_version(connection, manifest, text, tombstones.forgotten(place.hub))
+                        rows.apply_moves(connection, manifest)
+                        rows.publish_event(connection, manifest)
+                except UNUSABLE as error:
+                    done.append(f"left out {place.relative(directory)}: {reason(error)}")
+                    continue
                 done.append(f"adopted {place.relative(directory)}")
         for table, key in (("aliases", "alias"), ("serving", "task")):
             sql = f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)
@@ -97,6 +105,8 @@ def repair(place: Place) -> list[str]:
         done.append(f"removed {place.relative(path)}")
     with place.index.lock(), place.index.reading() as query:
         if mirror.is_stale(place.hub, query):
+            if mirror.read(place.hub)[1]:
+                done.append(f"kept the unreadable {mirror.STATE} as {mirror.set_aside(place.hub)}")
             mirror.write(place.hub, query)
             done.append(f"wrote {mirror.STATE}")
     return done
@@ -277,8 +287,8 @@ def _versions(place: Place, query: Query) -> Iterator[Problem]:
             yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", restore)
         elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
             yield Problem(f"{where}/{manifests.FILE_NAME}", "changed: not the manifest that was recorded", restore)
-        for relative, what in manifests.differences(directory, json.loads(text)["files"]):
-            fix = f"delete it: rm {where}/{relative}" if what.startswith("extra") else restore
+        for relative, what in manifests.differences(directory, queries.parsed(text, f"the manifest of {ref}")["files"]):
+            fix = f"delete it: rm {quoted(f'{where}/{relative}')}" if what.startswith("extra") else restore
             yield Problem(f"{where}/{relative}", what, fix)
     for directory in _unregistered(place, query):
         wrong = _whole(directory)
@@ -311,4 +321,20 @@ def _dangling(query: Query) -> Iterator[Problem]:
 
 def _mirror(place: Place, query: Query) -> Iterator[Problem]:
     if mirror.is_stale(place.hub, query):
-        yield Problem(mirror.STATE, "not what the index says, so a rebuilt index would forget aliases", REPAIR)
+        said = mirror.read(place.hub)[1] or "not what the index says"
+        yield Problem(mirror.STATE, f"{said}, so a rebuilt index would forget aliases", REPAIR)
+    for path in sorted(place.hub.glob(f"{mirror.BROKEN}*")):
+        said = f"an earlier {mirror.STATE} of which nothing could be read"
+        yield Problem(path.name, said, f"look what it tells, then remove it: rm -r {quoted(path.name)}")
+
+
+def quoted(path: str) -> str:
+    """A path as a shell's word; characters that do not print are written as `$'…'` has them."""
+    if path.isprintable():
+        return shlex.quote(path)
+    printable = (c if c.isprintable() and c not in "'\\" else _escaped(c) for c in path)
+    return f"$'{''.join(printable)}'"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

@@ -83,7 +83,8 @@ class Erasures(Core):
                 self._forget_scores(ref=ref)
 
     def check_mirror(self) -> None:
-        """Make sure that `aliases.json` says what the index says, and nothing of what was erased.
+        """Make sure that `aliases.json` says what the index says, and nothing of what was erased; copies that a rebuild
+        put aside go.
 
         Raises:
             StorageError: the disk refused it.
@@ -93,6 +94,9 @@ class Erasures(Core):
         with self._index.lock(), self._index.reading() as query:
             if mirror.is_stale(self.path, query):
                 files.atomic_write_text(self.path / mirror.STATE, mirror.text(query))
+            for copy in self.path.glob(f"{mirror.BROKEN}*"):  # unreadable, so nobody can tell what it holds of the task
+                with files.storage_errors(copy):
+                    copy.unlink(missing_ok=True)
 
     def scrub(self) -> None:
         """Write the index's file anew without what was deleted from it, and empty its journal.

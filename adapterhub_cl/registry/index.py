@@ -9,6 +9,7 @@ file lock (which also guards the swap of a rebuilt index) and, on SQLite, after 
 from __future__ import annotations
 
 import re
+import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -123,6 +124,7 @@ class Index:
         if self.file is not None:
             if not self.file.exists():
                 return None
+            self.check_file()
             with self.reading() as query:
                 if not query("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"):
                     return None
@@ -136,6 +138,15 @@ class Index:
             with self.reading() as query:
                 rows = query("SELECT version_num FROM alembic_version")
         return str(rows[0][0]) if rows else None
+
+    def check_file(self) -> None:
+        """Raise StorageError where a directory lies in the index's place."""
+        if self.file is not None and self.file.is_dir():
+            away = shlex.quote(str(self.file))
+            raise StorageError(
+                f"the index {self.file} is a directory",
+                f"move it away, the index is then made anew: mv {away} {away}.away",
+            )
 
     def check_known(self, revision: str | None) -> None:
         """Raise HubError for a schema that this version does not know."""

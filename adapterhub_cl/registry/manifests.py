@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, UsageError
+from adapterhub_cl.registry import shapes
 from adapterhub_cl.registry.files import is_safe_relative, now, sha256_file, walk_files
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.types import KINDS, RELATIONS, STATUSES, Evaluation, Task
@@ -27,6 +28,8 @@ _SHAPE: dict[str, type] = {
     "evaluations": list,
     "published": dict,
 }
+_WORDS = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
+_TOLD = 3  # how much of what is wrong a message says
 
 
 def build(
@@ -107,11 +110,12 @@ def read(directory: Path) -> tuple[dict[str, Any], str]:
         if path.is_symlink():
             raise IntegrityError(f"{path} is a link", hint)
         text = path.read_bytes().decode()
-        manifest = json.loads(text)
+        manifest = shapes.parse(text)
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", hint) from error
-    if wrong := "; ".join(_wrong(manifest, directory)):
-        raise IntegrityError(f"{path} is not a manifest: {wrong}", hint)
+    if wrong := list(_wrong(manifest, directory)):
+        more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
+        raise IntegrityError(f"{path} is not a manifest: {'; '.join(wrong[:_TOLD])}{more}", hint)
     return manifest, text
 
 
@@ -119,24 +123,26 @@ def _wrong(manifest: Any, directory: Path) -> Iterator[str]:
     if not isinstance(manifest, dict):
         yield "not an object"
         return
-    if not isinstance(manifest.get("format"), int) or manifest["format"] > FORMAT:
-        yield f"format {manifest.get('format')!r} is not one that this version knows"
+    if not shapes.is_count(manifest.get("format"), FORMAT):
+        yield f"format {shapes.shown(manifest.get('format'))} is not one that this version knows"
     name, version = manifest.get("name"), manifest.get("version")
-    if name != directory.parent.name or f"v{version}" != directory.name or not is_name(str(name)):
-        yield f"it is of {name}@v{version}"
+    right = name == directory.parent.name and f"v{version}" == directory.name and is_name(str(name))
+    if not right or not shapes.is_count(version, shapes.LAST_VERSION, least=1):
+        yield f"it is of the adapter {shapes.shown(name)}, version {shapes.shown(version)}"
     for key, kind in _SHAPE.items():
         if not isinstance(manifest.get(key), kind):
-            yield f"{key} is missing or not a {kind.__name__}"
+            yield f"{key} is missing or not {_WORDS[kind]}"
             return
     if manifest["kind"] not in KINDS or manifest["status"] not in STATUSES:
-        yield f"unknown kind or status ({manifest['kind']}, {manifest['status']})"
+        yield f"unknown kind or status ({shapes.shown(manifest['kind'])}, {shapes.shown(manifest['status'])})"
     for key, row in manifest["files"].items():
         if not is_safe_relative(key):
-            yield f"the file name {key!r} leads out of the directory"
+            yield f"the file name {shapes.shown(key)} leads out of the directory"
         elif not isinstance(row, dict) or not isinstance(row.get("sha256"), str):
-            yield f"no sha256 of {key!r}"
-    if not {"verb", "serve", "move_latest"} <= manifest["published"].keys():
-        yield "published has not verb, serve and move_latest"
+            yield f"no sha256 of {shapes.shown(key)}"
+        elif not shapes.is_count(row.get("bytes")):
+            yield f"no size of {shapes.shown(key)}"
+    yield from shapes.wrong_parts(manifest)
 
 
 def differences(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

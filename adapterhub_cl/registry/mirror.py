@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
 from adapterhub_cl.errors import StorageError
-from adapterhub_cl.registry import files, queries, rows, schema
+from adapterhub_cl.registry import files, queries, rows, schema, shapes
 from adapterhub_cl.registry.index import Query
-from adapterhub_cl.registry.names import parse_ref
-from adapterhub_cl.types import Evaluation, Task
+from adapterhub_cl.registry.shapes import shown
+from adapterhub_cl.types import STATUSES, Evaluation, Task
 
 STATE, SCORES = "aliases.json", "evaluations.jsonl"
+BROKEN = f"{STATE}.broken-"
+FORMAT = 1
+_MOST_WARNINGS = 20
+_TASKS = "SELECT name, spec FROM tasks ORDER BY name"
 _LOG = logging.getLogger("adapterhub_cl")
 
 
@@ -29,24 +34,37 @@ def state(query: Query) -> dict[str, Any]:
     history = query("SELECT name, alias, version, moved_at, reason FROM alias_history ORDER BY id")
     statuses = query("SELECT name, version, status FROM versions WHERE status <> 'active' ORDER BY name, version")
     return {
-        "format": 1,
+        "format": FORMAT,
         "aliases": queries.aliases(query),
         "serving": queries.serving(query),
         "statuses": {f"{name}@v{version}": status for name, version, status in statuses},
-        "tasks": {name: json.loads(spec) for name, spec in query("SELECT name, spec FROM tasks ORDER BY name")},
+        "tasks": {name: queries.parsed(spec, f"the task {name}") for name, spec in query(_TASKS)},
         "known": dict(query("SELECT name, MAX(version) FROM versions GROUP BY name ORDER BY name")),
         "history": [list(row) for row in history],
     }
 
 
 def text(query: Query) -> str:
-    """The content that `aliases.json` should have now."""
-    return json.dumps(state(query), indent=1, ensure_ascii=False) + "\n"
+    """The content that `aliases.json` should have now, an entry a line: `indent` would write it in pure Python."""
+    return "{\n" + ",\n".join(f"{_encode(key)}: {_lines(value)}" for key, value in state(query).items()) + "\n}\n"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        return "{\n " + ",\n ".join(f"{_encode(key)}: {_encode(entry)}" for key, entry in value.items()) + "\n}"
+    if isinstance(value, list) and value:
+        return "[\n " + ",\n ".join(map(_encode, value)) + "\n]"
+    return _encode(value)
 
 
 def write(hub: Path, query: Query) -> None:
     """Rewrite `aliases.json`. The index is already committed, so a refusal of the disk is only logged."""
     try:
+        if (hub / STATE).is_dir():
+            set_aside(hub)
         files.atomic_write_text(hub / STATE, text(query))
     except StorageError as error:
         _LOG.warning("%s could not be written (%s); cl-adapter verify --repair writes it again", STATE, error.message)
@@ -55,18 +73,71 @@ def write(hub: Path, query: Query) -> None:
 def is_stale(hub: Path, query: Query) -> bool:
     """Whether `aliases.json` is not what the index says."""
     try:
-        return (hub / STATE).read_text(encoding="utf-8") != text(query)
-    except (OSError, UnicodeDecodeError):
+        return bool(json.loads((hub / STATE).read_text(encoding="utf-8")) != json.loads(text(query)))
+    except (OSError, ValueError, RecursionError):  # what is no UTF-8 and what is no JSON are ValueErrors
         return True
 
 
-def read(hub: Path) -> dict[str, Any] | None:
-    """What `aliases.json` says, or None where it is missing or broken."""
+def read(hub: Path) -> tuple[dict[str, Any], str]:
+    """What `aliases.json` says, and what is wrong with it as a whole; nothing of both where it is missing."""
     try:
-        found = json.loads((hub / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("known"), dict) else None
+        found = shapes.parse((hub / STATE).read_text(encoding="utf-8"), halves=True)
+    except FileNotFoundError:
+        return {}, ""
+    except OSError as error:
+        return {}, f"it cannot be read ({(error.strerror or 'for no known reason').lower()})"
+    except UnicodeDecodeError:
+        return {}, "it is not text in UTF-8"
+    except ValueError:
+        return {}, "it is not valid JSON"
+    if not isinstance(found, dict):
+        return {}, "it is not an object"
+    if not shapes.is_count(found.get("format", FORMAT), FORMAT):
+        return {}, f"its format {shown(found['format'])} is not one that this version knows"
+    return found, ""
+
+
+def set_aside(hub: Path) -> str:
+    """Rename an `aliases.json` of which nothing can be read, so that it is not written over; the name it has now.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    names = (f"{BROKEN}{stamp}{f'-{number}' if number else ''}" for number in range(1000))
+    name = next(name for name in names if not (hub / name).exists())
+    with files.storage_errors(hub / STATE):
+        (hub / STATE).rename(hub / name)
+    return name
+
+
+def tell_broken(hub: Path) -> None:
+    """After a rebuild: put an `aliases.json` aside of which nothing could be read, and say so in the log."""
+    _, wrong = read(hub)
+    if wrong:
+        try:
+            kept = f"kept as {set_aside(hub)}"
+        except (StorageError, OSError) as error:
+            kept = f"and could not be kept ({error})"
+        left = "aliases, statuses and what serves are as when the versions were made"
+        _LOG.warning("left out of the index: all of %s: %s; %s; %s", STATE, wrong, left, kept)
+
+
+class _Warnings:
+    """What is left out of a file: one line in the log for each, but no thousands of them."""
+
+    def __init__(self, file: str) -> None:
+        self._file, self._count = file, 0
+
+    def __call__(self, what: str) -> None:
+        self._count += 1
+        if self._count <= _MOST_WARNINGS:
+            _LOG.warning("left out of the index: %s of %s", what, self._file)
+
+    def end(self) -> None:
+        """Say how many more there were."""
+        if self._count > _MOST_WARNINGS:
+            _LOG.warning("left out of the index: %d more entries of %s", self._count - _MOST_WARNINGS, self._file)
 
 
 def append_scores(hub: Path, scores: list[queries.StoredEvaluation]) -> None:
@@ -79,18 +150,45 @@ def append_scores(hub: Path, scores: list[queries.StoredEvaluation]) -> None:
         _LOG.warning("%s could not be written: %s", SCORES, error.message)
 
 
-def read_scores(hub: Path) -> list[dict[str, Any]]:
-    """The lines of `evaluations.jsonl`; a line that a crash cut short is left out."""
+def read_scores(hub: Path, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """The lines of `evaluations.jsonl`; one that is no score, as when a crash cut it short, is left out.
+
+    Args:
+        warn: is told of each.
+    """
     found = []
     path = hub / SCORES
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        warn(f"all ({(error.strerror or 'it cannot be read').lower()})")
+        return []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
             continue
-        if isinstance(row, dict) and {"adapter", "task", "metric", "value", "created_at"} <= row.keys():
+        try:
+            row = shapes.parse(line)
+        except ValueError:
+            warn(f"line {number} (it is not valid JSON)")
+            continue
+        if wrong := _wrong_line(row):
+            warn(f"line {number} ({wrong})")
+        else:
             found.append(row)
     return found
+
+
+def _wrong_line(row: Any) -> str:
+    if wrong := shapes.wrong_score(row):
+        return wrong
+    if shapes.version_of(row.get("adapter")) is None:
+        return f"its adapter is {shown(row.get('adapter'))}"
+    if not isinstance(row.get("created_at"), str):
+        return f"its created_at is {shown(row.get('created_at'))}, not a time"
+    details = shapes.wrong_details(row.get("details", {}))
+    return f"its details have another {details[0]} than a measurement writes" if details else ""
 
 
 def forget_scores(hub: Path, *, ref: str = "", task: str = "") -> None:
@@ -105,60 +203,181 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
     """Bring the movable state back into a fresh index that has the manifests' rows.
 
     Whatever names a version that is no longer there is left out; `latest` and the serving table then take the
-    newest active version of the same adapter.
+    newest active version of the same adapter. An entry that cannot be read is left out too, with a warning; a task
+    is then served by the newest active version that was made for it.
 
     Returns:
         The highest version of each adapter that the state knew of; newer ones still have to be moved to.
     """
-    found = read(hub)
-    if found is None:
+    found, _ = read(hub)
+    if not found:
         return {}
+    warn = _Warnings(STATE)
     v = schema.versions
     there: dict[tuple[str, int], str] = {
         (row[0], row[1]): row[2] for row in connection.execute(select(v.c.name, v.c.version, v.c.status))
     }
-    known: dict[str, int] = found["known"]
-    statuses = {(ref.name, ref.version or 0): s for r, s in found.get("statuses", {}).items() if (ref := parse_ref(r))}
+    known = _known(found, there, warn)
+    deleted = _restore_statuses(connection, found, there, known, warn)
+    live = there.keys() - deleted
+    _restore_aliases(connection, found, live, warn)
+    _restore_history(connection, found, warn)
+    for name, spec in _entries(found, "tasks", warn):
+        if wrong := shapes.wrong_task(spec, name):
+            warn(f"the task {shown(name)} ({wrong})")
+        else:
+            rows.put_task(connection, Task.from_json(spec))
+    _restore_serving(connection, found, live, warn)
+    warn.end()
+    return known
+
+
+def _entries(found: Mapping[str, Any], key: str, warn: _Warnings) -> Iterator[tuple[str, Any]]:
+    """The entries of a part of the state; none, and a warning, where it is not an object."""
+    part = found.get(key)
+    if isinstance(part, dict):
+        yield from part.items()
+    else:
+        warn(f"all of {key} ({f'{shown(part)} is not an object' if key in found else 'it is missing'})")
+
+
+def _known(found: Mapping[str, Any], there: Collection[tuple[str, int]], warn: _Warnings) -> dict[str, int]:
+    """The highest version of each adapter that the state knew of. Where that cannot be read it is taken to have known
+    all of them: else the aliases that it tells of would be moved on at once."""
+    known: dict[str, int] = {}
+    unsure = {name for name, _ in there} if not isinstance(found.get("known"), dict) else set[str]()
+    for name, version in _entries(found, "known", warn):
+        if shapes.is_a_name(name) and shapes.is_count(version, shapes.LAST_VERSION):
+            known[name] = version
+        else:
+            warn(f"the highest version of {shown(name)}: {shown(version)}")
+            unsure.add(name)
+    newest: dict[str, int] = {}
+    for name, version in there:
+        newest[name] = max(version, newest.get(name, 0))
+    return known | {name: newest[name] for name in unsure & newest.keys()}
+
+
+def _restore_statuses(
+    connection: Connection,
+    found: Mapping[str, Any],
+    there: Mapping[tuple[str, int], str],
+    known: Mapping[str, int],
+    warn: _Warnings,
+) -> set[tuple[str, int]]:
+    """Give versions the status that the state tells of, `active` where it tells of none; the deleted ones.
+
+    One that it tells of in words that are no status keeps its manifest's.
+    """
+    statuses: dict[tuple[str, int], str] = {}
+    unsure: set[tuple[str, int]] = set()
+    for text_ref, status in _entries(found, "statuses", warn):
+        ref = shapes.version_of(text_ref)
+        if ref is not None and isinstance(status, str) and status in STATUSES:
+            statuses[ref] = status
+        else:
+            warn(f"the status of {shown(text_ref)}: {shown(status)}")
+            unsure |= {ref} if ref is not None else set()
+    untold = not isinstance(found.get("statuses"), dict)
     for (name, version), status in there.items():
-        wanted = statuses.get((name, version), "active")
+        wanted = status if untold or (name, version) in unsure else statuses.get((name, version), "active")
         if version <= known.get(name, 0) and wanted != status:
             if wanted == "deleted":
                 rows.delete_version(connection, name, version, "rebuild")
             else:
                 rows.set_status(connection, name, version, wanted)
-    for (name, version), status in statuses.items():
-        if status == "deleted" and (name, version) not in there:
-            rows.insert_deleted(connection, name, version)
-    live = {key for key in there if statuses.get(key) != "deleted"}
-    for name, held in found.get("aliases", {}).items():
-        values = [{"name": name, "alias": a, "version": n} for a, n in held.items() if (name, n) in live]
+    deleted = {ref for ref, status in statuses.items() if status == "deleted"}
+    for name, version in sorted(deleted - there.keys()):
+        rows.insert_deleted(connection, name, version)
+    return deleted
+
+
+def _restore_aliases(
+    connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: _Warnings
+) -> None:
+    lost: set[str] = set()  # adapters whose `latest` cannot be told
+    if not isinstance(found.get("aliases"), dict):
+        lost = {name for name, _ in live}
+    for name, held in _entries(found, "aliases", warn):
+        if not shapes.is_a_name(name) or not isinstance(held, dict):
+            warn(f"the aliases of {shown(name)}: {shown(held)}")
+            lost.add(name)
+            continue
+        values = []
+        for alias, version in held.items():
+            if not shapes.is_an_alias(alias) or not shapes.is_count(version, shapes.LAST_VERSION, least=1):
+                warn(f"the alias {shown(alias)} of {name}: {shown(version)}")
+            elif (name, version) in live:
+                values.append({"name": name, "alias": alias, "version": version})
         if values:
             connection.execute(insert(schema.aliases), values)
+        if rows.LATEST in held and rows.LATEST not in {value["alias"] for value in values}:
+            lost.add(name)
+    for name in sorted(lost & {name for name, _ in live}):
         newest = rows.newest_active(connection, name)
-        if newest is not None and rows.LATEST in held and (name, held[rows.LATEST]) not in live:
+        if newest is not None:
             rows.move_alias(connection, name, rows.LATEST, newest, "rebuild")
+
+
+def _restore_history(connection: Connection, found: Mapping[str, Any], warn: _Warnings) -> None:
     columns = ("name", "alias", "version", "moved_at", "reason")
-    history = [dict(zip(columns, row, strict=True)) for row in found.get("history", ())]
+    history, told = [], found.get("history", [])
+    if not isinstance(told, list):
+        warn(f"all of history ({shown(told)} is not a list)")
+        return
+    for number, row in enumerate(told, 1):
+        if _is_move(row):
+            history.append(dict(zip(columns, row, strict=True)))
+        else:
+            warn(f"move {number} of history: {shown(row)}")
     if history:
         connection.execute(insert(schema.alias_history), history)
-    for spec in found.get("tasks", {}).values():
-        rows.put_task(connection, Task.from_json(spec))
-    for task, text_ref in found.get("serving", {}).items():
-        ref = parse_ref(text_ref)
-        answers = ref.version if (ref.name, ref.version) in live else rows.newest_active(connection, ref.name)
+
+
+def _restore_serving(
+    connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: _Warnings
+) -> None:
+    v = schema.versions.c
+    lost: set[str] = set()  # tasks of which it cannot be told what serves them
+    if not isinstance(found.get("serving"), dict):
+        lost = {str(task) for task in connection.scalars(select(v.task).where(v.task != ""))}
+    for task, text_ref in _entries(found, "serving", warn):
+        ref = shapes.version_of(text_ref)
+        if not shapes.is_a_name(task) or ref is None:
+            warn(f"what serves {shown(task)}: {shown(text_ref)}")
+            lost.add(task)
+            continue
+        answers = ref[1] if ref in live else rows.newest_active(connection, ref[0])
         if answers is not None:
-            rows.set_serving(connection, task, ref.name, answers)
-    return known
+            rows.set_serving(connection, task, ref[0], answers)
+    for task in sorted(lost):
+        own = select(v.name, v.version).where(v.task == task, v.status == "active")
+        newest = connection.execute(own.order_by(v.created_at.desc(), v.version.desc())).first()
+        if newest is not None:
+            rows.set_serving(connection, task, newest[0], newest[1])
+
+
+def _is_move(row: Any) -> bool:
+    """Whether it is a row of the aliases' history."""
+    if not isinstance(row, list) or len(row) != 5:
+        return False
+    name, alias, version, moved_at, reason = row
+    known = version is None or shapes.is_count(version, shapes.LAST_VERSION, least=1)
+    named = shapes.is_a_name(name) and shapes.is_an_alias(alias)
+    return known and named and shapes.is_text(moved_at) and shapes.is_text(reason)
 
 
 def restore_scores(connection: Connection, hub: Path, forgotten: Mapping[str, str]) -> None:
-    """Bring the scores that were recorded after publication back into a fresh index; none on a forgotten task."""
+    """Bring the scores that were recorded after publication back into a fresh index; none on a forgotten task. A line
+    that is no score is left out, with a warning."""
     v = schema.versions
     there = {
         f"{r[0]}@v{r[1]}": r for r in connection.execute(select(v.c.name, v.c.version).where(v.c.status != "deleted"))
     }
-    for row in read_scores(hub):
+    warn = _Warnings(SCORES)
+    for row in read_scores(hub, warn):
         if row["adapter"] in there and row["created_at"] > forgotten.get(row["task"], ""):
             name, version = there[row["adapter"]]
             score = Evaluation(**{key: row[key] for key in Evaluation.__dataclass_fields__ if key in row})
             rows.add_evaluations(connection, name, version, [score], row["created_at"])
+    warn.end()

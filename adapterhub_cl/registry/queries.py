@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
-from adapterhub_cl.registry.index import Query, Row
+from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
+from adapterhub_cl.registry.index import REBUILD, Query, Row
 from adapterhub_cl.registry.names import Ref, parse_ref
+from adapterhub_cl.registry.shapes import sound_details
 from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Task
 
 _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
@@ -57,13 +58,13 @@ class StoredEvaluation:
 class LazyManifest(Mapping[str, Any]):
     """A manifest that is parsed when first looked into: listing 10,000 adapters need not parse 10,000 texts."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, ref: str) -> None:
+        self._text, self._ref = text, ref
         self._parsed: dict[str, Any] | None = None
 
     def _dict(self) -> dict[str, Any]:
         if self._parsed is None:
-            self._parsed = json.loads(self._text)
+            self._parsed = parsed(self._text, f"the manifest of {self._ref}")
         return self._parsed
 
     def __getitem__(self, key: str) -> Any:
@@ -79,6 +80,24 @@ class LazyManifest(Mapping[str, Any]):
         return repr(self._dict())
 
 
+def parsed(text: str, what: str) -> dict[str, Any]:
+    """A JSON object that stands in a row of the index.
+
+    Args:
+        what: it is, for the message.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):  # TypeError: not even text
+        found = None
+    if not isinstance(found, dict):
+        raise IntegrityError(f"the index is damaged: {what} is not valid JSON", REBUILD)
+    return found
+
+
 def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
     name, version, kind, task, status, rank, size, created_at, manifest = row
     return AdapterRecord(
@@ -92,7 +111,7 @@ def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
         created_at=created_at,
         path=store / name / f"v{version}",
         aliases=aliases,
-        manifest=LazyManifest(manifest),
+        manifest=LazyManifest(manifest, f"{name}@v{version}"),
     )
 
 
@@ -189,7 +208,7 @@ def events(query: Query, name: str | None, limit: int | None) -> list[Event]:
         if limit != 0
         else []
     )
-    return [Event(i, at, verb, ref, json.loads(detail)) for i, at, verb, ref, detail in rows]
+    return [Event(i, at, verb, ref, parsed(detail, f"line {i} of the log")) for i, at, verb, ref, detail in rows]
 
 
 def lineage(query: Query, ref: str | None) -> list[Edge]:
@@ -226,15 +245,23 @@ def evaluations(query: Query, name: str | None, version: int | None, task: str |
         f"SELECT name, version, created_at, task, metric, value, n, data, details FROM evaluations{where} ORDER BY id",
         **values,
     )
-    return [
-        StoredEvaluation(f"{n}@v{v}", at, Evaluation(task, metric, value, count, data, json.loads(details)))
-        for n, v, at, task, metric, value, count, data, details in rows
-    ]
+    found = []
+    for n, v, at, on, metric, value, count, data, text in rows:
+        details = sound_details(parsed(text, f"a score of {n}@v{v}"))
+        found.append(StoredEvaluation(f"{n}@v{v}", at, Evaluation(on, metric, value, count, data, details)))
+    return found
 
 
 def tasks(query: Query) -> list[Task]:
     """All tasks, sorted by name."""
-    return [Task.from_json(json.loads(row[0])) for row in query("SELECT spec FROM tasks ORDER BY name")]
+    found = []
+    for name, text in query("SELECT name, spec FROM tasks ORDER BY name"):
+        spec = parsed(text, f"the task {name}")
+        try:
+            found.append(Task.from_json(spec))
+        except TypeError as error:
+            raise IntegrityError(f"the index is damaged: the task {name} cannot be read", REBUILD) from error
+    return found
 
 
 def serving(query: Query) -> dict[str, str]:

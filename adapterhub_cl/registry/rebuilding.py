@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.exc import DataError, InterfaceError, ProgrammingError
+from sqlalchemy.exc import IntegrityError as Violation
 
-from adapterhub_cl.errors import AdapterHubError, IntegrityError
-from adapterhub_cl.registry import files, manifests, mirror, rows, schema, tombstones, usage
-from adapterhub_cl.registry.index import Index, Query, Row, open_sqlite
+from adapterhub_cl.errors import IntegrityError, StorageError
+from adapterhub_cl.registry import files, manifests, mirror, queries, rows, schema, tombstones, usage
+from adapterhub_cl.registry.index import Index, Query, Row, index_errors, open_sqlite
 from adapterhub_cl.registry.names import is_name, parse_ref
 
 LOG = logging.getLogger("adapterhub_cl")
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,18 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
     Raises:
         StorageError: the disk refused; the old index is untouched.
     """
+    try:
+        return _rebuild(hub, index, store, only_if_blank=only_if_blank)
+    except StorageError as error:
+        if only_if_blank and getattr(error.__cause__, "errno", None) in _READ_ONLY:
+            raise StorageError(
+                f"{hub} has no index yet, and cannot be written, so that none can be made there: {error.message}",
+                f"make it first, on a copy that can be written: cp -r {hub} COPY; cl-adapter --hub COPY list",
+            ) from error
+        raise
+
+
+def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> int:
     with index.lock():
         if only_if_blank and index.revision() is not None:
             return 0
@@ -73,8 +89,13 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
                 old = _Old(_log(query), usage.read(query))
                 for table in reversed(schema.metadata.sorted_tables):
                     connection.execute(delete(table))
-                return _fill(connection, hub, store, old)
-        return _rebuild_sqlite(hub, index.file, store)
+                count = _fill(connection, hub, store, old)
+            mirror.tell_broken(hub)
+            return count
+        index.check_file()
+        count = _rebuild_sqlite(hub, index.file, store)
+        mirror.tell_broken(hub)
+        return count
 
 
 def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
@@ -87,7 +108,7 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
         with fresh.writing() as connection:
             count = _fill(connection, hub, store, _old_of_file(file))
         new = temporary / "index.db"
-        with closing(open_sqlite(new)) as raw:
+        with index_errors(str(new)), closing(open_sqlite(new)) as raw:
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with files.storage_errors(file):
             files.fsync_file(new)
@@ -127,8 +148,8 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
             with connection.begin_nested():
                 rows.insert_version(connection, manifest, text, forgotten)
             indexed.append(manifest)
-        except (TypeError, KeyError, ValueError, AdapterHubError) as error:
-            LOG.warning("left out of the index: %s@v%s: %r", manifest["name"], manifest["version"], error)
+        except UNUSABLE as error:
+            LOG.warning("left out of the index: %s@v%s: %s", manifest["name"], manifest["version"], reason(error))
     known = mirror.restore(connection, hub)
     mirror.restore_scores(connection, hub, forgotten)
     v = schema.versions.c
@@ -144,8 +165,29 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
     return len(indexed)
 
 
+# What a manifest that looked whole can still do to the functions that write its rows; a full disk is none of it.
+UNUSABLE = (
+    *(TypeError, KeyError, ValueError, AttributeError, ArithmeticError, RecursionError),
+    *(DataError, InterfaceError, ProgrammingError, Violation),
+)
+
+
+def reason(error: BaseException) -> str:
+    """Why a manifest's rows cannot be written, in words."""
+    return f"its manifest holds what the index cannot ({str(error).partition(chr(10))[0][:120]!r})"
+
+
 def _log(query: Query) -> list[Row]:
-    return query("SELECT at, verb, ref, detail FROM events ORDER BY id")
+    """The lines of the log; one whose detail is damaged keeps the rest."""
+    return [(*row[:3], _whole(row[3])) for row in query("SELECT at, verb, ref, detail FROM events ORDER BY id")]
+
+
+def _whole(detail: str) -> str:
+    try:
+        queries.parsed(detail, "")
+    except IntegrityError:
+        return "{}"
+    return detail
 
 
 def _old_of_file(file: Path) -> _Old:

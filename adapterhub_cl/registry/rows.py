@@ -39,6 +39,8 @@ def insert_version(
 ) -> None:
     """The rows that a manifest alone determines: adapter, version, lineage, evaluations, task.
 
+    A rejected version does not change how a task that is known is asked: another version goes on serving it.
+
     Args:
         forgotten: task → until when; what an older manifest says of such a task stays out.
     """
@@ -68,8 +70,11 @@ def insert_version(
         )
     scores = [Evaluation(**row) for row in manifest["evaluations"] if row["task"] not in old]
     add_evaluations(connection, name, version, scores, manifest["created_at"])
-    if manifest["task_spec"] and manifest["task_spec"].get("name") not in old:
-        put_task(connection, Task.from_json(manifest["task_spec"]), manifest["created_at"])
+    spec, t = manifest["task_spec"], schema.tasks
+    if spec and spec.get("name") not in old:
+        known = connection.scalar(select(t.c.name).where(t.c.name == spec["name"])) is not None
+        if manifest["status"] == "active" or not known:
+            put_task(connection, Task.from_json(spec), manifest["created_at"])
 
 
 def apply_moves(connection: Connection, manifest: Mapping[str, Any], *, replay: bool = False) -> None:

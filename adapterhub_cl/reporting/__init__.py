@@ -1,1 +1,1 @@
-"""Pictures of accuracy matrices."""
+"""What a report about a hub shows, as one HTML page; pictures of accuracy matrices."""

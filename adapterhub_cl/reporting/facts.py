@@ -85,12 +85,14 @@ class VersionFacts:
 
 @dataclass(frozen=True)
 class GateFacts:
-    """What the gate said of a version when it was made.
+    """What the gate said of a version when it was made, or when it refused to promote it.
 
     Attributes:
         limit: the largest drop that passes, or the least retention; None lets everything pass.
         of_retention: the gate of a merge, a distillation or a pruning; else the one of forgetting.
-        status: of the version by now; a refused one may have been let pass.
+        status: of the version by now; a refused one may have been let pass. Of a refused promotion: `rejected` until
+            the version is promoted all the same.
+        promotion: whether it is one.
     """
 
     ref: str
@@ -100,6 +102,7 @@ class GateFacts:
     passed: bool
     status: str
     effects: tuple[Effect, ...]
+    promotion: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ everywhere.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from adapterhub_cl.errors import AdapterHubError, UsageError
-from adapterhub_cl.evaluation.gate import Effect
+from adapterhub_cl.evaluation.gate import REFUSED, Effect, refusal_of
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.evaluation.stages import learned
 from adapterhub_cl.registry import Event, Registry, files
 from adapterhub_cl.registry.samples import ROUTERS
+from adapterhub_cl.registry.shapes import wrong_details
 from adapterhub_cl.replay._store import Kept, Samples
 from adapterhub_cl.reporting import scores
 from adapterhub_cl.reporting.facts import (
@@ -38,7 +41,10 @@ MOVES = ("promote", "rollback", "alias", "drop-alias", "serve", "status", "delet
 MOST_MOVES = 40
 RECIPE = "recipe.json"
 STREAMS = "streams"  # hubs of compared strategies, see training.comparing
-_UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, AdapterHubError)
+_UNFIT = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError),
+    AdapterHubError,
+)
 
 
 class _Notes(list[str]):
@@ -80,14 +86,17 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         for step, record in enumerate(records, 1)
         if (found := notes.attempt(record.ref, None, _version, record, step, recorded, specs, served))
     ]
+    for record in records:
+        notes.attempt(f"a score of {record.ref}", None, _note_details, record, notes)
     best: dict[str, tuple[str, float]] = {}
     for version in versions:
         for task, score in version.scores.items() if version.answers else ():
             if task not in best or score.value > best[task][1]:
                 best[task] = (version.ref, score.value)
-    stages = notes.attempt("the accuracy matrix", list[AdapterRecord](), scores.learned, records)
+    stages = notes.attempt("the accuracy matrix", list[AdapterRecord](), learned, records)
     matrix = notes.attempt("the accuracy matrix", None, scores.matrix, stages, recorded, "hub")
-    samples = Samples(registry)
+    samples, events = Samples(registry), registry.events()
+    made = _each(notes, "the gate's decision on", reversed(records), _gate)
     return Facts(
         name=registry.path.resolve().name or "hub",
         base=registry.base,
@@ -95,11 +104,15 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         made_at=files.now(),
         tool=tool,
         bytes=sum(record.bytes for record in records),
-        tasks=tuple(_task(task, recorded, best, serving) for task in tasks),
+        tasks=tuple(
+            told
+            for task in tasks
+            if (told := notes.attempt(f"the task {task.name}", None, _task, task, recorded, best, serving))
+        ),
         versions=tuple(replace(v, requests=requests[v.ref]) for v in versions),
         matrix=matrix,
         stages=tuple(record.ref for record in stages),
-        gates=tuple(_each(notes, "the gate's decision on", reversed(records), _gate)),
+        gates=tuple(sorted([*made, *_promotions(events, notes)], key=lambda gate: gate.at, reverse=True)),
         derived=tuple(_each(notes, "the recipe of", reversed(records), lambda r: _derived(r, notes))),
         edges=tuple(registry.lineage()),
         router=_router(registry.path / ROUTERS, list(serving), notes),
@@ -107,9 +120,9 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         kept=tuple(notes.attempt("the replay samples", list[Kept](), samples.rows)),
         budget=notes.attempt("the replay budget", None, samples.budget),
         streams=tuple(_streams(registry.path / STREAMS, notes)),
-        moves=tuple(_moves(registry.events())),
+        moves=tuple(_moves(events)),
         max_forgetting=notes.attempt("max_forgetting in hub.toml", None, _limit, registry),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(map(_printable, notes))),
     )
 
 
@@ -140,9 +153,22 @@ def _version(
         strategy=str(manifest.get("strategy") or ""),
         serves=tuple(served.get(record.ref, ())),
         scores=known,
-        retention={str(task): float(share) for task, share in record.retention.items()},
+        retention=_retention(record),
         answers=record.kind not in DERIVED and record.status == "active",
     )
+
+
+def _note_details(record: AdapterRecord, notes: _Notes) -> None:
+    """Say which details of a version's scores are not told of, as they have another form than a measurement writes."""
+    for row in record.manifest.get("evaluations") or ():
+        if wrong := wrong_details(row.get("details") or {}):
+            what = f"{', '.join(wrong)} of the {row['metric']} of {record.ref} on {row['task']}"
+            notes.append(f"{what} was passed over: it has another form")
+
+
+def _retention(record: AdapterRecord) -> dict[str, float]:
+    known = {str(task): float(share) for task, share in record.retention.items()}
+    return {task: share for task, share in known.items() if math.isfinite(share)}
 
 
 def _task(
@@ -174,9 +200,7 @@ def _gate(record: AdapterRecord) -> GateFacts | None:
         return None
     of_retention = "min_retention" in told
     limit = told["min_retention"] if of_retention else told["limit"]
-    effects = tuple(Effect.from_json(row) for row in told["effects"])
-    for effect in effects:
-        assert effect.interval  # shares, on at least one example: raises where they are none
+    effects = _shares(Effect.from_json(row) for row in told["effects"])
     return GateFacts(
         ref=record.ref,
         at=record.created_at,
@@ -186,6 +210,32 @@ def _gate(record: AdapterRecord) -> GateFacts | None:
         status=record.status,
         effects=effects,
     )
+
+
+def _promotions(events: Sequence[Event], notes: _Notes) -> list[GateFacts]:
+    """The promotions that the gate refused, newest first."""
+    found, passed = [], set[str]()
+    for event in events:
+        if event.verb == "promote":
+            passed.add(event.ref)
+        elif event.verb == REFUSED and event.detail:  # forget-task empties the details
+            status = "active" if event.ref in passed else "rejected"
+            one = notes.attempt(f"the refused promotion of {event.ref}", None, _promotion, event, status)
+            found += [] if one is None else [one]
+    return found
+
+
+def _promotion(event: Event, status: str) -> GateFacts:
+    decision = refusal_of(event.detail)
+    effects = _shares(decision.effects)
+    return GateFacts(event.ref, event.at, decision.limit, False, False, status, effects, promotion=True)
+
+
+def _shares(effects: Iterable[Effect]) -> tuple[Effect, ...]:
+    found = tuple(effects)
+    for effect in found:
+        assert effect.interval  # shares, on at least one example: raises where they are none
+    return found
 
 
 def _derived(record: AdapterRecord, notes: _Notes) -> DerivedFacts | None:
@@ -203,9 +253,9 @@ def _derived(record: AdapterRecord, notes: _Notes) -> DerivedFacts | None:
         rank=record.rank,
         bytes=record.bytes,
         status=record.status,
-        error=None if error is None else float(error),
+        error=None if error is None or not math.isfinite(error) else float(error),
         layers=layers,
-        retention={str(task): float(share) for task, share in record.retention.items()},
+        retention=_retention(record),
     )
 
 
@@ -213,7 +263,8 @@ def _layers(path: Path) -> dict[str, float]:
     """Layer → truncation error; empty where the recipe tells of none."""
     report = json.loads(path.read_text(encoding="utf-8"))["report"]
     rows = report.get("layers") or ()
-    return {str(row["name"]): float(row["truncation_error"]) for row in rows if row["truncation_error"] is not None}
+    known = {str(row["name"]): float(row["truncation_error"]) for row in rows if row["truncation_error"] is not None}
+    return {name: error for name, error in known.items() if math.isfinite(error)}
 
 
 def _how(recipe: Mapping[str, Any], storage: Mapping[str, Any]) -> str:
@@ -300,6 +351,11 @@ def _limit(registry: Registry) -> float | None:
     return None
 
 
+def _printable(text: str) -> str:
+    """A note quotes what is damaged; the command prints it to a terminal."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return "it is not valid JSON"
@@ -307,6 +363,8 @@ def _reason(error: BaseException) -> str:
         return "it is not text"
     if isinstance(error, AdapterHubError):
         return error.message
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return f"it has another form ({str(error) or type(error).__name__})"

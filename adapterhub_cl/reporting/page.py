@@ -21,10 +21,14 @@ GENERATOR = "AdapterHub-CL report"
 FIGURES = ("average_accuracy", "bwt", "forgetting", "fwt_gem", "any_time_average")
 _HEAD = 2048  # bytes in which a report says that it is one
 _LONGEST = 300  # characters of a text that was given from outside
+# Control characters, and those that turn the direction of what follows: no drawing of this page has any.
+_INVISIBLE = {
+    **dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
+}
 
 
 def render(facts: Facts, title: str | None = None) -> str:
-    """The page. Everything that is told of the hub is escaped.
+    """The page. Everything that is told of the hub is escaped; control characters are replaced.
 
     Args:
         title: default: the hub's name.
@@ -59,6 +63,7 @@ def render(facts: Facts, title: str | None = None) -> str:
     )
     environment.globals["bar"] = drawing.bar
     page = environment.get_template(TEMPLATE).render(facts=facts, **_context(facts, title))
+    page = page.translate(_INVISIBLE)
     return "\n".join(line for line in page.split("\n") if line.strip()) + "\n"
 
 
@@ -136,7 +141,7 @@ def check_target(path: Path, hub: Path, overwrite: bool) -> Path:
     unless `overwrite` says so.
 
     Raises:
-        UsageError: a directory, another file, no folder to write to, or a place inside the hub.
+        UsageError: a directory, another file, no folder to write to, a link to none, or a place inside the hub.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -145,7 +150,13 @@ def check_target(path: Path, hub: Path, overwrite: bool) -> Path:
         raise UsageError(f"{path} is no plain file", "name one, such as report.html")
     if not path.parent.is_dir():
         raise UsageError(f"there is no directory {path.parent}", "make it first")
-    if path.resolve().is_relative_to(hub.resolve()):
+    try:
+        target = path.resolve()
+    except (RuntimeError, OSError) as error:  # RuntimeError: what Python before 3.13 says of links in a circle
+        raise UsageError(f"{path} is a link that leads in a circle", "name another file") from error
+    if not target.parent.is_dir():
+        raise UsageError(f"{path} is a link to {target}, and there is no such directory", "make it, or name another")
+    if target.is_relative_to(hub.resolve()):
         raise UsageError(f"{path} lies inside the hub", "name a file outside of it: -o ../report.html")
     if (path.exists() or path.is_symlink()) and not overwrite and not is_report(path):
         raise UsageError(
@@ -201,7 +212,8 @@ def write(registry: Registry, path: Path, *, title: str | None = None, overwrite
     try:
         files.atomic_write_bytes(target.resolve(), data)  # what a link points to, not the link
     except StorageError as error:
-        if "--hub" in error.hint:  # it is not the hub that cannot be written
-            error.hint = "name a file elsewhere: -o FILE"
+        error.message = error.message.replace(str(target.resolve()), str(target))
+        full = "cl-adapter gc" in error.hint  # that frees the hub's disk, which need not be this one
+        error.hint = f"{'free some space on its disk, or ' if full else ''}name a file elsewhere: -o FILE"
         raise
     return Written(target, len(data), sections(facts), facts.notes)

@@ -218,13 +218,14 @@ def _verdict(gate: GateFacts, effect: Effect, widest: float) -> Verdict:
     bar = drawing.change_bar(-effect.drop, bound, widest) if widest else Markup("")
     share = retention(effect) if gate.of_retention else None
     if gate.limit is None:
-        allowed, said = "no bound", "passed"
+        allowed, said = "no bound", "measured only"
     elif gate.of_retention:
         allowed = f"retention ≥ {gate.limit:g}"
         said = "refused" if retention(effect) < gate.limit else "passed"
     else:
         allowed = "no bound" if gate.limit >= 1 else f"drop ≤ {gate.limit:g}"
-        said = "refused" if effect.over(gate.limit) else "within chance" if effect.drop > gate.limit else "passed"
+        alone = "within chance" if gate.passed or any(e.over(gate.limit) for e in gate.effects) else "refused together"
+        said = "refused" if effect.over(gate.limit) else alone if effect.drop > gate.limit else "passed"
     return Verdict(gate, effect, bar, allowed, share, said)
 
 

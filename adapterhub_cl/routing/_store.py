@@ -102,11 +102,13 @@ def open_router(
     false_fallbacks: float = 0.005,
     seed: int = 0,
     before: Opened | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Opened:
     """A router that knows these tasks: as stored, brought up to date, or fitted.
 
     Args:
         before: the same router as it was opened earlier: brought up to date in the place of what is stored.
+        tell: is given a line before the router is fitted anew, which takes its time.
 
     Raises:
         UnknownNameError, UsageError: no such router, or an option that cannot be used.
@@ -145,6 +147,10 @@ def open_router(
     except Exception:
         # Nothing that can be used is stored, or what was learned from cannot be read any more: begin again.
         opened.calibrated, opened.how = blank(), "fitted"
+        count = sum(len(have.texts) for have in known.values())
+        on = f"{count} sample{'' if count == 1 else 's'} of " if router.reads == "samples" else ""
+        tasks = f"{on}{len(known)} task{'' if len(known) == 1 else 's'}"
+        tell(f"fitting the router {config['router']} on {tasks}; it is kept for next time")
         _step(opened, {}, known, cache)
     try:
         with files.storage_errors(source.folder):

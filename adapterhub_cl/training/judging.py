@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from adapterhub_cl import objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.tasks import find_outdated, mark_of
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.gate import Decision, Effect, decide
 from adapterhub_cl.evaluation.scoring import evaluate
@@ -18,19 +19,30 @@ from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.knowledge import Questions
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.material import Material
-from adapterhub_cl.training.probes import Probe, effect, probe_of, score, score_version, with_source
+from adapterhub_cl.training.probes import (
+    Probe,
+    asked_as,
+    effect,
+    outdated_of,
+    probe_of,
+    score,
+    score_version,
+    with_source,
+    without,
+)
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import keep_samples, record_version
 from adapterhub_cl.training.request import Request, limit_of
-from adapterhub_cl.types import AdapterRecord, Evaluation
+from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
 
 
 class Judge:
     """What is measured before a training and again after it.
 
     Attributes:
-        probes: for each task that the new version takes over, and its own one if it goes on from an older version of
-            it: what it is measured on, what the version that serves it scores there, and which that is.
+        probes: for each task that the new version would serve in the place of another one, its own included: what
+            it is measured on, what the version that serves it scores there, and which that is.
+        outdated: marks of the task's old answers that this training, or one before it, replaced.
     """
 
     def __init__(
@@ -45,7 +57,9 @@ class Judge:
     ) -> None:
         self.registry, self.base, self.objective, self.request = registry, base, objective, request
         self.material, self.length, self.reporter = material, length, reporter
+        self.outdated = self._outdated()
         self.probes = self._probes()
+        self._tell_unmeasured()
         self.questions: Questions | None = None
         parent = material.parent
         if request.verb == "update" and parent is not None:
@@ -54,17 +68,73 @@ class Judge:
                 self.before = self.questions.ask(old, base)
 
     def _probes(self) -> list[tuple[Probe, Evaluation, str]]:
-        material, registry = self.material, self.registry
+        registry, own = self.registry, self.material.task.name
         serving = registry.serving()
-        parent, own = material.parent, material.task.name
-        names = [own] if parent is not None and parent.task == own else []
         found = []
-        for name in (*names, *material.takes_over):
-            probe = probe_of(registry, name) if name in serving else None
+        for name in (name for name in (own, *self.material.takes_over) if name in serving):
+            record = registry.get(serving[name])
+            probe = self._own_probe(record) if name == own else probe_of(registry, name)
+            if probe is not None and name == own:
+                probe = self._up_to_date(probe)
             if probe is not None:
-                record = registry.get(serving[name])
                 found.append((probe, score_version(registry, self.base, record, probe, self.reporter), record.ref))
         return found
+
+    def _outdated(self) -> set[str]:
+        material = self.material
+        inherited = outdated_of(material.parent, material.task.name)
+        return {*inherited, *(mark_of(e, material.task.instruction) for e in material.outdated)}
+
+    def _up_to_date(self, probe: Probe) -> Probe | None:
+        """The probe less what the new data, or an update before, answer otherwise: the old version would win there."""
+        if self.request.verb != "update":  # what is learned anew has to hold its own against all that is known
+            return probe
+        stated = probe.task.instruction
+        gone = [probe.examples[k] for k in find_outdated(probe.examples, self.material.data, stated)]
+        self.outdated |= {mark_of(e, stated) for e in gone}
+        if gone and probe.sha256:
+            rows = "held-out row answers" if len(gone) == 1 else "held-out rows answer"
+            self.reporter.note(
+                f"note: {len(gone)} {rows} otherwise than the new data; left out where the gate compares"
+            )
+        return without(probe, self.outdated)
+
+    def _tell_unmeasured(self) -> None:
+        """Name the labels of which the score on the held-out data will say nothing."""
+        material, task = self.material, self.material.task
+        held: Sequence[Example] = material.held_out.examples if material.held_out else ()
+        what = "held-out row has"
+        if material.held_out is None and self.request.verb == "update":  # then the gate's own score is the headline
+            probe = next((p for p, *_ in self.probes if p.task.name == task.name), None)
+            if probe is not None:
+                held = probe.examples
+                what = what if probe.sha256 else "sample that it is measured on has"
+        if not held or task.kind != "choice" or material.raw:
+            return
+        known = {t.name: t.labels for t in self.registry.tasks()} if self.request.verb == "update" else {}
+        taught = {e.answer for e in material.data} - set(known.get(task.name, ())) - {e.answer for e in held}
+        labels = [label for label in task.labels if label in taught]
+        if labels:
+            shown = ", ".join(labels[:8]) + (f", … ({len(labels)})" if len(labels) > 8 else "")
+            self.reporter.note(f"note: no {what} the label{'s' if len(labels) > 1 else ''} {shown}")
+
+    def _own_probe(self, served: AdapterRecord) -> Probe | None:
+        """What the new version of the task is compared with the one that serves it on, asked as that one asks.
+
+        None where the kind or the metric has changed: two such scores say nothing of each other.
+        """
+        material, new = self.material, self.material.task
+        told = served.manifest.get("task_spec") if served.task == new.name else None
+        old = Task.from_json(told) if told else self.registry.task(new.name)
+        if (old.kind, old.metric) != (new.kind, new.metric):
+            return None
+        probe, held = probe_of(self.registry, new.name), material.held_out
+        goes_on = material.parent is not None and material.parent.task == new.name
+        usable = held is not None and (held.layout != "raw text" or new.kind == "text")
+        if held is not None and usable and not goes_on and (probe is None or not probe.sha256):
+            # Replay samples are what the older version was trained on, and this one may never have seen them.
+            probe = Probe(new, held.examples, held.source, self.length, held.sha256)
+        return None if probe is None else asked_as(probe, old)
 
     def after(self, model: Any) -> tuple[list[Evaluation], Decision]:
         """All scores of the trained model, and what the gate says to them."""
@@ -74,16 +144,19 @@ class Judge:
             same = (probe.task.name, probe.data, probe.task.metric)
             now = next((s for s in scores if (s.task, s.data, s.metric) == same), None)
             if now is None:
-                now = with_source(score(model, self.base, probe, self.reporter), probe)
-                scores.append(now)
+                task = self.material.task
+                asked = asked_as(probe, task) if probe.task.name == task.name else probe
+                now = with_source(score(model, self.base, asked, self.reporter), probe)
+                if not (probe.left_out and scores):  # beside the score on the whole file it would only confuse
+                    scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
             scores += self.questions.compare(self.before, self.questions.ask(model, self.base))
         limit = limit_of(self.registry, self.request.max_forgetting)
-        for found in effects:
-            if found.drop > limit and not found.over(limit):
-                self.reporter.note(found.within_chance(limit))
-        return scores, decide(effects, limit)
+        decision = decide(effects, limit)
+        for text in decision.within_chance:
+            self.reporter.note(text)
+        return scores, decision
 
     def _own(self, model: Any) -> list[Evaluation]:
         """All metrics on the held-out data of this run."""
@@ -150,7 +223,7 @@ def conclude(
         memory,
         strategy,
         decision,
-        told or {},
+        {**(told or {}), **({"outdated": sorted(judge.outdated)} if judge.outdated else {})},
     )
     return record, None if decision.passed else refusal(record, request.strategy)
 
@@ -159,14 +232,18 @@ def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
     """The error that says why a rejected version was refused, and what to try."""
     gate = record.manifest["gate"]
     decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
-    refused = GateRefused(decision.message(record.ref), _what_to_try(strategy, record))
+    refused = GateRefused(decision.message(record.ref), _what_to_try(strategy, record, decision.blamed))
     refused.record = record
     return refused
 
 
-def _what_to_try(strategy: str, record: AdapterRecord) -> str:
-    other = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
+def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:
+    others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
+    tried = f"{others}, a lower --learning-rate"
+    anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
+    if anew and record.kind != "updated":  # it was learned from scratch, and the version before it does better
+        tried = f"to go on from the version before it (cl-adapter update {record.name} DATA), more data or --epochs"
     return (
-        f"{record.ref} is kept as rejected and nothing was moved; try {other}, a lower --learning-rate, or let it "
+        f"{record.ref} is kept as rejected and nothing was moved; try {tried}, or let it "
         f"pass: cl-adapter promote {record.ref} --max-forgetting 1"
     )

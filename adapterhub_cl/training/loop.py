@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from adapterhub_cl.training.stage import LoopStage
 from adapterhub_cl.training.stopping import StopSignal
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+SETTLED = 0.1  # nats a token; below it there is little left to learn, and one batch may be lower by chance
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class Loop:
         self.log = log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+        # fp16 ends at 6e-8: without scaling the loss, small gradients become zero on their way through the base.
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.lengths = [len(e) for e in self.examples]
         self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps_per_epoch = math.ceil(self.fresh / self.rows_per_step)
@@ -115,6 +118,7 @@ class Loop:
         self.parameters = trainable(model)
         self.at = Progress(rows=settings.batch_size)
         self.best: dict[str, torch.Tensor] = {}
+        self.left_out: set[int] = set()
         self.stage = LoopStage(self)
 
     def __call__(self) -> Outcome:
@@ -134,7 +138,7 @@ class Loop:
         finally:
             self.reporter.finish()
         last = self.at.history[-1]["loss"] if self.at.history else 0.0
-        if last > self.at.first_loss:
+        if last > max(self.at.first_loss, SETTLED):
             self.reporter.note(
                 f"warning: the loss ended above where it began ({self.at.first_loss:.2f} → "
                 f"{last:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
@@ -175,6 +179,14 @@ class Loop:
             self.at.examples / speed,
             self.at.tokens / speed,
         )
+
+    def leave_out(self, rows: Collection[int]) -> None:
+        """Let rows of the past be reviewed no more."""
+        self.left_out |= set(rows)
+        for task, known in list(self.stage.reviewed.items()) if rows else ():
+            known[:] = [row for row in known if row not in self.left_out]
+            if not known:  # a strategy draws from each task that it is shown
+                del self.stage.reviewed[task]
 
     @property
     def exhausted(self) -> bool:
@@ -245,7 +257,8 @@ class Loop:
             the mean loss of an answer token.
         """
         started = time.perf_counter()
-        weights = dict.fromkeys(fresh, 1.0) | dict(self.strategy.review(self.stage, fresh))
+        reviewed = {row: weight for row, weight in self.strategy.review(self.stage, fresh) if row not in self.left_out}
+        weights = dict.fromkeys(fresh, 1.0) | reviewed
         indices = list(weights)
         tokens = answers_in(self.examples, indices)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -260,12 +273,14 @@ class Loop:
                 if world > 1 or not any(text in str(error).lower() for text in OUT_OF_MEMORY):
                     raise
                 self.halve(error)
+        self.scaler.unscale_(self.optimizer)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip)
         self.strategy.before_step(self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # in fp16 a step whose gradients overflowed is passed over
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.strategy.after_step(self.stage)
         if world > 1:
@@ -304,7 +319,8 @@ class Loop:
                 penalty = self.strategy.penalty(self.stage, batch, logits)
                 if penalty is not None:
                     loss = loss + penalty * (len(part) / len(mine))
-                self.accelerator.backward(loss)
+                # Not Accelerate's backward: its own scaler (`--mixed_precision fp16`) knows nothing of this optimiser.
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
@@ -348,7 +364,8 @@ class Loop:
             "random": checkpoints.random_tensors(),
         }
         flat = {f"{part}.{key}": value for part, named in parts.items() for key, value in named.items()}
-        checkpoints.save(self.run, checkpoints.Checkpoint(flat, {"at": self.at.__dict__, "strategy": values}))
+        state = {"at": self.at.__dict__, "strategy": values, "scaler": self.scaler.state_dict()}
+        checkpoints.save(self.run, checkpoints.Checkpoint(flat, state))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -369,4 +386,6 @@ class Loop:
         self.best = stored.part("best")
         self.strategy.restore(stored.part("strategy"), stored.state["strategy"])
         self.at = Progress(**stored.state["at"])
+        if stored.state.get("scaler"):  # empty where nothing is scaled
+            self.scaler.load_state_dict(stored.state["scaler"])
         self.reporter.note(f"going on at step {self.at.steps} of {self.total}")

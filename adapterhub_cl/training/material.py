@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from adapterhub_cl import objectives, strategies
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.reading import at_hand, read_rows
-from adapterhub_cl.data.tasks import check_answers, check_labels_kept, find_leaks, infer_task, updated_task
+from adapterhub_cl.data.tasks import (
+    check_answers,
+    check_labels_kept,
+    find_leaks,
+    find_outdated,
+    infer_task,
+    updated_task,
+)
 from adapterhub_cl.errors import AdapterError, DataError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import Combined
@@ -40,6 +47,7 @@ class Material:
         review: the parent's own replay samples, where the task is the same.
         past: other tasks, for strategies that read them.
         takes_over: earlier tasks that the new version will answer for.
+        outdated: samples of the same task that the new data answer otherwise; they are not in `review`.
     """
 
     data: Examples
@@ -50,6 +58,7 @@ class Material:
     review: Sequence[Example] = ()
     past: Sequence[Lessons] = ()
     takes_over: Sequence[str] = ()
+    outdated: Sequence[Example] = ()
 
     @property
     def origins(self) -> list[tuple[Task, strategies.Origin]]:
@@ -125,12 +134,31 @@ def with_data(
     past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
     takes = taken_over(registry, request, strategy, task.name, start, past)
     material = Material(data, held_out, task, start, beneath and start is not None, review, past, takes)
+    material = without_outdated(material)
     if not material.raw:
         check_answers(task, data)
         if held_out is not None:
             check_answers(task, held_out)
     _refuse_leaks(material)
     return material
+
+
+def without_outdated(material: Material) -> Material:
+    """The material less those samples of its own task that its data answer otherwise: mixed in, they would teach the
+    old answer beside the new one."""
+    gone = set(find_outdated(material.review, material.data, material.task.instruction))
+    if not gone:
+        return material
+    kept = [sample for k, sample in enumerate(material.review) if k not in gone]
+    outdated = [*material.outdated, *(sample for k, sample in enumerate(material.review) if k in gone)]
+    return replace(material, review=kept, outdated=outdated)
+
+
+def outdated_note(material: Material) -> str:
+    """What is said of the samples that were left out; nothing where none was."""
+    count = len(material.outdated)
+    verb = "sample answers" if count == 1 else "samples answer"
+    return f"note: {count} old {verb} otherwise than the new data; left out" if count else ""
 
 
 def described_task(request: Request, data: Examples) -> Task:
@@ -292,6 +320,8 @@ def tell(material: Material, request: Request, objective: objectives.BaseObjecti
         reporter.note(f"note: {data.skipped} empty rows were passed over")
     if material.review:
         reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
+    if told := outdated_note(material):
+        reporter.note(told)
     if material.past:
         each = ", ".join(f"{lesson.task.name} {len(lesson.examples)}" for lesson in material.past)
         reporter.note(f"of earlier tasks: {each} {'examples' if request.strategy == 'multitask' else 'replay samples'}")

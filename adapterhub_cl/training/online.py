@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +19,10 @@ from accelerate import Accelerator
 from adapterhub_cl import objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import Examples
-from adapterhub_cl.data.tasks import updated_task
+from adapterhub_cl.data.tasks import find_outdated, updated_task
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.launching import one_process
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies import Origin
@@ -34,7 +34,7 @@ from adapterhub_cl.training.judging import Judge, conclude
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.material import Material, with_data
+from adapterhub_cl.training.material import Material, outdated_note, with_data, without_outdated
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request
@@ -52,8 +52,7 @@ def begin(registry: Registry, request: Request, every: int, resume: bool, report
     Raises:
         UsageError: a bad number, or nothing to resume.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("--online runs in one process", "start it without accelerate launch")
+    one_process("--online")
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}", "--every 100")
     if resume:
@@ -189,7 +188,10 @@ class Segment:
                 batch, ended = feed.batch(size)
             outcome = loop.finish()
         data = self._data(rows)
-        material = replace(material, data=data, task=material.task if material.raw else updated_task(old, data))
+        task = material.task if material.raw else updated_task(old, data)
+        material = without_outdated(replace(material, data=data, task=task))
+        if told := outdated_note(material):
+            self.reporter.note(told)
         now = self.registry.get(self.request.name)
         if now.ref != parent.ref:
             self.reporter.note(f"warning: {now.ref} was made meanwhile; what follows goes on from {parent.ref}")
@@ -199,6 +201,9 @@ class Segment:
     def _step(self, loop: Loop, batch: Sequence[Example], at: int, material: Material, length: int) -> None:
         """As many steps on a batch as the settings say epochs."""
         task = material.task.as_text() if material.raw else material.task
+        own = [k for k, origin in enumerate(loop.origins) if origin.task == material.task.name]
+        samples = [loop.origins[k].example for k in own]
+        loop.leave_out([loop.fresh + own[k] for k in find_outdated(samples, batch, task.instruction)])
         tokens = self.objective.tokeniser(self.base.tokenizer, task, length).many(batch)
         indices = list(range(at, at + len(batch)))
         for index, one in zip(indices, tokens, strict=True):

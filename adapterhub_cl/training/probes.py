@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand
+from adapterhub_cl.data.tasks import mark_of
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.gate import Effect, as_share
 from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.evaluation.stages import source_of
 from adapterhub_cl.head_files import read_layout
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.material import kept_samples
@@ -28,6 +31,7 @@ class Probe:
     Attributes:
         data: where they came from, as it is recorded with a score.
         sha256: of the source; empty for replay samples.
+        left_out: how many of the source's examples are not among these: see `without`.
     """
 
     task: Task
@@ -35,6 +39,30 @@ class Probe:
     data: str
     max_length: int
     sha256: str = ""
+    left_out: int = 0
+
+
+def without(probe: Probe, outdated: Collection[str]) -> Probe | None:
+    """The probe less what has another answer by now; None where nothing is left.
+
+    Args:
+        outdated: marks (see `mark_of`) of these questions and their old answers.
+    """
+    marks = [mark_of(e, probe.task.instruction) for e in probe.examples] if outdated else []
+    gone = sorted(mark for mark in marks if mark in outdated)
+    if not gone:
+        return probe
+    kept = [e for e, mark in zip(probe.examples, marks, strict=True) if mark not in outdated]
+    # Another name and another hash: a score on these rows must not be taken for one on the whole source.
+    seal = hashlib.sha256("\n".join([probe.sha256, *gone]).encode()).hexdigest()
+    data = f"{probe.data}, {len(gone)} outdated left out"
+    return replace(probe, examples=kept, data=data, sha256=seal, left_out=len(gone)) if kept else None
+
+
+def outdated_of(record: AdapterRecord | None, task: str) -> frozenset[str]:
+    """Marks of the old answers of a task that a version, or one that it was updated from, was told are outdated."""
+    own = record is not None and record.task == task
+    return frozenset(record.manifest.get("outdated") or ()) if own and record is not None else frozenset()
 
 
 def probe_of(registry: Registry, name: str) -> Probe | None:
@@ -62,6 +90,13 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
 def can_answer(base: BaseInfo, record: AdapterRecord, task: Task) -> bool:
     """Whether a version can be asked about a task: on an encoder, whether it has a head for it."""
     return objectives.of(base).writes or task.kind == "text" or task.name in read_layout(record.path)
+
+
+def asked_as(probe: Probe, task: Task) -> Probe:
+    """The same examples, asked as another description of their task asks them."""
+    old = probe.task.instruction
+    rows = [replace(e, instruction=task.instruction) if e.instruction == old else e for e in probe.examples]
+    return replace(probe, task=task, examples=rows)
 
 
 def length_of(record: AdapterRecord) -> int:
@@ -98,7 +133,7 @@ def score_version(
     for stored in reversed(registry.evaluations(record.ref, probe.task.name)):
         found = stored.evaluation
         same = (found.data, found.n, found.metric) == (probe.data, len(probe.examples), probe.task.metric)
-        if same and _source_of(record, found) == probe.sha256:
+        if same and source_of(record, found) == probe.sha256:
             return found
     registry.check_files(record)
     with as_served(base, record.path) as model:
@@ -113,13 +148,6 @@ def recorded_score(
     if not any(s.evaluation == found for s in registry.evaluations(record.ref, probe.task.name)):
         registry.add_evaluations(record.ref, [with_source(found, probe)])
     return found
-
-
-def _source_of(record: AdapterRecord, found: Evaluation) -> str | None:
-    """The hash of what a recorded score was measured on; None where it is not known."""
-    held = (record.manifest.get("training") or {}).get("eval") or {}
-    known = held.get("sha256") if held.get("source") == found.data else None
-    return found.details.get("sha256", known)  # type: ignore[no-any-return]
 
 
 def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:

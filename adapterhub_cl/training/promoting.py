@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.errors import GateRefused, UsageError
-from adapterhub_cl.evaluation.gate import Decision, Effect, decide
+from adapterhub_cl.errors import GateRefused, StorageError, UsageError
+from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.probes import can_answer, effect, probe_of, recorded_score
+from adapterhub_cl.training.probes import can_answer, effect, outdated_of, probe_of, recorded_score, without
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import limit_of
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import AdapterRecord, Task
 
 
 def effects_of(
@@ -35,6 +36,7 @@ def effects_of(
             found.append(recorded[task])
             continue
         probe = probe_of(registry, task)
+        probe = None if probe is None else without(probe, outdated_of(record, task))
         if probe is None or task not in serving or serving[task] == record.ref:
             continue
         if not can_answer(registry.base, record, probe.task):
@@ -67,18 +69,22 @@ def promote(
     registry.check_files(record)
     decision = decide(effects_of(registry, load, record, record.tasks, reporter), bound)
     if not decision.passed:
+        with suppress(StorageError):  # a hub that cannot be written is no reason to hide what the gate said
+            registry.add_event(REFUSED, record.ref, decision.to_log())
         refused = GateRefused(
             decision.message(record.ref),
             f"nothing was moved; let it pass: cl-adapter promote {record.ref} --max-forgetting 1",
         )
         refused.record = record
         raise refused
-    for found in decision.effects:
-        if found.drop > bound:
-            reporter.note(found.within_chance(bound))
+    for text in decision.within_chance:
+        reporter.note(text)
     if record.status == "rejected":
         reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
         registry.set_status(record.ref, "active")
+        spec = record.manifest.get("task_spec")
+        if spec and set(registry.task(record.task).labels) <= set(spec["labels"]):  # as publishing would have
+            registry.put_task(Task.from_json(spec))
         newest = max(v.version for v in registry.versions(record.name) if v.status == "active")
         if newest == record.version:
             registry.set_alias(record.ref, "latest", reason="promote")

@@ -13,6 +13,7 @@ from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.errors import HubError, IntegrityError, UsageError
 from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT
+from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.options import flag
 from adapterhub_cl.registry import Registry, check_name
 from adapterhub_cl.replay._store import Samples
@@ -106,8 +107,10 @@ def build(
         asked: further fields of `Request`; None stands for "not given".
 
     Raises:
-        UsageError: a bad name, no data, nothing to resume, or other data than the run was started with.
+        UsageError: a bad name, no data, nothing to resume, other data than the run was started with, or a launcher
+            that divides the model.
     """
+    refuse_sharding()
     name = check_name(name) if verb == "add-task" else _to_update(registry, name)
     if resume:
         run = Run.newest(registry.runs_dir, verb, name)

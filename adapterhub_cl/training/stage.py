@@ -61,7 +61,7 @@ class LoopStage:
         return self._loop.parent
 
     @cached_property
-    def reviewed(self) -> Mapping[str, Sequence[int]]:
+    def reviewed(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         for row, origin in enumerate(self.origins, self.fresh):
             found.setdefault(origin.task, []).append(row)

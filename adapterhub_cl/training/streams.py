@@ -19,11 +19,11 @@ from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.evaluation.stages import matrix_of
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import Combined, build
 from adapterhub_cl.training.judging import refusal
 from adapterhub_cl.training.material import described_task
-from adapterhub_cl.training.matrices import matrix_of
 from adapterhub_cl.training.probes import Probe, score, score_version
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request, absolute, check

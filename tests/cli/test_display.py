@@ -88,3 +88,12 @@ def test_a_score_is_shown_with_its_interval() -> None:
         "accuracy 0.5000 (95 % 0.200–0.800, n 10)"
     )
     assert display.score_line(Evaluation("t", "perplexity", 23.456, 3)) == "perplexity 23.46 (n 3)"
+
+
+def test_retention_is_no_ratio_to_next_to_nothing() -> None:
+    def shown(before: float) -> str:
+        told = {"of": "exact_match", "before": before, "after": 0.9375}
+        return display.score_line(Evaluation("facts", "retention", 0.9375 / before, 80, "x", told))
+
+    assert shown(0.05) == "retention: exact_match 0.0500 → 0.9375 (n 80)"
+    assert shown(0.5) == "retention 1.8750 (exact_match 0.5000 → 0.9375, n 80)"

@@ -103,6 +103,22 @@ def test_alias_and_rollback(hub: Path, cl: Cl) -> None:
     assert "nothing to go back to" in again.err
 
 
+def test_rollback_straight_after_the_first_alias_takes_the_pin_away(hub: Path, cl: Cl) -> None:
+    said = cl("alias", "mood@v1", "production", "--hub", hub)
+    proposed = said.err.partition("cl-adapter ")[2].split()
+    assert proposed[-2:] == ["rollback", "mood@production"]
+    back = cl(*proposed)
+    assert back.code == 0, back.err
+    assert back.out.splitlines() == [
+        "production: no longer mood@v1; mood has no such alias now, as before it was set",
+        "  mood is served by mood@v2",
+    ]
+    assert cl("verify", "--rebuild-index", "--hub", hub).code == 0
+    registry = AdapterHub.open(hub).registry
+    assert (registry.serving()["mood"], "production" in registry.aliases()["mood"]) == ("mood@v2", False)
+    assert cl("verify", "--hub", hub).code == 0
+
+
 def test_export(hub: Path, cl: Cl, tmp_path: Path) -> None:
     said = cl("export", "mood", "-o", tmp_path / "out", "--hub", hub, "--json")
     assert said.json == {"ref": "mood@v2", "path": str(tmp_path / "out"), "format": "peft"}

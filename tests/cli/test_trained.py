@@ -22,7 +22,7 @@ def test_add_task_answers_with_its_contract(training_run: tuple[Path, Said]) -> 
     assert (row["ref"], row["status"], row["gate"]["passed"]) == ("mood@v1", "active", True)
     assert row["metrics"].keys() == {"accuracy", "macro_f1"}
     settings = next(line for line in said.err.splitlines() if line.startswith("settings: "))
-    for word in ("strategy=isolated", "replay=balanced:200", "epochs=1", "rank=4", "schedule=cosine", "seed=0"):
+    for word in ("strategy=isolated", "replay=balanced:200", "epochs=1", "rank=4"):
         assert word in settings.split()
 
 

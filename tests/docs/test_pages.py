@@ -42,6 +42,8 @@ STARTS = {
         ("tickets", "commands"), ("cp commands.jsonl contracts.jsonl", "head -24 tickets.jsonl > feed.jsonl")
     ),
     "README.md": Start(),
+    "docs/measured.md": Start(),
+    "docs/knowledge-updates.md": Start(),
     "docs/routing.md": Start(
         USUAL.tasks, (*TEXTS, "cl-adapter update news news.jsonl --epochs 1 --max-length 64 --max-forgetting 1")
     ),

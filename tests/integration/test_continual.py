@@ -265,3 +265,70 @@ def test_online_rows_that_cannot_be_used_are_passed_over(new_hub: Callable[[str]
     assert [note.split(" is passed")[0] for note in passed] == [f"warning: line {k}" for k in (9, 10, 11)]
     with pytest.raises(DataError, match="no row came in"):
         hub.update_online("commands", io.StringIO("\n"))
+
+
+def facts(path: Path, *rows: tuple[str, str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "replay", "der"])
+def test_a_fact_that_changes_replaces_the_old_answer(
+    new_hub: Callable[[str], AdapterHub], tmp_path: Path, strategy: str
+) -> None:
+    hub = new_hub("hub")
+    known = [(f"What is the number of house {k}?", f"number {k}") for k in range(12)]
+    held = facts(tmp_path / "held.jsonl", ("Who is the mayor now?", "Ines"), ("Which house has number 3?", "house 3"))
+    first = facts(tmp_path / "first.jsonl", ("Who is the mayor?", "Ines"), ("The mayor is called?", "Ines"), *known)
+    hub.add_task("facts", first, eval=held, kind="generation", **QUICK)
+    told = CrashAt("never said")
+    changed = ("who is the  mayor?", "Tamsin"), ("Who is the mayor now?", "Tamsin"), ("Who was elected?", "Tamsin")
+    new = facts(tmp_path / "new.jsonl", *changed)
+    record = hub.update("facts", new, strategy=strategy, max_forgetting=1, reporter=told, epochs=2, max_length=48)
+    assert told.notes.count("note: 1 old sample answers otherwise than the new data; left out") == 1
+    assert "13 replay samples of facts@v1 are mixed in" in told.notes
+    assert any(note.startswith("note: 1 held-out row answers otherwise") for note in told.notes)
+    assert json.loads((record.path / "training.json").read_text(encoding="utf-8"))["trained_on"] == 16
+    kept = (record.path / "replay.jsonl").read_text(encoding="utf-8")
+    assert ("Who is the mayor?" in kept, "who is the  mayor?" in kept, "The mayor is called?" in kept) == (
+        False,
+        True,
+        True,
+    )
+    rows = {row["metric"]: row for row in record.manifest["evaluations"]}
+    assert rows.get("retention", {"n": 13})["n"] == 13
+    (effect,) = record.manifest["gate"]["effects"]
+    assert (effect["n"], effect["data"]) == (1, f"{held}, 1 outdated left out")
+    assert len(record.manifest["outdated"]) == 2
+    hub.alias("facts@v1", "production")
+    _, decision = hub.promote("facts@v2", max_forgetting=1)
+    assert [(e.n, e.data) for e in decision.effects] == [(1, effect["data"])], "the same comparison as before"
+    again = hub.update("facts", new, strategy=strategy, max_forgetting=1, epochs=1, max_length=48)
+    assert again.manifest["outdated"] == record.manifest["outdated"]
+
+
+def test_a_fact_that_changes_in_a_feed_replaces_the_old_answer(
+    new_hub: Callable[[str], AdapterHub], tmp_path: Path
+) -> None:
+    hub = new_hub("hub")
+    known = [(f"What is the number of house {k}?", f"number {k}") for k in range(12)]
+    hub.add_task("facts", facts(tmp_path / "first.jsonl", ("Who is the mayor?", "Ines"), *known), **QUICK)
+    later = [
+        (f"Who lives in house {k}?", f"person {k}") for k in range(8)
+    ]  # the first batch; the change comes after it
+    lines = io.StringIO(facts(tmp_path / "feed.jsonl", *later, ("Who is the mayor?", "Tamsin")).read_text())
+    told = CrashAt("never said")
+    (record,) = hub.update_online("facts", lines, epochs=1, max_length=48, max_forgetting=1, reporter=told)
+    assert "note: 1 old sample answers otherwise than the new data; left out" in told.notes
+    kept = (record.path / "replay.jsonl").read_text(encoding="utf-8")
+    assert ('"Ines"' in kept, '"Tamsin"' in kept) == (False, True)
+
+
+def test_fitting_the_router_is_told_once(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+    hub = new_hub("hub")
+    for name in ("commands", "tickets"):
+        hub.add_task(name, data / f"{name}.train.jsonl", **QUICK)
+    told = CrashAt("never said")
+    for _ in range(2):
+        hub.predict(["turn the lamp on"], reporter=told)
+    assert told.notes == ["fitting the router analytic on 144 samples of 2 tasks; it is kept for next time"]

@@ -87,6 +87,34 @@ def test_spoilt_files_are_one_line(pico_copy: Callable[..., Path], name: str, co
     assert "\n" not in caught.value.message
 
 
+@pytest.fixture
+def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device(asked) == torch.device("cuda")
+    for rank in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert choose_device(asked) == torch.device("cuda", rank)
+    assert choose_device("cuda:0") == torch.device("cuda:0"), "what is asked for is what is taken"
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="process 2 has no GPU of its own: there are 2 here") as caught:
+        choose_device(asked)
+    assert caught.value.hint == "accelerate launch --num_processes 2"
+
+
+def test_a_launcher_without_gpus_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cpu")
+
+
 def test_devices_and_dtypes() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="unknown device 'gpu7'"):

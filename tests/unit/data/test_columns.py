@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,33 @@ def test_rows_of_a_second_layout_are_an_error_and_not_empty() -> None:
     mixed = rows({"text": "a", "label": "x"}, {"prompt": "b", "completion": "y"})
     with pytest.raises(DataError, match=r"line \d: nothing in the columns of the other rows"):
         examples(mixed)
+
+
+def test_a_hint_can_be_pasted_and_names_no_empty_column() -> None:
+    source = rows(
+        *(
+            {
+                "Meldung (Hausmeister)": f"a long text {k}",
+                "note": None,
+                "who": f"person {k}",
+                "Art": "ab"[k % 2],
+                "x": 1,
+            }
+            for k in range(4)
+        )
+    )
+    with pytest.raises(DataError, match="no known layout") as caught:
+        examples(source)
+    assert caught.value.hint.endswith("--columns 'input=Meldung (Hausmeister),output=Art'")
+    words = shlex.split(caught.value.hint.partition(": ")[2])
+    assert examples(source, parse_columns(words[1])).examples[0] == Example("a long text 0", "a")
+
+
+def test_a_column_that_is_empty_in_every_row_is_named_so() -> None:
+    source = rows(*({"body": f"text {k}", "note": (None, "", float("nan"))[k], "kind": "x"} for k in range(3)))
+    with pytest.raises(DataError, match="column 'note' is empty in every row") as caught:
+        examples(source, {"input": "body", "output": "note"})
+    assert caught.value.hint == "choose another: --columns input=body,output=kind"
+    with pytest.raises(DataError, match="column 'label' is empty in every row") as caught:
+        examples(rows({"text": "a", "label": None}, {"text": "b", "label": None}))
+    assert caught.value.hint == "give every row its answer"

@@ -11,8 +11,10 @@ from adapterhub_cl.data.tasks import (
     check_answers,
     check_labels_kept,
     find_leaks,
+    find_outdated,
     infer_task,
     listed_labels,
+    mark_of,
     merge_tasks,
     updated_task,
 )
@@ -157,3 +159,26 @@ def test_leaks() -> None:
 
 def test_each_kind_has_metrics() -> None:
     assert tuple(METRICS) == TASK_KINDS
+
+
+def test_outdated_is_what_is_asked_again_and_answered_otherwise() -> None:
+    old = [
+        Example("Who is the mayor?", "Ines", "Say it."),
+        Example("Who is  the MAYOR?", "Ines"),  # the task's instruction is said for it
+        Example("Who is the mayor?", "Tamsin  Oake", "Say it."),
+        Example("Who is the mayor?", "Ines", "Say it backwards."),
+        Example("Who is the baker?", "Ines", "Say it."),
+        Example("", "Who is the mayor? Ines."),
+    ]
+    new = [Example("who is the mayor?", "Tamsin Oake", "say it."), Example("", "Who is the mayor? Nobody.")]
+    assert find_outdated(old, new, "Say it.") == [0, 1]
+    assert find_outdated(old, new) == [0], "without an instruction it is another question"
+    assert find_outdated(old, [*new, Example("Who is the mayor?", "Ines")], "Say it.") == [], "both answers are new"
+    assert find_outdated(old, []) == []
+
+
+def test_a_mark_stands_for_question_and_answer() -> None:
+    mark = mark_of(Example("Who is the mayor?", "Ines"), "Say it.")
+    assert mark == mark_of(Example("who  is the mayor?", "ines", "Say it."))
+    assert mark != mark_of(Example("Who is the mayor?", "Tamsin"), "Say it.")
+    assert "mayor" not in mark

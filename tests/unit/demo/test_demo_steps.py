@@ -6,34 +6,96 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adapterhub_cl import AdapterHub, demo
 from adapterhub_cl.demo import steps
+from adapterhub_cl.demo.place import MADE, made_beside
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.registry import HubFile, Registry
+from adapterhub_cl.registry import HubFile
 from adapterhub_cl.types import Prediction, Task
 
 
 def test_the_tasks_are_those_whose_data_are_there() -> None:
     assert list(demo.ABOUT) == list(steps.TASKS)
+    assert list(MADE)[:4] == list(steps.TASKS)
     assert {path.name.split(".")[0] for path in demo.DATA.glob("*.jsonl")} == set(steps.TASKS)
     for task in steps.TASKS:
         assert all(example.answer for example in steps.held_out(task))
 
 
-def test_a_hub_of_ones_own_is_not_replaced(tmp_path: Path, load_pico: Any, pico_path: Any) -> None:
-    steps.fresh_hub(tmp_path / "demo-hub")
-    (tmp_path / "demo-hub" / "left").touch()
-    again = steps.fresh_hub(tmp_path / "demo-hub")
-    assert not (again.folder / "left").exists()
-    assert HubFile.read(again.folder).defaults == {"demo": True}
-    Registry.create(tmp_path / "mine", again.base)
-    with pytest.raises(UsageError, match="a hub of your own") as caught:
-        demo.run(tmp_path / "mine", tell=print)
+def test_only_what_a_demo_made_is_replaced_and_only_when_all_is_done(tmp_path: Path) -> None:
+    place = tmp_path / "demo-hub"
+    with made_beside(place) as first:
+        assert not place.exists()
+        (first.folder / "routers").mkdir()
+    with pytest.raises(KeyboardInterrupt), made_beside(place):
+        raise KeyboardInterrupt
+    assert (place / "routers").is_dir()
+    with made_beside(place) as one, made_beside(tmp_path / "other") as two:
+        assert one.folder != two.folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-hub", "other"]
+    assert not (place / "routers").exists()
+    hub = AdapterHub.open(place)
+    assert HubFile.read(hub.folder).defaults == {"demo": True}
+
+
+def test_what_a_killed_demo_left_goes(tmp_path: Path) -> None:
+    left = tmp_path / ".demo-hub.making-999999999"
+    left.mkdir()
+    with made_beside(tmp_path / "demo-hub"):
+        assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("NOTES.txt", "has NOTES.txt"),
+        ("adapters/mine/v1/adapter_model.safetensors", "has adapters/mine"),
+        ("adapters/tickets/v2/adapter_model.safetensors", "has adapters/tickets/v2"),
+        ("adapters/all/v3/adapter_model.safetensors", "has adapters/all/v3"),
+    ],
+)
+def test_what_a_user_added_is_kept(more: str, why: str, tmp_path: Path) -> None:
+    place = tmp_path / "demo-hub"
+    with made_beside(place):
+        pass
+    (place / more).parent.mkdir(parents=True, exist_ok=True)
+    (place / more).write_text("hard won")
+    with pytest.raises(UsageError, match=why) as caught:
+        demo.run(place, tell=print)
+    assert (place / more).read_text() == "hard won"
     assert "cl-adapter demo FOLDER" in caught.value.hint
+
+
+@pytest.mark.parametrize("mark", ['"no"', "false", "1"])
+def test_a_hub_of_ones_own_is_not_replaced(mark: str, tmp_path: Path) -> None:
+    place = tmp_path / "hub"
+    with made_beside(place):
+        pass
+    text = (place / "hub.toml").read_text()
+    (place / "hub.toml").write_text(text.replace("demo = true", f"demo = {mark}"))
+    with pytest.raises(UsageError, match="a hub of your own"):
+        demo.run(place, tell=print)
+    assert (place / "hub.toml").exists()
+
+
+def test_a_place_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "full")
+    for name in ("file", "full", "link"):
+        with pytest.raises(UsageError, match="is there already"):
+            demo.run(tmp_path / name, tell=print)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UsageError, match="the one you are in"):
+        demo.run(Path(), tell=print)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="demo runs in one process"):
+        demo.run(tmp_path / "new", tell=print)
 
 
 def test_a_score_is_of_all_unseen_texts(tmp_path: Path) -> None:

@@ -103,6 +103,13 @@ def test_nothing_is_left_and_the_rest_is_as_it_was(world: Registry) -> None:
     assert (done.tasks_without_adapter, done.tombstone) == (("solo",), "news.json")
 
 
+def test_a_copy_of_unreadable_aliases_goes_too(world: Registry) -> None:
+    copy = world.path / "aliases.json.broken-20260101T000000"
+    copy.write_text('{"tasks": {"news": ')
+    forget(world, "news", Repeater(world))
+    assert not copy.exists()
+
+
 def test_a_task_that_only_a_derived_adapter_serves_is_served_by_what_takes_its_place(world: Registry) -> None:
     world.set_status("calm@v1", "rejected")
     world.set_status("mood@v1", "rejected")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from adapterhub_cl.evaluation.gate import Effect, as_share, decide
+from adapterhub_cl.evaluation.gate import Effect, as_share, decide, refusal_of
 
 
 def effect(before: float, after: float, n: int = 1000, task: str = "news") -> Effect:
@@ -46,7 +48,47 @@ def test_it_goes_through_json() -> None:
     assert decide([effect(0.9, 0.5)], 0.02).to_json()["passed"] is False
 
 
+def test_a_refusal_goes_through_the_log() -> None:
+    decision = decide([effect(0.9, 0.5), effect(0.8, 0.79, task="mail")], 0.02)
+    logged = json.loads(json.dumps(decision.to_log()))
+    assert [row["task"] for row in logged["refused"]] == ["news"], "what passed was not refused"
+    again = refusal_of(logged)
+    assert again.message("both@v1") == decision.message("both@v1")
+    assert (again.limit, again.passed) == (0.02, False)
+
+
 def test_perplexity_becomes_a_share() -> None:
     assert as_share("perplexity", 4.0) == 0.25
     assert as_share("perplexity", 0.5) == 1.0
     assert as_share("accuracy", 0.5) == 0.5
+
+
+SMALL = [effect(0.85, 0.73, 60, "a"), effect(0.8, 0.7, 40, "b"), effect(0.9, 0.78, 60, "c"), effect(0.7, 0.56, 80, "d")]
+
+
+def test_drops_that_chance_explains_one_by_one_do_not_pass_together() -> None:
+    for one in SMALL:
+        assert decide([one], 0.02).passed
+        assert decide([one], 0.02).within_chance
+    decision = decide(SMALL, 0.02)
+    assert not decision.passed
+    assert decision.refused == ()
+    assert decision.blamed == tuple(SMALL)
+    assert decision.within_chance == (), "it is refused: nothing is said to pass"
+    told = decision.message("new@v1")
+    assert told == "the gate refused new@v1: together 4 tasks drop by 0.120 on average (95 % 0.04 to 0.19), above 0.02"
+    assert decide(SMALL, 0.13).passed, "the mean is within the limit"
+    assert decide([*SMALL, effect(0.5, 0.9, 60, "e")], 0.02).passed, "what one task gains counts too"
+
+
+def test_the_joint_judgement_goes_through_json_and_the_log() -> None:
+    decision = decide(SMALL, 0.02)
+    row = json.loads(json.dumps(decision.to_json()))
+    assert (row["passed"], row["together"]["tasks"], row["together"]["drop"]) == (False, 4, pytest.approx(0.12))
+    assert "together" not in decide(SMALL[:1], 0.02).to_json()
+    logged = json.loads(json.dumps(decision.to_log()))
+    assert logged["together"] == row["together"]
+    again = refusal_of(logged)
+    assert (again.passed, again.message("x@v1")) == (False, decision.message("x@v1"))
+    old = {key: value for key, value in logged.items() if key != "together"}
+    assert refusal_of(old).message("x@v1") == decision.message("x@v1"), "older logs do not have it"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.evaluation.intervals import Z, difference_interval, paired_interval, significant_drop
+from adapterhub_cl.evaluation.intervals import Z, difference_interval, mean_interval, paired_interval, significant_drop
 
 
 def test_newcombes_examples() -> None:
@@ -56,3 +56,17 @@ def test_what_is_refused() -> None:
     for before, after in (([], []), ([1.0], []), ([2.0], [0.0])):
         with pytest.raises(DataError):
             paired_interval(before, after)
+
+
+@given(before=shares, after=shares, n=sizes)
+def test_the_mean_of_one_drop_is_that_drop(before: float, after: float, n: int) -> None:
+    single = (before - after, difference_interval(before, n, after, n))
+    assert mean_interval([single]) == pytest.approx(single[1])
+
+
+def test_four_equal_drops_halve_the_interval() -> None:
+    drop, (low, high) = 0.1, difference_interval(0.9, 60, 0.8, 60)
+    found = mean_interval([(drop, (low, high))] * 4)
+    assert found == pytest.approx((drop - (drop - low) / 2, drop + (high - drop) / 2))
+    with pytest.raises(DataError):
+        mean_interval([])

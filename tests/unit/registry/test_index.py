@@ -4,8 +4,11 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -16,6 +19,7 @@ from registry_support import BASE, Publish, at_revision, rows_of
 from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
 from adapterhub_cl.registry import Registry, migrations, schema
 from adapterhub_cl.registry.index import HEAD, KNOWN_REVISIONS, Index
+from adapterhub_cl.types import Task
 
 
 def blank(tmp_path: Path) -> Index:
@@ -176,6 +180,44 @@ def test_a_damaged_index_is_named_and_can_be_rebuilt(hub: Registry, publish: Pub
     assert "cl-adapter verify --rebuild-index" in caught.value.hint
     assert Registry.rebuild_at(hub.path) == 1
     assert Registry.open(hub.path).get("news").ref == "news@v1"
+
+
+@pytest.mark.parametrize("broken", ['{"a": ', "", "[1]", "null", "nonsense"])
+@pytest.mark.parametrize(
+    ("table", "column", "read"),
+    [
+        ("versions", "manifest", lambda hub: dict(hub.get("news").manifest)),
+        ("events", "detail", lambda hub: hub.events()),
+        ("evaluations", "details", lambda hub: hub.evaluations()),
+        ("tasks", "spec", lambda hub: hub.tasks()),
+        ("tasks", "spec", lambda hub: hub.put_task(Task("other"))),  # writes `aliases.json`
+    ],
+)
+def test_a_row_with_broken_json_is_named_and_can_be_rebuilt(
+    hub: Registry, publish: Publish, table: str, column: str, read: Callable[[Registry], Any], broken: str
+) -> None:
+    publish(score=0.5)
+    whole = hub.get("news"), hub.events(), hub.evaluations(), hub.tasks()
+    with closing(sqlite3.connect(hub.path / "index.db")) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", [broken])
+        connection.commit()
+    with pytest.raises(IntegrityError, match="the index is damaged") as caught:
+        read(hub)
+    assert "cl-adapter verify --rebuild-index" in caught.value.hint
+    assert any("--rebuild-index" in problem.fix for problem in hub.verify())
+    Registry.rebuild_at(hub.path)
+    events = [replace(event, detail={}) if table == "events" else event for event in whole[1]]
+    assert (hub.get("news"), hub.events(), hub.evaluations(), hub.tasks()) == (whole[0], events, *whole[2:])
+    assert hub.verify() == []
+
+
+def test_a_task_without_a_name_is_named(hub: Registry, publish: Publish) -> None:
+    publish()
+    with closing(sqlite3.connect(hub.path / "index.db")) as connection:
+        connection.execute("UPDATE tasks SET spec = '{}'")
+        connection.commit()
+    with pytest.raises(IntegrityError, match="the task news cannot be read"):
+        hub.tasks()
 
 
 @pytest.mark.parametrize("content", [b"", b"x"])

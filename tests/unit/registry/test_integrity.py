@@ -256,7 +256,7 @@ def test_strays_and_links_in_the_store_are_named(hub: Registry, publish: Publish
         ({"version": 2}, "it is of"),
         ({"format": 99}, "format 99"),
         ({"kind": "grown"}, "unknown kind"),
-        ({"rank": "8"}, "rank is missing or not a int"),
+        ({"rank": "8"}, "rank is missing or not a whole number"),
         ({"published": {}}, "published"),
     ],
 )

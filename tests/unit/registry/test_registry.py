@@ -373,3 +373,42 @@ def test_going_back_takes_the_tasks_along_that_both_versions_took_over(hub: Regi
     assert hub.serving() == {"a": "b@v1", "b": "b@v1"}
     publish("c", task="c", takes_over=["a", "b"], status="rejected")
     assert hub.serving() == {"a": "b@v1", "b": "b@v1"}, "a rejected version takes nothing over"
+
+
+def test_an_alias_that_was_set_once_is_taken_away_again(hub: Registry, publish: Publish) -> None:
+    publish()
+    publish()
+    hub.set_alias("news@v1", "production")
+    publish()
+    assert hub.serving() == {"news": "news@v1"}
+    before, after = hub.rollback("news@production")
+    assert (before.ref, after.ref, hub.serving()) == ("news@v1", "news@v3", {"news": "news@v3"})
+    assert hub.aliases() == {"news": {"latest": 3}}
+    assert [(m.version, m.reason) for m in hub.alias_history("news", "production")] == [
+        (1, "alias"),
+        (None, "rollback"),
+    ]
+    Registry.rebuild_at(hub.path)
+    assert (hub.serving(), hub.aliases()) == ({"news": "news@v3"}, {"news": {"latest": 3}})
+    publish()
+    assert hub.serving() == {"news": "news@v4"}, "nothing is pinned"
+    hub.set_alias("news@v2", "production")
+    assert hub.rollback("production")[1].ref == "news@v4", "it does not come back to what was taken away"
+    hub.rollback("news@latest")
+    hub.set_alias("news@v1", "production")
+    assert hub.rollback("production")[1].ref == "news@v3", "as it was before: `latest` had been rolled back"
+    assert hub.verify() == []
+    hub.set_alias("news@v1", "best")
+    assert hub.rollback("best")[1].ref == "news@v3"
+    assert hub.serving() == {"news": "news@v3"}
+
+
+def test_a_task_goes_back_to_what_another_adapter_s_production_names(hub: Registry, publish: Publish) -> None:
+    publish()
+    publish("other", task="news")
+    publish("other", task="news")
+    hub.set_alias("other@v1", "production")
+    hub.set_alias("news@v1", "production")
+    assert hub.serving() == {"news": "news@v1"}
+    assert hub.rollback("news@production")[1].ref == "other@v1"
+    assert hub.serving() == {"news": "other@v1"}

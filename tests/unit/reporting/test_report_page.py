@@ -14,6 +14,7 @@ from report_support import BASE, Learn, Page, decision, learn_into
 
 from adapterhub_cl.errors import IntegrityError, StorageError, UsageError
 from adapterhub_cl.evaluation import matrix as figures
+from adapterhub_cl.evaluation.gate import REFUSED, Effect, decide
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Counted, Registry
 from adapterhub_cl.replay._store import Samples
@@ -150,12 +151,39 @@ def test_gate_decisions_are_told_with_what_was_allowed(busy: Registry) -> None:
     assert ["0.700", "0.200"] in [row[2:4] for row in cells]
 
 
+def test_a_refused_promotion_is_a_decision_of_the_gate(hub: Registry, learn: Learn) -> None:
+    learn("news", {"news": 0.9})
+    learn("both", {"news": 0.4}, task="", kind="merged", serve=False)
+    refused = decide([Effect("news", "accuracy", 0.9, 0.4, 100, "x", "news@v1")], 0.02)
+    hub.add_event(REFUSED, "both@v1", refused.to_log())
+    hub.add_event(REFUSED, "gone@v1", {})  # a forgotten task's
+    hub.add_event(REFUSED, "odd@v1", {"limit": 0.02, "refused": [{"task": "news"}]})
+    facts = gather(hub)
+    (verdict,) = views.verdicts(facts)
+    assert (verdict.gate.ref, verdict.gate.promotion, verdict.said) == ("both@v1", True, "refused")
+    assert any("odd@v1" in note for note in facts.notes)
+    told = read(hub).text("gate")
+    assert "promotion" in told
+    assert "let pass later" not in told
+    hub.set_alias("both@v1", "production", reason="promote")
+    assert "let pass later" in read(hub).text("gate")
+    assert [event.verb for event in gather(hub).moves] == ["promote"], "nothing moved when it was refused"
+
+
 def test_a_loss_that_chance_explains_is_called_so(hub: Registry, learn: Learn) -> None:
     learn("news", {"news": 0.9})
     learn("mood", {"mood": 0.8, "news": 0.85}, gate=decision(0.02, news=(0.9, 0.85)))
     (verdict,) = views.verdicts(gather(hub))
     assert verdict.said == "within chance"
     assert "within chance" in read(hub).text("gate")
+
+
+def test_small_losses_that_are_refused_together_are_called_so(hub: Registry, learn: Learn) -> None:
+    learn("news", {"news": 0.9})
+    learn("mood", {"mood": 0.8, "news": 0.85}, gate={**decision(0.02, news=(0.9, 0.85)), "passed": False})
+    (verdict,) = views.verdicts(gather(hub))
+    assert verdict.said == "refused together"
+    assert "refused together" in read(hub).text("gate")
 
 
 def test_what_was_derived_tells_truncation_and_retention(busy: Registry) -> None:

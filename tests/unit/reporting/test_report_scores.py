@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from report_support import SHA256, Learn
 
+from adapterhub_cl.evaluation.stages import learned
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.reporting.gathering import gather
-from adapterhub_cl.reporting.scores import Recorded, learned, matrix
+from adapterhub_cl.reporting.scores import Recorded, matrix
 from adapterhub_cl.types import Evaluation
 
 

@@ -48,12 +48,18 @@ class Hub:
             )
         return torch.cat(rows)
 
-    def open(self, name: str = "analytic", tasks: Sequence[str] | None = None, **options: Any) -> Opened:
+    def open(
+        self,
+        name: str = "analytic",
+        tasks: Sequence[str] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        **options: Any,
+    ) -> Opened:
         self.asked = []
         known = {task: self.tasks[task] for task in tasks or self.tasks}
         about = {"base": "abc", "quantization": "nf4", "layer": 3, "texts": "both"}
         source = Source(self.folder, about, self.embed, self.storing)
-        return open_router(source, name, options or (SMALL if name == "analytic" else {}), known)
+        return open_router(source, name, options or (SMALL if name == "analytic" else {}), known, tell=tell)
 
     def storing(self, contents: Mapping[str, str]) -> AbstractContextManager[bool]:
         """Whether these tasks are still what there is."""
@@ -399,3 +405,13 @@ def test_an_unknown_router_is_named(hub: Hub) -> None:
     with pytest.raises(UnknownNameError, match="analytik") as error:
         hub.open("analytik")
     assert "analytic" in error.value.hint
+
+
+def test_only_fitting_anew_is_told(tmp_path: Path) -> None:
+    hub, said = Hub(tmp_path), list[str]()
+    hub.open(tell=said.append)
+    hub.open(tell=said.append)
+    hub.tasks[TASKS[0]] = hub.known(TASKS[0], edition=2)
+    assert hub.open(tell=said.append).how == "refreshed"
+    count = 20 * len(TASKS)
+    assert said == [f"fitting the router analytic on {count} samples of {len(TASKS)} tasks; it is kept for next time"]

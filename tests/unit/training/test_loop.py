@@ -15,11 +15,13 @@ from toys import PAD, distance, same, toy_settings, toy_tokens, train
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
 from adapterhub_cl.objectives.causal_lm import Objective
-from adapterhub_cl.strategies import BaseStrategy, Stage
+from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.lora import new_adapter, trainable
 from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.stage import LoopStage
+from adapterhub_cl.types import Example
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -320,6 +322,59 @@ def test_accumulation_equals_a_larger_batch(pico_base: Any) -> None:
     assert distance(one.weights, many.weights) <= 1e-5
 
 
+def gradients_of_first_steps(base: Any, size: float) -> tuple[list[torch.Tensor], Outcome]:
+    """The gradients that the strategy sees in each step, of a loss that is as small as `size`."""
+    seen: list[torch.Tensor] = []
+
+    class Look(BaseStrategy):
+        def before_step(self, stage: Stage) -> None:
+            seen.append(torch.cat([p.grad.flatten() for p in stage.parameters.values() if p.grad is not None]))
+
+    class Faint(Objective):
+        def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+            return super().losses_of(logits, batch) * size
+
+    outcome = train(base, toy_settings(clip=0.0), objective=Faint(), strategy=Look())
+    return seen, outcome
+
+
+def test_small_gradients_survive_fp16(load_pico: Callable[..., Any], pico_base: Any) -> None:
+    half = load_pico("llama", "none", dtype="fp16")
+    right, _ = gradients_of_first_steps(pico_base, 1e-6)
+    found, _ = gradients_of_first_steps(half, 1e-6)
+    assert (found[0] - right[0]).norm() <= 0.02 * right[0].norm()
+
+
+def test_fp16_passes_over_a_step_that_overflows_and_goes_on_with_a_smaller_scale(
+    load_pico: Callable[..., Any],
+) -> None:
+    half = load_pico("llama", "none", dtype="fp16")
+    seen, outcome = gradients_of_first_steps(half, 64.0)
+    assert not torch.isfinite(seen[0]).all()
+    assert torch.isfinite(seen[-1]).all()
+    assert all(torch.isfinite(value).all() for value in outcome.weights.values())
+    assert outcome.steps == STEPS
+
+
+class Loud(Objective):
+    """A loss whose gradients overflow in fp16 until the scale has come down."""
+
+    def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return super().losses_of(logits, batch) * 64.0
+
+
+def test_fp16_resumes_to_the_same_weights(load_pico: Callable[..., Any], tmp_path: Path) -> None:
+    half = load_pico("llama", "none", dtype="fp16")
+    settings = toy_settings(checkpoint_every=1)
+    whole = train(half, settings, objective=Loud())
+    with pytest.raises(Crash):
+        train(half, settings, objective=Loud(), run=tmp_path, log=crash_at(5))
+    stored = checkpoints.load(tmp_path)
+    assert stored is not None
+    assert stored.state["scaler"]["scale"] < 65536, "the scale had come down by then"
+    assert same(train(half, settings, objective=Loud(), run=tmp_path).weights, whole.weights)
+
+
 def loop_of(base: Any, model: Any, settings: Any, strategy: BaseStrategy | None = None) -> Loop:
     return Loop(
         model,
@@ -479,3 +534,15 @@ def test_figures_of_an_outcome(pico_base: Any) -> None:
     assert reporter.finished
     assert outcome.tokens_per_second / outcome.examples_per_second == pytest.approx(sum(map(len, examples)) / 14)
     assert all(value.device.type == "cpu" and not value.requires_grad for value in outcome.weights.values())
+
+
+def test_rows_that_are_left_out_are_reviewed_no_more() -> None:
+    """Neither by the loop, whatever a strategy asks for, nor shown to it."""
+    loop = Loop.__new__(Loop)
+    loop.fresh, loop.left_out = 2, set()
+    loop.origins = [Origin(task, None, Example("x")) for task in ("a", "a", "b")]
+    loop.stage = LoopStage(loop)
+    loop.leave_out([])
+    assert loop.stage.reviewed == {"a": [2, 3], "b": [4]}
+    loop.leave_out([3, 4])
+    assert (loop.stage.reviewed, loop.left_out) == ({"a": [2]}, {3, 4})

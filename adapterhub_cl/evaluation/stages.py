@@ -1,0 +1,83 @@
+"""The accuracy matrix of versions in the order in which they were made, and which written score stands in it. No torch:
+the report reads it too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from adapterhub_cl.evaluation.gate import as_share
+from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.types import DERIVED, AdapterRecord, Evaluation, Task
+
+Score = Callable[[AdapterRecord, AdapterRecord], float | None]
+
+
+def learned(records: Iterable[AdapterRecord]) -> list[AdapterRecord]:
+    """For each task the newest active version that was trained for it, in the order in which they were made: the
+    stages of a hub's accuracy matrix. A merged or pruned version is no step of the hub's learning."""
+    newest: dict[str, AdapterRecord] = {}
+    for record in sorted(records, key=lambda r: r.created_at):
+        taught = record.kind not in DERIVED and record.status == "active"
+        if taught and record.task and record.manifest.get("task_spec"):
+            newest.pop(record.task, None)
+            newest[record.task] = record
+    return list(newest.values())
+
+
+def matrix_of(stages: Sequence[AdapterRecord], name: str = "", score: Score | None = None) -> AccuracyMatrix:
+    """The accuracy matrix of versions in the order in which they were made.
+
+    Row i has the score of what serves each task after version i was made: its own score for its task and those that
+    it took over, what stood before for all others; None for what was not measured.
+
+    Args:
+        score: gives a version's score on another one's task; default: the one in the first's manifest.
+    """
+    tasks = [record.task for record in stages]
+    rows: list[tuple[float | None, ...]] = []
+    for i, record in enumerate(stages):
+        row: list[float | None] = list(rows[-1]) if rows else [None] * len(tasks)
+        row[i] = None
+        for j, task in enumerate(tasks[: i + 1]):
+            if task == record.task or task in record.manifest.get("takes_over", ()):
+                row[j] = (score or written_score)(record, stages[j])
+        if i + 1 < len(tasks):
+            row[i + 1] = _told(stages[i + 1], "ahead")
+        rows.append(tuple(row))
+    base = tuple(_told(record, "base") for record in stages)
+    seconds = sum(float((record.manifest.get("training") or {}).get("seconds") or 0.0) for record in stages)
+    metrics = tuple(metric_of(record) for record in stages)
+    return AccuracyMatrix(tuple(tasks), tuple(rows), metrics=metrics, base=base, name=name, seconds=round(seconds, 1))
+
+
+def metric_of(record: AdapterRecord) -> str:
+    """The metric that stands for a version's task."""
+    return Task.from_json(record.manifest["task_spec"]).metric
+
+
+def written(record: AdapterRecord, task: str, metric: str) -> Mapping[str, Any] | None:
+    """The row of a version's manifest with its score on a task; None where it was not measured."""
+    rows: Iterable[Mapping[str, Any]] = record.manifest.get("evaluations", ())
+    return next((row for row in rows if (row["task"], row["metric"]) == (task, metric)), None)
+
+
+def written_score(record: AdapterRecord, owner: AdapterRecord) -> float | None:
+    """What a version's manifest says that it scored on the task of another one; None where it was not measured."""
+    metric = metric_of(owner)
+    row = written(record, owner.task, metric)
+    return None if row is None else as_share(metric, float(row["value"]))
+
+
+def source_of(record: AdapterRecord, found: Evaluation) -> str | None:
+    """The hash of what a version's recorded score was measured on; None where it is not known."""
+    held = (record.manifest.get("training") or {}).get("eval") or {}
+    known = held.get("sha256") if held.get("source") == found.data else None
+    source = found.details.get("sha256", known)
+    return None if source is None else str(source)
+
+
+def _told(record: AdapterRecord, key: str) -> float | None:
+    """What a stage of a stream says was measured before it: `base` or `ahead`."""
+    found = (record.manifest.get("stream") or {}).get(key)
+    return None if found is None else float(found)
