@@ -147,10 +147,10 @@ def open_router(
     except Exception:
         # Nothing that can be used is stored, or what was learned from cannot be read any more: begin again.
         opened.calibrated, opened.how = blank(), "fitted"
-        count = sum(len(have.texts) for have in known.values())
-        on = f"{count} sample{'' if count == 1 else 's'} of " if router.reads == "samples" else ""
-        tasks = f"{on}{len(known)} task{'' if len(known) == 1 else 's'}"
-        tell(f"fitting the router {config['router']} on {tasks}; it is kept for next time")
+        if router.reads == "samples":
+            count = sum(len(have.texts) for have in known.values())
+            on = f"{count} sample{'' if count == 1 else 's'} of {len(known)} task{'' if len(known) == 1 else 's'}"
+            tell(f"fitting the router {config['router']} on {on}; it is kept for next time")
         _step(opened, {}, known, cache)
     try:
         with files.storage_errors(source.folder):

@@ -200,7 +200,8 @@ class Changer:
         elif verb == "delete" and (spare := self.spare(task)):
             self.delete(task, self.draw.choice(spare))
         elif verb == "replace":  # what served a moment ago is gone
-            self.registry.drop_alias(task, PRODUCTION)
+            if PRODUCTION in self.registry.aliases().get(task, {}):  # a rollback may have taken it away
+                self.registry.drop_alias(task, PRODUCTION)
             self.note(task, begin)
             self.publish(task)
             for version in self.spare(task):
