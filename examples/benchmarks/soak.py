@@ -191,7 +191,7 @@ class Changer:
 
     def change(self) -> None:
         """One change, drawn."""
-        from adapterhub_cl.errors import AdapterError
+        from adapterhub_cl.errors import AdapterError, UnknownNameError
 
         task, verb = self.draw.choice(self.tasks), self.draw.choice(VERBS)
         self.doing, begin = f"{verb} {task}", time.monotonic()
@@ -215,8 +215,8 @@ class Changer:
         elif verb == "rollback":
             try:
                 self.registry.rollback(f"{task}@{PRODUCTION}")
-            except AdapterError:
-                return  # it has named one version only
+            except (AdapterError, UnknownNameError):
+                return  # there is nothing before, or an earlier rollback took it away
             self.note(task, begin)
         elif verb == "guest":
             if self.versions[self.guest]:
