@@ -54,7 +54,7 @@ def run(
     versions, problems = told.pop("versions"), len(told["problems"])
     tell(f"\nDone in {told['seconds']:.0f} s: {versions} versions on disk (list --all), {problems} problems.")
     tell("\nAll of it on one page, and by hand:\n")
-    for line in ("report", "list", f'predict "wake me in ten minutes" "{steps.STRANGE}"', "lineage all"):
+    for line in ("report", "list", 'predict "wake me in ten minutes"', "lineage all"):
         tell(f"   cl-adapter --hub {place} {line}")
     return told
 

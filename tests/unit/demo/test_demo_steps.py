@@ -124,21 +124,21 @@ def test_lines_fit_the_screen() -> None:
 def test_the_whole_demo(tmp_path: Path) -> None:
     """Two runs, in processes of their own, tell the same in 80 columns; the figures say what they should."""
     told = []
-    for name in ("one", "two"):
+    for name in ("hub-a", "hub-b"):
         command = [sys.executable, "-m", "cl_adapter", "demo", name]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         told.append(done.stdout.replace(f" {name} ", " HUB "))
     without_time = ["\n".join(line for line in one.splitlines() if "Done in" not in line) for one in told]
     assert without_time[0] == without_time[1]
     assert max(len(line) for line in told[0].splitlines()) <= 80
-    hub = AdapterHub.open(tmp_path / "one")
+    hub = AdapterHub.open(tmp_path / "hub-a")
     assert hub.verify() == []
     assert {r.ref for r in hub.list(all_versions=True)} >= {"tickets@v1", "facts@v1", "sum@v1", "all@v1", "all@v2"}
     assert hub.get("sum@v1").status == "rejected"
     assert set(hub.registry.serving()) == set(steps.TASKS)
     found = json.loads(
         subprocess.run(
-            [sys.executable, "-m", "cl_adapter", "--json", "demo", "two"],
+            [sys.executable, "-m", "cl_adapter", "--json", "demo", "hub-b"],
             cwd=tmp_path, capture_output=True, text=True, check=True,
         ).stdout
     )  # fmt: skip
