@@ -40,7 +40,6 @@ def run(
     Raises:
         UsageError: the folder holds something else than a demo hub.
     """
-    from adapterhub_cl.demo import steps
     from adapterhub_cl.demo.place import made_beside
     from adapterhub_cl.launching import one_process
     from adapterhub_cl.training.progress import Reporter as Silent
