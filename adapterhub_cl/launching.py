@@ -26,6 +26,11 @@ def local_rank() -> int | None:
     return None if rank < 0 else rank
 
 
+def is_helper_process() -> bool:
+    """Whether this is one of several processes, and not the first, which speaks for all."""
+    return any(os.environ.get(name, "0") not in ("", "0", "-1") for name in ("RANK", "LOCAL_RANK"))
+
+
 def refuse_sharding() -> None:
     """Raise where the launcher was asked to divide the model: the loop trains whole adapters on a whole base.
 

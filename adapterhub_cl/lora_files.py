@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adapterhub_cl.errors import AdapterError, IntegrityError
-from adapterhub_cl.head_files import StoredHead, head_of_tensors, is_head, read_apart, write_layout
+from adapterhub_cl.head_files import PREFIX, StoredHead, head_of_tensors, is_head, read_apart, write_layout
 from adapterhub_cl.packed import PACKED, PackedFile, PlainFile
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -35,7 +35,6 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 LARGEST = 1e6  # scaling of a layer
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 CLASSIFIES = "SEQ_CLS"  # PEFT's name for an adapter with a head, on an encoder
-_PREFIX = "base_model.model."
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -240,9 +239,9 @@ class LoraFile:
         self._layers: dict[str, str] = {}
         for key in keys:
             layer, _, which = key.rpartition(".lora_")
-            if which not in ("A.weight", "B.weight") or not key.startswith(_PREFIX):
+            if which not in ("A.weight", "B.weight") or not key.startswith(PREFIX):
                 raise AdapterError(f"{self.weights_path}: tensor {key} is none of a plain LoRA", "export it with PEFT")
-            self._layers[layer.removeprefix(_PREFIX)] = layer
+            self._layers[layer.removeprefix(PREFIX)] = layer
         self._ranks: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, int]] = {}
         for name, layer in self._layers.items():
@@ -372,10 +371,10 @@ def write_lora(
     )
     weights = {}
     for name, (b, a) in factors.items():
-        weights[f"{_PREFIX}{name}.lora_A.weight"], weights[f"{_PREFIX}{name}.lora_B.weight"] = a, b
+        weights[f"{PREFIX}{name}.lora_A.weight"], weights[f"{PREFIX}{name}.lora_B.weight"] = a, b
     if head is not None:
         config.modules_to_save = next(parent.config["modules_to_save"] for parent in parents if parent.has_head)
-        weights |= {f"{_PREFIX}{key}": value.float() for key, value in head.tensors.items()}
+        weights |= {f"{PREFIX}{key}": value.float() for key, value in head.tensors.items()}
         write_layout(folder, head.layout, head.final)
     write_config(config, folder, source)
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})

@@ -28,9 +28,9 @@ from cl_adapter.app import app
 from cl_adapter.argv import Line, hoist
 from cl_adapter.completion import VARIABLE, answer
 from cl_adapter.failures import DONE, FAILED, USAGE, report
-from cl_adapter.session import is_helper_process
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.launching import is_helper_process
 
 
 def main(argv: Sequence[str] | None = None) -> int:

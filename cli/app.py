@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from cl_adapter.completion import own_words
-from cl_adapter.session import Session, is_helper_process
+from cl_adapter.session import Session
 from typer.core import TyperCommand, TyperGroup
+
+from adapterhub_cl.launching import is_helper_process
 
 SETTINGS_PANEL = "Training settings"
 MAKE, LOOK, USE, COMBINE = "Learn", "Look", "Use", "Combine, shrink, forget"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from cl_adapter.argv import WITH_VALUE, hoist
+from cl_adapter.failures import DONE
 from cl_adapter.session import Session
 
 from adapterhub_cl.errors import AdapterHubError
@@ -44,13 +45,13 @@ def script(shell: str) -> str:
 
 
 def answer(group: Any, instruction: str) -> int:
-    """Tell the shell what may stand next; the exit code."""
+    """Tell the shell what may stand next, nothing where that cannot be told; the exit code."""
     from typer.completion import completion_init, shell_complete
 
     completion_init()
     with suppress(Exception):  # whatever is wrong with the hub or the call: nothing is said between a user's keys
-        return shell_complete(group, {}, "cl-adapter", VARIABLE, instruction)
-    return 1
+        shell_complete(group, {}, "cl-adapter", VARIABLE, instruction)
+    return DONE
 
 
 def own_words(verb: str, words: list[str], parent: typer.Context | None) -> list[str]:
@@ -75,10 +76,7 @@ def _hub(ctx: typer.Context) -> Any:
 
 def versions(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The adapters by name, and where an `@` was begun their versions and aliases."""
-    try:
-        found = _hub(ctx).list(all_versions=True)
-    except AdapterHubError:
-        return []
+    found = _hub(ctx).list(all_versions=True)
     about = {record.name: record.kind for record in found}
     if "@" in incomplete:
         about = {record.ref: record.kind for record in found}
@@ -87,12 +85,9 @@ def versions(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return [(name, kind) for name, kind in about.items() if _SAFE.fullmatch(name)]
 
 
-def tasks(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+def tasks(ctx: typer.Context) -> list[tuple[str, str]]:
     """The tasks of the hub."""
-    try:
-        return [row for row in sorted(_hub(ctx).registry.serving().items()) if _SAFE.fullmatch(row[0] + row[1])]
-    except AdapterHubError:
-        return []
+    return [row for row in sorted(_hub(ctx).registry.serving().items()) if _SAFE.fullmatch(row[0] + row[1])]
 
 
 def strategies(incomplete: str) -> list[str]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cl_adapter.argv import SWITCHES, WITH_VALUE
-from cl_adapter.session import is_helper_process, print_json
+from cl_adapter.session import print_json
 
 from adapterhub_cl.errors import AdapterHubError
+from adapterhub_cl.launching import is_helper_process
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -21,11 +21,6 @@ HUB_VARIABLE = "CL_ADAPTER_HUB"
 DEFAULT_HUB = Path("registry")
 
 
-def is_helper_process() -> bool:
-    """Whether this is one of `accelerate launch`'s processes, and not the first, which speaks for all."""
-    return any(os.environ.get(name, "0") not in ("", "0", "-1") for name in ("RANK", "LOCAL_RANK"))
-
-
 @dataclass(frozen=True)
 class Session:
     """One call of the command. Data goes to stdout, notes and progress to stderr."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 CAUSAL, CLASSIFICATION, MASKED = "causal_lm", "sequence_classification", "masked_lm"
 # What each objective is for, as users say it.
 TASK_KINDS_OF = {CAUSAL: ("choice", "generation", "text"), CLASSIFICATION: ("choice",), MASKED: ("text",)}
 
 
+@cache  # asked for every row of a batch
 def objectives_of(architecture: str) -> tuple[str, ...]:
     """The objectives of a base with this architecture (`architectures[0]` of its config.json), in order of names.
 

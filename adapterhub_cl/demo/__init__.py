@@ -90,8 +90,10 @@ def _life_cycle(hub: AdapterHub, seed: int, tell: Callable[[str], None], report:
             tell(f"   {task:<20}" + _cells(rows[-1]))
     tell(f"   {'with the hub':<20}" + _cells(kept))
     lost = [rows[k][task] - rows[-1][task] for k, task in enumerate(ABOUT)][:-1]
-    told |= {"naive": rows, "forgetting": {"naive": round(sum(lost) / len(lost), 6), "hub": 0.0}}
-    tell(f"\n   Forgotten of the first three: {sum(lost) / len(lost):.1%} on average; with the hub: nothing.")
+    by_hub = steps.forgotten(hub)
+    told |= {"naive": rows, "forgetting": {"naive": round(sum(lost) / len(lost), 6), "hub": by_hub}}
+    nothing = f"{by_hub:.1%}" if by_hub else "nothing"
+    tell(f"\n   Forgotten of the first three: {sum(lost) / len(lost):.1%} on average; with the hub: {nothing}.")
 
     tell("\n3. Texts that name no task: a router finds it\n")
     found = steps.routed(hub)

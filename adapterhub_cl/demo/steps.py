@@ -13,6 +13,7 @@ from typing import Any
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.metrics import score
+from adapterhub_cl.evaluation.stages import learned, matrix_of
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.progress import Reporter
@@ -78,6 +79,13 @@ def main_score(hub: AdapterHub, task: str, found: Sequence[Prediction]) -> float
 def task_score(hub: AdapterHub, task: str, adapter: str) -> float:
     """The score of any adapter on a task's unseen texts, in the task's own prompt and labels."""
     return main_score(hub, task, hub.predict(held_out(task), task=task, adapter=adapter))
+
+
+def forgotten(hub: AdapterHub) -> float:
+    """What the hub's earlier tasks lost on average since their best, by the scores that were recorded."""
+    lost = matrix_of(learned(hub.list(all_versions=True))).forgetting
+    assert lost is not None  # each task was measured when it was learned
+    return lost
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.inference._rows import Mixture
 from adapterhub_cl.inference.bank import LoraBank
-from adapterhub_cl.objectives.sequence_classification import NONE, chosen
+from adapterhub_cl.objectives.sequence_classification import by_labels, chosen
 from adapterhub_cl.types import Example, Task
 
 Chosen = tuple[str, float, dict[str, float]]
@@ -66,11 +66,8 @@ def classify_rows(
         logits = _scores(seen[0], parts)
     found: list[Chosen | None] = []
     for row, task, (_, _, labels) in zip(logits, tasks, parts, strict=True):
-        own = torch.full((len(task.labels),), NONE)
-        for k, label in enumerate(task.labels):
-            if label in labels:
-                own[k] = row[labels.index(label)]
-        found.append(chosen(own[None], task.labels)[0] if torch.isfinite(own).all() else None)
+        own = by_labels(row[None], {label: k for k, label in enumerate(labels)}, task.labels)
+        found.append(chosen(own, task.labels)[0] if torch.isfinite(own).all() else None)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import StorageError, TrainingInterrupted
+from adapterhub_cl.launching import is_helper_process
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import Combined, build
@@ -75,7 +75,7 @@ def teach(
         DataError, UsageError: the data or a setting cannot be used; nothing was written.
         TrainingInterrupted: stopped by the user; the run can be resumed.
     """
-    if reporter is None or int(os.environ.get("RANK", "0")) > 0:
+    if reporter is None or is_helper_process():
         reporter = Reporter()  # one process of several tells
     done = _finished(registry, request, run, reporter)
     if done is not None:

@@ -69,7 +69,7 @@ def test_asking_does_not_import_torch(registry: Registry, publish: Callable[...,
         "from cl_adapter.__main__ import main\nmain([]); assert 'torch' not in sys.modules"
     )
     said = subprocess.run(
-        ["python", "-c", code, str(registry.path)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, str(registry.path)], capture_output=True, text=True, check=False, timeout=60
     )
     assert (said.returncode, said.stdout.split()) == (0, ["mood"]), said.stderr
 
