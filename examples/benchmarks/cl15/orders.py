@@ -1,0 +1,217 @@
+"""What is compared: the orders of the stream, the methods, their settings, and what the papers report."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
+FOUR = ("dbpedia", "amazon", "yahoo", "agnews")
+ORDERS: dict[str, tuple[str, ...]] = {
+    "1": FOUR,
+    "2": ("dbpedia", "amazon", "agnews", "yahoo"),
+    "3": ("yahoo", "amazon", "agnews", "dbpedia"),
+    "4": (
+        "mnli",
+        "cb",
+        "wic",
+        "copa",
+        "qqp",
+        "boolq",
+        "rte",
+        "imdb",
+        "yelp",
+        "amazon",
+        "sst2",
+        "dbpedia",
+        "agnews",
+        "multirc",
+        "yahoo",
+    ),
+    "5": (
+        "multirc",
+        "boolq",
+        "wic",
+        "mnli",
+        "cb",
+        "copa",
+        "qqp",
+        "rte",
+        "imdb",
+        "sst2",
+        "dbpedia",
+        "agnews",
+        "yelp",
+        "amazon",
+        "yahoo",
+    ),
+    "6": (
+        "yelp",
+        "amazon",
+        "mnli",
+        "cb",
+        "copa",
+        "qqp",
+        "rte",
+        "imdb",
+        "sst2",
+        "dbpedia",
+        "agnews",
+        "yahoo",
+        "multirc",
+        "boolq",
+        "wic",
+    ),
+}
+SHORT, LONG = ("1", "2", "3"), ("4", "5", "6")
+FAMILY = {"yelp": "amazon", "imdb": "sst2"}  # the same question and labels: either adapter can be right
+COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
+KEPT = 200  # samples of a task that ours keeps, for its router and its consolidated forms
+
+# Other models and budgets: T5-large has 35 times MiniLM's parameters, LLaMA-2-7B three hundred times.
+PUBLISHED = (
+    ("O-LoRA, T5-large (arXiv 2310.14152)", "75.8", "69.6"),
+    ("N-LoRA, T5-large (arXiv 2410.10179)", "78.8", "–"),
+    ("SAPT-LoRA, LLaMA-2-7B (arXiv 2401.08295)", "–", "81.9"),
+    ("multi-task, T5-large (arXiv 2310.14152)", "80.0", "76.5"),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method of a group of orders gets.
+
+    Attributes:
+        rows: training rows of a task at most; 0: all.
+        large: take cl4's training files.
+        test_rows: of a task at most, a fixed draw; 0: all.
+    """
+
+    epochs: int
+    max_length: int
+    rows: int = 0
+    large: bool = False
+    test_rows: int = 0
+    rank: int = 16
+    learning_rate: float = 8e-4
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of `TrainingSettings`. No rows are held out: the last epoch is kept."""
+        names = ("epochs", "max_length", "rank", "learning_rate")
+        return {**{name: getattr(self, name) for name in names}, "dev_share": 0.0}
+
+
+BUDGETS = {
+    "short": Budget(epochs=2, max_length=64, large=True, test_rows=1000),
+    "long": Budget(epochs=2, max_length=128, test_rows=250),
+    "tune": Budget(epochs=2, max_length=64, rows=300, test_rows=200),
+    "smoke": Budget(epochs=1, max_length=32, rows=48, test_rows=24),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables.
+
+    Attributes:
+        strategy: of the stream; none for what is made of the hub that `ours` leaves.
+        replay: what is kept, as `add_task` takes it.
+        options: of the strategy or of the verb, chosen on the dev rows (`tune`).
+        rate: times the budget's learning rate, chosen likewise.
+        trials: what was tried, each a change of `options`, or of `rate`.
+    """
+
+    name: str
+    strategy: str = ""
+    replay: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rate: float = 1.0
+    trials: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def slug(self) -> str:
+        return "".join(c if c.isalnum() else "-" for c in self.name).strip("-")
+
+    @property
+    def from_ours(self) -> bool:
+        """Whether it is made in a copy of the hub that `ours` leaves."""
+        return not self.strategy and self.name != "zero-shot"
+
+
+def _tried(option: str, *values: Any) -> tuple[Mapping[str, Any], ...]:
+    return tuple({option: value} for value in values)
+
+
+_RATES = _tried("rate", 0.5, 1.0, 2.0)
+OURS = Method("ours", "isolated", f"balanced:{KEPT}", trials=_RATES)
+METHODS = (
+    OURS,
+    Method("sequential", "sequential", trials=_RATES),
+    Method("replay 5%", "replay", "5%", {"replay.ratio": 0.5}, trials=_tried("replay.ratio", 0.25, 0.5, 1.0)),
+    Method("merged", options={"method": "regmean"}, trials=_tried("method", "linear", "regmean", "tsv")),
+    Method("distilled", options={"epochs": 8}, trials=_tried("task_loss", 0.2, 0.5, 1.0)),
+    Method("multitask", trials=_RATES),
+    Method("zero-shot"),
+    Method("replay 2%", "replay", "2%", {"replay.ratio": 0.5}, trials=_tried("replay.ratio", 0.25, 0.5, 1.0)),
+    Method("der", "der", "5%", {"der.ratio": 0.5}, trials=_tried("der.alpha", 0.2, 0.5, 1.0)),
+    Method("ewc", "ewc", trials=_tried("ewc.strength", 0.01, 0.1, 1.0)),
+    Method("lwf", "lwf", trials=_tried("lwf.alpha", 0.3, 1.0, 3.0)),
+    Method("olora", "olora", trials=_tried("olora.weight", 0.1, 0.5, 2.0)),
+    Method("inflora", "inflora", trials=_tried("inflora.energy", 0.9, 0.97, 0.99)),
+    Method("slao", "slao", trials=_RATES),
+    Method("incremental", "incremental", trials=_RATES),
+)
+BY_NAME = {method.name: method for method in METHODS}
+
+
+def kept(method: Method, task: str, budget: Budget) -> str:
+    """A method's `--replay` for a task: shares of its training rows become numbers of samples."""
+    if not method.replay.endswith("%"):
+        return method.replay
+    count = len(rows_of(task, "train", budget))
+    return f"balanced:{max(1, round(count * int(method.replay[:-1]) / 100))}"
+
+
+def rows_of(task: str, split: str, budget: Budget) -> list[str]:
+    """Lines of JSON: a fixed draw of a split. Tasks without dev rows give a fifth of their training rows for it."""
+    large = budget.large and split == "train" and (DATA / "cl4" / task).is_dir()
+    folder = DATA / ("cl4" if large else "cl15") / task
+    path = folder / f"{split}.jsonl"
+    lines = lines_of(path if path.exists() else folder / "train.jsonl")
+    random.Random(f"{task} {split if path.exists() else 'train'}").shuffle(lines)
+    if split == "dev" and not path.exists():
+        lines = lines[-len(lines) // 5 :]
+    limit = budget.rows if split == "train" else budget.test_rows
+    return lines[:limit] if limit else lines
+
+
+def write_data(folder: Path, tasks: tuple[str, ...], budget: Budget, test: str = "test") -> None:
+    """The rows of a budget, as `<task>.train.jsonl` and `<task>.test.jsonl`.
+
+    Args:
+        test: the split that is tested on: `dev` for tuning.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {task: rows_of(task, test, budget) for task in tasks}
+    seen = {json.loads(line)["input"] for lines in held.values() for line in lines}
+    for task in tasks:
+        # What is tested on is never learned, under any task.
+        train = [line for line in rows_of(task, "train", budget) if json.loads(line)["input"] not in seen]
+        for name, lines in (("train", train), ("test", held[task])):
+            path = folder / f"{task}.{name}.jsonl"
+            if not path.exists():
+                path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def tested(folder: Path, task: str) -> list[dict[str, str]]:
+    """The test rows of a task."""
+    return [json.loads(line) for line in lines_of(folder / f"{task}.test.jsonl")]
+
+
+def lines_of(path: Path) -> list[str]:
+    """Lines as JSON has them: a text may hold other line breaks."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]

