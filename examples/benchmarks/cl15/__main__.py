@@ -48,7 +48,7 @@ class Job:
         self.name = f"order{order}-{method.slug}-seed{seed}{tried}"
         self.place, self.result = work / "hubs" / self.name, work / "results" / f"{self.name}.json"
         self.source = work / "hubs" / f"order{order}-{OURS.slug}-seed{seed}"
-        self.data = work / ("data-short" if order in SHORT else "data-long")
+        self.data = work / ("data-long" if order in LONG else "data-short")
 
     @property
     def done(self) -> bool:
@@ -89,8 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
     if unknown:
         sys.exit(f"no method {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
     orders = arguments.orders.split(",")
-    if set(orders) - set(ORDERS):
-        sys.exit(f"no order {', '.join(sorted(set(orders) - set(ORDERS)))}; there are: {', '.join(ORDERS)}")
+    if set(orders) - {*SHORT, *LONG}:
+        sys.exit(
+            f"no order {', '.join(sorted(set(orders) - {*SHORT, *LONG}))}; there are: {', '.join((*SHORT, *LONG))}"
+        )
     _prepare(arguments, work)
     found = list(jobs_of(work, orders, methods, [int(seed) for seed in arguments.seeds.split(",")]))
     if arguments.smoke:
@@ -100,12 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tune(arguments: argparse.Namespace) -> int:
-    """Try each method's settings on the dev rows of order 1."""
+    """Try each method's settings on the dev rows of two tasks."""
     work = Path(arguments.work).resolve() / "tune"
     _prepare(arguments, work)
     wanted = [BY_NAME[name] for name in arguments.methods.split(",") if name] or METHODS
-    jobs = [Job(work, "1", OURS, 0, "tune")]
-    jobs += [Job(work, "1", method, 0, "tune", k) for method in wanted for k in range(len(method.trials))]
+    jobs = [Job(work, "tune", OURS, 0, "tune")]
+    jobs += [Job(work, "tune", method, 0, "tune", k) for method in wanted for k in range(len(method.trials))]
     return _all(jobs, arguments.jobs, keep_hubs=True)
 
 
@@ -123,7 +125,7 @@ def _prepare(arguments: argparse.Namespace, work: Path) -> None:
     told.write_text(json.dumps(asked), encoding="utf-8")
     smoke = BUDGETS["smoke"] if arguments.smoke else None
     if work.name == "tune":
-        write_data(work / "data-short", ORDERS["1"], BUDGETS["tune"], "dev")
+        write_data(work / "data-short", ORDERS["tune"], BUDGETS["tune"], "dev")
     else:
         write_data(work / "data-short", ORDERS["1"], smoke or BUDGETS["short"])
         write_data(work / "data-long", ORDERS["4"], smoke or BUDGETS["long"])

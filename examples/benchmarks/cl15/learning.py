@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import derived
-from orders import COLUMNS, FAMILY, ORDERS, Budget, Method, kept, tested
+from orders import COLUMNS, FAMILY, ORDERS, Budget, Method, count_of, kept, tested
 
 Row = Mapping[str, str]
 
@@ -36,12 +36,11 @@ def taught(
         base: as `AdapterHub.init` takes it.
     """
     started = time.monotonic()
-    settings = {**budget.settings(), "seed": seed}
-    settings["learning_rate"] = budget.learning_rate * method.rate
+    settings = {**budget.settings(), "learning_rate": budget.learning_rate * method.rate, "seed": seed}
     if method.name == "zero-shot":
         found = derived.zero_shot(base, quantization, data, ORDERS[order], budget)
     elif method.name == "ours":
-        found = isolated(hub_at(place, base, quantization), data, ORDERS[order], method, settings)
+        found = isolated(hub_at(place, base, quantization), data, ORDERS[order], method, settings, budget)
     elif method.from_ours:
         make = {"merged": derived.merged, "distilled": derived.distilled, "multitask": derived.multitask}[method.name]
         found = make(place, source, data, ORDERS[order], method, settings)
@@ -83,7 +82,8 @@ def stream(
             "data": str(data / f"{name}.train.jsonl"),
             "eval": str(data / f"{name}.test.jsonl"),
             "columns": COLUMNS,
-            "replay": kept(method, name, budget),
+            "replay": kept(method, count_of(data, name)),
+            "epochs": budget.epochs(count_of(data, name)),
         }
         for name in ORDERS[order]
     ]
@@ -110,7 +110,9 @@ def stream(
 # -- ours: an adapter a task, and a router -----------------------------------------------------
 
 
-def isolated(hub: Any, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+def isolated(
+    hub: Any, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any], budget: Budget
+) -> dict[str, Any]:
     """Each task in an adapter of its own. `matrix` is of the hub that is not told the task (the whole prompt is what
     the router reads), `given` what each adapter scores when the task is named, `bare` the same as `matrix` at the
     end, from inputs without their instruction."""
@@ -125,10 +127,17 @@ def isolated(hub: Any, data: Path, tasks: Sequence[str], method: Method, setting
             if task not in {record.name for record in hub.list()}:
                 files = {"data": data / f"{task}.train.jsonl", "eval": data / f"{task}.test.jsonl", "columns": COLUMNS}
                 hub.add_task(
-                    task, **files, replay=method.replay, max_forgetting=1.0, reporter=reporter(method.name), **settings
+                    task,
+                    **files,
+                    replay=method.replay,
+                    max_forgetting=1.0,
+                    reporter=reporter(method.name),
+                    epochs=budget.epochs(count_of(data, task)),
+                    **settings,
                 )
-            whole = routed(hub, tests, tasks[:number], settings, whole=True)
-            bare = routed(hub, tests, tasks if number == len(tasks) else [task], settings, whole=False)
+            with hub.engine(fallback=False, max_length=settings["max_length"]) as engine:
+                whole = routed(engine, tests, tasks[:number], whole=True)
+                bare = routed(engine, tests, tasks if number == len(tasks) else [task], whole=False)
             found = {"whole": whole, "bare": bare, "given": hub.get(task).metrics["accuracy"]}
             draft = note.with_suffix(".part")
             draft.write_text(json.dumps(found), encoding="utf-8")
@@ -161,17 +170,16 @@ def isolated(hub: Any, data: Path, tasks: Sequence[str], method: Method, setting
 
 
 def routed(
-    hub: Any, tests: Mapping[str, Sequence[Row]], tasks: Sequence[str], settings: Mapping[str, Any], *, whole: bool
+    engine: Any, tests: Mapping[str, Sequence[Row]], tasks: Sequence[str], *, whole: bool
 ) -> dict[str, tuple[float, float, float]]:
     """Task → share of right answers, of right task choices, and of choices of the right family, the task not told."""
     found = {}
-    with hub.engine(fallback=False, max_length=settings["max_length"]) as engine:
-        for task in tasks:
-            answers = engine.predict(asked(tests[task], whole))
-            right = [a.prediction == row["output"] for a, row in zip(answers, tests[task], strict=True)]
-            same = [a.task == task for a in answers]
-            kin = [FAMILY.get(a.task, a.task) == FAMILY.get(task, task) for a in answers]
-            found[task] = (mean(right), mean(same), mean(kin))
+    for task in tasks:
+        answers = engine.predict(asked(tests[task], whole))
+        right = [a.prediction == row["output"] for a, row in zip(answers, tests[task], strict=True)]
+        same = [a.task == task for a in answers]
+        kin = [FAMILY.get(a.task, a.task) == FAMILY.get(task, task) for a in answers]
+        found[task] = (mean(right), mean(same), mean(kin))
     return found
 
 

@@ -82,7 +82,8 @@ def section(title: str, orders: Sequence[str], rows: Sequence[Run], column: int)
     tests = f"{budget['test_rows']} test rows of a task at most" if budget["test_rows"] else "all test rows"
     lines = [f"## {title}", ""]
     lines += [
-        f"{what}, {budget['epochs']} epochs, {budget['max_length']} tokens at most, rank {budget['rank']}, learning "
+        f"{what}, each task trained on about {budget['passes']:,} rows (small ones in more epochs), "
+        f"{budget['max_length']} tokens at most, rank {budget['rank']}, learning "
         f"rate {budget['learning_rate']:g} unless said otherwise; {tests}. Mean ± standard deviation over the runs.",
         "",
         "| method | AP told | AP found | " + " | ".join(f"order {o}" for o in orders) + " | BWT | forgetting | runs |"
@@ -163,7 +164,8 @@ def tuning(rows: Sequence[Run]) -> list[str]:
     budget = rows[0]["budget"]
     lines = ["## How the settings were chosen", ""]
     lines += [
-        f"Order 1 on dev rows alone, {budget['rows']} training rows of a task, {budget['epochs']} epochs, one seed; "
+        f"On the dev rows of {' and '.join(ORDERS['tune'])} alone, learned one after the other: "
+        f"{budget['rows']} training rows of a task, {budget['passes']} passed, one seed; "
         "three trials for every method: its own knob, or the learning rate where it has none.",
         "",
         "| method | tried | AP on dev rows |",

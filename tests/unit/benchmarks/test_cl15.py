@@ -1,0 +1,155 @@
+"""The stream benchmark: what it runs, on what rows, and the pages that it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PLACE = Path(__file__).parents[3] / "examples/benchmarks/cl15"
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The benchmark's modules, imported as when its folder is run."""
+    import importlib.util
+
+    monkeypatch.syspath_prepend(str(PLACE))
+    found = {name: __import__(name) for name in ("orders", "pages")}
+    spec = importlib.util.spec_from_file_location("cl15_main", PLACE / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    yield {**found, "main": main}
+    for name in ("orders", "pages", "learning", "derived"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def texts(tmp_path: Path, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data of two tasks: one with dev rows and a larger training file, one with neither."""
+    monkeypatch.setattr(modules["orders"], "DATA", tmp_path)
+
+    def write(path: str, *inputs: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"instruction": "Which?", "input": text, "output": "a"} for text in inputs]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    write("cl15/news/train.jsonl", *(f"news {k}" for k in range(40)))
+    write("cl4/news/train.jsonl", *(f"more {k}" for k in range(100)), "shared\u2028line")
+    write("cl15/news/dev.jsonl", "dev 1", "dev 2")
+    write("cl15/news/test.jsonl", *(f"test {k}" for k in range(30)))
+    write("cl15/facts/train.jsonl", *(f"fact {k}" for k in range(50)), "test 3")
+    write("cl15/facts/test.jsonl", "shared\u2028line", "fact test")
+    return tmp_path
+
+
+def inputs(folder: Path, name: str) -> list[str]:
+    text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line)["input"] for line in text.split("\n") if line]
+
+
+def test_nothing_that_is_tested_on_is_learned_under_any_task(
+    texts: Path, modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    orders = modules["orders"]
+    budget = orders.Budget(passes=1, max_length=8, large=True)
+    orders.write_data(tmp_path / "out", ("news", "facts"), budget)
+    news, facts = inputs(tmp_path / "out", "news.train"), inputs(tmp_path / "out", "facts.train")
+    assert len(news) == 100, "the larger file, without the line that facts is tested on"
+    assert len(facts) == 50, "without the line that news is tested on"
+    assert len(inputs(tmp_path / "out", "news.test")) == 30
+    assert [row["input"] for row in orders.tested(tmp_path / "out", "facts")] != []
+
+
+def test_dev_rows_are_held_out_where_a_task_has_none(
+    texts: Path, modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    orders = modules["orders"]
+    orders.write_data(tmp_path / "out", ("news", "facts"), orders.Budget(passes=1, max_length=8), "dev")
+    assert set(inputs(tmp_path / "out", "news.test")) == {"dev 1", "dev 2"}
+    held = inputs(tmp_path / "out", "facts.test")
+    assert len(held) == 11
+    assert not set(held) & set(inputs(tmp_path / "out", "facts.train"))
+
+
+def test_small_tasks_get_more_epochs_and_a_share_is_of_the_rows(modules: dict[str, ModuleType]) -> None:
+    orders = modules["orders"]
+    budget = orders.Budget(passes=2000, max_length=8)
+    assert [budget.epochs(rows) for rows in (250, 400, 1000, 5000)] == [8, 5, 2, 1]
+    assert [orders.kept(orders.BY_NAME["replay 5%"], rows) for rows in (1000, 4)] == ["balanced:50", "balanced:1"]
+    assert orders.kept(orders.OURS, 1000) == "balanced:200"
+
+
+def test_every_method_is_run_in_every_order_that_it_depends_on(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    main, methods = modules["main"], modules["orders"].METHODS
+    jobs = list(main.jobs_of(tmp_path, list("123456"), [], [0, 1, 2]))
+    names = [job.name for job in jobs]
+    assert len(names) == len(set(names))
+    for method in methods:
+        mine = [(job.order, job.seed) for job in jobs if job.method is method]
+        short = [(order, seed) for order, seed in mine if order in "123"]
+        if method.name == "zero-shot":
+            assert short == [("1", 0)]
+        elif method.name in main.ONCE:
+            assert sorted(seed for _, seed in short) == [0, 1, 2]
+        else:
+            assert len(short) == 9
+        assert ("4", 0) in mine
+    first = [job for job in jobs if job.method.name == "ewc"][:3]
+    assert [(job.order, job.seed) for job in first] == [("1", 0), ("2", 1), ("3", 2)], "the telling ones first"
+    assert all(job.budget == ("short" if job.order in "123" else "long") for job in jobs)
+
+
+def test_what_is_made_of_ours_waits_for_it(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    main = modules["main"]
+    (job,) = main.jobs_of(tmp_path, ["1"], ["distilled"], [0])
+    assert not job.ready
+    job.source.mkdir(parents=True)
+    (job.source / "stage-4.json").write_text("{}")
+    assert job.ready
+
+
+def run_of(method: str, order: str, seed: int, **more: Any) -> dict[str, Any]:
+    """What a run writes."""
+    tasks = ["a", "b"]
+    matrix = [[0.9, None], [0.7, 0.8]]
+    return {
+        "method": method, "order": order, "seed": seed, "trial": None, "base": "/x/minilm/model", "options": {},
+        "quantization": "none", "rate": 1.0, "budget": {"passes": 2, "max_length": 64, "rows": 0, "large": True,
+        "test_rows": 9, "rank": 16, "learning_rate": 1e-3}, "tasks": tasks, "matrix": matrix, "average_accuracy": 0.75,
+        "bwt": -0.2, "forgetting": 0.2, "seconds": 60.0, "parameters": 10, "stored_mb": 1.5, "peak_mb": 900, **more,
+    }  # fmt: skip
+
+
+def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(modules["orders"].ORDERS, "1", ("a", "b"))
+    shares = {"whole": 1.0, "bare": 0.9}
+    ours = {"given_accuracy": 0.8, "bare_accuracy": 0.6, "bare_bwt": -0.1, "routing": shares, "family": shares}
+    rows = [
+        run_of("ours", "1", 0, **ours),
+        run_of("sequential", "1", 0, average_accuracy=0.5),
+        run_of("sequential", "2", 1, average_accuracy=0.3),
+        {k: v for k, v in run_of("distilled", "1", 0, scores=[0.6, 0.6], given_accuracy=0.61).items() if k != "matrix"},
+    ]
+    (tmp_path / "results").mkdir()
+    for number, row in enumerate(rows):
+        (tmp_path / f"results/{number}.json").write_text(json.dumps(row))
+    modules["pages"].write(tmp_path, tmp_path / "out")
+    page = (tmp_path / "out/cl15.md").read_text()
+    assert "| sequential | 40.0 ± 14.1 | – | 50.0 | 30.0 | – | -20.0 ± 0.0 |" in page
+    assert "| **ours**: isolated + analytic router | 80.0 | 75.0 |" in page
+    assert "| of the oracle's AP (whole prompt) | 93.8 |" in page
+    assert "| distilled | 60.0 | 60.0 |" in page
+    assert json.loads((tmp_path / "out/cl15.json").read_text())["runs"][0]["method"] == "ours"
+    assert (tmp_path / "out/cl15_ap.png").stat().st_size > 1000
+    assert "AP" in capsys.readouterr().out
