@@ -83,8 +83,9 @@ def check_command(words: Sequence[str], written: Sequence[str] = ()) -> None:
         assert rest[1] in ("cl_adapter", "pip", "venv", "pytest", "http.server"), f"python -m {rest[1]}"
         if rest[1] == "cl_adapter":
             check_verb(rest[2:])
-    elif name.startswith("python") and rest and rest[0].endswith(".py"):
-        assert rest[0] in written or (ROOT / rest[0]).is_file(), f"{rest[0]} is not there"
+    elif name.startswith("python") and rest and (rest[0].endswith(".py") or "/" in rest[0]):
+        there = (ROOT / rest[0]).is_file() or (ROOT / rest[0] / "__main__.py").is_file()
+        assert rest[0] in written or there, f"{rest[0]} is not there"
     elif name == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         for target in rest:

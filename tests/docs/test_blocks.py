@@ -190,6 +190,7 @@ def test_what_is_not_there_is_found_without_running() -> None:
         ("cl-adapter predict x --router analytc", "analytc"),
         ("accelerate launch --num_proceses 2 -m cl_adapter list", "num_proceses"),
         ("python examples/benchmarks/nothing.py", "not there"),
+        ("python examples/benchmarks/nothing --ablate", "not there"),
         ("make nothing", "nothing"),
         ("frobnicate", "frobnicate"),
     ):

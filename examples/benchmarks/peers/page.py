@@ -1,0 +1,100 @@
+"""The tables on the screen, and the page that several calls make together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Training against the peers
+
+Written by `python examples/benchmarks/peers`: the same rows, token ids, rank, alpha, layers, epochs, batch size,
+learning rate, schedule and seed for every way; each in a process of its own, one after the other; the same code scores
+them. A ratio is taken within one call of the script, against the first row; `in CPU time` is the same of the CPU
+seconds, which other work on the machine disturbs less. `peak` is the most that the whole process took, libraries and
+base among it, `in training` what that is above the memory before training. Seconds of ours have the tokenising and the
+choice of attention in them (the choice not where one thing is changed at a time: those runs are short), the others'
+begin at the tokens. Where a call made several rounds, all ways in turn, the table has the median of each, and below it
+stands the range of examples/s.
+"""
+TITLES = ("way", "examples/s", "ratio", "in CPU time", "accuracy", "peak MB", "in training MB", "notes")
+
+
+def rows_of(section: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's cells; a way that failed or was left out has its reason."""
+    done = [row for row in section["rows"] if "examples_per_second" in row]
+    found = []
+    for row in section["rows"]:
+        if row not in done:
+            found.append((row["told"], *["–"] * (len(TITLES) - 2), row["why"]))
+            continue
+        found.append(
+            (
+                row["told"],
+                f"{row['examples_per_second']:.1f}",
+                f"{row['examples_per_second'] / done[0]['examples_per_second']:.2f}×",
+                f"{done[0]['cpu_seconds'] / row['cpu_seconds']:.2f}×",
+                f"{row['accuracy']:.1%}",
+                f"{row['peak_mb']:,.0f}",
+                f"{row['training_mb']:,.0f}",
+                notes(row),
+            )
+        )
+    return found
+
+
+def notes(row: dict[str, Any]) -> str:
+    said = [f"{row['attention']} attention"] if "attention" in row else []
+    if "compile_seconds" in row:
+        said.append(f"{row['compile_seconds']:.0f} s of compiling not counted")
+    return ", ".join(said)
+
+
+def show(section: dict[str, Any]) -> None:
+    """Print the table."""
+    cells = [TITLES, *rows_of(section)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(TITLES))]
+    for row in cells:
+        middle = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
+
+
+def write(section: dict[str, Any], folder: Path) -> None:
+    """Put a section into `peers.json`, in the place of the one of the same base, task and table if there is one, and
+    write the page of all of them."""
+    path = folder / "peers.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = {key(one): one for one in old} | {key(section): section}
+    sections = [kept[name] for name in sorted(kept)]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sections, indent=1) + "\n", encoding="utf-8")
+    (folder / "peers.md").write_text("\n".join([HEAD, *map(text, sections)]), encoding="utf-8")
+
+
+def key(section: dict[str, Any]) -> tuple[str, str, str]:
+    return section["base"], section["task"], section["table"]
+
+
+def text(section: dict[str, Any]) -> str:
+    """One section of the page."""
+    versions = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in section["settings"].items())
+    what = "one thing changed at a time" if section["table"] == "ablation" else "the ways"
+    lines = [
+        f"## {section['base_told']}, {section['task_told']}: {what}",
+        "",
+        f"`{section['command']}`",
+        "",
+        f"{section['machine']}; {settings}. {versions}.",
+        "",
+        f"| {' | '.join(TITLES)} |",
+        "|---|" + "---:|" * (len(TITLES) - 2) + "---|",
+        *(f"| {' | '.join(row)} |" for row in rows_of(section)),
+        "",
+    ]
+    ranges = [
+        f"{row['told']} {min(row['rounds']):.1f}–{max(row['rounds']):.1f}"
+        for row in section["rows"]
+        if len(row.get("rounds", ())) > 1
+    ]
+    return "\n".join([*lines, *([f"Range of examples/s: {'; '.join(ranges)}.", ""] if ranges else [])])

@@ -1,0 +1,119 @@
+"""examples/benchmarks/peers: its ways on pico models, its page, and what it says where something is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / "examples" / "benchmarks" / "peers"
+TICKETS = ("--task", "adapterhub_cl/demo/tickets")
+FEW = (*TICKETS, "--train-rows", "16", "--test-rows", "8", "--epochs", "1", "--batch-size", "8", "--max-length", "64")
+
+
+def peers(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PEERS), *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PEERS))
+    import page  # type: ignore[import-not-found]
+
+    return page
+
+
+def section(base: str, table: str, speed: float) -> dict[str, Any]:
+    row = {
+        "way": "a",
+        "told": f"way at {speed}",
+        "examples_per_second": speed,
+        "cpu_seconds": 10 / speed,
+        "accuracy": 0.5,
+        "peak_mb": 1000.0,
+        "training_mb": 100.0,
+        "rounds": [speed, speed],
+    }
+    twice = {**row, "told": "another", "examples_per_second": 2 * speed, "cpu_seconds": 4 / speed}
+    return {
+        "base": base,
+        "base_told": base,
+        "task": "data/news",
+        "task_told": "news",
+        "table": table,
+        "command": "python examples/benchmarks/peers",
+        "machine": "a machine",
+        "settings": {"epochs": 1},
+        "versions": {"torch": "2"},
+        "rows": [row, twice, {"way": "b", "told": "missing", "why": "is not installed"}],
+    }
+
+
+def test_several_calls_make_one_page(page: ModuleType, tmp_path: Path) -> None:
+    for one in (section("tiny", "ways", 3.0), section("bert", "ways", 7.0), section("tiny", "ablation", 5.0)):
+        page.write(one, tmp_path)
+    page.write(section("tiny", "ways", 11.0), tmp_path)  # in the place of the first
+    stored = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
+    assert [(one["base"], one["table"]) for one in stored] == [("bert", "ways"), ("tiny", "ablation"), ("tiny", "ways")]
+    text = (tmp_path / "peers.md").read_text(encoding="utf-8")
+    assert "| way at 11.0 | 11.0 | 1.00× | 1.00× | 50.0% | 1,000 | 100 |  |" in text
+    assert "| another | 22.0 | 2.00× | 2.50× |" in text
+    assert "| missing | – | – | – | – | – | – | is not installed |" in text
+    assert "way at 3.0" not in text
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--task", "nowhere"), "peers: no data: nowhere.train.jsonl is not there"),
+        ((*TICKETS, "--base", "/nowhere"), "peers: "),
+        ((*TICKETS, "--ways", "trainer"), "peers: no way 'trainer'; known: trainer-fp32"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_line(words: tuple[str, ...], said: str) -> None:
+    done = peers(*words)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(said)
+
+
+@pytest.mark.slow
+def test_the_ways_run_on_a_causal_base(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    base = str(pico_path("llama"))
+    done = peers(*FEW, "--base", base, "--ways", "trainer-fp32,trl,ours-nf4", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))[0]["rows"]
+    assert [row["way"] for row in rows] == ["trainer-fp32", "trl", "ours-nf4"]
+    assert all("why" not in row and row["train_rows"] == 16 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "own"), [("llama", "all-positions"), ("bert", "own-dropout")])
+def test_the_ablations_run(kind: str, own: str, pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    ways = f"ours,fp32,sdpa,eager,peft-layers,random-batches,max-length,{own}"  # compiling takes a minute
+    done = peers(*FEW, "--base", str(pico_path(kind)), "--ablate", "--ways", ways, "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = {row["way"]: row for row in json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))[0]["rows"]}
+    assert ",".join(rows) == ways
+    assert not [row for row in rows.values() if "why" in row]
+    assert rows["sdpa"]["attention"] == "sdpa"
+    assert rows["eager"]["attention"] == "eager"
+
+
+@pytest.mark.slow
+def test_an_encoder_has_no_language_models_trainer(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    done = peers(*FEW, "--base", str(pico_path("bert")), "--ways", "trainer-bf16,trl,ours-16bit", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    first, left, last = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))[0]["rows"]
+    assert "encoder" in left["why"]
+    assert first["learning_rate"] == last["learning_rate"]
