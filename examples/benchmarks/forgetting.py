@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
 ORDER = ("dbpedia", "amazon", "yahoo", "agnews")
@@ -216,15 +217,6 @@ def table(arguments: argparse.Namespace) -> None:
 
 def mean_of(rows: list[dict[str, Any]], key: str) -> float:
     return sum(float(row[key]) for row in rows) / len(rows)
-
-
-def machine() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{name}, {os.cpu_count()} cores, no GPU"
 
 
 def main() -> None:

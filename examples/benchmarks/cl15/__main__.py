@@ -231,6 +231,7 @@ def main() -> int:
     shown.add_argument("-o", "--output", required=True)
     arguments = parser.parse_args()
     if arguments.verb == "table":
+        sys.path.append(str(Path(__file__).parents[1]))
         from pages import write
 
         write(Path(arguments.work), Path(arguments.output))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from machine import installed, machine
 from orders import BY_NAME, LONG, METHODS, ORDERS, PUBLISHED, SHORT
 
 Run = Mapping[str, Any]
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "adapterhub-cl")
 TOLD = ("merged", "distilled", "ours")  # what the router can be told or not told the task for
 ABOUT = """\
 Ours teaches each task to an adapter of its own. **AP** is the mean accuracy over the tasks after the last one. *Told*:
@@ -40,7 +40,8 @@ def write(work: Path, out: Path) -> None:
     lines += [
         f"Base: `{Path(rows[0]['base']).parent.name or rows[0]['base']}`, quantisation {rows[0]['quantization']}. "
     ]
-    lines[-1] += f"{machine()}. {versions()}."
+    packages = ", ".join(f"{name} {version}" for name, version in installed(*PACKAGES).items())
+    lines[-1] += f"{machine()}; two runs at a time, one core each. Python {platform.python_version()}, {packages}."
     lines += ["", ABOUT]
     for title, orders, column in (("Orders 1-3: four tasks", SHORT, 1), ("Orders 4-6: fifteen tasks", LONG, 2)):
         found = [row for row in rows if row["order"] in orders]
@@ -199,25 +200,6 @@ def spread(values: Iterable[float | None]) -> str:
 def minutes(rows: Sequence[Run]) -> str:
     found = [row["seconds"] / 60 for row in rows if row.get("seconds")]
     return f"{statistics.fmean(found):.1f} min" if found else "–"
-
-
-def machine() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{name}, {os.cpu_count()} cores, no GPU; two runs at a time, one core each"
-
-
-def versions() -> str:
-    found = []
-    for name in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "adapterhub-cl"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return f"Python {platform.python_version()}, {', '.join(found)}"
 
 
 # -- pictures ----------------------------------------------------------------------------------

@@ -14,19 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import page
 import psutil
+
+sys.path.append(str(Path(__file__).parents[1]))
+from machine import installed, processor
 
 PACKAGES = ("adapterhub-cl", "torch", "transformers", "peft", "trl", "bitsandbytes")
 MEDIANS = ("seconds", "cpu_seconds", "peak_mb", "training_mb", "compile_seconds")
@@ -156,7 +157,7 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
             "seed": asked.seed,
             "rounds": asked.repeats,
         },
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": installed(*PACKAGES),
         "rows": rows,
     }
 
@@ -168,21 +169,6 @@ def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     speeds = [row["examples_per_second"] for row in rounds]
     medians = {key: statistics.median(row[key] for row in rounds) for key in MEDIANS if key in rounds[0]}
     return {**rounds[0], **medians, "examples_per_second": statistics.median(speeds), "rounds": speeds}
-
-
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def processor() -> str:
-    """The processor's name (Linux), else its kind."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def one(asked: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The benchmark's modules, imported as when its folder is run."""
     import importlib.util
 
+    monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
     found = {name: __import__(name) for name in ("orders", "pages")}
     spec = importlib.util.spec_from_file_location("cl15_main", PLACE / "__main__.py")
