@@ -112,8 +112,8 @@ class Budget:
 
 
 BUDGETS = {
-    "short": Budget(passes=5000, max_length=64, large=True, test_rows=1000),
-    "long": Budget(passes=2000, max_length=128, test_rows=250),
+    "short": Budget(passes=5000, max_length=128, large=True, test_rows=1000),
+    "long": Budget(passes=2000, max_length=128, test_rows=200),
     "tune": Budget(passes=2000, max_length=64, rows=1000, test_rows=200),
     "smoke": Budget(passes=48, max_length=32, rows=48, test_rows=24),
 }
