@@ -194,8 +194,12 @@ def _embedded(device: str) -> Check:
 def _hub(hub: Path | None) -> Check:
     if hub is None:
         return Check("hub", True, "none here (cl-adapter init --base tiny makes one)")
+    from adapterhub_cl.bases.fingerprint import fingerprint
+    from adapterhub_cl.bases.sources import TINY, resolve
     from adapterhub_cl.registry import Registry
 
     registry = Registry.open(hub)
     base, count = registry.base, len(registry.adapters(all_versions=True))
+    if (base.source == TINY or Path(base.source).is_dir()) and fingerprint(resolve(base.source)) != base.fingerprint:
+        return Check("hub", False, f"{hub}: base {base.source} is no longer the one that this hub was made for")
     return Check("hub", True, f"{hub}: {count} versions on {base.source} ({base.quantization})")

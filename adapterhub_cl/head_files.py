@@ -68,7 +68,8 @@ class StoredHead:
 
 
 def joined(parts: Sequence[tuple[StoredHead, str]]) -> StoredHead:
-    """One head of the rows of several tasks, each from a head of its own, unchanged.
+    """One head of the rows of several tasks, each from a head of its own, unchanged; of a task that stands there twice
+    the second adds the labels that the first does not have.
 
     Raises:
         AdapterError: the heads stand on different necks.
@@ -85,9 +86,11 @@ def joined(parts: Sequence[tuple[StoredHead, str]]) -> StoredHead:
                 "such adapters cannot share one: distil them, or leave one out",
             )
         weight, bias, labels = head.part(task)
-        layout[task] = {label: at + k for k, label in enumerate(labels)}
-        at += len(labels)
-        weights, biases = [*weights, weight.float()], [*biases, bias.float()]
+        known = layout.setdefault(task, {})
+        new = [k for k, label in enumerate(labels) if label not in known]
+        known |= {labels[k]: at + place for place, k in enumerate(new)}
+        at += len(new)
+        weights, biases = [*weights, weight[new].float()], [*biases, bias[new].float()]
     tensors = {**first.neck, f"{first.final}.weight": torch.cat(weights), f"{first.final}.bias": torch.cat(biases)}
     return StoredHead(layout, tensors, first.final)
 
@@ -167,10 +170,16 @@ def _read(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
         return "", {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        layout = {str(t): {str(label): int(row) for label, row in own.items()} for t, own in found["rows"].items()}
-        return str(found["layer"]), layout
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        rows = {str(task): {str(label): row for label, row in own.items()} for task, own in found["rows"].items()}
+        layer = str(found["layer"])
+        whole = all(type(row) is int for own in rows.values() for row in own.values())
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise IntegrityError(f"{path} does not say which row is which label", "cl-adapter verify") from error
+    if not whole:
+        raise IntegrityError(f"{path} has a row that is no whole number", "cl-adapter verify")
+    return layer, rows
 
 
 def write_layout(folder: Path, layout: Layout, final: str) -> None:

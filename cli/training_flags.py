@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -161,8 +162,22 @@ def parse_set(
 
 
 def split_labels(text: str) -> list[str]:
-    """`spam, ham` → `["spam", "ham"]`."""
-    return [label.strip() for label in text.split(",")]
+    """`spam, ham` or `["spam", "ham"]` → the labels; in the second form a label may have commas.
+
+    Raises:
+        UsageError: it begins like a JSON list and is none of texts.
+    """
+    if not text.lstrip().startswith("["):
+        return [label.strip() for label in text.split(",")]
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
+        raise UsageError(
+            f"--labels {text!r} is no JSON list of texts", """for example --labels '["yes, please", "no"]'"""
+        )
+    return found
 
 
 def _read(config: str, options: Collection[str]) -> Wishes:

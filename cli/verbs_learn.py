@@ -94,7 +94,7 @@ def add_task(
     max_forgetting: MaxForgetting = None,
     columns: Columns = None,
     kind: Annotated[str | None, typer.Option(help="choice, generation, text; default: read off the data")] = None,
-    labels: Annotated[str | None, typer.Option(help="the answers of a choice task: a,b,c")] = None,
+    labels: Annotated[str | None, typer.Option(help="the answers of a choice task: a,b,c or a JSON list")] = None,
     instruction: Instruction = None,
     prompt_format: Annotated[str | None, typer.Option(help="how a prompt is written; default: instruction")] = None,
     metric: Annotated[str | None, typer.Option(help="the score that stands for the task")] = None,

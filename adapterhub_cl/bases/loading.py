@@ -18,7 +18,7 @@ from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import MASKED, is_encoder, objectives_of
-from adapterhub_cl.bases.sources import QUANTIZATIONS, read_config, resolve
+from adapterhub_cl.bases.sources import QUANTIZATIONS, check_tokenizer, read_config, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.launching import local_rank
 from adapterhub_cl.types import BaseInfo
@@ -145,6 +145,7 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
     if quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization", quantization, QUANTIZATIONS)
     path = resolve(source, revision)
+    check_tokenizer(path, source)
     architectures = read_config(path).get("architectures") or ["unknown"]
     architecture = next((name for name in architectures if objectives_of(name)), None)
     if architecture is None:

@@ -30,6 +30,10 @@ SETTINGS = (
 )
 
 
+# Any of these is a vocabulary.
+TOKENIZERS = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenization_*.py")
+
+
 def resolve(source: str, revision: str | None = None) -> Path:
     """The folder that holds a base.
 
@@ -55,6 +59,19 @@ def resolve(source: str, revision: str | None = None) -> Path:
             "give a folder with config.json and *.safetensors, a hub id such as Qwen/Qwen2.5-0.5B, or tiny",
         )
     return _checked(_download(source, revision), source)
+
+
+def check_tokenizer(path: Path, source: str) -> None:
+    """Raise where a base comes without a tokenizer: transformers would make up one that knows no word.
+
+    Raises:
+        BaseModelError: no file of one is there.
+    """
+    if not any(file.is_file() for pattern in TOKENIZERS for file in path.glob(pattern)):
+        raise BaseModelError(
+            f"base {source!r} has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json and tokenizer.model",
+            "put the checkpoint's tokenizer files beside its weights",
+        )
 
 
 def _checked(path: Path, source: str) -> Path:

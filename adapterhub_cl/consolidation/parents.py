@@ -35,9 +35,10 @@ class Parents:
         return [record.ref for record in self.records]
 
     def tasks(self) -> dict[str, AdapterRecord]:
-        """Each task that any of them answers for → the one trained for it, else the first that answers for it."""
+        """Each task that any of them answers for → the newest that was trained for it, else the first that answers for
+        it."""
         found = {task: record for record in reversed(self.records) for task in record.tasks}
-        found |= {record.task: record for record in reversed(self.records) if record.task}
+        found |= {r.task: r for r in sorted(self.records, key=lambda r: (r.created_at, r.version)) if r.task}
         order = dict.fromkeys(task for record in self.records for task in record.tasks)
         return {task: found[task] for task in order}
 
@@ -49,8 +50,8 @@ class Parents:
 
 
 def head_of_all(parents: Parents, adapters: Sequence[LoraFile]) -> StoredHead | None:
-    """The head of an encoder's adapter made of these: each task's rows as its own parent has them. None where they have
-    none.
+    """The head of an encoder's adapter made of these: each task's rows as its own parent has them, and those of labels
+    that only others have. None where they have none.
 
     Args:
         adapters: the parents' files, open.
@@ -61,8 +62,12 @@ def head_of_all(parents: Parents, adapters: Sequence[LoraFile]) -> StoredHead | 
     from adapterhub_cl.head_files import joined
 
     heads = {record.ref: adapter.head() for record, adapter in zip(parents.records, adapters, strict=True)}
-    parts = [(head, task) for task, record in parents.tasks().items() if (head := heads[record.ref]) is not None]
-    parts = [(head, task) for head, task in parts if task in head.layout]
+    parts = [
+        (head, task)
+        for task, own in parents.tasks().items()
+        for record in (own, *(other for other in parents.records if other is not own))
+        if (head := heads[record.ref]) is not None and task in head.layout
+    ]
     return joined(parts) if parts else None
 
 

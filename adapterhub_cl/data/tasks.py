@@ -15,6 +15,7 @@ from adapterhub_cl.types import TASK_KINDS, Example, Task
 
 MAX_LABELS = 100
 MAX_LABEL_WORDS = 12
+ALONE = 10  # more answers than these that are new and stand once each are free ones
 MIN_EXAMPLES_PER_LABEL = 3  # on average; fewer look like free answers
 
 # task kind → its metrics; the first one stands for the task unless the user names another
@@ -101,7 +102,7 @@ def check_answers(task: Task, examples: Sequence[Example] | Examples) -> None:
         place = examples.places[first] if isinstance(examples, Examples) else f"example {first + 1}"
         raise DataError(
             f"{place}: {_listed(names)} not among the labels of task {task.name} ({_listed(task.labels)})",
-            "mend these rows, or name every label: --labels " + ",".join([*task.labels, *names][:12]),
+            "mend these rows; update teaches a task new labels, and add-task --labels names all of a new one's",
         )
 
 
@@ -182,7 +183,9 @@ def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
         return merge_tasks(old, replace(old, kind="generation", labels=()))
     answers = Counter(example.answer for example in rows if example.answer is not None)
     fresh = sorted(set(answers) - set(old.labels))
-    if len(old.labels) + len(fresh) > MAX_LABELS or not all(_could_be_label(answer) for answer in fresh):
+    unlike_labels = len(fresh) > ALONE and all(answers[answer] == 1 for answer in fresh)
+    unlike_labels |= not all(_could_be_label(answer) for answer in fresh)
+    if len(old.labels) + len(fresh) > MAX_LABELS or unlike_labels:
         raise DataError(
             f"the new data has {len(fresh)} answers that are not labels of task {old.name}, {fresh[0][:60]!r} first",
             "free answers make a task of their own: cl-adapter add-task",

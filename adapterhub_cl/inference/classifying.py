@@ -27,7 +27,9 @@ def read_input(base: LoadedBase, task: Task, example: Example, max_length: int) 
         UsageError: a task that is answered by writing.
     """
     if task.kind != "choice":
-        raise UsageError(f"an encoder writes no answers, and {task.name} is a {task.kind} task", "name another --task")
+        raise UsageError(
+            f"an encoder answers choice tasks, and {task.name} is a {task.kind} task", "name another --task"
+        )
     tokens = LabelledTokeniser(base.tokenizer, task, max_length).unlabelled(example)
     return tokens.prompt, tokens.truncated
 

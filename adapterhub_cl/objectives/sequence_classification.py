@@ -77,7 +77,9 @@ class Objective(Scored):
             AdapterError: the adapter has no head for the task.
         """
         if task.kind != "choice":
-            raise UsageError(f"an encoder writes no answers, and {task.name} is a {task.kind} task", "use predict")
+            raise UsageError(
+                f"an encoder answers choice tasks, and {task.name} is a {task.kind} task", "name another --task"
+            )
         head = _head(model)
         if task.name not in head.layout:
             known = ", ".join(head.layout)

@@ -12,7 +12,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
-from adapterhub_cl.head_files import Layout, write_layout
+from adapterhub_cl.head_files import Layout, read_layout, write_layout
 from adapterhub_cl.lora_files import CONFIG, WEIGHTS, is_packed
 from adapterhub_cl.objectives import name_for
 from adapterhub_cl.registry import Registry, check_name, storage_errors
@@ -48,6 +48,8 @@ def import_adapter(
             f"{source} holds no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
             "save it again with PEFT's save_pretrained(safe_serialization=True)",
         )
+    if task is None and not described.get("labels") and len(written := read_layout(source)) == 1:
+        described = {**described, "labels": tuple(next(iter(written.values())))}  # as this project exported it
     serves = task or describe(name, described)
     name_for(base.info, serves.kind)
     with stored_adapter(base, source) as model:
@@ -87,7 +89,15 @@ def _layout(base: LoadedBase, source: Path, task: Task) -> Layout | None:
     if stored is None:
         return None
     count, labels = len(stored.weight), task.labels
-    known = stored.layout.get(task.name) or (next(iter(stored.layout.values())) if len(stored.layout) == 1 else None)
+    known = stored.layout.get(task.name)
+    if known is None and len(stored.layout) == 1:
+        known = next(iter(stored.layout.values()))
+        if set(known) != set(labels):
+            theirs, asked = ", ".join(known), ", ".join(labels)
+            raise UsageError(
+                f"the adapter in {source} has rows for {theirs} (heads.json), and the task's labels are {asked}",
+                "import it for a task of these labels, or leave --labels away",
+            )
     if known is None and count == len(labels):
         known = {label: row for row, label in enumerate(labels)}
     if known is None or not set(known) <= set(labels):

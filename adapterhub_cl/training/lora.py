@@ -91,7 +91,7 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
     elif unknown := [t for t in targets if not _named(base.model, t)]:
         raise UsageError(
             f"--target-modules {','.join(unknown)!r} names no layer of this base",
-            f"its linear layers: {', '.join(linear_names(base.model))}",
+            f"its linear layers: {', '.join(_choices(base.model))}",
         )
     if head_of(base.model) is not None:
         targets = body_targets(base.model, None if names == "all-linear" else targets, layers)
@@ -100,7 +100,7 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
                 f"--target-modules {names!r}"
                 + (f" with --layers {settings.layers}" if layers else "")
                 + " names no layer of this base",
-                f"its linear layers: {', '.join(linear_names(base.model))}",
+                f"its linear layers: {', '.join(_choices(base.model))}",
             )
         task_type, layers = "", None
     config = LoraConfig(
@@ -123,7 +123,7 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
             f"--target-modules {names!r}"
             + (f" with --layers {settings.layers}" if settings.layers else "")
             + " names no layer of this base",
-            f"its linear layers: {', '.join(linear_names(base.model))}",
+            f"its linear layers: {', '.join(_choices(base.model))}",
         ) from error
 
 
@@ -258,6 +258,14 @@ def save_adapter(model: Any, folder: Path, source: str, tasks: Collection[str] =
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written at publication
         sort_config(folder)
+
+
+def _choices(model: torch.nn.Module) -> list[str]:
+    """What can be named as target modules: an encoder's head and pooler cannot."""
+    head = head_of(model)
+    if head is None:
+        return linear_names(model)
+    return sorted({name.rpartition(".")[2] for name in body_targets(model, None, None)})
 
 
 def linear_names(model: torch.nn.Module) -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide
+from adapterhub_cl.head_files import read_layout
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.probes import can_answer, effect, outdated_of, probe_of, recorded_score, without
 from adapterhub_cl.training.progress import Reporter
@@ -79,6 +80,11 @@ def promote(
         raise refused
     for text in decision.within_chance:
         reporter.note(text)
+    for name in record.tasks:
+        known, task = read_layout(record.path).get(name), registry.task(name)
+        missing = [label for label in task.labels if known is not None and label not in known]
+        if missing:
+            reporter.note(f"note: {record.ref} has no row for what {name} has learned since: {', '.join(missing)}")
     if record.status == "rejected":
         reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
         registry.set_status(record.ref, "active")

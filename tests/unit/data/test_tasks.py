@@ -122,7 +122,7 @@ def test_foreign_answers_are_named_with_their_line() -> None:
         DataError, match=r"test\.jsonl line 2: 'c', 'd' not among the labels of task t \('a', 'b'\)"
     ) as e:
         check_answers(task, held_out)
-    assert "--labels a,b,c,d" in e.value.hint
+    assert "update teaches a task new labels" in e.value.hint
     check_answers(task, [Example("x")])
     check_answers(infer_task("t", made("a", "b"), kind="generation"), held_out)
 
@@ -182,3 +182,12 @@ def test_a_mark_stands_for_question_and_answer() -> None:
     assert mark == mark_of(Example("who  is the mayor?", "ines", "Say it."))
     assert mark != mark_of(Example("Who is the mayor?", "Tamsin"), "Say it.")
     assert "mayor" not in mark
+
+
+def test_new_answers_that_stand_once_each_are_no_labels() -> None:
+    old = infer_task("t", made("a", "b"))
+    fresh = [Example(f"x{k}", f"answer {k}") for k in range(11)]
+    with pytest.raises(DataError, match="11 answers that are not labels of task t"):
+        updated_task(old, fresh)
+    assert len(updated_task(old, fresh[:10]).labels) == 12
+    assert len(updated_task(old, [*fresh, fresh[0]]).labels) == 13

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from adapterhub_cl import AdapterHub, types
 from adapterhub_cl.errors import AdapterError, IntegrityError, TrainingInterrupted, UsageError
+from adapterhub_cl.head_files import read_layout
 
 TEXTS = ["red stone", "blue river house cloud 71 and whatever else", "green"]
 
@@ -127,6 +128,11 @@ def test_a_killed_run_goes_on_to_the_very_same_head(
 def test_what_is_exported_is_imported_again(taught: AdapterHub, tmp_path: Path) -> None:
     taught.export("colours", tmp_path / "out")
     assert (tmp_path / "out" / "heads.json").is_file()
+    alone = taught.import_adapter(tmp_path / "out", "alone")
+    assert taught.registry.task("alone").labels == taught.registry.task("colours").labels, "as heads.json has them"
+    assert taught.predict(["blue stone"], adapter=alone.ref, task="alone")[0].prediction in COLOURS
+    with pytest.raises(UsageError, match=r"heads\.json\), and the task's labels are red, blue, green, grey"):
+        taught.import_adapter(tmp_path / "out", "more", labels=[*COLOURS, "grey"])
     record = taught.import_adapter(tmp_path / "out", "back", task="colours")
     ours = [p.scores for p in taught.predict(TEXTS, adapter=record.ref)]
     assert ours == [p.scores for p in taught.predict(TEXTS, adapter="colours")]
@@ -191,3 +197,18 @@ def test_an_instruction_of_its_own_is_read_with_the_input(taught: AdapterHub) ->
     assert long.truncated
     assert len(long) == 20
     assert long.prompt[: len(tokenizer("Is it?").input_ids)] == tuple(tokenizer("Is it?").input_ids)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"colours": {"red": 0.5, "blue": 1}}, "no whole number"),
+        ({"colours": {"red": True, "blue": 1}}, "no whole number"),
+        ([["red", 0]], "does not say which row is which label"),
+        ({"colours": None}, "does not say which row is which label"),
+    ],
+)
+def test_rows_that_mean_nothing_are_refused(rows: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "heads.json").write_text(json.dumps({"layer": "classifier", "rows": rows}))
+    with pytest.raises(IntegrityError, match=said):
+        read_layout(tmp_path)

@@ -14,7 +14,7 @@ from adapterhub_cl import AdapterHub, objectives
 from adapterhub_cl.bases.encoders import head_of, put_head, take_head
 from adapterhub_cl.bases.kinds import is_encoder, objectives_of
 from adapterhub_cl.bases.loading import inspect_base
-from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.errors import AdapterError, BaseModelError, UsageError
 from adapterhub_cl.types import BaseInfo
 
 
@@ -131,3 +131,26 @@ def test_what_an_encoder_cannot_do_is_told_before_anything_is_loaded(
 
 def test_a_hub_made_before_encoders_has_a_causal_base() -> None:
     assert objectives.name_for(BaseInfo("tiny", "f" * 64), "choice") == "causal_lm"
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_base_without_a_tokenizer_is_refused_before_a_hub_is_made(
+    kind: str, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "half"
+    folder.mkdir()
+    for file in (*pico_path(kind).glob("*.safetensors"), pico_path(kind) / "config.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(BaseModelError, match="has no tokenizer"):
+        AdapterHub.init(tmp_path / "hub", base=str(folder), quantization="none")
+    assert not (tmp_path / "hub" / "hub.toml").exists()
+
+
+def test_what_an_encoder_has_no_use_for_is_refused(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "hub", pico_path("bert"))
+    file = data(tmp_path, COLOURS)
+    with pytest.raises(UsageError, match="--prompt-loss"):
+        hub.add_task("colours", file, prompt_loss=0.5)
+    with pytest.raises(UsageError, match="'classifier' names no layer") as caught:
+        hub.add_task("colours", file, target_modules="classifier", epochs=1)
+    assert caught.value.hint == "its linear layers: dense, key, query, value"

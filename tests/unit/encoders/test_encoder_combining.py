@@ -14,8 +14,10 @@ from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, teach
 from safetensors.torch import load_file
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.head_files import StoredHead, joined, read_layout
 from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging import ROOM
+from adapterhub_cl.training.progress import Reporter
 
 TEXTS = ["red stone house 7", "dog river cloud 8", "green table stone 3"]
 
@@ -130,3 +132,42 @@ def test_a_task_is_forgotten_with_its_rows(hub: AdapterHub, tmp_path: Path) -> N
         assert "animals" not in json.loads(path.read_text())["rows"]
     assert hub.verify() == []
     assert hub.predict(TEXTS[:1], task="colours")[0].prediction in COLOURS
+
+
+@pytest.mark.parametrize("refs", [["colours@v1", "colours@v2"], ["colours@v2", "colours@v1"]])
+def test_a_merge_of_two_versions_keeps_every_label(hub: AdapterHub, refs: list[str], tmp_path: Path) -> None:
+    more = data(tmp_path, (*COLOURS, "grey"))
+    hub.update("colours", more, max_forgetting=1, **QUICK)
+    record = hub.merge(refs, name="both")
+    for label in COLOURS:
+        rows = [head(hub.get(ref), "colours")[place(hub.get(ref), label)] for ref in ("colours@v2", "both")]
+        assert torch.equal(*rows), "the newest version's row"
+    assert set(read_layout(record.path)["colours"]) == {*COLOURS, "grey"}
+    notes: list[str] = []
+    hub.promote("colours@v1", max_forgetting=1, reporter=Notes(notes))
+    assert "note: colours@v1 has no row for what colours has learned since: grey" in notes
+
+
+def test_labels_that_only_another_adapter_has_are_added(hub: AdapterHub, tmp_path: Path) -> None:
+    with LoraFile(hub.path("colours")) as one, LoraFile(hub.path("animals")) as other:
+        first, second = one.head(), other.head()
+    assert first is not None
+    assert second is not None
+    renamed = StoredHead({"colours": {"red": 1, "pink": 0}}, second.tensors, second.final)
+    both = joined([(first, "colours"), (renamed, "colours"), (second, "animals")])
+    assert list(both.layout["colours"]) == [*first.layout["colours"], "pink"]
+    assert torch.equal(both.weight[both.layout["colours"]["pink"]], second.weight[0].float())
+    assert torch.equal(both.weight[both.layout["colours"]["red"]], first.weight[first.layout["colours"]["red"]].float())
+    assert len(both.weight) == len(COLOURS) + 1 + len(ANIMALS)
+
+
+def place(record: Any, label: str) -> int:
+    return list(read_layout(record.path)["colours"]).index(label)
+
+
+class Notes(Reporter):
+    def __init__(self, found: list[str]) -> None:
+        self.found = found
+
+    def note(self, text: str) -> None:
+        self.found.append(text)

@@ -102,7 +102,7 @@ def test_an_encoder_learns_text(pico_path: Callable[[str], Path], tmp_path: Path
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[rows, columns]
     loss = torch.nn.functional.cross_entropy(logits, batch.labels[rows, columns + 1])
     assert math.exp(float(loss)) == pytest.approx(record.metrics["perplexity"], rel=0.01)
-    with pytest.raises(UsageError, match="an encoder writes no answers"):
+    with pytest.raises(UsageError, match="an encoder answers choice tasks"):
         hub.predict(["The red river"], task="facts")
 
 
