@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cl_adapter.training_flags import wishes
+from cl_adapter.training_flags import split_labels, wishes
 from cli_support import Cl
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
@@ -78,3 +78,21 @@ def test_only_what_was_given_reaches_the_facade(
     cl("add-task", "mood", data, "--hub", registry.path, "--no-dora", "--labels", "a, b", "--seed", 3)
     asked.pop("reporter")
     assert asked == {"name": "mood", "data": str(data), "resume": False, "dora": False, "labels": ["a", "b"], "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("spam, ham", ["spam", "ham"]),
+        ('["yes, please", "no"]', ["yes, please", "no"]),
+        (' [" a ", "b"]', [" a ", "b"]),
+    ],
+)
+def test_labels_with_commas_stand_in_a_json_list(text: str, labels: list[str]) -> None:
+    assert split_labels(text) == labels
+
+
+@pytest.mark.parametrize("text", ["[a,b]", '["a", 1]', '["a"'])
+def test_a_list_of_labels_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no JSON list of texts"):
+        split_labels(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,15 @@ def test_what_doctor_finds_wrong_has_a_fix(cl: Cl, registry: Registry, monkeypat
     assert "embedded base: make one" in said.out
     assert "memory: close other programs" in said.out
     assert f"{registry.path}: 0 versions on tiny (nf4)" in said.out
+
+
+def test_doctor_tells_a_base_that_is_another_now(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._hub(registry.path).ok
+    module = importlib.import_module("adapterhub_cl.bases.fingerprint")
+    monkeypatch.setattr(module, "fingerprint", lambda path: "0" * 64)
+    found = doctor._hub(registry.path)
+    assert not found.ok
+    assert "no longer the one that this hub was made for" in found.detail
 
 
 def test_doctor_tells_an_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
