@@ -306,6 +306,13 @@ def _parent(registry: Registry, request: Request, strategy: Combined) -> Adapter
     return strategy.parent(strategies.Past(usable))
 
 
+def tell_parent(registry: Registry, parent: AdapterRecord, reporter: Reporter) -> None:
+    """Say so where an update goes on from a version that does not serve, such as a pruned one."""
+    served = registry.serving().get(parent.task, parent.ref)
+    if served != parent.ref and registry.get(served).name == parent.name:
+        reporter.note(f"note: goes on from {parent.ref}, the newest version; {served} is the one that serves")
+
+
 def tell(material: Material, request: Request, objective: objectives.BaseObjective, reporter: Reporter) -> None:
     """What was read, in a line or two, and what may be wrong with it."""
     task, data = material.task, material.data

@@ -34,7 +34,7 @@ from adapterhub_cl.training.judging import Judge, conclude
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.material import Material, outdated_note, with_data, without_outdated
+from adapterhub_cl.training.material import Material, outdated_note, tell_parent, with_data, without_outdated
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request
@@ -151,6 +151,7 @@ class Segment:
         settings, base = self.settings, self.base
         length = min(settings.max_length, base.context)
         parent = self.registry.get(self.request.name)
+        tell_parent(self.registry, parent, self.reporter)
         material = with_data(self.registry, self.request, self.strategy, self._data(first), parent)
         rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")

@@ -145,6 +145,8 @@ def test_a_merge_of_two_versions_keeps_every_label(hub: AdapterHub, refs: list[s
     assert set(read_layout(record.path)["colours"]) == {*COLOURS, "grey"}
     notes: list[str] = []
     hub.promote("colours@v1", max_forgetting=1, reporter=Notes(notes))
+    hub.update("colours", more, max_forgetting=1, reporter=Notes(notes), **QUICK)
+    assert "note: goes on from colours@v2, the newest version; colours@v1 is the one that serves" in notes
     assert "note: colours@v1 has no row for what colours has learned since: grey" in notes
 
 
