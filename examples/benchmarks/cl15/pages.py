@@ -20,8 +20,9 @@ Ours teaches each task to an adapter of its own. **AP** is the mean accuracy ove
 each test row is asked as a row of its own task, as its instruction tells the models of the papers; all methods of one
 shared adapter are asked so. *Found*: nothing is told and the hub's analytic router finds the task, `whole` from the
 prompt with its instruction, `bare` from the text alone. **BWT**: what the earlier tasks changed by since they were
-learned; of ours with the task found. Multitask sees all data at once. It, the base before training (zero-shot) and the
-forms made of ours (merged, distilled: one adapter for all tasks) do not depend on the order: one run for each seed.
+learned; of ours with the task found. Multitask learns all data at once, in two epochs. Like the untrained base
+(zero-shot) and the forms made of ours (merged, distilled: one adapter for all tasks) it does not depend on the order:
+one run for each seed.
 """
 
 
