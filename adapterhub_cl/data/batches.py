@@ -11,6 +11,7 @@ import torch
 from adapterhub_cl.data.tokenise import Tokens
 
 IGNORED = -100
+MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,20 @@ def collate(
     *,
     row_weights: Sequence[float] | None = None,
     prompt_loss: float = 0.0,
+    room: int = 0,
 ) -> Batch:
     """Rows → one right-padded batch.
 
     Args:
+        room: pad to a multiple of `MULTIPLE`, but not beyond so many tokens. With few lengths a CPU's kernels are made
+            once, not for each batch anew.
         row_weights: what each row counts in the loss; None: 1.
         prompt_loss: above 0, the prompt's tokens get a loss too: all of them together this share of the answer's.
     """
     tasks = tuple(examples[i].task for i in indices)
     tasks = tasks if any(tasks) else ()
     length = max(2 if tasks else 0, *(len(examples[i]) for i in indices))
+    length = max(length, min(-(-length // MULTIPLE) * MULTIPLE, room))
     shape = (len(indices), length)
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)

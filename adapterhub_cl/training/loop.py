@@ -112,6 +112,7 @@ class Loop:
         # fp16 ends at 6e-8: without scaling the loss, small gradients become zero on their way through the base.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.lengths = [len(e) for e in self.examples]
+        self.longest = max(self.lengths, default=0)
         self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps_per_epoch = math.ceil(self.fresh / self.rows_per_step)
         self.total = self.steps_per_epoch * settings.epochs
@@ -310,6 +311,7 @@ class Loop:
                 self.pad_id,
                 row_weights=None if plain else rows,
                 prompt_loss=self.prompt_loss,
+                room=self.longest,
             ).to(self.model.device)
             waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
             with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():

@@ -74,6 +74,18 @@ def test_collate_pads_on_the_right_and_labels_answers_only(examples: list[Tokens
     assert answers_in(examples, indices) == int((batch.labels != -100).sum())
 
 
+@given(examples=examples_of, room=st.integers(0, 64))
+def test_few_lengths_where_there_is_room_and_never_more_than_that(examples: list[Tokens], room: int) -> None:
+    tight, wide = (collate(examples, range(len(examples)), 0, room=r) for r in (0, room))
+    own, width = tight.input_ids.shape[1], wide.input_ids.shape[1]
+    assert width % 8 == 0 or width == max(own, room)
+    assert own <= width < own + 8
+    assert width <= max(own, room)
+    assert torch.equal(wide.input_ids[:, :own], tight.input_ids)
+    assert not wide.attention_mask[:, own:].any()
+    assert (wide.labels[:, own:] == -100).all()
+
+
 @given(prompts=st.lists(ids, min_size=1, max_size=6))
 def test_left_padding(prompts: list[tuple[int, ...]]) -> None:
     padded = to_left_padded(prompts, 0)
