@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,63 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, Budget, Method, read_json, write_data
-
-# Orders 5 and 6 cost hours: there the best of the others are enough.
-EVERYWHERE = ("ours", "sequential", "replay 5%", "merged", "distilled", "multitask", "olora")
-# Made of the same adapters and rows whatever the order: measured in the first order of a group only.
-ONCE = ("zero-shot", "multitask", "merged", "distilled")
-
-
-class Job:
-    """A method, an order and a seed; with where its files are."""
-
-    def __init__(
-        self, work: Path, order: str, method: Method, seed: int, budget: str, trial: int | None = None
-    ) -> None:
-        self.work, self.order, self.method, self.seed, self.budget, self.trial = (
-            work,
-            order,
-            method,
-            seed,
-            budget,
-            trial,
-        )
-        tried = "" if trial is None else f"-trial{trial}"
-        self.name = f"order{order}-{method.slug}-seed{seed}{tried}"
-        self.place, self.result = work / "hubs" / self.name, work / "results" / f"{self.name}.json"
-        self.source = work / "hubs" / f"order{order}-{OURS.slug}-seed{seed}"
-        self.data = work / ("data-long" if order in LONG else "data-short")
-
-    @property
-    def done(self) -> bool:
-        return self.result.exists()
-
-    @property
-    def ready(self) -> bool:
-        """Whether what it is made of is there."""
-        last = len(ORDERS[self.order])
-        return not self.method.from_ours or (self.source / f"stage-{last}.json").exists()
-
-    @property
-    def words(self) -> list[str]:
-        found = ["one", "--work", str(self.work), "--order", self.order, "--method", self.method.name]
-        found += ["--seed", str(self.seed), "--budget", self.budget]
-        return found if self.trial is None else [*found, "--trial", str(self.trial)]
-
-
-def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
-    """All runs, the telling ones first: every method once in each order, each order of four with another seed."""
-    wanted = [method for method in METHODS if not methods or method.name in methods]
-    rounds = [[(o, (k + turn) % 3) for k, o in enumerate(SHORT)] for turn in range(3)]
-    places = [*rounds[0], ("4", 0), ("5", 0), ("6", 0), *rounds[1], *rounds[2]]
-    for order, seed in places:
-        for method in wanted:
-            fits = order in orders and seed in seeds
-            once = method.name in ONCE and order not in (SHORT[seed % 3], "4")
-            few = order in LONG[1:] and not methods and method.name not in EVERYWHERE
-            if fits and not once and not few and not (method.name == "zero-shot" and seed):
-                yield Job(work, order, method, seed, "short" if order in SHORT else "long")
+from jobs import Job, jobs_of
+from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, read_json, write_data
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -160,10 +106,10 @@ def _all(jobs: Sequence[Job], at_once: int, keep_hubs: bool) -> int:
         started = next((job for job in waiting if job.ready), None) if len(going) < at_once else None
         if started is not None:
             waiting.remove(started)
-            with (started.work / "logs" / f"{started.name}.log").open("a") as log:
+            with started.log.open("a") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-u", str(Path(__file__).parent), *started.words],
-                    env={**os.environ, "OMP_NUM_THREADS": threads, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
+                    env={**os.environ, "OMP_NUM_THREADS": threads},
                     stdout=log,
                     stderr=log,
                 )
@@ -179,57 +125,41 @@ def _all(jobs: Sequence[Job], at_once: int, keep_hubs: bool) -> int:
             del going[name]
             if process.returncode:
                 failed.append(name)
-                print(f"{name}: failed, see {job.work / 'logs' / name}.log", file=sys.stderr, flush=True)
+                print(f"{name}: failed, see {job.log}", file=sys.stderr, flush=True)
             else:
                 row = json.loads(job.result.read_text(encoding="utf-8"))
                 print(f"{name}: AP {row['average_accuracy']:.4f} in {row['wall_seconds']:.0f} s", flush=True)
                 if not keep_hubs and job.method is not OURS:
-                    _remove(job.place)
+                    shutil.rmtree(job.place, ignore_errors=True)
     return 1 if failed else 0
-
-
-def _remove(place: Path) -> None:
-    import shutil
-
-    shutil.rmtree(place, ignore_errors=True)
 
 
 def one(arguments: argparse.Namespace) -> int:
     """A single run, in this process."""
-    work = Path(arguments.work)
-    method, budget = BY_NAME[arguments.method], BUDGETS[arguments.budget]
-    job = Job(work, arguments.order, method, arguments.seed, arguments.budget, arguments.trial)
-    (work / "locks").mkdir(exist_ok=True)
-    # A run goes on when its scheduler is killed; one that is started after it waits for it.
-    with FileLock(work / "locks" / f"{job.name}.lock"):
-        return 0 if job.done else _taught(arguments, job, method, budget)
-
-
-def _taught(arguments: argparse.Namespace, job: Job, method: Method, budget: Budget) -> int:
-    from learning import taught
-
+    work, method = Path(arguments.work), BY_NAME[arguments.method]
     if arguments.trial is not None:
         change = dict(method.trials[arguments.trial])
         rate = change.pop("rate", method.rate)
         method = replace(method, options={**method.options, **change}, rate=rate)
-    asked = {k: v for k, v in read_json(job.work / "asked.json").items() if k != "budgets"}
-    found = taught(
-        job.place,
-        job.source,
-        job.data,
-        asked["base"],
-        asked["quantization"],
-        job.order,
-        method,
-        job.seed,
-        budget,
-    )
-    row = {"method": method.name, "order": job.order, "seed": job.seed, "trial": arguments.trial, **asked}
-    row |= {"options": dict(method.options), "rate": method.rate, "budget": asdict(budget), **found}
-    draft = job.result.with_suffix(".part")
-    draft.write_text(json.dumps(row, indent=1), encoding="utf-8")
-    draft.rename(job.result)
+    job = Job(work, arguments.order, method, arguments.seed, arguments.budget, arguments.trial)
+    (work / "locks").mkdir(exist_ok=True)
+    # A run goes on when its scheduler is killed; one that is started after it waits for it.
+    with FileLock(work / "locks" / f"{job.name}.lock"):
+        if not job.done:
+            _write(job)
     return 0
+
+
+def _write(job: Job) -> None:
+    from learning import taught
+
+    asked = {key: value for key, value in read_json(job.work / "asked.json").items() if key != "budgets"}
+    found = taught(job, asked["base"], asked["quantization"])
+    row = {"method": job.method.name, "order": job.order, "seed": job.seed, "trial": job.trial, **asked}
+    row |= {"options": dict(job.method.options), "rate": job.method.rate, "budget": asdict(BUDGETS[job.budget])}
+    draft = job.result.with_suffix(".part")
+    draft.write_text(json.dumps(row | found, indent=1), encoding="utf-8")
+    draft.rename(job.result)
 
 
 def main() -> int:

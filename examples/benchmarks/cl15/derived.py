@@ -10,66 +10,56 @@ from pathlib import Path
 from typing import Any
 
 import learning
-from orders import COLUMNS, Budget, Method, tested
+from jobs import Job
+from orders import COLUMNS, Budget, tested
 
 
-def copied(place: Path, source: Path, tasks: Sequence[str]) -> Any:
+def copied(job: Job) -> Any:
     """A copy of a hub that `ours` taught all tasks."""
     from adapterhub_cl import AdapterHub
 
-    if not (source / f"stage-{len(tasks)}.json").exists():
-        raise SystemExit(f"{source}: teach `ours` first")
-    if not place.exists():
-        draft = place.with_name(f"{place.name}.part")
+    if not job.ready:
+        raise SystemExit(f"{job.source}: teach `ours` first")
+    if not job.place.exists():
+        draft = job.place.with_name(f"{job.place.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft)
-        draft.rename(place)
-    return AdapterHub.open(place)
+        shutil.copytree(job.source, draft)
+        draft.rename(job.place)
+    return AdapterHub.open(job.place)
 
 
-def merged(
-    place: Path, source: Path, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def merged(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One adapter, merged of all on their factors."""
-    hub = copied(place, source, tasks)
-    started = time.monotonic()
-    if "merged" not in {record.name for record in hub.list()}:
-        hub.merge(list(tasks), name="merged", evaluate=False, seed=settings["seed"], **method.options)
-    return consolidated(hub, "merged", data, tasks, settings, time.monotonic() - started)
+    return _made(job, "merge", {"seed": settings["seed"]}, settings)
 
 
-def distilled(
-    place: Path, source: Path, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def distilled(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One adapter, taught by all on the samples that they keep."""
-    hub = copied(place, source, tasks)
+    return _made(job, "distill", {**settings, "reporter": learning.reporter("distilled")}, settings)
+
+
+def _made(job: Job, verb: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verb of the hub makes of all adapters; one that is there already is only measured."""
+    hub, name = copied(job), job.method.name
     started = time.monotonic()
-    if "distilled" not in {record.name for record in hub.list()}:
-        hub.distill(
-            list(tasks),
-            name="distilled",
-            evaluate=False,
-            reporter=learning.reporter("distilled"),
-            **{**settings, **method.options},
-        )
-    return consolidated(hub, "distilled", data, tasks, settings, time.monotonic() - started)
+    if name not in {record.name for record in hub.list()}:
+        getattr(hub, verb)(list(job.tasks), name=name, evaluate=False, **{**given, **job.method.options})
+    return consolidated(hub, name, job, settings, time.monotonic() - started)
 
 
-def consolidated(
-    hub: Any, name: str, data: Path, tasks: Sequence[str], settings: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
-    """What one adapter for all tasks answers: the task told (`given`), and chosen by the hub's router (`matrix`)."""
+def consolidated(hub: Any, name: str, job: Job, settings: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What one adapter for all tasks answers: the task told (`given`), and chosen by the hub's router (`scores`)."""
     given, found = [], []
     record = hub.get(name)
     with hub.engine(fallback=False, max_length=settings["max_length"]) as engine:
-        for task in tasks:
-            rows = tested(data, task)
+        for task in job.tasks:
+            rows = tested(job.data, task)
             examples = learning.asked(rows, whole=True)
             for kind, told in ((given, task), (found, None)):
                 answers = engine.predict(examples, task=told, adapter=record.ref)
                 kind.append(learning.mean(a.prediction == r["output"] for a, r in zip(answers, rows, strict=True)))
     return {
-        "tasks": list(tasks),
+        "tasks": list(job.tasks),
         "scores": found,
         "average_accuracy": learning.mean(found),
         "given": given,
@@ -80,18 +70,15 @@ def consolidated(
     }
 
 
-def multitask(
-    place: Path, source: Path, data: Path, tasks: Sequence[str], method: Method, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def multitask(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One adapter trained on the data of all tasks together: the bound that the papers compare with. It does not
     depend on the order, so it is trained for the last stage only."""
-    hub = copied(place, source, tasks)
-    last = tasks[-1]
+    hub, last = copied(job), job.tasks[-1]
     if len(hub.get(last).manifest["takes_over"]) == 0:
         hub.add_task(
             last,
-            data / f"{last}.train.jsonl",
-            eval=data / f"{last}.test.jsonl",
+            job.data / f"{last}.train.jsonl",
+            eval=job.data / f"{last}.test.jsonl",
             columns=COLUMNS,
             strategy="multitask",
             replay="none",
@@ -101,7 +88,7 @@ def multitask(
             **settings,
         )
     # The earlier tasks are still served by their own adapters here, so nothing would be routed to this one.
-    found = consolidated(hub, last, data, tasks, settings, hub.get(last).manifest["training"]["seconds"])
+    found = consolidated(hub, last, job, settings, hub.get(last).manifest["training"]["seconds"])
     return {**found, "scores": found["given"], "average_accuracy": found["given_accuracy"]}
 
 

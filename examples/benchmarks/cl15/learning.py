@@ -11,41 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import derived
-from orders import COLUMNS, FAMILY, ORDERS, Budget, Method, count_of, kept, tested
+from jobs import Job
+from orders import BUDGETS, COLUMNS, FAMILY, Budget, Method, count_of, kept, tested
 
 Row = Mapping[str, str]
 
 
-def taught(
-    place: Path,
-    source: Path,
-    data: Path,
-    base: str,
-    quantization: str,
-    order: str,
-    method: Method,
-    seed: int,
-    budget: Budget,
-) -> dict[str, Any]:
+def taught(job: Job, base: str, quantization: str) -> dict[str, Any]:
     """A run's figures: the accuracy matrix with what is read off it, time, memory and size.
 
     Args:
-        place: of the run's own hub; one that is there goes on.
-        source: of the hub that `ours` left, for what is made of it.
-        data: folder of the rows (`write_data`).
         base: as `AdapterHub.init` takes it.
     """
     started = time.monotonic()
-    settings = {**budget.settings(), "learning_rate": budget.learning_rate * method.rate, "seed": seed}
+    method, budget = job.method, BUDGETS[job.budget]
+    settings = {**budget.settings(), "learning_rate": budget.learning_rate * method.rate, "seed": job.seed}
     if method.name == "zero-shot":
-        found = derived.zero_shot(base, quantization, data, ORDERS[order], budget)
+        found = derived.zero_shot(base, quantization, job.data, job.tasks, budget)
     elif method.name == "ours":
-        found = isolated(hub_at(place, base, quantization), data, ORDERS[order], method, settings, budget)
+        found = isolated(hub_at(job.place, base, quantization), job.data, job.tasks, method, settings, budget)
     elif method.from_ours:
         make = {"merged": derived.merged, "distilled": derived.distilled, "multitask": derived.multitask}[method.name]
-        found = make(place, source, data, ORDERS[order], method, settings)
+        found = make(job, settings)
     else:
-        found = stream(hub_at(place, base, quantization), data, order, method, settings, budget)
+        found = stream(hub_at(job.place, base, quantization), job, settings, budget)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {**found, "wall_seconds": round(time.monotonic() - started, 1), "peak_mb": round(used.ru_maxrss / 1024)}
 
@@ -72,10 +61,9 @@ def reporter(name: str) -> Any:
 # -- methods of one shared adapter -------------------------------------------------------------
 
 
-def stream(
-    hub: Any, data: Path, order: str, method: Method, settings: Mapping[str, Any], budget: Budget
-) -> dict[str, Any]:
+def stream(hub: Any, job: Job, settings: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
     """Taught by `cl-adapter stream`: each test row is asked as a row of its own task."""
+    data, method = job.data, job.method
     tasks = [
         {
             "name": name,
@@ -85,10 +73,10 @@ def stream(
             "replay": kept(method, count_of(data, name)),
             "epochs": budget.epochs(count_of(data, name)),
         }
-        for name in ORDERS[order]
+        for name in job.tasks
     ]
     file = hub.folder / "stream.json"
-    file.write_text(json.dumps({"name": f"order{order}", "tasks": tasks}), encoding="utf-8")
+    file.write_text(json.dumps({"name": f"order{job.order}", "tasks": tasks}), encoding="utf-8")
     plain = {key: value for key, value in settings.items() if key != "seed"}
     (matrix,) = hub.stream(
         file,
@@ -98,7 +86,7 @@ def stream(
         reporter=reporter(method.name),
         **plain,
     )
-    records = [hub.get(name) for name in ORDERS[order]]
+    records = [hub.get(name) for name in job.tasks]
     return {
         **figures(matrix),
         "seconds": sum(record.manifest["training"]["seconds"] for record in records),

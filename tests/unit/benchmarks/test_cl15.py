@@ -21,14 +21,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
 
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
-    found = {name: __import__(name) for name in ("orders", "pages")}
+    found = {name: __import__(name) for name in ("orders", "jobs", "pages")}
     spec = importlib.util.spec_from_file_location("cl15_main", PLACE / "__main__.py")
     assert spec is not None
     assert spec.loader is not None
     main = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(main)
     yield {**found, "main": main}
-    for name in ("orders", "pages", "learning", "derived"):
+    for name in ("orders", "jobs", "pages", "learning", "derived"):
         sys.modules.pop(name, None)
 
 
@@ -90,8 +90,8 @@ def test_small_tasks_get_more_epochs_and_a_share_is_of_the_rows(modules: dict[st
 
 
 def test_every_method_is_run_in_every_order_that_it_depends_on(modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    main, methods = modules["main"], modules["orders"].METHODS
-    jobs = list(main.jobs_of(tmp_path, list("123456"), [], [0, 1, 2]))
+    runs, methods = modules["jobs"], modules["orders"].METHODS
+    jobs = list(runs.jobs_of(tmp_path, list("123456"), [], [0, 1, 2]))
     names = [job.name for job in jobs]
     assert len(names) == len(set(names))
     for method in methods:
@@ -99,7 +99,7 @@ def test_every_method_is_run_in_every_order_that_it_depends_on(modules: dict[str
         short = [(order, seed) for order, seed in mine if order in "123"]
         if method.name == "zero-shot":
             assert short == [("1", 0)]
-        elif method.name in main.ONCE:
+        elif method.name in runs.ONCE:
             assert sorted(seed for _, seed in short) == [0, 1, 2]
         else:
             assert len(short) == 9
@@ -110,8 +110,8 @@ def test_every_method_is_run_in_every_order_that_it_depends_on(modules: dict[str
 
 
 def test_what_is_made_of_ours_waits_for_it(modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    main = modules["main"]
-    (job,) = main.jobs_of(tmp_path, ["1"], ["distilled"], [0])
+    jobs = modules["jobs"]
+    (job,) = jobs.jobs_of(tmp_path, ["1"], ["distilled"], [0])
     assert not job.ready
     job.source.mkdir(parents=True)
     (job.source / "stage-4.json").write_text("{}")
