@@ -1,0 +1,94 @@
+"""The runs of a comparison: which there are, in what order, and where the files of each lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orders import LONG, METHODS, ORDERS, OURS, SHORT, Method
+
+# Orders 5 and 6 cost hours: there the best of the others are enough.
+EVERYWHERE = ("ours", "sequential", "replay 5%", "der", "merged", "distilled", "multitask")
+# Made of the same adapters and rows whatever the order: measured in the first order of a group only.
+ONCE = ("zero-shot", "multitask", "merged", "distilled")
+
+
+@dataclass
+class Job:
+    """A method, an order and a seed; with where its files are.
+
+    Attributes:
+        work: folder of the whole comparison.
+        budget: name of one in `BUDGETS`.
+        trial: which of the method's trials is tried; None: the chosen settings.
+    """
+
+    work: Path
+    order: str
+    method: Method
+    seed: int
+    budget: str
+    trial: int | None = None
+
+    @property
+    def name(self) -> str:
+        tried = "" if self.trial is None else f"-trial{self.trial}"
+        return f"order{self.order}-{self.method.slug}-seed{self.seed}{tried}"
+
+    @property
+    def place(self) -> Path:
+        """Of the run's own hub; one that is there goes on."""
+        return self.work / "hubs" / self.name
+
+    @property
+    def source(self) -> Path:
+        """Of the hub that `ours` leaves, for what is made of it."""
+        return self.work / "hubs" / f"order{self.order}-{OURS.slug}-seed{self.seed}"
+
+    @property
+    def data(self) -> Path:
+        """Of the rows (`write_data`)."""
+        return self.work / ("data-long" if self.order in LONG else "data-short")
+
+    @property
+    def result(self) -> Path:
+        return self.work / "results" / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.work / "logs" / f"{self.name}.log"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return ORDERS[self.order]
+
+    @property
+    def done(self) -> bool:
+        return self.result.exists()
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it is made of is there."""
+        return not self.method.from_ours or (self.source / f"stage-{len(self.tasks)}.json").exists()
+
+    @property
+    def words(self) -> list[str]:
+        """The command line that runs it."""
+        found = ["one", "--work", str(self.work), "--order", self.order, "--method", self.method.name]
+        found += ["--seed", str(self.seed), "--budget", self.budget]
+        return found if self.trial is None else [*found, "--trial", str(self.trial)]
+
+
+def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
+    """All runs, the telling ones first: every method once in each order, each order of four with another seed."""
+    wanted = [method for method in METHODS if not methods or method.name in methods]
+    rounds = [[(o, (k + turn) % 3) for k, o in enumerate(SHORT)] for turn in range(3)]
+    places = [*rounds[0], ("4", 0), ("5", 0), ("6", 0), *rounds[1], *rounds[2]]
+    for order, seed in places:
+        for method in wanted:
+            fits = order in orders and seed in seeds
+            once = method.name in ONCE and order not in (SHORT[seed % 3], "4")
+            few = order in LONG[1:] and not methods and method.name not in EVERYWHERE
+            if fits and not once and not few and not (method.name == "zero-shot" and seed):
+                yield Job(work, order, method, seed, "short" if order in SHORT else "long")
