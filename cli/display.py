@@ -23,6 +23,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in " ".join(text.split()))
 
 
+def some(names: Sequence[str], most: int = 20, longest: int = 60) -> str:
+    """Names with commas between, in one line; of many the first, of a long one its beginning."""
+    lines = [one_line(name) for name in names]
+    shown = [line if len(line) <= longest else f"{line[: longest - 1]}…" for line in lines[:most]]
+    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
 def age(created_at: str, now: datetime | None = None) -> str:
     """How long ago an ISO time was: `4 min`."""
     try:

@@ -292,11 +292,13 @@ def show_outcome(record: AdapterRecord, took: str = "", serving: Mapping[str, st
         serving: the hub's serving table.
     """
     spec = record.manifest.get("task_spec") or {}
-    labels = f", labels: {', '.join(spec['labels'])}" if spec.get("labels") else ""
-    print(f"{record.ref}  {spec.get('kind', 'unknown')} task {record.task}{display.one_line(labels)}")
-    for row in record.manifest.get("evaluations", []):
-        other = f"{row['task']}: " if row["task"] != record.task else ""
-        print(f"  {other}{display.score_line(Evaluation(**row))}")
+    labels = f", labels: {display.some(spec['labels'])}" if spec.get("labels") else ""
+    print(f"{record.ref}  {spec.get('kind', 'unknown')} task {record.task}{labels}")
+    found = [Evaluation(**row) for row in record.manifest.get("evaluations", [])]
+    for score in found:
+        other = f"{score.task}: " if score.task != record.task else ""
+        twice = sum((s.task, s.metric) == (score.task, score.metric) for s in found) > 1
+        print(f"  {other}{display.score_line(score)}{f' on {score.data}' if twice and score.data else ''}")
     if (taken := record.manifest.get("takes_over")) and record.status != "active":
         print(f"  was to answer for {', '.join(taken)} too")
     elif taken:

@@ -113,9 +113,9 @@ def learn(
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
     pairs = [(e, t) for e in lesson.examples for t in fresh.windows(e)]
-    pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
-    if len(pairs) > len(lesson.examples) + len(lesson.review):
+    if len(pairs) > len(lesson.examples):
         reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
+    pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
     examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
     past, origins = _past(base, objective, lesson, length)
     if lesson.together:  # rows like any other, but for their prompts

@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
-from adapterhub_cl.data.reading import at_hand
+from adapterhub_cl.data.reading import at_hand, read_rows
 from adapterhub_cl.errors import HubError, IntegrityError, UsageError
 from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT
 from adapterhub_cl.launching import refuse_sharding
@@ -126,13 +126,28 @@ def build(
     given = {key: value for key, value in asked.items() if value is not None}
     given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
     if verb == "update":
+        before = registry.get(name).manifest
+        given["columns"] = given.get("columns") or _usual_columns(before, str(data))
         given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
-        kept = registry.get(name).manifest.get("replay") or {}
+        kept = before.get("replay") or {}
         if kept.get("size") is not None:
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
     request = Request(verb, name, absolute(data), **given)
     check(registry, request)
     return request, None
+
+
+def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:
+    """What an update reads where nobody says: the columns that the version before was told, where the data have them.
+
+    Args:
+        before: the manifest of that version.
+    """
+    told = ((before.get("training") or {}).get("data") or {}).get("columns") or {}
+    if not told or data == "-" or not at_hand(data):
+        return {}
+    there = {column for row in read_rows(data).rows for column in row}
+    return told if there.issuperset(told.values()) else {}
 
 
 def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:

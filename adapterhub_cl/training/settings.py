@@ -31,7 +31,7 @@ class TrainingSettings:
     alpha: float | None = option(None, "LoRA's alpha; default: twice the rank")
     dropout: float = option(0.0, "LoRA's dropout, 0 to 1")
     target_modules: str = option("all-linear", "which linear layers get LoRA: all-linear, or names with commas between")
-    layers: str = option("", "which decoder layers get LoRA, for example 8-15 or 0,2,4; default: all")
+    layers: str = option("", "which of the base's layers get LoRA, counted from 0: 8-15 or 0,2,4; default: all")
     rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
     max_length: int = option(512, "longest example in tokens; longer inputs are cut at their end")

@@ -36,6 +36,19 @@ def test_age(at: str, shown: str) -> None:
     assert display.age(at, NOW) == shown
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["a", "b\nc"], "a, b c"),
+        (["x" * 5000], "x" * 59 + "…"),
+        ([str(k) for k in range(30)], ", ".join(map(str, range(20))) + ", … (30 in all)"),
+        ([], ""),
+    ],
+)
+def test_many_or_long_names_are_cut_short(names: list[str], shown: str) -> None:
+    assert display.some(names) == shown
+
+
 def test_a_table_in_a_pipe_is_aligned_text_and_wraps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     long = "a" * 300 + "@v1"
     display.table(("ref", "n"), [(long, 5), ("日本", None), ("b", 12)], right=("n",))

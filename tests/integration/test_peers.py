@@ -52,7 +52,7 @@ def section(base: str, table: str, speed: float) -> dict[str, Any]:
         "table": table,
         "command": "python examples/benchmarks/peers",
         "machine": "a machine",
-        "settings": {"epochs": 1},
+        "settings": {"epochs": 1, "test rows": 100},
         "versions": {"torch": "2"},
         "rows": [row, twice, {"way": "b", "told": "missing", "why": "is not installed"}],
     }
@@ -68,6 +68,7 @@ def test_several_calls_make_one_page(page: ModuleType, tmp_path: Path) -> None:
     assert "| way at 11.0 | 11.0 | 1.00× | 1.00× | 50.0% | 1,000 | 100 |  |" in text
     assert "| another | 22.0 | 2.00× | 2.50× |" in text
     assert "| missing | – | – | – | – | – | – | is not installed |" in text
+    assert "An accuracy of 100 rows is known to ±10 points." in text
     assert "way at 3.0" not in text
 
 

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/peers --task ../shared/data/cl15/agnews
     python examples/benchmarks/peers --task adapterhub_cl/demo/tickets --ways trainer-fp32,ours-nf4
-    python examples/benchmarks/peers --base path/to/an/encoder --ablate --threads 1 -o examples/benchmarks/results
+    python examples/benchmarks/peers --base path/to/an/encoder --ablate --threads 1 -o docs/benchmarks
 
 Each way runs in a process of its own, one after the other, so that peak memory is its own; ratios are taken within one
 call of this script. `--ablate` trains ours with one thing taken away at a time. `-o` writes peers.md and peers.json;

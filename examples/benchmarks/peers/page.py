@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ def key(section: dict[str, Any]) -> tuple[str, str, str]:
     return section["base"], section["task"], section["table"]
 
 
+def unsure(section: dict[str, Any]) -> str:
+    """How much chance is in the accuracies: two standard errors of the best."""
+    found = [row["accuracy"] for row in section["rows"] if "accuracy" in row]
+    count = int(section["settings"]["test rows"])
+    if not found:
+        return ""
+    half = 2 * math.sqrt(max(max(found) * (1 - max(found)), 1 / count) / count)
+    return f"An accuracy of {count} rows is known to ±{100 * half:.0f} points."
+
+
 def text(section: dict[str, Any]) -> str:
     """One section of the page."""
     versions = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
@@ -85,7 +96,7 @@ def text(section: dict[str, Any]) -> str:
         "",
         f"`{section['command']}`",
         "",
-        f"{section['machine']}; {settings}. {versions}.",
+        f"{section['machine']}; {settings}. {versions}. {unsure(section)}",
         "",
         f"| {' | '.join(TITLES)} |",
         "|---|" + "---:|" * (len(TITLES) - 2) + "---|",
