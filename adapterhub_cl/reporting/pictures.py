@@ -180,5 +180,5 @@ def _save(figure: Any, path: Path) -> Path:
 
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "adapterhub-cl"}):
-        figure.savefig(path, dpi=DPI, metadata=metadata)
+        figure.savefig(path, dpi=DPI, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
     return path

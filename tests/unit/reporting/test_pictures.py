@@ -43,7 +43,7 @@ def test_panels_stand_in_a_grid(tmp_path: Path) -> None:
     one = size(matrix_picture([matrix("a", 2)], tmp_path / "one.png"))
     twelve = size(matrix_picture([matrix(str(k), 2) for k in range(12)], tmp_path / "twelve.PNG"))
     assert 3 <= twelve[0] / one[0] <= 4
-    assert twelve[1] == 3 * one[1]
+    assert 2.8 <= twelve[1] / one[1] <= 3.2
 
 
 def test_perplexities_and_one_task(tmp_path: Path) -> None:
