@@ -25,7 +25,7 @@ from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.samples import samples_of
 from adapterhub_cl.types import AdapterRecord
 
-ENERGY = 0.99  # what `prune NAME` keeps of ‖ΔW‖² in each layer; examples/benchmarks/results/pruning.md says why
+ENERGY = 0.99  # what `prune NAME` keeps of ‖ΔW‖² in each layer; docs/benchmarks/pruning.md says why
 MEASUREMENTS = 24  # most retentions that a search measures
 SAMPLES = 50  # replay samples that are enough to search on, so that the held-out data stay for the gate
 

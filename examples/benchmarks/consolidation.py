@@ -1,7 +1,7 @@
 """What every way to make one adapter of several retains: order 1 of the continual-learning papers, base tiny, NF4.
 
     python examples/benchmarks/consolidation.py run --work /tmp/consolidation
-    python examples/benchmarks/consolidation.py table --work /tmp/consolidation -o examples/benchmarks/results
+    python examples/benchmarks/consolidation.py table --work /tmp/consolidation -o docs/benchmarks
 
 `run` trains one adapter for each task and seed (all 1,000 training rows, the program's defaults, 200 replay samples),
 then merges, distils and prunes them; started again it goes on where it stopped. Every result has the rank of one parent

@@ -1,7 +1,7 @@
 """What each strategy forgets: order 1 of the continual-learning papers (dbpedia, amazon, yahoo, agnews), NF4.
 
     python examples/benchmarks/forgetting.py run --work /tmp/forgetting --jobs 2
-    python examples/benchmarks/forgetting.py table --work /tmp/forgetting -o examples/benchmarks/results
+    python examples/benchmarks/forgetting.py table --work /tmp/forgetting -o docs/benchmarks
 
 `run` teaches the stream under every variant and seed, each in a hub of its own; started again it goes on where it
 stopped. `table` writes what was measured as Markdown, JSON and pictures. The texts are those of

@@ -1,6 +1,6 @@
 """How long `list`, `show` and `log` take, cold, with 10, 1,000 and 10,000 adapters, and what importing costs of it.
 
-    python examples/benchmarks/listing.py -o examples/benchmarks/results
+    python examples/benchmarks/listing.py -o docs/benchmarks
 
 The adapters have the manifests that training writes, but their weights are a few bytes. Each command runs in a process
 of its own; times are medians of several runs, beside a bare `python -c pass` and `import torch` in the same run. Also

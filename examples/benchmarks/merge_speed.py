@@ -1,6 +1,6 @@
 """Merging against PEFT's `add_weighted_adapter`: time, memory, and error to the true Σ wᵢ·ΔWᵢ, in one run.
 
-    python examples/benchmarks/merge_speed.py -o examples/benchmarks/results
+    python examples/benchmarks/merge_speed.py -o docs/benchmarks
 
 Random adapters of mixed ranks (8 to 64, some rsLoRA) on random bases of two sizes: hidden 1024 with 14 modules, and
 layers of an 8-billion-parameter Llama (4096 × 14336; `--layers` of them). PEFT merges adapters that are loaded on a

@@ -1,6 +1,6 @@
 """A batch whose rows need different adapters: the bank against one adapter for all rows, and against PEFT.
 
-    python examples/benchmarks/mixed_batch.py --work /tmp/mixed -o examples/benchmarks/results
+    python examples/benchmarks/mixed_batch.py --work /tmp/mixed -o docs/benchmarks
     python examples/benchmarks/mixed_batch.py --work /tmp/mixed --bases tiny --adapters 1 8
 
 Random adapters (ranks 8 and 16, all linear layers) on two NF4 bases: the embedded `tiny`, and a random Llama of hidden

@@ -1,7 +1,7 @@
 """What an adapter keeps at fewer ranks and fewer bits: the adapters of `consolidation.py`, pruned one by one.
 
     python examples/benchmarks/pruning_curve.py run --hubs /tmp/consolidation --work /tmp/pruning
-    python examples/benchmarks/pruning_curve.py table --work /tmp/pruning -o examples/benchmarks/results
+    python examples/benchmarks/pruning_curve.py table --work /tmp/pruning -o docs/benchmarks
 
 `run` copies the hub of each seed (one adapter of rank 16 for each task), prunes every adapter in every way, and
 measures its retention on the task's 500 test examples; started again it goes on where it stopped. `table` writes what
@@ -166,7 +166,7 @@ def main() -> None:
     measured.add_argument("--hubs", type=Path, default=Path("/tmp/consolidation"))
     measured.add_argument("--seeds", default="0,1,2")
     written = verbs.add_parser("table")
-    written.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results")
+    written.add_argument("-o", "--output", type=Path, default=Path(__file__).parents[2] / "docs/benchmarks")
     for verb in (measured, written):
         verb.add_argument("--work", type=Path, default=Path("/tmp/pruning"))
     asked = parser.parse_args()

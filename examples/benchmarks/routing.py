@@ -1,7 +1,7 @@
 """How well each router finds the task of a text, and what its mistakes cost: cl15, base tiny, NF4.
 
     python examples/benchmarks/routing.py run --work /tmp/routing
-    python examples/benchmarks/routing.py table --work /tmp/routing -o examples/benchmarks/results
+    python examples/benchmarks/routing.py table --work /tmp/routing -o docs/benchmarks
 
 `run` trains one adapter for each of fifteen tasks and each seed (1,000 training rows, 200 replay samples), then routes
 and answers test rows that no adapter was trained on; started again it goes on where it stopped, one JSON file for each
@@ -579,7 +579,7 @@ def _head() -> list[str]:
         "request is below.",
         "",
         "    python examples/benchmarks/routing.py run --work DIR",
-        "    python examples/benchmarks/routing.py table --work DIR -o examples/benchmarks/results",
+        "    python examples/benchmarks/routing.py table --work DIR -o docs/benchmarks",
     ]
 
 

@@ -1,6 +1,6 @@
 """Ten thousand requests while the hub changes under the engine: is every answer one that could rightly be given?
 
-    python examples/benchmarks/soak.py run --work /tmp/soak -o examples/benchmarks/results
+    python examples/benchmarks/soak.py run --work /tmp/soak -o docs/benchmarks
 
 Fifty tasks with adapters of random weights on base tiny (NF4), behind a bank of sixteen. Eight threads ask by version,
 by alias, by task and by router, while a thread and another process publish and delete versions, move and roll back
