@@ -146,7 +146,9 @@ class Decider:
                 f"the router {self.name} cannot tell what it does not know (it has no threshold)",
                 "use another one, or keep more replay samples of each task",
             )
-        return analyse(seen.texts, seen.hidden, routed, self.common.false_fallbacks)
+        whole = sum(bool(one.instruction.strip() and one.input.strip()) for one in examples)
+        known = self.opened.calibrated.samples(form=int(2 * whole > len(examples)))
+        return analyse(seen.texts, seen.hidden, routed, self.common.false_fallbacks, known)
 
     def _routed(
         self, view: View, examples: Sequence[Example], top_k: int, among: Collection[str] | None

@@ -134,6 +134,12 @@ class Calibrated:
         self._whole.discard(task)
         self._stale = True
 
+    def samples(self, form: int = 0) -> dict[str, torch.Tensor]:
+        """Each task's samples `[n, in]` in one of their forms; of a form that is not known, the last. Tasks without
+        samples are left out."""
+        found = {task: self._samples[task] for task in self.tasks}
+        return {task: rows[:, min(form, rows.shape[1] - 1)] for task, rows in found.items() if rows.numel()}
+
     def samples_of(self, task: str) -> int:
         """How many samples of a task are known."""
         return len(self._samples[task])

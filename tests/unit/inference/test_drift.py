@@ -205,3 +205,23 @@ def test_what_cannot_be_analysed_is_refused() -> None:
         hidden[3, 1] = bad
         with pytest.raises(DataError, match="of 1 inputs are not finite"):
             analyse(texts, hidden, said, 0.05)
+
+
+def test_a_new_task_is_proposed_though_the_router_took_half_of_it_for_known() -> None:
+    rows = blobs([100, 100, 80])
+    samples = {"a": rows[:100], "b": rows[100:200]}
+    new = rows[200:]
+    said = [Said(True, 0.3, (("a", 0.3),))] * 40 + [Said(False, 0.9, (("a", 0.9),))] * 40
+    texts = [f"text {i}" for i in range(80)]
+    blind, seeing = analyse(texts, new, said, 0.05), analyse(texts, new, said, 0.05, samples)
+    assert [c.new_task for c in blind.clusters] == [False], "the other half passes for a known task"
+    (cluster,) = seeing.clusters
+    assert (cluster.new_task, cluster.members, cluster.nearest_task) == (True, tuple(range(40)), "a")
+    assert cluster.tightness is not None
+    assert cluster.tightness > 0.1
+
+
+def test_few_samples_are_not_enough_to_compare_with() -> None:
+    texts, hidden, said = batch([60, 60], [50])
+    few = {"a": hidden[:10], "b": hidden[60:70]}
+    assert analyse(texts, hidden, said, 0.05, few) == analyse(texts, hidden, said, 0.05)
