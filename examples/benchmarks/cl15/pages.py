@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs import jobs_of
 from machine import installed, machine
 from orders import BY_NAME, LONG, METHODS, ORDERS, PUBLISHED, SHORT, read_json
 
@@ -54,6 +55,10 @@ def write(work: Path, out: Path) -> None:
     ]
     lines[-1] += f"{packages}. Times are those of a machine that may have done other work besides."
     lines += ["", ABOUT]
+    planned = list(jobs_of(work, (*SHORT, *LONG), [], (0, 1, 2)))
+    done = sum(job.done for job in planned)
+    if done < len(planned) and not rows[0]["smoke"]:
+        lines += [f"**{done} of {len(planned)} runs are done**; a dash stands for what is missing.", ""]
     for title, orders, column in (("Orders 1-3: four tasks", SHORT, 1), ("Orders 4-6: fifteen tasks", LONG, 2)):
         found = [row for row in rows if row["order"] in orders]
         if found:

@@ -149,6 +149,7 @@ def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
     modules["pages"].write(tmp_path, tmp_path / "out")
     page = (tmp_path / "out/cl15.md").read_text()
     assert "| sequential | 40.0 ± 14.1 | – | 50.0 | 30.0 | – | -20.0 ± 0.0 |" in page
+    assert "runs are done**; a dash stands for what is missing." in page
     assert "| **ours**: isolated + analytic router | 80.0 | 75.0 |" in page
     assert "| of the oracle's AP (whole prompt) | 93.8 |" in page
     assert "| distilled | 60.0 | 60.0 |" in page
