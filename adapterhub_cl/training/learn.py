@@ -108,7 +108,6 @@ def learn(
     Raises:
         DataError: nothing is left to train on.
     """
-    loaded = speed.current(model)
     length = min(settings.max_length, base.context)
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
@@ -141,7 +140,6 @@ def learn(
     if chosen is None:
         chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
         on_speed(chosen)
-    speed.use(model, chosen)
 
     def dev(current: Any) -> Mapping[str, float]:
         return dev_figures(
@@ -156,7 +154,8 @@ def learn(
         )
 
     rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
-    with fused(model, base.dtype, chosen.keep_bytes) as layers:
+    # The scores that follow are measured as the stored version will answer.
+    with speed.use(model, chosen), fused(model, base.dtype, chosen.keep_bytes) as layers:
         loop = Loop(
             model,
             objective,
@@ -183,7 +182,6 @@ def learn(
         started = time.perf_counter()
         outcome = loop()
         seconds = time.perf_counter() - started
-    speed.use(model, loaded)  # the scores that follow are measured as the stored version will answer
     facts = {
         "examples": len(training),
         "dev_examples": len(held),

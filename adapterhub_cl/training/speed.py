@@ -109,22 +109,28 @@ def current(model: Any) -> Speed:
     return Speed(inner.config._attn_implementation)
 
 
-def use(model: Any, speed: Speed) -> None:
-    """Make the model compute that way."""
+@contextmanager
+def use(model: Any, speed: Speed) -> Iterator[None]:
+    """Within the block the model computes that way; then as before, however the block ends."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = current(model)
     inner.set_attn_implementation(speed.attention)
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before.attention)
 
 
 def _step_seconds(model: Any, objective: BaseObjective, batch: Any, attention: str, dtype: torch.dtype) -> float:
-    use(model, Speed(attention))
     parameters = [p for p in model.parameters() if p.requires_grad]
     times = []
-    for _ in range(4):
-        started = time.perf_counter()
-        with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
-            loss = objective.losses(model, batch).mean()
-        torch.autograd.grad(loss, parameters, allow_unused=True)
-        times.append(time.perf_counter() - started)
+    with use(model, Speed(attention)):
+        for _ in range(4):
+            started = time.perf_counter()
+            with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+                loss = objective.losses(model, batch).mean()
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+            times.append(time.perf_counter() - started)
     return min(times[1:])
 
 

@@ -74,7 +74,8 @@ def test_every_page_of_docs_is_in_the_table_of_contents() -> None:
         for page in PAGES
         if page.startswith("docs/") and page != "docs/README.md" and f"]({page.removeprefix('docs/')})" not in contents
     ]
-    assert not missing
+    tables = (ROOT / "docs/benchmarks/README.md").read_text(encoding="utf-8")
+    assert not [page for page in missing if f"]({page.removeprefix('docs/benchmarks/')})" not in tables]
 
 
 # -- the harness itself ------------------------------------------------------------------------------

@@ -77,10 +77,21 @@ def test_each_way_computes_the_same(model: Any) -> None:
     model.eval()
     ids = torch.tensor([[1, 40, 50, 60]])
     with torch.no_grad():
-        speed.use(model, Speed("sdpa"))
-        right = model(input_ids=ids).logits
-        speed.use(model, Speed("eager"))
-        torch.testing.assert_close(model(input_ids=ids).logits, right, atol=1e-5, rtol=1e-5)
+        with speed.use(model, Speed("sdpa")):
+            right = model(input_ids=ids).logits
+        with speed.use(model, Speed("eager")):
+            torch.testing.assert_close(model(input_ids=ids).logits, right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("store")
+def test_the_model_computes_as_before_however_a_run_ends(model: Any, pico_base: Any) -> None:
+    before = speed.current(model)
+    choose(model, pico_base)
+    assert speed.current(model) == before
+    with pytest.raises(KeyboardInterrupt), speed.use(model, Speed("eager")):
+        assert speed.current(model) == Speed("eager")
+        raise KeyboardInterrupt
+    assert speed.current(model) == before
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
@@ -99,7 +110,8 @@ def test_an_architecture_with_one_kind_of_attention(load_pico: Callable[..., Any
     with new_adapter(base, toy_settings(), "CAUSAL_LM") as model:
         chosen = choose(model, base)
         assert chosen.attention == "eager"
-        speed.use(model, chosen)
+        with speed.use(model, chosen):
+            assert speed.current(model).attention == "eager"
 
 
 def test_weights_are_kept_only_where_they_exist_and_fit(
