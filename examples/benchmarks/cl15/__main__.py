@@ -4,9 +4,9 @@
     python examples/benchmarks/cl15 table --work /tmp/cl15 -o docs/benchmarks
 
 `run` teaches each method each order and seed, in a process and a hub of its own; started again it goes on where it
-stopped. Orders 1-3 have four tasks (with cl4's larger training files), 4-6 fifteen. `tune` is how the settings in
-orders.py were chosen, on dev rows alone. `table` writes pages, JSON and pictures. The texts are those of
-../shared/data (its README says what and where from).
+stopped, and with `--known docs/benchmarks/cl15.json` where another machine did. Orders 1-3 have four tasks (with cl4's
+larger training files), 4-6 fifteen. `tune` is how the settings in orders.py were chosen, on dev rows alone. `table`
+writes pages, JSON and pictures. The texts are those of ../shared/data (its README says what and where from).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,7 +41,42 @@ def run(arguments: argparse.Namespace) -> int:
     for job in found if arguments.smoke else ():
         job.budget = "smoke"
     with prepared(arguments, work):
+        if arguments.known:
+            take_over(Path(arguments.known), found)
         return _all(found, arguments.jobs, arguments.keep_hubs)
+
+
+def take_over(page: Path, jobs: Sequence[Job]) -> None:
+    """Results that `table` wrote on another machine, of the same base, budget and settings. `ours` is taught again
+    where something is still to be made of its hub."""
+    found = {}
+    try:
+        rows = {(row["order"], row["method"], row["seed"]): row for row in read_json(page)["runs"]}
+        for job in jobs:
+            row = rows.get((job.order, job.method.name, job.seed))
+            if row and not job.done and _same(row, job):
+                found[job.name] = row
+    except (OSError, KeyError, TypeError):
+        sys.exit(f"no runs in {page}: --known takes the cl15.json that `table` wrote")
+    open_ = {job.source for job in jobs if job.method.from_ours and not job.done and job.name not in found}
+    taken = [job for job in jobs if job.name in found and job.place not in open_]
+    for job in taken:
+        _keep(job, found[job.name])
+    print(f"{len(taken)} runs are taken over from {page}", flush=True)
+
+
+def _same(row: Mapping[str, Any], job: Job) -> bool:
+    """Whether a row is what the job would measure; the base may lie in another folder there."""
+    mine = _head(job)
+    folder = Path(row["base"]).parts[-2:] == Path(mine.pop("base")).parts[-2:]
+    return folder and all(row[name] == value for name, value in mine.items())
+
+
+def _head(job: Job) -> dict[str, Any]:
+    """What a run's row says of what was asked."""
+    asked = {key: value for key, value in read_json(job.work / "asked.json").items() if key != "budgets"}
+    row = {"method": job.method.name, "order": job.order, "seed": job.seed, "trial": job.trial, **asked}
+    return row | {"options": dict(job.method.options), "rate": job.method.rate, "budget": asdict(BUDGETS[job.budget])}
 
 
 def chosen(what: str, text: str, known: Iterable[str]) -> list[str]:
@@ -153,12 +188,13 @@ def one(arguments: argparse.Namespace) -> int:
 def _write(job: Job) -> None:
     from learning import taught
 
-    asked = {key: value for key, value in read_json(job.work / "asked.json").items() if key != "budgets"}
-    found = taught(job, asked["base"], asked["quantization"])
-    row = {"method": job.method.name, "order": job.order, "seed": job.seed, "trial": job.trial, **asked}
-    row |= {"options": dict(job.method.options), "rate": job.method.rate, "budget": asdict(BUDGETS[job.budget])}
+    row = _head(job)
+    _keep(job, row | taught(job, row["base"], row["quantization"]))
+
+
+def _keep(job: Job, row: Mapping[str, Any]) -> None:
     draft = job.result.with_suffix(".part")
-    draft.write_text(json.dumps(row | found, indent=1), encoding="utf-8")
+    draft.write_text(json.dumps(row, indent=1), encoding="utf-8")
     draft.rename(job.result)
 
 
@@ -178,6 +214,7 @@ def main() -> int:
         if verb == "run":
             going.add_argument("--orders", default="1,2,3,4,5,6")
             going.add_argument("--seeds", default="0,1,2", help="orders 4-6 are run with seed 0")
+            going.add_argument("--known", default="", help="cl15.json of another machine, whose runs are taken over")
             going.add_argument("--keep-hubs", action="store_true", help="keep every run's hub, not only those of ours")
     single = verbs.add_parser("one", help="what the others start")
     for name in ("--work", "--order", "--method", "--budget"):

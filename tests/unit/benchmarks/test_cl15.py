@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -156,6 +157,46 @@ def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
     assert json.loads((tmp_path / "out/cl15.json").read_text())["runs"][0]["method"] == "ours"
     assert (tmp_path / "out/cl15_ap.png").stat().st_size > 1000
     assert "AP" in capsys.readouterr().out
+
+
+def test_runs_of_another_machine_are_taken_over_but_for_a_hub_that_is_still_needed(
+    modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders, main = modules["orders"], modules["main"]
+    jobs = list(modules["jobs"].jobs_of(tmp_path, ["1", "2"], ["ours", "merged", "sequential", "ewc"], [0, 1]))
+    asked = {"base": "/here/minilm/model", "quantization": "none", "smoke": False}
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    (tmp_path / "results").mkdir()
+
+    def known(name: str, order: str, seed: int, **more: Any) -> dict[str, Any]:
+        method = orders.BY_NAME[name]
+        own = {"options": dict(method.options), "rate": method.rate, "budget": asdict(orders.BUDGETS["short"])}
+        return run_of(name, order, seed, **{**own, **more})
+
+    rows = [
+        known("ours", "1", 0),
+        known("merged", "1", 0),
+        known("ours", "2", 1),  # its merged form is missing
+        known("sequential", "1", 0, rate=3.0),
+        known("sequential", "2", 1, base="/x/another/base"),
+        known("ewc", "1", 0, average_accuracy=0.1),
+    ]
+    page = tmp_path / "cl15.json"
+    page.write_text(json.dumps({"runs": rows, "tuning": []}))
+    mine = next(job for job in jobs if (job.method.name, job.order, job.seed) == ("ewc", "1", 0))
+    mine.result.write_text(json.dumps(known("ewc", "1", 0)))
+    main.take_over(page, jobs)
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == {
+        "order1-ours-seed0", "order1-merged-seed0", "order1-ewc-seed0"
+    }  # fmt: skip
+    assert json.loads(mine.result.read_text())["average_accuracy"] == 0.75, "what was measured here stays"
+    assert "2 runs are taken over" in capsys.readouterr().out
+    for broken in ("[]", "{}", '{"runs": [1]}', '{"runs": [{"order": "1"}]}'):
+        page.write_text(broken)
+        with pytest.raises(SystemExit, match="no runs in"):
+            main.take_over(page, jobs)
+    with pytest.raises(SystemExit, match="no runs in"):
+        main.take_over(tmp_path / "nowhere.json", jobs)
 
 
 @pytest.mark.parametrize(
