@@ -30,6 +30,16 @@ class Example:
     answer: str | None = None
     instruction: str = ""
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to answer."""
+        return bool(self.input.strip() or self.instruction.strip())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has both an instruction and an input."""
+        return bool(self.input.strip() and self.instruction.strip())
+
     def to_json(self) -> dict[str, str]:
         """The row as it stands in `replay.jsonl`; readable as data by `add-task` again."""
         row = {"instruction": self.instruction, "input": self.input}

@@ -66,7 +66,7 @@ class Request:
                 raise UsageError(f"{what} is {value!r}, not a name", f"give one {what}")
         if self.messages and str(self.messages[-1].get("role")) != "user":
             raise DataError("the conversation does not end with a message of the user", "add one with role user")
-        if not (self.example.input.strip() or self.example.instruction.strip()):
+        if not self.example.asks:
             raise DataError("the text is empty", "give a text")
         if not isinstance(self.top_k, int) or self.top_k < 1:
             raise UsageError(f"--top-k must be 1 or more, not {self.top_k}", "1 takes the likeliest task alone")

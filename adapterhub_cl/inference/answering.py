@@ -35,7 +35,7 @@ def answer(
         DataError: an input is empty.
     """
     for number, example in enumerate(inputs, 1):
-        if not example.input.strip() and not example.instruction.strip():
+        if not example.asks:
             raise DataError(f"input {number} is empty", "give a text")
     with base.autocast():
         found = objective.predict(

@@ -146,7 +146,7 @@ class Decider:
                 f"the router {self.name} cannot tell what it does not know (it has no threshold)",
                 "use another one, or keep more replay samples of each task",
             )
-        whole = sum(bool(one.instruction.strip() and one.input.strip()) for one in examples)
+        whole = sum(one.is_whole for one in examples)
         known = self.opened.calibrated.samples(form=int(2 * whole > len(examples)))
         return analyse(seen.texts, seen.hidden, routed, self.common.false_fallbacks, known)
 
@@ -156,7 +156,7 @@ class Decider:
         """Inputs and decisions. One whose instruction makes it strange is looked at once more without it."""
         self.refresh(view)
         seen = self._see(examples, self.common.text != "bare")
-        forms = [int(bool(one.instruction.strip() and one.input.strip())) for one in examples]
+        forms = [int(one.is_whole) for one in examples]
         routed = self._decide(seen, top_k, among, forms if self.common.text == "both" else ())
         strange = [k for k, one in enumerate(routed) if one.out_of_distribution and forms[k]]
         if strange and self.common.text == "both":

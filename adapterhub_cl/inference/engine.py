@@ -326,6 +326,6 @@ def _examples(inputs: Sequence[str | Example]) -> list[Example]:
         raise UsageError("one text where a list of texts is wanted", "write [text]")
     found = [_example(one) for one in inputs]
     for number, example in enumerate(found, 1):
-        if not (example.input.strip() or example.instruction.strip()):
+        if not example.asks:
             raise DataError(f"input {number} is empty", "give a text")
     return found

@@ -35,7 +35,7 @@ def routing_text(example: Example, whole: bool = False) -> str:
 
 def passages(example: Example) -> list[Example]:
     """A sample as the router learns it: raw text in passages as long as an input may be, anything else as it is."""
-    if example.input.strip() or example.instruction.strip():
+    if example.asks:
         return [example]
     found: list[str] = []
     for line in (example.answer or "").splitlines():

@@ -137,8 +137,8 @@ class Calibrated:
     def samples(self, form: int = 0) -> dict[str, torch.Tensor]:
         """Each task's samples `[n, in]` in one of their forms; of a form that is not known, the last. Tasks without
         samples are left out."""
-        found = {task: self._samples[task] for task in self.tasks}
-        return {task: rows[:, min(form, rows.shape[1] - 1)] for task, rows in found.items() if rows.numel()}
+        found = {task: self._samples[task] for task in self.tasks if self._samples[task].numel()}
+        return {task: rows[:, min(form, rows.shape[1] - 1)] for task, rows in found.items()}
 
     def samples_of(self, task: str) -> int:
         """How many samples of a task are known."""
