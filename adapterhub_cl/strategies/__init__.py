@@ -148,6 +148,14 @@ class BaseStrategy:
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
 
+    def repeats(self, tasks: Sequence[str]) -> Sequence[int]:
+        """How often each row is learned in an epoch, at least once.
+
+        Args:
+            tasks: each row's task; several only where a strategy reads all tasks' data.
+        """
+        return [1] * len(tasks)
+
     def begin(self, stage: Stage) -> None:
         """The model is ready; no optimiser yet."""
 

@@ -98,6 +98,9 @@ class Combined(BaseStrategy):
         """The version that the new adapter goes on from, or stands on."""
         return past.newest if self.makes in ("continued", "stacked") else None
 
+    def repeats(self, tasks: Sequence[str]) -> Sequence[int]:
+        return [max(times) for times in zip(*(part.repeats(tasks) for part in self.parts.values()), strict=True)]
+
     def begin(self, stage: Stage) -> None:
         for part in self.parts.values():
             part.begin(stage)

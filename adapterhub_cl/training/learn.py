@@ -117,11 +117,13 @@ def learn(
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
     examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
     past, origins = _past(base, objective, lesson, length)
+    tasks = [lesson.task.name] * len(tokens)
     if lesson.together:  # rows like any other, but for their prompts
         examples, tokens = [*examples, *(Example("") for _ in past)], [*tokens, *past]
+        tasks += [origin.task for origin in origins]
         past, origins = [], []
     usable = [i for i, t in enumerate(tokens) if t.answer]
-    examples, tokens = [examples[i] for i in usable], [tokens[i] for i in usable]
+    examples, tokens, tasks = [examples[i] for i in usable], [tokens[i] for i in usable], [tasks[i] for i in usable]
     if not tokens:
         raise DataError("no example has a token to learn from", "check the data")
     cut = sum(t.truncated for t in tokens)
@@ -129,7 +131,8 @@ def learn(
         reporter.note(f"note: {cut} of {len(tokens)} examples are longer than {length} tokens; their inputs were cut")
     train, held = dev_split(len(tokens), settings.dev_share, settings.seed)
 
-    training: list[Tokens] = [tokens[i] for i in train]
+    times = strategy.repeats([tasks[i] for i in train])
+    training: list[Tokens] = [tokens[i] for i, often in zip(train, times, strict=True) for _ in range(often)]
     dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
     if lesson.augment:
         training += _augmented(

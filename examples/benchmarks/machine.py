@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +19,17 @@ def processor() -> str:
 
 def machine() -> str:
     return f"{processor()}, {os.cpu_count()} cores, no GPU"
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held at once (Linux), else this process or the one that started it."""
+    path = Path("/proc/self/status")
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def installed(*packages: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import learning
 from jobs import Job
-from orders import COLUMNS, Budget, tested
+from orders import BUDGETS, COLUMNS, Budget, count_of, tested
 
 
 def copied(job: Job) -> Any:
@@ -71,9 +71,9 @@ def consolidated(hub: Any, name: str, job: Job, settings: Mapping[str, Any], sec
 
 
 def multitask(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One adapter trained on the data of all tasks together: the bound that the papers compare with. It does not
-    depend on the order, so it is trained for the last stage only."""
-    hub, last = copied(job), job.tasks[-1]
+    """One adapter trained on the data of all tasks together, as many rows of each as the other methods pass: the bound
+    that the papers compare with. It does not depend on the order, so it is trained for the last stage only."""
+    hub, last, budget = copied(job), job.tasks[-1], BUDGETS[job.budget]
     if len(hub.get(last).manifest["takes_over"]) == 0:
         hub.add_task(
             last,
@@ -84,7 +84,8 @@ def multitask(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
             replay="none",
             max_forgetting=1.0,
             reporter=learning.reporter("multitask"),
-            epochs=2,  # at least as many rows as the other methods see
+            epochs=min(budget.epochs(count_of(job.data, task)) for task in job.tasks),  # small tasks' rows are repeated
+            options=dict(job.method.options),
             **settings,
         )
     # The earlier tasks are still served by their own adapters here, so nothing would be routed to this one.

@@ -12,6 +12,7 @@ from orders import LONG, METHODS, ORDERS, OURS, SHORT, Method
 EVERYWHERE = ("ours", "sequential", "replay 5%", "der", "merged", "distilled", "multitask")
 # Made of the same adapters and rows whatever the order: measured in the first order of a group only.
 ONCE = ("zero-shot", "multitask", "merged", "distilled")
+TOLD = ("merged", "distilled", "ours")  # what the router can be told or not told the task for
 
 
 @dataclass
@@ -43,8 +44,15 @@ class Job:
 
     @property
     def source(self) -> Path:
-        """Of the hub that `ours` leaves, for what is made of it."""
-        return self.work / "hubs" / f"order{self.order}-{OURS.slug}-seed{self.seed}"
+        """Of the hub that `ours` leaves, for what is made of it. That of another order of the same tasks and seed will
+        do: its adapters are the same."""
+        kin = [order for order, tasks in ORDERS.items() if sorted(tasks) == sorted(self.tasks)]
+        orders = [self.order, *(order for order in kin if order != self.order)]
+        places = [self.work / "hubs" / f"order{order}-{OURS.slug}-seed{self.seed}" for order in orders]
+        return next((place for place in places if self._finished(place)), places[0])
+
+    def _finished(self, place: Path) -> bool:
+        return (place / f"stage-{len(self.tasks)}.json").exists()
 
     @property
     def data(self) -> Path:
@@ -70,7 +78,7 @@ class Job:
     @property
     def ready(self) -> bool:
         """Whether what it is made of is there."""
-        return not self.method.from_ours or (self.source / f"stage-{len(self.tasks)}.json").exists()
+        return not self.method.from_ours or self._finished(self.source)
 
     @property
     def words(self) -> list[str]:

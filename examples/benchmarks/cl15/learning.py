@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import derived
 from jobs import Job
+from machine import peak_bytes
 from orders import BUDGETS, COLUMNS, FAMILY, Budget, Method, count_of, kept, tested
 
 Row = Mapping[str, str]
@@ -23,7 +23,7 @@ def taught(job: Job, base: str, quantization: str) -> dict[str, Any]:
     Args:
         base: as `AdapterHub.init` takes it.
     """
-    started = time.monotonic()
+    started, resumed = time.monotonic(), job.place.exists()
     method, budget = job.method, BUDGETS[job.budget]
     settings = {**budget.settings(), "learning_rate": budget.learning_rate * method.rate, "seed": job.seed}
     if method.name == "zero-shot":
@@ -35,8 +35,9 @@ def taught(job: Job, base: str, quantization: str) -> dict[str, Any]:
         found = make(job, settings)
     else:
         found = stream(hub_at(job.place, base, quantization), job, settings, budget)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return {**found, "wall_seconds": round(time.monotonic() - started, 1), "peak_mb": round(used.ru_maxrss / 1024)}
+    if resumed:  # what the processes before took is not known
+        return {**found, "seconds": None, "wall_seconds": None, "peak_mb": None}
+    return {**found, "wall_seconds": round(time.monotonic() - started, 1), "peak_mb": round(peak_bytes() / 2**20)}
 
 
 def hub_at(place: Path, base: str, quantization: str) -> Any:

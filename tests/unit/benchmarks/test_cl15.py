@@ -22,14 +22,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
 
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
-    found = {name: __import__(name) for name in ("orders", "jobs", "pages")}
+    found = {name: __import__(name) for name in ("orders", "jobs", "results", "pages")}
     spec = importlib.util.spec_from_file_location("cl15_main", PLACE / "__main__.py")
     assert spec is not None
     assert spec.loader is not None
     main = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(main)
     yield {**found, "main": main}
-    for name in ("orders", "jobs", "pages", "learning", "derived"):
+    for name in ("orders", "jobs", "results", "pages", "learning", "derived"):
         sys.modules.pop(name, None)
 
 
@@ -128,14 +128,28 @@ def run_of(method: str, order: str, seed: int, **more: Any) -> dict[str, Any]:
         "quantization": "none", "rate": 1.0, "budget": {"passes": 2, "max_length": 64, "rows": 0, "large": True,
         "test_rows": 9, "rank": 16, "learning_rate": 1e-3}, "tasks": tasks, "matrix": matrix, "average_accuracy": 0.75,
         "bwt": -0.2, "forgetting": 0.2, "seconds": 60.0, "smoke": False, "parameters": 10, "stored_mb": 1.5,
-        "peak_mb": 900, **more,
+        "peak_mb": 900, "wall_seconds": 90.0, **more,
     }  # fmt: skip
 
 
+@pytest.fixture
+def short(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders 1 and 2 have the two tasks of `run_of`."""
+    for order in "12":
+        monkeypatch.setitem(modules["orders"].ORDERS, order, ("a", "b"))
+
+
+def stored(work: Path, *rows: dict[str, Any]) -> None:
+    """Rows where runs leave them."""
+    (work / "results").mkdir(exist_ok=True)
+    for row in rows:
+        name = f"order{row['order']}-{row['method']}-seed{row['seed']}"
+        (work / f"results/{name}.json").write_text(json.dumps(row))
+
+
 def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
-    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    modules: dict[str, ModuleType], short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(modules["orders"].ORDERS, "1", ("a", "b"))
     shares = {"whole": 1.0, "bare": 0.9}
     ours = {"given_accuracy": 0.8, "bare_accuracy": 0.6, "bare_bwt": -0.1, "routing": shares, "family": shares}
     rows = [
@@ -144,29 +158,29 @@ def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
         run_of("sequential", "2", 1, average_accuracy=0.3),
         {k: v for k, v in run_of("distilled", "1", 0, scores=[0.6, 0.6], given_accuracy=0.61).items() if k != "matrix"},
     ]
-    (tmp_path / "results").mkdir()
-    for number, row in enumerate(rows):
-        (tmp_path / f"results/{number}.json").write_text(json.dumps(row))
+    stored(tmp_path, *rows)
     modules["pages"].write(tmp_path, tmp_path / "out")
     page = (tmp_path / "out/cl15.md").read_text()
     assert "| sequential | 40.0 ± 14.1 | – | 50.0 | 30.0 | – | -20.0 ± 0.0 |" in page
-    assert "runs are done**; a dash stands for what is missing." in page
+    assert "**4 of 132 planned runs are done.** Missing are:" in page
+    assert "; seed 0: merged, multitask, zero-shot; seed 1, 2: ours, sequential\n" in page
+    assert "| 1.0 min | 1.5 min | 900 MB |" in page
+    assert "![AP of every method](cl15_ap.png)" in page
     assert "| **ours**: isolated + analytic router | 80.0 | 75.0 |" in page
     assert "| of the oracle's AP (whole prompt) | 93.8 |" in page
     assert "| distilled | 60.0 | 60.0 |" in page
-    assert json.loads((tmp_path / "out/cl15.json").read_text())["runs"][0]["method"] == "ours"
+    kept = json.loads((tmp_path / "out/cl15.json").read_text())["runs"]
+    assert sorted(row["method"] for row in kept) == ["distilled", "ours", "sequential", "sequential"]
     assert (tmp_path / "out/cl15_ap.png").stat().st_size > 1000
     assert "AP" in capsys.readouterr().out
 
 
-def test_runs_of_another_machine_are_taken_over_but_for_a_hub_that_is_still_needed(
-    modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_runs_of_another_machine_are_taken_over_where_they_were_asked_the_same(
+    modules: dict[str, ModuleType], short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    orders, main = modules["orders"], modules["main"]
-    jobs = list(modules["jobs"].jobs_of(tmp_path, ["1", "2"], ["ours", "merged", "sequential", "ewc"], [0, 1]))
+    orders, results = modules["orders"], modules["results"]
     asked = {"base": "/here/minilm/model", "quantization": "none", "smoke": False}
     (tmp_path / "asked.json").write_text(json.dumps(asked))
-    (tmp_path / "results").mkdir()
 
     def known(name: str, order: str, seed: int, **more: Any) -> dict[str, Any]:
         method = orders.BY_NAME[name]
@@ -174,35 +188,104 @@ def test_runs_of_another_machine_are_taken_over_but_for_a_hub_that_is_still_need
         return run_of(name, order, seed, **{**own, **more})
 
     rows = [
-        known("ours", "1", 0),
-        known("merged", "1", 0),
-        known("ours", "2", 1),  # its merged form is missing
-        known("sequential", "1", 0, rate=3.0),
-        known("sequential", "2", 1, base="/x/another/base"),
         known("ewc", "1", 0, average_accuracy=0.1),
+        known("lwf", "1", 0),
+        known("lwf", "2", 1, rate=3.0),
+        known("lwf", "2", 2, base="/x/another/base"),
     ]
     page = tmp_path / "cl15.json"
     page.write_text(json.dumps({"runs": rows, "tuning": []}))
-    mine = next(job for job in jobs if (job.method.name, job.order, job.seed) == ("ewc", "1", 0))
-    mine.result.write_text(json.dumps(known("ewc", "1", 0)))
-    main.take_over(page, jobs)
-    assert {path.stem for path in (tmp_path / "results").iterdir()} == {
-        "order1-ours-seed0", "order1-merged-seed0", "order1-ewc-seed0"
-    }  # fmt: skip
-    assert json.loads(mine.result.read_text())["average_accuracy"] == 0.75, "what was measured here stays"
-    assert "2 runs are taken over" in capsys.readouterr().out
-    for broken in ("[]", "{}", '{"runs": [1]}', '{"runs": [{"order": "1"}]}'):
+    stored(tmp_path, known("ewc", "1", 0, base="/here/minilm/model"))
+    results.take_over(page, tmp_path)
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == {"order1-ewc-seed0", "order1-lwf-seed0"}
+    mine, taken = (results.checked(tmp_path / f"results/order1-{name}-seed0.json") for name in ("ewc", "lwf"))
+    assert mine["average_accuracy"] == 0.75, "what was measured here stays"
+    assert taken["base"] == "/here/minilm/model"
+    assert "1 runs are taken over" in capsys.readouterr().out
+    (job,) = modules["jobs"].jobs_of(tmp_path, ["1"], ["lwf"], [0])
+    assert results.stale(job) == []
+    for broken, said in (
+        ("[]", "has no runs"),
+        ("{}", "has no runs"),
+        ('{"runs": [1]}', "broken"),
+        (json.dumps({"runs": [known("lwf", "1", 0, average_accuracy=7)]}), "broken"),
+        (json.dumps({"runs": [rows[1], rows[1]]}), "stand there twice"),
+        ('{"runs": [NaN]}', "NaN is no JSON"),
+    ):
         page.write_text(broken)
-        with pytest.raises(SystemExit, match="no runs in"):
-            main.take_over(page, jobs)
-    with pytest.raises(SystemExit, match="no runs in"):
-        main.take_over(tmp_path / "nowhere.json", jobs)
+        with pytest.raises(SystemExit, match=said):
+            results.take_over(page, tmp_path)
+    with pytest.raises(SystemExit, match=r"cannot be read .*--known takes"):
+        results.take_over(tmp_path / "nowhere.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"average_accuracy": "0.5"}, {"average_accuracy": 1.5}, {"order": "9"}, {"order": 1}, {"method": ["ours"]},
+        {"peak_mb": "x"}, {"rate": None}, {"tasks": ["a"]}, {"matrix": [[0.9, None], [None, None]]}, {"seed": 1},
+        {"matrix": [[0.9], [0.7, 0.8]]}, {"seconds": float("inf")}, {"method": "ours"}, {"trial": 7}, {"matrix": None},
+    ],
+)  # fmt: skip
+def test_a_row_with_a_figure_that_cannot_be_is_refused(
+    change: dict[str, Any], modules: dict[str, ModuleType], short: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "order1-sequential-seed0.json"
+    path.write_text(json.dumps(run_of("sequential", "1", 0)))
+    assert modules["results"].checked(path)["method"] == "sequential"
+    path.write_text(json.dumps({**run_of("sequential", "1", 0), **change}))
+    with pytest.raises(SystemExit, match=r"is no (result|JSON)"):
+        modules["results"].checked(path)
+
+
+def test_what_was_run_with_other_settings_is_not_mixed_in_and_a_hub_that_is_needed_is_taught_again(
+    modules: dict[str, ModuleType], short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, orders = modules["main"], modules["orders"]
+    (tmp_path / "asked.json").write_text('{"base": "/x/minilm/model", "quantization": "none", "smoke": false}')
+    own = {"budget": asdict(orders.BUDGETS["short"]), "options": {}}
+    shares = {"whole": 1.0, "bare": 0.9}
+    ours = {"given_accuracy": 0.8, "bare_accuracy": 0.6, "bare_bwt": -0.1, "routing": shares, "family": shares}
+    stored(tmp_path, run_of("ours", "1", 0, **own, **ours), run_of("sequential", "1", 0, **own))
+    jobs = {job.method.name: job for job in modules["jobs"].jobs_of(tmp_path, ["1"], [], [0])}
+    with pytest.raises(SystemExit, match="made with another rate"):
+        main.waiting_of([jobs["sequential"]], keep_hubs=False)
+    assert main.waiting_of([jobs["ours"]], keep_hubs=False) == []
+    assert main.waiting_of([jobs["ours"], jobs["merged"]], keep_hubs=False) == [jobs["ours"], jobs["merged"]]
+    assert "order1-ours-seed0 is taught again" in capsys.readouterr().out
+    assert jobs["ours"].result.with_suffix(".before").exists()
+
+
+def test_what_is_made_of_ours_takes_any_hub_of_the_same_tasks_and_seed(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    (job,) = modules["jobs"].jobs_of(tmp_path, ["4"], ["multitask"], [0])
+    assert not job.ready
+    for order in ("1", "5"):
+        place = tmp_path / f"hubs/order{order}-ours-seed0"
+        place.mkdir(parents=True)
+        (place / "stage-15.json").write_text("{}")
+    assert job.ready
+    assert job.source.name == "order5-ours-seed0"
+
+
+def test_data_that_were_cut_off_are_not_learned(texts: Path, modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    orders = modules["orders"]
+    budget = orders.Budget(passes=1, max_length=8)
+    orders.write_data(tmp_path / "out", ("news",), budget)
+    orders.write_data(tmp_path / "out", ("news",), budget)
+    path = tmp_path / "out/news.train.jsonl"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(SystemExit, match="is not what this budget draws"):
+        orders.write_data(tmp_path / "out", ("news",), budget)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--seeds", "x"], "no seed x; there are: 0, 1, 2"),
+        (["--seeds", "12"], "no seed 12; there are: 0, 1, 2"),
+        (["--orders", "5", "--methods", "multitask"], "nothing to run"),
         (["--orders", "1, 9"], "no order 9"),
         (["--methods", "nope"], "no method nope; there are: ours"),
         (["--orders", "4", "--seeds", "1"], "nothing to run"),
@@ -223,31 +306,43 @@ def test_a_folder_has_one_scheduler_and_one_budget(
     main, work = modules["main"], tmp_path / "w"
     monkeypatch.setattr(main, "DATA", texts)
     monkeypatch.setattr(main, "write_data", lambda *_: None)
-    asked = main.argparse.Namespace(jobs=1, base="tiny", quantization="none", smoke=False)
+    asked = main.argparse.Namespace(jobs=1, base="tiny", quantization="none", smoke=False, verb="run")
     with (
-        main.prepared(asked, work),
+        main.prepared(asked, work, work),
         pytest.raises(SystemExit, match="another cl15 works in"),
-        main.prepared(asked, work),
+        main.prepared(asked, work, work),
     ):
         pass
     monkeypatch.setitem(main.BUDGETS, "short", modules["orders"].Budget(passes=7, max_length=8))
-    with pytest.raises(SystemExit, match="another base or budget"), main.prepared(asked, work):
+    with main.prepared(asked, work, work):
+        (work / "results/any.json").write_text("{}")
+    monkeypatch.setitem(main.BUDGETS, "short", modules["orders"].Budget(passes=8, max_length=8))
+    with pytest.raises(SystemExit, match="another budgets, see"), main.prepared(asked, work, work):
         pass
     (work / "asked.json").write_text('{"base": ')
-    with pytest.raises(SystemExit, match="is broken"), main.prepared(asked, work):
+    with pytest.raises(SystemExit, match="is broken"), main.prepared(asked, work, work):
         pass
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "is broken"), ("{}", "is no result"), (json.dumps(run_of("sequential", "2", 0, budget={})), "budgets")],
+    [
+        ("{", "is broken"),
+        ("{}", "is no result"),
+        (json.dumps(run_of("sequential", "2", 0, budget={})), "runs of different budget lie there"),
+        (
+            json.dumps(run_of("sequential", "2", 0, base="/x/y")),
+            "runs of different base, quantization, smoke lie there",
+        ),
+        (json.dumps(run_of("sequential", "2", 0, rate=7)), "runs of sequential of different options, rate lie there"),
+        (json.dumps(run_of("sequential", "2", 1)), "is no result"),
+    ],
 )
 def test_the_page_is_not_made_of_what_does_not_fit(
-    text: str, said: str, modules: dict[str, ModuleType], tmp_path: Path
+    text: str, said: str, modules: dict[str, ModuleType], short: None, tmp_path: Path
 ) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/0.json").write_text(json.dumps(run_of("sequential", "1", 0)))
-    (tmp_path / "results/1.json").write_text(text)
+    stored(tmp_path, run_of("sequential", "1", 0))
+    (tmp_path / "results/order2-sequential-seed0.json").write_text(text)
     with pytest.raises(SystemExit, match=said):
         modules["pages"].write(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -172,3 +172,15 @@ def test_online_rows_are_learned_and_new_labels_told(pico_path: Callable[[str], 
     assert [record.ref for record in made] == ["animals@v2"]
     assert head(made[0])[0] == {"animals": {"cat": 0, "dog": 1}}
     assert any("'cow' is no label of animals" in line for line in notes.lines)
+
+
+def test_multitask_learns_small_tasks_as_often_as_large_ones_where_it_is_asked_to(
+    first: Callable[[Path], AdapterHub], tmp_path: Path
+) -> None:
+    hub = first(tmp_path / "hub")
+    few = data(tmp_path, ANIMALS, 12)
+    asked = {**QUICK, **FREE, "strategy": "multitask", "epochs": 1}
+    plain = hub.add_task("animals", few, **asked)
+    balanced = hub.add_task("pets", few, options={"multitask.balance": True}, **asked)
+    learned = [json.loads((record.path / "training.json").read_text())["trained_on"] for record in (plain, balanced)]
+    assert learned == [48 + 12, 48 + 2 * 4 * 12]

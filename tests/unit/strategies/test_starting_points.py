@@ -51,6 +51,14 @@ def test_what_each_makes_and_from_what(name: str, makes: str, shared: bool) -> N
     assert (parent.ref if parent else None) == (None if makes == "fresh" else "b@v1")
 
 
+def test_multitask_repeats_the_rows_of_small_tasks_where_it_is_asked_to() -> None:
+    tasks = ["a"] * 9 + ["b"] * 3 + ["c"] * 2
+    assert list(build("multitask").repeats(tasks)) == [1] * 14
+    often = build("multitask", {"multitask.balance": True}).repeats(tasks)
+    assert list(often) == [1] * 9 + [3] * 3 + [4] * 2
+    assert list(build("replay+olora").repeats(["a", "a"])) == [1, 1]
+
+
 def test_the_order_of_names_does_not_matter() -> None:
     one, other = build("replay+olora"), build("olora + replay")
     assert one.name == other.name == "olora+replay"
