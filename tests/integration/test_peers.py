@@ -70,6 +70,30 @@ def test_several_calls_make_one_page(page: ModuleType, tmp_path: Path) -> None:
     assert "| missing | – | – | – | – | – | – | is not installed |" in text
     assert "An accuracy of 100 rows is known to ±10 points." in text
     assert "way at 3.0" not in text
+    fewer = section("tiny", "ways", 13.0)
+    fewer["rows"] = fewer["rows"][:2]
+    with pytest.raises(SystemExit, match="has missing besides; run all ways"):
+        page.write(fewer, tmp_path)
+    assert (tmp_path / "peers.md").read_text(encoding="utf-8") == text
+    assert {path.name for path in tmp_path.iterdir()} == {"peers.json", "peers.md"}
+
+
+@pytest.mark.parametrize("broken", ['[{"base": "tiny"', '{"runs": []}', "[1]", '[{"base_told": "tiny"}]'])
+def test_a_page_that_is_broken_is_refused_before_anything_is_trained(
+    page: ModuleType, tmp_path: Path, broken: str
+) -> None:
+    (tmp_path / "peers.json").write_text(broken, encoding="utf-8")
+    with pytest.raises(SystemExit, match="is broken; move it away"):
+        page.read(tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit, match="give -o a folder"):
+        page.read(tmp_path / "file")
+
+
+def test_nothing_is_compared_with_a_way_that_failed(page: ModuleType) -> None:
+    failed = section("tiny", "ways", 3.0)
+    failed["rows"].insert(0, {"way": "c", "told": "first", "why": "failed"})
+    assert [row[1:4] for row in page.rows_of(failed)] == [("–",) * 3, ("3.0", "–", "–"), ("6.0", "–", "–"), ("–",) * 3]
 
 
 @pytest.mark.integration
@@ -79,9 +103,25 @@ def test_several_calls_make_one_page(page: ModuleType, tmp_path: Path) -> None:
         (("--task", "nowhere"), "peers: no data: nowhere.train.jsonl is not there"),
         ((*TICKETS, "--base", "/nowhere"), "peers: "),
         ((*TICKETS, "--ways", "trainer"), "peers: no way 'trainer'; known: trainer-fp32"),
+        (("--task", "DATA/raw"), "peers: DATA/raw: no label column was found in the training rows"),
+        (("--task", "DATA/strange"), "peers: DATA/strange/test.jsonl line 1: 'martian' not among the labels"),
     ],
 )
-def test_what_is_missing_is_said_in_a_line(words: tuple[str, ...], said: str) -> None:
+def test_what_is_missing_is_said_in_a_line(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    rows = {
+        "raw": ([{"text": f"row {k}"} for k in range(8)], [{"text": "another"}]),
+        "strange": (
+            [{"text": f"row {k}", "label": "ab"[k % 2]} for k in range(8)],
+            [{"text": "c", "label": "martian"}],
+        ),
+    }
+    for name, files in rows.items():
+        (tmp_path / name).mkdir()
+        for kind, found in zip(("train", "test"), files, strict=True):
+            text = "".join(json.dumps(row) + "\n" for row in found)
+            (tmp_path / name / f"{kind}.jsonl").write_text(text, encoding="utf-8")
+    words = tuple(word.replace("DATA", str(tmp_path)) for word in words)
+    said = said.replace("DATA", str(tmp_path))
     done = peers(*words)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr

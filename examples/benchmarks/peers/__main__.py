@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         prog="peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--task", "--data", default="../shared/data/cl15/agnews", help="folder, or path/name of demo data"
+        "--task",
+        "--data",
+        default="../shared/data/cl15/agnews",
+        help="folder with train.jsonl and test.jsonl, or path/name of path/name.train.jsonl and path/name.test.jsonl; "
+        "rows as add-task reads them, each with a label",
     )
     parser.add_argument("--base", default="tiny", help="a causal language model or an encoder: name or folder")
     parser.add_argument("--epochs", type=int, default=2)
@@ -56,9 +61,10 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="compare the memory of a larger base instead")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args(words)
-    for name, least in (("epochs", 1), ("batch_size", 1), ("test_rows", 1), ("repeats", 1), ("threads", 0)):
-        if getattr(asked, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
+    least = {"epochs": 1, "batch_size": 1, "test_rows": 1, "repeats": 1, "max_length": 8, "train_rows": 0, "threads": 0}
+    for name, value in least.items():
+        if getattr(asked, name) < value:
+            parser.error(f"--{name.replace('_', '-')} must be at least {value}")
     return asked
 
 
@@ -97,10 +103,13 @@ def in_its_own_process(asked: argparse.Namespace, *extra: str) -> dict[str, Any]
         if asked.threads:
             environment["OMP_NUM_THREADS"] = str(asked.threads)
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode < 0:
+        return {"why": f"failed: killed by signal {-done.returncode}"}
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         return {"why": f"failed: {said[-1].strip()[:200] if said else f'exit code {done.returncode}'}"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    lines = done.stdout.strip().splitlines()
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {"why": "failed: it said nothing"}
     return found
 
 
@@ -120,19 +129,21 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
             stop(f"no data: {path} is not there; --task takes a folder with train.jsonl and test.jsonl, or path/name")
     try:
         info = inspect_base(asked.base, "none")
+        ways.lesson_of(asked, "none")
     except AdapterHubError as error:
         stop(f"{error.message}; {error.hint}" if error.hint else error.message)
     encoder = is_encoder(info.architecture)
+    if asked.output:
+        page.read(asked.output)
     chosen = ways_of(asked, encoder)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for turn in range(asked.repeats):
-        for name, way in chosen.items():
-            if why := left_out(way, encoder):
-                rounds[name].append({"why": why})
-            elif not any("why" in row for row in rounds[name]):
-                rounds[name].append(in_its_own_process(asked, "--one", name))
-                told = rounds[name][-1].get("why") or f"{rounds[name][-1]['examples_per_second']:.1f} examples/s"
-                print(f"round {turn + 1}, {name}: {told}", file=sys.stderr, flush=True)
+    for turn, (name, way) in product(range(asked.repeats), chosen.items()):
+        if why := left_out(way, encoder):
+            rounds[name].append({"why": why})
+        elif not any("why" in row for row in rounds[name]):
+            rounds[name].append(in_its_own_process(asked, "--one", name))
+            told = rounds[name][-1].get("why") or f"{rounds[name][-1]['examples_per_second']:.1f} examples/s"
+            print(f"round {turn + 1}, {name}: {told}", file=sys.stderr, flush=True)
     rows = [{"way": name, "told": way.told, **middle(rounds[name])} for name, way in chosen.items()]
     done = next((row for row in rows if "why" not in row), None)
     if done is None:
@@ -206,9 +217,15 @@ def main() -> None:
             stop(failed[0])
         memory.show(found)
         return
-    section = compare(asked)
+    try:
+        section = compare(asked)
+    except KeyboardInterrupt:
+        print("peers: stopped; nothing is written before every way has run", file=sys.stderr)
+        sys.exit(130)
     print(f"{section['base_told']}, {section['task_told']}; {section['machine']}")
     page.show(section)
+    if section["settings"]["training rows"] * asked.epochs < 500:
+        print("So few rows say little of speed: what is made and chosen once weighs as much as the training.")
     if asked.output:
         page.write(section, asked.output)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 from typing import Any
+
+from machine import peak_bytes
 
 KINDS = {"fp32": ("none", "fp32"), "bf16": ("none", "bf16"), "nf4": ("nf4", "bf16")}
 
@@ -28,7 +29,7 @@ def memory(source: str, kind: str) -> dict[str, Any]:
         "way": kind,
         "weights_mb": held / 1e6,
         "resident_mb": (own_bytes() - before) / 1e6,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "peak_mb": peak_bytes() / 1e6,
     }
 
 

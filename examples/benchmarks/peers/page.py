@@ -23,18 +23,18 @@ TITLES = ("way", "examples/s", "ratio", "in CPU time", "accuracy", "peak MB", "i
 
 def rows_of(section: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells; a way that failed or was left out has its reason."""
-    done = [row for row in section["rows"] if "examples_per_second" in row]
-    found = []
+    first, found = section["rows"][0], []
     for row in section["rows"]:
-        if row not in done:
+        if "why" in row:
             found.append((row["told"], *["–"] * (len(TITLES) - 2), row["why"]))
             continue
+        failed = "why" in first  # then there is nothing to compare with
         found.append(
             (
                 row["told"],
                 f"{row['examples_per_second']:.1f}",
-                f"{row['examples_per_second'] / done[0]['examples_per_second']:.2f}×",
-                f"{done[0]['cpu_seconds'] / row['cpu_seconds']:.2f}×",
+                "–" if failed else f"{row['examples_per_second'] / first['examples_per_second']:.2f}×",
+                "–" if failed else f"{first['cpu_seconds'] / row['cpu_seconds']:.2f}×",
                 f"{row['accuracy']:.1%}",
                 f"{row['peak_mb']:,.0f}",
                 f"{row['training_mb']:,.0f}",
@@ -60,20 +60,53 @@ def show(section: dict[str, Any]) -> None:
         print("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
 
 
+def read(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The sections of the page that is there.
+
+    Raises:
+        SystemExit: the folder cannot be one, or what it holds is no page of this script.
+    """
+    path = folder / "peers.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        kept = {key(one): one for one in sections}
+        _ = [text(one) for one in sections]
+    except OSError as error:
+        raise SystemExit(f"peers: {error.filename}: {error.strerror}; give -o a folder") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise SystemExit(f"peers: {path} is broken; move it away, or give -o another folder") from error
+    return kept
+
+
 def write(section: dict[str, Any], folder: Path) -> None:
     """Put a section into `peers.json`, in the place of the one of the same base, task and table if there is one, and
-    write the page of all of them."""
-    path = folder / "peers.json"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    kept = {key(one): one for one in old} | {key(section): section}
+    write the page of all of them.
+
+    Raises:
+        SystemExit: the section that is there has ways that this one has not.
+    """
+    kept = read(folder)
+    old = kept.get(key(section), {"rows": []})
+    lost = [row["told"] for row in old["rows"] if row["way"] not in {own["way"] for own in section["rows"]}]
+    if lost:
+        raise SystemExit(
+            f"peers: not written: the section in {folder} has {', '.join(lost)} besides; run all ways, or give -o "
+            "another folder"
+        )
+    kept[key(section)] = section
     sections = [kept[name] for name in sorted(kept)]
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(sections, indent=1) + "\n", encoding="utf-8")
-    (folder / "peers.md").write_text("\n".join([HEAD, *map(text, sections)]), encoding="utf-8")
+    for name, content in (
+        ("peers.json", json.dumps(sections, indent=1) + "\n"),
+        ("peers.md", "\n".join([HEAD, *map(text, sections)])),
+    ):
+        draft = folder / f"{name}.part"
+        draft.write_text(content, encoding="utf-8")
+        draft.replace(folder / name)
 
 
 def key(section: dict[str, Any]) -> tuple[str, str, str]:
-    return section["base"], section["task"], section["table"]
+    return section["base_told"], section["task_told"], section["table"]
 
 
 def unsure(section: dict[str, Any]) -> str:

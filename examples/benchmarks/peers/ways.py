@@ -8,7 +8,6 @@ of attention inside, for the others from the tokens on.
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 import torch
+from machine import peak_bytes
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -37,7 +37,8 @@ from adapterhub_cl.bases.loading import inspect_base, load_base
 from adapterhub_cl.bases.sources import resolve
 from adapterhub_cl.data.batches import by_length, collate
 from adapterhub_cl.data.columns import read_examples
-from adapterhub_cl.data.tasks import infer_task
+from adapterhub_cl.data.tasks import check_answers, infer_task
+from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.metrics import accuracy
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.objectives import BaseObjective, causal_lm, sequence_classification
@@ -120,8 +121,12 @@ def lesson_of(asked: Any, quantization: str) -> Lesson:
     width = load_config(info).hidden_size
     settings = replace(settings, learning_rate=settings.peak_rate(width, encoder=encoder))
     objective = sequence_classification.Objective() if encoder else causal_lm.Objective()
-    examples = list(train)[: asked.train_rows or None]
-    return Lesson(info, objective, infer_task("task", train), examples, list(test)[: asked.test_rows], settings)
+    examples, held = list(train)[: asked.train_rows or None], list(test)[: asked.test_rows]
+    task = infer_task("task", train)
+    if task.kind != "choice":
+        raise DataError(f"{asked.task}: no label column was found in the training rows", "accuracy needs labels")
+    check_answers(task, test)
+    return Lesson(info, objective, task, examples, held, settings)
 
 
 def load_config(info: BaseInfo) -> Any:
@@ -142,7 +147,7 @@ def measured(way: Way, lesson: Lesson) -> dict[str, Any]:
     """Train once and score on the test rows."""
     with ExitStack() as opened:
         trained = way.train(lesson, opened)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_bytes()
         score = score_of(trained, lesson)
     seconds, cpu_seconds = trained.seconds
     return {
