@@ -57,8 +57,9 @@ def show(found: list[dict[str, Any]]) -> None:
     """Print the table."""
     print(f"{'base':8} {'weights':>10} {'resident':>10} {'peak':>10} {'fp32 ÷ this':>12}")
     for row in found:
-        ratio = found[0]["resident_mb"] / row["resident_mb"]
+        ratio = f"{found[0]['resident_mb'] / row['resident_mb']:.1f}×"
+        mapped = row["resident_mb"] < row["weights_mb"]  # then they are the file's pages, which no process owns
         print(
             f"{row['way']:8} {row['weights_mb']:>7,.0f} MB {row['resident_mb']:>7,.0f} MB "
-            f"{row['peak_mb']:>7,.0f} MB {ratio:>11.1f}×"
+            f"{row['peak_mb']:>7,.0f} MB {'mapped' if mapped else ratio:>12}"
         )
