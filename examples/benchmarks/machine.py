@@ -21,12 +21,16 @@ def machine() -> str:
     return f"{processor()}, {os.cpu_count()} cores, no GPU"
 
 
+def status_kib(name: str) -> int:
+    """A figure of this process's memory in KiB, as Linux names it: `VmHWM`, `RssAnon`."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 def peak_bytes() -> int:
     """The most memory that this process held at once (Linux), else this process or the one that started it."""
-    path = Path("/proc/self/status")
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    if Path("/proc/self/status").is_file():
+        return status_kib("VmHWM") * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

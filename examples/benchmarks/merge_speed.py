@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import status_kib
+
 RANKS = (8, 16, 32, 64)
 OUR_RANK = 32
 PEFT_METHODS = ("svd", "linear", "cat", "ties_svd")
@@ -100,8 +102,7 @@ class Peak:
             time.sleep(0.002)
 
     def now(self) -> float:
-        text = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(text.split("RssAnon:")[1].split()[0]) / 1000
+        return status_kib("RssAnon") / 1000
 
     @property
     def grown(self) -> float:

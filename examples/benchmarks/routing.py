@@ -27,6 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.registry.files import atomic_write_text
+
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
 FOUR = ("dbpedia", "amazon", "yahoo", "agnews")
 TASKS = (*FOUR, "mnli", "cb", "wic", "copa", "qqp", "boolq", "rte", "imdb", "yelp", "sst2", "multirc")
@@ -133,9 +135,7 @@ class Results:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def put(self, name: str, found: Any) -> None:
-        draft = self.folder / f".{name}.json"
-        draft.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        draft.rename(self.folder / f"{name}.json")
+        atomic_write_text(self.folder / f"{name}.json", json.dumps(found) + "\n")
 
     def made(self, name: str, make: Callable[[], Any]) -> Any:
         """A result, computed where it is missing."""

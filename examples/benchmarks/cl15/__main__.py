@@ -29,7 +29,9 @@ from filelock import FileLock, Timeout
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py
 import results
 from jobs import Job, jobs_of
-from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, put, read_json, write_data
+from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, read_json, write_data
+
+from adapterhub_cl.registry.files import atomic_write_text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -105,7 +107,7 @@ def _prepare(arguments: argparse.Namespace, work: Path) -> None:
         before = read_json(told)
     if other := [name for name in asked if name in before and before[name] != asked[name]]:
         sys.exit(f"{work} holds runs of another {' and '.join(other)}, see {told}; give this one another --work")
-    put(told, json.dumps(asked))
+    atomic_write_text(told, json.dumps(asked))
     if arguments.verb == "tune":
         write_data(work / "data-short", ORDERS["tune"], BUDGETS["tune"], "dev")
     else:

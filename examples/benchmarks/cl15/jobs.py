@@ -88,6 +88,11 @@ class Job:
         return found if self.trial is None else [*found, "--trial", str(self.trial)]
 
 
+def budget_of(order: str) -> str:
+    """Name of an order's budget."""
+    return "short" if order in SHORT else "long"
+
+
 def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
     """All runs, the telling ones first: every method once in each order, each order of four with another seed."""
     wanted = [method for method in METHODS if not methods or method.name in methods]
@@ -99,4 +104,4 @@ def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Se
             once = method.name in ONCE and order not in (SHORT[seed % 3], "4")
             few = order in LONG[1:] and not methods and method.name not in EVERYWHERE
             if fits and not once and not few and not (method.name == "zero-shot" and seed):
-                yield Job(work, order, method, seed, "short" if order in SHORT else "long")
+                yield Job(work, order, method, seed, budget_of(order))

@@ -14,6 +14,8 @@ from jobs import Job
 from machine import peak_bytes
 from orders import BUDGETS, COLUMNS, FAMILY, Budget, Method, count_of, kept, tested
 
+from adapterhub_cl.registry.files import atomic_write_text
+
 Row = Mapping[str, str]
 
 
@@ -128,9 +130,7 @@ def isolated(
                 whole = routed(engine, tests, tasks[:number], whole=True)
                 bare = routed(engine, tests, tasks if number == len(tasks) else [task], whole=False)
             found = {"whole": whole, "bare": bare, "given": hub.get(task).metrics["accuracy"]}
-            draft = note.with_suffix(".part")
-            draft.write_text(json.dumps(found), encoding="utf-8")
-            draft.rename(note)
+            atomic_write_text(note, json.dumps(found))
         stage = json.loads(note.read_text(encoding="utf-8"))
         print(
             f"[ours] stage {number} {task}: {stage['given']:.3f} given, {stage['whole'][task][0]:.3f} found", flush=True

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.registry.files import atomic_write_text
+
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 FOUR = ("dbpedia", "amazon", "yahoo", "agnews")
 ORDERS: dict[str, tuple[str, ...]] = {
@@ -220,16 +222,9 @@ def write_data(folder: Path, tasks: tuple[str, ...], budget: Budget, test: str =
         for name, lines in (("train", train), ("test", held[task])):
             path, text = folder / f"{task}.{name}.jsonl", "".join(f"{line}\n" for line in lines)
             if not path.exists():
-                put(path, text)
+                atomic_write_text(path, text)
             elif path.read_text(encoding="utf-8") != text:
                 raise SystemExit(f"{path} is not what this budget draws; move it away, with the results made of it")
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def tested(folder: Path, task: str) -> list[dict[str, str]]:

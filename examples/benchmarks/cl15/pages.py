@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs import TOLD, jobs_of
-from orders import BY_NAME, KEPT, LONG, METHODS, ORDERS, PUBLISHED, SHORT, put
+from orders import BY_NAME, KEPT, LONG, METHODS, ORDERS, PUBLISHED, SHORT
 from results import Run, alike, checked
+
+from adapterhub_cl.registry.files import atomic_write_text
 
 ABOUT = f"""\
 Ours teaches each task to an adapter of its own and keeps {KEPT} samples of each task for its router; what is
@@ -71,8 +73,8 @@ def write(work: Path, out: Path) -> None:
     if tuned:
         lines += tuning(tuned)
     lines += [*COMMANDS]
-    put(out / "cl15.md", "\n".join(lines).rstrip() + "\n")
-    put(out / "cl15.json", json.dumps({"runs": rows, "tuning": tuned}, indent=None) + "\n")
+    atomic_write_text(out / "cl15.md", "\n".join(lines).rstrip() + "\n")
+    atomic_write_text(out / "cl15.json", json.dumps({"runs": rows, "tuning": tuned}, indent=None) + "\n")
     print("\n".join(lines))
 
 

@@ -10,15 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs import TOLD, Job
+from jobs import TOLD, Job, budget_of
 from machine import installed, machine
-from orders import BUDGETS, BY_NAME, ORDERS, put, read_json
+from orders import BUDGETS, BY_NAME, ORDERS, read_json
+
+from adapterhub_cl.registry.files import atomic_write_text
 
 Run = Mapping[str, Any]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "adapterhub-cl")
 # Kinds of the fields that every row has.
 FIELDS = {"base": str, "quantization": str, "smoke": bool, "options": dict, "rate": float | int, "budget": dict}
 FIELDS |= {"seed": int, "trial": int | None, "peak_mb": int | None}
+WAYS = ("routing", "family")  # how often the router is right, and right but for tasks with the same labels
 
 
 def asked_of(job: Job, work: Path | None = None) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def keep(job: Job, found: Run) -> None:
     """Store what a run measured here."""
     packages = ", ".join(f"{name} {version}" for name, version in installed(*PACKAGES).items())
     place = f"{machine()}. Python {platform.python_version()}, {packages}"
-    put(job.result, json.dumps({**asked_of(job), **found, "machine": place}, indent=1))
+    atomic_write_text(job.result, json.dumps({**asked_of(job), **found, "machine": place}, indent=1))
 
 
 def stale(job: Job) -> list[str]:
@@ -82,7 +85,7 @@ def take_over(page: Path, work: Path) -> None:
         near = Path(row["base"]).parts[-2:] == Path(mine["base"]).parts[-2:]  # it may lie in another folder there
         if near and all(row[name] == value for name, value in mine.items() if name != "base"):
             job.result.parent.mkdir(parents=True, exist_ok=True)
-            put(job.result, json.dumps({**row, "base": mine["base"]}, indent=1))
+            atomic_write_text(job.result, json.dumps({**row, "base": mine["base"]}, indent=1))
             taken += 1
         else:
             other += 1
@@ -121,9 +124,6 @@ def sound(row: Any) -> bool:
         return False
 
 
-WAYS = ("routing", "family")
-
-
 def alike(rows: Iterable[Run], names: Iterable[str]) -> bool:
     """Whether rows were asked the same."""
     return len({json.dumps([row[name] for name in names], sort_keys=True) for row in rows}) < 2
@@ -131,7 +131,7 @@ def alike(rows: Iterable[Run], names: Iterable[str]) -> bool:
 
 def _job(row: Run, work: Path) -> Job:
     tuned = row["order"] == "tune"
-    budget = "smoke" if row["smoke"] else "tune" if tuned else "short" if row["order"] in "123" else "long"
+    budget = "smoke" if row["smoke"] else "tune" if tuned else budget_of(row["order"])
     method = BY_NAME[row["method"]].tried(row["trial"])
     return Job(work / "tune" if tuned else work, row["order"], method, row["seed"], budget, row["trial"])
 

@@ -121,15 +121,13 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
     import ways
 
     from adapterhub_cl.bases.kinds import is_encoder
-    from adapterhub_cl.bases.loading import inspect_base
     from adapterhub_cl.errors import AdapterHubError
 
     for path in ways.rows_of(asked.task):
         if not path.is_file():
             stop(f"no data: {path} is not there; --task takes a folder with train.jsonl and test.jsonl, or path/name")
     try:
-        info = inspect_base(asked.base, "none")
-        ways.lesson_of(asked, "none")
+        info = ways.lesson_of(asked, "none").info
     except AdapterHubError as error:
         stop(f"{error.message}; {error.hint}" if error.hint else error.message)
     encoder = is_encoder(info.architecture)

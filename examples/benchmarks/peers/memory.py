@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from machine import peak_bytes
+from machine import peak_bytes, status_kib
 
 KINDS = {"fp32": ("none", "fp32"), "bf16": ("none", "bf16"), "nf4": ("nf4", "bf16")}
 
@@ -35,8 +35,7 @@ def memory(source: str, kind: str) -> dict[str, Any]:
 
 def own_bytes() -> int:
     """Memory of this process alone, files that are only mapped not counted (Linux)."""
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("RssAnon"))
+    return status_kib("RssAnon") * 1024
 
 
 def random_base(folder: Path) -> None:

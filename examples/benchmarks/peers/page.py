@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.registry.files import atomic_write_text
+
 HEAD = """# Training against the peers
 
 Written by `python examples/benchmarks/peers`: the same rows, token ids, rank, alpha, layers, epochs, batch size,
@@ -24,11 +26,11 @@ TITLES = ("way", "examples/s", "ratio", "in CPU time", "accuracy", "peak MB", "i
 def rows_of(section: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells; a way that failed or was left out has its reason."""
     first, found = section["rows"][0], []
+    failed = "why" in first  # then there is nothing to compare with
     for row in section["rows"]:
         if "why" in row:
             found.append((row["told"], *["–"] * (len(TITLES) - 2), row["why"]))
             continue
-        failed = "why" in first  # then there is nothing to compare with
         found.append(
             (
                 row["told"],
@@ -100,9 +102,7 @@ def write(section: dict[str, Any], folder: Path) -> None:
         ("peers.json", json.dumps(sections, indent=1) + "\n"),
         ("peers.md", "\n".join([HEAD, *map(text, sections)])),
     ):
-        draft = folder / f"{name}.part"
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(folder / name)
+        atomic_write_text(folder / name, content)
 
 
 def key(section: dict[str, Any]) -> tuple[str, str, str]:
