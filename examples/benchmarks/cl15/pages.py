@@ -197,7 +197,7 @@ def about_ours(known: Mapping[str, Sequence[Run]]) -> list[str]:
     lines.append(f"| AP from bare inputs | {spread(r['bare_accuracy'] for r in ours)} |")
     lines.append(f"| BWT from bare inputs | {spread(r['bare_bwt'] for r in ours)} |")
     by_run = {(r["order"], r["seed"]): r for r in ours}
-    for name in ("merged", "distilled", "multitask"):
+    for name in ("merged", "distilled", "multitask", "multitask slow"):
         pairs = [(r, by_run[at]) for r in known[name] if (at := (r["order"], r["seed"])) in by_run]
         if pairs:
             found = spread(r["average_accuracy"] / o["average_accuracy"] for r, o in pairs)
@@ -227,6 +227,8 @@ def tuning(rows: Sequence[Run]) -> list[str]:
         f"{budget['rows']} training rows of a task, {budget['passes']} passed, {budget['max_length']} tokens at most, "
         f"tested on {budget['test_rows']} dev rows of each, one seed. Three trials for every method: its own knob, or "
         "the learning rate where it has none; replay 2 % takes the choice of replay 5 %, zero-shot has none to make. "
+        "`multitask slow` is multitask at a fourth of its rate, for fifteen tasks at once, where the rate that two "
+        "chose may be too high. "
         "So few rows are known to ±2.5 points, and where the first or last trial is the best, a further one might be "
         "better. "
         "What the table of results names besides was set, not tried.",
