@@ -31,6 +31,7 @@ import results
 from jobs import Job, jobs_of
 from orders import BUDGETS, BY_NAME, DATA, LONG, METHODS, ORDERS, OURS, SHORT, read_json, write_data
 
+from adapterhub_cl.errors import StorageError
 from adapterhub_cl.registry.files import atomic_write_text
 
 
@@ -240,9 +241,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except OSError as error:
+    except (OSError, StorageError) as error:
         if arguments.verb == "one":
             raise
+        if isinstance(error, StorageError):
+            sys.exit(f"{error.message}; {error.hint}" if error.hint else error.message)
         sys.exit(f"{error.filename or 'a file'}: {error.strerror or error}")
 
 

@@ -93,6 +93,10 @@ def multitask(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "scores": found["given"], "average_accuracy": found["given_accuracy"]}
 
 
+# What each method of the hub that `ours` leaves is made with.
+MAKES = {"merged": merged, "distilled": distilled, "multitask": multitask, "multitask slow": multitask}
+
+
 def zero_shot(base: str, quantization: str, data: Path, tasks: Sequence[str], budget: Budget) -> dict[str, Any]:
     """The base before any training. A causal base scores the labels; an encoder, which has no head, takes the label
     whose name lies nearest to the text: cosine of the mean hidden states, as its makers trained MiniLM to be used."""

@@ -12,7 +12,7 @@ from orders import LONG, METHODS, ORDERS, OURS, SHORT, Method
 EVERYWHERE = ("ours", "sequential", "replay 5%", "der", "merged", "distilled", "multitask")
 # Made of the same adapters and rows whatever the order: measured in the first order of a group only.
 ONCE = ("zero-shot", "multitask", "multitask slow", "merged", "distilled")
-LONG_ONLY = ("multitask slow",)
+LONG_ONLY = ("multitask slow",)  # four tasks at once are learned at the rate that was chosen
 TOLD = ("merged", "distilled", "ours")  # what the router can be told or not told the task for
 
 
@@ -101,9 +101,15 @@ def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Se
     places = [*rounds[0], ("4", 0), ("5", 0), ("6", 0), *rounds[1], *rounds[2]]
     for order, seed in places:
         for method in wanted:
-            fits = order in orders and seed in seeds
-            once = method.name in ONCE and order not in (SHORT[seed % 3], "4")
             few = order in LONG[1:] and not methods and method.name not in EVERYWHERE
-            other = (method.name == "zero-shot" and seed) or (method.name in LONG_ONLY and order in SHORT)
-            if fits and not once and not few and not other:
+            if order in orders and seed in seeds and not few and _telling(method, order, seed):
                 yield Job(work, order, method, seed, budget_of(order))
+
+
+def _telling(method: Method, order: str, seed: int) -> bool:
+    """Whether a run is one of its own, or would only repeat another."""
+    if method.name in LONG_ONLY and order in SHORT:
+        return False
+    if method.name == "zero-shot" and seed:
+        return False
+    return method.name not in ONCE or order in (SHORT[seed % 3], "4")

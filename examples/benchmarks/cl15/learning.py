@@ -33,8 +33,7 @@ def taught(job: Job, base: str, quantization: str) -> dict[str, Any]:
     elif method.name == "ours":
         found = isolated(hub_at(job.place, base, quantization), job.data, job.tasks, method, settings, budget)
     elif method.from_ours:
-        makes = {"merged": derived.merged, "distilled": derived.distilled, "multitask": derived.multitask}
-        found = makes[method.name.partition(" ")[0]](job, settings)
+        found = derived.MAKES[method.name](job, settings)
     else:
         found = stream(hub_at(job.place, base, quantization), job, settings, budget)
     if resumed:  # what the processes before took is not known

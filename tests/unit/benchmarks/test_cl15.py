@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from adapterhub_cl.registry import files
 
 PLACE = Path(__file__).parents[3] / "examples/benchmarks/cl15"
 
@@ -299,6 +302,20 @@ def test_what_cannot_be_run_is_said_in_a_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["cl15", "run", "--base", "tiny", "--work", str(tmp_path / "w"), *words])
     with pytest.raises(SystemExit, match=said):
+        modules["main"].main()
+
+
+def test_a_full_disk_is_said_in_a_line(
+    modules: dict[str, ModuleType], short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path, run_of("sequential", "1", 0))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_all", full)
+    monkeypatch.setattr(sys, "argv", ["cl15", "table", "--work", str(tmp_path), "-o", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="no space left on"):
         modules["main"].main()
 
 
