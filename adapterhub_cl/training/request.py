@@ -132,6 +132,8 @@ def build(
         kept = before.get("replay") or {}
         if kept.get("size") is not None:
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
+        if cut := ((before.get("training") or {}).get("settings") or {}).get("max_length"):
+            given["settings"] = {"max_length": cut, **given.get("settings", {})}
     request = Request(verb, name, absolute(data), **given)
     check(registry, request)
     return request, None

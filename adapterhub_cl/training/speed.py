@@ -20,8 +20,10 @@ import torch
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.errors import StorageError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.lora import stored_adapter
 
@@ -156,10 +158,8 @@ class _Choices:
     def put(self, key: str, value: str) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(f"{self.path}.{id(self)}")
-            temporary.write_text(json.dumps({**self._read(), key: value}, indent=1), encoding="utf-8")
-            temporary.replace(self.path)
-        except OSError:
+            atomic_write_text(self.path, json.dumps({**self._read(), key: value}, indent=1))
+        except (OSError, StorageError):
             return
 
 

@@ -206,6 +206,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     assert "recall" in {row["metric"] for row in raw.manifest["evaluations"]}
     later = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, epochs=1)
     assert later.ref == "commands@v4", "samples of a raw text are read back"
+    assert later.manifest["training"]["settings"]["max_length"] == 48, "as the version before"
 
 
 def test_samples_in_an_evaluation_set_are_refused(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
