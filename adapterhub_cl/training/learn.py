@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +186,10 @@ def learn(
         started = time.perf_counter()
         outcome = loop()
         seconds = time.perf_counter() - started
+    if held and lesson.task.kind == "choice":
+        right = outcome.history[outcome.epoch - 1].get("dev_accuracy", 1.0)
+        if warning := guessing([e.answer or "" for e in dev_examples], right):
+            reporter.note(warning)
     facts = {
         "examples": len(training),
         "dev_examples": len(held),
@@ -204,6 +209,22 @@ def learn(
         "strategy_summary": strategy.summary(),
     }
     return Learned(facts, loop.stage, encode)
+
+
+def guessing(answers: Sequence[str], right: float) -> str:
+    """What to tell of a choice that is right no more often than its most frequent answer; empty where it is.
+
+    Args:
+        answers: those of the rows held out.
+        right: share of them that the adapter gets right, 0 to 1.
+    """
+    often = Counter(answers).most_common(2)
+    if len(often) < 2 or right > (share := often[0][1] / len(answers)):
+        return ""
+    return (
+        f"warning: right in {right:.0%} of the {len(answers)} rows held out, and always answering {often[0][0]!r} in "
+        f"{share:.0%}: little was learned; try more --epochs, more data or another --learning-rate"
+    )
 
 
 def _past(base: LoadedBase, objective: BaseObjective, lesson: Lesson, length: int) -> tuple[list[Tokens], list[Origin]]:
