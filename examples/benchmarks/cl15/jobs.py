@@ -77,6 +77,11 @@ class Job:
         return self.result.exists()
 
     @property
+    def further(self) -> bool:
+        """Whether its order of four has a run with a seed of its own beside this one."""
+        return self.order in SHORT and self.seed != SHORT.index(self.order)
+
+    @property
     def ready(self) -> bool:
         """Whether what it is made of is there."""
         return not self.method.from_ours or self._finished(self.source)

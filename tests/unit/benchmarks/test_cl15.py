@@ -161,21 +161,23 @@ def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
         run_of("ours", "1", 0, **ours),
         run_of("sequential", "1", 0, average_accuracy=0.5),
         run_of("sequential", "2", 1, average_accuracy=0.3),
+        run_of("slao", "2", 2),
         {k: v for k, v in run_of("distilled", "1", 0, scores=[0.6, 0.6], given_accuracy=0.61).items() if k != "matrix"},
     ]
     stored(tmp_path, *rows)
     modules["pages"].write(tmp_path, tmp_path / "out")
     page = (tmp_path / "out/cl15.md").read_text()
     assert "| sequential | 40.0 ± 14.1 | – | 50.0 | 30.0 | – | -20.0 ± 0.0 |" in page
-    assert "**4 of 133 planned runs are done.** Missing are:" in page
-    assert "; seed 0: merged, multitask, zero-shot; seed 1, 2: ours, sequential\n" in page
+    assert "**4 of 67 planned runs are done** (" in page
+    assert ", and 1 of 66 further ones" in page
+    assert "\n\nMissing are:\n\n- order 1, seed 0: replay 5%, merged, multitask, zero-shot, " in page
     assert "| 1.0 min | 1.5 min | 900 MB |" in page
     assert "![AP of every method](cl15_ap.png)" in page
     assert "| **ours**: isolated + analytic router | 80.0 | 75.0 |" in page
     assert "| of the oracle's AP (whole prompt) | 93.8 |" in page
     assert "| distilled | 60.0 | 60.0 |" in page
     kept = json.loads((tmp_path / "out/cl15.json").read_text())["runs"]
-    assert sorted(row["method"] for row in kept) == ["distilled", "ours", "sequential", "sequential"]
+    assert sorted(row["method"] for row in kept) == ["distilled", "ours", "sequential", "sequential", "slao"]
     assert (tmp_path / "out/cl15_ap.png").stat().st_size > 1000
     assert "AP" in capsys.readouterr().out
 
