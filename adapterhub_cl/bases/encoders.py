@@ -7,7 +7,7 @@ same for all adapters of a base, frozen, and stored with each of them, so that p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,7 @@ def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> 
         )
     new = {*told["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in told["mismatched_keys"])}
     new -= {f"{final}.weight", f"{final}.bias"}
+    refuse_lacking(path, sorted(key for key in new if key.startswith(_read_by_all(plan))))
     _draw(model, new)
     body = model.base_model_prefix
     top = final.split(".")[0]
@@ -109,6 +110,20 @@ def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> 
     }
     model._adapterhub_head = Head(final, tuple(sorted(modules)), neck)
     return model
+
+
+def refuse_lacking(path: Path, names: Sequence[str]) -> None:
+    """Raise where weights that the config asks for are not in the checkpoint: they would be drawn at random.
+
+    Raises:
+        BaseModelError: there are any.
+    """
+    if names:
+        raise BaseModelError(
+            f"base {str(path)!r} lacks weights that its config.json asks for, or has them in another shape: "
+            f"{len(names)}, such as {names[0]}",
+            "fetch the base again: config.json and the weights are not of one model",
+        )
 
 
 def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:
@@ -200,10 +215,20 @@ def _final(plan: Any) -> str:
     return str(found[-1])
 
 
+def _stacks(plan: Any) -> list[str]:
+    count = plan.config.num_hidden_layers
+    return [n for n, m in plan.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+
+
+def _read_by_all(plan: Any) -> tuple[str, ...]:
+    """How the names of the weights begin that no task can do without: embeddings and layers."""
+    words = plan.get_input_embeddings()
+    return tuple(f"{name}." for name in (*_stacks(plan), *(n for n, m in plan.named_modules() if m is words)))
+
+
 def _outside_the_layers(plan: Any) -> list[str]:
     """Names of the linear layers that belong to no layer of the stack: pooler, neck, head."""
-    count = plan.config.num_hidden_layers
-    stacks = [n for n, m in plan.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    stacks = _stacks(plan)
     linear = [n for n, m in plan.named_modules() if isinstance(m, torch.nn.Linear)]
     return [name for name in linear if not any(name.startswith(f"{stack}.") for stack in stacks)]
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
-from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
+from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm, refuse_lacking
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import MASKED, is_encoder, objectives_of
 from adapterhub_cl.bases.sources import QUANTIZATIONS, check_tokenizer, read_config, resolve
@@ -146,7 +146,12 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
         raise UnknownNameError("quantization", quantization, QUANTIZATIONS)
     path = resolve(source, revision)
     check_tokenizer(path, source)
-    architectures = read_config(path).get("architectures") or ["unknown"]
+    architectures = read_config(path).get("architectures")
+    if not architectures:
+        raise BaseModelError(
+            f"config.json of base {source!r} names no architectures",
+            'add "architectures": ["…ForCausalLM"] or the like',
+        )
     architecture = next((name for name in architectures if objectives_of(name)), None)
     if architecture is None:
         raise BaseModelError(
@@ -221,7 +226,8 @@ def load_base(
     except Exception as error:  # tokenizers and safetensors raise their own untyped errors for spoilt files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaseModelError(
-            f"base {info.source!r} cannot be loaded: {first}", "cl-adapter doctor checks the installation"
+            f"base {info.source!r} cannot be loaded: {first}",
+            "if a file of it is spoilt, fetch it again; cl-adapter doctor checks the installation",
         ) from error
     if encoder and tokenizer.pad_token_id is None:
         raise BaseModelError(
@@ -248,7 +254,11 @@ def load_base(
 
 
 def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path, config=config, quantization_config=quantization, **options)
+    model, told = AutoModelForCausalLM.from_pretrained(
+        path, config=config, quantization_config=quantization, output_loading_info=True, **options
+    )
+    refuse_lacking(path, sorted(told["missing_keys"]))
+    return model
 
 
 def _give_back_memory() -> None:

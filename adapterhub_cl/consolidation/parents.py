@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_cl.errors import AdapterError, HubError, UsageError
 from adapterhub_cl.merging._expression import parse_expression
-from adapterhub_cl.registry import Registry, check_name
+from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.types import DERIVED, AdapterRecord
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _check_weights(weights: Sequence[float], refs: Sequence[str]) -> None:
 
 def check_new_name(registry: Registry, name: str, new_version: bool) -> None:
     """Raise where the new version's name cannot be used: it is taken, or that of a task's own adapter."""
-    check_name(name)
+    check_new(name)
     there = next((record for record in registry.adapters() if record.name == name), None)
     if there is None:
         return

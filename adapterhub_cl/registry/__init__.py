@@ -3,7 +3,7 @@
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.files import storage_errors
 from adapterhub_cl.registry.hubfile import HubFile
-from adapterhub_cl.registry.names import Ref, check_alias, check_name, parse_ref
+from adapterhub_cl.registry.names import Ref, check_alias, check_name, check_new, parse_ref
 from adapterhub_cl.registry.queries import AliasMove, Event, StoredEvaluation
 from adapterhub_cl.registry.registry import Registry
 from adapterhub_cl.registry.usage import Counted, Usage
@@ -20,6 +20,7 @@ __all__ = [
     "Usage",
     "check_alias",
     "check_name",
+    "check_new",
     "parse_ref",
     "storage_errors",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapterhub_cl.errors import UsageError
 
 MAX_LENGTH = 100
+RESERVED = ("base",)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _LIKE_VERSION = re.compile(r"v[0-9]+")
@@ -58,6 +59,19 @@ def check_name(name: str, what: str = "adapter") -> str:
         f"{shown!r} cannot be the name of {'an' if what[:1] in 'aeiou' else 'a'} {what}",
         f"use {better!r}; {rule}" if better else rule,
     )
+
+
+def check_new(name: str) -> str:
+    """Return the name of an adapter that is to be made, unchanged.
+
+    Raises:
+        UsageError: it is not a name, or `--adapter` means something else by it.
+    """
+    if name in RESERVED:
+        raise UsageError(
+            f"{name!r} cannot be the name of an adapter: --adapter {name} means the base", "choose another"
+        )
+    return check_name(name)
 
 
 def check_alias(alias: str) -> str:

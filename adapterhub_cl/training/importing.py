@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.bases.encoders import head_of
+from adapterhub_cl.bases.kinds import CAUSAL, objectives_of
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.tasks import METRICS
@@ -15,7 +16,7 @@ from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.head_files import Layout, read_layout, write_layout
 from adapterhub_cl.lora_files import CONFIG, WEIGHTS, is_packed
 from adapterhub_cl.objectives import name_for
-from adapterhub_cl.registry import Registry, check_name, storage_errors
+from adapterhub_cl.registry import Registry, check_new, storage_errors
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.heads import read_head
 from adapterhub_cl.training.lora import stored_adapter
@@ -35,7 +36,7 @@ def import_adapter(
         AdapterError: not a LoRA, or not of this base.
         IntegrityError: its files cannot be read.
     """
-    check_name(name)
+    check_new(name)
     if not source.is_dir():
         raise UsageError(f"no folder {source}", "give the folder that PEFT's save_pretrained() wrote")
     if not (source / CONFIG).is_file():
@@ -51,6 +52,11 @@ def import_adapter(
     if task is None and not described.get("labels") and len(written := read_layout(source)) == 1:
         described = {**described, "labels": tuple(next(iter(written.values())))}  # as this project exported it
     serves = task or describe(name, described)
+    if serves.kind == "generation" and CAUSAL not in objectives_of(base.info.architecture):
+        raise UsageError(
+            f"{base.info.source!r} is an encoder, and nothing says what the rows of the adapter's head stand for",
+            "name them in the order of its rows: --labels a,b,c",
+        )
     name_for(base.info, serves.kind)
     with stored_adapter(base, source) as model:
         settings = model.peft_config["default"]

@@ -178,6 +178,7 @@ def learn(
             origins=origins,
             parent=lesson.parent,
             prompt_loss=lesson.prompt_loss,
+            alike=not lesson.review,
         )
         reporter.note(
             f"training on {len(training)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "

@@ -26,6 +26,7 @@ from adapterhub_cl.training.stage import LoopStage
 from adapterhub_cl.training.stopping import StopSignal
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+RISEN = 1.1  # less says nothing of one batch beside an epoch's mean
 SETTLED = 0.1  # nats a token; below it there is little left to learn, and one batch may be lower by chance
 
 
@@ -79,6 +80,7 @@ class Loop:
         run: folder for checkpoints; None keeps none.
         rate: peak learning rate.
         dtype: type of the matrix products (autocast).
+        alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
     """
 
     def __init__(
@@ -101,12 +103,13 @@ class Loop:
         origins: Sequence[Origin] = (),
         parent: Path | None = None,
         prompt_loss: float = 0.0,
+        alike: bool = True,
     ) -> None:
         self.model, self.objective, self.strategy = model, objective, strategy
         self.examples, self.settings, self.rate, self.pad_id = [*examples, *past], settings, rate, pad_id
         self.fresh, self.origins, self.parent, self.prompt_loss = len(examples), origins, parent, prompt_loss
         self.evaluate, self.run, self.reporter = evaluate, run, reporter or Reporter()
-        self.log = log or (lambda values, step: None)
+        self.log, self.alike = log or (lambda values, step: None), alike
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
         # fp16 ends at 6e-8: without scaling the loss, small gradients become zero on their way through the base.
@@ -138,11 +141,11 @@ class Loop:
                     self.one_epoch(stop)
         finally:
             self.reporter.finish()
-        last = self.at.history[-1]["loss"] if self.at.history else 0.0
-        if last > max(self.at.first_loss, SETTLED):
+        means = [row["loss"] for row in self.at.history] or [0.0]
+        if self.alike and means[-1] > max(RISEN * self.at.first_loss, SETTLED) and means[-1] > means[0] / RISEN:
             self.reporter.note(
                 f"warning: the loss ended above where it began ({self.at.first_loss:.2f} → "
-                f"{last:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
+                f"{means[-1]:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
             )
         self.put(self.best)
         if 0 < self.at.best_epoch < self.at.epoch:

@@ -336,9 +336,22 @@ def tell(material: Material, request: Request, objective: objectives.BaseObjecti
         how = "trained on top of" if material.beneath else "goes on from"
         reporter.note(f"the new adapter {how} {material.parent.ref}")
     if material.held_out is not None:
+        _tell_other_scale(material, material.held_out, request, reporter)
         leaks = find_leaks(data, material.held_out)
         if leaks:
             reporter.note(
                 f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are in the training data as well "
                 f"(first: {material.held_out.places[leaks[0]]}); the score will flatter"
             )
+
+
+def _tell_other_scale(material: Material, held: Examples, request: Request, reporter: Reporter) -> None:
+    """Say so where an update brings other held-out data than its parent had: those are what the task is measured on."""
+    if material.parent is None or request.verb != "update":
+        return
+    was = (material.parent.manifest.get("training") or {}).get("eval") or {}
+    if was and was["sha256"] != held.sha256 and (held.layout != "raw text" or material.task.kind == "text"):
+        reporter.note(
+            f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
+            "a file with the rows of both keeps what was learned before in view"
+        )

@@ -15,7 +15,7 @@ from adapterhub_cl.errors import HubError, IntegrityError, UsageError
 from adapterhub_cl.evaluation.gate import DEFAULT_LIMIT
 from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.options import flag
-from adapterhub_cl.registry import Registry, check_name
+from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.strategies._combined import build as build_strategy
 from adapterhub_cl.training.runs import Run
@@ -111,7 +111,7 @@ def build(
             that divides the model.
     """
     refuse_sharding()
-    name = check_name(name) if verb == "add-task" else _to_update(registry, name)
+    name = check_new(name) if verb == "add-task" else _to_update(registry, name)
     if resume:
         run = Run.newest(registry.runs_dir, verb, name)
         request = Request.from_json(run.request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,6 @@ def test_a_base_is_frozen_and_told_about(pico_base: Any) -> None:
 
 
 def test_a_tokenizer_without_a_padding_token_gets_one(pico_copy: Callable[..., Path]) -> None:
-    import json
-
     folder = pico_copy()
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["pad_token"]
@@ -85,6 +84,36 @@ def test_spoilt_files_are_one_line(pico_copy: Callable[..., Path], name: str, co
     with pytest.raises(BaseModelError) as caught:
         load_base(BaseInfo(str(folder), "", "none"), device="cpu", dtype="fp32")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_config_that_asks_for_more_than_the_weights_hold_is_refused(
+    pico_copy: Callable[..., Path], kind: str, quantization: str
+) -> None:
+    folder = pico_copy(kind)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] += 3
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match=r"lacks weights that its config.json asks for.*layers?\.") as caught:
+        load_base(inspect_base(str(folder), quantization), device="cpu", dtype="fp32")
+    assert "fetch the base again" in caught.value.hint
+
+
+def test_a_vocabulary_of_another_size_is_refused(pico_copy: Callable[..., Path]) -> None:
+    folder = pico_copy("bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
+    with pytest.raises(BaseModelError, match=r"in another shape: 1, such as bert\.embeddings"):
+        load_base(inspect_base(str(folder), "none"), device="cpu", dtype="fp32")
+
+
+def test_a_config_without_architectures_is_told(pico_copy: Callable[..., Path]) -> None:
+    folder = pico_copy()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+    with pytest.raises(BaseModelError, match="names no architectures"):
+        inspect_base(str(folder), "none")
 
 
 @pytest.fixture

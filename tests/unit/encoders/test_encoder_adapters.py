@@ -146,6 +146,9 @@ def test_what_plain_peft_trained_is_taken_in_with_its_labels(pico_path: Callable
     get_peft_model(plain, config).save_pretrained(tmp_path / "theirs")
     with pytest.raises(UsageError, match="its head has 2 rows, and the task 3 labels"):
         hub.import_adapter(tmp_path / "theirs", "animals", labels=["cat", "dog", "cow"])
+    with pytest.raises(UsageError, match="nothing says what the rows") as caught:
+        hub.import_adapter(tmp_path / "theirs", "animals")
+    assert "--labels" in caught.value.hint
     record = hub.import_adapter(tmp_path / "theirs", "animals", labels=ANIMALS)
     ours = torch.tensor([list(p.scores.values()) for p in hub.predict(TEXTS, adapter=record.ref)])
     torch.testing.assert_close(logits_of(hub, record.ref, 2).softmax(-1), ours, atol=1e-5, rtol=0)

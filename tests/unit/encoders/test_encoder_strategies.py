@@ -18,6 +18,7 @@ from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.strategies import ROOM
 from adapterhub_cl.training.lora import new_adapter
+from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import Example, Task
 
 FREE = {"max_forgetting": 1.0}  # what is tested here is that it works, not that it never forgets
@@ -88,6 +89,14 @@ def test_a_task_gains_labels_in_an_update(pico_path: Callable[[str], Path], tmp_
     report = next(s for s in hub.evaluations(record.ref) if s.evaluation.metric == "accuracy").evaluation
     assert report.value > 0.7
     assert set(report.details["classes"]) == {*ANIMALS, "horse", "sheep"}
+    told: list[str] = []
+    teller = Reporter()
+    teller.note = told.append  # type: ignore[method-assign]
+    other = data(tmp_path, ("horse", "sheep"), 8, 9)
+    hub.update("animals", more, eval=other, reporter=teller, **{**QUICK, "epochs": 1}, **FREE)
+    assert any(f"animals is measured on {other}, no longer on {held}" in note for note in told)
+    hub.update("animals", more, eval=other, reporter=teller, **{**QUICK, "epochs": 1}, **FREE)
+    assert sum("no longer on" in note for note in told) == 1, "the same file is no change"
     # The version before still answers, with the labels that it knows.
     assert hub.predict(["cat river 2"], adapter="animals@v1")[0].scores.keys() == {"cat", "dog"}
     assert len(hub.predict(["cat river 2"], task="animals")[0].scores) == 4

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.registry import Ref, check_alias, check_name, parse_ref
+from adapterhub_cl.registry import Ref, check_alias, check_name, check_new, parse_ref
 from adapterhub_cl.registry.names import clean_name, is_name
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,99}", fullmatch=True).filter(lambda text: ".." not in text)
@@ -58,6 +58,12 @@ def test_a_name_never_leads_out_of_its_directory(text: str) -> None:
 @given(names)
 def test_cleaning_keeps_what_is_a_name_but_for_trailing_marks(name: str) -> None:
     assert clean_name(name) == name.rstrip("._-")
+
+
+def test_a_new_adapter_cannot_be_named_as_the_base_is() -> None:
+    with pytest.raises(UsageError, match="means the base"):
+        check_new("base")
+    assert check_new("base-2") == "base-2"
 
 
 def test_the_hint_suggests_a_name_that_is_accepted() -> None:

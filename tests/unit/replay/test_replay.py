@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.replay import DEFAULT, Keep, parse
+from adapterhub_cl.replay._groups import few_answers
 from adapterhub_cl.replay.balanced import Policy as Balanced
 from adapterhub_cl.replay.reservoir import Policy as Reservoir
 from adapterhub_cl.types import Example
@@ -59,6 +60,15 @@ def test_balanced_is_as_even_as_the_data_allow(labels: list[str], size: int, see
     most = max(kept.values())
     for label, count in there.items():
         assert kept[label] == count or kept[label] >= most - 1
+
+
+def test_raw_texts_drive_out_no_label() -> None:
+    rows = [*examples(["a"] * 10 + ["b"] * 10), *(Example("", f"a raw text {k}") for k in range(150))]
+    kept = [rows[i] for i in Balanced().select(rows, 20, random.Random(0))]
+    counts = Counter(row.answer if row.input else "text" for row in kept)
+    assert sorted(counts.values()) == [6, 7, 7]
+    assert few_answers(rows)
+    assert not few_answers(rows[20:])
 
 
 def test_balanced_draws_evenly_within_a_label() -> None:

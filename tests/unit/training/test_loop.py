@@ -161,6 +161,29 @@ def test_a_finished_run_resumed_is_the_same(pico_base: Any, tmp_path: Path) -> N
     assert again.history == first.history
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "alike", "warned"),
+    [
+        (1.0, (3.0, 3.0), True, True),
+        (1.0, (3.0, 3.0), False, False),
+        (0.66, (0.7, 0.67), True, False),
+        (0.5, (4.5, 3.0), True, False),
+        (0.01, (0.05, 0.05), True, False),
+    ],
+)
+def test_a_loss_that_rises_is_told_where_its_first_batch_can_stand_for_all(
+    pico_base: Any, monkeypatch: pytest.MonkeyPatch, first: float, then: tuple[float, float], alike: bool, warned: bool
+) -> None:
+    def scripted(self: Loop, indices: Any) -> float:
+        self.at.steps += 1
+        return first if self.at.steps == 1 else then[self.at.epoch]
+
+    monkeypatch.setattr(Loop, "one_step", scripted)
+    told = Notes()
+    train(pico_base, toy_settings(epochs=2), reporter=told, alike=alike)
+    assert any(note.startswith("warning: the loss ended above where it began") for note in told.notes) is warned
+
+
 def test_the_best_epoch_survives_a_resume(pico_base: Any, tmp_path: Path) -> None:
     settings = toy_settings(epochs=3)
     right = train(pico_base, settings, evaluate=Scores(0.9, 0.5, 0.7))
