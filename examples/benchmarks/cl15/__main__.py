@@ -219,12 +219,16 @@ def main() -> int:
         going.add_argument(
             "--methods", default="", help=f"some of: {', '.join(BY_NAME)}; default: all".replace("%", "%%")
         )
-        going.add_argument("--jobs", type=int, default=1, help="runs at a time")
+        going.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
         going.set_defaults(smoke=False)
         if verb == "run":
             going.add_argument("--smoke", action="store_true", help="a few rows of each task: does it run at all?")
-            going.add_argument("--orders", default="1,2,3,4,5,6", help="1-3: four tasks, 4-6: fifteen")
-            going.add_argument("--seeds", default="0,1,2", help="orders 4-6 are run with seed 0")
+            going.add_argument("--orders", default="1,2,3,4,5,6", help="1-3: four tasks, 4-6: fifteen (default: all)")
+            going.add_argument(
+                "--seeds",
+                default="0,1,2",
+                help="order 1 has 0 first, 2 has 1, 3 has 2, then the others; orders 4-6 have 0 (default: 0,1,2)",
+            )
             going.add_argument("--known", default="", help="cl15.json of another machine, whose runs are taken over")
             going.add_argument("--keep-hubs", action="store_true", help="keep every run's hub, not only those of ours")
     single = verbs.add_parser("one", help="what the others start")

@@ -36,6 +36,9 @@ of; `wall` is all of it with every test; runs that were interrupted have neither
 process. `parameters` are those of the adapter that learned the last task with what it stands on: olora, inflora and
 incremental stack one adapter on another, and the part of the last task is as large as ours. `adapters` is the size
 of all that answer.
+
+Test rows there are 552 of yahoo, 100 of copa, 56 of cb and more of each other task than are taken below. Rows that were
+run in one order only stand in one table with those of three: the columns of orders compare like with like.
 """
 MINILM = """\
 This base has read some of these texts before: its makers trained it on sentence pairs that Yahoo Answers, MultiNLI and
