@@ -103,11 +103,11 @@ def zero_shot(base: str, quantization: str, data: Path, tasks: Sequence[str], bu
     from adapterhub_cl.bases.loading import inspect_base, load_base
 
     loaded = load_base(inspect_base(base, quantization))
-    choose = nearest if loaded.is_encoder else likeliest
+    choose, length = nearest if loaded.is_encoder else likeliest, min(budget.max_length, loaded.context)
     scores = []
     for task in tasks:
         rows = tested(data, task)
-        answers = choose(loaded, task, rows, budget.max_length)
+        answers = choose(loaded, task, rows, length)
         scores.append(learning.mean(a == row["output"] for a, row in zip(answers, rows, strict=True)))
     return {"tasks": list(tasks), "scores": scores, "average_accuracy": learning.mean(scores)}
 
