@@ -257,7 +257,8 @@ def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | Non
     model, told = AutoModelForCausalLM.from_pretrained(
         path, config=config, quantization_config=quantization, output_loading_info=True, **options
     )
-    refuse_lacking(path, sorted(told["missing_keys"]))
+    learned = {name for name, _ in model.named_parameters()}  # buffers and tied weights need not be in a checkpoint
+    refuse_lacking(path, sorted(learned.intersection(told["missing_keys"])))
     return model
 
 
