@@ -144,6 +144,11 @@ class AdapterRecord:
         return list(dict.fromkeys(t for t in (self.task, *self.manifest.get("takes_over", ())) if t))
 
     @property
+    def training(self) -> Mapping[str, Any]:
+        """What stands in its `training.json`; empty for a version that was not trained."""
+        return self.manifest.get("training") or {}
+
+    @property
     def retention(self) -> dict[str, float]:
         """Task → share of its parent's score that a merged, distilled or pruned version keeps; empty for others."""
         return dict(self.manifest.get("retention") or {})

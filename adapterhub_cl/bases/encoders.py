@@ -7,7 +7,7 @@ same for all adapters of a base, frozen, and stored with each of them, so that p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
+from adapterhub_cl.bases.sources import refuse_lacking
 from adapterhub_cl.errors import AdapterError, BaseModelError
 
 # task → label → row of the head; the labels in the task's order.
@@ -110,20 +111,6 @@ def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> 
     }
     model._adapterhub_head = Head(final, tuple(sorted(modules)), neck)
     return model
-
-
-def refuse_lacking(path: Path, names: Sequence[str]) -> None:
-    """Raise where weights that the config asks for are not in the checkpoint: they would be drawn at random.
-
-    Raises:
-        BaseModelError: there are any.
-    """
-    if names:
-        raise BaseModelError(
-            f"base {str(path)!r} lacks weights that its config.json asks for, or has them in another shape: "
-            f"{len(names)}, such as {names[0]}",
-            "fetch the base again: config.json and the weights are not of one model",
-        )
 
 
 def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:

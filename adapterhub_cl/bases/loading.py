@@ -15,10 +15,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
-from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm, refuse_lacking
+from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import MASKED, is_encoder, objectives_of
-from adapterhub_cl.bases.sources import QUANTIZATIONS, check_tokenizer, read_config, resolve
+from adapterhub_cl.bases.sources import QUANTIZATIONS, check_tokenizer, read_config, refuse_lacking, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.launching import local_rank
 from adapterhub_cl.types import BaseInfo

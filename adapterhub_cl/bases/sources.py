@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +123,17 @@ def model_files(path: Path) -> list[Path]:
     """The files that make the model what it is, sorted by name."""
     names = {file for pattern in (*WEIGHTS, *SETTINGS) for file in path.glob(pattern) if file.is_file()}
     return sorted(names, key=lambda file: file.name)
+
+
+def refuse_lacking(path: Path, names: Sequence[str]) -> None:
+    """Raise where weights that the config asks for are not in the checkpoint: they would be drawn at random.
+
+    Raises:
+        BaseModelError: there are any.
+    """
+    if names:
+        raise BaseModelError(
+            f"base {str(path)!r} lacks weights that its config.json asks for, or has them in another shape: "
+            f"{len(names)}, such as {names[0]}",
+            "fetch the base again: config.json and the weights are not of one model",
+        )

@@ -46,7 +46,7 @@ def matrix_of(stages: Sequence[AdapterRecord], name: str = "", score: Score | No
             row[i + 1] = _told(stages[i + 1], "ahead")
         rows.append(tuple(row))
     base = tuple(_told(record, "base") for record in stages)
-    seconds = sum(float((record.manifest.get("training") or {}).get("seconds") or 0.0) for record in stages)
+    seconds = sum(float(record.training.get("seconds") or 0.0) for record in stages)
     metrics = tuple(metric_of(record) for record in stages)
     return AccuracyMatrix(tuple(tasks), tuple(rows), metrics=metrics, base=base, name=name, seconds=round(seconds, 1))
 
@@ -71,7 +71,7 @@ def written_score(record: AdapterRecord, owner: AdapterRecord) -> float | None:
 
 def source_of(record: AdapterRecord, found: Evaluation) -> str | None:
     """The hash of what a version's recorded score was measured on; None where it is not known."""
-    held = (record.manifest.get("training") or {}).get("eval") or {}
+    held = record.training.get("eval") or {}
     known = held.get("sha256") if held.get("source") == found.data else None
     source = found.details.get("sha256", known)
     return None if source is None else str(source)

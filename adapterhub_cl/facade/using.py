@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl import objectives
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.facade.opened import Opened
-from adapterhub_cl.inference.serving import BASE, answering, who_answers
+from adapterhub_cl.inference.serving import answering, who_answers
+from adapterhub_cl.registry import BASE
 from adapterhub_cl.routing import DEFAULT as ROUTER
 from adapterhub_cl.routing import build
 from adapterhub_cl.types import Example, Prediction, Route

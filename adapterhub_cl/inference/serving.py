@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, UsageError
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import BASE, Registry
 from adapterhub_cl.types import AdapterRecord, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
-
-BASE = "base"
 
 
 def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tuple[Task, str]:

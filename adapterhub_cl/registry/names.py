@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapterhub_cl.errors import UsageError
 
 MAX_LENGTH = 100
-RESERVED = ("base",)
+BASE = "base"  # what `--adapter` calls the base without any adapter
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _LIKE_VERSION = re.compile(r"v[0-9]+")
@@ -67,7 +67,7 @@ def check_new(name: str) -> str:
     Raises:
         UsageError: it is not a name, or `--adapter` means something else by it.
     """
-    if name in RESERVED:
+    if name == BASE:
         raise UsageError(
             f"{name!r} cannot be the name of an adapter: --adapter {name} means the base", "choose another"
         )

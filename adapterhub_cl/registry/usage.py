@@ -22,12 +22,11 @@ from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.registry import queries
 from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.index import Query, Row
-from adapterhub_cl.registry.names import parse_ref
+from adapterhub_cl.registry.names import BASE, parse_ref
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-BASE = "base"
 _BEFORE = "0001"  # the schema without counters
 _COLUMNS = "name, version, task, requests, routed, fallbacks, confidence_sum, last_at"
 _ADD = f"""INSERT INTO requests ({_COLUMNS})

@@ -333,7 +333,7 @@ def _stream(place: Path) -> AccuracyMatrix | None:
     told = stages[0].manifest
     found = scores.matrix(stages, scores.Recorded(stages, registry.evaluations()))
     assert found is not None
-    seed = ((told.get("training") or {}).get("settings") or {}).get("seed")
+    seed = (stages[0].training.get("settings") or {}).get("seed")
     return AccuracyMatrix.from_json({**found.to_json(), "name": str(told["stream"]["strategy"]), "seed": seed})
 
 

@@ -56,7 +56,7 @@ class Recorded:
         """What a task is measured on, the best first: data and its hash (empty for replay samples)."""
         held, samples = [], []
         for record in self._own.get(task, ()):
-            eval_data = (record.manifest.get("training") or {}).get("eval") or {}
+            eval_data = record.training.get("eval") or {}
             if eval_data.get("source") and eval_data.get("sha256"):
                 held.append((str(eval_data["source"]), str(eval_data["sha256"])))
             samples.append((f"replay samples of {record.ref}", ""))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.bases.encoders import head_of
-from adapterhub_cl.bases.kinds import CAUSAL, objectives_of
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.tasks import METRICS
@@ -52,7 +51,7 @@ def import_adapter(
     if task is None and not described.get("labels") and len(written := read_layout(source)) == 1:
         described = {**described, "labels": tuple(next(iter(written.values())))}  # as this project exported it
     serves = task or describe(name, described)
-    if serves.kind == "generation" and CAUSAL not in objectives_of(base.info.architecture):
+    if serves.kind == "generation" and base.is_encoder:
         raise UsageError(
             f"{base.info.source!r} is an encoder, and nothing says what the rows of the adapter's head stand for",
             "name them in the order of its rows: --labels a,b,c",

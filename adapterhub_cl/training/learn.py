@@ -187,9 +187,10 @@ def learn(
         started = time.perf_counter()
         outcome = loop()
         seconds = time.perf_counter() - started
-    if held and lesson.task.kind == "choice":
-        right = outcome.history[outcome.epoch - 1].get("dev_accuracy", 1.0)
-        if warning := guessing([e.answer or "" for e in dev_examples], right):
+    right = outcome.history[outcome.epoch - 1].get("dev_accuracy")
+    if right is not None:  # of a choice: its share of the rows that have a label
+        labelled = [str(e.answer) for e in dev_examples if e.answer in lesson.task.labels]
+        if warning := guessing(labelled, right):
             reporter.note(warning)
     facts = {
         "examples": len(training),

@@ -215,7 +215,7 @@ def _past(registry: Registry, reads: str, task: str) -> Iterator[Lessons]:
     """The other tasks of the hub, each with what is read of it."""
     newest: dict[str, AdapterRecord] = {}
     for record in sorted(registry.adapters(include_rejected=False), key=lambda r: r.created_at):
-        if record.task and record.task != task and record.manifest.get("training"):
+        if record.task and record.task != task and record.training:
             newest[record.task] = record
     for name, record in newest.items():
         registry.check_files(record)
@@ -238,7 +238,7 @@ def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
     seen: set[str] = set()
     version: AdapterRecord | None = record
     while version is not None:
-        known = (version.manifest.get("training") or {}).get("data")
+        known = version.training.get("data")
         if known is None:
             raise DataError(f"nobody knows what {version.ref} was trained on: it was {version.kind}", hint)
         if version.manifest.get("online"):
@@ -313,6 +313,18 @@ def tell_parent(registry: Registry, parent: AdapterRecord, reporter: Reporter) -
         reporter.note(f"note: goes on from {parent.ref}, the newest version; {served} is the one that serves")
 
 
+def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) -> None:
+    """Say so where an update brings other held-out data than its parent had: those are what the task is measured on."""
+    held, was = material.held_out, parent.training.get("eval")
+    if held is None or not was or was["sha256"] == held.sha256:
+        return
+    if held.layout != "raw text" or material.task.kind == "text":
+        reporter.note(
+            f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
+            "a file with the rows of both keeps what was learned before in view"
+        )
+
+
 def tell(material: Material, request: Request, objective: objectives.BaseObjective, reporter: Reporter) -> None:
     """What was read, in a line or two, and what may be wrong with it."""
     task, data = material.task, material.data
@@ -336,22 +348,9 @@ def tell(material: Material, request: Request, objective: objectives.BaseObjecti
         how = "trained on top of" if material.beneath else "goes on from"
         reporter.note(f"the new adapter {how} {material.parent.ref}")
     if material.held_out is not None:
-        _tell_other_scale(material, material.held_out, request, reporter)
         leaks = find_leaks(data, material.held_out)
         if leaks:
             reporter.note(
                 f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are in the training data as well "
                 f"(first: {material.held_out.places[leaks[0]]}); the score will flatter"
             )
-
-
-def _tell_other_scale(material: Material, held: Examples, request: Request, reporter: Reporter) -> None:
-    """Say so where an update brings other held-out data than its parent had: those are what the task is measured on."""
-    if material.parent is None or request.verb != "update":
-        return
-    was = (material.parent.manifest.get("training") or {}).get("eval") or {}
-    if was and was["sha256"] != held.sha256 and (held.layout != "raw text" or material.task.kind == "text"):
-        reporter.note(
-            f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
-            "a file with the rows of both keeps what was learned before in view"
-        )

@@ -71,7 +71,7 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
     own = [r for r in registry.adapters(all_versions=True, include_rejected=False) if r.task == name]
     own = sorted((r for r in own if r.status == "active"), key=lambda r: r.created_at, reverse=True)
     for record in own:
-        training = record.manifest.get("training") or {}
+        training = record.training
         held = training.get("eval") or {}
         if held and at_hand(held["source"]):
             try:
@@ -101,7 +101,7 @@ def asked_as(probe: Probe, task: Task) -> Probe:
 
 def length_of(record: AdapterRecord) -> int:
     """Tokens that a version's examples were cut to."""
-    settings = (record.manifest.get("training") or {}).get("settings") or {}
+    settings = record.training.get("settings") or {}
     return int(settings.get("max_length") or 512)
 
 

@@ -72,7 +72,7 @@ class Request:
     def refuse_shape(self, parent: AdapterRecord) -> None:
         """Raise where a setting would give the new adapter another shape than its parent's."""
         wanted, manifest = asdict(self.training()), parent.manifest
-        has = {**(manifest.get("training") or {}).get("settings", {}), "rank": parent.rank}
+        has = {**parent.training.get("settings", {}), "rank": parent.rank}
         has["alpha"] = manifest.get("alpha", has.get("alpha"))
         given = [flag(name) for name in SHAPE if name in self.settings and wanted[name] != has.get(name)]
         if given:
@@ -126,13 +126,13 @@ def build(
     given = {key: value for key, value in asked.items() if value is not None}
     given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
     if verb == "update":
-        before = registry.get(name).manifest
-        given["columns"] = given.get("columns") or _usual_columns(before, str(data))
+        before = registry.get(name)
+        given["columns"] = given.get("columns") or _usual_columns(before.manifest, str(data))
         given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
-        kept = before.get("replay") or {}
+        kept = before.manifest.get("replay") or {}
         if kept.get("size") is not None:
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
-        if cut := ((before.get("training") or {}).get("settings") or {}).get("max_length"):
+        if cut := (before.training.get("settings") or {}).get("max_length"):
             given["settings"] = {"max_length": cut, **given.get("settings", {})}
     request = Request(verb, name, absolute(data), **given)
     check(registry, request)

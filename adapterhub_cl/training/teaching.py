@@ -19,7 +19,7 @@ from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.material import Material, prepare, tell, tell_parent
+from adapterhub_cl.training.material import Material, prepare, tell, tell_parent, tell_scale
 from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
@@ -92,6 +92,7 @@ def teach(
     tell(material, request, objective, reporter)
     if material.parent is not None and request.verb == "update":
         tell_parent(registry, material.parent, reporter)
+        tell_scale(material.parent, material, reporter)
     if request.log_with:
         check_tracker(request.log_with)
     base = load()

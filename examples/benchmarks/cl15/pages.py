@@ -106,7 +106,9 @@ def missing(work: Path, rows: Sequence[Run]) -> list[str]:
         "order of four and a seed.",
         "",
     ]
-    lines += ["Missing are:", ""] if left else []
+    if not left:
+        return lines
+    lines += ["Missing are:", ""]
     for order in ORDERS:
         seeds: dict[str, list[str]] = {}
         for job in left:
@@ -118,7 +120,7 @@ def missing(work: Path, rows: Sequence[Run]) -> list[str]:
         if seeds:
             told = "; ".join(f"seed {found}: {', '.join(names)}" for found, names in by_seeds.items())
             lines.append(f"- order {order}, {told}")
-    return [*lines, ""] if left else lines
+    return [*lines, ""]
 
 
 COMMANDS = (

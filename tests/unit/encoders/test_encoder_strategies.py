@@ -24,6 +24,14 @@ from adapterhub_cl.types import Example, Task
 FREE = {"max_forgetting": 1.0}  # what is tested here is that it works, not that it never forgets
 
 
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def head(record: Any) -> tuple[dict[str, dict[str, int]], torch.Tensor]:
     layout = json.loads((record.path / "heads.json").read_text())["rows"]
     return layout, load_file(record.path / "adapter_model.safetensors")["base_model.model.classifier.weight"]
@@ -89,14 +97,12 @@ def test_a_task_gains_labels_in_an_update(pico_path: Callable[[str], Path], tmp_
     report = next(s for s in hub.evaluations(record.ref) if s.evaluation.metric == "accuracy").evaluation
     assert report.value > 0.7
     assert set(report.details["classes"]) == {*ANIMALS, "horse", "sheep"}
-    told: list[str] = []
-    teller = Reporter()
-    teller.note = told.append  # type: ignore[method-assign]
+    notes = Notes()
     other = data(tmp_path, ("horse", "sheep"), 8, 9)
-    hub.update("animals", more, eval=other, reporter=teller, **{**QUICK, "epochs": 1}, **FREE)
-    assert any(f"animals is measured on {other}, no longer on {held}" in note for note in told)
-    hub.update("animals", more, eval=other, reporter=teller, **{**QUICK, "epochs": 1}, **FREE)
-    assert sum("no longer on" in note for note in told) == 1, "the same file is no change"
+    hub.update("animals", more, eval=other, reporter=notes, **{**QUICK, "epochs": 1}, **FREE)
+    assert any(f"animals is measured on {other}, no longer on {held}" in note for note in notes.lines)
+    hub.update("animals", more, eval=other, reporter=notes, **{**QUICK, "epochs": 1}, **FREE)
+    assert sum("no longer on" in note for note in notes.lines) == 1, "the same file is no change"
     # The version before still answers, with the labels that it knows.
     assert hub.predict(["cat river 2"], adapter="animals@v1")[0].scores.keys() == {"cat", "dog"}
     assert len(hub.predict(["cat river 2"], task="animals")[0].scores) == 4
@@ -161,14 +167,6 @@ def test_a_stream_gives_its_accuracy_matrix(pico_path: Callable[[str], Path], tm
 
 def test_online_rows_are_learned_and_new_labels_told(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
     import io
-
-    from adapterhub_cl.training.progress import Reporter
-
-    class Notes(Reporter):
-        lines: list[str] = []  # noqa: RUF012 (of one test)
-
-        def note(self, text: str) -> None:
-            self.lines.append(text)
 
     hub = new_hub(tmp_path / "hub", pico_path("bert_body"))
     teach(hub, tmp_path, "animals", ANIMALS)
