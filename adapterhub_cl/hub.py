@@ -15,7 +15,7 @@ from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation
-from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Problem
+from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
@@ -195,10 +195,10 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def alias(self, ref: str, alias: str) -> AdapterRecord:
         """Make a movable name point at a version; `production` decides what serves the task."""
-        if alias == "latest":
+        if alias == LATEST:
             raise UsageError("the alias 'latest' moves by itself", "cl-adapter rollback NAME@latest takes it back")
         record = self.registry.get(ref)
-        if record.status == "rejected" and alias == "production":
+        if record.status == "rejected" and alias == PRODUCTION:
             raise AdapterError(
                 f"{record.ref} was refused by the gate", f"cl-adapter promote {record.ref} --max-forgetting 1"
             )

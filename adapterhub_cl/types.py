@@ -14,6 +14,8 @@ REPEATED_FROM = {"merge": 2, "prune": 1}
 DERIVED = ("merged", "distilled", "pruned")  # made from other versions, not from data
 STATUSES = ("active", "rejected", "deleted")
 TASK_KINDS = ("choice", "generation", "text")
+BASE = "base"  # what `--adapter` calls the base without any adapter
+PRODUCTION, LATEST = "production", "latest"  # the aliases that serve
 
 
 @dataclass(frozen=True)

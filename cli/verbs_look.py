@@ -14,7 +14,7 @@ from cl_adapter.app import LOOK, verb
 from cl_adapter.completion import Ref, versions
 from cl_adapter.session import Session
 
-from adapterhub_cl.types import DERIVED, AdapterRecord, Edge
+from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
 
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
@@ -75,7 +75,7 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) ->
         display.size(record.bytes),
         display.age(record.created_at),
         _state(record, served),
-        ",".join(alias for alias in record.aliases if alias != "latest"),
+        ",".join(alias for alias in record.aliases if alias != LATEST),
     )
 
 
@@ -101,7 +101,7 @@ def show(
     """Show everything about one version."""
     session = Session.of(ctx)
     hub = session.hub()
-    if ref == "base" and "base" not in {known.name for known in hub.list()}:
+    if ref == BASE and BASE not in {known.name for known in hub.list()}:
         _show_base(session, hub)
         return
     record = hub.get(ref)
@@ -118,7 +118,7 @@ def show(
 
 def _show_base(session: Session, hub: AdapterHub) -> None:
     """What the base is, and what it was asked itself."""
-    usage = hub.registry.usage("base")
+    usage = hub.registry.usage(BASE)
     about = {
         "base": hub.base.source,
         "quantization": hub.base.quantization,

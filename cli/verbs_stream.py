@@ -144,6 +144,9 @@ def show_matrix(matrix: AccuracyMatrix) -> None:
     ]
     display.table(("", *matrix.tasks), rows, right=matrix.tasks)
     print("  ".join(f"{name} {shown}" for name, shown in _figures(matrix)))
+    if matrix.average_accuracy is None:
+        unknown = [task for task, cell in zip(matrix.tasks, matrix.rows[-1], strict=True) if cell is None]
+        print(f"no AP: after {matrix.tasks[-1]}, not measured on {', '.join(unknown)}")
 
 
 def show_summary(found: Sequence[AccuracyMatrix]) -> None:

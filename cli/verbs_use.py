@@ -19,6 +19,7 @@ from cl_adapter.training_flags import parse_set
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.routing import DEFAULT
+from adapterhub_cl.types import BASE
 
 if TYPE_CHECKING:
     from adapterhub_cl.types import Example, Prediction
@@ -96,7 +97,7 @@ def predict(
             [(p.prediction, f"{p.confidence:.3f}", p.adapter, p.text) for p in found],
             right=("confidence",),
         )
-    if strange := sum(p.out_of_distribution and p.adapter == "base" for p in found):
+    if strange := sum(p.out_of_distribution and p.adapter == BASE for p in found):
         silent = any(p.out_of_distribution and not p.prediction for p in found)  # an encoder has no answer of its own
         session.note(
             f"note: {strange} of {len(found)} inputs are unlike what this hub knows, so "
@@ -114,8 +115,8 @@ def _sure(found: Prediction) -> str | None:
 
 def answered_by(prediction: Prediction) -> str:
     """`news@v1`, `news@v1 0.70 + reviews@v1 0.30`, or the base and why."""
-    if prediction.out_of_distribution and prediction.adapter == "base":
-        return f"{'base' if prediction.prediction else 'none'} (out of distribution)"
+    if prediction.out_of_distribution and prediction.adapter == BASE:
+        return f"{BASE if prediction.prediction else 'none'} (out of distribution)"
     if len(prediction.adapters) > 1:
         return " + ".join(f"{ref} {weight:.2f}" for ref, weight in prediction.adapters.items() if weight >= 0.005)
     return prediction.adapter

@@ -12,7 +12,7 @@ from adapterhub_cl.erasure.facts import Known, all_known, holders
 from adapterhub_cl.erasure.places import is_nobodys, is_of, knows, others, run_folders, run_request, stream_hubs
 from adapterhub_cl.registry import Registry, samples, tombstones
 from adapterhub_cl.replay._store import _key
-from adapterhub_cl.types import DERIVED, REPEATED_FROM, Example
+from adapterhub_cl.types import DERIVED, LATEST, REPEATED_FROM, Example
 
 REMOVED, REPEATED, RETIRED = "removed", "re-derived", "retired"
 RECEIVED = "received.jsonl"  # what a feed wrote down; its module loads the data room, which a plan can do without
@@ -227,7 +227,7 @@ def _moves(
     aliases: dict[str, str | None] = {}
     for name, held in registry.aliases().items():
         for alias, version in held.items():
-            if f"{name}@v{version}" in gone and alias != "latest":
+            if f"{name}@v{version}" in gone and alias != LATEST:
                 aliases[f"{name}@{alias}"] = gone[f"{name}@v{version}"].replacement
     return serve, tuple(without), aliases
 

@@ -10,10 +10,9 @@ from adapterhub_cl import objectives
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.inference.serving import answering, who_answers
-from adapterhub_cl.registry import BASE
 from adapterhub_cl.routing import DEFAULT as ROUTER
 from adapterhub_cl.routing import build
-from adapterhub_cl.types import Example, Prediction, Route
+from adapterhub_cl.types import BASE, Example, Prediction, Route
 
 if TYPE_CHECKING:
     from adapterhub_cl.inference.drift import Drift

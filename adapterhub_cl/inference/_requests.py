@@ -15,9 +15,8 @@ from adapterhub_cl.inference._view import View
 from adapterhub_cl.inference.generating import Writing
 from adapterhub_cl.inference.mixed import Asked
 from adapterhub_cl.inference.serving import task_of
-from adapterhub_cl.registry import BASE
 from adapterhub_cl.routing import Routed
-from adapterhub_cl.types import Example, Prediction, Task
+from adapterhub_cl.types import BASE, Example, Prediction, Task
 
 Messages = Sequence[Mapping[str, str]]
 

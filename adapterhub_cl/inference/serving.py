@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, UsageError
-from adapterhub_cl.registry import BASE, Registry
-from adapterhub_cl.types import AdapterRecord, Task
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.types import BASE, AdapterRecord, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from adapterhub_cl.types import AdapterRecord, Edge
+from adapterhub_cl.types import LATEST, AdapterRecord, Edge
 
-LATEST = "latest"
 COPY = "pruned_from"  # a child by this edge alone is a copy, not something that was built on its parent
 
 

@@ -3,13 +3,12 @@
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.files import storage_errors
 from adapterhub_cl.registry.hubfile import HubFile
-from adapterhub_cl.registry.names import BASE, Ref, check_alias, check_name, check_new, parse_ref
+from adapterhub_cl.registry.names import Ref, check_alias, check_name, check_new, parse_ref
 from adapterhub_cl.registry.queries import AliasMove, Event, StoredEvaluation
 from adapterhub_cl.registry.registry import Registry
 from adapterhub_cl.registry.usage import Counted, Usage
 
 __all__ = [
-    "BASE",
     "AliasMove",
     "Counted",
     "Draft",

@@ -7,11 +7,11 @@ from typing import Any
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.registry import queries
-from adapterhub_cl.registry.core import LATEST, PRODUCTION, Core
+from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.names import check_alias, check_name, parse_ref
 from adapterhub_cl.registry.queries import AliasMove
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord
 
 
 class Aliases(Core):

@@ -275,10 +275,13 @@ def _versions(place: Place, query: Query) -> Iterator[Problem]:
     sql = (
         "SELECT name, version, manifest_sha256, manifest FROM versions WHERE status <> 'deleted' ORDER BY name, version"
     )
+    first: dict[str, int] = {}
     for name, version, digest, text in query(sql):
         directory = place.store / name / f"v{version}"
         where, ref = place.relative(directory), f"{name}@v{version}"
-        restore = f"restore it from a copy of the hub, or go back: cl-adapter rollback {name}@latest"
+        restore = "restore it from a copy of the hub"
+        if first.setdefault(name, version) < version:  # the oldest one has nothing to go back to
+            restore += f", or go back: cl-adapter rollback {name}@latest"
         if directory.is_symlink() or not directory.is_dir():
             yield Problem(where, f"missing, but {ref} is in the index", f"{restore}, or {REBUILD}")
             continue

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # `rows`, `mirror`, `checks`, `rebuilding` and `publishing` import SQLAlchemy, so they are imported where something
 # is written or checked: `cl-adapter list` must not pay for them.
-PRODUCTION, LATEST = "production", "latest"
 
 
 class Core:

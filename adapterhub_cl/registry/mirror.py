@@ -19,7 +19,7 @@ from adapterhub_cl.errors import StorageError
 from adapterhub_cl.registry import files, queries, rows, schema, shapes
 from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.shapes import shown
-from adapterhub_cl.types import STATUSES, Evaluation, Task
+from adapterhub_cl.types import LATEST, STATUSES, Evaluation, Task
 
 STATE, SCORES = "aliases.json", "evaluations.jsonl"
 BROKEN = f"{STATE}.broken-"
@@ -311,12 +311,12 @@ def _restore_aliases(
                 values.append({"name": name, "alias": alias, "version": version})
         if values:
             connection.execute(insert(schema.aliases), values)
-        if rows.LATEST in held and rows.LATEST not in {value["alias"] for value in values}:
+        if LATEST in held and LATEST not in {value["alias"] for value in values}:
             lost.add(name)
     for name in sorted(lost & {name for name, _ in live}):
         newest = rows.newest_active(connection, name)
         if newest is not None:
-            rows.move_alias(connection, name, rows.LATEST, newest, "rebuild")
+            rows.move_alias(connection, name, LATEST, newest, "rebuild")
 
 
 def _restore_history(connection: Connection, found: Mapping[str, Any], warn: _Warnings) -> None:

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.types import BASE
 
 MAX_LENGTH = 100
-BASE = "base"  # what `--adapter` calls the base without any adapter
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _LIKE_VERSION = re.compile(r"v[0-9]+")

@@ -12,7 +12,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError,
 from adapterhub_cl.registry.index import REBUILD, Query, Row
 from adapterhub_cl.registry.names import Ref, parse_ref
 from adapterhub_cl.registry.shapes import sound_details
-from adapterhub_cl.types import AdapterRecord, Edge, Evaluation, Task
+from adapterhub_cl.types import LATEST, AdapterRecord, Edge, Evaluation, Task
 
 _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
 _LATEST = """v.version = COALESCE(
@@ -180,8 +180,8 @@ def _pick(query: Query, ref: Ref, known: list[AdapterRecord]) -> AdapterRecord:
     wanted = ref.version
     if wanted is None:
         aliases = aliases_of(query, ref.name)
-        alias = ref.alias or "latest"
-        if alias not in aliases and alias == "latest":
+        alias = ref.alias or LATEST
+        if alias not in aliases and alias == LATEST:
             listed = ", ".join(f"{record.ref} ({record.status})" for record in known)
             raise AdapterError(f"{ref.name} has no accepted version", f"name one of its versions: {listed}")
         if alias not in aliases:

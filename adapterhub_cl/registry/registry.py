@@ -19,7 +19,7 @@ from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
 from adapterhub_cl.registry.scores import Scores
 from adapterhub_cl.registry.usage import Counters
-from adapterhub_cl.types import STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
+from adapterhub_cl.types import LATEST, PRODUCTION, STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.registry.checks import Garbage, Place
@@ -235,7 +235,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
                 f"{self.base.fingerprint[:12]})",
                 "use it in a hub of its own base",
             )
-        serving = "production" if "production" in record.aliases else "latest"
+        serving = PRODUCTION if PRODUCTION in record.aliases else LATEST
         back = f"; go back with cl-adapter rollback {record.name}@{serving}" if record.version > 1 else ""
         hint = f"see cl-adapter verify{back}"
         found = list(manifests.differences(record.path, record.manifest["files"]))

@@ -15,9 +15,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from adapterhub_cl.registry import schema
 from adapterhub_cl.registry.files import now
-from adapterhub_cl.types import Evaluation, Task
+from adapterhub_cl.types import LATEST, PRODUCTION, Evaluation, Task
 
-PRODUCTION, LATEST = "production", "latest"
 _v, _a, _h = schema.versions, schema.aliases, schema.alias_history
 
 

@@ -22,7 +22,8 @@ from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.registry import queries
 from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.index import Query, Row
-from adapterhub_cl.registry.names import BASE, parse_ref
+from adapterhub_cl.registry.names import parse_ref
+from adapterhub_cl.types import BASE
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 from cl_adapter import display
+from cl_adapter.verbs_stream import show_matrix
 
+from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.types import Evaluation
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -110,3 +112,12 @@ def test_retention_is_no_ratio_to_next_to_nothing() -> None:
 
     assert shown(0.05) == "retention: exact_match 0.0500 → 0.9375 (n 80)"
     assert shown(0.5) == "retention 1.8750 (exact_match 0.5000 → 0.9375, n 80)"
+
+
+def test_a_matrix_without_an_average_says_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    show_matrix(AccuracyMatrix(("news", "mood"), ((0.9, None), (None, 0.8))))
+    assert "no AP: after mood, not measured on news\n" in capsys.readouterr().out
+    show_matrix(AccuracyMatrix(("news", "mood"), ((0.9, None), (0.85, 0.8))))
+    said = capsys.readouterr().out
+    assert "AP 0.825" in said
+    assert "no AP" not in said

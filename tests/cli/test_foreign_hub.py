@@ -54,6 +54,18 @@ def test_verify_gives_a_command_that_names_the_file(cl: Cl, registry: Registry, 
     assert cl("verify", "--hub", registry.path).out == "ok\n"
 
 
+def test_verify_offers_to_go_back_only_where_something_came_before(
+    cl: Cl, registry: Registry, publish: Publish
+) -> None:
+    for record in (publish(), publish()):
+        (record.path / "manifest.json").unlink()
+    problems = cl("verify", "--hub", registry.path, "--json").json["problems"]
+    told = {row["path"].split("/")[2]: row["fix"] for row in problems}
+    assert told["v1"] == "restore it from a copy of the hub"
+    assert "cl-adapter rollback mood@latest" in told["v2"]
+    assert cl("rollback", "mood@latest", "--hub", registry.path).code == 0, "what it offers is there"
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), "x", None])
 def test_a_truncation_error_that_is_no_number_is_not_shown(
     cl: Cl, registry: Registry, publish: Publish, number: object
