@@ -38,6 +38,11 @@ class Example:
         return bool(self.input.strip() or self.instruction.strip())
 
     @property
+    def is_raw(self) -> bool:
+        """Whether it is raw text: all of it stands where answers do."""
+        return bool(self.answer and not self.input and not self.instruction)
+
+    @property
     def is_whole(self) -> bool:
         """Whether it has both an instruction and an input."""
         return bool(self.input.strip() and self.instruction.strip())

@@ -42,7 +42,7 @@ class MaskedTokeniser(LabelledTokeniser):
         return [row for ids, special in rows for row in self._turns(ids, special)]
 
     def _raw_text(self, example: Example) -> bool:
-        return self.task.kind == "text" or bool(example.answer and not example.input and not example.instruction)
+        return self.task.kind == "text" or example.is_raw
 
     def _turns(self, ids: list[int], special: list[int]) -> list[Tokens]:
         places = [k for k, is_special in enumerate(special) if not is_special]

@@ -55,7 +55,7 @@ class Tokeniser:
 
     def __call__(self, example: Example) -> Tokens:
         # Raw text under another kind of task: what a knowledge update learned and kept.
-        if self.task.kind == "text" or (example.answer and not example.input and not example.instruction):
+        if self.task.kind == "text" or example.is_raw:
             return self._raw(example)
         if not example.instruction and self.task.instruction:
             example = replace(example, instruction=self.task.instruction)
@@ -68,7 +68,7 @@ class Tokeniser:
 
     def windows(self, example: Example) -> list[Tokens]:
         """Raw text as one or more examples that together have every id, each predicted once; others as one."""
-        if not (self.task.kind == "text" or (example.answer and not example.input and not example.instruction)):
+        if not (self.task.kind == "text" or example.is_raw):
             return [self(example)]
         ids = (*self.tokenizer(example.answer or example.input, verbose=False).input_ids, self.tokenizer.eos_token_id)
         step = max(1, self.max_length - 1)

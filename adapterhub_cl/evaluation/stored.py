@@ -36,7 +36,7 @@ def evaluate_stored(
     Raises:
         DataError: no held-out data is known, it is not there any more, or it has changed.
     """
-    training = record.manifest.get("training", {})
+    training = record.training
     known = training.get("eval") or {}
     if data is None and not known:
         raise DataError(

@@ -39,7 +39,7 @@ def score_versions(
         if data is None and record.kind in DERIVED:
             found += [(record.ref, score) for score in _on_its_tasks(registry, load, record, reporter)]
             continue
-        if not refs and data is None and not record.manifest.get("training", {}).get("eval"):
+        if not refs and data is None and not record.training.get("eval"):
             if reporter is not None:
                 reporter.note(f"note: {record.ref} has no held-out data of its own; passed over")
             continue

@@ -8,17 +8,17 @@ from adapterhub_cl.types import Example
 
 
 def by_answer(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices of the examples, one list for each answer, in order of first occurrence. Raw texts, which have no input,
-    are one list together: each a class of its own, they would drive out a task's labels."""
+    """Indices of the examples, one list for each answer, in order of first occurrence. Raw texts are one list
+    together: each a class of its own, they would drive out a task's labels."""
     groups: dict[str | None, list[int]] = {}
     for i, example in enumerate(examples):
-        groups.setdefault(example.answer if example.input else None, []).append(i)
+        groups.setdefault(None if example.is_raw else example.answer, []).append(i)
     return list(groups.values())
 
 
 def few_answers(examples: Sequence[Example]) -> bool:
     """Whether the answers are like labels: each one occurs twice at least, on average."""
-    asked = [example for example in examples if example.input]
+    asked = [example for example in examples if not example.is_raw]
     return bool(asked) and 2 * len({example.answer for example in asked}) <= len(asked)
 
 

@@ -50,7 +50,7 @@ def _finished(registry: Registry, request: Request, run: Run | None, reporter: R
     for line in registry.repair():  # a version that was renamed into place but not yet in the index is adopted
         reporter.note(f"note: {line}")
     for record in registry.adapters(all_versions=True):
-        if record.name == request.name and record.manifest.get("training", {}).get("run") == run.id:
+        if record.name == request.name and record.training.get("run") == run.id:
             reporter.note(f"run {run.id} was finished already as {record.ref}")
             run.remove()
             return record

@@ -89,7 +89,7 @@ def multitask(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
             **settings,
         )
     # The earlier tasks are still served by their own adapters here, so nothing would be routed to this one.
-    found = consolidated(hub, last, job, settings, hub.get(last).manifest["training"]["seconds"])
+    found = consolidated(hub, last, job, settings, hub.get(last).training["seconds"])
     return {**found, "scores": found["given"], "average_accuracy": found["given_accuracy"]}
 
 

@@ -91,7 +91,7 @@ def stream(hub: Any, job: Job, settings: Mapping[str, Any], budget: Budget) -> d
     records = [hub.get(name) for name in job.tasks]
     return {
         **figures(matrix),
-        "seconds": sum(record.manifest["training"]["seconds"] for record in records),
+        "seconds": sum(record.training["seconds"] for record in records),
         "parameters": trained(records[-1]),
         "stored_mb": stored([records[-1]]),
     }
@@ -144,7 +144,7 @@ def isolated(
     records = [hub.get(task) for task in tasks]
     return {
         **figures(matrix),
-        "seconds": sum(record.manifest["training"]["seconds"] for record in records),
+        "seconds": sum(record.training["seconds"] for record in records),
         "given": [given[task] for task in tasks],
         "given_accuracy": mean(given.values()),
         "bare": [last[task] for task in tasks],
