@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from adapterhub_cl.errors import DataError
@@ -67,7 +68,7 @@ def parse_jsonl(raw: bytes, name: str) -> Numbered:
 
 
 def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
-    """A list of objects, or `{"data": [...]}`: numbered by `item`. A file of JSON lines: numbered by `line`."""
+    """A list of objects, `{"data": [...]}`, or SQuAD's articles: by `item`. A file of JSON lines: by `line`."""
     text = decode(raw, name)
     try:
         value = json.loads(text)
@@ -82,12 +83,37 @@ def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
         value = value["data"]
     elif isinstance(value, dict) and "\n" not in text.strip():
         value = [value]  # JSON lines with a single line
+    if isinstance(value, list) and value and all(isinstance(v, dict) and "paragraphs" in v for v in value):
+        value = _squad(value, name)
     if not isinstance(value, list):
         raise DataError(
             f"{name}: neither a list of rows nor an object with a list under 'data'",
             'write [{…}, {…}] or {"data": [{…}, {…}]}',
         )
     return [(number, _object(item, f"{name} item {number}")) for number, item in enumerate(value, 1)], "item"
+
+
+def _squad(articles: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """SQuAD's articles as rows: each question with its passage and all of its answers."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    rows.append(
+                        {
+                            "id": asked.get("id"),
+                            "context": paragraph["context"],
+                            "question": asked["question"],
+                            "answers": [answer["text"] for answer in asked.get("answers") or ()],
+                        }
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{name}: it looks like SQuAD's articles, but question {len(rows) + 1} lacks {error}",
+            'write {"data": [{"paragraphs": [{"context": …, "qas": [{"question": …, "answers": [{"text": …}]}]}]}]}',
+        ) from None
+    return rows
 
 
 def _records(text: str, name: str, **style: Any) -> Iterator[tuple[int, list[str]]]:
@@ -110,6 +136,15 @@ def _table(text: str, name: str, **style: Any) -> Numbered:
         records = [(line, record) for line, record in _records(text, name, **style) if any(f.strip() for f in record)]
     finally:
         csv.field_size_limit(before)
+    return _rows(records, name, "quote fields that contain the separator")
+
+
+def _rows(records: list[tuple[int, list[str]]], name: str, hint: str) -> Numbered:
+    """Records → rows, the first record being the header.
+
+    Args:
+        hint: what to do about a record with more fields than the header names.
+    """
     if not records:
         return []
     header = [field.strip() for field in records[0][1]]
@@ -123,7 +158,7 @@ def _table(text: str, name: str, **style: Any) -> Numbered:
         if len(record) > len(header):
             raise DataError(
                 f"{name} line {line}: {len(record)} fields, but the header names {len(header)}",
-                "quote fields that contain the separator",
+                hint,
             )
         padded: list[str | None] = [*record, *[None] * (len(header) - len(record))]
         rows.append((line, dict(zip(header, padded, strict=True))))
@@ -131,19 +166,35 @@ def _table(text: str, name: str, **style: Any) -> Numbered:
 
 
 def parse_csv(raw: bytes, name: str) -> Numbered:
-    """Comma-separated with a header; a header with semicolons and no comma makes it semicolon-separated."""
+    """Comma-separated with a header; a header with semicolons and no comma makes it semicolon-separated, and Excel's
+    first line `sep=;` says what separates."""
     text = decode(raw, name)
+    told = re.match(r"sep=(.)[^\S\n]*\r?\n", text, re.IGNORECASE)
+    if told:  # Excel's own first line; it is left empty, so that lines keep their numbers
+        return _table("\n" + text[told.end() :], name, delimiter=told[1])
     header = text.lstrip().partition("\n")[0]
     return _table(text, name, delimiter=";" if ";" in header and "," not in header else ",")
 
 
 def parse_tsv(raw: bytes, name: str) -> Numbered:
-    """Tab-separated with a header. Quotes are taken literally where they do not pair up as CSV quotes."""
+    """Tab-separated with a header, one row a line. A field is quoted only where its own quotes enclose it; any other
+    quote is text, as most tab-separated data mean it. Quoted fields over several lines are read where the lines make no
+    table otherwise."""
     text = decode(raw, name)
-    try:
-        return _table(text, name, delimiter="\t")
-    except DataError:
-        return _table(text, name, delimiter="\t", quoting=csv.QUOTE_NONE)
+    lines = enumerate(re.split(r"\r?\n", text), 1)
+    records = [(n, [_unquoted(f) for f in line.split("\t")]) for n, line in lines if line.strip()]
+    if len({len(fields) for _, fields in records}) > 1:
+        with suppress(DataError):
+            quoted = _table(text, name, delimiter="\t")
+            if quoted and not any(None in row.values() for _, row in quoted):
+                return quoted
+    return _rows(records, name, "a field cannot hold a tab or a line end: write JSON lines instead")
+
+
+def _unquoted(field: str) -> str:
+    inner = field[1:-1]
+    whole = len(field) >= 2 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if whole else field
 
 
 def parse_documents(raw: bytes, name: str) -> Numbered:
