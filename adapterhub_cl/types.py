@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from adapterhub_cl.examples import Example as Example
+from adapterhub_cl.examples import Layout as Layout
+from adapterhub_cl.examples import Turn as Turn
 
 RELATIONS = ("trained_on_top_of", "updated_from", "merged_from", "distilled_from", "pruned_from", "imported_from")
 KINDS = ("trained", "updated", "imported", "merged", "distilled", "pruned")
@@ -14,43 +18,9 @@ REPEATED_FROM = {"merge": 2, "prune": 1}
 DERIVED = ("merged", "distilled", "pruned")  # made from other versions, not from data
 STATUSES = ("active", "rejected", "deleted")
 TASK_KINDS = ("choice", "generation", "text")
+LATER_FIELDS = ("layout", "max_length", "answer_tokens")  # of a task: hubs made before have none, and stay as they are
 BASE = "base"  # what `--adapter` calls the base without any adapter
 PRODUCTION, LATEST = "production", "latest"  # the aliases that serve
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example of a task.
-
-    Attributes:
-        input: the bare text; what a router sees.
-        answer: the text to be produced; None where only a prediction is wanted.
-        instruction: what to do with the input; may be empty.
-    """
-
-    input: str
-    answer: str | None = None
-    instruction: str = ""
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is anything to answer."""
-        return bool(self.input.strip() or self.instruction.strip())
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether it is raw text: all of it stands where answers do."""
-        return bool(self.answer and not self.input and not self.instruction)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it has both an instruction and an input."""
-        return bool(self.input.strip() and self.instruction.strip())
-
-    def to_json(self) -> dict[str, str]:
-        """The row as it stands in `replay.jsonl`; readable as data by `add-task` again."""
-        row = {"instruction": self.instruction, "input": self.input}
-        return row if self.answer is None else {**row, "output": self.answer}
 
 
 @dataclass(frozen=True)
@@ -64,6 +34,9 @@ class Task:
         instruction: used for inputs that come without one.
         labels: the answers of a choice task, in a fixed order; empty otherwise.
         metric: the name of the metric that stands for the task.
+        layout: which columns its training data had; None where that is not known.
+        max_length: tokens of prompt and answer together; longer prompts are cut. 0: the base's context.
+        answer_tokens: tokens of the longest answer that it was trained on, its end included; 0: not known.
     """
 
     name: str
@@ -72,18 +45,33 @@ class Task:
     instruction: str = ""
     labels: tuple[str, ...] = ()
     metric: str = "exact_match"
+    layout: Layout | None = None
+    max_length: int = 0
+    answer_tokens: int = 0
+
+    @property
+    def talks(self) -> bool:
+        """Whether it was trained on conversations."""
+        return self.layout is not None and self.layout.chat is not None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": list(self.labels)}
+        row = {**asdict(self), "labels": list(self.labels), "layout": self.layout.to_json() if self.layout else None}
+        return {key: value for key, value in row.items() if value or key not in LATER_FIELDS}
+
+    def limited(self, record: AdapterRecord) -> Task:
+        """The task with the limit of tokens that a version was trained with, where it does not say one itself."""
+        known = (record.training.get("settings") or {}).get("max_length")
+        return replace(self, max_length=int(known)) if known and not self.max_length else self
 
     def as_text(self) -> Task:
         """Raw text under this task's name, scored by perplexity."""
-        return Task(self.name, kind="text", metric="perplexity")
+        return Task(self.name, kind="text", metric="perplexity", max_length=self.max_length)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Task:
         known = {k: row[k] for k in cls.__dataclass_fields__ if k in row}
-        return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+        layout = Layout.from_json(known["layout"]) if known.get("layout") else None
+        return cls(**{**known, "labels": tuple(known.get("labels", ())), "layout": layout})
 
 
 @dataclass(frozen=True)
@@ -227,7 +215,8 @@ class Prediction:
         adapters: version → weight, where a router chose.
         routing: the router's confidence in the task, where it chose; None where the request named it.
         out_of_distribution: the router knows nothing like this input, so that the base answered.
-        truncated: the input was longer than the context and was cut.
+        truncated: the input was longer than the task's limit and was cut, or the answer was ended by its limit.
+        finished: the answer ended by itself, not at the limit of new tokens; always true of a choice.
     """
 
     text: str
@@ -240,6 +229,7 @@ class Prediction:
     routing: float | None = None
     out_of_distribution: bool = False
     truncated: bool = False
+    finished: bool = True
 
     def to_json(self) -> dict[str, Any]:
         weights = [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()]

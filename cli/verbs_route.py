@@ -32,8 +32,9 @@ def route(
 ) -> None:
     """Show which task's adapter would answer each text, and how sure the router is."""
     session = Session.of(ctx)
-    found = session.hub().route(
-        inputs_of(texts, file, columns, "route"),
+    hub = session.hub()
+    found = hub.route(
+        inputs_of(hub, texts, file, columns, "route"),
         router=router,
         top_k=top_k,
         options=router_options(set_),
@@ -113,7 +114,7 @@ def drift(
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.drift(
-        inputs_of(None, file, columns, "drift"),
+        inputs_of(hub, None, file, columns, "drift"),
         router=router,
         options=router_options(set_),
         reporter=session.reporter(),

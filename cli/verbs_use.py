@@ -22,6 +22,7 @@ from adapterhub_cl.routing import DEFAULT
 from adapterhub_cl.types import BASE
 
 if TYPE_CHECKING:
+    from adapterhub_cl.hub import AdapterHub
     from adapterhub_cl.types import Example, Prediction
 
 Task = Annotated[
@@ -38,7 +39,10 @@ Router = Annotated[
 ]
 TopK = Annotated[int, typer.Option(min=1, help="mix the adapters of up to this many tasks by the router's weights")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="ROUTER.OPTION=VALUE; may be repeated")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="longest answer")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="longest answer in tokens", show_default="what the task's answers need, else 64"),
+]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time")]
 TopP = Annotated[float, typer.Option(help="draw from the likeliest tokens that together have this probability")]
 Stop = Annotated[list[str] | None, typer.Option(help="the answer ends before this text; may be repeated")]
@@ -64,14 +68,14 @@ def predict(
         bool, typer.Option("--fallback/--no-fallback", help="the base answers what is out of distribution")
     ] = True,
     columns: Annotated[str | None, typer.Option(help="which column of the file is the text: input=a")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest free answer")] = 64,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int, typer.Option(min=1, help="inputs at once")] = 32,
 ) -> None:
     """Answer texts: with the task's adapter, or, where no task is named, with those that a router chooses."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.predict(
-        inputs_of(texts, file, columns, "predict"),
+        inputs_of(hub, texts, file, columns, "predict", task, adapter),
         task=task,
         adapter=adapter,
         router=router,
@@ -104,8 +108,13 @@ def predict(
             f"{'they got no label' if silent else 'the base answered'}; "
             "route --explain shows why, --no-fallback lets the nearest task answer"
         )
-    if cut := sum(p.truncated for p in found):
-        session.note(f"note: {cut} {'input was' if cut == 1 else 'inputs were'} longer than the context and cut")
+    if cut := sum(p.truncated and p.finished for p in found):
+        session.note(f"note: {cut} {'input was' if cut == 1 else 'inputs were'} longer than the task's limit and cut")
+    if open_ended := sum(not p.finished for p in found):
+        session.note(
+            f"note: {open_ended} {'answer was' if open_ended == 1 else 'answers were'} ended by the limit of new "
+            "tokens; --max-new-tokens N allows longer ones"
+        )
 
 
 def _sure(found: Prediction) -> str | None:
@@ -127,14 +136,23 @@ def router_options(given: Sequence[str] | None) -> dict[str, str]:
     return parse_set(given, "ROUTER.OPTION=VALUE, for example --set analytic.ridge=1 or --set router.text=bare")
 
 
-def inputs_of(texts: Sequence[str] | None, file: str | None, columns: str | None, word: str) -> Sequence[str | Example]:
+def inputs_of(
+    hub: AdapterHub,
+    texts: Sequence[str] | None,
+    file: str | None,
+    columns: str | None,
+    word: str,
+    task: str | None = None,
+    adapter: str | None = None,
+) -> Sequence[str | Example]:
     """The inputs that a command line names: arguments, a file, or standard input."""
     if file is not None:
         if texts:
             raise UsageError("both texts and --file", "give one of them")
-        from adapterhub_cl.data.columns import parse_columns, read_inputs
+        from adapterhub_cl.data.layouts import parse_columns
 
-        return read_inputs(file, parse_columns(columns) if columns else None)
+        chosen = parse_columns(columns) if columns else None
+        return hub.read_inputs(file, columns=chosen, task=task, adapter=adapter)
     if columns is not None:
         raise UsageError("--columns without --file", "name the file whose columns are meant: --file FILE")
     for text in texts or ():
@@ -170,7 +188,7 @@ def generate(
     top_k: TopK = 1,
     set_: Set = None,
     raw: Annotated[bool, typer.Option("--raw", help="go on from the text as it is, without the prompt format")] = False,
-    max_new_tokens: MaxNewTokens = 64,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     stop: Stop = None,
@@ -202,7 +220,7 @@ def generate(
         session.give(_written(found))
     else:
         print("" if streams else found.prediction)
-        _tell_router(session, found)
+        _tell(session, found)
 
 
 def _written(found: Prediction) -> dict[str, Any]:
@@ -211,7 +229,7 @@ def _written(found: Prediction) -> dict[str, Any]:
         **{key: row[key] for key in ("text", "adapter")},
         "task": found.task or None,
         "generated": found.prediction,
-        **{key: row[key] for key in ("adapters", "routing", "out_of_distribution")},
+        **{key: row[key] for key in ("adapters", "routing", "out_of_distribution", "truncated", "finished")},
     }
 
 
@@ -220,7 +238,12 @@ def _show(piece: str) -> bool:
     return True
 
 
-def _tell_router(session: Session, found: Prediction) -> None:
+def _tell(session: Session, found: Prediction) -> None:
+    """Who answered, where a router chose, and what was cut."""
+    if found.truncated and found.finished:
+        session.note("note: the input was longer than the task's limit and was cut")
+    if not found.finished:
+        session.note("note: the answer was ended by the limit of new tokens; --max-new-tokens N allows a longer one")
     if found.routing is not None:
         what = f"task {found.task}, routing confidence {found.routing:.3f}" if found.task else "no known task"
         session.note(f"answered by {answered_by(found)}: {what}")
@@ -234,7 +257,7 @@ def chat(
     router: Router = None,
     set_: Set = None,
     system: Annotated[str | None, typer.Option(help="a first message with the role system")] = None,
-    max_new_tokens: MaxNewTokens = 64,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     stop: Stop = None,
@@ -242,8 +265,8 @@ def chat(
 ) -> None:
     """Talk: each message goes to the adapter that its task, or a router, names. /new begins anew, /quit ends.
 
-    Tasks with the prompt format chat (and the base) see the whole conversation, others the last message, as in their
-    training. With --json each answer is one line.
+    Every task sees the whole conversation: as turns where its prompt format is chat, otherwise as lines. With --json
+    each answer is one line.
     """
     session = Session.of(ctx)
     hub = session.hub()
@@ -294,7 +317,7 @@ def chat(
                 print(json.dumps(_written(found), ensure_ascii=False), flush=True)
             else:
                 print("" if streams else found.prediction, flush=True)
-                _tell_router(session, found)
+                _tell(session, found)
 
 
 def _turn(terminal: bool) -> str | None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.errors import BaseModelError
+from adapterhub_cl.types import BaseInfo
 
 TINY = "tiny"
 QUANTIZATIONS = ("nf4", "fp4", "int8", "none")
@@ -72,6 +74,20 @@ def check_tokenizer(path: Path, source: str) -> None:
             f"base {source!r} has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json and tokenizer.model",
             "put the checkpoint's tokenizer files beside its weights",
         )
+
+
+def has_chat_template(base: BaseInfo) -> bool:
+    """Whether the tokenizer of a causal base comes with a chat template; its files are looked at, not loaded."""
+    if is_encoder(base.architecture):
+        return False
+    path = resolve(base.source, base.revision)
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    try:
+        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
 def _checked(path: Path, source: str) -> Path:

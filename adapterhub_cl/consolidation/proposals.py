@@ -197,7 +197,6 @@ class _Comparison:
 
     def _predicted(self, record: AdapterRecord, samples: Any) -> list[str]:
         from adapterhub_cl import objectives
-        from adapterhub_cl.evaluation.scoring import answer_budget
         from adapterhub_cl.training.speed import as_served
 
         assert self.load is not None
@@ -210,10 +209,9 @@ class _Comparison:
                     base.tokenizer,
                     samples.task,
                     examples,
-                    max_length=min(samples.max_length, base.context),
-                    max_new_tokens=answer_budget(base.tokenizer, [str(e.answer) for e in examples]),
+                    max_length=base.context,
                     progress=self.reporter.advance,
                 )
         finally:
             self.reporter.finish()
-        return [text for text, _, _ in answers]
+        return [answer.text for answer in answers]

@@ -81,7 +81,7 @@ class Sources:
                 name, path = "", text
             if name and name not in found:
                 raise UsageError(f"--data {text}: no teacher answers for {name!r}", f"its tasks: {', '.join(tasks)}")
-            rows = [replace(row, answer=None) for row in read_inputs(path)]
+            rows = [row.question() for row in read_inputs(path)]
             for task in [name] if name else tasks:
                 found[task] += rows
         return found
@@ -139,7 +139,7 @@ def _answered(
             )
     finally:
         reporter.finish()
-    return [replace(row, answer=answer) for row, (answer, _, _) in zip(rows, said, strict=True) if answer]
+    return [replace(row, answer=one.text) for row, one in zip(rows, said, strict=True) if one.text]
 
 
 def tokens_of(asked: Sequence[Asked], base: LoadedBase, length: int) -> list[list[Tokens]]:
@@ -147,7 +147,7 @@ def tokens_of(asked: Sequence[Asked], base: LoadedBase, length: int) -> list[lis
     objective = objectives.of(base.info)
     encoders = [objective.tokeniser(base.tokenizer, one.task, length) for one in asked]
     return [
-        [tokens for example in one.examples for tokens in encode.windows(example) if tokens.answer]
+        [replace(tokens, earlier=()) for example in one.examples for tokens in encode.windows(example) if tokens.answer]
         for one, encode in zip(asked, encoders, strict=True)
     ]
 

@@ -83,6 +83,7 @@ def collate(
     row_weights: Sequence[float] | None = None,
     prompt_loss: float = 0.0,
     room: int = 0,
+    earlier: bool = False,
 ) -> Batch:
     """Rows → one right-padded batch.
 
@@ -90,6 +91,7 @@ def collate(
         room: pad to a multiple of `MULTIPLE`, but not beyond so many tokens. With few lengths a CPU's kernels are made
             once, not for each batch anew.
         row_weights: what each row counts in the loss; None: 1.
+        earlier: the assistant's earlier answers in a conversation get a loss like the last one.
         prompt_loss: above 0, the prompt's tokens get a loss too: all of them together this share of the answer's.
     """
     tasks = tuple(examples[i].task for i in indices)
@@ -112,14 +114,18 @@ def collate(
             labels[row, torch.tensor(example.hidden) + 1] = torch.tensor(example.answer)
         else:
             labels[row, start:end] = torch.tensor(example.answer)
+            for first, behind in example.earlier if earlier else ():
+                labels[row, max(1, first) : behind] = input_ids[row, max(1, first) : behind]
     if row_weights is None and not prompt_loss:
         return Batch(input_ids, mask, labels, tuple(indices), tasks=tasks)
     weights = torch.ones(shape)
     for row, index in enumerate(indices):
         start, count = len(examples[index].prompt), len(examples[index].answer)
         if prompt_loss and start > 1 and not (examples[index].task or examples[index].hidden):
-            labels[row, 1:start] = input_ids[row, 1:start]
-            weights[row, :start] = prompt_loss * count / (start - 1)
+            asked = labels[row, :start] == IGNORED
+            asked[0] = False
+            labels[row, :start][asked] = input_ids[row, :start][asked]
+            weights[row, :start][asked] = prompt_loss * count / max(1, int(asked.sum()))
         if row_weights is not None:
             weights[row] *= row_weights[row]
     return Batch(input_ids, mask, labels, tuple(indices), weights, tasks)
@@ -132,8 +138,8 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def answers_in(examples: Sequence[Tokens], indices: Sequence[int]) -> int:
-    """Number of tokens that get a loss."""
-    return sum(len(examples[i].answer) for i in indices)
+    """Number of tokens that get a loss in training."""
+    return sum(len(examples[i].answer) + sum(b - max(1, a) for a, b in examples[i].earlier) for i in indices)
 
 
 def to_left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:

@@ -1,41 +1,33 @@
-"""Rows → examples: recognises the usual column layouts, or follows `--columns input=…,output=…`."""
+"""Rows → examples, by the layout of their columns."""
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.data.layouts import (
+    NOTES,
+    Columns,
+    filled,
+    fits,
+    override,
+    proposal,
+    recognise,
+    refuse_preferences,
+    unrecognised,
+    unused,
+)
+from adapterhub_cl.data.layouts import parse_columns as parse_columns
 from adapterhub_cl.data.reading import Rows, read_rows
-from adapterhub_cl.data.values import answer_text, input_text, turns
-from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
-from adapterhub_cl.types import Example
+from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured, messages_of
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import Example, Layout
 
-ROLES = ("input", "output", "instruction")
-CHAT = ("messages", "conversations")
-ANSWERS = ("output", "response", "answer", "answers", "completion")
-TEXTS = ("text", "sentence", "review", "content", "input")
-LABELS = ("label_text", "label_name", "label", "labels", "category", "class", "intent", "sentiment")
-CONTEXTS = ("context", "passage")
-# columns that may stand beside a raw text without being an answer to it
-NOTES = {"id", "idx", "index", "url", "title", "source", "meta", "metadata", "timestamp", "date", "split", "language"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which columns make an example. `input` columns are joined by newlines in their order."""
-
-    name: str
-    input: tuple[str, ...] = ()
-    output: str | None = None
-    instruction: str | None = None
-    chat: str | None = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(c for c in (*self.input, self.output, self.instruction, self.chat) if c is not None)
+LABEL_LAYOUTS = ("text/label", "text pair/label")
+LABEL_WORDS = 12  # longer answers are no labels
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,8 @@ class Examples:
         sha256: see `Rows.sha256`.
         skipped: number of rows that had nothing in them.
         places: for each example its place in the source, e.g. `train.jsonl line 7`.
+        read: the columns that were read.
+        unused: columns that hold something and were not read.
     """
 
     examples: list[Example]
@@ -57,6 +51,8 @@ class Examples:
     sha256: str
     skipped: int
     places: list[str]
+    read: Layout = field(default_factory=lambda: Layout(""))
+    unused: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -65,121 +61,83 @@ class Examples:
         return iter(self.examples)
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """`input=review,output=stars` → `{"input": "review", "output": "stars"}`.
-
-    Raises:
-        UsageError: not of that form, or a role that does not exist.
-    """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if not pairs or any(not sign or not column.strip() for _, sign, column in pairs):
-        raise UsageError(
-            f"--columns {text!r}: not of the form role=column", "write --columns input=COLUMN,output=COLUMN"
-        )
-    found = {role.strip(): column.strip() for role, _, column in pairs}
-    for role in found:
-        if role not in ROLES:
-            raise UnknownNameError("role in --columns", role, ROLES)
-    return found
-
-
-def recognise(columns: Sequence[str], *, answers: bool = True) -> Layout | None:
-    """The layout of a set of columns, or None. Case and spaces around names are ignored.
-
-    Args:
-        columns: the names as they stand in the source.
-        answers: whether an answer column is required (training) or not (prediction).
-    """
-    own = {column.strip().lower(): column for column in reversed(columns)}
-
-    def first(names: Sequence[str]) -> str | None:
-        return next((own[name] for name in names if name in own), None)
-
-    chat, answer, label = first(CHAT), first(ANSWERS), first(LABELS)
-    context = first(CONTEXTS)
-    if chat:
-        return Layout("messages", chat=chat)
-    if "instruction" in own and (answer or not answers):
-        text = first(("input", *CONTEXTS))
-        return Layout("instruction/input/output", (text,) if text else (), answer, own["instruction"])
-    if "prompt" in own and (answer or not answers):
-        return Layout("prompt/completion", (own["prompt"],), answer)
-    if "question" in own and (answer or not answers):
-        return Layout("question/answer", (context, own["question"]) if context else (own["question"],), answer)
-    text = first(TEXTS)
-    if text and label:
-        return Layout("text/label", (text,), label, own.get("instruction"))
-    if "input" in own and (answer or not answers):
-        return Layout("input/output", (own["input"],), answer)
-    if text and not answers:
-        return Layout("text", (text,))
-    if text and set(own) - NOTES == {text.strip().lower()} and text.strip().lower() != "input":
-        return Layout("raw text", (), text)
-    return None
-
-
-def override(columns: Sequence[str], wanted: Mapping[str, str], *, answers: bool = True) -> Layout:
-    """The layout that `--columns` asks for; `output` alone makes raw text.
-
-    Raises:
-        UnknownNameError: a role or a column that is not there.
-        UsageError: no column for the answers.
-    """
-    for role, column in wanted.items():
-        if role not in ROLES:
-            raise UnknownNameError("role in --columns", role, ROLES)
-        if column not in columns:
-            raise UnknownNameError("column", column, columns)
-    if answers and "output" not in wanted:
-        raise UsageError("--columns names no output", "add output=COLUMN, the column with the answers")
-    if not answers and not {"input", "instruction"} & set(wanted):
-        raise UsageError("--columns names no input", "add input=COLUMN, the column with the texts")
-    text, instruction = wanted.get("input"), wanted.get("instruction")
-    name = "raw text" if not text and not instruction else "as given by --columns"
-    return Layout(name, (text,) if text else (), wanted.get("output"), instruction)
-
-
-def examples(rows: Rows, columns: Mapping[str, str] | None = None, instruction: str = "") -> Examples:
+def examples(
+    rows: Rows, columns: Columns | None = None, instruction: str = "", layout: Layout | None = None
+) -> Examples:
     """The examples of rows to train or score on; rows with nothing in them are skipped and counted.
 
     Args:
         rows: what `read_rows` gave.
-        columns: role (`input`, `output`, `instruction`) → column; without it the layout is recognised.
+        columns: role (`input`, `output`, `instruction`, …) → column or columns; without it the layout is recognised.
         instruction: for examples that have none of their own.
+        layout: what the task was trained on; taken where the rows have its columns and `columns` is not given.
 
     Raises:
-        DataError: no known layout; or rows with an input and no answer, or the reverse; names the first line.
+        DataError: no known layout; or rows with an input and no answer, or the reverse; names the first line. Or a
+            column that is part of what is asked would not be read.
         UsageError: the columns asked for cannot be used.
     """
-    return _build(rows, columns, instruction, answers=True)
+    return _build(rows, columns, instruction, [layout] if layout else [], answers=True)
 
 
-def inputs(rows: Rows, columns: Mapping[str, str] | None = None, instruction: str = "") -> list[Example]:
+def inputs(
+    rows: Rows, columns: Columns | None = None, instruction: str = "", layouts: Sequence[Layout] = ()
+) -> list[Example]:
     """The examples of rows to predict for; answers are taken where they are there, and are not required.
+
+    Args:
+        layouts: of the tasks that may be asked; the first one whose columns are there is taken.
 
     Raises:
         DataError: no known layout, or a row without an input; names the first line.
     """
-    return _build(rows, columns, instruction, answers=False).examples
+    return _build(rows, columns, instruction, layouts, answers=False).examples
 
 
 def read_examples(
-    source: str | Path, columns: Mapping[str, str] | None = None, instruction: str = "", split: str = "train"
+    source: str | Path,
+    columns: Columns | None = None,
+    instruction: str = "",
+    split: str = "train",
+    layout: Layout | None = None,
 ) -> Examples:
     """Read a source (see `read_rows`) into examples (see `examples`)."""
-    return examples(read_rows(source, split), columns, instruction)
+    return examples(read_rows(source, split), columns, instruction, layout)
 
 
-def read_inputs(source: str | Path, columns: Mapping[str, str] | None = None, instruction: str = "") -> list[Example]:
+def read_inputs(
+    source: str | Path, columns: Columns | None = None, instruction: str = "", layouts: Sequence[Layout] = ()
+) -> list[Example]:
     """Read a source of inputs to predict for; a `.txt` file is one text a line."""
-    return inputs(read_rows(source, text_lines=True), columns, instruction)
+    return inputs(read_rows(source, text_lines=True), columns, instruction, layouts)
 
 
-def _build(rows: Rows, columns: Mapping[str, str] | None, instruction: str, *, answers: bool) -> Examples:
-    found = list(dict.fromkeys(column for row in rows.rows for column in row))
-    layout = override(found, columns, answers=answers) if columns else recognise(found, answers=answers)
+def _layout(
+    rows: Rows, found: Sequence[str], columns: Columns | None, known: Sequence[Layout], answers: bool
+) -> Layout:
+    if columns:
+        return override(found, columns, answers=answers)
+    refuse_preferences(rows, found)
+    layout = next((fit for one in known if (fit := fits(one, found, answers=answers))), None)
+    layout = layout or recognise(found, answers=answers)
     if layout is None:
-        raise _unrecognised(rows, found, answers)
+        raise unrecognised(rows, found, answers)
+    first = next((row for row in rows.rows if layout.input and row.get(layout.input[0])), {})
+    if layout.name == "prompt/completion" and isinstance(first.get(layout.input[0]), list):
+        # TRL's conversational form: both columns hold messages
+        return Layout(
+            "messages", chat=layout.input[0], completion=layout.output, system=layout.system, tools=layout.tools
+        )
+    return layout
+
+
+def _build(
+    rows: Rows, columns: Columns | None, instruction: str, known: Sequence[Layout], *, answers: bool
+) -> Examples:
+    found = list(dict.fromkeys(column for row in rows.rows for column in row))
+    layout = _layout(rows, found, columns, known, answers)
+    left = unused(rows, found, layout, chosen=bool(columns)) if answers else ()
+    structured = layout.output is not None and is_structured([r.get(layout.output) for r in rows.rows], layout.output)
     made: list[Example] = []
     places: list[str] = []
     skipped = 0
@@ -187,7 +145,7 @@ def _build(rows: Rows, columns: Mapping[str, str] | None, instruction: str, *, a
     no_input: list[str] = []
     for index, row in enumerate(rows.rows):
         where = rows.where(index)
-        example = _example(row, layout, rows, where, answers)
+        example = _example(row, layout, rows, where, answers, structured)
         if not (example.input or example.answer or example.instruction):
             skipped += 1
             full = [c for c, value in row.items() if c.strip().lower() not in NOTES and str(value or "").strip()]
@@ -203,12 +161,13 @@ def _build(rows: Rows, columns: Mapping[str, str] | None, instruction: str, *, a
             no_answer.append(where)
         if not example.input:
             no_input.append(where)
-        made.append(example if example.instruction else Example(example.input, example.answer, instruction))
+        bare = not example.instruction and not example.turns
+        made.append(replace(example, instruction=instruction) if bare else example)
         places.append(where)
     # `replay.jsonl` of a raw-text task comes back as instruction/input/output with nothing but outputs
     raw_text = layout.name in ("raw text", "instruction/input/output") and answers and len(no_input) == len(made)
-    if layout.output and no_answer and len(no_answer) == len(made) and not any(_filled(rows, layout.output)):
-        hint = _proposal(rows, found, answers=True)
+    if layout.output and no_answer and len(no_answer) == len(made) and not any(filled(rows, layout.output)):
+        hint = proposal(rows, found, answers=True)
         raise DataError(
             f"{rows.source}: column {layout.output!r} is empty in every row",
             f"choose another: {hint}" if hint else "give every row its answer",
@@ -220,57 +179,111 @@ def _build(rows: Rows, columns: Mapping[str, str] | None, instruction: str, *, a
         raise DataError(f"{rows.source}: all {skipped} rows are empty", "give a file with at least one full row")
     if raw_text:
         made = [Example("", example.answer) for example in made]
-    return Examples(made, "raw text" if raw_text else layout.name, rows.source, rows.sha256, skipped, places)
+    name = "raw text" if raw_text else layout.name
+    return Examples(made, name, rows.source, rows.sha256, skipped, places, replace(layout, name=name), left)
 
 
-def _example(row: Mapping[str, Any], layout: Layout, rows: Rows, where: str, answers: bool) -> Example:
+def _example(
+    row: Mapping[str, Any], layout: Layout, rows: Rows, where: str, answers: bool, structured: bool
+) -> Example:
+    def text(column: str | None) -> str:
+        return input_text(row.get(column), where, column) if column else ""
+
     if layout.chat is not None:
-        chat = turns(row.get(layout.chat), where, layout.chat, answered=answers)
-        return Example(chat.input, chat.answer, chat.instruction)
-    parts = [input_text(row.get(column), where, column) for column in layout.input]
-    text = "\n".join(part for part in parts if part)
-    task = input_text(row.get(layout.instruction), where, layout.instruction) if layout.instruction else ""
-    answer = None
-    if layout.output is not None:
-        names = rows.class_names.get(layout.output, ())
-        answer = answer_text(row.get(layout.output), where, layout.output, names) or None
+        return _conversation(row, layout, where, text(layout.system), answers)
+    parts = [text(column) for column in layout.input]
+    if layout.choices:
+        parts.append(choices_text(row.get(layout.choices), where, layout.choices))
+    parts = [part for part in parts if part]
+    asked = "\n".join(parts)
+    task = "\n".join(part for part in (text(layout.system), text(layout.instruction)) if part)
+    right = _answers(row, layout, rows, where, structured)
+    answer, references = (right[0], tuple(right[1:])) if right else (None, ())
+    turns = _history(row.get(layout.history), where, layout.history) if layout.history else []
+    if turns or (layout.tools and row.get(layout.tools)):
+        messages = [{"role": "system", "content": text(layout.system)}] if text(layout.system) else []
+        question = "\n".join(part for part in (text(layout.instruction), asked) if part)
+        messages += [*turns, {"role": "user", "content": question}]
+        return replace(_made(messages, _tools(row, layout, where), where), answer=answer, references=references)
+    # The first of several parts is a passage where it is the longest: it is what is cut.
+    passage = len(parts[0]) if len(parts) > 1 and len(parts[0]) > sum(map(len, parts[1:])) else 0
+    written = row.get("passage") if layout.name == "instruction/input/output" else None
+    if isinstance(written, int) and not isinstance(written, bool) and 0 < written <= len(asked):
+        passage = written  # as `Example.to_json` wrote it
     # a bare instruction is the input: it is what a router sees
-    return Example(text, answer, task) if text else Example(task, answer)
+    return Example(asked, answer, task, references, passage) if asked else Example(task, answer, "", references)
+
+
+def _answers(row: Mapping[str, Any], layout: Layout, rows: Rows, where: str, structured: bool) -> list[str]:
+    if layout.output is None:
+        return []
+    names: Sequence[str] = rows.class_names.get(layout.output, ())
+    value = row.get(layout.output)
+    options = row.get(layout.choices) if layout.choices else None
+    if isinstance(value, int) and not isinstance(value, bool) and not names and isinstance(options, list | tuple):
+        names = [chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(options))]
+    right = answer_texts(value, where, layout.output, names, structured=structured)
+    if right and layout.references:
+        right += [t for t in answer_texts(row.get(layout.references), where, layout.references) if t not in right]
+    if layout.name in LABEL_LAYOUTS:
+        return [as_label(text) for text in right]
+    return [as_label(t) if "\n" not in t and len(t.split()) <= LABEL_WORDS and t == t.lstrip() else t for t in right]
+
+
+def _conversation(row: Mapping[str, Any], layout: Layout, where: str, system: str, answers: bool) -> Example:
+    assert layout.chat is not None
+    messages = messages_of(row.get(layout.chat), where, layout.chat)
+    if layout.completion:
+        messages += messages_of(row.get(layout.completion), where, layout.completion)
+    if system and not (messages and messages[0]["role"] == "system"):
+        messages.insert(0, {"role": "system", "content": system})
+    last = max((k for k, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+    if answers and last is not None:
+        messages = messages[: last + 1]  # nothing behind the last answer can be learned
+    found = _made(messages, _tools(row, layout, where), where)
+    right = answer_texts(row.get(layout.references), where, layout.references) if layout.references else []
+    return replace(found, references=tuple(text for text in right if text != found.answer)) if right else found
+
+
+def _made(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], where: str) -> Example:
+    try:
+        found = Example.conversation(messages, tools)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: not a conversation ({error})", 'write [{"role": …, "content": …}, …]') from error
+    return replace(found, answer=found.answer or None)
+
+
+def _tools(row: Mapping[str, Any], layout: Layout, where: str) -> list[Any]:
+    value = row.get(layout.tools) if layout.tools else None
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(
+                f"{where}: column {layout.tools!r} is not JSON ({error})", "write a list of tools"
+            ) from error
+    if not value:
+        return []
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{where}: column {layout.tools!r} is not a list of tools", "write a list of tools")
+    return list(value)
+
+
+def _history(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+    """Earlier turns: messages, or LLaMA-Factory's pairs of question and answer."""
+    if not value:
+        return []
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        roles = ("user", "assistant")
+        return [
+            {"role": r, "content": input_text(t, where, column)}
+            for pair in value
+            for r, t in zip(roles, pair, strict=True)
+        ]
+    return messages_of(value, where, column)
 
 
 def _complain(places: Sequence[str], what: str, detail: str) -> None:
     if places:
         count = "" if len(places) == 1 else f"; {len(places)} such rows"
         raise DataError(f"{places[0]}: {what} ({detail}{count})", "complete or remove these rows")
-
-
-def _unrecognised(rows: Rows, found: Sequence[str], answers: bool) -> DataError:
-    hint = _proposal(rows, found, answers=answers) or f"--columns input=COLUMN{',output=COLUMN' if answers else ''}"
-    listed = ", ".join(found) or "none"
-    return DataError(f"{rows.source}: no known layout in its columns ({listed})", f"say which is which: {hint}")
-
-
-def _proposal(rows: Rows, found: Sequence[str], *, answers: bool) -> str:
-    """A guess at `--columns`, quoted for a shell; empty where no column could be the input, or none the answer.
-
-    The longest texts are the input; of the others the answer is the column that says most often the same.
-    """
-    filled = {column: _filled(rows, column) for column in found if not {",", "="} & set(column)}
-    usable = [column for column, values in filled.items() if any(values)]
-    text = max(usable, key=lambda column: sum(map(len, filled[column])), default=None)
-    rest = [column for column in usable if column != text and column.strip().lower() not in NOTES]
-    if text is None or (answers and not rest):
-        return ""
-
-    def preferred(column: str) -> tuple[bool, bool, int]:
-        distinct = len(set(filled[column]))
-        return not all(filled[column]), distinct == 1 and len(rows.rows) > 1, distinct
-
-    wanted = f"input={text}" + (f",output={min(rest, key=preferred)}" if answers else "")
-    return f"--columns {shlex.quote(wanted)}"
-
-
-def _filled(rows: Rows, column: str) -> list[str]:
-    """What stands in a column, row by row; empty texts where nothing does."""
-    values = (row.get(column) for row in rows.rows)
-    return ["" if value is None or value != value else str(value).strip() for value in values]  # NaN is nothing

@@ -10,12 +10,13 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.examples import SYSTEM
 from adapterhub_cl.types import Example
 
-ApplyChat = Callable[[list[dict[str, str]]], str]
+ApplyChat = Callable[[list[dict[str, Any]]], str]
 PLACEHOLDERS = ("instruction", "input")
 
 
@@ -80,7 +81,7 @@ def check_format(prompt_format: str) -> str:
     return prompt_format.replace("\\n", "\n")
 
 
-def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = None) -> Prompt:
+def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = None, *, talks: bool = False) -> Prompt:
     """Write the prompt of an example. Its answer is not looked at.
 
     An example with neither instruction nor input is raw text: its prompt is empty and the answer is the text.
@@ -88,7 +89,8 @@ def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = 
     Args:
         prompt_format: a name or a template, see `check_format`.
         example: its instruction may be empty.
-        apply_chat: for `chat`: turns (`role`, `content`) → the prompt up to where the assistant begins.
+        apply_chat: for `chat`: messages → the prompt up to where the assistant begins.
+        talks: the task was trained on conversations: see `messages`.
 
     Raises:
         UnknownNameError: no such format.
@@ -103,13 +105,41 @@ def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = 
                 "the prompt format 'chat' needs a base whose tokenizer has a chat template",
                 f"choose another one: {', '.join(FORMATS)}",
             )
-        content = "\n".join(part for part in (example.instruction, example.input) if part)
-        return Prompt(apply_chat([{"role": "user", "content": content}]), "", add_special_tokens=False)
+        return Prompt(apply_chat(messages(example, talks=talks)), "", add_special_tokens=False)
+    template, prefix = _template(prompt_format)
+    told = f"Tools: {example.tools}" if example.tools else ""
+    instruction = "\n".join(part for part in (example.instruction, told) if part)
+    return Prompt(_fill(template, {"instruction": instruction, "input": example.text}), prefix)
+
+
+def answer_prefix(prompt_format: str) -> str:
+    """What is written between the prompt and the answer, and is part of neither."""
+    return "" if prompt_format == "chat" else _template(prompt_format)[1]
+
+
+def messages(example: Example, *, talks: bool = False) -> list[dict[str, Any]]:
+    """The messages by which a chat template asks an example.
+
+    Args:
+        talks: the instruction is the conversation's system message. Otherwise it is part of what the user says, as in
+            tasks whose data are no conversations.
+    """
+    system = [{"role": "system", "content": example.instruction}] if example.instruction and talks else []
+    if not example.turns:
+        content = example.input if talks else "\n".join(part for part in (example.instruction, example.input) if part)
+        return [*system, {"role": "user", "content": content}]
+    said = [turn.message() for turn in example.turns]
+    if said[0]["role"] in SYSTEM:
+        return said
+    if example.instruction and not talks and said[-1]["role"] == "user":
+        said[-1] = {**said[-1], "content": f"{example.instruction}\n{said[-1]['content']}"}
+    return [*system, *said]
+
+
+def _template(prompt_format: str) -> Format:
     if prompt_format in FORMATS:
-        template, prefix = FORMATS[prompt_format]
-    else:
-        template, prefix = prompt_format, "" if prompt_format[-1].isspace() else " "
-    return Prompt(_fill(template, {"instruction": example.instruction, "input": example.input}), prefix)
+        return FORMATS[prompt_format]
+    return Format(prompt_format, "" if prompt_format[-1].isspace() else " ")
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

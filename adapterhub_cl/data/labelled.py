@@ -27,10 +27,12 @@ class LabelledTokeniser(Tokeniser):
 
     def __call__(self, example: Example) -> Tokens:
         own = example.instruction if example.instruction != self.task.instruction else ""
-        texts = (own, example.input) if own and example.input else (example.input or example.instruction,)
+        texts = (own, example.text) if own and example.input else (example.text or example.instruction,)
         found = self.tokenizer(*texts, truncation=False, verbose=False).input_ids
         cut = len(found) > self.max_length
-        if cut:
+        if cut and example.passage and len(texts) == 1:
+            found = self._less_passage(example, len(found))
+        elif cut:
             # Of a pair the longer text, so that a short question stays whole.
             found = self.tokenizer(
                 *texts, truncation="longest_first", max_length=self.max_length, verbose=False
@@ -38,9 +40,20 @@ class LabelledTokeniser(Tokeniser):
         number = self.numbers.get(example.answer) if example.answer is not None else None
         return Tokens(tuple(found), () if number is None else (number,), cut, self.task.name)
 
+    def _less_passage(self, example: Example, count: int) -> list[int]:
+        """An input whose passage, which comes first, lost so much of its end that the whole fits."""
+        head, tail = example.input[: example.passage], example.input[example.passage :]
+        offsets = self._offsets(head)
+        keep = len(offsets)
+        while count > self.max_length and keep > 0:
+            keep = max(0, keep - (count - self.max_length))
+            text = (head[: offsets[keep][0]].rstrip() + tail).strip()
+            count = len(self.tokenizer(text, verbose=False).input_ids)
+        text = (head[: offsets[keep][0]].rstrip() + tail).strip() if keep < len(offsets) else example.input
+        return list(self.tokenizer(text, truncation=True, max_length=self.max_length, verbose=False).input_ids)
+
     def windows(self, example: Example) -> list[Tokens]:
         return [self(example)]
 
-    def unlabelled(self, example: Example) -> Tokens:
-        """The same without its label: for a prediction."""
+    def prompt(self, example: Example, room: int | None = None) -> Tokens:
         return replace(self(example), answer=())

@@ -17,11 +17,21 @@ MAX_LABELS = 100
 MAX_LABEL_WORDS = 12
 ALONE = 10  # more answers than these that are new and stand once each are free ones
 MIN_EXAMPLES_PER_LABEL = 3  # on average; fewer look like free answers
+MANY_LABELS = 20  # more must repeat more often
+FEW_LABELS, ROWS_PER_LABEL = 10, 20  # of answers to free questions that are taken for labels
+LABELLED = ("text/label", "text pair/label")  # layouts whose answers are labels
+FREE = ("question/answer", "prompt/completion", "prompt/input/completion", "messages", "input/output")
+# answers that are labels however few rows there are
+CLOSED = {
+    *("yes", "no", "maybe", "true", "false", "positive", "negative", "neutral", "entailment", "contradiction"),
+    *("not_entailment", "not entailment", "good", "bad", "spam", "ham", "0", "1"),
+    *(chr(ord("a") + k) for k in range(26)),
+}
 
 # task kind → its metrics; the first one stands for the task unless the user names another
 METRICS: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "macro_f1"),
-    "generation": ("exact_match", "token_f1", "rouge_l"),
+    "generation": ("exact_match", "token_f1", "rouge_l", "strict_match"),
     "text": ("perplexity",),
 }
 
@@ -65,7 +75,7 @@ def infer_task(
     counts = Counter(example.answer for example in rows if example.answer is not None)
     if kind == "auto":
         layout = examples.layout if isinstance(examples, Examples) else ""
-        kind = "choice" if labels is not None else _kind(name, rows, counts, layout)
+        kind = "choice" if labels is not None else _kind(name, rows, counts, layout, common)[0]
     if kind != "choice" and labels is not None:
         raise UsageError(f"--labels given for a task of kind {kind}", "leave out --labels, or say --kind choice")
     chosen: tuple[str, ...] = ()
@@ -82,6 +92,7 @@ def infer_task(
         instruction=common if instruction is None else instruction,
         labels=chosen,
         metric=metric or METRICS[kind][0],
+        layout=examples.read if isinstance(examples, Examples) and examples.layout != "raw text" else None,
     )
     check_answers(task, examples)
     return task
@@ -183,9 +194,11 @@ def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
         return merge_tasks(old, replace(old, kind="generation", labels=()))
     answers = Counter(example.answer for example in rows if example.answer is not None)
     fresh = sorted(set(answers) - set(old.labels))
+    if not fresh:
+        return old
     unlike_labels = len(fresh) > ALONE and all(answers[answer] == 1 for answer in fresh)
     unlike_labels |= not all(_could_be_label(answer) for answer in fresh)
-    if len(old.labels) + len(fresh) > MAX_LABELS or unlike_labels:
+    if len(fresh) > MAX_LABELS or unlike_labels:
         raise DataError(
             f"the new data has {len(fresh)} answers that are not labels of task {old.name}, {fresh[0][:60]!r} first",
             "free answers make a task of their own: cl-adapter add-task",
@@ -244,16 +257,61 @@ def _key(example: Example) -> str:
     return " ".join(text.casefold().split())
 
 
-def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout: str) -> str:
+def why_kind(task: Task, examples: Examples, asked: str = "auto") -> str:
+    """Why data make the kind of task that they were taken for; empty where the user said it.
+
+    Args:
+        asked: the kind that the user named.
+    """
+    if asked != "auto" or not len(examples) or task.kind == "text":
+        return ""
+    rows = list(examples)
+    shared = {example.instruction for example in rows}
+    counts = Counter(example.answer for example in rows if example.answer is not None)
+    try:
+        kind, why = _kind(task.name, rows, counts, examples.layout, shared.pop() if len(shared) == 1 else "")
+    except DataError:
+        return ""
+    return f"because {why}" if kind == task.kind else ""
+
+
+def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout: str, common: str) -> tuple[str, str]:
+    """The kind of task that rows describe, and why.
+
+    Args:
+        counts: answer → how often it occurs.
+        common: the instruction that all rows share.
+    """
     if all(not example.input and not example.instruction for example in rows):
-        return "text"
-    labels_like = bool(counts) and all(_could_be_label(answer) for answer in counts)
-    repeated = layout == "text/label" or sum(counts.values()) >= MIN_EXAMPLES_PER_LABEL * len(counts)
-    if not labels_like or not repeated or len(counts) > MAX_LABELS:
-        return "generation"
+        return "text", "the rows are texts without a question"
+    total = sum(counts.values())
+    if any(example.references for example in rows):
+        return "generation", "questions have several right answers"
+    if not counts or len(counts) > MAX_LABELS:
+        return "generation", f"there are {len(counts)} different answers; labels are {MAX_LABELS} at most"
+    if not all(_could_be_label(answer) for answer in counts):
+        return "generation", f"some answers are longer than {MAX_LABEL_WORDS} words"
+    often = MIN_EXAMPLES_PER_LABEL if len(counts) <= MANY_LABELS else ROWS_PER_LABEL // 2
+    if layout not in LABELLED and total < often * len(counts):
+        return "generation", f"{total} rows have {len(counts)} different answers"
+    asks_freely = layout in FREE or (layout == "instruction/input/output" and not common)
+    listed = all(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", common) for answer in counts) if common else False
+    if asks_freely and not listed and not _repeats_as_labels(counts):
+        return "generation", (
+            f"questions with {len(counts)} different answers in {total} rows are taken for facts, not for labels; "
+            "--kind choice makes the answers labels"
+        )
     if len(counts) == 1:
         raise _single_label(name, list(counts))
-    return "choice"
+    return "choice", f"{len(counts)} short answers repeat in {total} rows; --kind generation makes them free answers"
+
+
+def _repeats_as_labels(counts: Mapping[str, int]) -> bool:
+    """Whether answers to questions of one's own repeat as labels do: yes and no, letters, or few that stand in many
+    rows each. A fact, too, may be asked in several ways."""
+    if {answer.casefold() for answer in counts} <= CLOSED:
+        return True
+    return len(counts) <= FEW_LABELS and min(counts.values()) >= ROWS_PER_LABEL
 
 
 def _could_be_label(answer: str) -> bool:

@@ -1,4 +1,4 @@
-"""Examples → token ids: the prompt and the answer apart, so that the loss is taken on the answer only."""
+"""Examples → token ids: the one place where prompts are made, for training, evaluation and every way of asking."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapterhub_cl.data.formats import render
+from adapterhub_cl.data import chat
+from adapterhub_cl.data.formats import answer_prefix, messages, render
+from adapterhub_cl.data.values import tidy
 from adapterhub_cl.errors import DataError
+from adapterhub_cl.examples import SYSTEM
 from adapterhub_cl.types import Example, Task
+
+DEFAULT_ANSWER = 64  # tokens that are written where nobody knows how long answers are
+LEAST_ANSWER = 8
 
 
 @dataclass(frozen=True)
@@ -16,13 +22,15 @@ class Tokens:
     """One example as token ids.
 
     Attributes:
-        prompt: ids that get no loss; at least one, because the first id of a text is predicted from nothing.
+        prompt: what is asked; at least one id, because the first id of a text is predicted from nothing.
         answer: ids that get the loss, ending with the end-of-text id; empty where only a prediction is wanted.
         truncated: whether the input was cut to fit.
         task: of an example whose answer is no text but a label of this task: `answer` is then that label's number
             among the task's labels, and is not read.
         hidden: of raw text for a masked language model: numbers of the ids in `prompt` that are to be found again;
             `answer` is what they are.
+        earlier: of a conversation: (first, behind the last) number of the ids in `prompt` that are the assistant's
+            earlier answers. They get a loss in training too.
     """
 
     prompt: tuple[int, ...]
@@ -30,6 +38,7 @@ class Tokens:
     truncated: bool = False
     task: str = ""
     hidden: tuple[int, ...] = ()
+    earlier: tuple[tuple[int, int], ...] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -43,34 +52,74 @@ class Tokens:
 class Tokeniser:
     """Applies a task's prompt format and a base's tokenizer.
 
+    A prompt depends on what is asked alone, never on its answer: what training saw is what every later question
+    sees. It may be as long as `max_length` less the task's longest answer; where it is longer, a passage loses its
+    end, a conversation its oldest turns, and any other input its end.
+
     Args:
         tokenizer: a transformers tokenizer.
-        task: gives the prompt format and the instruction for inputs that come without one.
-        max_length: longest example in tokens, prompt and answer together. Longer inputs are cut at their end,
-            so that the instruction before and the "Answer:" after them stay whole.
+        task: gives the prompt format, the labels, the instruction for inputs that come without one, and its own limit.
+        max_length: longest example in tokens, prompt and answer together; the task's own limit where that is lower.
+        reserve: tokens to leave free behind the prompt where the task does not say how long its answers are.
     """
 
-    def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
-        self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
+    def __init__(self, tokenizer: Any, task: Task, max_length: int, *, reserve: int = 0) -> None:
+        self.tokenizer, self.task = tokenizer, task
+        self.max_length = min(task.max_length or max_length, max_length)
+        self.reserve = reserve
+        self._longest: int | None = None
 
     def __call__(self, example: Example) -> Tokens:
         # Raw text under another kind of task: what a knowledge update learned and kept.
-        if self.task.kind == "text" or example.is_raw:
+        if self._raw_text(example):
             return self._raw(example)
-        if not example.instruction and self.task.instruction:
-            example = replace(example, instruction=self.task.instruction)
-        answer = self.answer(example.answer) if example.answer is not None else ()
-        room = self.max_length - len(answer)
-        prompt = self._prompt(example)
-        if len(prompt) <= room:
-            return Tokens(prompt, answer)
-        return Tokens(self._shortened(example, prompt, room), answer, truncated=True)
+        answer = self._answer_of(example) if example.answer is not None else ()
+        found = self.prompt(example, self.max_length - len(answer))
+        return replace(found, answer=answer)
+
+    def prompt(self, example: Example, room: int | None = None) -> Tokens:
+        """What is asked, without the answer.
+
+        Args:
+            room: tokens that the prompt may have, where that is fewer than the task allows.
+
+        Raises:
+            DataError: what cannot be cut is longer than that.
+        """
+        example = self._whole(example)
+        allowed = max(1, self.max_length - self.longest_answer)
+        limit = allowed if room is None else min(allowed, room)
+        ids, text = self._prompt(example)
+        if len(ids) <= limit:
+            return Tokens(ids, (), earlier=self._earlier(example, text, ids))
+        return self._shortened(example, ids, limit)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the task's longest answer: of a choice its longest label, else what its training data had."""
+        if self._longest is None:
+            if self.task.kind == "choice":
+                self._longest = max((len(self.answer(label)) for label in self.task.labels), default=0)
+            else:
+                self._longest = self.task.answer_tokens or self.reserve
+        return self._longest
+
+    def budget(self, answers: Sequence[str] = ()) -> int:
+        """How many tokens a free answer may have: half more than the longest known one, at least 8; 64 where none is
+        known.
+
+        Args:
+            answers: right answers that are known beside the task's own.
+        """
+        known = [len(self.bare(answer)) + 1 for answer in answers]
+        longest = max([self.task.answer_tokens, *known])
+        return max(LEAST_ANSWER, longest + longest // 2) if longest else DEFAULT_ANSWER
 
     def windows(self, example: Example) -> list[Tokens]:
         """Raw text as one or more examples that together have every id, each predicted once; others as one."""
-        if not (self.task.kind == "text" or example.is_raw):
+        if not self._raw_text(example):
             return [self(example)]
-        ids = (*self.tokenizer(example.answer or example.input, verbose=False).input_ids, self.tokenizer.eos_token_id)
+        ids = self._framed(example.answer or example.input)
         step = max(1, self.max_length - 1)
         starts = range(0, max(1, len(ids) - 1), step)
         return [Tokens(ids[k : k + 1], ids[k + 1 : k + self.max_length]) for k in starts]
@@ -79,47 +128,163 @@ class Tokeniser:
         return [self(example) for example in examples]
 
     def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer as it follows the prompt, with the end-of-text id."""
-        prefix = render(self.task.prompt_format, Example(input="x"), self._chat).answer_prefix
-        ids = self._ids(prefix + text)
+        """Ids of an answer as it follows the prompt, with the id that ends it."""
+        ids = self.bare(answer_prefix(self.task.prompt_format) + text)
         if not ids:
             raise DataError(f"the answer {text!r} has no tokens", "remove rows whose answer is empty")
-        return (*ids, self.tokenizer.eos_token_id)
+        return (*ids, self.end)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def gold(self, example: Example) -> str:
+        """The right answer as text. An answer that calls tools is written as the base's chat template writes it."""
+        if not example.calls or self.task.prompt_format != "chat":
+            return example.answer or ""
+        content = (example.answer or "").removesuffix(example.calls).rstrip()
+        asked = messages(example, talks=self.task.talks)
+        return chat.called(self.tokenizer, asked, example.tools, content, example.calls) or example.answer or ""
+
+    def written(self, text: str) -> str:
+        """A written answer without what the format puts before it, and without blank lines and spaces around it."""
+        return tidy(text.removeprefix(answer_prefix(self.task.prompt_format)))
+
+    @property
+    def end(self) -> int:
+        """The id that ends an answer: of the chat format the one that ends the assistant's turn."""
+        found = chat.turn_end(self.tokenizer) if self.task.prompt_format == "chat" else None
+        return int(self.tokenizer.eos_token_id if found is None else found)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _raw_text(self, example: Example) -> bool:
+        return self.task.kind == "text" or example.is_raw
+
+    def _whole(self, example: Example) -> Example:
+        if not example.instruction and self.task.instruction:
+            return replace(example, instruction=self.task.instruction)
+        return example
+
+    def _answer_of(self, example: Example) -> tuple[int, ...]:
+        return self.answer(self.gold(example) if example.calls else str(example.answer))
+
+    def bare(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, without anything that the tokenizer puts around it."""
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def _chat(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def _begun(self, text: str) -> tuple[int, ...]:
+        """Ids of a text with what the tokenizer puts before it, and without what it puts behind: the text goes on."""
+        ids = tuple(self.tokenizer(text, verbose=False).input_ids)
+        bare = self.bare(text)
+        for at in range(len(ids) - len(bare) + 1):
+            if ids[at : at + len(bare)] == bare:
+                return ids[: at + len(bare)]
+        return ids
 
-    def _prompt(self, example: Example) -> tuple[int, ...]:
-        prompt = render(self.task.prompt_format, example, self._chat)
-        ids = tuple(self.tokenizer(prompt.text, add_special_tokens=prompt.add_special_tokens, verbose=False).input_ids)
+    def _framed(self, text: str) -> tuple[int, ...]:
+        """A whole document: with the beginning that the tokenizer knows and one end-of-text id."""
+        return (*self._begun(text), self.tokenizer.eos_token_id)
+
+    def start(self, text: str) -> tuple[int, ...]:
+        """Ids of raw text that is to be gone on with; at least one."""
         begin = self.tokenizer.bos_token_id
-        return ids or (self.tokenizer.eos_token_id if begin is None else begin,)
+        return self._begun(text) or (self.tokenizer.eos_token_id if begin is None else begin,)
 
-    def _shortened(self, example: Example, prompt: tuple[int, ...], room: int) -> tuple[int, ...]:
+    def _prompt(self, example: Example) -> tuple[tuple[int, ...], str]:
+        prompt = render(
+            self.task.prompt_format,
+            example,
+            lambda said: chat.prompt_of(self.tokenizer, said, example.tools),
+            talks=self.task.talks,
+        )
+        if not prompt.add_special_tokens:
+            ids = self.bare(prompt.text)
+            return (ids or self.start("")), prompt.text
+        return self.start(prompt.text), prompt.text
+
+    def _earlier(self, example: Example, text: str, ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        if self.task.prompt_format != "chat" or not any(turn.role == "assistant" for turn in example.turns):
+            return ()
+        said = messages(example, talks=self.task.talks)
+        spans = chat.answered_spans(self.tokenizer, said, example.tools, text)
+        if not spans or not self.tokenizer.is_fast:
+            return ()
+        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if tuple(read.input_ids) != tuple(ids):
+            return ()
+        found = []
+        for span in spans:
+            inside = [k for k, (a, b) in enumerate(read.offset_mapping) if a >= span.start and b <= span.stop and b > a]
+            if inside:
+                found.append((inside[0], inside[-1] + 1))
+        return tuple(found)
+
+    def _shortened(self, example: Example, ids: tuple[int, ...], room: int) -> Tokens:
         """The prompt with as much of the input as fits into `room` ids."""
-        text = example.input
-        offsets = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        ).offset_mapping
-        keep = len(offsets)
-        while len(prompt) > room and keep > 0:
-            keep = max(0, keep - (len(prompt) - room))
-            shorter = text[: offsets[keep][0]].rstrip()
-            if not shorter and not example.instruction:
-                break  # would be raw text, without its "Answer:"
-            prompt = self._prompt(replace(example, input=shorter))
-        if len(prompt) > room:
+        if example.turns:
+            example, ids = self._fewer_turns(example, ids, room)
+        else:
+            example, ids = self._shorter(example, ids, room)
+        if len(ids) > room:
             raise DataError(
-                f"the instruction and the answer alone are longer than {self.max_length} tokens",
-                "raise --max-length or shorten the instruction",
+                f"the instruction and the answer alone are longer than {self.max_length} tokens: {len(ids)} of the "
+                f"prompt cannot be cut to {max(room, 0)}",
+                f"raise --max-length to {len(ids) + self.max_length - room} or more, or shorten the instruction or the "
+                "longest answers",
             )
-        return prompt
+        return Tokens(ids, (), True, earlier=self._earlier(example, self._prompt(example)[1], ids))
+
+    def _fewer_turns(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
+        """Without its oldest turns; of the last one what fits."""
+        turns = list(example.turns)
+        first = 1 if turns[0].role in SYSTEM else 0
+        while len(ids) > room and len(turns) - first > 1:
+            del turns[first]
+            while len(turns) - first > 1 and turns[first].role != "user":
+                del turns[first]
+            example = replace(example, turns=tuple(turns))
+            ids = self._prompt(example)[0]
+        last = turns[-1]
+        offsets = self._offsets(last.content)
+        keep = len(offsets)
+        while len(ids) > room and keep > 0:
+            keep = max(0, keep - (len(ids) - room))
+            turns[-1] = replace(last, content=last.content[: offsets[keep][0]].rstrip())
+            example = replace(example, turns=tuple(turns), input=turns[-1].content)
+            ids = self._prompt(example)[0]
+        return example, ids
+
+    def _shorter(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
+        """With less of its passage; where it has none, or even without it, with less of the end of its input."""
+        text = example.input
+        head, tail = (text[: example.passage], text[example.passage :]) if example.passage else (text, "")
+        for cut_all in (False, True):
+            if cut_all:
+                head, tail = (tail.lstrip("\n"), "") if tail else ("", "")
+            offsets = self._offsets(head)
+            keep = len(offsets)
+            while len(ids) > room and keep > 0:
+                keep = max(0, keep - (len(ids) - room))
+                shorter = head[: offsets[keep][0]].rstrip()
+                whole = shorter + tail if shorter else tail.lstrip("\n")
+                if not whole and not example.instruction:
+                    break  # would be raw text, without its "Answer:"
+                example = replace(example, input=whole)
+                ids = self._prompt(example)[0]
+            if len(ids) <= room:
+                break
+        return example, ids
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(read.offset_mapping)
 
     def _raw(self, example: Example) -> Tokens:
-        ids = tuple(self.tokenizer(example.answer or example.input, verbose=False).input_ids)
-        ids = (*ids, self.tokenizer.eos_token_id)
+        ids = self._framed(example.answer or example.input)
         # The first id has nothing before it to be predicted from.
         return Tokens(ids[:1], ids[1 : self.max_length], truncated=len(ids) > self.max_length)
+
+
+def with_limits(task: Task, tokenizer: Any, examples: Sequence[Example], max_length: int) -> Task:
+    """The task with its limit, and with the tokens of the longest answer among examples or that it knew before."""
+    encode = Tokeniser(tokenizer, replace(task, max_length=0), max_length)
+    known = [len(encode._answer_of(e)) for e in examples if e.answer is not None and not encode._raw_text(e)]
+    longest = max([task.answer_tokens, *known]) if task.kind == "generation" else 0
+    return replace(task, max_length=max_length, answer_tokens=longest)

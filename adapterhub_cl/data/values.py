@@ -1,22 +1,22 @@
-"""One cell → text: labels that are numbers, answers that are lists, chat turns."""
+"""One cell → text: labels that are numbers, answers that are lists or objects, choices, chat turns."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from adapterhub_cl.errors import DataError
 
-USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model", "chatgpt"}
-
-
-class ChatTurns(NamedTuple):
-    """A conversation taken apart: system turn, what led to the last assistant turn, and that turn."""
-
-    instruction: str
-    input: str
-    answer: str | None
+USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model", "chatgpt", "function_call"}
+TOOL = {"tool", "function", "ipython", "observation"}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SEVERAL = {"answers", "references", "targets", "outputs"}  # columns whose lists are several right answers
+MANY_LABELS = re.compile(r"label", re.I)
+TURN_HINT = 'write [{"role": …, "content": …}, …]'
 
 
 def whole_characters(text: str) -> str:
@@ -24,8 +24,19 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if not text.isascii() else text
 
 
+def tidy(text: str) -> str:
+    """The text without blank lines around it and spaces behind it; the indentation of code is kept."""
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text.rstrip())
+    return text if re.match(r"\t|  ", text) else text.lstrip()
+
+
+def as_label(text: str) -> str:
+    """A label as it is compared: without spaces around it, its characters composed (Unicode's form NFC)."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def input_text(value: Any, where: str, column: str) -> str:
-    """The text of an input cell, stripped; empty for null. Numbers are written out.
+    """The text of an input cell; empty for null. Numbers are written out.
 
     Raises:
         DataError: the cell holds a list or an object.
@@ -38,86 +49,126 @@ def input_text(value: Any, where: str, column: str) -> str:
     return _scalar(value)
 
 
-def answer_text(value: Any, where: str, column: str, class_names: Sequence[str] = ()) -> str:
-    """The text of an answer cell, stripped; empty for null, NaN and class −1.
-
-    Whole numbers become their decimal text, or the class name where there are names; truth values become `true`
-    and `false`. Of several answers to one question (a list, or SQuAD's `{"text": [...]}`) the first is taken.
-
-    Raises:
-        DataError: several labels for one row, an object without `text`, or a class number without a name.
-    """
-    if isinstance(value, Mapping):
-        if "text" not in value:
-            raise DataError(f"{where}: column {column!r} holds an object without 'text'", "give the answer as a text")
-        value = value["text"]
-    if isinstance(value, list | tuple):
-        if len(value) > 1 and "label" in column.lower():
-            raise DataError(
-                f"{where}: {len(value)} labels in column {column!r}; a choice has one", "write one label for each row"
-            )
-        value = value[0] if value else None
-    if class_names and isinstance(value, int) and not isinstance(value, bool):
-        if value == -1:
-            return ""
-        if not 0 <= value < len(class_names):
-            raise DataError(
-                f"{where}: class {value} in column {column!r}, which has {len(class_names)} classes",
-                "mend the row or the class names",
-            )
-        return class_names[value]
-    if isinstance(value, Mapping | list | tuple):
-        raise DataError(f"{where}: column {column!r} is nested too deep for an answer", "give the answer as a text")
-    return _scalar(value)
+def is_structured(values: Sequence[Any], column: str) -> bool:
+    """Whether the answers of a column are data, to be written as JSON: any object that is not SQuAD's
+    `{"text": …}`, or any list of several items in a column that is not one of several right answers."""
+    if column.strip().lower() in SEVERAL or MANY_LABELS.search(column):
+        return False
+    return any(
+        (isinstance(value, Mapping) and "text" not in value)
+        or (
+            isinstance(value, list | tuple)
+            and (len(value) > 1 or any(isinstance(item, Mapping | list | tuple) for item in value))
+        )
+        for value in values
+    )
 
 
-def turns(value: Any, where: str, column: str, *, answered: bool = True) -> ChatTurns:
-    """Take a conversation apart: OpenAI's `role`/`content` or ShareGPT's `from`/`value`.
+def answer_texts(
+    value: Any, where: str, column: str, class_names: Sequence[str] = (), *, structured: bool = False
+) -> list[str]:
+    """The right answers in a cell, the first one first; none for null, NaN and class −1.
 
-    The last assistant turn is the answer and a leading system turn the instruction. The turns before the answer
-    are the input: a single user turn is just its content, several are joined as `role: content` lines.
+    Whole numbers become their decimal text, or the class name where there are names; truth values become `true` and
+    `false`. A list, or SQuAD's `{"text": [...]}`, holds several right answers.
 
     Args:
-        value: the cell.
-        where: the row's place, for messages.
-        column: the cell's column, for messages.
-        answered: drop turns after the last assistant turn (training). If not, a conversation that ends with another
-            turn is all input (prediction).
+        structured: write objects and lists as JSON, see `is_structured`.
 
     Raises:
-        DataError: it is not a list of such turns.
+        DataError: several labels for one row, or a class number without a name.
+    """
+    if structured and isinstance(value, Mapping | list | tuple):
+        return [json.dumps(value, ensure_ascii=False)]
+    if isinstance(value, Mapping):
+        value = value["text"] if "text" in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple) and len(value) > 1 and MANY_LABELS.search(column):
+        raise DataError(
+            f"{where}: {len(value)} labels in column {column!r}; a choice has one", "write one label for each row"
+        )
+    found: list[str] = []
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if class_names and isinstance(one, int) and not isinstance(one, bool):
+            if one == -1:
+                continue
+            if not 0 <= one < len(class_names):
+                raise DataError(
+                    f"{where}: class {one} in column {column!r}, which has {len(class_names)} classes",
+                    "correct the row or the class names",
+                )
+            one = class_names[one]
+        elif isinstance(one, Mapping) and isinstance(one.get("text"), str):
+            one = one["text"]
+        text = json.dumps(one, ensure_ascii=False) if isinstance(one, Mapping | list | tuple) else _scalar(one)
+        if text and text not in found:
+            found.append(text)
+    return found
+
+
+def choices_text(value: Any, where: str, column: str) -> str:
+    """The options of a multiple-choice question, one a line behind its letter; empty for null.
+
+    Options are a list of texts, or ARC's `{"text": [...], "label": [...]}`.
+
+    Raises:
+        DataError: neither of these.
     """
     if value is None:
-        return ChatTurns("", "", None)
+        return ""
+    if isinstance(value, Mapping) and "text" in value:
+        texts, marks = value["text"], value.get("label")
+    elif isinstance(value, Mapping):
+        texts, marks = list(value.values()), list(value.keys())
+    elif isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) and "text" in v for v in value):
+        texts, marks = [v["text"] for v in value], [v.get("label") for v in value]
+    else:
+        texts, marks = value, None
+    if isinstance(texts, str):
+        return _scalar(texts)
+    if not isinstance(texts, list | tuple) or any(isinstance(text, Mapping | list | tuple) for text in texts):
+        raise DataError(f"{where}: column {column!r} is not a list of options", 'write ["first", "second", …]')
+    if not marks or len(marks) != len(texts) or not all(marks):
+        marks = [chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(texts))]
+    return "\n".join(f"{mark}. {_scalar(text)}" for mark, text in zip(marks, texts, strict=True))
+
+
+def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+    """The messages of a conversation: OpenAI's `role`/`content` or ShareGPT's `from`/`value`.
+
+    Contents in parts become their texts; a message that only calls tools has an empty content. Other keys
+    (`tool_calls`, `name`, …) are kept.
+
+    Raises:
+        DataError: it is not a list of such messages, or a role is not a known one.
+    """
+    if value is None:
+        return []
     if not isinstance(value, list | tuple):
-        raise DataError(f"{where}: column {column!r} is not a list of turns", 'write [{"role": …, "content": …}, …]')
-    spoken = [_turn(turn, where, column) for turn in value]
-    instruction = ""
-    if spoken and spoken[0][0] == "system":
-        instruction, spoken = spoken[0][1], spoken[1:]
-    last = max((i for i, (role, _) in enumerate(spoken) if role == "assistant"), default=None)
-    if not answered and last != len(spoken) - 1:
-        last = None
-    answer = None if last is None else spoken[last][1]
-    before = spoken[:last]
-    if len(before) == 1 and before[0][0] == "user":
-        return ChatTurns(instruction, before[0][1], answer)
-    return ChatTurns(instruction, "\n".join(f"{role}: {content}" for role, content in before), answer)
+        raise DataError(f"{where}: column {column!r} is not a list of turns", TURN_HINT)
+    return [_message(turn, where, column) for turn in value]
 
 
-def _turn(turn: Any, where: str, column: str) -> tuple[str, str]:
+def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
     role = content = None
+    more: dict[str, Any] = {}
     if isinstance(turn, Mapping):
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        more = {k: v for k, v in turn.items() if k not in ("role", "from", "content", "value") and v is not None}
     if isinstance(content, list | tuple):  # parts: texts among images
         texts = [part.get("text") for part in content if isinstance(part, Mapping)]
         content = "\n".join(text for text in texts if isinstance(text, str))
+    if content is None and more.get("tool_calls"):
+        content = ""
     if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(
-            f"{where}: a turn in column {column!r} has no role and content", 'write [{"role": …, "content": …}, …]'
-        )
+        raise DataError(f"{where}: a turn in column {column!r} has no role and content", TURN_HINT)
     role = role.strip().lower()
-    return "user" if role in USER else "assistant" if role in ASSISTANT else role, content.strip()
+    for name, others in (("user", USER), ("assistant", ASSISTANT), ("tool", TOOL)):
+        role = name if role in others else role
+    if role not in ROLES:
+        raise DataError(
+            f"{where}: a turn in column {column!r} has the role {role!r}", f"the roles are {', '.join(ROLES)}"
+        )
+    return {"role": role, "content": whole_characters(content).strip(), **more}
 
 
 def _scalar(value: Any) -> str:
@@ -128,5 +179,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace").strip()
-    return whole_characters(str(value)).strip()
+        return tidy(value.decode("utf-8", errors="replace"))
+    return tidy(whole_characters(str(value)))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import DataError
+from adapterhub_cl.evaluation.words import normalise, words
 from adapterhub_cl.types import Task
-
-EDGES = string.punctuation + string.whitespace + "“”‘’«»…–—"
 
 
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
@@ -54,19 +51,20 @@ def classification_report(gold: Sequence[str], predicted: Sequence[str], labels:
     return {"classes": classes, "labels": order, "confusion": [[int(n) for n in row] for row in matrix]}
 
 
-def normalise(text: str) -> str:
-    """Case folded, spaces collapsed, punctuation stripped at the ends (unless nothing else is there)."""
-    collapsed = " ".join(text.casefold().split())
-    return collapsed.strip(EDGES) or collapsed
-
-
 def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share of predictions that equal the gold answer once both are normalised."""
+    """Share of predictions that equal the gold answer but for case, spaces, quotes around it and sentence marks behind
+    it; see `words.normalise`."""
     return _mean(gold, predicted, lambda g, p: float(normalise(g) == normalise(p)))
 
 
+def strict_match(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Share of predictions that are the gold answer to the letter, spaces around it aside."""
+    return _mean(gold, predicted, lambda g, p: float(g.strip() == p.strip()))
+
+
 def token_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean F1 of the words shared with the gold answer, as in SQuAD: no case, punctuation or articles."""
+    """Mean F1 of the words shared with the gold answer, as in SQuAD: no case, punctuation or articles. Numbers and
+    scripts without spaces: see `adapterhub_cl.evaluation.words`."""
     return _mean(gold, predicted, _pair_f1)
 
 
@@ -113,6 +111,7 @@ def score(
     gold: Sequence[str],
     predicted: Sequence[str],
     *,
+    references: Sequence[Sequence[str]] = (),
     nll_sum: float | None = None,
     n_tokens: int | None = None,
 ) -> dict[str, float]:
@@ -122,6 +121,7 @@ def score(
         task: its kind says which metrics.
         gold: the right answers; not looked at for raw text.
         predicted: one for each of `gold`.
+        references: for each of `gold` its further right answers; a free answer counts by the one that it is nearest to.
         nll_sum: for raw text: summed negative log-likelihood in nats.
         n_tokens: for raw text: number of tokens summed over.
 
@@ -132,6 +132,16 @@ def score(
         if nll_sum is None or n_tokens is None:
             raise DataError(f"task {task.name}: raw text is scored by its likelihood", "give nll_sum and n_tokens")
         return {"perplexity": perplexity(nll_sum, n_tokens)}
+    if task.kind == "generation" and any(references):
+        _check(gold, predicted)
+        return {
+            name: math.fsum(
+                max(PAIRED[name]([right], [answer]) for right in (first, *others))
+                for first, answer, others in zip(gold, predicted, references, strict=True)
+            )
+            / len(gold)
+            for name in METRICS[task.kind]
+        }
     return {name: PAIRED[name](gold, predicted) for name in METRICS[task.kind]}
 
 
@@ -139,6 +149,7 @@ PAIRED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "exact_match": exact_match,
+    "strict_match": strict_match,
     "token_f1": token_f1,
     "rouge_l": rouge_l,
 }
@@ -163,17 +174,12 @@ def _f_measure(common: int, gold: int, predicted: int) -> float:
 
 
 def _pair_f1(gold: str, predicted: str) -> float:
-    g, p = _squad_tokens(gold), _squad_tokens(predicted)
+    g, p = words(gold, articles=False), words(predicted, articles=False)
     return _f_measure(sum((Counter(g) & Counter(p)).values()), len(g), len(p))
-
-
-def _squad_tokens(text: str) -> list[str]:
-    bare = "".join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 def _pair_rouge(gold: str, predicted: str) -> float:
     from rapidfuzz.distance import LCSseq
 
-    g, p = re.findall(r"\w+", gold.lower()), re.findall(r"\w+", predicted.lower())
+    g, p = words(gold), words(predicted)
     return _f_measure(LCSseq.similarity(g, p), len(g), len(p))

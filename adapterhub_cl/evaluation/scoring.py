@@ -31,6 +31,7 @@ def evaluate(
 
     Args:
         model: the base with the adapter active.
+        max_length: the base's context; where inputs are cut is the task's own.
         data: where the examples came from; stored with the scores.
         dtype: type of the matrix products.
         progress: called with the number of examples done after each batch.
@@ -43,11 +44,11 @@ def evaluate(
     answers = [example.answer for example in examples]
     if any(answer is None for answer in answers):
         raise DataError(f"an example of {data} has no answer", "add the answers, or use predict")
-    gold = [str(answer) for answer in answers]
+    encode = objective.tokeniser(tokenizer, task, max_length)
+    gold = [encode.gold(example) for example in examples]
     details: dict[str, Any] = {}
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         if task.kind == "text":
-            encode = objective.tokeniser(tokenizer, task, max_length)
             tokens = [window for example in examples for window in encode.windows(example)]
             losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
             total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
@@ -60,11 +61,13 @@ def evaluate(
                 examples,
                 max_length=max_length,
                 batch_size=batch_size,
-                max_new_tokens=answer_budget(tokenizer, gold),
+                max_new_tokens=encode.budget(
+                    [text for e, right in zip(examples, gold, strict=True) for text in (right, *e.references)]
+                ),
                 progress=progress,
             )
-            predicted = [answer for answer, _, _ in found]
-            scores = metrics.score(task, gold, predicted)
+            predicted = [answer.text for answer in found]
+            scores = metrics.score(task, gold, predicted, references=[example.references for example in examples])
             if task.kind == "choice":
                 details = metrics.classification_report(gold, predicted, list(task.labels))
     order = sorted(scores, key=lambda name: name != task.metric)
@@ -93,15 +96,9 @@ def dev_figures(
         asked = [e for e in examples if e.answer in task.labels]
         if task.kind == "choice" and asked:
             found = objective.predict(model, tokenizer, task, asked, max_length=max_length, batch_size=batch_size)
-            figures["accuracy"] = metrics.accuracy([str(e.answer) for e in asked], [answer for answer, _, _ in found])
+            figures["accuracy"] = metrics.accuracy([str(e.answer) for e in asked], [answer.text for answer in found])
     loss = sum(s for s, _ in losses) / max(1, sum(n for _, n in losses))
     return {**figures, "loss": loss}
-
-
-def answer_budget(tokenizer: Any, answers: Sequence[str]) -> int:
-    """How many tokens a free answer may have: half more than the longest known one, at least 8, at most 256."""
-    longest = max((len(tokenizer(a, add_special_tokens=False).input_ids) for a in answers), default=0)
-    return max(8, min(256, longest + longest // 2 + 1))
 
 
 def _details(name: str, value: float, n: int, report: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.layouts import Columns
 from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.scoring import evaluate
@@ -21,7 +21,7 @@ def evaluate_stored(
     record: AdapterRecord,
     task: Task,
     data: str | Path | None,
-    columns: Mapping[str, str] | None,
+    columns: Columns | None,
     *,
     batch_size: int = 32,
     reporter: Any = None,
@@ -44,7 +44,8 @@ def evaluate_stored(
         )
     if columns is None and training.get("data"):
         columns = training["data"].get("columns") or None
-    examples = read_examples(data if data is not None else known["source"], columns, task.instruction)
+    source = data if data is not None else known["source"]
+    examples = read_examples(source, columns, task.instruction, layout=task.layout)
     if data is None and examples.sha256 != known["sha256"]:
         raise DataError(
             f"{known['source']} has changed since {record.ref} was scored on it",
@@ -64,7 +65,7 @@ def evaluate_stored(
             task,
             examples.examples,
             data=examples.source,
-            max_length=min(training.get("settings", {}).get("max_length", base.context), base.context),
+            max_length=base.context,
             dtype=base.dtype,
             batch_size=batch_size,
             progress=reporter.advance if reporter else None,

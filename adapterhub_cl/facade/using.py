@@ -15,6 +15,7 @@ from adapterhub_cl.routing import build
 from adapterhub_cl.types import BASE, Example, Prediction, Route
 
 if TYPE_CHECKING:
+    from adapterhub_cl.data.layouts import Columns
     from adapterhub_cl.inference.drift import Drift
     from adapterhub_cl.inference.engine import Engine
     from adapterhub_cl.training.progress import Reporter
@@ -55,6 +56,28 @@ class Using(Opened):
         self._engine = Engine(self.registry, self.load_base(), chosen, reporter)
         return self._engine
 
+    def read_inputs(
+        self, source: str, *, columns: Columns | None = None, task: str | None = None, adapter: str | None = None
+    ) -> list[Example]:
+        """Read a file of inputs by the columns that training read.
+
+        Args:
+            source: JSONL, CSV, …; of a `.txt` file every line is an input.
+            columns: role → column, where the file has other columns.
+            task, adapter: who will be asked; without them the columns of any task that is served are tried.
+
+        Raises:
+            DataError: the file cannot be read, or its columns cannot be told.
+        """
+        from adapterhub_cl.data.columns import read_inputs
+
+        if task is not None or adapter not in (None, BASE):
+            named = [who_answers(self.registry, task, adapter)[0]] if task or adapter else []
+        else:
+            named = [who_answers(self.registry, name, None)[0] for name in self.registry.serving()]
+        layouts = sorted({t.layout for t in named if t.layout}, key=lambda one: (-len(one.columns), str(one)))
+        return read_inputs(source, columns, layouts=layouts)
+
     def predict(
         self,
         inputs: Sequence[str | Example],
@@ -65,7 +88,7 @@ class Using(Opened):
         top_k: int = 1,
         options: Mapping[str, Any] | None = None,
         fallback: bool = True,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         batch_size: int = 32,
         reporter: Reporter | None = None,
     ) -> list[Prediction]:
@@ -79,6 +102,7 @@ class Using(Opened):
             top_k: mix the adapters of up to this many tasks by the router's weights.
             options: of the router.
             fallback: let the base answer what is out of distribution.
+            max_new_tokens: longest free answer, in tokens; None: what the task's answers need.
 
         Raises:
             UsageError: the hub has no adapter.
@@ -150,7 +174,8 @@ class Using(Opened):
             adapter: a version, or `base`.
             raw: go on from the text as it is, without the task's prompt format.
             emit: gets the answer piece by piece, and says whether to go on.
-            writing: `max_new_tokens`, `temperature` (0 takes the likeliest token each time), `top_p`, `seed`, `stop`.
+            writing: `max_new_tokens` (None: what the task's answers need), `temperature` (0 takes the likeliest token
+                each time), `top_p`, `seed`, `stop`.
 
         Raises:
             DataError: the text is empty, or longer than the context.
@@ -172,10 +197,17 @@ class Using(Opened):
         base = self.load_base()
         resolved = Resolved({} if ref == BASE else {ref: 1.0}, chosen)
         row = row_of(base, request, resolved, base.context)
+        prompt, cut, wanted = row.ready(base, base.context)
         with answering(self.registry, base, ref) as model, base.autocast():
-            written = write_rows(model, base, [row.prompt], [row.writing], emit=[emit])[0]
+            written = write_rows(model, base, [prompt], [wanted], prefixes=[row.prefix], emit=[emit])[0]
         self._count(ref, chosen.name if chosen else "", 1)
-        return resolved.prediction(request, written.text, written.confidence)
+        return resolved.prediction(
+            request,
+            written.text,
+            written.confidence,
+            truncated=cut or not written.finished,
+            finished=written.finished,
+        )
 
     def route(
         self,

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.formats import render
-from adapterhub_cl.data.values import whole_characters
+from adapterhub_cl.data.values import messages_of, whole_characters
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.inference._view import View
 from adapterhub_cl.inference.generating import Writing
 from adapterhub_cl.inference.mixed import Asked
 from adapterhub_cl.inference.serving import task_of
 from adapterhub_cl.routing import Routed
-from adapterhub_cl.types import BASE, Example, Prediction, Task
+from adapterhub_cl.types import BASE, Example, Layout, Prediction, Task
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -32,7 +31,6 @@ class Request:
         fallback: let the base answer what is out of distribution.
         free: write an answer, whatever the task's kind.
         raw: go on from the text as it is.
-        messages: the whole conversation.
         emit: gets a free answer piece by piece, and says whether to go on.
         begun: something of the answer was given out.
     """
@@ -45,7 +43,6 @@ class Request:
     writing: Writing = field(default_factory=Writing)
     free: bool = False
     raw: bool = False
-    messages: Messages = ()
     emit: Callable[[str], bool] | None = None
     future: Future[Prediction] = field(default_factory=Future)
     begun: bool = False
@@ -64,8 +61,6 @@ class Request:
         for value, what in ((self.task, "task"), (self.adapter, "adapter")):
             if value is not None and not isinstance(value, str):
                 raise UsageError(f"{what} is {value!r}, not a name", f"give one {what}")
-        if self.messages and str(self.messages[-1].get("role")) != "user":
-            raise DataError("the conversation does not end with a message of the user", "add one with role user")
         if not self.example.asks:
             raise DataError("the text is empty", "give a text")
         if not isinstance(self.top_k, int) or self.top_k < 1:
@@ -96,18 +91,23 @@ def free_request(
             raise DataError("a message lacks its role or its content", 'write {"role": "user", "content": "…"}')
         if any(not isinstance(m["content"], str) for m in messages):
             raise DataError("a message's content is no text", 'write {"role": "user", "content": "…"}')
+        if str(messages[-1]["role"]) != "user":
+            raise DataError("the conversation does not end with a message of the user", "add one with role user")
         if raw:
             raise UsageError("a conversation cannot be raw", "give one text")
-    text = asked if isinstance(asked, str) else str(messages[-1]["content"])
+    example = (
+        Example(whole_characters(asked))
+        if isinstance(asked, str)
+        else Example.conversation(messages_of(messages, "the conversation", "messages"))
+    )
     request = Request(
-        Example(whole_characters(text)),
+        example,
         task,
         adapter,
         top_k,
         writing=Writing.of(writing),
         free=True,
         raw=raw,
-        messages=messages,
     )
     request.check()
     return request
@@ -208,58 +208,27 @@ def row_of(base: LoadedBase, request: Request, resolved: Resolved, max_length: i
     """The row of the batch.
 
     Raises:
-        DataError: a free text that is longer than the context.
+        DataError: a raw text that is longer than the context.
     """
     task = resolved.task or plain_task(base)
-    free = request.free or request.raw or bool(request.messages)
-    if not free:
-        return Asked(task, request.example, resolved.mixture, request.writing)
-    prompt = _prompt(base, request, task, max_length)
-    writing = request.writing
-    if len(prompt) + writing.max_new_tokens > max_length:
+    give = request.give if request.emit else None
+    writes = request.free or request.raw or bool(request.example.turns)
+    row = Asked(task, request.example, resolved.mixture, request.writing, writes=writes, emit=give if writes else None)
+    if not request.raw and not (writes and task.kind == "text" and not request.example.turns):
+        return row
+    encode = row.tokeniser(base, max_length)
+    prompt = encode.start(request.example.input)
+    new = request.writing.max_new_tokens or encode.budget()
+    if len(prompt) + new > max_length:
         raise DataError(
-            f"the text has {len(prompt)} tokens; with {writing.max_new_tokens} new ones that is over the base's "
-            f"{max_length}",
+            f"the text has {len(prompt)} tokens; with {new} new ones that is over the base's {max_length}",
             "shorten the text or lower --max-new-tokens",
         )
-    return Asked(task, request.example, resolved.mixture, writing, prompt, request.give if request.emit else None)
+    return replace(row, prompt=prompt)
 
 
 def plain_task(base: LoadedBase) -> Task:
     """How the base is asked where no task is known."""
-    return Task("", "generation", "chat" if base.tokenizer.chat_template else "instruction")
-
-
-def _prompt(base: LoadedBase, request: Request, task: Task, max_length: int) -> tuple[int, ...]:
-    """Ids of a free text's or a conversation's prompt; a conversation loses its oldest turns where it is too long."""
-    if request.raw or (task.kind == "text" and not request.messages):
-        return _ids(base, whole_characters(request.example.input), True)
-    if request.messages and task.prompt_format == "chat":
-        messages = [{"role": str(m["role"]), "content": whole_characters(str(m["content"]))} for m in request.messages]
-        while True:
-            ids = _ids(base, _chat(base, messages), False)
-            first = next((k for k, m in enumerate(messages) if m["role"] != "system"), 0)
-            before_last = len(messages) - 1 - first  # of these the oldest may go, never the last message
-            if len(ids) + request.writing.max_new_tokens <= max_length or before_last < 1:
-                return ids
-            del messages[first : first + min(2, before_last)]
-    example = Example(whole_characters(request.example.input), None, request.example.instruction or task.instruction)
-    rendered = render(task.prompt_format, example, lambda messages: _chat(base, messages))
-    return _ids(base, rendered.text, rendered.add_special_tokens)
-
-
-def _chat(base: LoadedBase, messages: Sequence[Mapping[str, str]]) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(base.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:  # templates refuse roles that they do not know, or that do not alternate
-        raise DataError(
-            f"the base's chat template refuses the conversation: {error}", "let user and assistant alternate"
-        ) from error
-
-
-def _ids(base: LoadedBase, text: str, special: bool) -> tuple[int, ...]:
-    found = tuple(base.tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
-    begin = base.tokenizer.bos_token_id
-    return found or (base.tokenizer.eos_token_id if begin is None else begin,)
+    if not base.tokenizer.chat_template:
+        return Task("", "generation", "instruction")
+    return Task("", "generation", "chat", layout=Layout("messages", chat="messages"))

@@ -128,7 +128,12 @@ class Worker:
             self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
             request.future.set_result(
                 who.prediction(
-                    request, answer.text, answer.confidence, scores=answer.scores, truncated=answer.truncated
+                    request,
+                    answer.text,
+                    answer.confidence,
+                    scores=answer.scores,
+                    truncated=answer.truncated or not answer.finished,
+                    finished=answer.finished,
                 )
             )
 

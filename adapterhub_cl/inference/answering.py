@@ -20,7 +20,7 @@ def answer(
     inputs: Sequence[Example],
     adapter: str,
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     max_length: int | None = None,
     progress: Any = None,
     **generation: Any,
@@ -29,6 +29,7 @@ def answer(
 
     Args:
         adapter: the name to report as the one that answered.
+        max_new_tokens: longest free answer; None: what the task's answers need.
         generation: passed to transformers' `generate` for free answers.
 
     Raises:
@@ -48,12 +49,21 @@ def answer(
             progress=progress,
             **generation,
         )
-    if any(not math.isfinite(confidence) for _, confidence, _ in found):
+    if any(not math.isfinite(one.confidence) for one in found):
         raise AdapterError(
             f"{adapter} gives no finite scores",
             "its weights have diverged: train it again with a lower --learning-rate",
         )
     return [
-        Prediction(example.input or example.instruction, adapter, text, confidence, scores, task=task.name)
-        for example, (text, confidence, scores) in zip(inputs, found, strict=True)
+        Prediction(
+            example.input or example.instruction,
+            adapter,
+            one.text,
+            one.confidence,
+            one.scores,
+            task=task.name,
+            truncated=one.truncated or not one.finished,
+            finished=one.finished,
+        )
+        for example, one in zip(inputs, found, strict=True)
     ]

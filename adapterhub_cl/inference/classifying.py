@@ -30,7 +30,7 @@ def read_input(base: LoadedBase, task: Task, example: Example, max_length: int) 
         raise UsageError(
             f"an encoder answers choice tasks, and {task.name} is a {task.kind} task", "name another --task"
         )
-    tokens = LabelledTokeniser(base.tokenizer, task, max_length).unlabelled(example)
+    tokens = LabelledTokeniser(base.tokenizer, task, max_length).prompt(example)
     return tokens.prompt, tokens.truncated
 
 

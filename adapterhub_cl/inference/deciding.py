@@ -281,11 +281,7 @@ class Decider:
     def kept(self, task: str, keeper: AdapterRecord) -> tuple[Example, ...]:
         """A task's replay samples."""
         if task not in self._kept:
-            rows = [json.loads(line) for line in samples.read(keeper)]
-            found = [
-                Example(str(row.get("input") or ""), str(row.get("output") or ""), str(row.get("instruction") or ""))
-                for row in rows
-            ]
+            found = [Example.from_json(json.loads(line)) for line in samples.read(keeper)]
             self._kept[task] = tuple(passage for example in found for passage in passages(example))
         return self._kept[task]
 

@@ -17,6 +17,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
+from adapterhub_cl.data.chat import end_ids
+from adapterhub_cl.data.tokenise import DEFAULT_ANSWER
+from adapterhub_cl.data.values import tidy
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.options import flag
 
@@ -29,14 +32,14 @@ class Writing:
     """How a row is written.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: longest answer, in tokens; None: what the task's answers need.
         temperature: 0 takes the likeliest token each time.
         top_p: draw from the likeliest tokens that together have this probability.
         seed: of the draws.
         stop: the answer ends before the first of these strings.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -63,13 +66,15 @@ class Writing:
             ("top_p", (int, float)),
         ):
             value = getattr(self, name)
+            if name == "max_new_tokens" and value is None:
+                continue
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise UsageError(f"{flag(name)} is {value!r}, not a number of its kind", "see --help")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed must be from 0 to 2^63 - 1, not {self.seed}", "--seed 0")
         if not isinstance(self.stop, tuple) or any(not isinstance(text, str) for text in self.stop):
             raise UsageError("a stop string is no text", 'stop=("\\n",)')
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UsageError(f"--max-new-tokens must be 1 or more, not {self.max_new_tokens}", "--max-new-tokens 64")
         if not 0 <= self.temperature < math.inf:
             raise UsageError(f"--temperature must be 0 or more, not {self.temperature}", "0 takes the likeliest token")
@@ -77,10 +82,6 @@ class Writing:
             raise UsageError(f"--top-p must be above 0 and at most 1, not {self.top_p}", "1 draws from all tokens")
         if any(not text for text in self.stop):
             raise UsageError("an empty stop string would end every answer", "give --stop a text")
-
-    def within(self, room: int) -> Writing:
-        """The same, with no more tokens than there is room for."""
-        return replace(self, max_new_tokens=max(1, min(self.max_new_tokens, room)))
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def write_rows(
     prompts: Sequence[Sequence[int]],
     rows: Sequence[Writing],
     *,
+    prefixes: Sequence[str | None] | None = None,
     emit: Sequence[Callable[[str], bool] | None] | None = None,
     halt: Callable[[], bool] = lambda: False,
 ) -> list[Written]:
@@ -111,17 +113,21 @@ def write_rows(
 
     Args:
         model: the base's model with the bank's rows set (or an adapter active).
+        prefixes: for each row what its prompt format puts before the answer, which is left out, with the blank lines
+            and spaces around the answer; None: the text is given as it was written.
         emit: for each row None, or a function that gets the answer's text piece by piece and says whether to go on.
         halt: asked before each token: True ends all answers as they are.
     """
     tokenizer = base.tokenizer
     inputs = to_left_padded(prompts, tokenizer.pad_token_id)
-    desk = _Desk(tokenizer, rows, emit or [None] * len(rows), inputs["input_ids"].shape[1])
+    ends = end_ids(tokenizer, model)
+    rows = [replace(row, max_new_tokens=row.max_new_tokens or DEFAULT_ANSWER) for row in rows]
+    desk = _Desk(tokenizer, ends, rows, prefixes or [None] * len(rows), emit or [None] * len(rows))
     model.generate(
         **{key: value.to(base.device) for key, value in inputs.items()},
-        max_new_tokens=max(row.max_new_tokens for row in rows),
+        max_new_tokens=max(row.max_new_tokens or 1 for row in rows),
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         do_sample=False,
         logits_processor=LogitsProcessorList([_Draw(desk)]),
         stopping_criteria=StoppingCriteriaList([_Stop(desk, halt)]),
@@ -133,9 +139,14 @@ class _Desk:
     """What is written so far."""
 
     def __init__(
-        self, tokenizer: Any, rows: Sequence[Writing], emit: Sequence[Callable[[str], bool] | None], start: int
+        self,
+        tokenizer: Any,
+        ends: Sequence[int],
+        rows: Sequence[Writing],
+        prefixes: Sequence[str | None],
+        emit: Sequence[Callable[[str], bool] | None],
     ) -> None:
-        self.tokenizer, self.rows, self.emit, self.start = tokenizer, rows, emit, start
+        self.tokenizer, self.ends, self.rows, self.prefixes, self.emit = tokenizer, set(ends), rows, prefixes, emit
         self.ids: list[list[int]] = [[] for _ in rows]
         self.logs = [0.0] * len(rows)
         self.done = [False] * len(rows)
@@ -150,18 +161,22 @@ class _Desk:
         self.logs[row] += log
         self.ids[row].append(token)
         wanted, emit = self.rows[row], self.emit[row]
-        self.ended[row] = token == self.tokenizer.eos_token_id
+        self.ended[row] = token in self.ends
         if wanted.stop and not self.ended[row]:
             self.ended[row] = any(text in self.text(row) for text in wanted.stop)
-        self.done[row] = self.ended[row] or len(self.ids[row]) >= wanted.max_new_tokens
+        self.done[row] = self.ended[row] or len(self.ids[row]) >= (wanted.max_new_tokens or 1)
         if emit is not None:
             self._give(row, emit)
 
     def text(self, row: int) -> str:
         """The answer up to the first stop string."""
         whole = str(self.tokenizer.decode(self.ids[row], skip_special_tokens=True))
+        prefix = self.prefixes[row]
+        if prefix is not None:
+            whole = tidy(whole.removeprefix(prefix))
         ends = [at for stop in self.rows[row].stop if (at := whole.find(stop)) >= 0]
-        return whole[: min(ends)] if ends and self.ended[row] else whole
+        whole = whole[: min(ends)] if ends and self.ended[row] else whole
+        return whole if prefix is None else whole.rstrip()
 
     def _give(self, row: int, emit: Callable[[str], bool]) -> None:
         """The new end of the answer, without what may turn out to be the beginning of a stop string or character."""
@@ -185,8 +200,11 @@ class _Desk:
             if emit is not None and not self.done[row]:
                 self.done[row] = True
                 self._give(row, emit)
+        texts = [
+            self.text(row) if self.prefixes[row] is None else self.text(row).rstrip() for row in range(len(self.rows))
+        ]
         return [
-            Written(self.text(row), math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
+            Written(texts[row], math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
             for row in range(len(self.rows))
         ]
 

@@ -11,8 +11,9 @@ import torch
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import by_length
+from adapterhub_cl.data.formats import answer_prefix
 from adapterhub_cl.data.tokenise import Tokeniser
-from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError
 from adapterhub_cl.inference._rows import Mixture
 from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.classifying import classify_rows, read_input
@@ -31,7 +32,8 @@ class Asked:
     Attributes:
         task: its prompt format, labels and kind.
         mixture: reference → weight; empty is the base.
-        prompt: ids that stand in the place of the task's prompt (a conversation, a raw text).
+        prompt: ids of a raw text, which is gone on with as it is; empty where the task's prompt is made.
+        writes: write an answer, whatever the task's kind.
         emit: gets a free answer piece by piece; see `write_rows`.
     """
 
@@ -40,12 +42,48 @@ class Asked:
     mixture: Mixture
     writing: Writing = field(default_factory=Writing)
     prompt: tuple[int, ...] = ()
+    writes: bool = False
     emit: Callable[[str], bool] | None = None
 
     @property
     def chooses(self) -> bool:
         """Whether it is answered with one of its task's labels."""
-        return self.task.kind == "choice" and not self.prompt
+        return self.task.kind == "choice" and not self.prompt and not self.writes
+
+    def tokeniser(self, base: LoadedBase, max_length: int) -> Tokeniser:
+        """What makes its prompt, the same as in the task's training."""
+        task = self.task if self.task.kind != "text" else replace(self.task, kind="generation")
+        found = Tokeniser(base.tokenizer, task, max_length)
+        found.reserve = min(self.writing.max_new_tokens or found.budget(), max_length * 3 // 4)
+        return found
+
+    @property
+    def prefix(self) -> str | None:
+        """What is left out before its answer; see `write_rows`."""
+        return None if self.prompt else answer_prefix(self.task.prompt_format)
+
+    def ready(self, base: LoadedBase, max_length: int) -> tuple[tuple[int, ...], bool, Writing]:
+        """Ids of its prompt, whether the input was cut, and how it is written within the tokens that are left.
+
+        Raises:
+            DataError: a text for the base alone is longer than its context.
+        """
+        encode = self.tokeniser(base, max_length)
+        prompt, cut = self.prompt, False
+        if not prompt:
+            asked = min(self.writing.max_new_tokens or 0, encode.reserve) if self.chooses is False else 0
+            tokens = encode.prompt(self.example.question(), max_length - asked)
+            prompt, cut = tokens.prompt, tokens.truncated
+        new = self.writing.max_new_tokens or 0
+        alone = cut and not self.task.name and not self.example.turns  # nobody said that the base may read less
+        if self.writes and (alone or len(prompt) + new > max_length):
+            raise DataError(
+                f"the text has {len(prompt)} tokens{' and more' if cut else ''}; with {new or encode.reserve} new ones "
+                f"that is over the base's {max_length}",
+                "shorten the text or lower --max-new-tokens",
+            )
+        room = max(1, min(encode.reserve, max_length - len(prompt)))
+        return prompt, cut, replace(self.writing, max_new_tokens=room)
 
 
 @dataclass(frozen=True)
@@ -54,13 +92,15 @@ class Answered:
 
     Attributes:
         scores: label → probability, for choice tasks.
-        truncated: the input was cut to fit the context.
+        truncated: the input was cut to fit.
+        finished: the answer ended by itself, not at the limit of new tokens.
     """
 
     text: str
     confidence: float
     scores: dict[str, float] = field(default_factory=dict)
     truncated: bool = False
+    finished: bool = True
 
 
 class _Stream:
@@ -96,6 +136,7 @@ class _Ready:
     row: Asked
     prompt: tuple[int, ...]
     cut: bool
+    writing: Writing
     stream: _Stream | None = None
 
 
@@ -161,22 +202,11 @@ class Answerer:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _prompt(self, row: Asked) -> tuple[tuple[int, ...], bool]:
-        """Ids of the prompt, and whether the input was cut."""
-        if row.prompt:
-            return row.prompt, False
-        chooses = row.chooses
+    def _prompt(self, row: Asked) -> tuple[tuple[int, ...], bool, Writing]:
+        """See `Asked.ready`."""
         if self.base.is_encoder:
-            return read_input(self.base, row.task, row.example, self.max_length)
-        reserved = self._tree(row.task).depth if chooses else self._room(row)
-        asked = row.task if chooses or row.task.kind != "text" else Task(**{**row.task.__dict__, "kind": "generation"})
-        encode = Tokeniser(self.base.tokenizer, asked, max(1, self.max_length - reserved))
-        example = Example(row.example.input or row.example.answer or "", None, row.example.instruction)
-        tokens = encode(example)
-        return tokens.prompt, tokens.truncated
-
-    def _room(self, row: Asked) -> int:
-        return max(1, min(row.writing.max_new_tokens, self.max_length * 3 // 4))
+            return (*read_input(self.base, row.task, row.example, self.max_length), row.writing)
+        return row.ready(self.base, self.max_length)
 
     def _tree(self, task: Task) -> LabelTree:
         key = (task.labels, task.prompt_format)
@@ -236,19 +266,18 @@ class Answerer:
 
     def _write(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
-        # Each row's own room: positions are counted without the padding, so a long neighbour takes none of it.
-        rooms = [min(self._room(row), self.max_length - len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
-        wanted = [row.writing.within(room) for row, room in zip(rows, rooms, strict=True)]
+        # Each row has its own room: positions are counted without the padding, so a long neighbour takes none of it.
+        wanted, prefixes = [one.writing for one in batch], [row.prefix for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
         with self.bank.rows([row.mixture for row in rows], keep=True) as model, self.base.autocast():
-            written = write_rows(model, self.base, prompts, wanted, emit=emit, halt=self.halt)
+            written = write_rows(model, self.base, prompts, wanted, prefixes=prefixes, emit=emit, halt=self.halt)
         answers: list[Answered | Exception] = []
         for row, one, ready in zip(rows, written, batch, strict=True):
             if ready.stream is not None and ready.stream.error is not None:
                 answers.append(ready.stream.error)
                 continue
-            text = one.text if row.prompt else one.text.strip()
-            answers.append(Answered(text, one.confidence) if math.isfinite(one.confidence) else _diverged(row))
+            sound = math.isfinite(one.confidence)
+            answers.append(Answered(one.text, one.confidence, finished=one.finished) if sound else _diverged(row))
         return answers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, UsageError
@@ -64,7 +65,10 @@ def task_of(registry: Registry, record: AdapterRecord) -> Task:
     """The task as it was when this version was made."""
     spec = record.manifest.get("task_spec")
     if spec:
-        return Task.from_json(spec)
+        found = Task.from_json(spec).limited(record)
+        if found.max_length or not record.task:
+            return found
+        return replace(found, max_length=registry.task(record.task).max_length)
     return registry.task(record.task) if record.task else Task(record.name)
 
 

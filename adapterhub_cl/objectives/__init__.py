@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from adapterhub_cl.bases.kinds import CAUSAL, CLASSIFICATION, MASKED, objectives_of
 from adapterhub_cl.errors import UsageError
@@ -66,6 +66,23 @@ def refuse_writing(base: BaseInfo, what: str) -> None:
         )
 
 
+class Answer(NamedTuple):
+    """The answer to one example.
+
+    Attributes:
+        confidence: 0 to 1.
+        scores: of a choice, every label's probability.
+        truncated: the input was cut.
+        finished: it ended by itself, not at the limit of new tokens.
+    """
+
+    text: str
+    confidence: float
+    scores: dict[str, float]
+    truncated: bool = False
+    finished: bool = True
+
+
 class BaseObjective(ABC):
     """What a kind of base is trained on, and how it answers.
 
@@ -117,5 +134,5 @@ class BaseObjective(ABC):
     @abstractmethod
     def predict(
         self, model: Any, tokenizer: Any, task: Task, examples: Sequence[Example], **options: Any
-    ) -> list[tuple[str, float, dict[str, float]]]:
-        """For each example its answer, its confidence (0 to 1) and, for choice tasks, every label's probability."""
+    ) -> list[Answer]:
+        """For each example its answer."""

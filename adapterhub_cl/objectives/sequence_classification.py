@@ -17,6 +17,7 @@ from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.objectives import Answer
 from adapterhub_cl.objectives._scored import Scored, evaluating
 from adapterhub_cl.types import Example, Task
 
@@ -70,7 +71,7 @@ class Objective(Scored):
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
         **_: Any,
-    ) -> list[tuple[str, float, dict[str, float]]]:
+    ) -> list[Answer]:
         """The likeliest label of each example, in the examples' order.
 
         Raises:
@@ -89,15 +90,15 @@ class Objective(Scored):
                 "an encoder answers through an adapter that learned the task: cl-adapter list",
             )
         encode = LabelledTokeniser(tokenizer, task, max_length)
-        tokens = [encode.unlabelled(example) for example in examples]
-        found: list[tuple[str, float, dict[str, float]]] = [("", 0.0, {})] * len(tokens)
+        tokens = [encode.prompt(example) for example in examples]
+        found: list[Answer] = [Answer("", 0.0, {})] * len(tokens)
         with evaluating(model):
             for indices in by_length([len(t) for t in tokens], batch_size):
                 batch = collate(tokens, indices, tokenizer.pad_token_id).to(model.device)
                 whole = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
                 logits = by_labels(whole, head.layout[task.name], task.labels)
                 for index, answer in zip(indices, chosen(logits, task.labels), strict=True):
-                    found[index] = answer
+                    found[index] = Answer(*answer, truncated=tokens[index].truncated)
                 if progress:
                     progress(len(indices))
         return found

@@ -51,7 +51,12 @@ class Scores(Core):
         known = {task.name: task for task in self.tasks()}
         if name not in known:
             raise UnknownNameError("task", name, known)
-        return known[name]
+        found = known[name]
+        if not found.max_length:  # described before limits were part of a task
+            for record in self.adapters():
+                if record.task == name:
+                    found = found.limited(record)
+        return found
 
     def put_task(self, task: Task) -> None:
         """Add a task, or replace its description."""

@@ -255,10 +255,7 @@ def _kept(record: AdapterRecord) -> Kept:
 
 def _example(record: AdapterRecord, number: int, line: str) -> Example:
     try:
-        row = json.loads(line)
-        found = Example(row["input"], row.get("output"), row.get("instruction", ""))
-        if not all(isinstance(part, str) for part in (found.input, found.answer or "", found.instruction)):
-            raise TypeError("not text")
+        found = Example.from_json(json.loads(line))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(
             f"{record.path / samples.FILE_NAME} line {number} is not a sample ({type(error).__name__}: {error})",

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data import chat
 from adapterhub_cl.data.batches import by_length, to_left_padded
 from adapterhub_cl.data.formats import render
-from adapterhub_cl.evaluation.scoring import answer_budget
+from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.objectives._scored import evaluating
 from adapterhub_cl.training.progress import Reporter
@@ -132,11 +133,18 @@ class ModelEvidence:
             return [(Example("", text), sure) for text, sure in self._sample("", True, "", count, seed) if text]
         instruction = self._instruction()
         asked = instruction or self.task.instruction
-        prompt = render(self.task.prompt_format, Example(_MARK, None, asked), self._chat)
+        tokenizer = self.base.tokenizer
+        prompt = render(
+            self.task.prompt_format,
+            Example(_MARK, None, asked),
+            lambda said: chat.prompt_of(tokenizer, said),
+            talks=self.task.talks,
+        )
         head, _, tail = prompt.text.partition(_MARK)
         sampled = self._sample(head, prompt.add_special_tokens, tail.strip(), count, seed)
         inputs = [Example(text, None, instruction) for text, _ in sampled if text]
-        answers = [e.answer for e in self.examples if e.answer is not None]
+        encode = self.objective.tokeniser(self.base.tokenizer, self.task, self.max_length)
+        answers = [encode.gold(e) for e in self.examples if e.answer is not None]
         self.reporter.start("answering what was written", len(inputs))
         try:
             with self.base.autocast():
@@ -147,12 +155,14 @@ class ModelEvidence:
                     inputs,
                     max_length=self.max_length,
                     batch_size=BATCH,
-                    max_new_tokens=answer_budget(self.base.tokenizer, answers),
+                    max_new_tokens=encode.budget(answers),
                     progress=self.reporter.advance,
                 )
         finally:
             self.reporter.finish()
-        return [(replace(e, answer=answer), sure) for e, (answer, sure, _) in zip(inputs, found, strict=True) if answer]
+        return [
+            (replace(e, answer=said.text), said.confidence) for e, said in zip(inputs, found, strict=True) if said.text
+        ]
 
     def _instruction(self) -> str:
         """What all examples have in common as their instruction; where they differ it is data, and none is used."""
@@ -163,8 +173,8 @@ class ModelEvidence:
     def _sample(self, head: str, special: bool, stop: str, count: int, seed: int) -> list[tuple[str, float]]:
         """Texts that follow `head`, up to `stop`, each with the geometric mean of its token probabilities."""
         tokenizer = self.base.tokenizer
-        begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        ids = list(tokenizer(head, add_special_tokens=special, verbose=False).input_ids) or [begin]
+        encode, ends = Tokeniser(tokenizer, self.task, self.max_length), chat.end_ids(tokenizer, self.model)
+        ids = list(encode.start(head) if special or not head else encode.bare(head))
         texts = [e.input or e.answer or "" for e in self.examples]
         finish = _cutter(stop, one_line=not any("\n" in text.strip() for text in texts))
         budget = max(1, min(self._budget(texts), self.max_length - len(ids)))
@@ -185,14 +195,14 @@ class ModelEvidence:
                         top_p=TOP_P,
                         top_k=0,
                         pad_token_id=tokenizer.pad_token_id,
-                        eos_token_id=tokenizer.eos_token_id,
+                        eos_token_id=ends,
                         return_dict_in_generate=True,
                         output_logits=True,
                     )
                     written = output.sequences[:, len(ids) :]
                     logs = torch.stack(output.logits, dim=1).float().log_softmax(-1).gather(-1, written[..., None])
                     for row, log in zip(written.tolist(), logs[..., 0].cpu(), strict=True):
-                        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+                        end = next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
                         text = finish(tokenizer.decode(row[:end], skip_special_tokens=True))
                         found.append((text, float(log[:end].mean().exp())))
                     self.reporter.advance(rows)
@@ -205,9 +215,6 @@ class ModelEvidence:
         lengths = sorted(len(self.base.tokenizer(t, add_special_tokens=False, verbose=False).input_ids) for t in texts)
         usual = lengths[int(0.95 * (len(lengths) - 1))] if lengths else LONGEST
         return max(SHORTEST, min(LONGEST, usual + 1))
-
-    def _chat(self, messages: list[dict[str, str]]) -> str:
-        return str(self.base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from adapterhub_cl.errors import AdapterHubError, DataError
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
-from adapterhub_cl.types import Example
+from adapterhub_cl.types import Example, Layout
 
 RECEIVED, BATCHES = "received.jsonl", "batches.jsonl"
 PAUSE = 2.0  # seconds without a row after which a batch that is not full is learned
@@ -162,7 +162,7 @@ class Feed:
             if not isinstance(row, dict):
                 raise DataError("not a JSON object")
             rows = Rows([row], "standard input", "", [number])
-            found = examples(rows, dict(self.request.columns) or None, self.request.instruction or "")
+            found = examples(rows, dict(self.request.columns) or None, self.request.instruction or "", self._layout())
             raw = found.layout == "raw text"
             self.raw = raw if self.raw is None else self.raw
             if raw != self.raw:
@@ -174,6 +174,10 @@ class Feed:
             told = error.message if isinstance(error, AdapterHubError) else f"not JSON ({error})"
             self.reporter.note(f"warning: line {number} is passed over: {told}")
             return None
+
+    def _layout(self) -> Layout | None:
+        """The columns that the task's data had so far."""
+        return self.registry.task(self.registry.get(self.request.name).task).layout
 
     def _check(self, found: Any) -> None:
         task = self.registry.task(self.registry.get(self.request.name).task)

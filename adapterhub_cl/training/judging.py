@@ -125,7 +125,7 @@ class Judge:
         """
         material, new = self.material, self.material.task
         told = served.manifest.get("task_spec") if served.task == new.name else None
-        old = Task.from_json(told) if told else self.registry.task(new.name)
+        old = Task.from_json(told).limited(served) if told else self.registry.task(new.name)
         if (old.kind, old.metric) != (new.kind, new.metric):
             return None
         probe, held = probe_of(self.registry, new.name), material.held_out

@@ -13,7 +13,6 @@ from typing import Any
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.evaluation.gate import as_share
-from adapterhub_cl.evaluation.scoring import answer_budget
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.material import Material, kept_samples
 from adapterhub_cl.training.probes import Probe, score
@@ -69,16 +68,16 @@ class Questions:
             if not objective.knows(model, task):  # an encoder's adapter without a head for it
                 continue
             with base.autocast():
-                budget = answer_budget(base.tokenizer, [e.answer or "" for e in examples])
+                encode = objective.tokeniser(base.tokenizer, task, base.context)
                 rows = objective.predict(
                     model,
                     base.tokenizer,
                     task,
                     examples,
-                    max_length=min(self.new.max_length, base.context),
-                    max_new_tokens=budget,
+                    max_length=base.context,
+                    max_new_tokens=encode.budget([encode.gold(example) for example in examples]),
                 )
-            found += [answer for answer, _, _ in rows]
+            found += [answer.text for answer in rows]
         return found
 
     def compare(self, before: Snapshot, after: Snapshot) -> list[Evaluation]:

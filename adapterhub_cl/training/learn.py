@@ -47,6 +47,7 @@ class Lesson:
         parent: directory of the version that the run goes on from or stands on.
         augment: what is made of the training data besides.
         avoid: examples that must not be made: the held-out ones.
+        places: of each of the examples, where it comes from; for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
     """
 
@@ -59,6 +60,7 @@ class Lesson:
     parent: Path | None = None
     augment: Sequence[Augment] = ()
     avoid: Sequence[Example] = ()
+    places: Sequence[str] = ()
     prompt_loss: float = 0.0
 
 
@@ -112,7 +114,7 @@ def learn(
     length = min(settings.max_length, base.context)
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
-    pairs = [(e, t) for e in lesson.examples for t in fresh.windows(e)]
+    pairs, shortened = _windows(fresh, lesson)
     if len(pairs) > len(lesson.examples):
         reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
@@ -128,8 +130,8 @@ def learn(
     if not tokens:
         raise DataError("no example has a token to learn from", "check the data")
     cut = sum(t.truncated for t in tokens)
-    if cut:
-        reporter.note(f"note: {cut} of {len(tokens)} examples are longer than {length} tokens; their inputs were cut")
+    if shortened:
+        reporter.note(_what_was_cut(shortened, len(lesson.examples), encode))
     train, held = dev_split(len(tokens), settings.dev_share, settings.seed)
 
     times = strategy.repeats([tasks[i] for i in train])
@@ -211,6 +213,38 @@ def learn(
         "strategy_summary": strategy.summary(),
     }
     return Learned(facts, loop.stage, encode)
+
+
+def _windows(encode: Tokeniser, lesson: Lesson) -> tuple[list[tuple[Example, Tokens]], list[str]]:
+    """The training examples as token ids, and the places of those that were cut.
+
+    Raises:
+        DataError: one cannot be cut to fit; names its place.
+    """
+    pairs: list[tuple[Example, Tokens]] = []
+    cut: list[str] = []
+    for k, example in enumerate(lesson.examples):
+        where = lesson.places[k] if k < len(lesson.places) else f"example {k + 1}"
+        try:
+            found = encode.windows(example)
+        except DataError as error:
+            raise DataError(f"{where}: {error.message}", error.hint) from error
+        pairs += [(example, tokens) for tokens in found]
+        cut += [where] if any(tokens.truncated for tokens in found) else []
+    return pairs, cut
+
+
+def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser) -> str:
+    """Which rows were cut and where."""
+    room = encode.max_length - encode.longest_answer
+    beside = f", which leaves {room} for the prompt beside the longest answer" if encode.longest_answer else ""
+    how = "the oldest turns were left out" if encode.task.talks else "the end of the input (or of its passage) was cut"
+    named = ", ".join([places[0], *(place.rpartition(" ")[2] for place in places[1:5])])
+    named += ", …" if len(places) > 5 else ""
+    return (
+        f"note: {len(places)} of {count} examples are longer than {encode.max_length} tokens{beside}; {how} ({named}). "
+        "--max-length N keeps more"
+    )
 
 
 def guessing(answers: Sequence[str], right: float) -> str:

@@ -315,6 +315,7 @@ class Loop:
                 row_weights=None if plain else rows,
                 prompt_loss=self.prompt_loss,
                 room=self.longest,
+                earlier=True,
             ).to(self.model.device)
             waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
             with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():

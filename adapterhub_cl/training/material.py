@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from adapterhub_cl import objectives, strategies
+from adapterhub_cl.bases.sources import has_chat_template
+from adapterhub_cl.data import tokenise
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.reading import at_hand, read_rows
 from adapterhub_cl.data.tasks import (
@@ -15,13 +18,18 @@ from adapterhub_cl.data.tasks import (
     find_outdated,
     infer_task,
     updated_task,
+    why_kind,
 )
 from adapterhub_cl.errors import AdapterError, DataError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies._combined import Combined
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
-from adapterhub_cl.types import DERIVED, AdapterRecord, Example, Task
+from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo, Example, Layout, Task
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ def prepare(
         DataError: something cannot be read or used, or a replay sample stands in the held-out data.
     """
     columns = dict(request.columns) or None
-    data = read_examples(request.data, columns, request.instruction or "")
+    known = _layout_of(registry, request)
+    data = read_examples(request.data, columns, request.instruction or "", layout=known)
     if sha256 is not None and data.sha256 != sha256:
         raise DataError(
             f"{request.data} has changed since the run was started", "restore it, or start again without --resume"
@@ -120,15 +129,18 @@ def with_data(
                 f"cl-adapter promote {start.ref} --max-forgetting 1, or name another version",
             )
     columns = dict(request.columns) or None
-    held_out = read_examples(request.eval, columns, request.instruction or "") if request.eval else None
+    held_out = (
+        read_examples(request.eval, columns, request.instruction or "", layout=data.read) if request.eval else None
+    )
     beneath = bool(request.on_top_of) or strategy.makes == "stacked"
     review: Sequence[Example] = ()
     if request.verb == "update" and start is not None:
         fresh = set(data.examples)
         review = [sample for sample in kept_samples(start) if sample not in fresh]
         task = updated_task(registry.task(start.task), data)
+        task = task if data.layout == "raw text" or not data.read.name else replace(task, layout=data.read)
     else:
-        task = _same_task(registry, described_task(request, data))
+        task = _same_task(registry, described_task(request, data, registry.base))
     raw = data.layout == "raw text"
     objectives.name_for(registry.base, "text" if raw else task.kind)  # told before anything is loaded
     past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
@@ -161,14 +173,33 @@ def outdated_note(material: Material) -> str:
     return f"note: {count} old {verb} otherwise than the new data; left out" if count else ""
 
 
-def described_task(request: Request, data: Examples) -> Task:
-    """The task that a request and its data describe."""
+def _layout_of(registry: Registry, request: Request) -> Layout | None:
+    """The columns that an update reads where they are there: those of the version before."""
+    if request.verb != "update":
+        return None
+    spec = registry.get(request.name).manifest.get("task_spec")
+    return Task.from_json(spec).layout if spec else None
+
+
+def with_limits(material: Material, base: LoadedBase, settings: TrainingSettings) -> Material:
+    """The material with the limits of its task: where prompts are cut, and how long its answers are."""
+    length = min(settings.max_length, base.context)
+    if base.is_encoder or material.raw:
+        return replace(material, task=replace(material.task, max_length=length))
+    rows = [*material.data.examples, *material.review]
+    return replace(material, task=tokenise.with_limits(material.task, base.tokenizer, rows, length))
+
+
+def described_task(request: Request, data: Examples, base: BaseInfo) -> Task:
+    """The task that a request and its data describe. Conversations are asked through the base's chat template, where it
+    has one and nobody says otherwise."""
+    template = data.read.chat is not None and request.prompt_format is None and has_chat_template(base)
     return infer_task(
         request.name,
         data,
         kind=request.kind,
         labels=list(request.labels) or None,
-        prompt_format=request.prompt_format,
+        prompt_format="chat" if template else request.prompt_format,
         metric=request.metric,
         instruction=request.instruction,
     )
@@ -248,7 +279,7 @@ def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
             if not at_hand(known["source"]):
                 raise DataError(f"the training data of {version.ref} are no longer at {known['source']}", hint)
             task = Task.from_json(version.manifest["task_spec"])
-            rows = read_examples(known["source"], known.get("columns") or None, task.instruction)
+            rows = read_examples(known["source"], known.get("columns") or None, task.instruction, layout=task.layout)
             if rows.sha256 != known["sha256"]:
                 raise DataError(f"{known['source']} has changed since {version.ref} was trained on it", hint)
             found += rows.examples
@@ -288,10 +319,13 @@ def kept_samples(record: AdapterRecord) -> list[Example]:
     found = []
     rows = read_rows(path)
     for k, row in enumerate(rows.rows):
-        values = [row.get("input", ""), row.get("output"), row.get("instruction", "")]
-        if not isinstance(values[1], str) or not all(isinstance(v, str) for v in values):
+        try:
+            example = Example.from_json({"input": "", **row})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify") from error
+        if example.answer is None:
             raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify")
-        found.append(Example(*values))
+        found.append(example)
     return found
 
 
@@ -335,6 +369,12 @@ def tell(material: Material, request: Request, objective: objectives.BaseObjecti
         f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
         f"{reads}{overrule}"
     )
+    if request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
+        reporter.note(f"  {why}")
+    if data.unused:
+        many = len(data.unused) > 1
+        names = ", ".join(map(repr, data.unused))
+        reporter.note(f"note: the column{'s' if many else ''} {names} {'are' if many else 'is'} not used")
     if data.skipped:
         reporter.note(f"note: {data.skipped} empty rows were passed over")
     if material.review:

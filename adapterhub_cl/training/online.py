@@ -34,7 +34,14 @@ from adapterhub_cl.training.judging import Judge, conclude
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.loop import Loop, Outcome
 from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.material import Material, outdated_note, tell_parent, with_data, without_outdated
+from adapterhub_cl.training.material import (
+    Material,
+    outdated_note,
+    tell_parent,
+    with_data,
+    with_limits,
+    without_outdated,
+)
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request
@@ -153,6 +160,7 @@ class Segment:
         parent = self.registry.get(self.request.name)
         tell_parent(self.registry, parent, self.reporter)
         material = with_data(self.registry, self.request, self.strategy, self._data(first), parent)
+        material = with_limits(material, base, settings)
         rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")
         old = self.registry.task(parent.task)
@@ -191,6 +199,7 @@ class Segment:
         data = self._data(rows)
         task = material.task if material.raw else updated_task(old, data)
         material = without_outdated(replace(material, data=data, task=task))
+        material = with_limits(material, base, settings)
         if told := outdated_note(material):
             self.reporter.note(told)
         now = self.registry.get(self.request.name)

@@ -75,7 +75,12 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
         held = training.get("eval") or {}
         if held and at_hand(held["source"]):
             try:
-                found = read_examples(held["source"], training["data"].get("columns") or None, task.instruction)
+                found = read_examples(
+                    held["source"],
+                    training["data"].get("columns") or None,
+                    task.instruction,
+                    layout=task.layout,
+                )
             except DataError:
                 continue
             if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
@@ -117,7 +122,7 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
             probe.task,
             probe.examples,
             data=probe.data,
-            max_length=min(probe.max_length, base.context),
+            max_length=base.context,
             dtype=base.dtype,
             progress=reporter.advance if reporter is not None else None,
         )[0]

@@ -34,7 +34,7 @@ class TrainingSettings:
     layers: str = option("", "which of the base's layers get LoRA, counted from 0: 8-15 or 0,2,4; default: all")
     rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
-    max_length: int = option(512, "longest example in tokens; longer inputs are cut at their end")
+    max_length: int = option(512, "longest example in tokens; longer passages and conversations are cut")
     dev_share: float = option(0.1, "share of the training data (200 rows at most) held out to choose the best epoch")
     patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
     checkpoint_every: int = option(100, "steps between checkpoints for --resume")

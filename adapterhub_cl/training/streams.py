@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterhub_cl import objectives
@@ -93,8 +93,9 @@ def read(stream: StreamFile) -> dict[str, tuple[Examples, Examples | None]]:
     found = {}
     for task in stream.tasks:
         columns, instruction = task.options.get("columns"), str(task.options.get("instruction") or "")
-        held = read_examples(task.eval, columns, instruction) if task.eval else None
-        found[task.name] = (read_examples(task.data, columns, instruction), held)
+        train = read_examples(task.data, columns, instruction)
+        held = read_examples(task.eval, columns, instruction, layout=train.read) if task.eval else None
+        found[task.name] = (train, held)
     check_leaks(stream, found)
     return found
 
@@ -112,7 +113,7 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: Plan, reporter
         request = plan.request(task, {})
         check(registry, request)
         train, held = data[task.name]
-        described = described_task(request, train)
+        described = described_task(request, train, registry.base)
         if held is not None and held.layout != "raw text":
             check_answers(described, held)
     _refuse_known(registry, plan)
@@ -204,8 +205,9 @@ def _told(
     if held is None or not objectives.of(registry.base).writes:  # an encoder has no head for what it never learned
         return told
     request = plan.request(plan.stream.tasks[number - 1], {})
-    task = described_task(request, data)
-    probe = Probe(task, held.examples, held.source, request.training().max_length, held.sha256)
+    length = request.training().max_length
+    task = replace(described_task(request, data, registry.base), max_length=length)
+    probe = Probe(task, held.examples, held.source, length, held.sha256)
     told["base"] = as_share(task.metric, score(load().model, load(), probe, reporter, "measuring the base").value)
     if shared and done:
         ahead = score_version(registry, load(), done[-1], probe, reporter)

@@ -19,7 +19,7 @@ from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.material import Material, prepare, tell, tell_parent, tell_scale
+from adapterhub_cl.training.material import Material, prepare, tell, tell_parent, tell_scale, with_limits
 from adapterhub_cl.training.processes import check_tracker, everyones
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
@@ -96,6 +96,7 @@ def teach(
     if request.log_with:
         check_tracker(request.log_with)
     base = load()
+    material = with_limits(material, base, settings)
     accelerator = Accelerator(
         cpu=base.device.type == "cpu",
         log_with=request.log_with or None,
@@ -179,6 +180,7 @@ def lesson_of(request: Request, material: Material, strategy: Combined, keep: re
         parent=material.parent.path if material.parent else None,
         augment=augmentation.parse_all(request.augment),
         avoid=material.held_out.examples if material.held_out else (),
+        places=material.data.places,
         prompt_loss=(0.25 if keep.policy == "generated" else 0.0) if wanted is None else wanted,
     )
 

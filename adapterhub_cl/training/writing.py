@@ -9,7 +9,10 @@ import torch
 
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
+from adapterhub_cl.data.chat import end_ids
+from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives._scored import evaluating
+from adapterhub_cl.types import Task
 
 ROWS, LONGEST = 16, 64
 
@@ -22,9 +25,10 @@ def base_writer(model: Any, base: LoadedBase) -> Callable[[Sequence[str], int], 
         found: list[str] = []
         with torch.random.fork_rng(), evaluating(model), model.disable_adapter():
             torch.manual_seed(seed)
+            encode = Tokeniser(base.tokenizer, Task(""), base.context)
             for k in range(0, len(prompts), ROWS):
                 room = base.context - LONGEST
-                ids = [base.tokenizer(text).input_ids[-room:] for text in prompts[k : k + ROWS]]
+                ids = [encode.start(text)[-room:] for text in prompts[k : k + ROWS]]
                 inputs = to_left_padded(ids, base.tokenizer.pad_token_id)
                 written = model.generate(
                     **{name: value.to(model.device) for name, value in inputs.items()},
@@ -32,7 +36,7 @@ def base_writer(model: Any, base: LoadedBase) -> Callable[[Sequence[str], int], 
                     do_sample=True,
                     top_p=0.9,
                     pad_token_id=base.tokenizer.pad_token_id,
-                    eos_token_id=base.tokenizer.eos_token_id,
+                    eos_token_id=end_ids(base.tokenizer, model),
                 )
                 length = inputs["input_ids"].shape[1]
                 found += base.tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)

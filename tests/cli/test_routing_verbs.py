@@ -93,7 +93,7 @@ def test_predict_from_a_file_with_another_router_says_what_was_cut(run: Callable
     assert len(said.out.splitlines()) == 3
     fitting, cut = said.err.splitlines()
     assert re.fullmatch(r"fitting the router centroid on \d+ samples of 4 tasks; it is kept for next time", fitting)
-    assert cut == "note: 1 input was longer than the context and cut"
+    assert cut == "note: 1 input was longer than the task's limit and cut"
     quiet = run("predict", "--file", file, "--router", "centroid", "--quiet")
     assert (quiet.out, quiet.err) == (said.out, "")
     rows = run("predict", "--file", file, "--router", "centroid", "--json").json
@@ -187,15 +187,18 @@ def test_generate_writes_with_the_adapter_that_the_router_chose(run: Callable[..
     said = run("generate", TALE, "--max-new-tokens", 6)
     row = run("generate", TALE, "--max-new-tokens", 6, "--json").json
     assert said.code == 0, said.err
-    assert list(row) == ["text", "adapter", "task", "generated", "adapters", "routing", "out_of_distribution"]
+    known = ["text", "adapter", "task", "generated", "adapters", "routing", "out_of_distribution"]
+    assert list(row) == [*known, "truncated", "finished"]
     assert (row["adapter"], row["task"], row["text"]) == ("tales@v1", "tales", TALE)
     assert said.out == row["generated"] + "\n"
-    assert said.err == f"answered by tales@v1: task tales, routing confidence {row['routing']:.3f}\n"
+    limit = "note: the answer was ended by the limit of new tokens; --max-new-tokens N allows a longer one\n"
+    assert said.err == f"{limit}answered by tales@v1: task tales, routing confidence {row['routing']:.3f}\n"
     quiet = run("generate", TALE, "--max-new-tokens", 6, "--quiet")
     assert (quiet.out, quiet.err) == (said.out, "")
     named = run("generate", TALE, "--adapter", "tales", "--max-new-tokens", 6, "--json")
     assert named.json["generated"] == row["generated"]
-    assert (named.json["routing"], named.err) == (None, "")
+    assert named.json["routing"] is None
+    assert row["finished"] is False
     drawn = ("generate", TALE, "--temperature", 1.5, "--top-p", 0.9, "--max-new-tokens", 8, "--json")
     assert run(*drawn, "--seed", 1).json == run(*drawn, "--seed", 1).json
     assert run(*drawn, "--seed", 1).json["generated"] != run(*drawn, "--seed", 2).json["generated"]
@@ -221,8 +224,10 @@ def test_chat_answers_each_line(run: Callable[..., Said]) -> None:
     terminal = run("chat", "--max-new-tokens", 2, "--task", "tales", stdin="once\n" + "y" * 400 + "\n", terminal=True)
     assert terminal.code == 0
     assert "/new begins anew" in terminal.err
-    assert "error: the text has " in terminal.err
-    wrong(run("chat", "--task", "tales", stdin="y" * 400 + "\n"), 1, "over the base's 256")
+    assert "note: the answer was ended by the limit" in terminal.err
+    long = run("chat", "--task", "tales", "--max-new-tokens", 2, "--json", stdin="y" * 400 + "\n")
+    assert json.loads(long.out)["truncated"]
+    wrong(run("chat", "--adapter", "base", "--max-new-tokens", 300, stdin="y\n"), 1, "over the base's 256")
 
 
 # -- help and bad input ------------------------------------------------------------------------------

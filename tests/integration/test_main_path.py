@@ -136,7 +136,7 @@ def test_raw_text_updates_an_adapter_and_makes_a_text_task(hub: AdapterHub, tmp_
 def test_generation_task_answers_freely(hub: AdapterHub) -> None:
     facts = DEMO / "facts.train.jsonl"
     record = hub.add_task("facts", facts, eval=facts, epochs=1, rank=4, max_length=64)
-    assert set(record.metrics) == {"exact_match", "token_f1", "rouge_l"}
+    assert set(record.metrics) == {"exact_match", "token_f1", "rouge_l", "strict_match"}
     assert isinstance(hub.generate("Who founded the town of Quillhaven?", task="facts", max_new_tokens=5), str)
     assert hub.generate("The river", adapter="base", max_new_tokens=4) == hub.generate(
         "The river", adapter="base", max_new_tokens=4

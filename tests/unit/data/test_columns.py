@@ -30,7 +30,7 @@ LAYOUTS = [
     ({"prompt": "p", "completion": " c"}, Example("p", "c"), "prompt/completion"),
     ({"prompt": "p", "response": "c"}, Example("p", "c"), "prompt/completion"),
     ({"question": "q", "answer": "a"}, Example("q", "a"), "question/answer"),
-    ({"question": "q", "answers": ["a", "b"]}, Example("q", "a"), "question/answer"),
+    ({"question": "q", "answers": ["a", "b"]}, Example("q", "a", references=("b",)), "question/answer"),
     (
         {"id": "1", "context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}},
         Example("c\nq", "a"),
@@ -91,10 +91,13 @@ CHAT = [
 
 def test_conversations() -> None:
     made = examples(rows({"conversations": CHAT}))
-    assert made.examples == [Example("user: one\nassistant: two\nuser: three", "four", "Be kind.")]
+    [example] = made.examples
+    assert (example.text, example.answer) == ("user: one\nassistant: two\nuser: three", "four")
+    assert (example.instruction, example.input) == ("Be kind.", "three")
+    assert [turn.role for turn in example.turns] == ["system", "user", "assistant", "user"]
     asked = inputs(rows({"conversations": CHAT}))
     assert asked[0].answer is None
-    assert asked[0].input.endswith("assistant: four\nuser: five")
+    assert asked[0].text.endswith("assistant: four\nuser: five")
     parts = [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image"}]}]
     assert inputs(rows({"messages": parts})) == [Example("look")]
     with pytest.raises(DataError, match="line 1: no answer"):

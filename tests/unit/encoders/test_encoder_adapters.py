@@ -21,6 +21,8 @@ from adapterhub_cl.head_files import read_layout
 
 TEXTS = ["red stone", "blue river house cloud 71 and whatever else", "green"]
 
+CUT = {"truncation": True, "max_length": 32}  # as in the training of these hubs
+
 
 @pytest.fixture(scope="module")
 def taught(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
@@ -32,13 +34,13 @@ def taught(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return hub
 
 
-def logits_of(hub: AdapterHub, ref: str, labels: int) -> torch.Tensor:
+def logits_of(hub: AdapterHub, ref: str, labels: int, **cut: Any) -> torch.Tensor:
     """What plain transformers and PEFT say to TEXTS."""
     plain = AutoModelForSequenceClassification.from_pretrained(hub.base.source, num_labels=labels, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, str(hub.path(ref))).eval()
     tokenizer = hub.load_base().tokenizer
     with torch.no_grad():
-        return model(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
+        return model(**tokenizer(TEXTS, return_tensors="pt", padding=True, **cut)).logits
 
 
 def test_a_task_is_learned_scored_and_answered(taught: AdapterHub) -> None:
@@ -62,12 +64,12 @@ def test_plain_peft_gives_the_same_logits(taught: AdapterHub) -> None:
     config = json.loads((taught.path("colours") / "adapter_config.json").read_text())
     assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["classifier"])
     ours = [p.scores for p in taught.predict(TEXTS, task="colours")]
-    plain = logits_of(taught, "colours", 3)
+    plain = logits_of(taught, "colours", 3, **CUT)
     for row, scores in zip(plain.softmax(-1), ours, strict=True):
         torch.testing.assert_close(row, torch.tensor(list(scores.values())), atol=1e-5, rtol=0)
     model, tokenizer = taught.load("colours")
     with torch.no_grad():
-        loaded = model(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
+        loaded = model(**tokenizer(TEXTS, return_tensors="pt", padding=True, **CUT)).logits
     torch.testing.assert_close(loaded, plain, atol=1e-5, rtol=0)
     assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
 
@@ -79,7 +81,7 @@ def test_other_encoders_keep_what_their_checkpoint_lacks(
     hub = new_hub(tmp_path / "hub", pico_path(kind))
     record = teach(hub, tmp_path, "colours", COLOURS, epochs=2)
     ours = torch.tensor([list(p.scores.values()) for p in hub.predict(TEXTS, task="colours")])
-    torch.testing.assert_close(logits_of(hub, "colours", 3).softmax(-1), ours, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_of(hub, "colours", 3, **CUT).softmax(-1), ours, atol=1e-5, rtol=0)
     neck = {key for key in load_file(record.path / "adapter_model.safetensors") if ".lora_" not in key}
     assert any("pooler" in key or "dense" in key or "pre_classifier" in key for key in neck)
 

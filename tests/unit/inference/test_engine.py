@@ -166,7 +166,7 @@ def test_top_k_answers_with_the_explicit_sum(engine: Engine, load_pico: Any, hub
     for ref, weight in weights.items():
         for name, delta in dense(hub.path(ref)).items():
             plain.model.get_submodule(name).weight += weight * delta.float()
-    [(label, confidence, scores)] = Objective().predict(
+    [(label, confidence, scores, *_)] = Objective().predict(
         plain.model, plain.tokenizer, SPECS[found.task], [Example(text)], max_length=256
     )
     assert found.prediction == label
@@ -412,8 +412,11 @@ def test_a_text_longer_than_the_context(engine: Engine) -> None:
     assert cut.task == "sums"
     assert cut.text == long
     assert engine.predict([long], task="tales", max_new_tokens=3)[0].truncated
-    with pytest.raises(DataError, match=r"the text has \d+ tokens; with 64 new ones that is over the base's 256") as e:
-        engine.generate(long)
+    assert engine.generate(long, max_new_tokens=3).truncated  # cut as in its training
+    with pytest.raises(
+        DataError, match=r"the text has \d+ tokens and more; with 64 new ones .* over the base's 256"
+    ) as e:
+        engine.generate(long, adapter="base")
     assert "shorten the text or lower --max-new-tokens" in e.value.hint
     with pytest.raises(DataError, match="over the base's 256"):
         engine.generate("short", task="tales", max_new_tokens=256)
@@ -840,7 +843,7 @@ def prompts_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = engine._worker.answerer.answer
 
     def answer(rows: Any, *given: Any, **more: Any) -> None:
-        found.extend(engine.base.tokenizer.decode(row.prompt) for row in rows)
+        found.extend(engine.base.tokenizer.decode(row.ready(engine.base, engine.base.context)[0]) for row in rows)
         real(rows, *given, **more)
 
     monkeypatch.setattr(engine._worker.answerer, "answer", answer)
@@ -863,10 +866,9 @@ def test_chat_shows_the_whole_conversation_to_those_who_learned_one(
     assert prompts.pop() == whole
     assert engine.chat(said, adapter="base", max_new_tokens=3).adapter == "base"
     assert prompts.pop() == whole
-    engine.chat(said, task="tales", max_new_tokens=3)  # another format: the last message, as in its training
-    assert "HELLO" not in prompts[0]
-    assert "Go on." in prompts[0]
-    assert "AGAIN" in prompts.pop()
+    engine.chat(said, task="tales", max_new_tokens=3)  # another format: the same conversation as lines
+    assert "be kind\nuser: HELLO\nassistant: hi\nuser: AGAIN" in prompts[0]
+    assert "Go on." not in prompts.pop()  # the system message says how to answer, in the instruction's place
     routed = engine.chat(turns("HELLO", "hi", KNOWN["greek"][0]), max_new_tokens=3)  # by the last message
     assert routed.task == "greek"
 
@@ -885,8 +887,11 @@ def test_the_oldest_turns_of_a_conversation_go_first(engine: Engine, monkeypatch
     said = [{"role": "system", "content": "s"}, *({"role": "user", "content": text} for text in ("z" * 200, "now?"))]
     engine.chat(said, task="shouts", max_new_tokens=64)
     assert prompts.pop() == "<s>system: s\n<s>user: now?\nassistant:"
-    with pytest.raises(DataError, match="over the base's 256"):
-        engine.chat(turns("short", "ok", "y" * 300), task="shouts")
+    found = engine.chat(turns("short", "ok", "y" * 300), task="shouts", max_new_tokens=20)  # of the last one what fits
+    assert found.truncated
+    kept = prompts.pop()
+    assert kept.startswith("<s>user: yyy")
+    assert kept.endswith("yyy\nassistant:")
 
 
 def test_conversations_that_are_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,5 +277,3 @@ def test_a_tiny_temperature_is_nearly_greedy(pico_base: Any) -> None:
     rows = [Writing(8), Writing(8, 1e-4, seed=3), Writing(8, 2.0, top_p=1e-9, seed=3)]
     found = write_rows(pico_base.model, pico_base, [PROMPTS[0]] * 3, rows)
     assert found[0].text == found[1].text == found[2].text
-    assert Writing(50).within(7).max_new_tokens == 7
-    assert Writing(5).within(0).max_new_tokens == 1

@@ -117,7 +117,7 @@ def test_rows_are_those_of_plain_peft(
         right = Objective().predict(model, plain.tokenizer, task, examples, max_length=base.context, max_new_tokens=6)
         mine = [Asked(task, example, {ref: 1.0} if ref else {}, Writing(6)) for example in examples]
         found = answers_of(Answerer(base, bank), [*others, *mine])[len(others) :]
-        for (text, confidence, scores), answer in zip(right, found, strict=True):
+        for (text, confidence, scores, *_), answer in zip(right, found, strict=True):
             alike(answer, Answered(text, confidence, scores))
 
 
@@ -226,7 +226,12 @@ def test_a_stream_says_nothing_twice_when_the_batch_is_halved(
     pieces: list[list[str]] = [[], [], []]
     rows = [
         Asked(
-            FREE, Example(""), {f"a{k}@v1": 1.0}, Writing(12), (1, 50 + k, 60), lambda p, k=k: not pieces[k].append(p)
+            FREE,
+            Example(""),
+            {f"a{k}@v1": 1.0},
+            Writing(12),
+            (1, 50 + k, 60),
+            emit=lambda p, k=k: not pieces[k].append(p),
         )
         for k in range(3)
     ]

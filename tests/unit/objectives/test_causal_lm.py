@@ -33,7 +33,7 @@ def test_generation_in_a_left_padded_batch_equals_one_by_one(load_pico: Callable
     base, objective = load_pico(kind), Objective()
     options = {"max_length": 128, "max_new_tokens": 6}
     together = objective.predict(base.model, base.tokenizer, FREE, EXAMPLES, **options)
-    for example, (answer, confidence, scores) in zip(EXAMPLES, together, strict=True):
+    for example, (answer, confidence, scores, *_) in zip(EXAMPLES, together, strict=True):
         alone = objective.predict(base.model, base.tokenizer, FREE, [example], **options)[0]
         prompt = Tokeniser(base.tokenizer, FREE, 128)(example).prompt
         ids, logs = list(prompt), []
@@ -56,7 +56,7 @@ def test_choice_in_any_batch_size_and_order(load_pico: Callable[..., Any], kind:
     base, objective = load_pico(kind), Objective()
     found = objective.predict(base.model, base.tokenizer, CHOICE, EXAMPLES, batch_size=2)
     backwards = objective.predict(base.model, base.tokenizer, CHOICE, EXAMPLES[::-1], batch_size=5)[::-1]
-    for (answer, confidence, scores), (other_answer, _, other_scores) in zip(found, backwards, strict=True):
+    for (answer, confidence, scores, *_), (other_answer, _, other_scores, *_) in zip(found, backwards, strict=True):
         assert answer == other_answer == max(scores, key=scores.__getitem__)
         assert confidence == scores[answer]
         assert list(scores) == list(CHOICE.labels)

@@ -69,9 +69,11 @@ def test_data_held_out_now_come_before_what_the_older_version_was_trained_on(hub
 def test_each_version_is_asked_as_it_was_taught(hub: Registry) -> None:
     publish(hub)
     publish(hub, replace(MOOD, instruction="Which mood?"), status="rejected")
-    assert hub.task("mood") == MOOD, "a rejected version changes nothing of the task that another one serves"
+    assert hub.task("mood") == replace(MOOD, max_length=64), (
+        "a rejected version changes nothing of the task that another one serves"
+    )
     found = own_probe(hub, replace(MOOD, instruction="Say the mood:", prompt_format="alpaca"), None)
-    assert found.task == MOOD
+    assert found.task == replace(MOOD, max_length=64), "with the limit that its version was trained with"
     assert [e.instruction for e in found.examples] == ["Good or bad?"]
 
 

@@ -1,0 +1,143 @@
+"""A tokenizer's chat template: prompts by it, where the answers are in what it writes, and how an answer ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adapterhub_cl.errors import DataError, UsageError
+
+_MARK = "\x02answer\x02"
+
+
+def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "", *, prompt: bool = True) -> str:
+    """The text that the tokenizer's chat template writes.
+
+    Args:
+        tools: a JSON list, or empty.
+        prompt: end where the assistant begins to answer; otherwise behind the last message.
+
+    Raises:
+        UsageError: there is no chat template.
+        DataError: the template refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the prompt format 'chat' needs a base whose tokenizer has a chat template",
+            "choose another one: --prompt-format instruction",
+        )
+    from jinja2 import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=json.loads(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
+        )
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        # templates refuse roles that they do not know, or that do not alternate, and fail at what they do not expect
+        raise DataError(
+            f"the base's chat template refuses the conversation: {error}",
+            "let user and assistant take turns, with the roles that the template knows; or name another prompt format, "
+            "such as --prompt-format instruction",
+        ) from error
+
+
+def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
+    """The prompt up to where the assistant's answer begins.
+
+    Some templates know no generation prompt: of these it is what they write before an answer.
+    """
+    asked = apply(tokenizer, messages, tools)
+    if asked != apply(tokenizer, messages, tools, prompt=False):
+        return asked
+    try:
+        answered = apply(tokenizer, [*messages, {"role": "assistant", "content": _MARK}], tools, prompt=False)
+    except DataError:
+        return asked
+    before, mark, _ = answered.partition(_MARK)
+    return before if mark and before.startswith(asked) else asked
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token by which the template ends the assistant's turn; None where it writes none."""
+    known = getattr(tokenizer, "_adapterhub_turn_end", _MARK)
+    key = str(tokenizer.chat_template)
+    if isinstance(known, tuple) and known[0] == key:
+        return known[1]  # type: ignore[no-any-return]
+    found = _turn_end(tokenizer)
+    tokenizer._adapterhub_turn_end = (key, found)
+    return found
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    if not tokenizer.chat_template:
+        return None
+    for opening in ([], [{"role": "system", "content": "x"}]):
+        messages = [*opening, {"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
+        try:
+            tail = apply(tokenizer, messages, prompt=False).rpartition(_MARK)[2]
+        except DataError:
+            continue
+        ids = tokenizer(tail, add_special_tokens=False, verbose=False).input_ids
+        special = special_ids(tokenizer)
+        return next((token for token in ids[:4] if token in special), None)
+    return None
+
+
+def end_ids(tokenizer: Any, model: Any) -> list[int]:
+    """Every id at which a written answer ends: the tokenizer's end of text, all that the model's generation_config.json
+    names, and the end of the assistant's turn in the chat template. Sorted."""
+    config = getattr(model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    named = [named] if isinstance(named, int) else list(named or ())
+    found = {tokenizer.eos_token_id, turn_end(tokenizer), *named}
+    return sorted(int(one) for one in found if one is not None)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that are no text: the tokenizer's own special ones and those added as such."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
+    return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+
+
+def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: str) -> list[range]:
+    """Where in a prompt the assistant's earlier answers are, in characters, each with the token that ends it.
+
+    A turn that the template writes otherwise once others follow it (without its thoughts, say) is left out.
+    """
+    spans = []
+    for k, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        try:
+            before = prompt_of(tokenizer, messages[:k], tools)
+            behind = apply(tokenizer, messages[: k + 1], tools, prompt=False)
+        except DataError:
+            continue
+        if prompt.startswith(before) and prompt.startswith(behind.rstrip()) and len(behind) > len(before):
+            spans.append(range(len(before), len(behind.rstrip())))
+    return spans
+
+
+def called(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, content: str, calls: str) -> str | None:
+    """An answer that calls tools as the template writes it, without the end of the turn; None where it cannot."""
+    asked = json.loads(calls)
+    answer = {"role": "assistant", "content": content, "tool_calls": asked}
+    prompt = prompt_of(tokenizer, messages, tools)
+    try:
+        whole = apply(tokenizer, [*messages, answer], tools, prompt=False)
+    except DataError:
+        return None
+    name = str((asked[0].get("function") or asked[0]).get("name") or "") if isinstance(asked[0], Mapping) else ""
+    if not whole.startswith(prompt) or not name or name not in whole[len(prompt) :]:
+        return None
+    text = whole[len(prompt) :]
+    end = turn_end(tokenizer)
+    if end is not None:
+        text = text.partition(tokenizer.convert_ids_to_tokens(end))[0]
+    return text.strip()

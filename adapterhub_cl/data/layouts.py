@@ -1,0 +1,268 @@
+"""Column names → layout: recognises the usual ones, or follows `--columns input=…,output=…`; refuses what would be
+misread."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adapterhub_cl.data.reading import Rows
+from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
+from adapterhub_cl.types import Layout
+
+ROLES = ("input", "output", "instruction", "system", "choices")
+CHAT = ("messages", "conversations", "conversation")
+ANSWERS = ("output", "response", "answer", "answers", "completion", "answerkey", "answer_key")
+TEXTS = ("text", "sentence", "review", "content", "input")
+LABELS = ("label_text", "label_name", "label", "labels", "category", "class", "intent", "sentiment")
+CONTEXTS = ("context", "passage")
+CHOICES = ("choices", "options")
+SYSTEMS = ("system_prompt", "system")
+# texts that are asked about together
+PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("sentence_a", "sentence_b"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+)
+# columns that may stand beside a raw text without being an answer to it
+NOTES = {"id", "idx", "index", "url", "title", "source", "meta", "metadata", "timestamp", "date", "split", "language"}
+# columns that are part of what is asked wherever they occur
+ASKING = {
+    *(name for pair in PAIRS for name in pair),
+    *("question", "query", "prompt", "instruction", "input", "history", "tools"),
+    *CONTEXTS,
+    *CHOICES,
+    *SYSTEMS,
+}
+PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"), ("response_a", "response_b"))
+KTO = ("prompt", "completion", "label")
+PREFERENCE_HINT = "keep the good answers alone, in the columns prompt and completion"
+
+Columns = Mapping[str, str | Sequence[str]]
+
+
+def parse_columns(text: str) -> dict[str, str | list[str]]:
+    """`input=review,output=stars` → `{"input": "review", "output": "stars"}`; several `input=` make a list.
+
+    Raises:
+        UsageError: not of that form, or a role that cannot be given twice.
+        UnknownNameError: a role that does not exist.
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or any(not sign or not column.strip() for _, sign, column in pairs):
+        raise UsageError(
+            f"--columns {text!r}: not of the form role=column", "write --columns input=COLUMN,output=COLUMN"
+        )
+    found: dict[str, list[str]] = {}
+    for role, _, column in pairs:
+        found.setdefault(role.strip(), []).append(column.strip())
+    for role, columns in found.items():
+        if role not in ROLES:
+            raise UnknownNameError("role in --columns", role, ROLES)
+        if len(columns) > 1 and role != "input":
+            raise UsageError(f"--columns names two columns as {role}", "only input may be given more than once")
+    return {role: columns[0] if len(columns) == 1 else columns for role, columns in found.items()}
+
+
+def named(columns: Columns) -> set[str]:
+    """Every column that `--columns` names."""
+    return {c for value in columns.values() for c in ([value] if isinstance(value, str) else value)}
+
+
+def recognise(columns: Sequence[str], *, answers: bool = True) -> Layout | None:
+    """The layout of a set of columns, or None. Case and spaces around names are ignored.
+
+    The input columns are the same whether or not the answers are there.
+
+    Args:
+        columns: the names as they are in the source.
+        answers: whether an answer column is required (training) or not (prediction).
+    """
+    own = {column.strip().lower(): column for column in reversed(columns)}
+    found = _recognise(own, lambda there: bool(there))
+    if not answers and (found is None or found.name == "raw text"):
+        text = next((own[name] for name in TEXTS if name in own), None)
+        found = _recognise(own, lambda there: True)
+        if found is None or found.name == "raw text":
+            found = Layout("text", (text,)) if text else None
+    return found
+
+
+def _recognise(own: Mapping[str, str], enough: Any) -> Layout | None:
+    def first(names: Sequence[str]) -> str | None:
+        return next((own[name] for name in names if name in own), None)
+
+    chat, answer, label = first(CHAT), first(ANSWERS), first(LABELS)
+    context, choices, system = first(CONTEXTS), first(CHOICES), first(SYSTEMS)
+    history, tools, references = own.get("history"), own.get("tools"), own.get("references")
+    if chat:
+        return Layout("messages", chat=chat, system=system, tools=tools, references=references)
+    more = {"system": system, "choices": choices, "history": history, "tools": tools, "references": references}
+    if "instruction" in own and enough(answer):
+        text = first(("input", *CONTEXTS))
+        parts: tuple[str, ...] = (text,) if text else ()
+        return Layout("instruction/input/output", parts, answer, own["instruction"], **more)
+    if "prompt" in own and enough(answer):
+        if "input" in own:
+            return Layout("prompt/input/completion", (own["input"],), answer, own["prompt"], **more)
+        return Layout("prompt/completion", (own["prompt"],), answer, **more)
+    if "query" in own and enough(answer):
+        return Layout("prompt/completion", (own["query"],), answer, **more)
+    for one, other in PAIRS:
+        if one in own and other in own and enough(label or answer):
+            name = "text pair/label"
+            return Layout(name, (own[one], own[other]), label or answer, own.get("instruction"), **more)
+    if "question" in own and enough(answer or (label if choices else None)):
+        parts = (context, own["question"]) if context else (own["question"],)
+        return Layout("question/answer", parts, answer or (label if choices else None), **more)
+    text = first(TEXTS)
+    if text and label:
+        return Layout("text/label", (text,), label, own.get("instruction"), **more)
+    if "input" in own and enough(answer):
+        return Layout("input/output", (own["input"],), answer, **more)
+    if text and set(own) - NOTES == {text.strip().lower()} and text.strip().lower() != "input":
+        return Layout("raw text", (), text)
+    return None
+
+
+def override(columns: Sequence[str], wanted: Columns, *, answers: bool = True) -> Layout:
+    """The layout that `--columns` asks for; `output` alone makes raw text.
+
+    Raises:
+        UnknownNameError: a role or a column that is not there.
+        UsageError: no column for the answers.
+    """
+    for role in wanted:
+        if role not in ROLES:
+            raise UnknownNameError("role in --columns", role, ROLES)
+    for column in sorted(named(wanted)):
+        if column not in columns:
+            raise UnknownNameError("column", column, columns)
+    if answers and "output" not in wanted:
+        raise UsageError("--columns names no output", "add output=COLUMN, the column with the answers")
+    if not answers and not {"input", "instruction"} & set(wanted):
+        raise UsageError("--columns names no input", "add input=COLUMN, the column with the texts")
+    one = {role: str(value) for role, value in wanted.items() if role != "input"}
+    given = wanted.get("input", ())
+    text = (given,) if isinstance(given, str) else tuple(given)
+    name = "raw text" if not text and "instruction" not in one else "as given by --columns"
+    return Layout(name, text, one.get("output"), one.get("instruction"), **_others(one))
+
+
+def _others(one: Mapping[str, str]) -> dict[str, str]:
+    return {role: one[role] for role in ("system", "choices") if role in one}
+
+
+def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True) -> Layout | None:
+    """A recorded layout as far as a source has its columns; None where one that is asked about is missing.
+
+    Args:
+        answers: whether the answers must be there too.
+    """
+    if layout is None or layout.name == "raw text":
+        return None
+    asked = (*layout.input, *([layout.chat] if layout.chat else []))
+    if not asked and layout.instruction:
+        asked = (layout.instruction,)
+    there = set(columns)
+    if not asked or not there.issuperset(asked) or (answers and layout.output and layout.output not in there):
+        return None
+    missing = {
+        name: None
+        for name in ("output", "instruction", "completion", "system", "history", "tools", "choices", "references")
+        if getattr(layout, name) not in there
+    }
+    return Layout(**{**layout.__dict__, **missing})
+
+
+def refuse_preferences(rows: Rows, columns: Sequence[str]) -> None:
+    """Raise for data that hold rejected answers beside good ones: trained on as they are, both would be learned.
+
+    Raises:
+        DataError: names the columns.
+    """
+    own = {column.strip().lower(): column for column in columns}
+    for pair in PREFERENCES:
+        if set(pair) <= set(own):
+            raise DataError(
+                f"{rows.source}: preference data ({pair[0]}, {pair[1]}), which cannot be learned from yet",
+                PREFERENCE_HINT,
+            )
+    if set(KTO) <= set(own):
+        labels = {row.get(own["label"]) for row in rows.rows if not isinstance(row.get(own["label"]), list | dict)}
+        if labels and labels <= {True, False, None, "true", "false", "True", "False"}:
+            raise DataError(
+                f"{rows.source}: preference data (prompt, completion and a label that is true or false, as KTO reads "
+                "them), which cannot be learned from yet",
+                PREFERENCE_HINT,
+            )
+
+
+def unused(rows: Rows, columns: Sequence[str], layout: Layout, *, chosen: bool) -> tuple[str, ...]:
+    """The columns that hold something and are not read.
+
+    Args:
+        chosen: the user named the columns, so that leaving one out is meant.
+
+    Raises:
+        DataError: one of them is part of what is asked, and nobody chose to leave it out.
+    """
+    left = [c for c in columns if c not in layout.columns and any(filled(rows, c))]
+    asking = [c for c in left if c.strip().lower() in ASKING]
+    if asking and not chosen:
+        many = len(asking) > 1
+        given = [f"input={c}" for c in (*layout.input, *asking)]
+        given += [f"{role}={c}" for role in ("output", "instruction") if (c := getattr(layout, role))]
+        hint = f"to read {'them' if many else 'it'}: --columns {shlex.quote(','.join(given))}"
+        if layout.chat:
+            hint = "put it into the conversation as a message"
+        raise DataError(
+            f"{rows.source}: {', '.join(map(repr, asking))} would not be read ({layout.name})",
+            f"{hint}; or remove the column{'s' if many else ''}",
+        )
+    return tuple(left)
+
+
+def unrecognised(rows: Rows, found: Sequence[str], answers: bool) -> DataError:
+    """What to say of columns that make no known layout."""
+    hint = proposal(rows, found, answers=answers) or f"--columns input=COLUMN{',output=COLUMN' if answers else ''}"
+    listed = ", ".join(found) or "none"
+    return DataError(f"{rows.source}: no known layout in its columns ({listed})", f"say which is which: {hint}")
+
+
+def proposal(rows: Rows, found: Sequence[str], *, answers: bool) -> str:
+    """A guess at `--columns`, quoted for a shell; empty where no column could be the input, or none the answer.
+
+    A column whose name asks is the input, else the longest texts are; of the others the answer is the one that is
+    named so, else the one that says most often the same.
+    """
+    texts = {column: filled(rows, column) for column in found if not {",", "="} & set(column)}
+    usable = [column for column, values in texts.items() if any(values)]
+
+    def likely(column: str) -> tuple[bool, int]:
+        return column.strip().lower() in ASKING, sum(map(len, texts[column]))
+
+    text = max(usable, key=likely, default=None)
+    rest = [column for column in usable if column != text and column.strip().lower() not in NOTES]
+    if text is None or (answers and not rest):
+        return ""
+
+    def preferred(column: str) -> tuple[bool, bool, bool, int]:
+        distinct = len(set(texts[column]))
+        unlike = column.strip().lower() not in (*ANSWERS, *LABELS)
+        return unlike, not all(texts[column]), distinct == 1 and len(rows.rows) > 1, distinct
+
+    wanted = f"input={text}" + (f",output={min(rest, key=preferred)}" if answers else "")
+    return f"--columns {shlex.quote(wanted)}"
+
+
+def filled(rows: Rows, column: str) -> list[str]:
+    """What a column holds, row by row; empty texts where there is nothing."""
+    values = (row.get(column) for row in rows.rows)
+    return ["" if value is None or value != value else str(value).strip() for value in values]  # NaN is nothing

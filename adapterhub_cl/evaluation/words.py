@@ -1,0 +1,91 @@
+"""How free answers are compared: what counts as the same answer, and what as a word of it.
+
+Text is compared as SQuAD compares it: without case, and word by word without punctuation and articles. What that
+would blur is left as it is: numbers with sign, decimal point and unit (`-5`, `3.5`, `50%`), words with signs that mean
+something (`C#`, `@ann`, `a_b`), and scripts that put no spaces between words, whose characters are compared one by one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`", "「": "」", "『": "』"}
+DOUBLE = '"“”«»„'
+MARKS = ".!?…。！？｡"  # they end sentences
+PAUSES = ",;:，；：、"
+CODE = re.compile(r"[{}()\[\]=<>_/\\|&^~*#@$%+]")
+MEANINGFUL = re.compile(r"\d|[#+%$€£¥@*_=<>/\\^&|~{}\[\]°‰]")
+# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer: written without spaces between words
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+ARTICLES = {"a", "an", "the"}
+
+
+def normalise(text: str) -> str:
+    """Case folded, spaces collapsed; quotes around it and sentence marks behind it taken off, unless nothing else is
+    there. Every other character stays, so that `-5`, `5`, `5%` and `.5` are four answers."""
+    collapsed = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    bare, before = collapsed, ""
+    while bare != before:
+        before = bare
+        bare = _unmarked(_unquoted(bare)).strip()
+    return bare or collapsed
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 2 and QUOTES.get(text[0]) == text[-1]:
+        return text[1:-1]
+    if len(text) > 1 and text[0] in DOUBLE and text.count(text[0]) == 1 and not any(c in text[1:] for c in DOUBLE):
+        return text[1:]
+    if len(text) > 1 and text[-1] in DOUBLE and not any(c in text[:-1] for c in DOUBLE) and not text[-2].isdigit():
+        return text[:-1]
+    return text
+
+
+def _unmarked(text: str) -> str:
+    while len(text) > 1 and (text[-1] in MARKS or (text[-1] in PAUSES and not CODE.search(text))):
+        # "5!" is another number than 5, "5." is not
+        if text[-1] in "!?" and not (text[-2].isalpha() or text[-2] in MARKS + DOUBLE + "'’)"):
+            break
+        if not any(character.isalnum() for character in text):
+            break
+        text = text[:-1].rstrip()
+    return text
+
+
+def words(text: str, *, articles: bool = True) -> list[str]:
+    """The words of a text, in order.
+
+    Args:
+        articles: keep a, an and the.
+    """
+    return list(_words(text, articles))
+
+
+@lru_cache(maxsize=4096)
+def _words(text: str, articles: bool) -> tuple[str, ...]:
+    found: list[str] = []
+    for piece in unicodedata.normalize("NFC", text).casefold().split():
+        run = ""
+        for character in piece:
+            if UNSPACED.match(character):
+                found += _word(run, articles)
+                found.append(character)
+                run = ""
+            else:
+                run += character
+        found += _word(run, articles)
+    return tuple(found)
+
+
+def _word(piece: str, articles: bool) -> list[str]:
+    bare = normalise(piece).strip("()[]" + DOUBLE) if piece else ""
+    if not MEANINGFUL.search(bare):
+        bare = "".join(c for c in bare if not unicodedata.category(c).startswith(("P", "S")))
+    if not bare or (not articles and bare in ARTICLES) or not any(c.isalnum() for c in bare):
+        return [bare] if bare and MEANINGFUL.search(bare) else []
+    return [bare]

@@ -1,0 +1,195 @@
+"""One example, the turns of a conversation, and the columns that examples come from. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+SYSTEM = ("system", "developer")  # roles of the message that says how to answer
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: `system`, `developer`, `user`, `assistant` or `tool`.
+        content: the text; empty where the message only calls tools.
+        more: the message's other keys (`tool_calls`, `name`, `tool_call_id`, …) as a JSON object, or empty.
+    """
+
+    role: str
+    content: str
+    more: str = ""
+
+    def message(self) -> dict[str, Any]:
+        """The turn as chat templates read it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example of a task.
+
+    Attributes:
+        input: the bare text; what a router sees. Of a conversation, what the user said last.
+        answer: the text to be produced; None where only a prediction is wanted.
+        instruction: what to do with the input; may be empty. Of a conversation, its system message.
+        references: further right answers, beside `answer`.
+        passage: how many characters at the start of the input are a passage, which is cut before anything else where
+            the whole does not fit.
+        turns: the conversation before the answer, where it is more than one question.
+        tools: the tools that the conversation may call, as a JSON list, or empty.
+        calls: the answer's `tool_calls` as a JSON list, where the answer calls tools.
+    """
+
+    input: str
+    answer: str | None = None
+    instruction: str = ""
+    references: tuple[str, ...] = ()
+    passage: int = 0
+    turns: tuple[Turn, ...] = ()
+    tools: str = ""
+    calls: str = ""
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to answer."""
+        return bool(self.input.strip() or self.instruction.strip())
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is raw text: all of it stands where answers do."""
+        return bool(self.answer and not self.input and not self.instruction)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has both an instruction and an input."""
+        return bool(self.input.strip() and self.instruction.strip())
+
+    @property
+    def text(self) -> str:
+        """The whole input as plain text: of a conversation its turns, but for the system message."""
+        spoken = [turn for turn in self.turns if turn.role not in SYSTEM]
+        if len(spoken) < 2:
+            return self.input
+        return "\n".join(f"{turn.role}: {turn.content or turn.more}" for turn in spoken)
+
+    def question(self) -> Example:
+        """The same without its answer; raw text becomes what is asked."""
+        if self.input or self.turns:
+            return replace(self, answer=None, references=(), calls="")
+        return Example(self.answer or "", None, self.instruction)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it is written to `replay.jsonl`; `add-task` reads it as data."""
+        row: dict[str, Any]
+        if self.turns:
+            row = {"messages": [turn.message() for turn in self.turns]}
+            if self.answer is not None:
+                calls = {"tool_calls": json.loads(self.calls)} if self.calls else {}
+                row["messages"].append({"role": "assistant", "content": "" if calls else self.answer, **calls})
+            if self.tools:
+                row["tools"] = json.loads(self.tools)
+        else:
+            row = {"instruction": self.instruction, "input": self.input}
+            if self.answer is not None:
+                row["output"] = self.answer
+        if self.references:
+            row["references"] = list(self.references)
+        if self.passage:
+            row["passage"] = self.passage
+        return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Example:
+        """The reverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the row is not one that `to_json` wrote.
+        """
+        references, passage = tuple(row.get("references", ())), row.get("passage", 0)
+        if not all(isinstance(text, str) for text in references) or not isinstance(passage, int):
+            raise TypeError("not text")
+        if "messages" in row:
+            return replace(cls.conversation(row["messages"], row.get("tools") or ()), references=references)
+        texts = (row["input"], row.get("output"), row.get("instruction", ""))
+        if not all(isinstance(text, str) for text in (texts[0], texts[1] or "", texts[2])):
+            raise TypeError("not text")
+        return cls(*texts, references=references, passage=passage)
+
+    @classmethod
+    def conversation(cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> Example:
+        """The example that a conversation makes; its last message is the answer where the assistant says it.
+
+        Args:
+            messages: each with `role` and `content` (a text), and whatever else chat templates read.
+            tools: descriptions of the tools, as chat templates read them.
+
+        Raises:
+            KeyError, TypeError, ValueError: a message without a role, or whose content is not a text.
+        """
+        turns = []
+        for message in messages:
+            more = {key: value for key, value in message.items() if key not in ("role", "content") and value}
+            content = message["content"] or ""
+            if not isinstance(content, str) or not isinstance(message["role"], str):
+                raise TypeError("a message's role and content are not texts")
+            turns.append(Turn(message["role"], content, json.dumps(more, ensure_ascii=False) if more else ""))
+        answer, calls = None, ""
+        if turns and turns[-1].role == "assistant":
+            last = turns.pop()
+            asked = json.loads(last.more).get("tool_calls") if last.more else None
+            calls = json.dumps(asked, ensure_ascii=False) if asked else ""
+            answer = "\n".join(part for part in (last.content, calls) if part)
+        opened = bool(turns) and turns[0].role in SYSTEM
+        system, spoken = (turns[0].content, turns[1:]) if opened else ("", turns)
+        if len(turns) == 1 and turns[0].role == "user" and not (turns[0].more or tools or calls):
+            return cls(turns[0].content, answer)
+        last = next((turn for turn in reversed(spoken) if turn.role == "user"), spoken[-1] if spoken else Turn("", ""))
+        told = json.dumps(list(tools), ensure_ascii=False) if tools else ""
+        return cls(last.content, answer, system, turns=tuple(turns), tools=told, calls=calls)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a source make an example.
+
+    Attributes:
+        name: what the layout is called in messages, such as `text/label`.
+        input: joined by newlines in their order.
+        chat: the column with the conversation; `completion` the one with its continuation, where it is apart.
+        choices: the column with the options of a multiple-choice question.
+    """
+
+    name: str
+    input: tuple[str, ...] = ()
+    output: str | None = None
+    instruction: str | None = None
+    chat: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    choices: str | None = None
+    references: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        one = (getattr(self, name) for name in self.__dataclass_fields__ if name not in ("name", "input"))
+        return tuple(dict.fromkeys(c for c in (*self.input, *one) if c is not None))
+
+    def without_answer(self) -> Layout:
+        """The columns of what is asked alone."""
+        return replace(self, output=None, references=None, completion=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Layout:
+        known = {key: row[key] for key in cls.__dataclass_fields__ if key in row}
+        return cls(**{**known, "input": tuple(known.get("input", ()))})
