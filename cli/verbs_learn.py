@@ -14,7 +14,10 @@ from cl_adapter.completion import strategies, versions
 from cl_adapter.session import DEFAULT_HUB, Session
 from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
-from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
+from adapterhub_cl.hub import AdapterHub
+from adapterhub_cl.launching import is_helper_process
+from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 Data = Annotated[
@@ -41,6 +44,16 @@ Instruction = Annotated[str | None, typer.Option(help="what to do with inputs th
 LogWith = Annotated[str | None, typer.Option(help="also log to a tracker that Accelerate knows, e.g. tensorboard")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the newest unfinished run of this name")]
 Config = Annotated[str | None, typer.Option(help="YAML file of these settings; flags win")]
+
+
+def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
+    """Fit the router now, with a bar, and not within the next predict; the adapter is there even where that fails."""
+    if is_helper_process():
+        return
+    try:
+        hub.fit_router(reporter=reporter)
+    except AdapterHubError as error:
+        reporter.note(f"note: the router was not fitted ({error.message}); the next predict fits it")
 
 
 @verb(MAKE, "cl-adapter init my-hub --base tiny")
@@ -203,6 +216,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
         show_refused(session, refused, outcome, show_outcome)
         raise
     seconds = time.monotonic() - started
+    fit_router(hub, reporter)
     if session.json:
         session.give({**outcome(record), "seconds": round(seconds, 1)})
         return
@@ -231,6 +245,7 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
     )
     if not made:
         return
+    fit_router(hub, session.reporter())
     if session.json:
         session.give({**outcome(made[-1]), "versions": [outcome(record) for record in made]})
         return

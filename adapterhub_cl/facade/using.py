@@ -209,6 +209,24 @@ class Using(Opened):
             finished=written.finished,
         )
 
+    def fit_router(
+        self, router: str | None = None, *, options: Mapping[str, Any] | None = None, reporter: Reporter | None = None
+    ) -> bool:
+        """Let a router learn the hub as it is now, so that the next request need not wait for it.
+
+        Returns:
+            whether it did: with fewer than two tasks nothing is routed, and nothing is fitted.
+
+        Raises:
+            UnknownNameError: no such router or option.
+            AdapterError: none of the tasks is one that this router can know.
+        """
+        if len(self.registry.serving()) < 2:
+            return False
+        with self._using(router, options, reporter) as engine:
+            engine.prepare()
+        return True
+
     def route(
         self,
         inputs: Sequence[str | Example],

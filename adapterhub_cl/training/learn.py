@@ -144,7 +144,9 @@ def learn(
     if lesson.together:  # one task's accuracy must not choose for all: the loss over all of them does
         dev_examples = []
     if chosen is None:
-        chosen = everyones(speed.choose(model, base, objective, training, settings.batch_size), accelerator)
+        wanted, tell = settings.attention, reporter.note
+        found = speed.choose(model, base, objective, training, settings.batch_size, attention=wanted, tell=tell)
+        chosen = everyones(found, accelerator)
         on_speed(chosen)
 
     def dev(current: Any) -> Mapping[str, float]:

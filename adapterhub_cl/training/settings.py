@@ -11,6 +11,7 @@ from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.options import flag, from_mapping, option
 
 LARGEST_SEED = 2**32 - 1
+ATTENTIONS = ("auto", "sdpa", "eager")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -35,6 +36,7 @@ class TrainingSettings:
     rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
     max_length: int = option(512, "longest example in tokens; longer passages and conversations are cut")
+    attention: str = option("auto", "auto measures for two seconds at most which is faster; or sdpa, or eager")
     dev_share: float = option(0.1, "share of the training data (200 rows at most) held out to choose the best epoch")
     patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
     checkpoint_every: int = option(100, "steps between checkpoints for --resume")
@@ -82,6 +84,10 @@ class TrainingSettings:
             (
                 self.schedule not in SCHEDULES,
                 f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
+            ),
+            (
+                self.attention not in ATTENTIONS,
+                f"--attention must be one of {', '.join(ATTENTIONS)}, not {self.attention!r}",
             ),
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
             (self.seed > LARGEST_SEED, f"--seed must be at most {LARGEST_SEED}, not {self.seed}"),

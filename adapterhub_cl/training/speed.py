@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ from adapterhub_cl.training.lora import stored_adapter
 
 # Another implementation must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.1
+BUDGET = 2.0  # seconds
+LEAST_PAIRS, MOST_PAIRS = 3, 12
+TRIED = 512  # tokens of the rows that are tried
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,31 @@ def as_served(base: LoadedBase, folder: Path) -> Iterator[Any]:
         yield model
 
 
-def choose(model: Any, base: LoadedBase, objective: BaseObjective, tokens: Sequence[Tokens], batch_size: int) -> Speed:
+def choose(
+    model: Any,
+    base: LoadedBase,
+    objective: BaseObjective,
+    tokens: Sequence[Tokens],
+    batch_size: int,
+    *,
+    attention: str = "auto",
+    tell: Callable[[str], None] = lambda text: None,
+) -> Speed:
     """The faster of eager and scaled-dot-product attention for one training step of these examples.
+
+    Both are tried in turn on a few rows, for `BUDGET` seconds at most, and only where nothing is known of this machine,
+    base and length.
 
     Args:
         model: the base with a trainable LoRA.
         batch_size: rows in a batch.
+        attention: `auto`, or what to take without measuring.
+        tell: called before anything is measured.
     """
     keep = spare_bytes(base)
     default = "sdpa" if getattr(base.model, "_supports_sdpa", True) else "eager"
+    if attention != "auto":
+        return Speed(attention, keep)
     if base.device.type != "cpu" or default == "eager":
         return Speed(default, keep)
     rows = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -83,26 +102,42 @@ def choose(model: Any, base: LoadedBase, objective: BaseObjective, tokens: Seque
         str(part)
         for part in (
             platform.processor() or platform.machine(),
-            torch.get_num_threads(),
             torch.__version__,
             base.info.fingerprint[:16],
             base.info.quantization,
             base.dtype,
-            len(typical),
-            length // 32,
+            length.bit_length(),  # twice as long counts as another length
         )
     )
     chosen = store.get(key)
     if chosen is None:
-        batch = collate(tokens, typical, base.tokenizer.pad_token_id)
-        seconds = {}
+        tell(f"measuring for {BUDGET:g} s at most which attention is faster here; --attention sdpa does without")
+        batch = collate(tokens, typical[: max(1, TRIED // length)], base.tokenizer.pad_token_id)
         # A run that measures and one that finds the choice must draw the same dropout.
         with fused(model, base.dtype, keep), torch.random.fork_rng(devices=[]):
-            for name in ("sdpa", "eager"):
-                seconds[name] = _step_seconds(model, objective, batch, name, base.dtype)
-        chosen = "eager" if seconds["eager"] * MARGIN < seconds["sdpa"] else "sdpa"
+            chosen = _faster(lambda name: _step_seconds(model, objective, batch, name, base.dtype))
         store.put(key, chosen)
     return Speed(chosen, keep)
+
+
+def _faster(measure: Callable[[str], float]) -> str:
+    """`eager` where it is clearly faster than `sdpa`, by pairs of steps measured one after the other.
+
+    Args:
+        measure: seconds of one step.
+    """
+    started = time.perf_counter()
+    measure("sdpa")  # the first step of each makes kernels and buffers
+    if time.perf_counter() - started > BUDGET / 4:
+        return "sdpa"  # so slow that measuring would cost more than it could gain
+    measure("eager")
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < MOST_PAIRS and (len(pairs) < LEAST_PAIRS or time.perf_counter() - started < BUDGET):
+        pairs.append((measure("sdpa"), measure("eager")))
+        if time.perf_counter() - started > BUDGET and len(pairs) < LEAST_PAIRS:
+            return "sdpa"
+    ratios = sorted(sdpa / eager for sdpa, eager in pairs)
+    return "eager" if ratios[len(ratios) // 4] > MARGIN else "sdpa"
 
 
 def current(model: Any) -> Speed:
@@ -125,15 +160,12 @@ def use(model: Any, speed: Speed) -> Iterator[None]:
 
 def _step_seconds(model: Any, objective: BaseObjective, batch: Any, attention: str, dtype: torch.dtype) -> float:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    times = []
     with use(model, Speed(attention)):
-        for _ in range(4):
-            started = time.perf_counter()
-            with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
-                loss = objective.losses(model, batch).mean()
-            torch.autograd.grad(loss, parameters, allow_unused=True)
-            times.append(time.perf_counter() - started)
-    return min(times[1:])
+        started = time.perf_counter()
+        with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+            loss = objective.losses(model, batch).mean()
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        return time.perf_counter() - started
 
 
 class _Choices:
