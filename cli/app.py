@@ -182,6 +182,9 @@ def root(
 ) -> None:
     path = Path(hub).expanduser() if hub else None
     ctx.obj = Session(path, json, quiet or is_helper_process(), debug, device, dtype)
+    from adapterhub_cl.registry import changes
+
+    ctx.with_resource(changes.operation())  # a refusal of the disk tells what the whole command has changed
     if debug:
         import logging
 

@@ -104,10 +104,12 @@ def repair(place: Place) -> list[str]:
         files.remove_tree(path)
         done.append(f"removed {place.relative(path)}")
     with place.index.lock(), place.index.reading() as query:
+        if mirror.mend_scores(place.hub, query):
+            done.append(f"wrote {mirror.SCORES}")
         if mirror.is_stale(place.hub, query):
             if mirror.read(place.hub)[1]:
                 done.append(f"kept the unreadable {mirror.STATE} as {mirror.set_aside(place.hub)}")
-            mirror.write(place.hub, query)
+            files.atomic_write_text(place.hub / mirror.STATE, mirror.text(query))
             done.append(f"wrote {mirror.STATE}")
     return done
 
@@ -326,6 +328,9 @@ def _mirror(place: Place, query: Query) -> Iterator[Problem]:
     if mirror.is_stale(place.hub, query):
         said = mirror.read(place.hub)[1] or "not what the index says"
         yield Problem(mirror.STATE, f"{said}, so a rebuilt index would forget aliases", REPAIR)
+    if count := mirror.lacks_scores(place.hub, query):
+        said = f"lacks {count} recorded scores, so a rebuilt index would forget them"
+        yield Problem(mirror.SCORES, said, REPAIR)
     for path in sorted(place.hub.glob(f"{mirror.BROKEN}*")):
         said = f"an earlier {mirror.STATE} of which nothing could be read"
         yield Problem(path.name, said, f"look what it tells, then remove it: rm -r {quoted(path.name)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import UnknownNameError
-from adapterhub_cl.registry import queries
+from adapterhub_cl.registry import changes, queries
 from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.names import check_name
@@ -91,13 +91,21 @@ class Core:
         """One write transaction and the functions that write; `aliases.json` follows the commit."""
         from adapterhub_cl.registry import mirror, rows
 
-        with self._index.lock():
+        with changes.operation(), self._index.lock():
             self._index.migrate()  # it was opened as it was where it could not be written then
-            with self._index.writing() as connection:
+            with mirror.following(self.path, self._index) if mirrored else self._index.writing() as connection:
                 yield connection, rows
-            if mirrored:
-                with self._index.reading() as query:
-                    mirror.write(self.path, query)
+
+    def settle(self) -> None:
+        """Make the files beside the index say what it says, where a change was interrupted. Costs two looks where none
+        was; leaves it to the next one where another process is at work."""
+        if not any((self.path / f"{name}.next").exists() for name in ("aliases.json", "evaluations.jsonl")):
+            return
+        from adapterhub_cl.registry import mirror
+
+        with self._index.lock(timeout=0), self._index.reading() as query:
+            if mirror.is_unsettled(self.path):
+                mirror.settle(self.path, query)
 
     def _forget_scores(self, *, ref: str = "", task: str = "") -> None:
         from adapterhub_cl.registry import mirror

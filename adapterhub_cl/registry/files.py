@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from adapterhub_cl.errors import StorageError
+from adapterhub_cl.registry import changes
 
 TEMPORARY = ".tmp-"
 _CHUNK = 1 << 20
@@ -33,14 +34,17 @@ def now() -> str:
 
 
 def storage_error(error: BaseException, path: Path | str) -> StorageError | None:
-    """The plain-words form of an error by which the disk refused; None for any other error."""
+    """The plain-words form of an error by which the disk refused; None for any other error.
+
+    The message tells whether the operation that is going on has changed anything, see `changes`.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and "(os error 28)" in str(error):  # safetensors reports a full disk as its own error
         number = errno.ENOSPC
     if number not in _REFUSALS:
         return None
     words, hint = _REFUSALS[number]
-    return StorageError(f"{words} {path}; nothing was changed", hint)
+    return StorageError(f"{words} {path}{changes.told()}", hint)
 
 
 @contextmanager
@@ -86,6 +90,16 @@ def write_synced(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def append_synced(path: Path, data: bytes) -> None:
+    """Add to the end of a file and sync it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Replace a file at once: readers and crashes see the old content or the new, never a part.
 
@@ -93,10 +107,11 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         StorageError: the disk refused; the old file is untouched.
     """
     temporary = path.with_name(temporary_name())
-    with storage_errors(path):
+    with changes.operation(), storage_errors(path):
         try:
             write_synced(temporary, data)
             temporary.replace(path)
+            changes.happened()
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -188,6 +203,8 @@ def remove_tree(path: Path) -> None:
         StorageError: the disk refused.
     """
     with storage_errors(path):
+        if (path.is_symlink() or path.exists()) and not path.name.startswith(TEMPORARY):
+            changes.happened()
         if path.is_symlink() or path.is_file():
             path.unlink(missing_ok=True)
         while path.exists():

@@ -8,15 +8,17 @@ file lock (which also guards the swap of a rebuilt index) and, on SQLite, after 
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import HubError, IntegrityError, StorageError
+from adapterhub_cl.errors import AdapterHubError, HubError, IntegrityError, StorageError
+from adapterhub_cl.registry import changes
 from adapterhub_cl.registry.files import storage_errors
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ BUSY_TIMEOUT_S = 30.0
 LOCK_TIMEOUT_S = 120.0
 REBUILD = "rebuild it from the manifests: cl-adapter verify --rebuild-index"
 
+LOG = logging.getLogger("adapterhub_cl")
 Row = tuple[Any, ...]
 Query = Callable[..., list[Row]]
 
@@ -77,8 +80,11 @@ class Index:
     # -- writing ---------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         """Hold the hub's file lock; may be nested within a process's thread.
+
+        Args:
+            timeout: how long to wait for another process, in seconds.
 
         Raises:
             StorageError: the lock cannot be made (a read-only hub), or another process keeps it.
@@ -89,10 +95,10 @@ class Index:
             self._lock = FileLock(self.hub / ".lock", timeout=LOCK_TIMEOUT_S)
         try:
             with storage_errors(self.hub):
-                self._lock.acquire()
+                self._lock.acquire(timeout=timeout)
         except Timeout as error:
             raise StorageError(
-                f"another process has kept {self.hub} locked for {LOCK_TIMEOUT_S:.0f} s",
+                f"another process has kept {self.hub} locked for {timeout:.0f} s",
                 "wait for it to end, or end it, and try again",
             ) from error
         try:
@@ -106,10 +112,60 @@ class Index:
 
         Raises:
             IntegrityError: the index is damaged.
-            StorageError: the disk refused; nothing was changed.
+            StorageError: the disk refused; the message says whether anything was changed.
         """
-        with self.lock(), index_errors(self.where), self.engine().begin() as connection:
-            yield connection
+        with changes.operation(), self.lock(), index_errors(self.where):
+            before, failed = -1, None
+            with self.engine().connect() as connection:
+                transaction = connection.begin()
+                try:
+                    before = self._stamp(connection)
+                    yield connection
+                except BaseException:
+                    with suppress(Exception):  # closing the connection undoes it too
+                        transaction.rollback()
+                    raise
+                try:
+                    transaction.commit()
+                except Exception as error:  # judged when the connection is closed
+                    failed = error
+            if failed is not None:
+                self._judge(failed, before)
+            changes.happened()
+
+    def _stamp(self, connection: Connection) -> int:
+        """Count the transaction in the database itself, so that it can be told whether it was committed."""
+        if self.file is None:
+            return -1
+        before = int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0)
+        connection.exec_driver_sql(f"PRAGMA user_version = {(before + 1) % 2**31}")
+        return before
+
+    def _judge(self, failed: Exception, before: int) -> None:
+        """Return where a commit that ended in an error is there all the same; raise where it is not, or nobody knows.
+
+        A disk that is full can let SQLite write a transaction and then refuse to confirm it.
+        """
+        now: int | None = None
+        if self.file is not None:
+            try:
+                with self.reading() as query:
+                    now = int(query("PRAGMA user_version")[0][0])
+            except AdapterHubError:
+                now = None
+        if now is not None and now != before:
+            LOG.warning("the disk refused to confirm what was written to %s, and it is there", self.where)
+            return
+        if now is not None:
+            raise failed
+        try:
+            with index_errors(self.where):
+                raise failed
+        except StorageError as error:
+            error.message = error.message.removesuffix(changes.told())
+            error.message += "; whether the change was made can only be told when the index can be read again"
+            error.args = (error.message,)
+            raise
 
     def engine(self) -> Engine:
         """The SQLAlchemy engine, made at first use; a connection lives as long as its transaction."""
@@ -245,11 +301,10 @@ def index_errors(where: str) -> Iterator[None]:
 def _translate(cause: sqlite3.Error, where: str) -> Exception:
     said = str(cause)
     if "disk is full" in said:
-        return StorageError(
-            f"no space left for the index {where}; nothing was changed", "free some space: cl-adapter gc"
-        )
+        return StorageError(f"no space left for the index {where}{changes.told()}", "free some space: cl-adapter gc")
     if "readonly" in said or "unable to open" in said or "disk I/O" in said:
-        return StorageError(f"the index {where} cannot be opened or written: {said}", "check its owner and mode")
+        hint = "check its owner and mode, and that the disk has space left"
+        return StorageError(f"the index {where} cannot be opened or written: {said}{changes.told()}", hint)
     if "locked" in said:
         return StorageError(f"another process keeps the index {where} busy", "wait for it to end and try again")
     return IntegrityError(f"the index {where} is damaged: {said}", REBUILD)

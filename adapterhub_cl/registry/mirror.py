@@ -1,7 +1,11 @@
 """Files that keep, outside the index, what the manifests cannot: so that a rebuilt index loses nothing that matters.
 
-`aliases.json` is the movable state (aliases and their history, serving table, statuses, tasks), rewritten after
-each commit that changes it. `evaluations.jsonl` has the scores that were recorded after publication, one a line.
+`aliases.json` is the movable state (aliases and their history, serving table, statuses, tasks), and
+`evaluations.jsonl` has the scores that were recorded after publication, one a line. Both are derived from the index.
+
+What a transaction makes of them is written beside them before it is committed (`….next`), and put in their place
+after that. Where a `….next` was left behind, `settle` makes both say again what the index says; `Registry.open` calls
+it. So a disk that is full refuses before anything is changed, and a kill at any point heals.
 """
 
 from __future__ import annotations
@@ -10,18 +14,21 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
+from sqlalchemy import text as as_text
 
 from adapterhub_cl.errors import StorageError
-from adapterhub_cl.registry import files, queries, rows, schema, shapes
-from adapterhub_cl.registry.index import Query
+from adapterhub_cl.registry import drafts, files, queries, rows, schema, shapes
+from adapterhub_cl.registry.index import Index, Query
 from adapterhub_cl.registry.shapes import shown
 from adapterhub_cl.types import LATEST, STATUSES, Evaluation, Task
 
 STATE, SCORES = "aliases.json", "evaluations.jsonl"
+NEXT_STATE, NEXT_SCORES = f"{STATE}.next", f"{SCORES}.next"
 BROKEN = f"{STATE}.broken-"
 FORMAT = 1
 _MOST_WARNINGS = 20
@@ -62,12 +69,74 @@ def _lines(value: Any) -> str:
 
 def write(hub: Path, query: Query) -> None:
     """Rewrite `aliases.json`. The index is already committed, so a refusal of the disk is only logged."""
-    try:
+    with _logged(STATE):
         if (hub / STATE).is_dir():
             set_aside(hub)
         files.atomic_write_text(hub / STATE, text(query))
-    except StorageError as error:
-        _LOG.warning("%s could not be written (%s); cl-adapter verify --repair writes it again", STATE, error.message)
+        (hub / NEXT_STATE).unlink(missing_ok=True)
+
+
+@contextmanager
+def _logged(name: str) -> Iterator[None]:
+    try:
+        with files.storage_errors(name):
+            yield
+    except (StorageError, OSError) as error:
+        said = error.message if isinstance(error, StorageError) else str(error)
+        said = said.partition(";")[0]
+        _LOG.warning("%s could not be written (%s); that is made up for when the hub is next opened", name, said)
+
+
+@contextmanager
+def following(hub: Path, index: Index) -> Iterator[Connection]:
+    """One write transaction, and `aliases.json` after it: what it will say is on the disk before the commit.
+
+    Raises:
+        StorageError: the disk refused, before or at the commit; `aliases.json` is as it was.
+    """
+    following = hub / NEXT_STATE
+    with index.lock():
+        try:
+            with index.writing() as connection:
+                yield connection
+                with files.storage_errors(following):
+                    files.write_synced(following, text(_query_of(connection)).encode())
+                    files.fsync_dir(hub)
+        except BaseException:
+            with suppress(OSError):
+                following.unlink(missing_ok=True)
+            raise
+        drafts.fault("committed")
+        with _logged(STATE):
+            if (hub / STATE).is_dir():
+                set_aside(hub)
+            following.replace(hub / STATE)
+            files.fsync_dir(hub)
+
+
+def _query_of(connection: Connection) -> Query:
+    return lambda sql, **values: [tuple(row) for row in connection.execute(as_text(sql), values)]
+
+
+def is_unsettled(hub: Path) -> bool:
+    """Whether a change of the index was interrupted before these files followed, or is just going on."""
+    return (hub / NEXT_STATE).exists() or (hub / NEXT_SCORES).exists()
+
+
+def settle(hub: Path, query: Query) -> None:
+    """Make both files say what the index says, after a change of it that was interrupted; under the hub's lock.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    if is_stale(hub, query):
+        if read(hub)[1]:
+            set_aside(hub)
+        files.atomic_write_text(hub / STATE, text(query))
+    mend_scores(hub, query)
+    for name in (NEXT_STATE, NEXT_SCORES):
+        with files.storage_errors(hub / name):
+            (hub / name).unlink(missing_ok=True)
 
 
 def is_stale(hub: Path, query: Query) -> bool:
@@ -78,10 +147,10 @@ def is_stale(hub: Path, query: Query) -> bool:
         return True
 
 
-def read(hub: Path) -> tuple[dict[str, Any], str]:
+def read(hub: Path, name: str = STATE) -> tuple[dict[str, Any], str]:
     """What `aliases.json` says, and what is wrong with it as a whole; nothing of both where it is missing."""
     try:
-        found = shapes.parse((hub / STATE).read_text(encoding="utf-8"), halves=True)
+        found = shapes.parse((hub / name).read_text(encoding="utf-8"), halves=True)
     except FileNotFoundError:
         return {}, ""
     except OSError as error:
@@ -140,14 +209,64 @@ class _Warnings:
             _LOG.warning("left out of the index: %d more entries of %s", self._count - _MOST_WARNINGS, self._file)
 
 
-def append_scores(hub: Path, scores: list[queries.StoredEvaluation]) -> None:
-    """Add lines to `evaluations.jsonl`; a refusal of the disk is only logged, as the index has them."""
-    lines = "".join(json.dumps(score.to_json(), ensure_ascii=False) + "\n" for score in scores)
+@contextmanager
+def adding_scores(hub: Path, scores: list[queries.StoredEvaluation]) -> Iterator[None]:
+    """A block that commits scores to the index; their lines are added to `evaluations.jsonl` after it.
+
+    Raises:
+        StorageError: the disk refused, before the block was begun.
+    """
+    lines = "".join(json.dumps(score.to_json(), ensure_ascii=False) + "\n" for score in scores).encode()
+    following = hub / NEXT_SCORES
     try:
-        with files.storage_errors(hub / SCORES), (hub / SCORES).open("a", encoding="utf-8") as file:
-            file.write(lines)
-    except StorageError as error:
-        _LOG.warning("%s could not be written: %s", SCORES, error.message)
+        with files.storage_errors(following):
+            files.write_synced(following, lines)
+            files.fsync_dir(hub)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            following.unlink(missing_ok=True)
+        raise
+    with _logged(SCORES):
+        files.append_synced(hub / SCORES, lines)
+        following.unlink()
+
+
+def _late(query: Query) -> dict[str, queries.StoredEvaluation]:
+    """The scores that were recorded after publication, by their lines."""
+    made = {(name, number): at for name, number, at in query("SELECT name, version, created_at FROM versions")}
+    found = {}
+    for score in queries.evaluations(query, None, None, None):
+        if score.created_at != made.get(shapes.version_of(score.ref) or ("", 0)):
+            found[_encode(score.to_json())] = score
+    return found
+
+
+def lacks_scores(hub: Path, query: Query) -> int:
+    """How many recorded scores `evaluations.jsonl` does not have."""
+    late = _late(query)
+    return len(late.keys() - {_encode(row) for row in read_scores(hub)}) if late else 0
+
+
+def mend_scores(hub: Path, query: Query) -> bool:
+    """Make `evaluations.jsonl` have the scores that the index has of its versions; whether that changed anything.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    late = _late(query)
+    there = {f"{name}@v{number}" for name, number in query("SELECT name, version FROM versions")}
+    before = read_scores(hub)
+    kept = [line for row in before if (line := _encode(row)) in late or row["adapter"] not in there]
+    after = list(dict.fromkeys([*kept, *late]))
+    text_now = "".join(line + "\n" for line in after)
+    with suppress(OSError, ValueError):
+        if (hub / SCORES).read_text(encoding="utf-8") == text_now:
+            return False
+    if not after and not (hub / SCORES).exists():
+        return False
+    files.atomic_write_text(hub / SCORES, text_now)
+    return True
 
 
 def read_scores(hub: Path, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
@@ -209,7 +328,7 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
     Returns:
         The highest version of each adapter that the state knew of; newer ones still have to be moved to.
     """
-    found, _ = read(hub)
+    found = read(hub, NEXT_STATE)[0] or read(hub)[0]  # the first where a change was interrupted, and the index lost
     if not found:
         return {}
     warn = _Warnings(STATE)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, AdapterHubError
-from adapterhub_cl.registry import drafts, files, manifests, mirror, rows
+from adapterhub_cl.registry import changes, drafts, files, manifests, mirror, rows
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.types import Evaluation, Task
@@ -36,6 +36,19 @@ def publish(
     """
     if draft.published:
         raise AdapterError(f"this draft of {draft.name} is already published", "make a new draft")
+    with changes.operation():
+        return _publish(index, draft, given, edges, evaluations, task, published)
+
+
+def _publish(
+    index: Index,
+    draft: Draft,
+    given: Mapping[str, Any],
+    edges: Sequence[tuple[str, str]],
+    evaluations: Sequence[Evaluation],
+    task: Task | None,
+    published: Mapping[str, Any],
+) -> int:
     sealed = draft.seal()
     manifest = manifests.build(
         given, name=draft.name, task=task, edges=edges, evaluations=evaluations, files=sealed, published=published
@@ -45,7 +58,7 @@ def publish(
     with index.lock():
         final: Path | None = None
         try:
-            with index.writing() as connection:
+            with mirror.following(index.hub, index) as connection:
                 manifest["version"] = version = rows.next_version(connection, draft.name, store)
                 text = manifests.dump(manifest)
                 final = store / f"v{version}"
@@ -62,9 +75,6 @@ def publish(
             if final is not None and draft.published and not _is_committed(index, draft.name, final.name):
                 draft.move_back(final)
             raise
-        drafts.fault("committed")
-        with index.reading() as query:
-            mirror.write(index.hub, query)
     return version
 
 

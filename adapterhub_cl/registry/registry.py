@@ -24,7 +24,8 @@ from adapterhub_cl.types import LATEST, PRODUCTION, STATUSES, AdapterRecord, Bas
 if TYPE_CHECKING:
     from adapterhub_cl.registry.checks import Garbage, Place
 
-_HALF_MADE = {"adapters", "aliases.json", "runs", "index.db", "index.db-wal", "index.db-shm", ".lock"}
+_INDEX = ("index.db", "index.db-wal", "index.db-shm", "index.db-journal")
+_HALF_MADE = {"adapters", "aliases.json", "aliases.json.next", "runs", *_INDEX, ".lock"}
 
 
 class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
@@ -81,8 +82,11 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         if revision != HEAD:
             registry._index.check_known(revision)
             registry._make_index(revision)
-        with suppress(StorageError):  # a hub that cannot be written can still be read; `verify` names the rest
+        with suppress(
+            StorageError, IntegrityError
+        ):  # a hub that cannot be written can be read; `verify` names the rest
             registry.finish_replacing()
+            registry.settle()
         return registry
 
     def _make_index(self, revision: str | None) -> None:

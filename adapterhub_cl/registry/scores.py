@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapterhub_cl.errors import UnknownNameError
-from adapterhub_cl.registry import files, manifests, queries
+from adapterhub_cl.registry import changes, files, manifests, queries
 from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.names import check_name
 from adapterhub_cl.registry.queries import StoredEvaluation
@@ -24,11 +24,11 @@ class Scores(Core):
         manifests.check_scores(evaluations)
         from adapterhub_cl.registry import mirror
 
-        with self._index.lock():
-            with self._write(mirrored=False) as (connection, rows):
-                record, at = self.get(ref), files.now()
+        with changes.operation(), self._index.lock():
+            record, at = self.get(ref), files.now()
+            added = [StoredEvaluation(record.ref, at, e) for e in evaluations]
+            with mirror.adding_scores(self.path, added), self._write(mirrored=False) as (connection, rows):
                 rows.add_evaluations(connection, record.name, record.version, evaluations, at)
-            mirror.append_scores(self.path, [StoredEvaluation(record.ref, at, e) for e in evaluations])
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
         """Recorded scores in the order they were recorded, of one version and on one task where given."""

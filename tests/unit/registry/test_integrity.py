@@ -14,8 +14,9 @@ import pytest
 from registry_support import Publish, publish_into
 
 from adapterhub_cl.errors import IntegrityError, StorageError
-from adapterhub_cl.registry import Registry, files, manifests
+from adapterhub_cl.registry import Registry, changes, drafts, files, manifests
 from adapterhub_cl.registry.checks import Garbage
+from adapterhub_cl.types import Evaluation
 
 FULL = OSError(files.errno.ENOSPC, "No space left on device")
 PUBLISH = """
@@ -62,8 +63,7 @@ def test_a_killed_publication_leaves_the_old_state_or_the_whole_version(
     for record in opened.adapters(all_versions=True):
         opened.check_files(record)
     problems = opened.verify()
-    assert len(problems) == 1
-    assert problems[0].fix == "cl-adapter verify --repair"
+    assert [problem.fix for problem in problems] == ["cl-adapter verify --repair"] * (point != "committed")
     if point in ("sealed", "manifest written"):
         assert problems[0].path.startswith("adapters/news/.tmp-")
         expected = ["news@v1"]
@@ -71,11 +71,11 @@ def test_a_killed_publication_leaves_the_old_state_or_the_whole_version(
         assert problems[0].path == "adapters/news/v2"
         assert opened.get("news").ref == "news@v1"
         expected = ["news@v1", "news@v2"]
-    else:
-        assert problems[0].path == "aliases.json"
+    else:  # aliases.json followed when the hub was opened
         assert opened.get("news").ref == "news@v2"
+        assert '"news@v2"' in (hub.path / "aliases.json").read_text()
         expected = ["news@v1", "news@v2"]
-    assert opened.repair()
+    assert bool(opened.repair()) == (point != "committed")
     assert opened.verify() == []
     assert [record.ref for record in opened.adapters(all_versions=True)] == expected
     assert opened.get("news").ref == expected[-1]
@@ -174,16 +174,107 @@ def test_a_full_disk_while_the_draft_is_written(hub: Registry, error: Exception)
     assert list(hub.adapters_dir.iterdir()) == []
 
 
-def test_a_mirror_that_cannot_be_written_is_reported_not_raised(
+def test_a_full_disk_refuses_before_the_index_says_what_aliases_json_cannot(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    before = snapshot(hub.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(FULL))
+        with pytest.raises(StorageError, match="nothing was changed"):
+            hub.set_alias("news", "production")
+    assert snapshot(hub.path) == before
+    assert (hub.aliases(), hub.verify()) == ({"news": {"latest": 1}}, [])
+
+
+def test_aliases_json_that_could_not_follow_does_when_the_hub_is_next_opened(
     hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish()
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if Path(target).name == "aliases.json":
+            raise FULL
+        return replace(self, target)
+
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(FULL))
+        patch.setattr(Path, "replace", refuse)
         hub.set_alias("news", "production")
     assert "aliases.json could not be written" in caplog.text
-    assert hub.get("production").ref == "news@v1"
     assert [problem.path for problem in hub.verify()] == ["aliases.json"]
+    opened = Registry.open(hub.path)
+    assert (opened.get("production").ref, opened.verify()) == ("news@v1", [])
+    assert not (hub.path / "aliases.json.next").exists()
+
+
+@pytest.mark.parametrize("lost", ["index.db", "aliases.json"])
+def test_a_change_whose_commit_was_not_followed_survives_the_loss_of_either(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    publish()
+    publish()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(point: str) -> None:
+        if point == "committed":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "fault", killed)
+        with pytest.raises(Killed):
+            hub.set_alias("news@v1", "production")
+    for path in hub.path.glob(f"{lost}*"):
+        if path.name != "aliases.json.next":
+            path.unlink()
+    opened = Registry.open(hub.path)
+    assert opened.aliases() == {"news": {"latest": 2, "production": 1}}
+    assert opened.verify() == []
+
+
+def test_scores_whose_file_did_not_follow_are_there_after_a_rebuild(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    hub.add_evaluations("news", [Evaluation("a", "accuracy", 0.1, 1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "append_synced", lambda path, data: (_ for _ in ()).throw(FULL))
+        hub.add_evaluations("news", [Evaluation("b", "accuracy", 0.2, 1)])
+    assert [(p.path, p.fix) for p in hub.verify()] == [("evaluations.jsonl", "cl-adapter verify --repair")]
+    opened = Registry.open(hub.path)
+    assert opened.verify() == []
+    opened.rebuild()
+    assert sorted(row.evaluation.task for row in opened.evaluations()) == ["a", "b"]
+
+
+def test_a_commit_that_the_disk_made_but_did_not_confirm_is_no_failure(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sqlalchemy.engine import RootTransaction
+
+    publish()
+    commit = RootTransaction.commit
+
+    def unconfirmed(self: RootTransaction) -> None:
+        commit(self)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(RootTransaction, "commit", unconfirmed)
+    assert hub.set_alias("news", "production").aliases == ("latest", "production")
+    assert "refused to confirm" in caplog.text
+
+
+def test_a_message_tells_of_what_was_done_before(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    with changes.operation():
+        hub.set_alias("news", "canary")
+        monkeypatch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(FULL))
+        with pytest.raises(StorageError, match="; what was done before that stays"):
+            hub.set_alias("news", "production")
 
 
 def test_every_kind_of_damage_is_named(hub: Registry, publish: Publish) -> None:
@@ -377,8 +468,6 @@ def test_a_page_that_is_damaged_is_found(hub: Registry) -> None:
 
 
 def test_a_torn_line_of_scores_is_left_out(hub: Registry) -> None:
-    from adapterhub_cl.types import Evaluation
-
     publish_into(hub)
     hub.add_evaluations("news", [Evaluation("a", "accuracy", 0.1, 1), Evaluation("b", "accuracy", 0.2, 1)])
     path = hub.path / "evaluations.jsonl"
