@@ -100,8 +100,11 @@ def append_synced(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
+def atomic_write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Replace a file at once: readers and crashes see the old content or the new, never a part.
+
+    Args:
+        lasting: it counts as a change, see `changes`; an intent that can still be dropped does not.
 
     Raises:
         StorageError: the disk refused; the old file is untouched.
@@ -111,16 +114,17 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         try:
             write_synced(temporary, data)
             temporary.replace(path)
-            changes.happened()
+            if lasting:
+                changes.happened()
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         fsync_dir(path.parent)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str, *, lasting: bool = True) -> None:
     """`atomic_write_bytes` for text, in UTF-8."""
-    atomic_write_bytes(path, text.encode())
+    atomic_write_bytes(path, text.encode(), lasting=lasting)
 
 
 def sha256_file(path: Path) -> str:

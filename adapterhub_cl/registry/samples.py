@@ -1,27 +1,48 @@
-"""Replacing a version's replay samples: the one change that a version directory allows, so that data can be removed.
+"""Replacing versions' replay samples: the one change that a version directory allows, so that data can be removed.
 
-Order, under the hub's lock: the intent (`pending.json`, synced: what the version will be), the samples, the manifest,
-the index row, the intent removed. Stopped before the samples are in place, the intent is dropped and nothing has
-happened; stopped after that, `finish` carries on. `Registry.open` and `repair` call it where an intent is there.
+Order, under the hub's lock: the intent (`pending.json`, synced: what the versions will be, samples and all), samples
+and manifest of each, the index rows in one transaction, the intent removed. Stopped before the first samples are in
+place, the intent is dropped and nothing has happened; stopped after that, `finish` carries on to the last version.
+`Registry.open` and `repair` call it where an intent is there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.errors import AdapterError, IntegrityError
-from adapterhub_cl.registry import drafts, files, manifests
+from adapterhub_cl.errors import AdapterError, IntegrityError, StorageError
+from adapterhub_cl.registry import changes, drafts, files, manifests, shapes
 from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.types import AdapterRecord
 
 FILE_NAME, INTENT = "replay.jsonl", "pending.json"
 ROUTERS = "routers"  # what fitted routers know of samples, beside the index; made again when it is needed
+
+
+FORMAT = 2  # of the intent
+_OF_VERSION = ("name", "version", "sha256", "bytes", "manifest", "verb", "detail")
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Other samples for a version.
+
+    Attributes:
+        text: JSONL, rows as in `replay.jsonl`; may be empty.
+        detail: stands in the log; plain JSON.
+    """
+
+    ref: str
+    text: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SampleFiles(Core):
@@ -44,11 +65,26 @@ class SampleFiles(Core):
             IntegrityError: its samples or its manifest are not what was written.
             StorageError: the disk refused.
         """
-        with self._index.lock():
-            self.finish_replacing()
-            record = self.get(ref)
-            replace(self._index, record, text, verb, detail or {})
+        record = self.get(ref)
+        self.replace_all_samples([Replacement(record.ref, text, detail or {})], verb=verb)
         return self.get(record.ref)
+
+    def replace_all_samples(
+        self, replacements: Sequence[Replacement], *, verb: str, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        """Put other replay samples in the place of several versions': all of them, or none.
+
+        Args:
+            defaults: entries of [defaults] in `hub.toml` that change with them; None takes one out.
+
+        Raises:
+            AdapterError, IntegrityError: as `replace_samples`, of any of them; nothing was changed.
+            StorageError: the disk refused; the message says whether it goes on when the hub is next opened.
+        """
+        with changes.operation(), self._index.lock():
+            self.finish_replacing()
+            replace(self._index, [(self.get(one.ref), one) for one in replacements], verb, dict(defaults or {}))
+            self.hub_file = HubFile.read(self.path)
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -95,8 +131,38 @@ def read(record: AdapterRecord) -> list[str]:
     return [line for line in raw.decode().split("\n") if line.strip()]
 
 
-def replace(index: Index, record: AdapterRecord, text: str, verb: str, detail: Mapping[str, Any]) -> None:
-    """Put `text` (JSONL) in the place of the version's samples; see `Registry.replace_samples`."""
+def replace(
+    index: Index, wanted: Sequence[tuple[AdapterRecord, Replacement]], verb: str, defaults: Mapping[str, Any]
+) -> None:
+    """Put other samples in the place of versions'; see `Registry.replace_all_samples`."""
+    rows = [_row(record, one, verb) for record, one in wanted]
+    if not rows:
+        if defaults:
+            _set_defaults(index.hub, defaults)
+        return
+    intent = {"format": FORMAT, "versions": rows, "defaults": dict(defaults)}
+    pending = index.hub / INTENT
+    files.atomic_write_text(pending, json.dumps(intent, ensure_ascii=False) + "\n", lasting=False)
+    drafts.fault("intent written")
+    directories = [record.path for record, _ in wanted]
+    try:
+        _carry_on(index, directories, intent)
+    except StorageError as error:
+        if _begun(directories, rows):
+            error.message = f"{error.message.partition(';')[0]}; what was begun goes on when the hub is next opened"
+            error.args = (error.message,)
+            raise
+        pending.unlink(missing_ok=True)
+        raise
+    except BaseException:
+        if not _begun(directories, rows):
+            pending.unlink(missing_ok=True)
+        raise
+
+
+def _row(record: AdapterRecord, wanted: Replacement, verb: str) -> dict[str, Any]:
+    """What the intent says of a version."""
+    text = wanted.text
     if text:
         read(record)  # a file that is not as it was written is not to become one that is; an empty one may replace it
     manifest, old = manifests.read(record.path)
@@ -109,25 +175,25 @@ def replace(index: Index, record: AdapterRecord, text: str, verb: str, detail: M
     manifest["files"][FILE_NAME] = about
     manifest["bytes"] = sum(int(row["bytes"]) for row in manifest["files"].values())
     manifest["replay"] = {**manifest.get("replay", {}), "samples": sum(1 for line in text.split("\n") if line.strip())}
-    intent = {
+    return {
         "name": record.name,
         "version": record.version,
         **about,
         "manifest": manifests.dump(manifest),
         "verb": verb,
-        "detail": dict(detail),
+        "detail": dict(wanted.detail),
+        "text": text,
     }
-    pending = index.hub / INTENT
-    files.atomic_write_text(pending, json.dumps(intent, ensure_ascii=False) + "\n")
-    drafts.fault("intent written")
-    try:
-        _swap(record.path / FILE_NAME, raw, "samples written")
-    except BaseException:
-        if files.sha256_file(record.path / FILE_NAME) != about["sha256"]:
-            pending.unlink(missing_ok=True)
-        raise
-    drafts.fault("samples replaced")
-    _carry_on(index, record.path, intent)
+
+
+def _is_in_place(directory: Path, row: Mapping[str, Any]) -> bool:
+    samples = directory / FILE_NAME
+    return samples.is_file() and files.sha256_file(samples) == row["sha256"]
+
+
+def _begun(directories: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any version has its new samples."""
+    return any(_is_in_place(directory, row) for directory, row in zip(directories, rows, strict=True))
 
 
 def is_pending(hub: Path) -> bool:
@@ -148,27 +214,38 @@ def finish(hub: Path, store: Path, index: Index) -> str | None:
         if not pending.exists():
             return None  # the process that was at it has finished
         intent = _read_intent(pending)
-        directory = store / str(intent.get("name")) / f"v{intent.get('version')}"
-        if intent and directory.is_dir():
-            for path in directory.parent.glob(f"{files.TEMPORARY}*"):
-                if files.is_leftover(path) and path.is_file():
-                    files.remove_tree(path)
-        samples = directory / FILE_NAME
-        ref = f"{intent.get('name')}@v{intent.get('version')}"
-        if intent and samples.is_file() and files.sha256_file(samples) == intent["sha256"]:
-            _carry_on(index, directory, intent)
-            return f"completed the replacement of the samples of {ref}"
+        rows = [row for row in intent.get("versions", ()) if (store / row["name"] / f"v{row['version']}").is_dir()]
+        directories = [store / row["name"] / f"v{row['version']}" for row in rows]
+        for path in {found for at in directories for found in at.parent.glob(f"{files.TEMPORARY}*")}:
+            if files.is_leftover(path) and path.is_file():
+                files.remove_tree(path)
+        refs = ", ".join(f"{row['name']}@v{row['version']}" for row in rows)
+        if _begun(directories, rows):
+            _carry_on(index, directories, {**intent, "versions": rows})
+            return f"completed the replacement of the samples of {refs}"
         with files.storage_errors(pending):
             pending.unlink()
-        return f"dropped the replacement of the samples of {ref}, which had not begun" if intent else "dropped pending"
+        return f"dropped the replacement of the samples of {refs}, which had not begun" if refs else "dropped pending"
 
 
-def _carry_on(index: Index, directory: Path, intent: Mapping[str, Any]) -> None:
-    """From the samples in place to the end; every step may have been done before."""
-    text, pending = intent["manifest"], index.hub / INTENT
-    _swap(directory / manifests.FILE_NAME, text.encode(), "manifest written")
-    drafts.fault("manifest replaced")
-    _record(index, intent)
+def _carry_on(index: Index, directories: Sequence[Path], intent: Mapping[str, Any]) -> None:
+    """From the intent to the end; every step may have been done before."""
+    pending, rows = index.hub / INTENT, intent["versions"]
+    for directory, row in zip(directories, rows, strict=True):
+        if not _is_in_place(directory, row):
+            if row["text"] is None:
+                raise IntegrityError(
+                    f"{directory / FILE_NAME} is neither the old nor the new one", "see cl-adapter verify"
+                )
+            _swap(directory / FILE_NAME, row["text"].encode(), "samples written")
+        drafts.fault("samples replaced")
+        manifest = directory / manifests.FILE_NAME
+        if not manifest.is_file() or manifest.read_bytes() != row["manifest"].encode():
+            _swap(manifest, row["manifest"].encode(), "manifest written")
+        drafts.fault("manifest replaced")
+    if intent["defaults"]:
+        _set_defaults(index.hub, intent["defaults"])
+    _record(index, rows)
     drafts.fault("row updated")
     files.remove_tree(index.hub / ROUTERS)  # it holds the hidden states of samples that are gone now
     with files.storage_errors(pending):
@@ -176,19 +253,28 @@ def _carry_on(index: Index, directory: Path, intent: Mapping[str, Any]) -> None:
         files.fsync_dir(index.hub)
 
 
-def _record(index: Index, intent: Mapping[str, Any]) -> None:
+def _set_defaults(hub: Path, defaults: Mapping[str, Any]) -> None:
+    hub_file = HubFile.read(hub)
+    for key, value in defaults.items():
+        hub_file = hub_file.with_default(key, value)
+    hub_file.write(hub)
+
+
+def _record(index: Index, intended: Sequence[Mapping[str, Any]]) -> None:
     from sqlalchemy import update
 
     from adapterhub_cl.registry import rows, schema
 
-    text, v = intent["manifest"], schema.versions
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    here = (v.c.name == intent["name"]) & (v.c.version == intent["version"]) & (v.c.status != "deleted")
+    v = schema.versions
     with index.writing() as connection:
-        values = {"manifest": text, "manifest_sha256": digest, "bytes": json.loads(text)["bytes"]}
-        changed = connection.execute(update(v).where(here, v.c.manifest_sha256 != digest).values(values)).rowcount
-        if changed:
-            rows.add_event(connection, intent["verb"], f"{intent['name']}@v{intent['version']}", intent["detail"])
+        for row in intended:
+            text = row["manifest"]
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            here = (v.c.name == row["name"]) & (v.c.version == row["version"]) & (v.c.status != "deleted")
+            values = {"manifest": text, "manifest_sha256": digest, "bytes": json.loads(text)["bytes"]}
+            changed = connection.execute(update(v).where(here, v.c.manifest_sha256 != digest).values(values)).rowcount
+            if changed:
+                rows.add_event(connection, row["verb"], f"{row['name']}@v{row['version']}", row["detail"])
 
 
 def _swap(path: Path, data: bytes, point: str) -> None:
@@ -200,6 +286,7 @@ def _swap(path: Path, data: bytes, point: str) -> None:
             temporary.chmod(0o444)
             drafts.fault(point)
             temporary.replace(path)
+            changes.happened()
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -209,10 +296,17 @@ def _swap(path: Path, data: bytes, point: str) -> None:
 def _read_intent(pending: Path) -> dict[str, Any]:
     """The intent; empty where it cannot be read as one, so that it is dropped."""
     try:
-        found = json.loads(pending.read_text(encoding="utf-8"))
-        directory = Path("/") / str(found["name"]) / f"v{found['version']}"
-        wrong = "; ".join(manifests._wrong(json.loads(found["manifest"]), directory))
-        whole = {"sha256", "verb", "detail"} <= found.keys() and not wrong
+        found = shapes.parse(pending.read_text(encoding="utf-8"))
+        if "versions" not in found:  # written before one intent could be of several versions, and without the samples
+            found = {"versions": [{**found, "text": None}], "defaults": {}}
+        for row in found["versions"]:
+            directory = Path("/") / str(row["name"]) / f"v{row['version']}"
+            wrong = [*manifests._wrong(shapes.parse(row["manifest"]), directory)]
+            if wrong or not row.keys() >= set(_OF_VERSION) or not isinstance(row["text"], str | None):
+                return {}
+            if row["text"] is not None and hashlib.sha256(row["text"].encode()).hexdigest() != row["sha256"]:
+                return {}
+        whole = isinstance(found["defaults"], dict)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
     return found if whole else {}

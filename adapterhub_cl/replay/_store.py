@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -168,11 +168,13 @@ class Samples:
         """
         with self.registry.exclusively():  # the row numbers hold until they are used
             found = self.find(ref, rows=rows, matching=matching)
+            wanted = []
             for version, numbers in found.items():
                 record, gone = self.registry.get(version), set(numbers)
                 held = [] if rows is None and matching is None else samples.read(record)
                 kept = [line for k, line in enumerate(held, 1) if k not in gone]
-                self.registry.replace_samples(version, _text(kept), verb="replay-drop", detail={"samples": len(gone)})
+                wanted.append(samples.Replacement(version, _text(kept), {"samples": len(gone)}))
+            self.registry.replace_all_samples(wanted, verb="replay-drop")
             if self._is_adapter(ref):
                 self.registry.discard_deleted_samples(ref)
         return sum(map(len, found.values()))
@@ -194,15 +196,15 @@ class Samples:
             ) from error
 
     def set_budget(self, value: int | str | None) -> list[Cut]:
-        """Set the budget (`2000`, `"2MB"`, None for no limit) and cut to it at once; what was cut.
+        """Set the budget (`2000`, `"2MB"`, None for no limit) and cut to it at once, or do neither; what was cut.
 
         Raises:
             UsageError: not a budget; nothing was changed.
         """
         budget = parse_budget(value)
         stored = None if budget is None else budget.amount if budget.unit == "samples" else str(budget)
-        self.registry.set_default(BUDGET_KEY, stored)
-        return self.rebalance()
+        with self.registry.exclusively():
+            return self._cut_to(budget, {BUDGET_KEY: stored})
 
     def rebalance(self) -> list[Cut]:
         """Cut samples from the end, the least wanted first, until the budget is kept; what was cut.
@@ -217,7 +219,18 @@ class Samples:
         with self.registry.exclusively():
             return self._cut_to(budget)
 
-    def _cut_to(self, budget: Budget) -> list[Cut]:
+    def _cut_to(self, budget: Budget | None, defaults: Mapping[str, Any] | None = None) -> list[Cut]:
+        """Cut to a budget, and set defaults with it."""
+        done, wanted = [], []
+        for record, kept, after in self._over(budget) if budget is not None else ():
+            cut = Cut(record.ref, len(kept), after)
+            wanted.append(samples.Replacement(record.ref, _text(kept[:after]), {"from": cut.before, "to": cut.after}))
+            done.append(cut)
+        self.registry.replace_all_samples(wanted, verb="replay-budget", defaults=defaults)
+        return done
+
+    def _over(self, budget: Budget) -> Iterator[tuple[AdapterRecord, list[str], int]]:
+        """Each version that keeps more than its share: its samples, and how many of them stay."""
         newest = self._newest()
         kept_now = {record.name: _kept(record) for record in newest}
         sizes = {name: k.bytes if budget.unit == "bytes" else k.samples for name, k in kept_now.items()}
@@ -226,18 +239,13 @@ class Samples:
             by_task.setdefault(record.task or record.name, {})[record.name] = sizes[record.name]
         of_task = shares({task: sum(held.values()) for task, held in by_task.items()}, budget.amount)
         share = {name: n for task, held in by_task.items() for name, n in shares(held, of_task[task]).items()}
-        done = []
         for name in sorted(share):
             full = share[name] >= sizes[name]  # the newest is not cut; then older ones, which do not count, stay too
             for record in () if full else self.registry.versions(name):
                 kept = samples.read(record)
                 after = fitting([len(line.encode()) + 1 for line in kept], share[name], budget.unit)
                 if after < len(kept):
-                    cut = Cut(record.ref, len(kept), after)
-                    detail = {"from": cut.before, "to": cut.after}
-                    self.registry.replace_samples(record.ref, _text(kept[:after]), verb="replay-budget", detail=detail)
-                    done.append(cut)
-        return done
+                    yield record, kept, after
 
     def _newest(self) -> list[AdapterRecord]:
         found: dict[str, AdapterRecord] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_cl.errors import IntegrityError, UnknownNameError, UsageError
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.errors import IntegrityError, StorageError, UnknownNameError, UsageError
+from adapterhub_cl.registry import Registry, drafts, samples
 from adapterhub_cl.replay._budget import Budget, parse_budget, shares
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.types import AdapterRecord, Task
@@ -82,6 +83,88 @@ def test_a_row_goes_from_all_versions_or_from_the_one_named(hub: Registry) -> No
     assert store.drop("news", matching="nothing like it") == 0
     assert store.drop("news") == 2
     assert hub.verify() == []
+
+
+def three_versions(hub: Registry) -> Samples:
+    for extra in "abc":
+        keep(hub, "news", "secret", "two", extra)
+    return Samples(hub)
+
+
+def kept_now(hub: Registry) -> list[list[str]]:
+    return [inputs(hub, f"news@v{number}") for number in (1, 2, 3)]
+
+
+WHOLE, DROPPED = [["secret", "two", x] for x in "abc"], [["two", x] for x in "abc"]
+POINTS = ("samples written", "samples replaced", "manifest written", "manifest replaced")
+STOPS = [("intent written", 1), *((point, nth) for nth in (1, 2, 3) for point in POINTS), ("row updated", 1)]
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, point: str, nth: int, error: BaseException) -> None:
+    """Let the nth arrival at a point end in an error, and all later ones."""
+    left = [nth]
+
+    def fault(reached: str) -> None:
+        left[0] -= reached == point
+        if left[0] <= 0:
+            raise error
+
+    monkeypatch.setattr(drafts, "fault", fault)
+
+
+@pytest.mark.parametrize(("point", "nth"), STOPS)
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_drop_from_several_versions_is_of_all_or_of_none(
+    hub: Registry, monkeypatch: pytest.MonkeyPatch, point: str, nth: int, killed: bool
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    store = three_versions(hub)
+    with monkeypatch.context() as patch:
+        stop(patch, point, nth, Killed() if killed else OSError(errno.ENOSPC, "No space left on device"))
+        if killed:  # nothing that a process does when it is told of an error is done then
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed if killed else (StorageError, OSError)) as caught:
+            store.drop("news", matching="secret")
+    begun = "secret" not in (hub.adapters_dir / "news/v1/replay.jsonl").read_text()
+    if isinstance(caught.value, StorageError):
+        assert ("nothing was changed" in caught.value.message) == (not begun)
+        assert ("goes on when the hub is next opened" in caught.value.message) == begun
+    opened = Registry.open(hub.path)
+    assert kept_now(opened) in ([WHOLE, DROPPED] if killed else [DROPPED if begun else WHOLE])
+    Samples(opened).drop("news", matching="secret")
+    assert (kept_now(opened), opened.verify()) == (DROPPED, [])
+    assert [event.verb for event in opened.events("news")].count("replay-drop") == 3
+    assert opened.rebuild() == 3
+
+
+@pytest.mark.parametrize(("point", "nth"), STOPS)
+def test_a_budget_and_its_cuts_are_one(hub: Registry, monkeypatch: pytest.MonkeyPatch, point: str, nth: int) -> None:
+    store = three_versions(hub)
+    with monkeypatch.context() as patch:
+        stop(patch, point, nth, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises((StorageError, OSError)):
+            store.set_budget(1)
+    opened = Samples(Registry.open(hub.path))
+    counts = {len(rows) for rows in kept_now(opened.registry)}
+    assert (opened.budget(), counts) in ((None, {3}), (Budget(1, "samples"), {1}))
+    opened.set_budget(1)
+    assert {len(rows) for rows in kept_now(opened.registry)} == {1}
+    assert opened.registry.verify() == []
+
+
+def test_an_intent_from_an_earlier_version_is_completed(hub: Registry) -> None:
+    keep(hub, "news", "secret", "two")
+    record = hub.get("news")
+    rows = samples._row(record, samples.Replacement("news@v1", lines("two")), "replay-drop")
+    text = rows.pop("text")
+    (hub.path / "pending.json").write_text(json.dumps(rows))
+    path = record.path / "replay.jsonl"
+    path.chmod(0o644)
+    path.write_text(text)
+    opened = Registry.open(hub.path)
+    assert (inputs(opened, "news"), opened.verify()) == (["two"], [])
 
 
 def test_what_routers_learned_from_dropped_samples_goes_with_them(hub: Registry) -> None:
