@@ -11,7 +11,7 @@ from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.names import check_alias, check_name, parse_ref
 from adapterhub_cl.registry.queries import AliasMove
-from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord
+from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Task
 
 
 class Aliases(Core):
@@ -45,6 +45,37 @@ class Aliases(Core):
             if alias == PRODUCTION and record.task:
                 rows.set_serving(connection, record.task, record.name, record.version)
             rows.add_event(connection, reason, record.ref, {"alias": alias, **(detail or {})})
+        return self.get(record.ref)
+
+    def promote(self, ref: str) -> AdapterRecord:
+        """Let a version serve all its tasks, with `production` pointing to it, in one transaction.
+
+        One that was refused when it was made is active from then on, and brings what publishing would have brought: how
+        its task is asked, unless that would lose a label, and `latest`, where nothing newer is active.
+
+        Raises:
+            UnknownNameError: no such version.
+            StorageError: the disk refused; nothing was moved.
+        """
+        with self._write() as (connection, rows):
+            record = self.get(ref)
+            with self._index.reading() as query:
+                served = queries.serving(query)
+                tasks = {task.name: task for task in queries.tasks(query)}
+            if record.status == "rejected":
+                rows.set_status(connection, record.name, record.version, "active")
+                rows.add_event(connection, "status", record.ref, {"from": record.status, "to": "active"})
+                spec = record.manifest.get("task_spec")
+                if spec and (record.task not in tasks or set(tasks[record.task].labels) <= set(spec["labels"])):
+                    rows.put_task(connection, Task.from_json(spec))
+                if rows.newest_active(connection, record.name) == record.version:
+                    rows.move_alias(connection, record.name, LATEST, record.version, "promote")
+                    rows.add_event(connection, "promote", record.ref, {"alias": LATEST})
+            before = {task: served[task] for task in record.tasks if served.get(task, record.ref) != record.ref}
+            rows.move_alias(connection, record.name, PRODUCTION, record.version, "promote")
+            for task in record.tasks:
+                rows.set_serving(connection, task, record.name, record.version)
+            rows.add_event(connection, "promote", record.ref, {"alias": PRODUCTION, "served_before": before})
         return self.get(record.ref)
 
     def drop_alias(self, name: str, alias: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, tombstones
+from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, score_file, tombstones
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import UNUSABLE, is_version, reason, version_directories
@@ -104,8 +104,8 @@ def repair(place: Place) -> list[str]:
         files.remove_tree(path)
         done.append(f"removed {place.relative(path)}")
     with place.index.lock(), place.index.reading() as query:
-        if mirror.mend_scores(place.hub, query):
-            done.append(f"wrote {mirror.SCORES}")
+        if score_file.mend(place.hub, query):
+            done.append(f"wrote {score_file.FILE_NAME}")
         if mirror.is_stale(place.hub, query):
             if mirror.read(place.hub)[1]:
                 done.append(f"kept the unreadable {mirror.STATE} as {mirror.set_aside(place.hub)}")
@@ -328,9 +328,9 @@ def _mirror(place: Place, query: Query) -> Iterator[Problem]:
     if mirror.is_stale(place.hub, query):
         said = mirror.read(place.hub)[1] or "not what the index says"
         yield Problem(mirror.STATE, f"{said}, so a rebuilt index would forget aliases", REPAIR)
-    if count := mirror.lacks_scores(place.hub, query):
+    if count := score_file.lacks(place.hub, query):
         said = f"lacks {count} recorded scores, so a rebuilt index would forget them"
-        yield Problem(mirror.SCORES, said, REPAIR)
+        yield Problem(score_file.FILE_NAME, said, REPAIR)
     for path in sorted(place.hub.glob(f"{mirror.BROKEN}*")):
         said = f"an earlier {mirror.STATE} of which nothing could be read"
         yield Problem(path.name, said, f"look what it tells, then remove it: rm -r {quoted(path.name)}")

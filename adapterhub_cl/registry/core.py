@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,10 @@ class Core:
             if mirror.is_unsettled(self.path):
                 mirror.settle(self.path, query)
 
-    def _forget_scores(self, *, ref: str = "", task: str = "") -> None:
-        from adapterhub_cl.registry import mirror
+    def _forgetting_scores(
+        self, *, refs: Collection[str] = (), tasks: Collection[str] = ()
+    ) -> AbstractContextManager[None]:
+        """A block that takes scores of versions, and those on tasks, out of the index; their lines go after it."""
+        from adapterhub_cl.registry import score_file
 
-        mirror.forget_scores(self.path, ref=ref, task=task)
+        return score_file.forgetting(self.path, refs=refs, tasks=tasks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import StorageError
-from adapterhub_cl.registry import files
+from adapterhub_cl.registry import changes, files
 from adapterhub_cl.registry.core import Core
 from adapterhub_cl.registry.index import index_errors, open_sqlite
 from adapterhub_cl.registry.names import parse_ref
@@ -68,19 +68,16 @@ class Erasures(Core):
             detail: of the line in the log; `tombstone` in it tells one removal from the next.
         """
         pairs = {_pair(ref): None if to is None else _pair(to) for ref, to in gone.items()}
-        with self._index.lock():
-            with self._write() as (connection, rows):
-                rows.erase_versions(connection, pairs, "forget-task")
-                rows.delete_task(connection, task)
-                for other, ref in serve.items():
-                    rows.set_serving(connection, other, *_pair(ref))
-                rows.empty_events(connection, [task, *gone])
-                done = (e.detail.get("tombstone") for e in self.events(task) if e.verb == "forget-task")
-                if detail["tombstone"] not in done:
-                    rows.add_event(connection, "forget-task", task, detail)
-            self._forget_scores(task=task)
-            for ref in gone:
-                self._forget_scores(ref=ref)
+        forgetting = self._forgetting_scores(refs=gone, tasks=[task])
+        with changes.operation(), self._index.lock(), forgetting, self._write() as (connection, rows):
+            rows.erase_versions(connection, pairs, "forget-task")
+            rows.delete_task(connection, task)
+            for other, ref in serve.items():
+                rows.set_serving(connection, other, *_pair(ref))
+            rows.empty_events(connection, [task, *gone])
+            done = (e.detail.get("tombstone") for e in self.events(task) if e.verb == "forget-task")
+            if detail["tombstone"] not in done:
+                rows.add_event(connection, "forget-task", task, detail)
 
     def check_mirror(self) -> None:
         """Make sure that `aliases.json` says what the index says, and nothing of what was erased; copies that a rebuild

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy import text as as_text
 
 from adapterhub_cl.errors import StorageError
-from adapterhub_cl.registry import drafts, files, queries, rows, schema, shapes
+from adapterhub_cl.registry import drafts, files, queries, rows, schema, score_file, shapes
 from adapterhub_cl.registry.index import Index, Query
 from adapterhub_cl.registry.shapes import shown
-from adapterhub_cl.types import LATEST, STATUSES, Evaluation, Task
+from adapterhub_cl.registry.telling import Warnings, logged
+from adapterhub_cl.types import LATEST, STATUSES, Task
 
-STATE, SCORES = "aliases.json", "evaluations.jsonl"
-NEXT_STATE, NEXT_SCORES = f"{STATE}.next", f"{SCORES}.next"
+STATE = "aliases.json"
+NEXT_STATE = f"{STATE}.next"
 BROKEN = f"{STATE}.broken-"
 FORMAT = 1
-_MOST_WARNINGS = 20
 _TASKS = "SELECT name, spec FROM tasks ORDER BY name"
 _LOG = logging.getLogger("adapterhub_cl")
 
@@ -69,22 +69,11 @@ def _lines(value: Any) -> str:
 
 def write(hub: Path, query: Query) -> None:
     """Rewrite `aliases.json`. The index is already committed, so a refusal of the disk is only logged."""
-    with _logged(STATE):
+    with logged(STATE):
         if (hub / STATE).is_dir():
             set_aside(hub)
         files.atomic_write_text(hub / STATE, text(query))
         (hub / NEXT_STATE).unlink(missing_ok=True)
-
-
-@contextmanager
-def _logged(name: str) -> Iterator[None]:
-    try:
-        with files.storage_errors(name):
-            yield
-    except (StorageError, OSError) as error:
-        said = error.message if isinstance(error, StorageError) else str(error)
-        said = said.partition(";")[0]
-        _LOG.warning("%s could not be written (%s); that is made up for when the hub is next opened", name, said)
 
 
 @contextmanager
@@ -107,7 +96,7 @@ def following(hub: Path, index: Index) -> Iterator[Connection]:
                 following.unlink(missing_ok=True)
             raise
         drafts.fault("committed")
-        with _logged(STATE):
+        with logged(STATE):
             if (hub / STATE).is_dir():
                 set_aside(hub)
             following.replace(hub / STATE)
@@ -120,7 +109,7 @@ def _query_of(connection: Connection) -> Query:
 
 def is_unsettled(hub: Path) -> bool:
     """Whether a change of the index was interrupted before these files followed, or is just going on."""
-    return (hub / NEXT_STATE).exists() or (hub / NEXT_SCORES).exists()
+    return (hub / NEXT_STATE).exists() or (hub / score_file.NEXT).exists()
 
 
 def settle(hub: Path, query: Query) -> None:
@@ -133,8 +122,8 @@ def settle(hub: Path, query: Query) -> None:
         if read(hub)[1]:
             set_aside(hub)
         files.atomic_write_text(hub / STATE, text(query))
-    mend_scores(hub, query)
-    for name in (NEXT_STATE, NEXT_SCORES):
+    score_file.mend(hub, query)
+    for name in (NEXT_STATE, score_file.NEXT):
         with files.storage_errors(hub / name):
             (hub / name).unlink(missing_ok=True)
 
@@ -192,132 +181,6 @@ def tell_broken(hub: Path) -> None:
         _LOG.warning("left out of the index: all of %s: %s; %s; %s", STATE, wrong, left, kept)
 
 
-class _Warnings:
-    """What is left out of a file: one line in the log for each, but no thousands of them."""
-
-    def __init__(self, file: str) -> None:
-        self._file, self._count = file, 0
-
-    def __call__(self, what: str) -> None:
-        self._count += 1
-        if self._count <= _MOST_WARNINGS:
-            _LOG.warning("left out of the index: %s of %s", what, self._file)
-
-    def end(self) -> None:
-        """Say how many more there were."""
-        if self._count > _MOST_WARNINGS:
-            _LOG.warning("left out of the index: %d more entries of %s", self._count - _MOST_WARNINGS, self._file)
-
-
-@contextmanager
-def adding_scores(hub: Path, scores: list[queries.StoredEvaluation]) -> Iterator[None]:
-    """A block that commits scores to the index; their lines are added to `evaluations.jsonl` after it.
-
-    Raises:
-        StorageError: the disk refused, before the block was begun.
-    """
-    lines = "".join(json.dumps(score.to_json(), ensure_ascii=False) + "\n" for score in scores).encode()
-    following = hub / NEXT_SCORES
-    try:
-        with files.storage_errors(following):
-            files.write_synced(following, lines)
-            files.fsync_dir(hub)
-        yield
-    except BaseException:
-        with suppress(OSError):
-            following.unlink(missing_ok=True)
-        raise
-    with _logged(SCORES):
-        files.append_synced(hub / SCORES, lines)
-        following.unlink()
-
-
-def _late(query: Query) -> dict[str, queries.StoredEvaluation]:
-    """The scores that were recorded after publication, by their lines."""
-    made = {(name, number): at for name, number, at in query("SELECT name, version, created_at FROM versions")}
-    found = {}
-    for score in queries.evaluations(query, None, None, None):
-        if score.created_at != made.get(shapes.version_of(score.ref) or ("", 0)):
-            found[_encode(score.to_json())] = score
-    return found
-
-
-def lacks_scores(hub: Path, query: Query) -> int:
-    """How many recorded scores `evaluations.jsonl` does not have."""
-    late = _late(query)
-    return len(late.keys() - {_encode(row) for row in read_scores(hub)}) if late else 0
-
-
-def mend_scores(hub: Path, query: Query) -> bool:
-    """Make `evaluations.jsonl` have the scores that the index has of its versions; whether that changed anything.
-
-    Raises:
-        StorageError: the disk refused.
-    """
-    late = _late(query)
-    there = {f"{name}@v{number}" for name, number in query("SELECT name, version FROM versions")}
-    before = read_scores(hub)
-    kept = [line for row in before if (line := _encode(row)) in late or row["adapter"] not in there]
-    after = list(dict.fromkeys([*kept, *late]))
-    text_now = "".join(line + "\n" for line in after)
-    with suppress(OSError, ValueError):
-        if (hub / SCORES).read_text(encoding="utf-8") == text_now:
-            return False
-    if not after and not (hub / SCORES).exists():
-        return False
-    files.atomic_write_text(hub / SCORES, text_now)
-    return True
-
-
-def read_scores(hub: Path, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """The lines of `evaluations.jsonl`; one that is no score, as when a crash cut it short, is left out.
-
-    Args:
-        warn: is told of each.
-    """
-    found = []
-    path = hub / SCORES
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        warn(f"all ({(error.strerror or 'it cannot be read').lower()})")
-        return []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = shapes.parse(line)
-        except ValueError:
-            warn(f"line {number} (it is not valid JSON)")
-            continue
-        if wrong := _wrong_line(row):
-            warn(f"line {number} ({wrong})")
-        else:
-            found.append(row)
-    return found
-
-
-def _wrong_line(row: Any) -> str:
-    if wrong := shapes.wrong_score(row):
-        return wrong
-    if shapes.version_of(row.get("adapter")) is None:
-        return f"its adapter is {shown(row.get('adapter'))}"
-    if not isinstance(row.get("created_at"), str):
-        return f"its created_at is {shown(row.get('created_at'))}, not a time"
-    details = shapes.wrong_details(row.get("details", {}))
-    return f"its details have another {details[0]} than a measurement writes" if details else ""
-
-
-def forget_scores(hub: Path, *, ref: str = "", task: str = "") -> None:
-    """Remove from `evaluations.jsonl` the scores of a version, or those on a task."""
-    if (hub / SCORES).exists():
-        kept = [row for row in read_scores(hub) if row["adapter"] != ref and row["task"] != task]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        files.atomic_write_text(hub / SCORES, lines)
-
-
 def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
     """Bring the movable state back into a fresh index that has the manifests' rows.
 
@@ -331,7 +194,7 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
     found = read(hub, NEXT_STATE)[0] or read(hub)[0]  # the first where a change was interrupted, and the index lost
     if not found:
         return {}
-    warn = _Warnings(STATE)
+    warn = Warnings(STATE)
     v = schema.versions
     there: dict[tuple[str, int], str] = {
         (row[0], row[1]): row[2] for row in connection.execute(select(v.c.name, v.c.version, v.c.status))
@@ -351,7 +214,7 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
     return known
 
 
-def _entries(found: Mapping[str, Any], key: str, warn: _Warnings) -> Iterator[tuple[str, Any]]:
+def _entries(found: Mapping[str, Any], key: str, warn: Warnings) -> Iterator[tuple[str, Any]]:
     """The entries of a part of the state; none, and a warning, where it is not an object."""
     part = found.get(key)
     if isinstance(part, dict):
@@ -360,7 +223,7 @@ def _entries(found: Mapping[str, Any], key: str, warn: _Warnings) -> Iterator[tu
         warn(f"all of {key} ({f'{shown(part)} is not an object' if key in found else 'it is missing'})")
 
 
-def _known(found: Mapping[str, Any], there: Collection[tuple[str, int]], warn: _Warnings) -> dict[str, int]:
+def _known(found: Mapping[str, Any], there: Collection[tuple[str, int]], warn: Warnings) -> dict[str, int]:
     """The highest version of each adapter that the state knew of. Where that cannot be read it is taken to have known
     all of them: else the aliases that it tells of would be moved on at once."""
     known: dict[str, int] = {}
@@ -382,7 +245,7 @@ def _restore_statuses(
     found: Mapping[str, Any],
     there: Mapping[tuple[str, int], str],
     known: Mapping[str, int],
-    warn: _Warnings,
+    warn: Warnings,
 ) -> set[tuple[str, int]]:
     """Give versions the status that the state tells of, `active` where it tells of none; the deleted ones.
 
@@ -412,7 +275,7 @@ def _restore_statuses(
 
 
 def _restore_aliases(
-    connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: _Warnings
+    connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: Warnings
 ) -> None:
     lost: set[str] = set()  # adapters whose `latest` cannot be told
     if not isinstance(found.get("aliases"), dict):
@@ -438,7 +301,7 @@ def _restore_aliases(
             rows.move_alias(connection, name, LATEST, newest, "rebuild")
 
 
-def _restore_history(connection: Connection, found: Mapping[str, Any], warn: _Warnings) -> None:
+def _restore_history(connection: Connection, found: Mapping[str, Any], warn: Warnings) -> None:
     columns = ("name", "alias", "version", "moved_at", "reason")
     history, told = [], found.get("history", [])
     if not isinstance(told, list):
@@ -454,7 +317,7 @@ def _restore_history(connection: Connection, found: Mapping[str, Any], warn: _Wa
 
 
 def _restore_serving(
-    connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: _Warnings
+    connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: Warnings
 ) -> None:
     v = schema.versions.c
     lost: set[str] = set()  # tasks of which it cannot be told what serves them
@@ -484,19 +347,3 @@ def _is_move(row: Any) -> bool:
     known = version is None or shapes.is_count(version, shapes.LAST_VERSION, least=1)
     named = shapes.is_a_name(name) and shapes.is_an_alias(alias)
     return known and named and shapes.is_text(moved_at) and shapes.is_text(reason)
-
-
-def restore_scores(connection: Connection, hub: Path, forgotten: Mapping[str, str]) -> None:
-    """Bring the scores that were recorded after publication back into a fresh index; none on a forgotten task. A line
-    that is no score is left out, with a warning."""
-    v = schema.versions
-    there = {
-        f"{r[0]}@v{r[1]}": r for r in connection.execute(select(v.c.name, v.c.version).where(v.c.status != "deleted"))
-    }
-    warn = _Warnings(SCORES)
-    for row in read_scores(hub, warn):
-        if row["adapter"] in there and row["created_at"] > forgotten.get(row["task"], ""):
-            name, version = there[row["adapter"]]
-            score = Evaluation(**{key: row[key] for key in Evaluation.__dataclass_fields__ if key in row})
-            rows.add_evaluations(connection, name, version, [score], row["created_at"])
-    warn.end()

@@ -15,8 +15,19 @@ from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import DataError, InterfaceError, ProgrammingError
 from sqlalchemy.exc import IntegrityError as Violation
 
-from adapterhub_cl.errors import IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, queries, rows, schema, tombstones, usage
+from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
+from adapterhub_cl.registry import (
+    changes,
+    files,
+    manifests,
+    mirror,
+    queries,
+    rows,
+    schema,
+    score_file,
+    tombstones,
+    usage,
+)
 from adapterhub_cl.registry.index import Index, Query, Row, index_errors, open_sqlite
 from adapterhub_cl.registry.names import is_name, parse_ref
 
@@ -76,7 +87,7 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
 
 
 def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> int:
-    with index.lock():
+    with changes.operation(), index.lock():
         if only_if_blank and index.revision() is not None:
             return 0
         if index.file is None:
@@ -90,12 +101,31 @@ def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> in
                 for table in reversed(schema.metadata.sorted_tables):
                     connection.execute(delete(table))
                 count = _fill(connection, hub, store, old)
-            mirror.tell_broken(hub)
-            return count
-        index.check_file()
-        count = _rebuild_sqlite(hub, index.file, store)
+        else:
+            index.check_file()
+            _remove_leftovers(hub)
+            _settle(hub, index)
+            count = _rebuild_sqlite(hub, index.file, store)
         mirror.tell_broken(hub)
         return count
+
+
+def _remove_leftovers(hub: Path) -> None:
+    """What a rebuild that was killed has left."""
+    for path in hub.glob(f"{files.TEMPORARY}*"):
+        if files.is_leftover(path):
+            files.remove_tree(path)
+
+
+def _settle(hub: Path, index: Index) -> None:
+    """Let the files that the new index is made from follow the old one, as far as that can be read, and bring what its
+    log still holds into its file: the log does not outlive it."""
+    with suppress(AdapterHubError), index.reading() as query:
+        if mirror.is_unsettled(hub):
+            mirror.settle(hub, query)
+    if index.file is not None:
+        with suppress(sqlite3.Error), closing(open_sqlite(index.file)) as raw:
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
@@ -116,6 +146,7 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
             for suffix in ("-wal", "-shm"):
                 file.with_name(file.name + suffix).unlink(missing_ok=True)
             new.replace(file)
+            changes.happened()
             files.fsync_dir(file.parent)
     finally:
         files.remove_tree(temporary)
@@ -151,7 +182,7 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
         except UNUSABLE as error:
             LOG.warning("left out of the index: %s@v%s: %s", manifest["name"], manifest["version"], reason(error))
     known = mirror.restore(connection, hub)
-    mirror.restore_scores(connection, hub, forgotten)
+    score_file.restore(connection, hub, forgotten)
     v = schema.versions.c
     there = {f"{row[0]}@v{row[1]}" for row in connection.execute(select(v.name, v.version))}
     for ref in sorted(gone - there):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, StorageError, UsageError
-from adapterhub_cl.registry import files, manifests
+from adapterhub_cl.registry import changes, files, manifests
 from adapterhub_cl.registry.aliasing import Aliases
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.erasing import Erasures
@@ -204,12 +204,11 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         Returns:
             The record as it was.
         """
-        with self._index.lock():
-            with self._write() as (connection, rows):
-                record = self.get(ref)
+        with changes.operation(), self._index.lock():
+            record = self.get(ref)
+            with self._forgetting_scores(refs=[record.ref]), self._write() as (connection, rows):
                 rows.delete_version(connection, record.name, record.version, reason)
                 rows.add_event(connection, reason, record.ref, _ancestry(record))
-            self._forget_scores(ref=record.ref)
         return record
 
     # -- defaults --------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ class Scores(Core):
             AdapterError: a score that is not a finite number.
         """
         manifests.check_scores(evaluations)
-        from adapterhub_cl.registry import mirror
+        from adapterhub_cl.registry import score_file
 
         with changes.operation(), self._index.lock():
             record, at = self.get(ref), files.now()
             added = [StoredEvaluation(record.ref, at, e) for e in evaluations]
-            with mirror.adding_scores(self.path, added), self._write(mirrored=False) as (connection, rows):
+            with score_file.adding(self.path, added), self._write(mirrored=False) as (connection, rows):
                 rows.add_evaluations(connection, record.name, record.version, evaluations, at)
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
@@ -71,11 +71,10 @@ class Scores(Core):
             UnknownNameError: no such task.
         """
         self.task(name)
-        with self._index.lock():
-            with self._write() as (connection, rows):
-                rows.delete_task(connection, name)
-                rows.add_event(connection, "drop-task", name)
-            self._forget_scores(task=name)
+        forgetting = self._forgetting_scores(tasks=[name])
+        with changes.operation(), self._index.lock(), forgetting, self._write() as (connection, rows):
+            rows.delete_task(connection, name)
+            rows.add_event(connection, "drop-task", name)
 
     def serving(self) -> dict[str, str]:
         """The serving table: task → the version that answers for it, as `name@vN`."""

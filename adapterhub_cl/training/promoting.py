@@ -13,7 +13,7 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.probes import can_answer, effect, outdated_of, probe_of, recorded_score, without
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import limit_of
-from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Task
+from adapterhub_cl.types import AdapterRecord
 
 
 def effects_of(
@@ -87,16 +87,4 @@ def promote(
             reporter.note(f"note: {record.ref} has no row for what {name} has learned since: {', '.join(missing)}")
     if record.status == "rejected":
         reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
-        registry.set_status(record.ref, "active")
-        spec = record.manifest.get("task_spec")
-        if spec and set(registry.task(record.task).labels) <= set(spec["labels"]):  # as publishing would have
-            registry.put_task(Task.from_json(spec))
-        newest = max(v.version for v in registry.versions(record.name) if v.status == "active")
-        if newest == record.version:
-            registry.set_alias(record.ref, LATEST, reason="promote")
-    serving = registry.serving()
-    before = {task: serving[task] for task in record.tasks if serving.get(task, record.ref) != record.ref}
-    registry.set_alias(record.ref, PRODUCTION, reason="promote", detail={"served_before": before})
-    for task in record.manifest.get("takes_over", ()):
-        registry.serve(task, record.ref)
-    return registry.get(record.ref), decision
+    return registry.promote(record.ref), decision

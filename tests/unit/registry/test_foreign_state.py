@@ -12,7 +12,7 @@ import pytest
 from registry_support import Publish, publish_into, rows_of
 
 from adapterhub_cl.errors import IntegrityError, StorageError
-from adapterhub_cl.registry import Registry, manifests, mirror, shapes
+from adapterhub_cl.registry import Registry, manifests, score_file, shapes
 from adapterhub_cl.registry.checks import quoted
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.names import is_name
@@ -367,4 +367,4 @@ def test_a_score_that_this_project_writes_is_sound(lived: Registry) -> None:
     for stored in lived.evaluations():
         assert shapes.wrong_score(stored.evaluation.to_json()) == ""
         assert shapes.wrong_details(stored.evaluation.details) == []
-    assert len(mirror.read_scores(lived.path)) == 1
+    assert len(score_file.read(lived.path)) == 1

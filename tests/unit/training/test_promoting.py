@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from adapterhub_cl.errors import GateRefused, StorageError
 from adapterhub_cl.evaluation.gate import Effect
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, rows
 from adapterhub_cl.training import promoting
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import BaseInfo, Task
@@ -71,3 +72,52 @@ def test_tasks_that_drop_together_are_refused_and_logged(hub: Registry, monkeypa
     assert event.detail["together"]["tasks"] == 4
     assert len(event.detail["refused"]) == 4
     assert hub.serving() == {"news": "news@v1"}
+
+
+def two_tasks_one_student(tmp_path: Path) -> Registry:
+    """Tasks a and b, each with a version of its own, and a version of neither that would take both over."""
+    registry = Registry.create(tmp_path / "two", BaseInfo("tiny", "f" * 64, quantization="none"))
+    for name, given in (("a", {}), ("b", {}), ("both", {"kind": "merged", "status": "rejected"})):
+        with registry.new_draft(name) as draft:
+            (draft.path / "adapter_model.safetensors").write_bytes(b"weights of " + name.encode())
+            task = None if given else Task(name, "choice", labels=("x", "y"), metric="accuracy")
+            manifest = {"rank": 2, "takes_over": ["a", "b"] if given else [], **given}
+            registry.publish(draft, manifest, task=task, serve=not given, verb="add-task")
+    return registry
+
+
+def test_a_promotion_that_is_stopped_moves_no_task_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = two_tasks_one_student(tmp_path)
+    before = (hub.aliases(), hub.serving(), hub.get("both@v1").status)
+    done = ({**before[0], "both": {"latest": 1, "production": 1}}, {"a": "both@v1", "b": "both@v1"}, "active")
+    steps = ("set_status", "move_alias", "set_serving", "add_event")
+    counted = dict.fromkeys(steps, 0)
+    for step in steps:
+        write = getattr(rows, step)
+
+        def count(*given: Any, step: str = step, write: Any = write) -> None:
+            counted[step] += 1
+            write(*given)
+
+        monkeypatch.setattr(rows, step, count)
+    stopped = [(step, nth) for step, most in {"set_status": 1, "move_alias": 2, "set_serving": 2}.items()
+               for nth in range(1, most + 1)]  # fmt: skip
+    for step, nth in [*stopped, ("add_event", 1), ("add_event", 3)]:
+        counted.update(dict.fromkeys(steps, 0))
+        with monkeypatch.context() as patch:
+            write = getattr(rows, step)
+
+            def full(*given: Any, step: str = step, nth: int = nth, write: Any = write) -> None:
+                if counted[step] + 1 == nth:
+                    raise sqlite3.OperationalError("database or disk is full")
+                write(*given)
+
+            patch.setattr(rows, step, full)
+            with pytest.raises(StorageError, match="nothing was changed"):
+                hub.promote("both@v1")
+        assert (hub.aliases(), hub.serving(), hub.get("both@v1").status) == before
+        assert hub.verify() == []
+    hub.promote("both@v1")
+    assert (hub.aliases(), hub.serving(), hub.get("both@v1").status) == done
+    hub.rollback("both@production")
+    assert hub.serving() == before[1]
