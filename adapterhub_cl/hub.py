@@ -14,7 +14,7 @@ from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
-from adapterhub_cl.registry import Event, Registry, StoredEvaluation
+from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
 from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             BaseModelError: the base cannot be found or read.
             HubError, UsageError: there is something in that directory already.
         """
+        check_local(path)  # before the base is read
         from adapterhub_cl.bases.loading import inspect_base
 
         return cls(
@@ -221,20 +222,22 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         Raises:
             AdapterError: not a LoRA, or not of this base; nothing was written.
         """
+        folder = check_local(source)
         from adapterhub_cl.training.importing import import_adapter
 
         known = self.registry.task(task) if task else None
-        return import_adapter(self.registry, self.load_base(), Path(source), name, known, described)
+        return import_adapter(self.registry, self.load_base(), folder, name, known, described)
 
     def export(self, ref: str, target: str | Path, *, format: str = "peft") -> Path:  # noqa: A002 (the flag's name)
         """Write a version to an empty or missing directory; `peft` is PEFT's own format."""
         from adapterhub_cl.training.exporting import export
 
-        if Path(target).resolve().is_relative_to(self.folder.resolve()):
+        folder = check_local(target)
+        if folder.resolve().is_relative_to(self.folder.resolve()):
             raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
         record = self.registry.get(ref)
         self.registry.check_files(record)
-        return export(record, Path(target), format)
+        return export(record, folder, format)
 
     def verify(self) -> _List[Problem]:
         """Everything that is not as it should be: files, index, leftovers, and the base's fingerprint."""

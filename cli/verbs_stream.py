@@ -51,6 +51,11 @@ def stream(
     for target in (picture, curves):
         if target is not None and Path(target).suffix.lower() not in (".png", ".svg"):
             raise UsageError(f"a picture is written as .png or .svg, not {target}", "--picture matrix.png")
+    from adapterhub_cl.registry import check_local
+
+    for target in (csv, picture, curves):
+        if target is not None:
+            check_local(target, "a file")  # before hours of training
     started = time.monotonic()
     asked = {key: value for key, value in (("replay", replay), ("augment", augment)) if value is not None}
     found = session.hub().stream(
@@ -64,7 +69,7 @@ def stream(
         **settings,
     )
     if csv:
-        Path(csv).write_text(_csv(found), encoding="utf-8")
+        check_local(csv).write_text(_csv(found), encoding="utf-8")
     if picture or curves:
         from adapterhub_cl.reporting.pictures import curves_picture, matrix_picture
 

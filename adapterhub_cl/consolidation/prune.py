@@ -19,7 +19,7 @@ from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, difference, norm
 from adapterhub_cl.pruning import rank, storage
 from adapterhub_cl.pruning.magnitude import sparse
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, parse_ref
 from adapterhub_cl.training.probes import Probe, probe_of, recorded_score, score_version
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.samples import samples_of
@@ -147,6 +147,9 @@ def prune(
     Args:
         new_version: an adapter of another `name` may be there already.
     """
+    if (done := _done_before(registry, request, name)) is not None:
+        reporter.note(f"{done.ref} is just that already; to prune it once more, name the version: {done.ref}")
+        return done
     with ExitStack() as stack:
         work, least = _begin(registry, request, stack)
         if name is not None and name != work.parent.name:
@@ -171,6 +174,32 @@ def prune(
             instead="a higher --rank or --energy, --search",
         )
         return record(registry, load, making, write, reporter)
+
+
+def _done_before(registry: Registry, request: PruneRequest, name: str | None) -> AdapterRecord | None:
+    """What a bare name stands for by now, where that was pruned by the very same request: a call that was killed when
+    its version was there, and is repeated, must not prune that one in turn."""
+    if parse_ref(request.ref).version is not None:
+        return None
+    record = registry.get(request.ref)
+    recipe = record.manifest.get("recipe")
+    if record.kind != "pruned" or name not in (None, record.name) or not recipe or recipe.get("verb") != "prune":
+        return None
+    _check(request)
+    least = least_retention(registry, request.min_retention) if request.evaluate else None
+    plain = request.rank is None and not request.search and not request.magnitude and request.store is None
+    asked = {
+        "rank": request.rank,
+        "energy": ENERGY if request.energy is None and plain else request.energy,
+        "global": request.across,
+        "search": request.search,
+        "magnitude": request.magnitude,
+        "seed": request.seed,
+        "measured": request.evaluate,
+        "min_retention": least,
+        "store": request.store or recipe.get("store"),
+    }
+    return record if all(recipe.get(key) == value for key, value in asked.items()) else None
 
 
 def plan(

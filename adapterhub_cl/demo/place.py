@@ -14,7 +14,7 @@ import psutil
 from adapterhub_cl.demo.steps import TASKS, fresh_hub
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.registry import HubFile, storage_errors
+from adapterhub_cl.registry import HubFile, check_local, storage_errors
 
 MADE = {**dict.fromkeys(TASKS, 1), "sum": 1, "all": 2}  # the adapters that the demo leaves, and their newest versions
 HUB_HAS = {*("adapters", "aliases.json", "evaluations.jsonl", "hub.toml", "index", "routers", "runs", ".lock")}
@@ -27,7 +27,7 @@ def made_beside(folder: Path) -> Iterator[AdapterHub]:
     Raises:
         UsageError: the folder holds something that no demo made.
     """
-    folder = folder.resolve()
+    folder = check_local(folder).resolve()
     check_replaceable(folder)
     for left in folder.parent.glob(f".{escape(folder.name)}.making-*"):  # of a demo that was killed
         if (number := left.name.rpartition("-")[2]).isdigit() and not psutil.pid_exists(int(number)):

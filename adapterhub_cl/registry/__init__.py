@@ -3,7 +3,7 @@
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.files import storage_errors
 from adapterhub_cl.registry.hubfile import HubFile
-from adapterhub_cl.registry.names import Ref, check_alias, check_name, check_new, parse_ref
+from adapterhub_cl.registry.names import Ref, check_alias, check_local, check_name, check_new, parse_ref
 from adapterhub_cl.registry.queries import AliasMove, Event, StoredEvaluation
 from adapterhub_cl.registry.registry import Registry
 from adapterhub_cl.registry.usage import Counted, Usage
@@ -19,6 +19,7 @@ __all__ = [
     "StoredEvaluation",
     "Usage",
     "check_alias",
+    "check_local",
     "check_name",
     "check_new",
     "parse_ref",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.types import BASE
@@ -26,6 +27,25 @@ class Ref:
         if self.version is not None:
             return f"{self.name}@v{self.version}"
         return self.name if self.alias is None else f"{self.name}@{self.alias}"
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/.*", re.DOTALL)  # a Path made of s3://bucket has one slash left
+
+
+def check_local(path: str | Path, what: str = "a folder") -> Path:
+    """The path, with `~` taken out, of something on this machine.
+
+    Args:
+        what: is wanted, for the hint.
+
+    Raises:
+        UsageError: it is a URL; a folder called `s3:` would be made of it.
+    """
+    text = str(path)
+    if found := _URL.fullmatch(text):
+        shown = text if text.startswith(f"{found[1]}://") else text.replace(":/", "://", 1)
+        raise UsageError(f"{shown[:200]!r} is a URL, and only this machine's disks can be used", f"name {what} here")
+    return Path(path).expanduser()
 
 
 def is_name(text: str) -> bool:

@@ -7,16 +7,21 @@ is left; between rename and commit, a whole version without rows, which `repair`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, AdapterHubError
-from adapterhub_cl.registry import changes, drafts, files, manifests, mirror, rows
+from adapterhub_cl.registry import changes, drafts, files, manifests, mirror, rows, tombstones
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.index import Index
-from adapterhub_cl.types import Evaluation, Task
+from adapterhub_cl.registry.rebuilding import version_directories
+from adapterhub_cl.types import LATEST, Evaluation, Task
+
+REPEATABLE = ("imported", "merged", "distilled", "pruned")  # made again from the same, they are the same
+TOLD = ("README.md", "recipe.json")  # these tell times and scores too
 
 
 def publish(
@@ -32,7 +37,7 @@ def publish(
     """Make the draft the next version of its adapter; see `Registry.publish`.
 
     Returns:
-        The version's number.
+        The version's number; that of an earlier one where a call that was killed had made it already.
     """
     if draft.published:
         raise AdapterError(f"this draft of {draft.name} is already published", "make a new draft")
@@ -56,6 +61,8 @@ def _publish(
     drafts.fault("sealed")
     store = draft.path.parent
     with index.lock():
+        if manifest["kind"] in REPEATABLE and (same := _finished(index, store, manifest)) is not None:
+            return same
         final: Path | None = None
         try:
             with mirror.following(index.hub, index) as connection:
@@ -76,6 +83,47 @@ def _publish(
                 draft.move_back(final)
             raise
     return version
+
+
+def _finished(index: Index, store: Path, manifest: Mapping[str, Any]) -> int | None:
+    """The newest version of the adapter, where it is what is about to be published: the same bytes, made in the same
+    way from the same versions. A call that was killed when its version was there ends with that when it is repeated.
+
+    What the kill left undone is done: rows that are missing are inserted, and `latest` points to it.
+    """
+    there = [p for p in version_directories(store.parent) if p.parent == store]
+    newest = max(there, key=lambda path: int(path.name[1:]), default=None)
+    if newest is None:
+        return None
+    number = int(newest.name[1:])
+    with index.reading() as query:
+        rows_there = query("SELECT version, status FROM versions WHERE name = :name", name=store.name)
+        latest = query("SELECT version FROM aliases WHERE name = :name AND alias = :a", name=store.name, a=LATEST)
+    statuses: dict[int, str] = dict(rows_there)
+    if max([number, *statuses]) != number or statuses.get(number) == "deleted":
+        return None
+    try:
+        found, text = manifests.read(newest)
+    except AdapterHubError:
+        return None
+    if _made_of(found) != _made_of(manifest) or any(manifests.differences(newest, found["files"])):
+        return None
+    moved = (number,) in latest or found["status"] != "active" or not found["published"]["move_latest"]
+    if number not in statuses or not moved:
+        with mirror.following(index.hub, index) as connection:
+            if number not in statuses:
+                rows.insert_version(connection, found, text, tombstones.forgotten(index.hub))
+                rows.publish_event(connection, found)
+            rows.apply_moves(connection, found)
+    return number
+
+
+def _made_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two versions the same: all but when they were made, and what was measured and told of them."""
+    files_of = {name: row["sha256"] for name, row in manifest["files"].items() if name not in TOLD}
+    keys = ("kind", "status", "task", "task_spec", "takes_over", "lineage", "recipe", "base")
+    same: dict[str, Any] = json.loads(json.dumps({key: manifest.get(key) for key in keys}))  # lists and tuples alike
+    return {**same, "files": files_of}
 
 
 def _is_committed(index: Index, name: str, version: str) -> bool:

@@ -14,7 +14,7 @@ from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.erasing import Erasures
 from adapterhub_cl.registry.hubfile import FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
-from adapterhub_cl.registry.names import check_name
+from adapterhub_cl.registry.names import check_local, check_name
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
 from adapterhub_cl.registry.scores import Scores
@@ -51,7 +51,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         """
         from adapterhub_cl.registry import mirror, rebuilding
 
-        path = Path(path).expanduser()
+        path = check_local(path)
         _check_free(path)
         hub_file = HubFile(base=base, created_at=files.now(), defaults=dict(defaults or {}))
         registry = cls(path, hub_file)
@@ -76,7 +76,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
             IntegrityError: the index is damaged.
             StorageError: the index cannot be opened.
         """
-        path = Path(path).expanduser()
+        path = check_local(path)
         registry = cls(path, HubFile.read(path))
         revision = registry._index.revision()
         if revision != HEAD:
@@ -102,7 +102,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     @classmethod
     def rebuild_at(cls, path: Path | str) -> int:
         """Rebuild the index of a hub that cannot be opened; see `rebuild`."""
-        path = Path(path).expanduser()
+        path = check_local(path)
         return cls(path, HubFile.read(path)).rebuild()
 
     def rebuild(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import IntegrityError, UsageError
-from adapterhub_cl.registry import HubFile, Registry, files, parse_ref, samples
+from adapterhub_cl.registry import HubFile, Registry, check_local, files, parse_ref, samples
 from adapterhub_cl.replay._budget import Budget, fitting, parse_budget, shares
 from adapterhub_cl.types import AdapterRecord, Example
 
@@ -96,7 +96,7 @@ class Samples:
             UsageError: the file is there, and `overwrite` was not asked for; or it is a directory.
             StorageError: the disk refused.
         """
-        path = Path(path).expanduser()
+        path = check_local(path, "a file")
         if path.is_dir():
             raise UsageError(f"{path} is a directory", "name a file, such as samples.jsonl")
         if path.exists() and not overwrite:

@@ -11,7 +11,7 @@ from typing import Any
 
 from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.evaluation.matrix import mean_and_spread
-from adapterhub_cl.registry import Event, Registry, files
+from adapterhub_cl.registry import Event, Registry, check_local, files
 from adapterhub_cl.reporting import drawing, views, wording
 from adapterhub_cl.reporting.facts import Facts, VersionFacts
 from adapterhub_cl.reporting.gathering import MOST_MOVES, gather
@@ -143,7 +143,7 @@ def check_target(path: Path, hub: Path, overwrite: bool) -> Path:
     Raises:
         UsageError: a directory, another file, no folder to write to, a link to none, or a place inside the hub.
     """
-    path = path.expanduser()
+    path = check_local(path, "a file")
     if path.is_dir():
         raise UsageError(f"{path} is a directory", f"name a file, such as {path / 'report.html'}")
     if path.exists() and not path.is_file():

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.registry import check_local
 
 SUFFIXES = (".png", ".svg")
 DPI = 140
@@ -128,7 +129,7 @@ def _curve(panel: Any, group: Sequence[AccuracyMatrix], task: int, number: int) 
 
 
 def _checked(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = check_local(path, "a file")
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: a picture is written as {' or '.join(SUFFIXES)}", f"say {path.stem}.png")
     if not matrices:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from adapterhub_cl.errors import UnknownNameError, UsageError
-from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.registry.outside import filled
 from adapterhub_cl.types import AdapterRecord
 
 FORMATS = ("peft",)
@@ -27,27 +27,16 @@ def export(record: AdapterRecord, target: Path, format: str) -> Path:  # noqa: A
     Raises:
         UnknownNameError: no such format.
         UsageError: there is something in the directory.
-        StorageError: the disk refused; a half copy is removed.
+        StorageError: the disk refused; the directory is as it was.
     """
     if format not in FORMATS:
         raise UnknownNameError("export format", format, FORMATS)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is not an empty directory", "name a missing or empty one with -o")
-    made = not target.exists()
-    with storage_errors(target):
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for name in _FILES:
-                if (record.path / name).is_file():  # an imported adapter has no training.json
-                    shutil.copyfile(record.path / name, target / name)
-            if (record.path / _PACKED).is_file():
-                from adapterhub_cl.lora_files import unpack  # the only export that needs torch
+    with filled(target) as folder:
+        for name in _FILES:
+            if (record.path / name).is_file():  # an imported adapter has no training.json
+                shutil.copyfile(record.path / name, folder / name)
+        if (record.path / _PACKED).is_file():
+            from adapterhub_cl.lora_files import unpack  # the only export that needs torch
 
-                unpack(record.path, target)
-        except BaseException:
-            for name in _FILES:
-                (target / name).unlink(missing_ok=True)
-            if made:
-                shutil.rmtree(target, ignore_errors=True)
-            raise
+            unpack(record.path, folder)
     return target

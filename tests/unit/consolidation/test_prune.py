@@ -415,14 +415,22 @@ def again(hub: AdapterHub, recipe: dict[str, Any], ref: str, name: str) -> Any:
     return verb.prune(hub.registry, hub.load_base, request, Reporter(), name=name)
 
 
+def test_a_pruning_that_is_asked_for_again_ends_with_the_version_that_is_there(hub: AdapterHub) -> None:
+    first = hub.prune("mood", rank=3, evaluate=False)
+    assert hub.prune("mood", rank=3, evaluate=False).ref == first.ref == "mood@v2"
+    assert hub.prune("mood@v1", rank=3, evaluate=False).ref == "mood@v2"
+    assert hub.prune("mood", rank=2, evaluate=False).ref == "mood@v3"
+    assert hub.prune("mood@v1", rank=3, evaluate=False, name="other").ref == "other@v1"
+
+
 @pytest.mark.parametrize(
     "asked",
     [{}, {"rank": 2, "across": True}, {"store": "int4"}, {"magnitude": 0.4}, {"energy": 0.8, "store": "bf16"}],
 )
 def test_a_recipe_makes_the_same_again(asked: dict[str, Any], hub: AdapterHub) -> None:
     first = hub.prune("mood", name="small", evaluate=False, **asked)
-    second = again(hub, first.manifest["recipe"], "mood@v1", "small")
-    assert second.ref == "small@v2"
+    second = again(hub, first.manifest["recipe"], "mood@v1", "twin")
+    assert second.ref == "twin@v1"
     for file in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.packed.safetensors"):
         pair = [record.path / file for record in (first, second)]
         assert pair[0].exists() == pair[1].exists()

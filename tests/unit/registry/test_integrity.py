@@ -16,7 +16,7 @@ from registry_support import Publish, publish_into
 from adapterhub_cl.errors import IntegrityError, StorageError
 from adapterhub_cl.registry import Registry, changes, drafts, files, manifests
 from adapterhub_cl.registry.checks import Garbage
-from adapterhub_cl.types import Evaluation
+from adapterhub_cl.types import Evaluation, Task
 
 FULL = OSError(files.errno.ENOSPC, "No space left on device")
 PUBLISH = """
@@ -474,3 +474,51 @@ def test_a_torn_line_of_scores_is_left_out(hub: Registry) -> None:
     path.write_text(path.read_text()[:-20])
     hub.rebuild()
     assert [row.evaluation.task for row in hub.evaluations()] == ["a"]
+
+
+def derive(hub: Registry, *, verb: str = "import", content: bytes = b"of elsewhere", note: str = "") -> str:
+    with hub.new_draft("news") as draft:
+        (draft.path / "adapter_model.safetensors").write_bytes(content)
+        (draft.path / "README.md").write_text(f"made at {note}")
+        manifest = {"kind": "imported" if verb == "import" else "pruned", "rank": 8, "note": note}
+        edges = [("/somewhere", "imported_from")] if verb == "import" else [("news@v1", "pruned_from")]
+        return hub.publish(draft, manifest, edges=edges, task=Task("news", "choice", labels=("a", "b")), verb=verb).ref
+
+
+@pytest.mark.parametrize("verb", ["import", "prune"])
+@pytest.mark.parametrize("point", ["renamed", "rows inserted", "committed"])
+def test_a_derivation_that_was_killed_when_its_version_was_there_ends_with_that_one(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, verb: str, point: str
+) -> None:
+    publish()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(reached: str) -> None:
+        if reached == point:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "fault", killed)
+        patch.setattr(drafts.Draft, "move_back", lambda *_: None)
+        with pytest.raises(Killed):
+            derive(hub, verb=verb, note="noon")
+    opened = Registry.open(hub.path)
+    assert derive(opened, verb=verb, note="one o'clock") == "news@v2"
+    assert (opened.get("news").ref, opened.serving()) == ("news@v2", {"news": "news@v2"})
+    assert [event.verb for event in opened.events()].count(verb) == 1
+    assert opened.verify() == []
+    assert derive(opened, verb=verb, content=b"other bytes") == "news@v3"
+    assert derive(opened, verb=verb) == "news@v4"  # an older one is not taken for it
+
+
+def test_a_derivation_of_what_was_rolled_back_or_deleted_counts(hub: Registry, publish: Publish) -> None:
+    publish()
+    assert derive(hub) == "news@v2"
+    hub.rollback("news@latest")
+    assert derive(hub) == "news@v2"
+    assert hub.get("news").ref == "news@v2"
+    hub.delete("news@v2")
+    assert derive(hub) == "news@v3"
+    assert hub.verify() == []
