@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from adapterhub_cl.data.batches import IGNORED, Batch
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.distillation.logits import Soft
+from adapterhub_cl.registry import seals
 
 Key = tuple[tuple[int, ...], int]
 
@@ -88,7 +89,9 @@ class TeachersAnswers:
         places = [[list(ids), count, *at] for (ids, count), at in self._places.items()]
         digest = _digest(self._places)
         temporary = path.with_name(f".{path.name}.tmp")
-        save_file(self._tensors, temporary, metadata={"places": json.dumps(places), "digest": digest})
+        about = {"places": json.dumps(places), "digest": digest, seals.KEY: seals.BLANK}
+        save_file(self._tensors, temporary, metadata=about)
+        seals.seal(temporary)
         temporary.replace(path)
 
     @classmethod
@@ -98,6 +101,8 @@ class TeachersAnswers:
             return None
         found = cls()
         try:
+            if seals.is_broken(path):
+                return None
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
                 found._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, score_file, tombstones
+from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, score_file, seals, tombstones
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import UNUSABLE, is_version, reason, version_directories
@@ -241,12 +241,26 @@ def _runs(place: Place) -> Iterator[Problem]:
     for path, about in _run_directories(place):
         if about is None:
             yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
+        elif broken := _broken_in(path, about):
+            fix = f"start the run again without --resume, and drop this one: {COLLECT} --older-than 0"
+            for file in broken:
+                yield Problem(place.relative(file), "changed: its SHA-256 is not the one that was written", fix)
         else:
             verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
             special = {"update-online": f"update {name} - --online", "distill": f"distill --as {name}"}
             words = special.get(verb, f"{verb} {name}")
             fix = f"cl-adapter {words} --resume, or {COLLECT} --older-than 0 to drop it"
             yield Problem(place.relative(path), f"unfinished run of {name}", fix)
+
+
+def _broken_in(run: Path, about: dict[str, Any]) -> list[Path]:
+    """The files of a run that are not what was written."""
+    broken = [run / "run.json"] if seals.is_broken_json(about) else []
+    for file in sorted(run.rglob("*.safetensors")):
+        if not file.name.startswith("."):  # one that was being written
+            with suppress(FileNotFoundError):
+                broken += [file] if file.is_symlink() or seals.is_broken(file) else []
+    return broken
 
 
 def _strays(place: Place) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, written aside and swapped in, so that kill −9 leaves the old or the new one."""
+"""Checkpoints: a sealed safetensors file, written aside and swapped in: kill −9 leaves the old or the new one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adapterhub_cl.errors import IntegrityError, StorageError
+from adapterhub_cl.registry import seals
 from adapterhub_cl.registry.files import fsync_dir
 
 NAME = "checkpoint.safetensors"
@@ -46,9 +47,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / f".{NAME}.{os.getpid()}"
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors.items()}
     try:
-        save_file(tensors, temporary, {"state": json.dumps(checkpoint.state)})
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
+        save_file(tensors, temporary, {"state": json.dumps(checkpoint.state), seals.KEY: seals.BLANK})
+        seals.seal(temporary)
         temporary.replace(folder / NAME)
         fsync_dir(folder)
     except (OSError, SafetensorError) as error:
@@ -62,19 +62,20 @@ def load(folder: Path) -> Checkpoint | None:
     """The folder's checkpoint; None if there is none yet.
 
     Raises:
-        IntegrityError: it is there and cannot be read.
+        IntegrityError: it is there and cannot be read, or is not the one that was written.
     """
     path = folder / NAME
     if not path.exists():
         return None
+    again = f"delete {folder} and start the run again without --resume"
     try:
+        if seals.is_broken(path):
+            raise IntegrityError(f"{path} cannot be read: it is not what was written, its SHA-256 is another", again)
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{path} cannot be read: {error}", f"delete {folder} and start the run again without --resume"
-        ) from error
+        raise IntegrityError(f"{path} cannot be read: {error}", again) from error
     return Checkpoint(tensors, state)
 
 

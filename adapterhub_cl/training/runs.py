@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from adapterhub_cl.errors import TrainingError, UsageError
-from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.errors import IntegrityError, TrainingError, UsageError
+from adapterhub_cl.registry import seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 
 FILE = "run.json"
@@ -60,9 +60,9 @@ class Run:
         Raises:
             StorageError: the disk refused.
         """
-        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        row = {**self.request, "id": self.id, "pid": os.getpid(), "host": socket.gethostname()}
         with storage_errors(self.path):
-            atomic_write_text(self.path / FILE, json.dumps({**self.request, "id": self.id, **owner}, indent=1))
+            atomic_write_text(self.path / FILE, json.dumps({**row, seals.KEY: seals.of_json(row)}, indent=1))
 
     @classmethod
     def unfinished(cls, runs: Path, verb: str, name: str) -> list[Run]:
@@ -83,11 +83,18 @@ class Run:
 
         Raises:
             UsageError: there is none.
+            IntegrityError: what it was asked to do is not what was written down.
         """
         found = cls.unfinished(runs, verb, name)
         if not found:
             raise UsageError(f"no unfinished {verb} of {name!r} to resume", "start it without --resume")
-        return found[0]
+        newest = found[0]
+        if seals.is_broken_json(newest.request):
+            raise IntegrityError(
+                f"{newest.path / FILE} is not what was written, its SHA-256 is another",
+                f"delete {newest.path} and start the run again without --resume",
+            )
+        return newest
 
     def lock(self) -> FileLock:
         """Held while the run is going on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from adapterhub_cl.errors import IntegrityError, StorageError
+from adapterhub_cl.registry import Registry, seals
 from adapterhub_cl.training import checkpoints
 from adapterhub_cl.training.checkpoints import NAME, Checkpoint, load, save
+from adapterhub_cl.training.runs import Run
+from adapterhub_cl.types import BaseInfo
 
 
 def sample(value: float = 1.0) -> Checkpoint:
@@ -159,3 +163,52 @@ def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / NAME, {"state": "{"})
     with pytest.raises(IntegrityError):
         load(tmp_path)
+
+
+def flipped(path: Path, place: int, bit: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= bit
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_anywhere_is_an_error(tmp_path: Path) -> None:
+    save(tmp_path, sample())
+    path = tmp_path / NAME
+    whole = path.read_bytes()
+    for place in {*range(0, len(whole), 7), *range(len(whole) - 8, len(whole))}:
+        flipped(path, place, 1 << place % 8)
+        with pytest.raises(IntegrityError, match="cannot be read") as caught:
+            load(tmp_path)
+        assert "without --resume" in caught.value.hint
+        path.write_bytes(whole)
+    assert equal(load(tmp_path), sample())
+
+
+def test_a_checkpoint_from_before_there_were_seals_is_read(tmp_path: Path) -> None:
+    checkpoints.save_file({"model.a": torch.ones(2)}, tmp_path / NAME, {"state": "{}"})
+    found = load(tmp_path)
+    assert found is not None
+    assert torch.equal(found.tensors["model.a"], torch.ones(2))
+
+
+def test_verify_names_what_was_flipped_in_a_run_and_resume_refuses_it(tmp_path: Path) -> None:
+    hub = Registry.create(tmp_path / "hub", BaseInfo("tiny", "f" * 64, quantization="none"))
+    run = Run.start(hub.runs_dir, {"verb": "add-task", "name": "news", "seed": 3, "created_at": "2026-01-01"})
+    row = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(
+        json.dumps({**row, "pid": 2**22 + 1, "seal": seals.of_json({**row, "pid": 2**22 + 1})})
+    )
+    save(run.path, sample())
+    assert [problem.problem for problem in hub.verify()] == ["unfinished run of news"]
+    assert Run.newest(hub.runs_dir, "add-task", "news").request["seed"] == 3
+    flipped(run.path / NAME, -3)
+    (problem,) = hub.verify()
+    assert (problem.path, problem.problem[:7]) == (f"runs/{run.id}/{NAME}", "changed")
+    assert "gc --older-than 0" in problem.fix
+    flipped(run.path / NAME, -3)
+    text = (run.path / "run.json").read_text()
+    (run.path / "run.json").write_text(text.replace('"seed": 3', '"seed": 7'))
+    assert [problem.path for problem in hub.verify()] == [f"runs/{run.id}/run.json"]
+    with pytest.raises(IntegrityError, match="not what was written") as caught:
+        Run.newest(hub.runs_dir, "add-task", "news")
+    assert "without --resume" in caught.value.hint
