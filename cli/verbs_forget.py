@@ -10,12 +10,15 @@ from cl_adapter.app import COMBINE, verb
 from cl_adapter.completion import tasks
 from cl_adapter.session import Session, ask
 
+from adapterhub_cl.errors import UsageError
+
 if TYPE_CHECKING:
     from adapterhub_cl.erasure.plan import Plan
     from adapterhub_cl.erasure.proof import Proof
 
 _EXAMPLES = """cl-adapter forget-task news --dry-run
-cl-adapter forget-task news --yes"""
+cl-adapter forget-task news --yes
+cl-adapter forget-task news --everywhere --yes"""
 
 
 @verb(COMBINE, _EXAMPLES)
@@ -26,20 +29,35 @@ def forget_task(
     retire: Annotated[
         bool, typer.Option("--retire", help="make no merged, distilled or pruned adapter again without the task")
     ] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="versions of other tasks that were trained on its rows go too")
+    ] = False,
+    leave_shared: Annotated[
+        bool, typer.Option("--leave-shared", help="those versions stay, and go on knowing the rows")
+    ] = False,
+    key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="the tombstone's key; default: in your configuration")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Remove a task exactly: its versions, samples and scores, and whatever was made from them."""
     session = Session.of(ctx)
+    if everywhere and leave_shared:
+        raise UsageError("--everywhere and --leave-shared do not go together", "give one of them")
     hub = session.hub()
-    plan = hub.forget_task(name, dry_run=True, retire=retire)
+    shared = True if everywhere else False if leave_shared else None
+    plan = hub.forget_task(name, dry_run=True, retire=retire, everywhere=shared)
     if not session.json:
         show_plan(plan)
     if not dry_run:
+        from adapterhub_cl.erasure.removal import check_shared
+
+        check_shared(plan, shared)  # before anybody is asked
         if not yes:
             lost = plan.tasks_without_adapter
             also = f", and leave {', '.join(lost)} without an adapter" if lost else ""
             ask(f"forget {name} for good{also}?", f"task {name}", "add --yes, or --dry-run to look")
-        plan = hub.forget_task(name, retire=retire, reporter=session.reporter())
+        plan = hub.forget_task(name, retire=retire, everywhere=shared, key=key, reporter=session.reporter())
     if session.json:
         session.give({**plan.to_json(), "dry_run": dry_run})
     elif not dry_run:
@@ -71,6 +89,8 @@ def show_plan(plan: Plan) -> None:
     )
     for task in plan.tasks_without_adapter:
         print(f"WARNING: {task} loses its only adapter: nobody will answer for it")
+    for ref, why in plan.shared.items():
+        print(f"WARNING: {ref} stays, and knows the rows: {'it was ' if '@' in ref else ''}{why}")
 
 
 def show_done(session: Session, plan: Plan) -> None:

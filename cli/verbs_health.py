@@ -29,14 +29,19 @@ def verify(
     forgotten: Annotated[
         str | None, typer.Option(metavar="NAME", help="instead: search every byte for what a forgotten task left")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="the tombstones' key; default: in your configuration")
+    ] = None,
 ) -> None:
     """Hash every file and look for whatever is not as it should be."""
     session = Session.of(ctx)
     if forgotten is not None:
         if repair or rebuild_index:
             raise UsageError("--forgotten only searches", "give it alone")
-        show_proof(session, session.hub().prove_forgotten(forgotten))
+        show_proof(session, session.hub().prove_forgotten(forgotten, key=key))
         return
+    if key is not None and not repair:
+        raise UsageError("--key says how to search for a forgotten task", "add --forgotten NAME")
     done: list[str] = []
     try:
         if rebuild_index:
@@ -45,7 +50,7 @@ def verify(
             done.append(f"made the index anew of {Registry.rebuild_at(session.existing())} versions")
         hub = session.hub()
         if repair:
-            done += hub.registry.repair()
+            done += hub.repair(key=key)
         problems = hub.verify()
     except IntegrityError as error:  # an index that cannot be read is a finding, not a failure to look
         problems = [Problem("index.db", error.message, error.hint)]

@@ -32,6 +32,7 @@ class Known:
         parents: (version, relation).
         learned_from: other tasks whose rows entered its training; None where that was not written down.
         read_from: the versions beside which those rows were kept.
+        sources: SHA-256 of the data files that it was trained on.
         path: its directory; None where that is gone.
         live: whether the index has it as a version that can be used or was refused.
         told: whether its ancestry is known.
@@ -53,6 +54,7 @@ class Known:
     path: Path | None = None
     live: bool = False
     told: bool = True
+    sources: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -94,13 +96,18 @@ def all_known(registry: Registry) -> dict[str, Known]:
 
 
 def holders(
-    known: Mapping[str, Known], task: str, since: str | None, already: Iterable[str] = ()
+    known: Mapping[str, Known],
+    task: str,
+    since: str | None,
+    already: Iterable[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[str, bool]]:
     """The versions that hold something of a task: reference → (why, whether it was made for the task).
 
     Args:
         since: when the hub first heard of the task; None where it never did.
         already: versions that are known to hold something of it, whatever is left to tell so.
+        shared: versions of other tasks that saw rows of it → how that is known.
     """
     found: dict[str, tuple[str, bool]] = {}
     for ref, one in known.items():
@@ -110,6 +117,13 @@ def holders(
             found[ref] = (why, False)
     for ref in already:
         found.setdefault(ref, (f"held something of {task}", known.get(ref, Known(ref)).task == task))
+    for ref, why in (shared or {}).items():
+        if ref in known:
+            found.setdefault(ref, (why, False))
+    saw = {known[ref].task for ref in shared or () if ref in known}
+    for ref, one in known.items():
+        if also := sorted(saw.intersection(one.learned_from or ())):
+            found.setdefault(ref, (f"learned from rows of {also[0]}, which are also {task}'s", False))
     while True:
         more = {
             ref: (why, False)
@@ -180,7 +194,15 @@ def _of_manifest(ref: str, manifest: Mapping[str, Any], path: Path, status: str,
         recipe if isinstance(recipe, Mapping) and {"verb", "parents"} <= recipe.keys() else None,
         path,
         live,
+        sources=sources_of(manifest),
     )
+
+
+def sources_of(manifest: Mapping[str, Any]) -> frozenset[str]:
+    """Hashes of the data files that a version was trained on."""
+    about = (manifest.get("training") or {}).get("data") or {}
+    sha = about.get("sha256")
+    return frozenset([sha] if isinstance(sha, str) and sha else [])
 
 
 def _logged(registry: Registry, refs: set[str]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub_cl.erasure.facts import Known, all_known, holders
 from adapterhub_cl.erasure.places import is_nobodys, is_of, knows, others, run_folders, run_request, stream_hubs
+from adapterhub_cl.erasure.sharing import Rows, shared_with
 from adapterhub_cl.registry import Registry, samples, tombstones
 from adapterhub_cl.replay._store import _key
 from adapterhub_cl.types import DERIVED, LATEST, REPEATED_FROM, Example
@@ -53,7 +54,9 @@ class Plan:
         aliases: `name@alias` of the versions → what it will name, or None.
         tombstone: the file's name; None before anything was removed.
         reasons: version → why it could not be made again.
+        shared: versions, runs and hubs of other tasks that saw rows of this one, and stay → how that is known.
         keys: what makes a sample of another task one of the task's; not part of the JSON.
+        rows: hashes of the rows that the task was trained on; `sources` of the files. Not part of the JSON either.
     """
 
     task: str
@@ -69,7 +72,10 @@ class Plan:
     aliases: Mapping[str, str | None] = field(default_factory=dict)
     tombstone: str | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
     keys: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
+    rows: frozenset[bytes] = field(default=frozenset(), repr=False)
+    sources: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def empty(self) -> bool:
@@ -89,6 +95,7 @@ class Plan:
             "serving": dict(self.serve),
             "tasks_without_adapter": list(self.tasks_without_adapter),
             "aliases": dict(self.aliases),
+            "shared": dict(self.shared),
             "tombstone": self.tombstone,
         }
 
@@ -101,6 +108,7 @@ def make_plan(
     since: str | None = None,
     replacements: Mapping[str, str] | None = None,
     may_repeat: bool = True,
+    everywhere: bool = False,
 ) -> Plan:
     """What would go if a task were forgotten now.
 
@@ -109,6 +117,7 @@ def make_plan(
         since: when the hub first heard of the task, where that is known from elsewhere.
         replacements: version → what was made in its place already.
         may_repeat: whether derived adapters may be made again.
+        everywhere: versions of other tasks that saw rows of the task go too.
 
     Raises:
         IntegrityError: the replay samples of another task's version cannot be read.
@@ -120,6 +129,10 @@ def make_plan(
     done, chosen = dict(replacements or {}), list(already)
     found = holders(known, task, since, chosen)
     keys, count = _own_samples(registry, task, known, found)
+    own = Rows.of_task(known, found, keys)
+    shared = shared_with(registry, task, known, found, own)
+    if everywhere and shared:
+        found = holders(known, task, since, chosen, shared)
     elsewhere: dict[str, int] = {}
     for ref, one in known.items() if keys else ():
         if ref in found or one.path is None:
@@ -137,6 +150,10 @@ def make_plan(
     names = {task, *(v.ref.partition("@")[0] for v in versions if v.does == REMOVED)}
     serve, without, aliases = _moves(registry, task, versions)
     scores = [s for s in registry.evaluations() if s.evaluation.task == task or s.ref in gone]
+    if everywhere:
+        runs += [p for p in run_folders(registry.runs_dir) if p.relative_to(hub).as_posix() in shared and p not in runs]
+        streams += [name for name in shared if (hub / name / "hub.toml").is_file() and name not in streams]
+    going = {*gone, *streams, *(p.relative_to(hub).as_posix() for p in runs)}
     if versions or runs or streams:
         runs += [p for p in run_folders(registry.runs_dir) if is_nobodys(p)]
     return Plan(
@@ -151,7 +168,10 @@ def make_plan(
         serve,
         without,
         aliases,
+        shared={name: why for name, why in shared.items() if name not in going},
         keys=keys,
+        rows=own.rows,
+        sources=own.sources,
     )
 
 

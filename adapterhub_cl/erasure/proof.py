@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.erasure.facts import all_known, sources_of
+from adapterhub_cl.erasure.places import hub_versions, stream_hubs
 from adapterhub_cl.erasure.plan import Plan, make_plan
-from adapterhub_cl.erasure.search import Needles, search
+from adapterhub_cl.erasure.search import Needles, search, shown
 from adapterhub_cl.erasure.tombstone import Tombstone, existing
-from adapterhub_cl.erasure.windows import SAMPLE, TENSOR, Item, Window
+from adapterhub_cl.erasure.windows import SAMPLE, TENSOR, Item, Secret, Window
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
-from adapterhub_cl.registry import Registry, tombstones
+from adapterhub_cl.registry import Registry, keys, tombstones
+from adapterhub_cl.replay import _seen
 
 _SHOWN = 200  # places that are listed
 
@@ -64,26 +68,40 @@ class Proof:
         return {**asdict(self), "ok": self.ok}
 
 
-def prove(registry: Registry, task: str) -> Proof:
-    """Search every file of the hub, its index and its journal for what a task left.
+def prove(registry: Registry, task: str, key: Path | None = None) -> Proof:
+    """Search every file of the hub, its index and its journal for what a task left, and every version's rows for its.
+
+    Args:
+        key: the file of the key that the tombstones were made with; else it is looked for in the user's configuration.
 
     Raises:
         UnknownNameError: nothing of that name was forgotten.
         UsageError: the hub knows the task, and has not forgotten it.
-        AdapterError: its removal was interrupted, or it was learned again.
+        AdapterError: its removal was interrupted, it was learned again, or a tombstone's key is not there.
         StorageError: a file cannot be read.
     """
     stones = existing(registry, task)
     _check_forgotten(registry, task, stones)
-    windows: dict[Window, tuple[bytes, Item]] = {}
+    left = _still_there(make_plan(registry, task))
     for stone in stones:
-        windows |= {window: (salt, item) for window, salt, item in stone.windows()}
-    hits, searched = search(registry, Needles((window, salt) for window, (salt, _) in windows.items()))
+        if not stone.unlock(registry.path, key):
+            said = (
+                f"the key of tombstones/{stone.path.name} is not here: its samples and tensors cannot be searched for"
+            )
+            also = f"the registry still names {len(left)} things of it" if left else "the registry names nothing of it"
+            raise AdapterError(
+                f"{said}; {also}",
+                f"name its file: --key FILE; where {task} was forgotten it was {keys.default_path(registry.path)}",
+            )
+    windows: dict[Window, tuple[Secret, Item]] = {}
+    for stone in stones:
+        windows |= {window: (secret, item) for window, secret, item in stone.windows()}
+    hits, searched = search(registry, Needles((window, secret) for window, (secret, _) in windows.items()))
     places: dict[tuple[str, int, str], Find] = {}
     for hit in hits:
         what = f"{hit.window.extent} bytes of a {windows[hit.window][1].kind} of {task}"
         places[hit.path, hit.offset, what] = Find(hit.path, hit.offset, what)
-    found = [*_still_there(make_plan(registry, task)), *sorted(places.values(), key=lambda f: (f.path, f.offset or 0))]
+    found = [*left, *_that_saw(registry, stones), *sorted(places.values(), key=lambda f: (f.path, f.offset or 0))]
     items = {item.id: item for stone in stones for item in stone.items.values()}.values()
     counted = {(kind, state): 0 for kind in (SAMPLE, TENSOR) for state in ("searched", "short", "constant", "shared")}
     for item in items:
@@ -100,6 +118,22 @@ def prove(registry: Registry, task: str) -> Proof:
         {f"{kind} {state}": n for (kind, state), n in counted.items() if n and state != "searched"},
         tuple(found[:_SHOWN]),
     )
+
+
+def _that_saw(registry: Registry, stones: list[Tombstone]) -> list[Find]:
+    """The versions of other tasks that were trained on rows of the forgotten one."""
+    found = []
+    versions = [(one.path, one.sources) for one in all_known(registry).values() if one.path is not None]
+    for hub in stream_hubs(registry.path):
+        versions += [(path, sources_of(manifest)) for path, manifest in hub_versions(hub)]
+    for path, sources in versions:
+        rows = _seen.read(path)
+        count = max(sum(stone.row_hash(row) in stone.rows for row in rows) if stone.rows else 0 for stone in stones)
+        same = any(stone.row_hash(sha.encode()) in stone.sources for stone in stones for sha in sources)
+        if count or same:
+            what = f"trained on {count} of its rows" if count else "trained on the very same file"
+            found.append(Find(shown(path, registry.path), None, f"{path.parent.name}@{path.name}, {what}"))
+    return found
 
 
 def _check_forgotten(registry: Registry, task: str, stones: list[Tombstone]) -> None:

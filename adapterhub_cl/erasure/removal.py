@@ -15,9 +15,11 @@ from pathlib import Path
 
 from adapterhub_cl.erasure.places import STREAMS, run_folders, run_request, task_names
 from adapterhub_cl.erasure.plan import REPEATED, Doomed, Plan, example_of, make_plan
+from adapterhub_cl.erasure.search import shown
 from adapterhub_cl.erasure.tombstone import Tombstone, existing, take_hashes
 from adapterhub_cl.errors import AdapterError, DataError, GateRefused, StorageError, UnknownNameError, UsageError
-from adapterhub_cl.registry import Registry, check_name, drafts, files, samples
+from adapterhub_cl.registry import Registry, check_name, drafts, files, samples, tombstones
+from adapterhub_cl.registry.keys import get_or_make
 from adapterhub_cl.replay._store import _key
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.runs import acquire
@@ -27,58 +29,79 @@ Repeat = Callable[[AdapterRecord, Mapping[str, str | None]], AdapterRecord | Non
 _CANNOT = (AdapterError, DataError, GateRefused, UsageError)  # it cannot be made without the task
 
 
-def look(registry: Registry, task: str, *, may_repeat: bool = True) -> Plan:
+def look(registry: Registry, task: str, *, may_repeat: bool = True, everywhere: bool | None = None) -> Plan:
     """What `forget` would do; writes nothing.
+
+    Args:
+        everywhere: versions of other tasks that saw rows of the task go too; None: as a removal that was begun has it.
 
     Raises:
         UnknownNameError: the hub knows no such task.
     """
     check_name(task, "task")
     stone = _open_one(registry, task)
-    plan = _plan(registry, task, stone, may_repeat)
+    plan = _plan(registry, task, stone, may_repeat, everywhere)
     if stone is None:
         _check_known(registry, task, plan)
         return plan
     return replace(plan, tombstone=stone.path.name)
 
 
-def forget(registry: Registry, task: str, repeat: Repeat | None = None, reporter: Reporter | None = None) -> Plan:
+def forget(
+    registry: Registry,
+    task: str,
+    repeat: Repeat | None = None,
+    reporter: Reporter | None = None,
+    *,
+    everywhere: bool | None = None,
+    key: Path | None = None,
+) -> Plan:
     """Remove a task and everything that holds something of it; go on with a removal that was interrupted.
 
     Args:
         repeat: makes a derived version again: gets its record, and every version that goes → what takes its place;
             returns the new version, or None. Without it, all derived versions are retired.
+        everywhere: whether versions of other tasks that were trained on the same rows go too.
+        key: the file of the tombstone's key; made where it is missing. By default it is in the user's configuration.
 
     Returns:
         what was done.
 
     Raises:
         UnknownNameError: the hub knows no such task.
+        UsageError: versions of other tasks saw its rows, and `everywhere` does not say whether they go.
         TrainingError: a run that holds something of it is going on.
         StorageError: the disk refused; the same call completes the removal.
     """
     reporter = reporter or Reporter()
-    plan = look(registry, task, may_repeat=repeat is not None)
+    plan = look(registry, task, may_repeat=repeat is not None, everywhere=everywhere)
+    check_shared(plan, everywhere)
     with registry.exclusively():
         for line in registry.repair():  # versions that were not yet in the index are adopted
             reporter.note(f"note: {line}")
         stone = _open_one(registry, task)
-        plan = _plan(registry, task, stone, repeat is not None)
+        plan = _plan(registry, task, stone, repeat is not None, everywhere)
+        check_shared(plan, everywhere)
         _refuse_live(registry, plan)
         if stone is None:
-            stone = Tombstone.begin(registry.path, task, registry.known_since(task))
+            made = get_or_make(registry.path, key)
+            stone = Tombstone.begin(registry.path, task, registry.known_since(task), made)
+            reporter.note(f"the tombstone's key is {made.path}: verify --forgotten needs it; keep it out of the hub")
+        else:
+            _unlock(registry, stone, key, reporter)
+        stone.everywhere = everywhere if everywhere is not None else stone.everywhere
         _note_down(stone, plan)
         stone.save()
     drafts.fault("tombstone begun")
     try:
         reasons = _make_again(registry, plan, stone, repeat, reporter)
         with registry.exclusively():
-            plan = _plan(registry, task, stone, may_repeat=False)
+            plan = _plan(registry, task, stone, may_repeat=False, everywhere=everywhere)
             _refuse_live(registry, plan)
             _note_down(stone, plan)
             _remove(registry, plan, stone)
     except StorageError as error:
-        error.message = error.message.replace("; nothing was changed", "") + f"; {task} is not wholly removed yet"
+        error.message = f"{error.message.partition(';')[0]}; {task} is not wholly removed yet"
         error.args, error.hint = (error.message,), f"{error.hint}; then: cl-adapter forget-task {task} --yes"
         raise
     return _done(plan, stone, reasons)
@@ -89,9 +112,53 @@ def _open_one(registry: Registry, task: str) -> Tombstone | None:
     return next((stone for stone in existing(registry, task) if not stone.finished_at), None)
 
 
-def _plan(registry: Registry, task: str, stone: Tombstone | None, may_repeat: bool) -> Plan:
+def check_shared(plan: Plan, everywhere: bool | None) -> None:
+    """Raise where versions of other tasks saw the task's rows, and nobody said what is to become of them."""
+    if not plan.shared or everywhere is not None:
+        return
+    said = "; ".join(f"{ref} was {why}" if "@" in ref else f"{ref}: {why}" for ref, why in plan.shared.items())
+    raise UsageError(
+        f"{plan.task} is not alone with its rows: {said}",
+        "--everywhere forgets these too; --leave-shared forgets the task alone: verify --forgotten goes on naming them",
+    )
+
+
+def _unlock(registry: Registry, stone: Tombstone, key: Path | None, reporter: Reporter) -> None:
+    """Make a tombstone ready that was begun before; one whose key is lost goes on under another."""
+    if not stone.key:
+        stone.strengthen(get_or_make(registry.path, key))
+    elif not stone.unlock(registry.path, key):
+        stone.start_anew(get_or_make(registry.path, key))
+        reporter.note(
+            f"note: the key of tombstones/{stone.path.name} is not here; the removal goes on under another key, and "
+            "what it had removed by then cannot be searched for"
+        )
+
+
+def strengthen(registry: Registry, key: Path | None = None) -> list[str]:
+    """Put tombstones from before there were keys under a key; one line for each.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    done = []
+    with registry.exclusively():
+        for path, row in tombstones.read_all(registry.path):
+            if tombstones.is_weak(row):
+                stone = Tombstone.read(path, row)
+                made = get_or_make(registry.path, key)
+                stone.strengthen(made)
+                stone.save()
+                done.append(f"put the hashes of {shown(path, registry.path)} under the key {made.path}")
+    return done
+
+
+def _plan(
+    registry: Registry, task: str, stone: Tombstone | None, may_repeat: bool, everywhere: bool | None = None
+) -> Plan:
     if stone is None:
-        return make_plan(registry, task, may_repeat=may_repeat)
+        return make_plan(registry, task, may_repeat=may_repeat, everywhere=bool(everywhere))
+    chosen = stone.everywhere if everywhere is None else everywhere
     plan = make_plan(
         registry,
         task,
@@ -99,7 +166,10 @@ def _plan(registry: Registry, task: str, stone: Tombstone | None, may_repeat: bo
         since=stone.since,
         replacements=stone.replacements,
         may_repeat=may_repeat,
+        everywhere=bool(chosen),
     )
+    if chosen is not None and everywhere is None:  # that was answered when the removal was begun
+        plan = replace(plan, shared={})
     there = {record.ref for record in registry.adapters(all_versions=True)}
     versions = [  # of what is gone already only the tombstone can tell
         v if v.ref in there or v.ref not in stone.versions else Doomed(v.ref, **stone.versions[v.ref])

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adapterhub_cl.erasure.windows import BLOCK, LONGEST, Bytes, Window, digest, rolling
+from adapterhub_cl.erasure.windows import BLOCK, LONGEST, Bytes, Secret, Window, digest, rolling
 from adapterhub_cl.errors import StorageError
 from adapterhub_cl.registry import Registry
 
@@ -39,13 +39,13 @@ class Needles:
     """Windows made ready for the search.
 
     Args:
-        windows: with the salt of each one's hash.
+        windows: with what each one's hash is made with.
     """
 
-    def __init__(self, windows: Iterable[tuple[Window, bytes]]) -> None:
-        self.by_length: dict[int, dict[int, list[tuple[Window, bytes]]]] = {}
-        for window, salt in windows:
-            self.by_length.setdefault(window.length, {}).setdefault(window.key, []).append((window, salt))
+    def __init__(self, windows: Iterable[tuple[Window, Secret]]) -> None:
+        self.by_length: dict[int, dict[int, list[tuple[Window, Secret]]]] = {}
+        for window, secret in windows:
+            self.by_length.setdefault(window.length, {}).setdefault(window.key, []).append((window, secret))
         self.lengths = sorted(self.by_length)
         self.slots = []
         for length in self.lengths:
@@ -72,9 +72,9 @@ class Needles:
         for length, slots, keys in zip(self.lengths, self.slots, rolling(view, self.lengths), strict=True):
             known = self.by_length[length]
             for at in np.flatnonzero(slots[keys[:usable] & np.uint64(_SLOTS - 1)]):
-                for window, salt in known.get(int(keys[at]), ()):
+                for window, secret in known.get(int(keys[at]), ()):
                     piece = data[int(at) : int(at) + window.extent]
-                    if len(piece) == window.extent and digest(piece, salt) == window.sha:
+                    if len(piece) == window.extent and digest(piece, secret) == window.sha:
                         yield int(at), window
 
 

@@ -1,7 +1,11 @@
-"""What a tombstone says: hashes of a task's samples, tensors and files; names and counts; no text and no score."""
+"""What a tombstone says: hashes of a task's samples, rows, tensors and files; names and counts; no text and no score.
+
+All hashes are under the hub's key (`registry.keys`), which does not lie in the hub.
+"""
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +16,9 @@ from typing import Any
 from adapterhub_cl.erasure.places import hub_versions, knows_of, run_folders, stream_hubs
 from adapterhub_cl.erasure.plan import Plan, examples_of_task
 from adapterhub_cl.erasure.search import Needles, search_files, shown
-from adapterhub_cl.erasure.windows import Item, Window, of_sample, of_tensors
-from adapterhub_cl.registry import Registry, files, manifests, tombstones
+from adapterhub_cl.erasure.windows import Item, Secret, Window, of_sample, of_tensors
+from adapterhub_cl.registry import Registry, files, keys, manifests, tombstones
+from adapterhub_cl.registry.keys import Key
 from adapterhub_cl.types import Example
 
 _WEIGHTS = ".safetensors"
@@ -26,14 +31,21 @@ class Tombstone:
     Attributes:
         since: when the hub first heard of the task.
         versions: reference → {why, does, replacement}.
+        key: which key its hashes are under; empty for one from before there were keys.
+        secret: what its hashes are made with; None where the key was not found: then it cannot be searched for.
         items: hash → what is searched for.
-        hashes: path from the hub → SHA-256 of each file that goes.
+        hashes: path from the hub → SHA-256 of each file that goes, under the key.
+        rows: hashes of the rows that the task was trained on, under the key.
+        sources: hashes of the files that it was trained on, under the key.
+        everywhere: whether versions of other tasks that saw its rows go too; None where there were none.
     """
 
     path: Path
     task: str
     started_at: str
     salt: bytes
+    key: str = ""
+    secret: Secret | None = None
     since: str | None = None
     finished_at: str = ""
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,33 +54,73 @@ class Tombstone:
     folders: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     without: list[str] = field(default_factory=list)
+    rows: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)
+    everywhere: bool | None = None
+    locked: list[Any] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, hub: Path, task: str, since: str | None) -> Tombstone:
+    def begin(cls, hub: Path, task: str, since: str | None, key: Key) -> Tombstone:
         """A new one; nothing is written yet."""
-        path = tombstones.free_path(hub, task)
-        return cls(path, task, files.now(), secrets.token_bytes(16), since)
+        path, salt = tombstones.free_path(hub, task), secrets.token_bytes(16)
+        return cls(path, task, files.now(), salt, key.id, Secret(salt, key.secret), since)
 
     @classmethod
     def read(cls, path: Path, row: Mapping[str, Any]) -> Tombstone:
-        """One that was written."""
-        items = {}
-        for kind, name, state, windows in row["items"]:
-            items[name] = Item(kind, name, [[Window(*window) for window in windows]], state)
-        return cls(
+        """One that was written; locked until its key is given, unless it has none."""
+        found = cls(
             path,
             row["task"],
             row["started_at"],
             bytes.fromhex(row["salt"]),
+            row.get("key", ""),
+            None,
             row["since"],
             row["finished_at"],
             {version["ref"]: {k: v for k, v in version.items() if k != "ref"} for version in row["versions"]},
-            items,
+            {},
             dict(row["files"]),
             list(row["folders"]),
             dict(row["counts"]),
             list(row["tasks_without_adapter"]),
+            set(row.get("rows", ())),
+            set(row.get("sources", ())),
+            row.get("everywhere"),
+            list(row["items"]),
         )
+        if not found.key:
+            found._open(Secret(found.salt))
+        return found
+
+    def _open(self, secret: Secret) -> None:
+        self.secret = secret
+        self.items = {item.id: item for row in self.locked if (item := Item.from_json(row, secret))}
+        self.locked = []
+
+    def unlock(self, hub: Path, given: Path | None) -> bool:
+        """Find its key, and make its hashes ready; whether that was found.
+
+        Args:
+            given: the key's file, where the user names one.
+
+        Raises:
+            AdapterError, UsageError: that file holds another key, or none.
+        """
+        if self.secret is None and (key := keys.find(hub, self.key, given)) is not None:
+            self._open(Secret(self.salt, key.secret))
+        return self.secret is not None
+
+    def start_anew(self, key: Key) -> None:
+        """Put it under another key, its own being lost: what it knew of cannot be searched for any more."""
+        self.key, self.secret = key.id, Secret(self.salt, key.secret)
+        self.items, self.hashes, self.rows, self.sources, self.locked = {}, {}, set(), set(), []
+
+    def strengthen(self, key: Key) -> None:
+        """Put one from before there were keys under a key."""
+        secret = Secret(self.salt, key.secret)
+        self.items = {item.id: item for old in self.items.values() if (item := old.under(secret))}
+        self.hashes = {path: secret.wrapped(sha) for path, sha in self.hashes.items()}
+        self.key, self.secret = key.id, secret
 
     def save(self) -> None:
         """Write its state as it is now.
@@ -88,7 +140,11 @@ class Tombstone:
             "counts": self.counts,
             "tasks_without_adapter": self.without,
             "salt": self.salt.hex(),
-            "items": [item.to_json() for item in self.items.values()],
+            "key": self.key,
+            "everywhere": self.everywhere,
+            "rows": sorted(self.rows),
+            "sources": sorted(self.sources),
+            "items": self.locked if self.secret is None else [i.to_json(self.secret) for i in self.items.values()],
             "files": self.hashes,
         }
         tombstones.write(self.path, row)
@@ -98,12 +154,19 @@ class Tombstone:
         """Version → what was made in its place."""
         return {ref: row["replacement"] for ref, row in self.versions.items() if row["replacement"]}
 
-    def windows(self) -> Iterator[tuple[Window, bytes, Item]]:
+    def windows(self) -> Iterator[tuple[Window, Secret, Item]]:
         """Everything that is searched for."""
+        if self.secret is None:
+            return
         for item in self.items.values():
             for group in item.groups:
                 for window in group:
-                    yield window, self.salt, item
+                    yield window, self.secret, item
+
+    def row_hash(self, row: bytes) -> str:
+        """A row's hash, or a data file's, as this tombstone has it."""
+        assert self.secret is not None
+        return hmac.digest(self.secret.key or self.salt, row, "sha256").hex()[:16]
 
     def tally(self, kind: str) -> Counter[str]:
         """How many samples, or tensors, are in which state."""
@@ -136,17 +199,23 @@ def take_hashes(stone: Tombstone, registry: Registry, plan: Plan) -> None:
     own += [(path, str(manifest.get("task") or "")) for path, _, manifest in within]
     weights = [*versions.values(), *(path for path, _, _ in within), *(hub / name for name in plan.runs)]
     examples = examples_of_task(plan.task, own, [hub / name for name in plan.runs])
-    found = {item.id: item for item in _items(hub, examples, weights, stone.salt) if item.id not in stone.items}
+    secret = stone.secret
+    assert secret is not None  # the removal has seen to it
+    found = {item.id: item for item in _items(hub, examples, weights, secret) if item.id not in stone.items}
     windows = {window for item in found.values() for group in item.groups for window in group}
     if windows:
-        needles = Needles((window, stone.salt) for window in windows)
+        needles = Needles((window, secret) for window in windows)
         hits, _ = search_files(((shown(path, hub), path) for path in _staying(registry, stone)), needles)
         there = {hit.window for hit in hits}
         found = {name: item.without(there) for name, item in found.items()}
     stone.items |= found
     for place in gone:
         for path in [place] if place.is_file() else files.walk_files(place)[0].values() if place.is_dir() else ():
-            stone.hashes.setdefault(shown(path, hub), files.sha256_file(path))
+            name = shown(path, hub)
+            if name not in stone.hashes:
+                stone.hashes[name] = secret.wrapped(files.sha256_file(path))
+    stone.rows |= {stone.row_hash(row) for row in plan.rows}
+    stone.sources |= {stone.row_hash(sha.encode()) for sha in plan.sources}
 
 
 def _staying(registry: Registry, stone: Tombstone) -> Iterator[Path]:
@@ -163,9 +232,9 @@ def _staying(registry: Registry, stone: Tombstone) -> Iterator[Path]:
         yield from files.walk_files(folder)[0].values()
 
 
-def _items(hub: Path, examples: Iterable[Example], places: Iterable[Path], salt: bytes) -> Iterator[Item]:
-    yield from (of_sample(example, salt) for example in examples)
+def _items(hub: Path, examples: Iterable[Example], places: Iterable[Path], secret: Secret) -> Iterator[Item]:
+    yield from (of_sample(example, secret) for example in examples)
     for place in places:
         for path in sorted(place.glob(f"**/*{_WEIGHTS}")) if place.is_dir() else ():
             if path.is_file() and not path.is_symlink():
-                yield from of_tensors(path, shown(path, hub), salt)
+                yield from of_tensors(path, shown(path, hub), secret)

@@ -1,12 +1,14 @@
 """Windows: short pieces of a task's samples and tensors, of which only hashes are kept, to search a hub for them.
 
 A window has two hashes. The upper half of a polynomial hash (mod 2⁶⁴, odd base) can be rolled over a file and says
-where to look closer; half of it says too little to read a short text out of it. A salted SHA-256 then decides.
+where to look closer. A salted SHA-256 under a key (HMAC) then decides. In a tombstone the first, and the lengths, stand
+masked by the same key: who has the tombstone and not the key can try no text, however short.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -37,6 +39,27 @@ Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 @dataclass(frozen=True)
+class Secret:
+    """What hashes are made with.
+
+    Attributes:
+        salt: stands in the tombstone.
+        key: does not; empty for tombstones from before there were keys.
+    """
+
+    salt: bytes
+    key: bytes = b""
+
+    def wrapped(self, found: str) -> str:
+        """A hash under the key."""
+        return hmac.digest(self.key, found.encode(), "sha256").hex() if self.key else found
+
+    def mask(self, sha: str) -> bytes:
+        """Six bytes that only the key's owner can make."""
+        return hmac.digest(self.key, b"mask" + sha.encode(), "sha256")[:6]
+
+
+@dataclass(frozen=True)
 class Window:
     """A piece to be searched for.
 
@@ -44,7 +67,7 @@ class Window:
         length: how many of its first bytes the rolling hash covers, one of `LENGTHS`.
         key: upper half of that hash.
         extent: its length in bytes.
-        sha: salted SHA-256, as hex.
+        sha: salted SHA-256 under the key, as hex.
     """
 
     length: int
@@ -53,13 +76,26 @@ class Window:
     sha: str
 
     @classmethod
-    def of(cls, piece: bytes, salt: bytes) -> Window:
+    def of(cls, piece: bytes, secret: Secret) -> Window:
         length = next(n for n in LENGTHS if n <= len(piece))
         key = int(rolling(np.frombuffer(piece[:length], np.uint8), [length])[0][0])
-        return cls(length, key, len(piece), digest(piece, salt))
+        return cls(length, key, len(piece), digest(piece, secret))
 
-    def to_json(self) -> list[Any]:
-        return [self.length, self.key, self.extent, self.sha]
+    def to_json(self, secret: Secret) -> list[Any]:
+        return [*self._masked(secret), self.sha]
+
+    @classmethod
+    def from_json(cls, row: Sequence[Any], secret: Secret) -> Window:
+        """The reverse: masking twice is none."""
+        return cls(*cls(*row)._masked(secret), row[3])
+
+    def _masked(self, secret: Secret) -> tuple[int, int, int]:
+        mask = secret.mask(self.sha) if secret.key else bytes(6)
+        return self.length ^ mask[0], self.key ^ int.from_bytes(mask[1:5], "big"), self.extent ^ mask[5]
+
+    def under(self, secret: Secret) -> Window:
+        """The same of a tombstone without a key, under one."""
+        return Window(self.length, self.key, self.extent, secret.wrapped(self.sha))
 
 
 @dataclass
@@ -77,8 +113,19 @@ class Item:
     groups: list[list[Window]]
     state: str
 
-    def to_json(self) -> list[Any]:
-        return [self.kind, self.id, self.state, [window.to_json() for group in self.groups for window in group]]
+    def to_json(self, secret: Secret) -> list[Any]:
+        windows = [window.to_json(secret) for group in self.groups for window in group]
+        return [self.kind, self.id, self.state, windows]
+
+    @classmethod
+    def from_json(cls, row: Sequence[Any], secret: Secret) -> Item:
+        kind, name, state, windows = row
+        return cls(kind, name, [[Window.from_json(window, secret)] for window in windows], state)
+
+    def under(self, secret: Secret) -> Item:
+        """The same of a tombstone without a key, under one."""
+        groups = [[window.under(secret) for window in group] for group in self.groups]
+        return Item(self.kind, secret.wrapped(self.id)[:32], groups, self.state)
 
     def without(self, there: set[Window]) -> Item:
         """The same with windows that do not stand in what stays."""
@@ -88,9 +135,15 @@ class Item:
         return Item(self.kind, self.id, groups, "searched" if groups else "shared")
 
 
-def digest(piece: bytes, salt: bytes) -> str:
+def digest(piece: bytes, secret: Secret) -> str:
     """The hash that decides."""
-    return hashlib.sha256(salt + piece).hexdigest()
+    return secret.wrapped(hashlib.sha256(secret.salt + piece).hexdigest())
+
+
+def name_of(text: str, secret: Secret) -> str:
+    """What an item is known by."""
+    inner = hashlib.sha256(secret.salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return secret.wrapped(inner)[:32]
 
 
 @cache
@@ -125,12 +178,12 @@ def rolling(data: Bytes, lengths: Sequence[int]) -> list[Words]:
 # -- texts ---------------------------------------------------------------------------------------------------
 
 
-def of_sample(example: Example, salt: bytes) -> Item:
+def of_sample(example: Example, secret: Secret) -> Item:
     """A sample: its input and, where it is long enough, its answer."""
     answer = example.answer or ""
-    name = digest("\0".join([example.input, answer, example.instruction]).encode("utf-8", "surrogatepass"), salt)[:32]
+    name = name_of("\0".join([example.input, answer, example.instruction]), secret)
     texts = [example.input, *([answer] if len(answer.encode("utf-8", "surrogatepass")) >= LONG_OUTPUT else [])]
-    groups = [[Window.of(piece, salt) for piece in pieces] for text in texts for pieces in _forms(text)]
+    groups = [[Window.of(piece, secret) for piece in pieces] for text in texts for pieces in _forms(text)]
     return Item(SAMPLE, name, groups, "searched" if groups else "short")
 
 
@@ -169,7 +222,7 @@ def _ends_first(places: list[int]) -> list[int]:
 # -- tensors -------------------------------------------------------------------------------------------------
 
 
-def of_tensors(path: Path, shown: str, salt: bytes) -> Iterator[Item]:
+def of_tensors(path: Path, shown: str, secret: Secret) -> Iterator[Item]:
     """The tensors of a safetensors file, read piece by piece; a file that is none counts as one tensor.
 
     Args:
@@ -178,13 +231,13 @@ def of_tensors(path: Path, shown: str, salt: bytes) -> Iterator[Item]:
     size = path.stat().st_size
     with path.open("rb") as file:
         for number, (start, end) in enumerate(_places(file, size)):
-            name = digest(f"{shown}/{number}".encode("utf-8", "surrogateescape"), salt)[:32]
+            name = name_of(f"{shown.encode('utf-8', 'surrogateescape').decode('latin-1')}/{number}", secret)
             length = next((n for n in LENGTHS if n <= end - start), 0)
             if not length:
                 yield Item(TENSOR, name, [], "short")
                 continue
             pieces = list(_varied(file, start, end, length))
-            groups = [[Window.of(piece, salt) for piece in dict.fromkeys(pieces)]] if pieces else []
+            groups = [[Window.of(piece, secret) for piece in dict.fromkeys(pieces)]] if pieces else []
             yield Item(TENSOR, name, groups, "searched" if groups else "constant")
 
 

@@ -186,6 +186,9 @@ def _tombstones(place: Place) -> Iterator[Problem]:
             task = row["task"]
             said = f"forgetting {task} was interrupted: not everything of it is removed"
             yield Problem(place.relative(path), said, f"cl-adapter forget-task {task} --yes")
+        elif tombstones.is_weak(row):
+            said = "its hashes are weak: no key protects them, so short texts that were removed can be found by trying"
+            yield Problem(place.relative(path), said, REPAIR)
     for path in tombstones.broken(place.hub):
         yield Problem(place.relative(path), "not a tombstone", "restore it from a copy of the hub")
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.registry import files
+from adapterhub_cl.registry import files, shapes
 
 FOLDER = "tombstones"
-FORMAT = 1
+FORMAT = 2
 REMOVING, DONE = "removing", "done"
+KINDS, STATES = ("sample", "tensor"), ("searched", "short", "constant", "shared")
 _NEVER_ENDED = "9999"  # stands behind every time
 
 
@@ -32,10 +33,80 @@ def read_all(hub: Path) -> list[tuple[Path, dict[str, Any]]]:
 def read(path: Path) -> dict[str, Any] | None:
     """One tombstone; None where the file is not one."""
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = shapes.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return row if isinstance(row, dict) and {"task", "state", "started_at", "versions"} <= row.keys() else None
+    return row if _is_one(row) else None
+
+
+def is_weak(row: Mapping[str, Any]) -> bool:
+    """Whether its hashes are under no key: the salt stands beside them, so short texts can be found by trying."""
+    return not row.get("key") and bool(row["items"] or row["files"])
+
+
+def _is_one(row: Any) -> bool:
+    """Whether everything that is read of a tombstone has its type: it may have been mended by hand, or forged."""
+    if not isinstance(row, dict) or not shapes.is_count(row.get("format", 1), FORMAT, least=1):
+        return False
+    texts = ("started_at", "finished_at", "salt")
+    if not all(shapes.is_text(row.get(key)) for key in texts) or not shapes.is_a_name(row.get("task")):
+        return False
+    if row.get("state") not in (REMOVING, DONE) or not isinstance(row.get("since"), str | None):
+        return False
+    if (row["state"] == DONE) != bool(row["finished_at"]) or not _is_hex(row["salt"]):
+        return False
+    if not isinstance(row.get("key", ""), str) or row.get("everywhere") not in (None, True, False):
+        return False
+    lists = ("folders", "tasks_without_adapter", "rows", "sources")
+    if not all(isinstance(row.get(key, []), list) and all(map(shapes.is_text, row.get(key, []))) for key in lists):
+        return False
+    versions, counts, hashes = row.get("versions"), row.get("counts"), row.get("files")
+    return (
+        "folders" in row
+        and "tasks_without_adapter" in row
+        and isinstance(versions, list)
+        and all(map(_is_version, versions))
+        and isinstance(counts, dict)
+        and all(map(shapes.is_count, counts.values()))
+        and isinstance(hashes, dict)
+        and all(map(shapes.is_text, hashes.values()))
+        and isinstance(row.get("items"), list)
+        and all(map(_is_item, row["items"]))
+    )
+
+
+def _is_version(row: Any) -> bool:
+    if not isinstance(row, dict) or shapes.version_of(row.get("ref")) is None:
+        return False
+    if not row.keys() <= {"ref", "why", "does", "task", "replacement"} or not isinstance(row.get("task", ""), str):
+        return False
+    after = row.get("replacement")
+    known = after is None or shapes.version_of(after) is not None
+    return known and all(isinstance(row.get(key), str) for key in ("why", "does"))
+
+
+def _is_item(row: Any) -> bool:
+    if not isinstance(row, list) or len(row) != 4 or not all(map(shapes.is_text, row[:3])):
+        return False
+    kind, _, state, windows = row
+    if kind not in KINDS or state not in STATES or not isinstance(windows, list):
+        return False
+    return all(
+        isinstance(window, list)
+        and len(window) == 4
+        and shapes.is_count(window[0], 255)
+        and shapes.is_count(window[1], 2**32 - 1)
+        and shapes.is_count(window[2], 255)
+        and shapes.is_text(window[3])
+        for window in windows
+    )
+
+
+def _is_hex(text: str) -> bool:
+    try:
+        return bool(bytes.fromhex(text) or True)
+    except ValueError:
+        return False
 
 
 def broken(hub: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from adapterhub_cl.evaluation.gate import Decision
 from adapterhub_cl.head_files import read_layout
 from adapterhub_cl.lora_files import CONFIG
 from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.replay import _seen
 from adapterhub_cl.strategies._combined import Combined
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.evidence import ModelEvidence
@@ -102,6 +103,7 @@ def record_version(
         config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in kept)
+        _seen.write(draft.path, [*material.data.examples, *material.review])
         if memory:
             save_file(memory, draft.path / strategies.MEMORY)
         (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")

@@ -17,12 +17,22 @@ from safetensors.numpy import save_file
 from adapterhub_cl.erasure.proof import Proof, prove
 from adapterhub_cl.erasure.removal import forget
 from adapterhub_cl.erasure.search import Needles, Searched
-from adapterhub_cl.erasure.windows import BLOCK, LENGTHS, LONGEST, SHORTEST, Window, of_sample, of_tensors, rolling
+from adapterhub_cl.erasure.windows import (
+    BLOCK,
+    LENGTHS,
+    LONGEST,
+    SHORTEST,
+    Secret,
+    Window,
+    of_sample,
+    of_tensors,
+    rolling,
+)
 from adapterhub_cl.errors import StorageError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import Example
 
-SALT = b"salt"
+SALT = Secret(b"salt", b"key")
 
 
 @pytest.fixture
