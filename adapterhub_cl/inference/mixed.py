@@ -248,10 +248,8 @@ class Answerer:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         trees, pad = [self._tree(row.task) for row in rows], self.base.tokenizer.pad_token_id
         with self.base.lock, self.base.autocast():
-            for tree, prompt in zip(trees, prompts, strict=True):
-                if tree.tokens:
-                    settle(self.base.model, tree, prompt, pad)
-                    break
+            if any(tree.tokens for tree in trees):
+                settle(self.base.model, pad)  # on the base alone, before the rows have their adapters
             with self.bank.rows([row.mixture for row in rows]) as model:
                 scores = score_rows(model, trees, prompts, pad)
         answers: list[Answered | Exception] = []

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.objectives._free_mask import LABELS as PROBE_LABELS
+from adapterhub_cl.objectives._free_mask import agree, by_architecture, window
 from adapterhub_cl.objectives._projection import at_positions
 
 
@@ -75,42 +77,36 @@ def score_rows(
 ) -> list[torch.Tensor]:
     """Log-likelihood (nats) of each of a row's own labels after its prompt, `[n_labels]`, fp32, for each row.
 
-    Architectures that cannot attend by a free mask (recurrent ones, ALiBi) are read label by label instead: see
-    `settle`. So are prompts longer than a model's sliding window, which a free mask would override.
+    Bases that cannot attend by a free mask (recurrent ones, ALiBi, …) are read label by label instead: see `settle`. So
+    are prompts longer than a model's sliding window, which a free mask would override.
     """
-    quick = any(tree.tokens for tree in trees)
-    if quick:
-        config = _bare(model).config.get_text_config()
-        window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    if any(tree.tokens for tree in trees):
+        seen = window(_bare(model))
         longest = max(len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True))
-        branched = next(k for k, tree in enumerate(trees) if tree.tokens)
-        if (window and longest > window) or not settle(model, trees[branched], prompts[branched], pad_id):
+        if (seen and longest > seen) or not settle(model, pad_id):
             return _plain_scores(model, trees, prompts, pad_id)
     return _tree_scores(model, trees, prompts, pad_id)
 
 
-def settle(model: Any, tree: LabelTree, prompt: Sequence[int], pad_id: int) -> bool:
-    """Whether a base can attend by a free mask: decided once for each base, by comparing both ways on a prompt."""
+def settle(model: Any, pad_id: int) -> bool:
+    """Whether a base can attend by a free mask: decided once for each loaded base, the same whatever is asked first."""
     base = _bare(model)
     if not hasattr(base, "_adapterhub_tree_scoring"):
-        base._adapterhub_tree_scoring = _agree(model, tree, prompt, pad_id)
+        found: bool | None = False
+        if by_architecture(base):
+            tree = LabelTree({str(k): [*ids, pad_id] for k, ids in enumerate(PROBE_LABELS)})
+            kind = torch.get_autocast_dtype(base.device.type)
+            kind = kind if torch.is_autocast_enabled(base.device.type) else base.dtype
+            found = agree(model, _plain_scores, _tree_scores, tree, pad_id, kind)
+        if found is None:  # an adapter that has diverged must not decide for the others
+            return False
+        base._adapterhub_tree_scoring = found
     return bool(base._adapterhub_tree_scoring)
 
 
 def _bare(model: Any) -> Any:
     inner = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-
-
-def _agree(model: Any, tree: LabelTree, prompt: Sequence[int], pad_id: int) -> bool:
-    # A shorter second row: padding must not shift what comes after it.
-    rows, trees = [prompt, prompt[: (len(prompt) + 1) // 2]], [tree, tree]
-    exact = torch.stack(_plain_scores(model, trees, rows, pad_id))
-    try:
-        quick = torch.stack(_tree_scores(model, trees, rows, pad_id))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    return bool(torch.allclose(quick.softmax(-1), exact.softmax(-1), atol=0.02))
 
 
 def _tree_scores(

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub_cl.objectives._choices import LabelTree, _plain_scores, _tree_scores, score_choices, score_rows
+from adapterhub_cl.bases.loading import inspect_base, load_base
+from adapterhub_cl.objectives._choices import (
+    LabelTree,
+    _plain_scores,
+    _tree_scores,
+    score_choices,
+    score_rows,
+    settle,
+)
 
 EOS = 2
 LABELS: Mapping[str, Sequence[int]] = {
@@ -130,3 +140,59 @@ def test_rows_with_labels_of_their_own(load_pico: Callable[..., Any], kind: str)
     found = score_rows(model, [trees[id(own)] for own in labels], PROMPTS, 0)
     for own, prompt, scores in zip(labels, PROMPTS, found, strict=True):
         torch.testing.assert_close(scores, one_by_one(model, own, [prompt])[0], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "free"),
+    [
+        ("llama", True),
+        ("qwen3_moe", True),
+        ("gemma3_text", True),
+        ("mistral3", True),
+        ("gpt_neo", False),
+        ("falcon:alibi", False),
+        ("mpt", False),
+        ("lfm2", False),
+        ("recurrent_gemma", False),
+        ("falcon_h1", False),
+        ("qwen3_next", False),
+        ("mamba", False),
+        ("rwkv", False),
+    ],
+)
+@torch.no_grad()
+def test_which_bases_attend_by_a_free_mask(tmp_path: Path, family: str, free: bool) -> None:
+    """The scores are right, whatever was asked first: a prompt of one token would hide what a long one shows."""
+    build(family, tmp_path)
+    long = [[1, *range(100, 160)], [1, 50, 51]]
+    for first in ([[5]], long):
+        model = load_base(inspect_base(str(tmp_path), "none"), device="cpu", dtype="fp32").model
+        tree = LabelTree(LABELS)
+        score_choices(model, tree, first, 2)
+        torch.testing.assert_close(
+            score_choices(model, tree, long, 2), one_by_one(model, LABELS, long), atol=2e-4, rtol=1e-4
+        )
+        assert settle(model, 2) is free
+
+
+@torch.no_grad()
+def test_a_class_that_ignores_the_mask_is_found_out(load_pico: Callable[..., Any]) -> None:
+    """Nothing in its config tells; the comparison on a long prompt does."""
+    model = load_pico("llama").model
+    whole = model.model.forward
+
+    def deaf(*args: Any, attention_mask: Any = None, **more: Any) -> Any:
+        return whole(*args, attention_mask=None, **more)
+
+    model.model.forward = deaf
+    assert not settle(model, 0)
+
+
+@torch.no_grad()
+def test_an_adapter_that_has_diverged_decides_nothing(load_pico: Callable[..., Any]) -> None:
+    model = load_pico("llama").model
+    kept = model.lm_head.weight.data.clone()
+    model.lm_head.weight.data.fill_(float("nan"))
+    assert not settle(model, 0)
+    model.lm_head.weight.data.copy_(kept)
+    assert settle(model, 0)
