@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ CLIP = 10.0  # times the median magnitude
 MAX_LENGTH = 256  # tokens of a text that are looked at
 
 
+_TOWER = re.compile(r"(^|\.)(vision|visual|audio|image|multi_modal)|(^|\.)embed_(vision|audio)")
+
+
+def in_tower(name: str) -> bool:
+    """Whether a module belongs to the part of a base that reads images or sound: no text passes it."""
+    return bool(_TOWER.search(name))
+
+
 class _Enough(Exception):
     """The layer that was asked for has been computed."""
 
@@ -28,15 +37,16 @@ def decoder_layers(model: Any) -> torch.nn.ModuleList:
         BaseModelError: this architecture keeps none that can be found.
     """
     count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and not in_tower(name):
             return module
     raise BaseModelError("the layers of this base were not found", "its hidden states cannot be used")
 
 
 def shallow_layer(base: LoadedBase) -> int:
     """The layer whose output routers look at by default: two thirds of the way up, counted from 0."""
-    return max(0, round(len(decoder_layers(base.model)) * 2 / 3) - 1)
+    count = int(base.model.config.get_text_config().num_hidden_layers)
+    return max(0, round(count * 2 / 3) - 1)
 
 
 def read_tokens(base: LoadedBase, texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:
@@ -113,19 +123,30 @@ def pooled(
 
 def _pooled(base: LoadedBase, rows: Sequence[Sequence[int]], layer: int) -> torch.Tensor:
     """`pooled` of one batch; other threads have their turn between two."""
+    ids, mask = padded(base, rows)
+    with base.lock, base.autocast():
+        return pool(_after(base, ids, mask, layer), mask).cpu()
+
+
+def _after(base: LoadedBase, ids: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
+    """The hidden states after a layer, `[rows, length, hidden]`."""
     kept: list[torch.Tensor] = []
 
     def stop(_: torch.nn.Module, __: Any, output: Any) -> None:
         kept.append(output[0] if isinstance(output, tuple) else output)
         raise _Enough
 
-    ids, mask = padded(base, rows)
-    with base.lock, base.autocast():
-        hook = decoder_layers(base.model)[layer].register_forward_hook(stop)
-        try:
-            base.model(input_ids=ids, attention_mask=mask, **base.reading)
-        except _Enough:
-            pass
-        finally:
-            hook.remove()
-    return pool(kept[0], mask).cpu()
+    try:
+        place = decoder_layers(base.model)[layer]
+    except BaseModelError:  # one layer that is passed several times (ALBERT): the model itself tells
+        told = base.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **base.reading)
+        found: torch.Tensor = told.hidden_states[layer + 1]
+        return found
+    hook = place.register_forward_hook(stop)
+    try:
+        base.model(input_ids=ids, attention_mask=mask, **base.reading)
+    except _Enough:
+        pass
+    finally:
+        hook.remove()
+    return kept[0]

@@ -142,10 +142,13 @@ class Rows:
         mixtures: one for each row.
         keep_bytes: memory for gathered factors that are kept from pass to pass (when tokens are written one by one,
             gathering costs more than multiplying); 0 keeps none.
+
+    Attributes:
+        length: positions of each row in the pass that is going on.
     """
 
     def __init__(self, groups: Mapping[int, Group], mixtures: Sequence[Mixture], keep_bytes: int = 0) -> None:
-        self.count, self.keep_bytes = len(mixtures), keep_bytes
+        self.count, self.keep_bytes, self.length = len(mixtures), keep_bytes, 0
         self.buckets = buckets_of(groups, mixtures)
         self.shared = shared_of(groups, mixtures) if keep_bytes else None
         self._kept: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -153,9 +156,14 @@ class Rows:
     def add(self, layer: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """y + Σ wᵢ·x·Aᵢᵀ·Bᵢᵀ for each row; x `[rows, length, in]`, y `[rows, length, out]`, which may be overwritten.
 
+        Some architectures put rows and length into one dimension, or have one vector for each row (`[n, in]`).
+
         Raises:
-            AdapterError: the layer is not called with the batch's rows (a mixture of experts).
+            AdapterError: the layer is not called with the batch's rows.
         """
+        if x.dim() == 2 and self.count and x.shape[0] in (self.count, self.count * self.length):
+            whole = self.add(layer, x.view(self.count, -1, x.shape[1]), y.view(self.count, -1, y.shape[1]))
+            return whole.reshape(y.shape)
         if x.dim() != 3 or x.shape[0] != self.count:
             raise AdapterError(
                 f"the layer {layer} gets {tuple(x.shape)}, not the {self.count} rows of the batch: it cannot be served "

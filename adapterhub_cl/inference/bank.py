@@ -18,7 +18,6 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from adapterhub_cl.bases.encoders import head_of
-from adapterhub_cl.bases.hidden import decoder_layers
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.head_files import StoredHead, same_neck
@@ -27,6 +26,7 @@ from adapterhub_cl.inference._rows import Mixture, Rows
 from adapterhub_cl.inference.shelf import Shelf, Shelved
 from adapterhub_cl.training.fused import dense_weight
 from adapterhub_cl.training.speed import spare_bytes
+from adapterhub_cl.training.targets import is_expert, length_first
 
 CAPACITY = 64
 HOST_BYTES = 2 * 10**9
@@ -145,10 +145,17 @@ class LoraBank:
         """
         with self.base.lock:
             self.require(ref for mixture in mixtures for ref in mixture)
-            self._active = Rows(self._groups, mixtures, KEEP_BYTES if keep else 0)
+            active = self._active = Rows(self._groups, mixtures, KEEP_BYTES if keep else 0)
+
+            def measure(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                ids = named.get("input_ids", inputs[0] if inputs else None)
+                active.length = (named["inputs_embeds"] if ids is None else ids).shape[1]
+
+            hook = self.base.model.register_forward_pre_hook(measure, with_kwargs=True)
             try:
                 yield self.base.model
             finally:
+                hook.remove()
                 self._active = None
 
     # -- inside ----------------------------------------------------------------------------------
@@ -158,6 +165,11 @@ class LoraBank:
         if adapter.head is not None and own is not None and not same_neck(adapter.head.neck, own.neck):
             raise AdapterError(
                 f"the head of {ref} stands on layers of its own, and a mixed batch shares them",
+                f"it can answer alone: --adapter {ref}, or --task",
+            )
+        if expert := next((name for name in adapter.factors if is_expert(name)), None):
+            raise AdapterError(
+                f"{ref} changes single experts ({expert}), which get no whole rows, so no mixed batch can use it",
                 f"it can answer alone: --adapter {ref}, or --task",
             )
         for name, (a, b) in adapter.factors.items():
@@ -196,26 +208,17 @@ class LoraBank:
             )
         if name not in self._hooked:
             plain = self._plain(module)
-            pooled = self._is_pooled(name)
+
+            turned = name in length_first(self.base)
 
             def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
                 y: torch.Tensor = plain(x)
-                if self._active is None:
-                    return y
-                if pooled and x.dim() == 2:
-                    return self._active.add(name, x[:, None], y[:, None])[:, 0]
-                return self._active.add(name, x, y)
+                if turned and self._active is not None and x.dim() == 3:
+                    return self._active.add(name, x.transpose(0, 1), y.transpose(0, 1).contiguous()).transpose(0, 1)
+                return y if self._active is None else self._active.add(name, x, y)
 
             module.forward = forward  # type: ignore[method-assign]
             self._hooked[name] = module
-
-    def _is_pooled(self, name: str) -> bool:
-        """Whether a layer of an encoder stands behind its stack: it sees one vector for each row, not one a token."""
-        if not self.base.is_encoder:
-            return False
-        stack = decoder_layers(self.base.model)
-        place = next(own for own, module in self.base.model.named_modules() if module is stack)
-        return not name.startswith(f"{place}.")
 
     def _plain(self, module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         """The layer's own product; of a 4-bit one with its weight kept dequantised where there is memory to spare."""
