@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
 CAUSAL, CLASSIFICATION, MASKED = "causal_lm", "sequence_classification", "masked_lm"
+CAUSAL_CLASS = "AutoModelForCausalLM"
 # What each objective is for, as users say it.
 TASK_KINDS_OF = {CAUSAL: ("choice", "generation", "text"), CLASSIFICATION: ("choice",), MASKED: ("text",)}
 
@@ -14,7 +16,8 @@ TASK_KINDS_OF = {CAUSAL: ("choice", "generation", "text"), CLASSIFICATION: ("cho
 def objectives_of(architecture: str) -> tuple[str, ...]:
     """The objectives of a base with this architecture (`architectures[0]` of its config.json), in order of names.
 
-    A causal language model offers `causal_lm`. An encoder is what transformers has a masked language model and a
+    A causal language model offers `causal_lm`; so does a model of images and text whose text part is one (Gemma 3,
+    Qwen3.5). An encoder is what transformers has a masked language model and a
     sequence classification of, and no sequence-to-sequence model: it offers `sequence_classification`, and where the
     checkpoint itself is the masked language model, `masked_lm`. Anything else offers nothing.
     """
@@ -27,7 +30,55 @@ def objectives_of(architecture: str) -> tuple[str, ...]:
         known = kind in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
         if known and kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and architecture in _own(kind):
             return (CLASSIFICATION, MASKED) if architecture == masked[kind] else (CLASSIFICATION,)
-    return ()
+    return (CAUSAL,) if _with_images(architecture) else ()
+
+
+def auto_class(architecture: str) -> str:
+    """The class of transformers by which a base is loaded for what it does in itself, before it has any task."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if is_encoder(architecture):
+        return "AutoModelForMaskedLM"
+    kind = _with_images(architecture)
+    return (
+        "AutoModelForImageTextToText" if kind and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else CAUSAL_CLASS
+    )
+
+
+def _with_images(architecture: str) -> str:
+    """The model type of an architecture of images and text that writes text; empty for any other."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if architecture.endswith(("CausalLM", "LMHeadModel")):
+        return ""
+    for kind, name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        if name == architecture and kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            return str(kind)
+    return ""
+
+
+def why_unusable(config: Mapping[str, Any], architecture: str) -> str:
+    """What speaks against a base whose architecture is named like a causal language model; empty where nothing does.
+
+    Args:
+        config: its config.json.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    kind, writing = str(config.get("model_type") or ""), auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind in ("xlnet", "xlm", "flaubert") and not config.get("causal"):
+        return "which reads a text in another order than from left to right"
+    if is_encoder(architecture) or architecture == "":
+        return ""
+    if kind in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        sequences = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        if kind in writing and kind not in sequences and kind != "reformer" and not config.get("is_decoder"):
+            return "whose layers look at what comes after a token too: config.json does not say is_decoder"
+    text = config.get("text_config")
+    inner = str(text.get("model_type") or "") if isinstance(text, dict) else ""
+    if _with_images(architecture) and kind not in writing and inner not in writing:
+        return f"whose text part ({inner or 'unknown'}) is no causal language model"
+    return ""
 
 
 def is_encoder(architecture: str) -> bool:

@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
-from adapterhub_cl.bases.kinds import MASKED, is_encoder, objectives_of
+from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encoder, objectives_of, why_unusable
 from adapterhub_cl.bases.sources import QUANTIZATIONS, check_tokenizer, read_config, refuse_lacking, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.launching import local_rank
@@ -54,7 +60,8 @@ class LoadedBase:
     @property
     def context(self) -> int:
         """The longest input in tokens."""
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 4096
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 4096
+        limit = limit if limit > 0 else 4096
         if self.is_encoder:
             # RoBERTa and its kin count positions on from their padding id.
             tables = (m for n, m in self.model.named_modules() if n.endswith("position_embeddings"))
@@ -158,6 +165,10 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
             f"base {source!r} is a {architectures[0]}, neither a causal language model nor an encoder",
             "choose a model whose architecture ends in ForCausalLM or ForMaskedLM, or the body of an encoder",
         )
+    if reason := why_unusable(read_config(path), architecture):
+        raise BaseModelError(
+            f"base {source!r} is a {architecture}, {reason}", "choose a causal language model or an encoder"
+        )
     from safetensors import safe_open
 
     parameters = 0
@@ -254,7 +265,9 @@ def load_base(
 
 
 def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
-    model, told = AutoModelForCausalLM.from_pretrained(
+    with_images = auto_class((config.architectures or [""])[0]) != CAUSAL_CLASS
+    kind = AutoModelForImageTextToText if with_images else AutoModelForCausalLM
+    model, told = kind.from_pretrained(
         path, config=config, quantization_config=quantization, output_loading_info=True, **options
     )
     learned = {name for name, _ in model.named_parameters()}  # buffers and tied weights need not be in a checkpoint

@@ -33,6 +33,7 @@ from adapterhub_cl.training.lora import new_adapter, save_adapter
 from adapterhub_cl.training.probes import length_of
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.runs import Run, held
+from adapterhub_cl.training.serving_check import check_served
 from adapterhub_cl.types import AdapterRecord
 
 TEACHERS = "teachers.safetensors"
@@ -236,6 +237,7 @@ class _Distillation:
                 with storage_errors(student):
                     student.mkdir(exist_ok=True)
                     save_adapter(model, student, base.info.source, [one.task.name for one in self.asked])
+                    check_served(model, base, student, "the student")
         finally:
             hook.close()
         return learned

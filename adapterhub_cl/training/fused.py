@@ -39,11 +39,17 @@ class _Fused(torch.autograd.Function):
         if frozen is not None:
             low_a, low_b = torch.cat([low_a, frozen[0]], 0), torch.cat([low_b, frozen[1]], 1)
         hidden = rows @ low_a.T
-        y = rows @ dense.T if bias is None else torch.addmm(bias.to(dense.dtype), rows, dense.T)
+        # Made in its final shape: a view could not be changed in place by what comes after it (Longformer does).
+        result = rows.new_empty(*x.shape[:-1], dense.shape[0])
+        y = result.view(-1, dense.shape[0])
+        if bias is None:
+            torch.mm(rows, dense.T, out=y)
+        else:
+            torch.addmm(bias.to(dense.dtype), rows, dense.T, out=y)
         y.addmm_(hidden, low_b.T)
         ctx.save_for_backward(rows, hidden, low_a, low_b)
         ctx.weight, ctx.scaling, ctx.shape, ctx.kind, ctx.rank = weight, scaling, x.shape, x.dtype, a.shape[0]
-        return y.view(*x.shape[:-1], -1)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

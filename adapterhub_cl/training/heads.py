@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers.pytorch_utils import Conv1D
 
 from adapterhub_cl.bases.encoders import bare, head_of, head_tensors, put_head
 from adapterhub_cl.errors import AdapterError
@@ -78,28 +77,3 @@ def with_head(
     config.task_type, config.modules_to_save = CLASSIFIES, list(head.modules)
     write_layout(folder, kept.layout, head.final)
     return {**weights, **{f"{PREFIX}{key}": value.float().contiguous() for key, value in kept.tensors.items()}}
-
-
-def body_targets(model: Any, names: Sequence[str] | None, layers: Sequence[int] | None) -> list[str]:
-    """The linear layers of an encoder that get LoRA: never those of head and neck, which are saved whole.
-
-    Args:
-        names: last names or full ones; None: all of them.
-        layers: numbers of layers; None: all, and what stands outside of them.
-
-    Returns:
-        their last names where those mean exactly them, else their full names.
-    """
-    inner, head = bare(model), head_of(model)
-    assert head is not None
-    linear = [name for name, m in inner.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)]
-    own = [name for name in linear if not any(f"{name}.".startswith(f"{module}.") for module in head.modules)]
-    wanted = [
-        name
-        for name in own
-        if (names is None or any(name == one or name.endswith(f".{one}") for one in names))
-        and (layers is None or any(f".{number}." in name for number in layers))
-    ]
-    last = {name.rpartition(".")[2] for name in wanted}
-    exact = {name for name in linear if name.rpartition(".")[2] in last} == set(wanted)
-    return sorted(last) if exact else sorted(wanted)

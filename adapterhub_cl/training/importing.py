@@ -19,6 +19,7 @@ from adapterhub_cl.registry import Registry, check_new, storage_errors
 from adapterhub_cl.training.cards import card
 from adapterhub_cl.training.heads import read_head
 from adapterhub_cl.training.lora import stored_adapter
+from adapterhub_cl.training.serving_check import check_served
 from adapterhub_cl.types import TASK_KINDS, AdapterRecord, Task
 
 
@@ -58,6 +59,7 @@ def import_adapter(
         )
     name_for(base.info, serves.kind)
     with stored_adapter(base, source) as model:
+        check_served(model, base, source, f"the adapter in {source}")
         settings = model.peft_config["default"]
         rank = max([settings.r, *(settings.rank_pattern or {}).values()])
         targets = sorted(settings.target_modules) if not isinstance(settings.target_modules, str) else []

@@ -28,8 +28,9 @@ from adapterhub_cl.lora_files import (
     sort_config,
     write_config,
 )
-from adapterhub_cl.training.heads import begin_head, body_targets, check_kind, read_head, with_head
+from adapterhub_cl.training.heads import begin_head, check_kind, read_head, with_head
 from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.training.targets import choices, targets_of
 from adapterhub_cl.types import Task
 
 
@@ -77,32 +78,25 @@ def new_adapter(
 
 
 def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any:
-    names, layers = settings.target_modules, settings.layer_numbers()
-    count = base.model.config.get_text_config().num_hidden_layers
-    if layers and layers[-1] >= count:
-        raise UsageError(f"--layers {settings.layers}: this base has {count} layers", f"count them 0 to {count - 1}")
-    width = base.model.config.get_text_config().hidden_size
-    if settings.rank > width:
-        raise UsageError(f"--rank {settings.rank} is above the width of this base, {width}", "8 to 64 is usual")
-    targets: Any = [n.strip() for n in names.split(",") if n.strip()]
-    if names == "all-linear":
-        # PEFT takes its own word for all of them only where no layers are chosen.
-        targets = names if layers is None else linear_names(base.model)
-    elif unknown := [t for t in targets if not _named(base.model, t)]:
+    layers = settings.layer_numbers()
+    text = base.model.config.get_text_config()
+    if layers and layers[-1] >= text.num_hidden_layers:
         raise UsageError(
-            f"--target-modules {','.join(unknown)!r} names no layer of this base",
-            f"its linear layers: {', '.join(_choices(base.model))}",
+            f"--layers {settings.layers}: this base has {text.num_hidden_layers} layers",
+            f"count them 0 to {text.num_hidden_layers - 1}",
         )
-    if head_of(base.model) is not None:
-        targets = body_targets(base.model, None if names == "all-linear" else targets, layers)
-        if not targets:
-            raise UsageError(
-                f"--target-modules {names!r}"
-                + (f" with --layers {settings.layers}" if layers else "")
-                + " names no layer of this base",
-                f"its linear layers: {', '.join(_choices(base.model))}",
-            )
-        task_type, layers = "", None
+    if settings.rank > text.hidden_size:
+        raise UsageError(
+            f"--rank {settings.rank} is above the width of this base, {text.hidden_size}", "8 to 64 is usual"
+        )
+    encoder = head_of(base.model) is not None
+    named = [name.strip() for name in settings.target_modules.split(",") if name.strip()]
+    asked = None if settings.target_modules == "all-linear" else named
+    targets = targets_of(base, asked, None)
+    if layers is not None:
+        short = not encoder and not any("." in name for name in targets)
+        chosen = targets_of(base, asked, layers)
+        targets, layers = (targets, layers) if short else (chosen, None)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.effective_alpha,
@@ -112,18 +106,17 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
         fan_in_fan_out=_transposed(base.model),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
-        task_type=task_type or None,
+        task_type=None if encoder else task_type or None,
         bias="none",
     )
     try:
         return get_peft_model(base.model, config)
     except ValueError as error:
         _strip(base.model)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"--target-modules {names!r}"
-            + (f" with --layers {settings.layers}" if settings.layers else "")
-            + " names no layer of this base",
-            f"its linear layers: {', '.join(_choices(base.model))}",
+            f"--target-modules {settings.target_modules!r}: {reason}",
+            f"the linear layers of this base: {', '.join(choices(base))}",
         ) from error
 
 
@@ -260,21 +253,6 @@ def save_adapter(model: Any, folder: Path, source: str, tasks: Collection[str] =
         sort_config(folder)
 
 
-def _choices(model: torch.nn.Module) -> list[str]:
-    """What can be named as target modules: an encoder's head and pooler cannot."""
-    head = head_of(model)
-    if head is None:
-        return linear_names(model)
-    return sorted({name.rpartition(".")[2] for name in body_targets(model, None, None)})
-
-
-def linear_names(model: torch.nn.Module) -> list[str]:
-    """The distinct last names of the linear layers inside the decoder."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = (m for m in model.named_modules() if isinstance(m[1], torch.nn.Linear | Conv1D) and m[1] is not head)
-    return sorted({name.rsplit(".", 1)[-1] for name, _ in linear})
-
-
 def _strip(model: torch.nn.Module) -> None:
     """Takes off what PEFT attached before it failed."""
     for name, layer in list(model.named_modules()):
@@ -283,10 +261,6 @@ def _strip(model: torch.nn.Module) -> None:
             setattr(model.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
-
-
-def _named(model: torch.nn.Module, name: str) -> bool:
-    return any(module == name or module.endswith("." + name) for module, _ in model.named_modules())
 
 
 def _transposed(model: torch.nn.Module) -> bool:

@@ -25,6 +25,7 @@ from adapterhub_cl.training.material import Material
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import Request
 from adapterhub_cl.training.runs import Run
+from adapterhub_cl.training.serving_check import check_served
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example
 
 
@@ -100,6 +101,7 @@ def record_version(
     edges = [(parent.ref, relation)] if parent else []
     with registry.new_draft(request.name) as draft, storage_errors(draft.path):
         save_adapter(model, draft.path, base.info.source, [task.name, *material.takes_over])
+        check_served(model, base, draft.path, f"the new version of {request.name}")
         config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in kept)

@@ -25,6 +25,7 @@ from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request, check
 from adapterhub_cl.training.runs import Run
+from adapterhub_cl.training.targets import left_out
 from adapterhub_cl.types import AdapterRecord
 
 
@@ -97,6 +98,8 @@ def teach(
         check_tracker(request.log_with)
     base = load()
     material = with_limits(material, base, settings)
+    if material.parent is None and settings.target_modules == "all-linear" and (told := left_out(base)):
+        reporter.note(told)
     accelerator = Accelerator(
         cpu=base.device.type == "cpu",
         log_with=request.log_with or None,
