@@ -239,11 +239,29 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         self.registry.check_files(record)
         return export(record, folder, format)
 
-    def verify(self) -> _List[Problem]:
-        """Everything that is not as it should be: files, index, leftovers, and the base's fingerprint."""
+    def verify(self, *, serving: bool = False) -> _List[Problem]:
+        """Everything that is not as it should be: files, index, leftovers, versions that nothing here can open, and the
+        base's fingerprint.
+
+        Args:
+            serving: also load the base, and each version on it: its layers are used, and it changes the answers.
+        """
         from adapterhub_cl.bases.checks import check_adapters, check_base
+        from adapterhub_cl.lora_config import check_stored
 
         found = self.registry.verify()
+        damaged = {problem.path for problem in found}
         with suppress(IntegrityError):  # an index whose rows cannot be read is among the problems already
-            found += check_adapters(self.base, self.list(all_versions=True))
+            records = self.list(all_versions=True)
+            found += check_adapters(self.base, records)
+            whole = [
+                r for r in records if not any(path.startswith(f"adapters/{r.name}/v{r.version}") for path in damaged)
+            ]
+            found += check_stored(whole)
+            found += check_base(self.base)
+            if serving and not found:
+                from adapterhub_cl.training.serving_check import check_all
+
+                found += check_all(self.load_base(), whole)
+            return found
         return [*found, *check_base(self.base)]

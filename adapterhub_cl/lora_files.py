@@ -21,20 +21,20 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub_cl.errors import AdapterError, IntegrityError
 from adapterhub_cl.head_files import PREFIX, StoredHead, head_of_tensors, is_head, read_apart, write_layout
+from adapterhub_cl.lora_config import (
+    ASKED,
+    CLASSIFIES,
+    CONFIG,
+    WEIGHTS,
+    asked_plainly,
+    check_config,
+    has_head,
+    reason_of,
+)
 from adapterhub_cl.packed import PACKED, PackedFile, PlainFile
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# The settings of plain LoRA, rsLoRA and DoRA; any other one must be at its default.
-SERVED = {
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
-    *("use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights", "task_type", "peft_type", "peft_version"),
-    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "runtime_config"),
-}
-# Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 LARGEST = 1e6  # scaling of a layer
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
-CLASSIFIES = "SEQ_CLS"  # PEFT's name for an adapter with a head, on an encoder
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,14 +63,6 @@ def is_packed(folder: Path) -> bool:
     return (folder / PACKED).is_file() and not (folder / WEIGHTS).exists()
 
 
-def is_dora(folder: Path) -> bool:
-    """Whether the adapter in a folder is DoRA; False where its config cannot be read."""
-    try:
-        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("use_dora"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
-
-
 @contextmanager
 def plain_folder(folder: Path, *, headless: bool = False) -> Iterator[Path]:
     """A folder with this adapter in PEFT's own format, within the block: itself, or of a packed one an unpacked copy.
@@ -82,23 +74,28 @@ def plain_folder(folder: Path, *, headless: bool = False) -> Iterator[Path]:
         IntegrityError: its files cannot be read.
     """
     headless = headless and has_head(folder)
-    if not is_packed(folder) and not headless:
+    if not is_packed(folder) and not headless and asked_plainly(check_config(folder)):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="cl-adapter-") as made:
         unpack(folder, Path(made))
+        ask_plainly(Path(made))
         if headless:
             _behead(Path(made))
         yield Path(made)
 
 
-def has_head(folder: Path) -> bool:
-    """Whether the adapter in a folder is an encoder's, with a head; False where its config cannot be read."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return config.get("task_type") == CLASSIFIES and bool(config.get("modules_to_save"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
+def ask_plainly(folder: Path) -> None:
+    """Rewrite a config that asks for its layers by anything else than a list of names: the tensors say which they are.
+    No expression out of the file is ever tried on a name."""
+    config = check_config(folder)
+    if asked_plainly(config):
+        return
+    keys = PlainFile(folder / WEIGHTS).keys()
+    layers = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in keys if not is_head(key)}
+    kept = {key: value for key, value in config.items() if key not in ASKED}
+    kept |= {"target_modules": sorted(layers), "layers_to_transform": None, "init_lora_weights": True}
+    (folder / CONFIG).write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _behead(folder: Path) -> None:
@@ -120,82 +117,6 @@ def _check_tensor(file: Path, key: str, value: torch.Tensor) -> None:
         raise AdapterError(f"{file}: tensor {key} is {kind}", "save it as float32, bfloat16 or float16")
     if value.numel() and not all(torch.isfinite(end) for end in torch.aminmax(value)):
         raise IntegrityError(f"{file}: tensor {key} holds NaN or infinity", "train or import it again")
-
-
-def check_config(folder: Path) -> dict[str, Any]:
-    """The PEFT config of an adapter that this project can serve.
-
-    Raises:
-        AdapterError: not LoRA, or an init that changed the base's own weights.
-        IntegrityError: it cannot be read.
-    """
-    path = folder / CONFIG
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", "export the adapter again with PEFT") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"the adapter in {folder} is {kind}, not LoRA", "only LoRA adapters can be served")
-    init = str(config.get("init_lora_weights", True)).lower()
-    if init.startswith(CHANGES_BASE):
-        raise AdapterError(
-            f"the adapter in {folder} was initialised by {init}, which changes the base's own weights",
-            "convert it when saving: PEFT save_pretrained(path_initial_model_for_weight_conversion=…)",
-        )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not _number(rank) or not isinstance(rank, int) or not _number(alpha):
-        raise AdapterError(
-            f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
-            "both must be numbers above 0 in adapter_config.json",
-        )
-    whole = config.get("modules_to_save")
-    if config.get("task_type") == CLASSIFIES:
-        if not isinstance(whole, list) or not whole or not all(isinstance(name, str) for name in whole):
-            raise AdapterError(
-                f"the adapter in {folder} is for {CLASSIFIES} and stores no head", "modules_to_save must name it"
-            )
-    elif whole:
-        named = ", ".join(map(str, whole)) if isinstance(whole, list) else whole
-        raise AdapterError(
-            f"the adapter in {folder} stores whole modules ({named})",
-            "train it with modules_to_save=None",
-        )
-    _check_plain(folder, config)
-    return config
-
-
-def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise for anything that is not plain LoRA on named modules: such settings change the base, or never end."""
-    usual = LoraConfig().to_dict()
-    for key, value in config.items():
-        if key == "modules_to_save":
-            continue
-        if key not in SERVED and value not in (None, False, "", [], {}) and value != usual.get(key):
-            raise AdapterError(
-                f"the adapter in {folder} uses {key} ({str(value)[:60]}), which is not served",
-                "train it as plain LoRA, rsLoRA or DoRA",
-            )
-    if config.get("task_type") not in (None, "CAUSAL_LM", CLASSIFIES):
-        raise AdapterError(
-            f"the adapter in {folder} is for {config['task_type']}",
-            f"only CAUSAL_LM can be served, and on encoders {CLASSIFIES}",
-        )
-    names = config.get("target_modules")
-    if names != "all-linear" and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        raise AdapterError(
-            f"the adapter in {folder} has target_modules {str(names)[:60]!r}", "they must be a list of names"
-        )
-    for key in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(_number(v) for v in pattern.values()):
-            raise AdapterError(
-                f"the adapter in {folder} has {key} {str(pattern)[:60]!r}", "it must map names to numbers"
-            )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def check_ranks(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
@@ -240,7 +161,7 @@ class LoraFile:
         for key in keys:
             layer, _, which = key.rpartition(".lora_")
             if which not in ("A.weight", "B.weight") or not key.startswith(PREFIX):
-                raise AdapterError(f"{self.weights_path}: tensor {key} is none of a plain LoRA", "export it with PEFT")
+                raise AdapterError(f"{self.weights_path}: tensor {key} is none of a plain LoRA", reason_of(key))
             self._layers[layer.removeprefix(PREFIX)] = layer
         self._ranks: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, int]] = {}
@@ -337,11 +258,15 @@ def common_targets(names: Collection[str], parents: Sequence[LoraFile]) -> list[
         whole = [
             {name for name in parent.modules if name.rpartition(".")[2] == short}
             for parent in parents
-            if short in (parent.config.get("target_modules") or ()) and not parent.config.get("layers_to_transform")
+            if short in _listed(parent.config.get("target_modules")) and not parent.config.get("layers_to_transform")
         ]
         if mine not in whole:
             return sorted(names)
     return last
+
+
+def _listed(names: Any) -> Sequence[str]:
+    return names if isinstance(names, list) else ()
 
 
 def write_lora(

@@ -26,6 +26,7 @@ def verify(
     rebuild_index: Annotated[
         bool, typer.Option("--rebuild-index", help="make the index anew from the manifests, then look")
     ] = False,
+    serving: Annotated[bool, typer.Option("--serving", help="also load the base, and try each version on it")] = False,
     forgotten: Annotated[
         str | None, typer.Option(metavar="NAME", help="instead: search every byte for what a forgotten task left")
     ] = None,
@@ -36,7 +37,7 @@ def verify(
     """Hash every file and look for whatever is not as it should be."""
     session = Session.of(ctx)
     if forgotten is not None:
-        if repair or rebuild_index:
+        if repair or rebuild_index or serving:
             raise UsageError("--forgotten only searches", "give it alone")
         show_proof(session, session.hub().prove_forgotten(forgotten, key=key))
         return
@@ -51,7 +52,7 @@ def verify(
         hub = session.hub()
         if repair:
             done += hub.repair(key=key)
-        problems = hub.verify()
+        problems = hub.verify(serving=serving)
     except IntegrityError as error:  # an index that cannot be read is a finding, not a failure to look
         problems = [Problem("index.db", error.message, error.hint)]
     for line in done:

@@ -24,7 +24,7 @@ from adapterhub_cl.distillation.student import Student
 from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.head_files import LAYOUT
-from adapterhub_cl.lora_files import CONFIG, WEIGHTS
+from adapterhub_cl.lora_config import CONFIG, WEIGHTS
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed

@@ -16,7 +16,8 @@ from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_tas
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.head_files import StoredHead, read_layout
-from adapterhub_cl.lora_files import CONFIG, LoraFile, write_lora
+from adapterhub_cl.lora_config import CONFIG
+from adapterhub_cl.lora_files import LoraFile, write_lora
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.training.cards import derived_card

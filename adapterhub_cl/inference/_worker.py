@@ -17,7 +17,7 @@ from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.deciding import Decider
 from adapterhub_cl.inference.mixed import Answered, Answerer, Asked
 from adapterhub_cl.inference.shelf import Shelved, read_adapter
-from adapterhub_cl.lora_files import is_dora
+from adapterhub_cl.lora_config import is_dora
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import Routed
 

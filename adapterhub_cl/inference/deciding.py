@@ -19,7 +19,8 @@ from adapterhub_cl.inference._view import View
 from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.drift import Drift, analyse
 from adapterhub_cl.inference.seen import SeenTexts, passages, routing_text
-from adapterhub_cl.lora_files import LoraFile, is_dora
+from adapterhub_cl.lora_config import is_dora
+from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.options import from_mapping
 from adapterhub_cl.registry import Registry, samples

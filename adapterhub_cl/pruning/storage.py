@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError
 from adapterhub_cl.head_files import write_apart
-from adapterhub_cl.lora_files import WEIGHTS, is_packed, read_weights
+from adapterhub_cl.lora_config import WEIGHTS
+from adapterhub_cl.lora_files import is_packed, read_weights
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.packed import GROUP, LEVELS, PACKED, PackedFile, pack, round_trip
 

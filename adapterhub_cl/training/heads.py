@@ -12,7 +12,8 @@ from peft import LoraConfig
 from adapterhub_cl.bases.encoders import bare, head_of, head_tensors, put_head
 from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.head_files import PREFIX, StoredHead, grown, head_of_tensors, write_layout
-from adapterhub_cl.lora_files import CLASSIFIES, has_head, read_weights
+from adapterhub_cl.lora_config import CLASSIFIES, has_head
+from adapterhub_cl.lora_files import read_weights
 from adapterhub_cl.types import Task
 
 

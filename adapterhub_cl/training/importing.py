@@ -13,7 +13,8 @@ from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.head_files import Layout, read_layout, write_layout
-from adapterhub_cl.lora_files import CONFIG, WEIGHTS, is_packed
+from adapterhub_cl.lora_config import CONFIG, WEIGHTS
+from adapterhub_cl.lora_files import is_packed
 from adapterhub_cl.objectives import name_for
 from adapterhub_cl.registry import Registry, check_new, storage_errors
 from adapterhub_cl.training.cards import card

@@ -19,15 +19,8 @@ from adapterhub_cl.bases.encoders import head_of, put_head, take_head
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, TrainingError, UsageError
 from adapterhub_cl.head_files import PREFIX
-from adapterhub_cl.lora_files import (
-    WEIGHTS,
-    check_config,
-    check_ranks,
-    plain_folder,
-    read_weights,
-    sort_config,
-    write_config,
-)
+from adapterhub_cl.lora_config import WEIGHTS, check_config
+from adapterhub_cl.lora_files import check_ranks, plain_folder, read_weights, sort_config, write_config
 from adapterhub_cl.training.heads import begin_head, check_kind, read_head, with_head
 from adapterhub_cl.training.settings import TrainingSettings
 from adapterhub_cl.training.targets import choices, targets_of

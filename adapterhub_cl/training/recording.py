@@ -13,7 +13,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.gate import Decision
 from adapterhub_cl.head_files import read_layout
-from adapterhub_cl.lora_files import CONFIG
+from adapterhub_cl.lora_config import CONFIG
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.replay import _seen
 from adapterhub_cl.strategies._combined import Combined

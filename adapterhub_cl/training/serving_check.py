@@ -3,7 +3,7 @@ that it changes what the base says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.bases.encoders import bare, head_of
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.errors import AdapterError
-from adapterhub_cl.lora_files import LoraFile, check_config, check_ranks, read_weights
+from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.lora_config import check_config
+from adapterhub_cl.lora_files import LoraFile, check_ranks, read_weights
+from adapterhub_cl.training.lora import stored_adapter
 from adapterhub_cl.training.targets import PROBE, is_expert
+from adapterhub_cl.types import AdapterRecord, Problem
 
 LOUDER = 1e4  # an update too small for the type that the base computes in is made larger by this for the check
 
@@ -50,6 +53,18 @@ def check_served(model: Any, base: LoadedBase, folder: Path, named: str) -> None
             f"{named} is loaded, and the base answers as it does without it",
             "its layers are not those of this base: train it on this very base",
         )
+
+
+def check_all(base: LoadedBase, records: Iterable[AdapterRecord]) -> list[Problem]:
+    """The versions that cannot serve on this base, each tried on it."""
+    found = []
+    for record in records:
+        try:
+            with stored_adapter(base, record.path) as model:
+                check_served(model, base, record.path, record.ref)
+        except AdapterHubError as error:
+            found.append(Problem(f"adapters/{record.name}/v{record.version}", error.message, error.hint))
+    return found
 
 
 def _unused(model: Any, base: LoadedBase, layers: dict[str, torch.nn.Module]) -> list[str]:

@@ -16,7 +16,8 @@ from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.head_files import is_head
-from adapterhub_cl.lora_files import check_config, check_ranks, config_for, plain_folder, read_weights
+from adapterhub_cl.lora_config import check_config
+from adapterhub_cl.lora_files import check_ranks, config_for, plain_folder, read_weights
 
 BENEATH = "beneath"
 OWN = "default"

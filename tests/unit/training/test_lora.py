@@ -17,7 +17,8 @@ from toys import same, stir, toy_settings
 from transformers import AutoModelForCausalLM
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, TrainingError, UsageError
-from adapterhub_cl.lora_files import CONFIG, WEIGHTS, check_config, read_weights
+from adapterhub_cl.lora_config import CONFIG, WEIGHTS, check_config
+from adapterhub_cl.lora_files import LoraFile, read_weights
 from adapterhub_cl.training.lora import (
     new_adapter,
     open_adapter,
@@ -232,7 +233,13 @@ def test_truncated_weights(pico_base: Any, stored: Path, keep: int) -> None:
         ({"init_lora_weights": "pissa_niter_16"}, AdapterError, "initialised by pissa_niter_16"),
         ({"init_lora_weights": "olora"}, AdapterError, "initialised by olora"),
         ({"layer_replication": [[0, 1]]}, AdapterError, "uses layer_replication"),
-        ({"target_modules": "(a|.)*x"}, AdapterError, "target_modules"),
+        ({"target_modules": 5}, AdapterError, "target_modules"),
+        ({"target_parameters": ["experts.down_proj"]}, AdapterError, "uses target_parameters"),
+        ({"lora_bias": True}, AdapterError, "uses lora_bias"),
+        ({"bias": "all"}, AdapterError, "uses bias"),
+        ({"alora_invocation_tokens": [5]}, AdapterError, "uses alora_invocation_tokens"),
+        ({"trainable_token_indices": [5]}, AdapterError, "uses trainable_token_indices"),
+        ({"of_a_later_peft": 3}, AdapterError, "uses of_a_later_peft"),
         ({"rank_pattern": 5}, AdapterError, "rank_pattern"),
         ({"lora_alpha": float("inf")}, AdapterError, "alpha inf"),
         ({"task_type": "SEQ_CLS"}, AdapterError, "SEQ_CLS"),
@@ -246,6 +253,31 @@ def test_configs_that_cannot_be_served(
     (stored / CONFIG).write_text(json.dumps({**config, **changes}))
     with pytest.raises(kind, match=message):
         check_config(stored)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": r".*\.(q|v|k|o|gate|up|down)_proj"},
+        {"target_modules": "all-linear"},
+        {"target_modules": "(a|.)*x"},  # it would never end: it is not tried
+        {"exclude_modules": ["lm_head"]},
+        {"exclude_modules": r".*lm_head"},
+        {"layers_pattern": "layers", "layers_to_transform": [0, 1]},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"ensure_weight_tying": True},
+        {"loftq_config": {"loftq_bits": 4}},
+    ],
+)
+def test_how_its_layers_were_asked_for_does_not_matter(pico_base: Any, stored: Path, changes: dict[str, Any]) -> None:
+    with stored_adapter(pico_base, stored) as model:
+        right = logits(model)
+    config = check_config(stored)
+    (stored / CONFIG).write_text(json.dumps({**config, **changes}))
+    with stored_adapter(pico_base, stored) as model:
+        assert torch.equal(logits(model), right)
+    with LoraFile(stored) as file:
+        assert len(file.modules) == 14
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian"])

@@ -15,7 +15,7 @@ from toys import stir, toy_settings
 
 from adapterhub_cl.bases.loading import inspect_base, load_base
 from adapterhub_cl.errors import AdapterError, BaseModelError, UsageError
-from adapterhub_cl.lora_files import check_config
+from adapterhub_cl.lora_config import check_config
 from adapterhub_cl.training.lora import new_adapter, open_adapter, save_adapter
 from adapterhub_cl.training.serving_check import check_served
 from adapterhub_cl.training.targets import left_out, targets_of
@@ -61,7 +61,8 @@ def test_a_version_on_any_base_opens_again_and_changes_it(
             learned = model.eval()(input_ids=ids).logits
     config = check_config(tmp_path)
     last = {name.rpartition(".")[2] for name in config["target_modules"]}
-    assert has <= last and not last & lacks
+    assert has <= last
+    assert not last & lacks
     assert not config["target_parameters"]
     model = open_adapter(base.model, tmp_path)
     with torch.no_grad():
@@ -93,7 +94,7 @@ def test_layers_that_cannot_carry_lora_are_refused_by_name(load_family: Callable
     base = load_family("mamba")
     with pytest.raises(UsageError, match="'out_proj' names no layer of this base that LoRA can be put on"):
         targets_of(base, ["in_proj", "out_proj"], None)
-    with pytest.raises(UsageError, match="'nothing' names no layer of this base$"):
+    with pytest.raises(UsageError, match=r"'nothing' names no layer of this base$"):
         targets_of(base, ["nothing"], None)
     assert targets_of(base, ["in_proj"], None) == ["in_proj"]
     assert targets_of(base, ["in_proj"], [1]) == ["backbone.layers.1.mixer.in_proj"]
@@ -109,7 +110,7 @@ def test_a_version_that_no_text_passes_is_refused(pico_base: Any, tmp_path: Path
         whole.q_proj = torch.nn.Linear(layer.in_features, layer.out_features)  # the text goes past the LoRA now
         whole.unread = layer
         try:
-            with pytest.raises(AdapterError, match="it changes 1 layers that no text passes, such as .*unread"):
+            with pytest.raises(AdapterError, match=r"it changes 1 layers that no text passes, such as .*unread"):
                 check_served(model, pico_base, tmp_path, "it")
         finally:
             whole.q_proj = layer
