@@ -77,6 +77,11 @@ class Example:
             return self.input
         return "\n".join(f"{turn.role}: {turn.content or turn.more}" for turn in spoken)
 
+    def with_input(self, text: str) -> Example:
+        """The same question in other words; of a conversation its last message."""
+        turns = (*self.turns[:-1], replace(self.turns[-1], content=text)) if self.turns else ()
+        return replace(self, input=text, turns=turns, passage=0)
+
     def question(self) -> Example:
         """The same without its answer; raw text becomes what is asked."""
         if self.input or self.turns:

@@ -161,7 +161,7 @@ def _vary(
             example = examples[slots[slot]]
             text = method.vary(example, generator)
             if text is not None:
-                drafts[slot] = Example(text, example.answer, example.instruction)
+                drafts[slot] = example.with_input(text)
         passed = sieve.passes(list(drafts.values()))
         made |= {slot: draft for (slot, draft), good in zip(drafts.items(), passed, strict=True) if good}
         open_slots = [slot for slot in drafts if slot not in made]

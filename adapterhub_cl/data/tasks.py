@@ -253,7 +253,7 @@ def _question(example: Example, instruction: str) -> str:
 
 
 def _key(example: Example) -> str:
-    text = f"{example.instruction}\n{example.input}" if example.input else example.answer or ""
+    text = f"{example.instruction}\n{example.text}" if example.input else example.answer or ""
     return " ".join(text.casefold().split())
 
 

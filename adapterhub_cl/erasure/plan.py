@@ -271,6 +271,11 @@ def example_of(line: str, task: str | None = None) -> Example | None:
         return None
     if not isinstance(row, dict) or (task is not None and row.get("task", task) != task):
         return None
+    if "messages" in row:
+        try:
+            return Example.from_json(row)
+        except (KeyError, TypeError, ValueError):
+            return None
     texts = {key: row[key] for key in ("input", "text", "output", "label", "answer", "instruction") if key in row}
     if not all(isinstance(value, str) for value in texts.values()) or not texts:
         return None

@@ -181,8 +181,9 @@ def rolling(data: Bytes, lengths: Sequence[int]) -> list[Words]:
 def of_sample(example: Example, secret: Secret) -> Item:
     """A sample: its input and, where it is long enough, its answer."""
     answer = example.answer or ""
-    name = name_of("\0".join([example.input, answer, example.instruction]), secret)
-    texts = [example.input, *([answer] if len(answer.encode("utf-8", "surrogatepass")) >= LONG_OUTPUT else [])]
+    name = name_of("\0".join([example.text, answer, example.instruction]), secret)
+    said = [turn.content for turn in example.turns] or [example.input]  # files hold each turn, never all in one piece
+    texts = [*said, *([answer] if len(answer.encode("utf-8", "surrogatepass")) >= LONG_OUTPUT else [])]
     groups = [[Window.of(piece, secret) for piece in pieces] for text in texts for pieces in _forms(text)]
     return Item(SAMPLE, name, groups, "searched" if groups else "short")
 

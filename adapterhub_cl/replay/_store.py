@@ -275,15 +275,13 @@ def _example(record: AdapterRecord, number: int, line: str) -> Example:
 def _key(example: Example) -> tuple[str, str]:
     """What makes two samples the same person's data: the input, whatever its case and spacing; where there is none, the
     instruction and the answer."""
-    if example.input.strip():
-        return (" ".join(example.input.casefold().split()), "")
+    if example.text.strip():
+        return (" ".join(example.text.casefold().split()), "")
     return (" ".join(example.instruction.casefold().split()), " ".join((example.answer or "").casefold().split()))
 
 
 def _has(example: Example, text: str) -> bool:
-    return any(
-        text.casefold() in part.casefold() for part in (example.input, example.answer or "", example.instruction)
-    )
+    return any(text.casefold() in part.casefold() for part in (example.text, example.answer or "", example.instruction))
 
 
 def _text(lines: Sequence[str]) -> str:

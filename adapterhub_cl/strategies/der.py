@@ -44,7 +44,7 @@ class Config(replay.Config):
 
 def sample_key(example: Example) -> int:
     """A number that stands for the sample's text, the same in every process."""
-    text = "\0".join((example.instruction, example.input, example.answer or ""))
+    text = "\0".join((example.instruction, example.text, example.answer or ""))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 

@@ -99,3 +99,19 @@ def test_a_template_that_raises_is_quoted(speaker: Any) -> None:
     speaker.chat_template = "{{ raise_exception('a system message is needed') }}"
     with pytest.raises(DataError, match="refuses the conversation: a system message is needed"):
         Tokeniser(speaker, TALKS, 128)(Example("one", "two"))
+
+
+def test_conversations_that_end_alike_are_not_the_same_question() -> None:
+    from adapterhub_cl.data.tasks import find_leaks, find_outdated
+    from adapterhub_cl.replay._store import _key
+
+    def talk(first: str, answer: str) -> Example:
+        return Example.conversation([{"role": "user", "content": first}, *TALK[1:3], {**TALK[3], "content": answer}])
+
+    one, other = talk("one", "four"), talk("five", "six")
+    assert find_leaks([one], [other]) == []
+    assert find_outdated([one], [other]) == []
+    assert find_outdated([one], [talk("one", "six")]) == [0]
+    assert _key(one) != _key(other)
+    assert Example.from_json(one.to_json()) == one
+    assert one.with_input("other words").turns[-1].content == "other words"
