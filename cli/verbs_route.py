@@ -10,6 +10,8 @@ from cl_adapter.app import USE, verb
 from cl_adapter.session import Session
 from cl_adapter.verbs_use import Router, Set, TopK, inputs_of, router_options
 
+from adapterhub_cl.errors import GateRefused
+
 if TYPE_CHECKING:
     from adapterhub_cl.inference.drift import Drift
     from adapterhub_cl.types import Route
@@ -102,13 +104,17 @@ def _short(text: str, columns: int = 60) -> str:
     return line if len(line) <= columns else line[: columns - 1] + "…"
 
 
-@verb(USE, "cl-adapter drift last-week.jsonl\ncl-adapter drift last-week.txt --json")
+@verb(USE, "cl-adapter drift last-week.jsonl\ncl-adapter drift last-week.txt --fail-above 0.2 --json")
 def drift(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="inputs: JSONL, CSV, …; or .txt with one text a line")],
     router: Router = None,
     set_: Set = None,
     columns: Columns = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="end with exit code 3 where a larger share is out of distribution, 0 to 1"),
+    ] = None,
 ) -> None:
     """Compare inputs with what the hub knows: the share that is out of distribution, and whether it is a new task."""
     session = Session.of(ctx)
@@ -121,8 +127,11 @@ def drift(
     )
     if session.json:
         session.give(found.to_json())
-        return
-    _print_drift(found)
+    else:
+        _print_drift(found)
+    if fail_above is not None and found.share > fail_above:
+        session.note(f"{found.share:.1%} are out of distribution, more than --fail-above {fail_above:g}")
+        raise typer.Exit(GateRefused.exit_code)
 
 
 def _print_drift(found: Drift) -> None:

@@ -1,6 +1,8 @@
-"""Drift: are there more unfamiliar inputs than a router's false alarms explain, and is there a new task among them?
+"""Drift: are there more unfamiliar inputs than false alarms explain, and is there a new task among them?
 
-The inputs that the router found out of distribution are grouped: their hidden states are standardised by the samples
+An input is unfamiliar where the router, which looks at one input at a time, takes it for out of distribution, or where
+it lies among inputs that are like each other and unlike the known tasks' samples (`adapterhub_cl.inference.novelty`).
+The unfamiliar inputs are grouped: their hidden states are standardised by the samples
 of the known tasks, reduced to 10 principal components and joined by Ward's method; the number of clusters is the one
 with the highest silhouette, and one cluster where none exceeds 0.2. Nothing in it is random.
 
@@ -25,11 +27,14 @@ from numpy.typing import NDArray
 
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.metrics import wilson_interval
+from adapterhub_cl.inference.novelty import novelty
 
 if TYPE_CHECKING:
     import torch
 
 LEVEL = 0.05  # of the test whether there is more than false alarms
+UNFAMILIAR = 0.03  # p-value up to which an input is unfamiliar by its neighbours
+ALARMS = 0.05  # share of known tasks' inputs that are taken for unfamiliar by that: see docs/benchmarks/drift.md
 LARGE = 20  # distinct inputs: enough to label, to train on and to hold out some
 TIGHT = 0.01  # mean silhouette among the known tasks' samples and the other clusters
 TIGHT_AMONG_INPUTS = 0.03  # the same where the known tasks are the inputs that the router gave them
@@ -98,9 +103,9 @@ class Drift:
 
     Attributes:
         n: number of inputs.
-        out: how many are out of distribution.
+        out: how many are out of distribution: unfamiliar to the router, or by their neighbours.
         interval: Wilson's 95 % interval of the share that is.
-        expected_share: what the router's threshold lets through of known tasks' inputs: its false alarms.
+        expected_share: of known tasks' inputs that share is taken for unfamiliar: the false alarms.
         p_value: chance of as many or more by false alarms alone (one-sided binomial test).
         tasks: known task → number of inputs that the router gave it.
         clusters: of the inputs out of distribution, largest first.
@@ -165,14 +170,15 @@ def analyse(
 ) -> Drift:
     """Compare a batch of inputs with what the router knows.
 
-    A cluster is proposed as a new task when all of these hold: more inputs are out of distribution than false alarms
-    explain (p < 0.05), it has at least 20 different texts, and its tightness is at least 0.01 (0.03 without `known`) or
-    there is nothing to compare it with.
+    A cluster is proposed as a new task when more inputs are out of distribution than false alarms explain (p < 0.05),
+    and it has at least 20 different texts. Where the samples are too few to look at neighbours, its tightness must be
+    at least 0.01 as well (0.03 without `known`), or there is nothing to compare it with.
 
     Args:
         hidden: mean hidden state of each text at the router's layer, `[n, hidden]`, fp32.
         routed: what the router says of each text.
-        expected_share: share of known tasks' inputs that the router takes for unfamiliar, 0 to 1.
+        expected_share: share of known tasks' inputs that the router takes for unfamiliar, 0 to 1; raised to `ALARMS`
+            where neighbours are looked at.
         known: task → hidden states of its samples, `[n, hidden]`: what the clusters are compared with. Without them it
             is the inputs that the router took for known, among which there may be some of a new task.
 
@@ -187,6 +193,10 @@ def analyse(
     from scipy import stats
 
     out = np.array([row.out_of_distribution for row in routed], dtype=bool)
+    by_neighbours = novelty(texts, hidden.detach().cpu(), known or {})
+    if by_neighbours is not None:
+        out |= by_neighbours.numpy() <= UNFAMILIAR
+        expected_share = max(expected_share, ALARMS)
     chosen = [max(row.weights, key=lambda pair: pair[1], default=("", 0.0))[0] for row in routed]
     count, n = int(out.sum()), len(texts)
     p_value = float(stats.binomtest(count, n, expected_share, alternative="greater").pvalue)
@@ -195,6 +205,7 @@ def analyse(
     clusters: tuple[Cluster, ...] = ()
     if count:
         z, places, tight = _among_known(x, out, chosen, samples)
+        tight = -1.0 if by_neighbours is not None else tight  # its neighbours have shown that it is apart
         clusters = _clusters(texts, z, routed, np.flatnonzero(out), places, tight if p_value < LEVEL else np.inf)
     return Drift(n, count, wilson_interval(count, n), expected_share, p_value, tasks, clusters)
 

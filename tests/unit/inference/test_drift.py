@@ -216,7 +216,8 @@ def test_a_new_task_is_proposed_though_the_router_took_half_of_it_for_known() ->
     blind, seeing = analyse(texts, new, said, 0.05), analyse(texts, new, said, 0.05, samples)
     assert [c.new_task for c in blind.clusters] == [False], "the other half passes for a known task"
     (cluster,) = seeing.clusters
-    assert (cluster.new_task, cluster.members, cluster.nearest_task) == (True, tuple(range(40)), "a")
+    # by their neighbours the other half is found as well
+    assert (cluster.new_task, cluster.members, cluster.nearest_task) == (True, tuple(range(80)), "a")
     assert cluster.tightness is not None
     assert cluster.tightness > 0.1
 
