@@ -85,7 +85,8 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         with suppress(
             StorageError, IntegrityError
         ):  # a hub that cannot be written can be read; `verify` names the rest
-            registry.finish_replacing()
+            if registry.finish_replacing() is not None:
+                registry.hub_file = HubFile.read(path)  # a budget may have been set with it
             registry.settle()
         return registry
 
