@@ -210,14 +210,17 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         return self.registry.rollback(alias)
 
     def import_adapter(
-        self, source: str | Path, name: str, *, task: str | None = None, **described: Any
+        self, source: str | Path, name: str, *, task: str | None = None, any_base: bool = False, **described: Any
     ) -> AdapterRecord:
         """Take in a LoRA that plain PEFT wrote.
+
+        What `export` wrote beside it, or a version's manifest, says how it is asked, and which base it is for.
 
         Args:
             source: a folder with adapter_config.json and adapter_model.safetensors.
             task: a task of this hub that it serves; otherwise described by `kind`, `labels`, `instruction`,
                 `prompt_format`, `metric` as in `add_task`, under its own name.
+            any_base: take it in although it was made for another base.
 
         Raises:
             AdapterError: not a LoRA, or not of this base; nothing was written.
@@ -226,10 +229,13 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         from adapterhub_cl.training.importing import import_adapter
 
         known = self.registry.task(task) if task else None
-        return import_adapter(self.registry, self.load_base(), folder, name, known, described)
+        return import_adapter(self.registry, self.load_base(), folder, name, known, described, any_base)
 
     def export(self, ref: str, target: str | Path, *, format: str = "peft") -> Path:  # noqa: A002 (the flag's name)
-        """Write a version to an empty or missing directory; `peft` is PEFT's own format."""
+        """Write a version to an empty or missing directory: PEFT's own format, the tokenizer, `task.json` (how it is
+        asked) and a `predict.py` that needs transformers and PEFT alone. No file names a folder of this machine.
+        """
+        from adapterhub_cl.inference.serving import task_of
         from adapterhub_cl.training.exporting import export
 
         folder = check_local(target)
@@ -237,7 +243,8 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
         record = self.registry.get(ref)
         self.registry.check_files(record)
-        return export(record, folder, format)
+        tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
+        return export(record, folder, format, self.base, tasks)
 
     def verify(self, *, serving: bool = False) -> _List[Problem]:
         """Everything that is not as it should be: files, index, leftovers, versions that nothing here can open, and the

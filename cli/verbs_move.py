@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,8 +68,9 @@ def import_adapter(
     instruction: Annotated[str | None, typer.Option(help="of a new task")] = None,
     prompt_format: Annotated[str | None, typer.Option(help="of a new task; default: instruction")] = None,
     metric: Annotated[str | None, typer.Option(help="the score that stands for the task")] = None,
+    any_base: Annotated[bool, typer.Option("--any-base", help="although it was made for another base")] = False,
 ) -> None:
-    """Take in a LoRA that plain PEFT wrote."""
+    """Take in a LoRA that plain PEFT wrote; what export wrote beside it says how it is asked."""
     session = Session.of(ctx)
     described: dict[str, Any] = {
         "kind": kind,
@@ -81,7 +83,7 @@ def import_adapter(
     if task is not None and described:
         given = ", ".join("--" + key.replace("_", "-") for key in described)
         raise UsageError(f"--task names a known task; {given} would describe a new one", "give one or the other")
-    record = session.hub().import_adapter(source, name, task=task, **described)
+    record = session.hub().import_adapter(source, name, task=task, any_base=any_base, **described)
     if session.json:
         session.give(outcome(record))
         return
@@ -105,4 +107,9 @@ def export(
         session.give({"ref": record.ref, "path": str(path), "format": format})
     else:
         print(f"{record.ref} → {path}")
-        session.note(f'next, in Python: PeftModel.from_pretrained(base, "{path}")')
+        if (path / "predict.py").is_file():
+            local = f"--base {hub.base.source} " if Path(hub.base.source).is_absolute() else ""
+            session.note(f'next: python {path / "predict.py"} {local}"TEXT" answers; task.json says how it is asked')
+        else:
+            session.note("note: the base is not here, or its prompts cannot be told: predict.py was left out")
+            session.note(f'next, in Python: PeftModel.from_pretrained(base, "{path}")')

@@ -32,6 +32,7 @@ SETTINGS = (
 )
 
 
+TOKENIZER_FILES = tuple(name for name in SETTINGS if name not in ("config.json", "generation_config.json"))
 # Any of these is a vocabulary.
 TOKENIZERS = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenization_*.py")
 
@@ -61,6 +62,12 @@ def resolve(source: str, revision: str | None = None) -> Path:
             "give a folder with config.json and *.safetensors, a hub id such as Qwen/Qwen2.5-0.5B, or tiny",
         )
     return _checked(_download(source, revision), source)
+
+
+def public_name(source: str) -> str:
+    """A base's or a file's name as it may leave this machine: of a local path the last part, anything else as it is."""
+    local = Path(source).is_absolute() or source.startswith((".", "~"))
+    return (Path(source).name or source) if local else source
 
 
 def check_tokenizer(path: Path, source: str) -> None:

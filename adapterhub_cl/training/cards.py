@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.bases import TINY
-from adapterhub_cl.bases.kinds import is_encoder
+from adapterhub_cl.bases.kinds import auto_class, is_encoder
+from adapterhub_cl.bases.sources import public_name
 from adapterhub_cl.head_files import Layout
 from adapterhub_cl.types import BaseInfo, Evaluation, Task
 
@@ -36,17 +37,17 @@ def card(
     if task.labels:
         lines += [f"Labels: {', '.join(task.labels)}.", ""]
     if parents:
-        lines += [*(f"- {relation.replace('_', ' ')} `{parent}`" for parent, relation in parents), ""]
+        lines += [*(f"- {relation.replace('_', ' ')} `{public_name(parent)}`" for parent, relation in parents), ""]
     if evaluations:
         lines += ["| metric | value | examples | data |", "|---|---|---|---|"]
-        lines += [f"| {e.metric} | {e.value:.4f} | {e.n} | `{e.data}` |" for e in evaluations]
+        lines += [f"| {e.metric} | {e.value:.4f} | {e.n} | `{public_name(e.data)}` |" for e in evaluations]
         lines.append("")
     if training:
         data = training["data"]
         lines += [
-            f"Trained on {data['examples']} examples of `{data['source']}` with the strategy `{training['strategy']}`, "
-            f"{training['steps']} steps; best epoch {training['best_epoch']} of {training['settings']['epochs']}. "
-            "All settings stand in `training.json`.",
+            f"Trained on {data['examples']} examples of `{public_name(data['source'])}` with the strategy "
+            f"`{training['strategy']}`, {training['steps']} steps; best epoch {training['best_epoch']} of "
+            f"{training['settings']['epochs']}. All settings stand in `training.json`.",
             "",
         ]
     lines += _footer(base, head)
@@ -80,7 +81,8 @@ def derived_card(
     ]
     weights = recipe.get("weights") or {}
     lines += [
-        f"- {relation.replace('_', ' ')} `{parent}`" + (f" × {weights[parent]:.4g}" if parent in weights else "")
+        f"- {relation.replace('_', ' ')} `{public_name(parent)}`"
+        + (f" × {weights[parent]:.4g}" if parent in weights else "")
         for parent, relation in parents
     ]
     lines.append("")
@@ -90,7 +92,7 @@ def derived_card(
         kept = report.get("retention") or {}
         lines += ["| task | metric | value | retention | examples | data |", "|---|---|---|---|---|---|"]
         lines += [
-            f"| {e.task} | {e.metric} | {e.value:.4f} | {kept.get(e.task, 1.0):.3f} | {e.n} | `{e.data}` |"
+            f"| {e.task} | {e.metric} | {e.value:.4f} | {kept.get(e.task, 1.0):.3f} | {e.n} | `{public_name(e.data)}` |"
             for e in evaluations
         ]
         lines.append("")
@@ -119,23 +121,22 @@ def _quoted(base: BaseInfo) -> str:
 
 
 def _about(base: BaseInfo) -> str:
-    return (
-        f"`{base.source}` ({base.architecture}, {base.parameters / 1e6:,.1f} million parameters, {base.quantization})"
-    )
+    size = f"{base.parameters / 1e6:,.1f} million parameters"
+    return f"`{base.source}` ({base.architecture}, {size}, {base.quantization})"
 
 
 def _footer(base: BaseInfo, head: Layout | None) -> list[str]:
     """How to load it, and what it is for."""
-    embedded, source = base.source == TINY, _quoted(base)
+    embedded, source, kind = base.source == TINY, _quoted(base), auto_class(base.architecture)
     if is_encoder(base.architecture):
         return [*_encoder_code(source, head or {}), f"Base fingerprint: `{base.fingerprint}`.", ""]
     return [
         "```python",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {kind}",
         *(["", "from adapterhub_cl.bases import resolve  # the embedded base is a folder of this package"] * embedded),
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({f'resolve({source})' if embedded else source})",
+        f"base = {kind}.from_pretrained({f'resolve({source})' if embedded else source})",
         'model = PeftModel.from_pretrained(base, ".")',
         "```",
         "",

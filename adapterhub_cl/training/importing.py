@@ -9,28 +9,37 @@ from typing import Any
 
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.formats import check_format
-from adapterhub_cl.data.tasks import METRICS
-from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.head_files import Layout, read_layout, write_layout
-from adapterhub_cl.lora_config import CONFIG, WEIGHTS
+from adapterhub_cl.lora_config import CONFIG, WEIGHTS, check_config
 from adapterhub_cl.lora_files import is_packed
 from adapterhub_cl.objectives import name_for
 from adapterhub_cl.registry import Registry, check_new, storage_errors
 from adapterhub_cl.training.cards import card
-from adapterhub_cl.training.heads import read_head
+from adapterhub_cl.training.heads import check_kind, read_head
 from adapterhub_cl.training.lora import stored_adapter
+from adapterhub_cl.training.origin import check_origin, described_task, plainly, read_origin
 from adapterhub_cl.training.serving_check import check_served
-from adapterhub_cl.types import TASK_KINDS, AdapterRecord, Task
+from adapterhub_cl.types import AdapterRecord, Task
 
 
 def import_adapter(
-    registry: Registry, base: LoadedBase, source: Path, name: str, task: Task | None, described: Mapping[str, Any]
+    registry: Registry,
+    base: LoadedBase,
+    source: Path,
+    name: str,
+    task: Task | None,
+    described: Mapping[str, Any],
+    any_base: bool = False,
 ) -> AdapterRecord:
     """Publish the adapter in a folder as a new version.
 
+    What this project wrote beside it (the manifest of a version, the task.json of an export) says which base it is for
+    and how it is asked.
+
     Args:
-        task: the task that it serves; None describes a new one of its own name by `described`.
+        task: the task that it serves; None describes a new one of its own name by `described`, and by what lies there.
+        any_base: take it in although it was made for another base.
 
     Raises:
         UsageError: no such folder, or a description that cannot be used.
@@ -50,40 +59,43 @@ def import_adapter(
             f"{source} holds no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
             "save it again with PEFT's save_pretrained(safe_serialization=True)",
         )
+    check_kind(base.model, source, check_config(source))
+    known = read_origin(source)
+    check_origin(known, base.info, source, any_base)
     if task is None and not described.get("labels") and len(written := read_layout(source)) == 1:
         described = {**described, "labels": tuple(next(iter(written.values())))}  # as this project exported it
-    serves = task or describe(name, described)
+    serves = task or described_task(name, described, known)
     if serves.kind == "generation" and base.is_encoder:
         raise UsageError(
             f"{base.info.source!r} is an encoder, and nothing says what the rows of the adapter's head stand for",
             "name them in the order of its rows: --labels a,b,c",
         )
     name_for(base.info, serves.kind)
-    with stored_adapter(base, source) as model:
-        check_served(model, base, source, f"the adapter in {source}")
+    with plainly(source, base) as plain, stored_adapter(base, plain) as model:
+        check_served(model, base, plain, f"the adapter in {source}")
         settings = model.peft_config["default"]
         rank = max([settings.r, *(settings.rank_pattern or {}).values()])
-        targets = sorted(settings.target_modules) if not isinstance(settings.target_modules, str) else []
+        targets = sorted(settings.target_modules)
         head = _layout(base, source, serves)
-    edges = [(str(source.resolve()), "imported_from")]
-    with registry.new_draft(name) as draft, storage_errors(draft.path):
-        for file in (CONFIG, WEIGHTS):
-            shutil.copyfile(source / file, draft.path / file)
-        own = head_of(base.model)
-        if head is not None and own is not None:
-            write_layout(draft.path, head, own.final)
-        (draft.path / "replay.jsonl").touch()
-        (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges, head), encoding="utf-8")
-        manifest = {
-            "kind": "imported",
-            "rank": rank,
-            "alpha": settings.lora_alpha,
-            "target_modules": targets,
-            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
-        }
-        # An adapter from elsewhere takes no task over from the one that serves it; alias and promote do that.
-        serve = serves.name not in registry.serving()
-        return registry.publish(draft, manifest, edges=edges, task=serves, serve=serve, verb="import")
+        edges = [(str(source.resolve()), "imported_from")]
+        with registry.new_draft(name) as draft, storage_errors(draft.path):
+            for file in (CONFIG, WEIGHTS):
+                shutil.copyfile(plain / file, draft.path / file)
+            own = head_of(base.model)
+            if head is not None and own is not None:
+                write_layout(draft.path, head, own.final)
+            (draft.path / "replay.jsonl").touch()
+            (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges, head), encoding="utf-8")
+            manifest = {
+                "kind": "imported",
+                "rank": rank,
+                "alpha": settings.lora_alpha,
+                "target_modules": targets,
+                "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
+            }
+            # An adapter from elsewhere takes no task over from the one that serves it; alias and promote do that.
+            serve = serves.name not in registry.serving()
+            return registry.publish(draft, manifest, edges=edges, task=serves, serve=serve, verb="import")
 
 
 def _layout(base: LoadedBase, source: Path, task: Task) -> Layout | None:
@@ -114,25 +126,3 @@ def _layout(base: LoadedBase, source: Path, task: Task) -> Layout | None:
             "name the labels in the order of its rows: --labels a,b,c",
         )
     return {**stored.layout, task.name: known} if task.name in stored.layout else {task.name: known}
-
-
-def describe(name: str, described: Mapping[str, Any]) -> Task:
-    """A task from what the user says of it.
-
-    Raises:
-        UsageError: it cannot be one.
-    """
-    labels = tuple(described.get("labels") or ())
-    kind = described.get("kind") or ("choice" if labels else "generation")
-    if kind not in TASK_KINDS:
-        raise UnknownNameError("kind of task", kind, TASK_KINDS)
-    if (kind == "choice") != bool(labels) or len(set(labels)) != len(labels) or len(labels) == 1:
-        raise UsageError(
-            f"a {kind} task with {len(labels)} labels",
-            "a choice task needs two or more different labels: --labels a,b; any other kind has none",
-        )
-    metric = described.get("metric") or METRICS[kind][0]
-    if metric not in METRICS[kind]:
-        raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])
-    prompt_format = check_format(described.get("prompt_format") or "instruction")
-    return Task(name, kind, prompt_format, described.get("instruction") or "", labels, metric)
