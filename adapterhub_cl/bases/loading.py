@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
+import re
 import threading
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,15 @@ from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encoder, objectives_of, why_unusable
-from adapterhub_cl.bases.sources import QUANTIZATIONS, check_tokenizer, read_config, refuse_lacking, resolve
+from adapterhub_cl.bases.sources import (
+    QUANTIZATIONS,
+    check_tokenizer,
+    read_config,
+    refuse_lacking,
+    resolve,
+    stored_quantization,
+)
+from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.launching import local_rank
 from adapterhub_cl.types import BaseInfo
@@ -145,8 +155,12 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def inspect_base(source: str, quantization: str, revision: str | None = None) -> BaseInfo:
     """What a hub records of its base; reads the files but not the weights' values.
 
+    Args:
+        quantization: how it is to be stored in memory; a checkpoint that is quantised already stays as it is.
+
     Raises:
-        BaseModelError: the base cannot be found, or is neither a causal language model nor an encoder.
+        BaseModelError: the base cannot be found, is neither a causal language model nor an encoder, is quantised in a
+            way that cannot be trained on here, or has a tokenizer of another model.
         UnknownNameError: the quantisation is not a known one.
     """
     if quantization not in QUANTIZATIONS:
@@ -169,6 +183,8 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
         raise BaseModelError(
             f"base {source!r} is a {architecture}, {reason}", "choose a causal language model or an encoder"
         )
+    quantization = stored_quantization(read_config(path), source) or quantization
+    check_tokenizer_of(path, source)
     from safetensors import safe_open
 
     parameters = 0
@@ -216,7 +232,7 @@ def load_base(
     if info.quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization in hub.toml", info.quantization, QUANTIZATIONS)
     where, kind = choose_device(device), choose_dtype(dtype, choose_device(device))
-    encoder = is_encoder(info.architecture)
+    encoder, stored = is_encoder(info.architecture), stored_quantization(read_config(path), info.source)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -225,7 +241,7 @@ def load_base(
             model = load(
                 path,
                 config,
-                _quantization_config(info.quantization, kind),
+                None if stored else _quantization_config(info.quantization, kind),
                 dtype=kind,
                 device_map={"": where},
                 attn_implementation=attention,
@@ -250,6 +266,8 @@ def load_base(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_special_ids(tokenizer, model.get_input_embeddings().num_embeddings, info.source)
+    refuse_unknown_ids(model, tokenizer)
     _keep_trainable_layout(model)
     if info.quantization != "none":
         _give_back_memory()
@@ -267,12 +285,32 @@ def load_base(
 def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
     with_images = auto_class((config.architectures or [""])[0]) != CAUSAL_CLASS
     kind = AutoModelForImageTextToText if with_images else AutoModelForCausalLM
+    if quantization is not None and (names := _read_by_weight(kind, config)):
+        quantization.llm_int8_skip_modules = names
     model, told = kind.from_pretrained(
         path, config=config, quantization_config=quantization, output_loading_info=True, **options
     )
     learned = {name for name, _ in model.named_parameters()}  # buffers and tied weights need not be in a checkpoint
     refuse_lacking(path, sorted(learned.intersection(told["missing_keys"])))
     return model
+
+
+def _read_by_weight(kind: Any, config: Any) -> list[str]:
+    """Names of layers that cannot be quantised: Mamba's code multiplies by their weights itself. With the output's,
+    which is left out by default; empty for most architectures."""
+    if not re.search("mamba|ssm", json.dumps(config.to_dict(), default=str), re.I):
+        return []
+    with torch.device("meta"):
+        plan = kind.from_config(config)
+    output = plan.get_output_embeddings()
+    found = [
+        f"{name}.{last}"
+        for name, module in plan.named_modules()
+        if re.search("mamba|ssm", type(module).__name__, re.I)
+        for last, part in module.named_children()
+        if last in ("dt_proj", "out_proj") and isinstance(part, torch.nn.Linear)
+    ]
+    return [*found, *(name for name, module in plan.named_modules() if module is output)] if found else []
 
 
 def _give_back_memory() -> None:

@@ -55,6 +55,8 @@ def resolve(source: str, revision: str | None = None) -> Path:
         path = Path(source)
     if path.is_dir():
         return _checked(path, source)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        raise _gguf(source, path)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
         raise BaseModelError(
@@ -97,7 +99,20 @@ def has_chat_template(base: BaseInfo) -> bool:
     return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
+def _gguf(source: str, file: Path) -> BaseModelError:
+    alone = Path(source).expanduser() == file
+    nothing = f"no base at {source!r}: it is not a folder but a file"
+    what = nothing if alone else f"no usable weights in {source!r}: they are"
+    return BaseModelError(
+        f"{what} in GGUF, llama.cpp's format, on which no adapter can be trained",
+        "take the checkpoint that it was made from; or write one with transformers: AutoModelForCausalLM, and "
+        f"AutoTokenizer, .from_pretrained({str(file.parent)!r}, gguf_file={file.name!r}).save_pretrained('base')",
+    )
+
+
 def _checked(path: Path, source: str) -> Path:
+    if not any(path.glob("*.safetensors")) and (files := sorted(path.glob("*.gguf"))):
+        raise _gguf(source, files[0])
     if not (path / "config.json").is_file():
         raise BaseModelError(
             f"no base in {source!r}: config.json is missing", "give the folder that save_pretrained() wrote"
@@ -140,6 +155,37 @@ def read_config(path: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise BaseModelError(f"{path / 'config.json'} is not a model's configuration", "fetch the base again")
     return config
+
+
+def stored_quantization(config: Mapping[str, Any], source: str) -> str:
+    """How the weights of a checkpoint are quantised already; empty where they are not.
+
+    Args:
+        config: its config.json.
+
+    Raises:
+        BaseModelError: in a way that no adapter can be trained on here.
+    """
+    told = config.get("quantization_config")
+    text = config.get("text_config")
+    if not told and isinstance(text, dict):
+        told = text.get("quantization_config")
+    if not isinstance(told, dict) or not told:
+        return ""
+    method = str(told.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in told else "an unknown method"))
+    if method.startswith("bitsandbytes"):
+        if told.get("load_in_8bit") or told.get("_load_in_8bit"):
+            return "int8"
+        if told.get("load_in_4bit") or told.get("_load_in_4bit"):
+            kind = str(told.get("bnb_4bit_quant_type") or "fp4")
+            if kind in QUANTIZATIONS:
+                return kind
+        method = "bitsandbytes in a way that is not known here"
+    raise BaseModelError(
+        f"the weights of base {source!r} are quantised already, by {method}",
+        "give the checkpoint in 16 bits: it is quantised as it is loaded (--quantization nf4); of a quantised one only "
+        "those of bitsandbytes can be used",
+    )
 
 
 def model_files(path: Path) -> list[Path]:

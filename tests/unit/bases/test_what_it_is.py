@@ -1,0 +1,116 @@
+"""What a folder holds is read when a hub is made: how its weights are quantised, and whose tokenizer lies there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import build
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.bases.loading import inspect_base, load_base
+from adapterhub_cl.errors import BaseModelError, DataError
+
+
+def tell(folder: Path, **more: Any) -> Path:
+    """The folder with more in its config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4"),
+        ({"quant_method": "bitsandbytes", "_load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "fp4"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["nf4", "none", "int8"])
+def test_what_is_quantised_already_is_recorded_as_it_is(
+    pico_copy: Callable[..., Path], told: dict[str, Any], kind: str, asked: str
+) -> None:
+    assert inspect_base(str(tell(pico_copy(), quantization_config=told)), asked).quantization == kind
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "torchao", "fp8", "mxfp4", "hqq"])
+def test_other_kinds_of_quantisation_are_refused(pico_copy: Callable[..., Path], method: str, tmp_path: Path) -> None:
+    folder = tell(pico_copy(), quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(BaseModelError, match=f"quantised already, by {method}"):
+        AdapterHub.init(tmp_path / "hub", str(folder))
+    assert not (tmp_path / "hub").exists()
+    inner = tell(pico_copy("qwen2"), text_config={"quantization_config": {"quant_method": method}})
+    with pytest.raises(BaseModelError, match=f"by {method}"):
+        inspect_base(str(inner), "none")
+
+
+def test_a_base_that_was_saved_in_4_bits_is_loaded_so(load_pico: Callable[..., Any], tmp_path: Path) -> None:
+    first = load_pico("llama", "nf4")
+    first.model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    info = inspect_base(str(tmp_path), "none")
+    assert info.quantization == "nf4"
+    again = load_base(info, device="cpu", dtype="fp32")
+    ids = torch.tensor([[1, 50, 60]])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(input_ids=ids).logits, first.model(input_ids=ids).logits)
+
+
+def test_gguf_is_told_from_other_folders(tmp_path: Path) -> None:
+    file = tmp_path / "model-Q4_K_M.gguf"
+    file.write_bytes(b"GGUF")
+    for source in (file, tmp_path):
+        with pytest.raises(BaseModelError, match=r"in GGUF, llama\.cpp") as caught:
+            inspect_base(str(source), "nf4")
+        assert "gguf_file='model-Q4_K_M.gguf'" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["pad_token", "eos_token"])
+def test_a_tokenizer_larger_than_the_embeddings(pico_copy: Callable[..., Path], name: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = pico_copy()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({name: "<new>"})
+    tokenizer.save_pretrained(folder)
+    said = f"the {name.replace('_', ' ')} <new> is id 300, the base has 300 embeddings"
+    with pytest.raises(BaseModelError, match=said):
+        AdapterHub.init(tmp_path / "hub", str(folder), quantization="none")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_text_with_a_token_that_the_base_does_not_know(pico_copy: Callable[..., Path], tmp_path: Path) -> None:
+    from loras import write_lora
+    from transformers import AutoTokenizer
+
+    folder = pico_copy()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    hub = AdapterHub.init(tmp_path / "hub", str(folder), quantization="none", dtype="fp32")
+    hub.import_adapter(write_lora(tmp_path / "x", size=0.1), "x", labels=("a", "b"))
+    assert len(hub.predict(["a new text"], task="x")) == 1
+    said = r"holds the token '<new>' \(id 300\), and the base has 300 embeddings"
+    with pytest.raises(DataError, match=said):
+        hub.predict(["a <new> text"], task="x")
+    with hub.engine() as engine:
+        with pytest.raises(DataError, match=said):
+            engine.predict(["a <new> text"], task="x")
+        assert engine.predict(["a new text"], task="x")
+    with pytest.raises(DataError, match=said):
+        hub.generate("a <new> text", task="x")
+
+
+def test_layers_that_mamba_reads_by_their_weight_are_not_quantised(tmp_path: Path) -> None:
+    base = load_base(inspect_base(str(build("mamba", tmp_path)), "nf4"), device="cpu", dtype="fp32")
+    kinds = {name.rpartition(".")[2]: type(module).__name__ for name, module in base.model.named_modules()}
+    assert kinds["in_proj"] == kinds["x_proj"] == "Linear4bit"
+    assert kinds["dt_proj"] == kinds["out_proj"] == kinds["lm_head"] == "Linear"
+    with torch.no_grad():
+        assert torch.isfinite(base.model(input_ids=torch.tensor([[5, 6, 7]])).logits).all()
