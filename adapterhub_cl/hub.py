@@ -71,14 +71,21 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         )
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> AdapterHub:
+    def open(
+        cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", base_path: str | Path | None = None
+    ) -> AdapterHub:
         """Open a hub.
+
+        Args:
+            base_path: where its base lies, if not where `hub.toml` says; its fingerprint is checked. None: what the
+                environment variable CL_ADAPTER_BASE_PATH says.
 
         Raises:
             HubError: there is none, or a newer version made it.
             IntegrityError: its index is damaged.
         """
-        return cls(Registry.open(path), device, dtype)
+        where = None if base_path is None else str(base_path)
+        return cls(Registry.open(path, where), device, dtype)
 
     # -- looking ---------------------------------------------------------------------------------
 

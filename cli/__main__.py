@@ -106,7 +106,7 @@ _ELSEWHERE = {
     "history": "log",
     "fsck": "verify",
 }
-_PLAIN = ("--json", "--quiet", "--debug", "--hub", "--device", "--dtype")
+_PLAIN = ("--json", "--quiet", "--debug", "--hub", "--device", "--dtype", "--base-path")
 
 
 def _flushed(code: int) -> int:

@@ -71,7 +71,9 @@ class Verb(TyperCommand):
             for line in (self.epilog or "").splitlines():
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
         formatter.write_paragraph()
-        formatter.write_text("--hub, --json, --quiet, --debug, --device and --dtype go before or after the verb.")
+        formatter.write_text(
+            "--hub, --json, --quiet, --debug, --device, --dtype and --base-path go before or after the verb."
+        )
 
 
 def _strategies() -> list[tuple[str, str]]:
@@ -178,10 +180,13 @@ def root(
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="type of the matrix products: auto, bf16, fp16, fp32")] = "auto",
+    base_path: Annotated[
+        str | None, typer.Option(help="where the hub's base lies now; default: $CL_ADAPTER_BASE_PATH, else hub.toml")
+    ] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it")] = False,
 ) -> None:
     path = Path(hub).expanduser() if hub else None
-    ctx.obj = Session(path, json, quiet or is_helper_process(), debug, device, dtype)
+    ctx.obj = Session(path, json, quiet or is_helper_process(), debug, device, dtype, base_path)
     from adapterhub_cl.registry import changes
 
     ctx.with_resource(changes.operation())  # a refusal of the disk tells what the whole command has changed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapterhub_cl.errors import UsageError
 
 SWITCHES = ("--json", "--quiet", "--debug")
-WITH_VALUE = ("--hub", "--device", "--dtype")
+WITH_VALUE = ("--hub", "--device", "--dtype", "--base-path")
 ROOT_ONLY = ("--version", "--help", "-h")
 
 
@@ -74,4 +74,4 @@ def hoist(argv: Sequence[str], valued: Callable[[str], Collection[str]]) -> Line
     return Line(tuple(flags), verb, tuple(rest))
 
 
-_EXAMPLES = {"--hub": "my-hub", "--device": "cpu", "--dtype": "bf16"}
+_EXAMPLES = {"--hub": "my-hub", "--device": "cpu", "--dtype": "bf16", "--base-path": "./model"}

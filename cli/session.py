@@ -31,6 +31,7 @@ class Session:
     debug: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    base_path: str | None = None
 
     @classmethod
     def of(cls, ctx: typer.Context) -> Session:
@@ -59,7 +60,7 @@ class Session:
         """
         from adapterhub_cl.hub import AdapterHub
 
-        return AdapterHub.open(self.existing(), device=self.device, dtype=self.dtype)
+        return AdapterHub.open(self.existing(), device=self.device, dtype=self.dtype, base_path=self.base_path)
 
     def existing(self) -> Path:
         """The hub's path.

@@ -149,7 +149,7 @@ def distill(
         return
     if name is None:
         raise UsageError("the student needs a name", "add --as NAME")
-    other = AdapterHub.open(into, device=session.device, dtype=session.dtype) if into else None
+    other = AdapterHub.open(into, device=session.device, dtype=session.dtype, base_path="") if into else None
     hub, reporter = session.hub(), session.reporter()
     if resume:
         if given:

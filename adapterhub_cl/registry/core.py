@@ -30,11 +30,12 @@ class Core:
         self.adapters_dir = hub_file.store_path(path)
         self.runs_dir = path / "runs"
         self._index = Index(path, hub_file.index_url)
+        self.base_path = ""  # where the base lies now, if not where hub.toml says
 
     @property
     def base(self) -> BaseInfo:
-        """The base that the hub is bound to."""
-        return self.hub_file.base
+        """The base that the hub is bound to, where it lies now: see `adapterhub_cl.registry.hubfile`."""
+        return self.hub_file.base_at(self.path, self.base_path)
 
     def adapters(self, all_versions: bool = False, *, include_rejected: bool = True) -> list[AdapterRecord]:
         """Every adapter at its latest version (all versions where asked), sorted by name; never deleted ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from adapterhub_cl.types import BaseInfo
 
 FILE_NAME = "hub.toml"
 FORMAT = 1
+EMBEDDED = "tiny"  # the base that is part of this package: it lies where the package does
+BASE_PATH = "CL_ADAPTER_BASE_PATH"  # environment variable: where a hub's base lies, if not where hub.toml says
 _KNOWN = {
     "": {"format", "created_at", "base", "index", "store", "defaults"},
     "base": set(BaseInfo.__dataclass_fields__),
@@ -52,6 +55,29 @@ class HubFile:
                 f"the store {self.store_url!r} of {hub / FILE_NAME} is not a file: URL", 'use "file:adapters"'
             )
         return hub / rest.removeprefix("//")
+
+    def base_at(self, hub: Path, elsewhere: str = "") -> BaseInfo:
+        """The base with the place where it lies; its fingerprint is as it was recorded.
+
+        Args:
+            elsewhere: where it lies, if not where `hub.toml` says.
+        """
+        base = self.base
+        if base.source == EMBEDDED:
+            return base
+        if elsewhere:
+            return replace(base, source=str(Path(elsewhere).expanduser().absolute()), revision=None)
+        if base.source.startswith(("./", "../")):
+            return replace(base, source=os.path.normpath(hub.resolve() / base.source))
+        return base
+
+    def beside(self, hub: Path) -> HubFile:
+        """The same with a relative path to a base that lies beside the hub, so that both can be moved together."""
+        source = Path(self.base.source)
+        if not source.is_absolute() or not source.resolve().is_relative_to(hub.resolve().parent):
+            return self
+        way = Path(os.path.relpath(source.resolve(), hub.resolve())).as_posix()
+        return replace(self, base=replace(self.base, source=way if way.startswith("..") else f"./{way}"))
 
     def with_default(self, key: str, value: Any) -> HubFile:
         """The same with one entry of [defaults] set; None takes it out."""

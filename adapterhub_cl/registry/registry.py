@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from adapterhub_cl.registry import changes, files, manifests
 from adapterhub_cl.registry.aliasing import Aliases
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.erasing import Erasures
-from adapterhub_cl.registry.hubfile import FILE_NAME, HubFile
+from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
 from adapterhub_cl.registry.names import check_local, check_name
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
@@ -53,7 +54,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
 
         path = check_local(path)
         _check_free(path)
-        hub_file = HubFile(base=base, created_at=files.now(), defaults=dict(defaults or {}))
+        hub_file = HubFile(base=base, created_at=files.now(), defaults=dict(defaults or {})).beside(path)
         registry = cls(path, hub_file)
         with files.storage_errors(path):
             registry.adapters_dir.mkdir(parents=True, exist_ok=True)
@@ -67,9 +68,12 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         return registry
 
     @classmethod
-    def open(cls, path: Path | str) -> Registry:
+    def open(cls, path: Path | str, base_path: str | None = None) -> Registry:
         """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated (where it cannot be
         written, it is read as it is), and a removal of replay samples that was interrupted is completed.
+
+        Args:
+            base_path: where the base lies, if not where `hub.toml` says; None: what $CL_ADAPTER_BASE_PATH says.
 
         Raises:
             HubError: there is no hub, or a newer version made it.
@@ -78,6 +82,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         """
         path = check_local(path)
         registry = cls(path, HubFile.read(path))
+        registry.base_path = os.environ.get(BASE_PATH, "") if base_path is None else base_path
         revision = registry._index.revision()
         if revision != HEAD:
             registry._index.check_known(revision)
