@@ -63,7 +63,8 @@ def _projected(rows: torch.Tensor) -> torch.Tensor:
         return rows
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(rows.shape[1], DIMS, generator=generator, dtype=torch.float64)
-    return torch.matmul(rows, directions) / DIMS**0.5
+    found: torch.Tensor = rows @ directions / DIMS**0.5
+    return found
 
 
 def _p_values(inputs: torch.Tensor, kept: Sequence[torch.Tensor], aside: Sequence[torch.Tensor]) -> torch.Tensor:
