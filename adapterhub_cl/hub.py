@@ -90,8 +90,11 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
     # -- looking ---------------------------------------------------------------------------------
 
     def list(self, *, all_versions: bool = False) -> list[AdapterRecord]:
-        """The newest version of each adapter, or all versions; loads no torch."""
-        return self.registry.adapters(all_versions)
+        """Of each adapter the versions that serve a task and the newest one, or all versions; loads no torch.
+
+        After a rollback or a refused update these are two: the one that serves, and the newest one.
+        """
+        return self.registry.adapters(all_versions=True) if all_versions else self.registry.current()
 
     def get(self, ref: str) -> AdapterRecord:
         """One version: `news` (its latest), `news@v2`, `news@production`.

@@ -24,28 +24,33 @@ if TYPE_CHECKING:
 @verb(LOOK, "cl-adapter list --json", "list")
 def list_adapters(
     ctx: typer.Context,
-    all_versions: Annotated[bool, typer.Option("--all", help="every version, not the latest of each adapter")] = False,
+    all_versions: Annotated[
+        bool, typer.Option("--all", help="every version, not only what serves and the newest")
+    ] = False,
 ) -> None:
-    """List the adapters."""
+    """List the adapters: of each the versions that serve a task, and the newest."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.list(all_versions=all_versions)
+    serves: dict[str, list[str]] = {}
+    for task, ref in hub.registry.serving().items():
+        serves.setdefault(ref, []).append(task)
     if session.json:
         counts: Counter[str] = Counter()
         for row in hub.registry.usage():
             counts[row.ref] += row.requests
-        session.give([{**record.to_json(), "requests": counts[record.ref]} for record in found])
+        session.give([{**r.to_json(), "serves": serves.get(r.ref, []), "requests": counts[r.ref]} for r in found])
         return
     if not found:
         session.note(f"no adapters yet; make one: {session.command('add-task NAME DATA.jsonl')}")
         return
-    first, serving = _first_scores(hub.evaluations()), hub.registry.serving()
-    if not all_versions and (older := sorted(set(serving.values()) - {record.ref for record in found})):
-        session.note(f"not the latest, but serving: {', '.join(older)} (--all lists every version)")
-    served = Counter(serving.values())
+    first, rows = _first_scores(hub.evaluations()), Counter(record.name for record in found)
     display.table(
         ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "state", "aliases"),
-        [_row(record, first.get(record.ref), served[record.ref]) for record in found],
+        [
+            _row(record, first.get(record.ref), len(serves.get(record.ref, ())), alone=rows[record.name] == 1)
+            for record in found
+        ],
         right=("value", "rank", "size", "age"),
     )
 
@@ -58,7 +63,8 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
     return first
 
 
-def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) -> Sequence[Any]:
+def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int, *, alone: bool) -> Sequence[Any]:
+    """A line of the table; which version is the latest is said only where there is more than one line."""
     metric = scored.evaluation.metric if scored else None
     value = scored.evaluation.value if scored else None
     kept = _finite(record.retention) if record.kind in DERIVED and len(record.tasks) > 1 else None
@@ -75,7 +81,7 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int) ->
         display.size(record.bytes),
         display.age(record.created_at),
         _state(record, served),
-        ",".join(alias for alias in record.aliases if alias != LATEST),
+        ",".join(alias for alias in record.aliases if alias != LATEST or not alone),
     )
 
 

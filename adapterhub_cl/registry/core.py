@@ -47,6 +47,12 @@ class Core:
                 query, self.adapters_dir, all_versions=all_versions, include_rejected=include_rejected
             )
 
+    def current(self) -> list[AdapterRecord]:
+        """What counts now, sorted by name and version: of each adapter the versions that serve a task, its `latest`
+        and its newest, which may have been rejected or rolled back."""
+        with self._index.reading() as query:
+            return queries.current(query, self.adapters_dir)
+
     def get(self, ref: str) -> AdapterRecord:
         """The version that a reference names.
 

@@ -18,6 +18,8 @@ _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.crea
 _LATEST = """v.version = COALESCE(
     (SELECT a.version FROM aliases a WHERE a.name = v.name AND a.alias = 'latest'),
     (SELECT MAX(w.version) FROM versions w WHERE w.name = v.name AND w.status <> 'deleted'))"""
+_NEWEST = "v.version = (SELECT MAX(w.version) FROM versions w WHERE w.name = v.name AND w.status <> 'deleted')"
+_SERVES = "(v.name, v.version) IN (SELECT s.name, s.version FROM serving s)"
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,17 @@ def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
 
 def adapters(query: Query, store: Path, *, all_versions: bool, include_rejected: bool) -> list[AdapterRecord]:
     """Every adapter at its latest version, or all versions, sorted by name and version; never deleted ones."""
-    rows = query(
-        f"SELECT {_VERSION} FROM versions v WHERE v.status <> 'deleted'"
-        + ("" if all_versions else f" AND {_LATEST}")
-        + ("" if include_rejected else " AND v.status <> 'rejected'")
-        + " ORDER BY v.name, v.version"
-    )
+    rejected = "" if include_rejected else " AND v.status <> 'rejected'"
+    return _records(query, store, ("" if all_versions else f" AND {_LATEST}") + rejected)
+
+
+def current(query: Query, store: Path) -> list[AdapterRecord]:
+    """What counts now of every adapter: see `Registry.current`."""
+    return _records(query, store, f" AND ({_LATEST} OR {_NEWEST} OR {_SERVES})")
+
+
+def _records(query: Query, store: Path, which: str) -> list[AdapterRecord]:
+    rows = query(f"SELECT {_VERSION} FROM versions v WHERE v.status <> 'deleted'{which} ORDER BY v.name, v.version")
     named: dict[tuple[str, int], list[str]] = {}
     for name, alias, version in query("SELECT name, alias, version FROM aliases ORDER BY alias"):
         named.setdefault((name, version), []).append(alias)

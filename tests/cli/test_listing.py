@@ -143,3 +143,55 @@ def test_the_hub_is_found_by_flag_environment_and_place(
 def test_json_is_one_document_and_notes_stay_on_stderr(hub: Path, cl: Cl) -> None:
     for verb in (["list"], ["show", "mood"], ["log"], ["lineage", "mood"], ["verify"], ["gc", "--dry-run"]):
         json.loads(cl(*verb, "--hub", hub, "--json").out)
+
+
+def states(cl: Cl, hub: Path, *flags: str) -> dict[str, str]:
+    """Version → the state and aliases that `list` shows."""
+    lines = cl("list", *flags, "--hub", hub).out.splitlines()
+    at = lines[0].index("state")
+    return {line.split()[0]: " ".join(line[at:].split()) for line in lines[1:]}
+
+
+def test_list_shows_what_serves_beside_the_newest(hub: Path, cl: Cl) -> None:
+    assert states(cl, hub) == {"mood@v2": "serves -", "taste@v1": "serves -"}
+    assert cl("rollback", "mood@latest", "--hub", hub).code == 0
+    assert states(cl, hub) == {"mood@v1": "serves latest", "mood@v2": "ready -", "taste@v1": "serves -"}
+    rows = {row["ref"]: row for row in cl("list", "--json", "--hub", hub).json}
+    assert {ref: row["serves"] for ref, row in rows.items()} == {
+        "mood@v1": ["mood"],
+        "mood@v2": [],
+        "taste@v1": ["taste"],
+    }
+
+
+def test_list_after_production_was_pinned_and_rolled_back(hub: Path, publish: Publish, cl: Cl) -> None:
+    publish("mood", kind="updated", edges=[("mood@v2", "updated_from")])
+    assert set(states(cl, hub)) == {"mood@v3", "taste@v1"}
+    cl("alias", "mood@v2", "production", "--hub", hub)
+    pinned = {"mood@v2": "serves production", "mood@v3": "ready latest", "taste@v1": "serves -"}
+    assert states(cl, hub) == pinned
+    cl("alias", "mood@v1", "production", "--hub", hub)
+    assert states(cl, hub)["mood@v1"] == "serves production"
+    assert cl("rollback", "mood@production", "--hub", hub).code == 0
+    assert states(cl, hub) == pinned
+    assert set(states(cl, hub, "--all")) == {"mood@v1", "mood@v2", "mood@v3", "taste@v1"}
+
+
+def test_list_shows_a_refused_update_beside_what_serves(hub: Path, publish: Publish, cl: Cl) -> None:
+    publish("mood", kind="updated", status="rejected", edges=[("mood@v2", "updated_from")])
+    assert states(cl, hub) == {"mood@v2": "serves latest", "mood@v3": "rejected -", "taste@v1": "serves -"}
+    publish("mood", kind="updated", edges=[("mood@v2", "updated_from")])
+    assert states(cl, hub) == {"mood@v4": "serves -", "taste@v1": "serves -"}
+
+
+def test_list_shows_an_older_version_that_serves_another_task(hub: Path, publish: Publish, cl: Cl) -> None:
+    publish("both", takes_over=["taste"])
+    publish("both", kind="updated", edges=[("both@v1", "updated_from")])
+    serving = AdapterHub.open(hub).registry.serving()
+    assert (serving["both"], serving["taste"]) == ("both@v2", "both@v1")
+    assert states(cl, hub) == {
+        "both@v1": "serves 1 of 2 -",
+        "both@v2": "serves latest",
+        "mood@v2": "serves -",
+        "taste@v1": "ready -",
+    }
