@@ -7,7 +7,7 @@ nothing else in the project prints or exits.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -109,8 +109,15 @@ class GateRefused(AdapterHubError):
 
     Attributes:
         record: the `AdapterRecord` of the version that was refused and is kept; None where nothing was made.
+        gate: the gate's whole decision, plain JSON: the bound, and in `effects` for each task the score `before` and
+            `after`, the number of examples `n`, and the 95 % `interval` of the drop.
     """
 
     code = "gate"
     exit_code = 3
-    record: Any = None
+
+    def __init__(
+        self, message: str, hint: str = "", *, record: Any = None, gate: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.record, self.gate = record, dict(gate or {})

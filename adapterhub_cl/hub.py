@@ -90,9 +90,10 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
     # -- looking ---------------------------------------------------------------------------------
 
     def list(self, *, all_versions: bool = False) -> list[AdapterRecord]:
-        """Of each adapter the versions that serve a task and the newest one, or all versions; loads no torch.
+        """Of each adapter the versions that serve a task and the newest that was accepted, or all versions; loads no
+        torch.
 
-        After a rollback or a refused update these are two: the one that serves, and the newest one.
+        These are two where a task is pinned to an older version or was rolled back to one.
         """
         return self.registry.adapters(all_versions=True) if all_versions else self.registry.current()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cl_adapter.argv import SWITCHES, WITH_VALUE
 from cl_adapter.session import print_json
 
-from adapterhub_cl.errors import AdapterHubError
+from adapterhub_cl.errors import AdapterHubError, GateRefused
 from adapterhub_cl.launching import is_helper_process
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -19,18 +20,29 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class Failure:
-    """What the user is told. `code` is a word for programs, `exit_code` the process's."""
+    """What the user is told. `code` is a word for programs, `exit_code` the process's.
+
+    Attributes:
+        facts: what else `--json` gives: of a refusal by the gate the version and the whole decision.
+    """
 
     message: str
     hint: str
     code: str
     exit_code: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"error": self.message, "hint": self.hint, "code": self.code, **self.facts}
 
 
 def explain(error: BaseException) -> Failure:
     """The failure behind an exception."""
     if isinstance(error, AdapterHubError):
-        return Failure(_line(error.message), _line(error.hint), error.code, error.exit_code)
+        facts: dict[str, Any] = {}
+        if isinstance(error, GateRefused):
+            facts = {"ref": error.record.ref if error.record is not None else None, "gate": error.gate}
+        return Failure(_line(error.message), _line(error.hint), error.code, error.exit_code, facts)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", "", "interrupted", INTERRUPTED)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's, or typer's copy of it
@@ -62,7 +74,7 @@ def report(error: BaseException, *, json: bool, debug: bool) -> int:
     if failure.hint:
         print(f"hint: {failure.hint}", file=sys.stderr)
     if json:
-        print_json({"error": failure.message, "hint": failure.hint, "code": failure.code})
+        print_json(failure.to_json())
     return failure.exit_code
 
 

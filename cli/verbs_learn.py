@@ -11,6 +11,7 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import MAKE, verb
 from cl_adapter.completion import strategies, versions
+from cl_adapter.failures import explain
 from cl_adapter.session import DEFAULT_HUB, Session
 from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
@@ -282,8 +283,7 @@ def show_refused(
         whole: what `--json` gives for a version; `show` prints one.
     """
     if refused.record is not None and session.json:
-        told = {"error": refused.message, "hint": refused.hint, "code": refused.code}
-        session.give({**whole(refused.record), **told})
+        session.give({**whole(refused.record), **explain(refused).to_json()})
         raise typer.Exit(refused.exit_code) from refused
     if refused.record is not None:
         show(refused.record)

@@ -28,7 +28,7 @@ def list_adapters(
         bool, typer.Option("--all", help="every version, not only what serves and the newest")
     ] = False,
 ) -> None:
-    """List the adapters: of each the versions that serve a task, and the newest."""
+    """List the adapters: of each what serves a task, and the newest version."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.list(all_versions=all_versions)
@@ -53,6 +53,15 @@ def list_adapters(
         ],
         right=("value", "rank", "size", "age"),
     )
+    if not all_versions and (refused := _newer_but_rejected(hub, found)):
+        session.note(f"newer, but rejected by the gate: {display.some(refused, 5)} (--all lists every version)")
+
+
+def _newer_but_rejected(hub: AdapterHub, shown: Sequence[AdapterRecord]) -> list[str]:
+    """The newest version of each adapter, where the gate rejected it and an older one is listed."""
+    listed = {record.name: record.version for record in shown}
+    newest = {record.name: record for record in hub.list(all_versions=True)}
+    return [r.ref for r in newest.values() if r.status == "rejected" and r.version > listed.get(r.name, r.version)]
 
 
 def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluation]:

@@ -14,10 +14,10 @@ from cl_adapter.completion import strategies, versions
 from cl_adapter.session import Session
 from cl_adapter.training_flags import parse_set, training_flags
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.evaluation.gate import Effect
 
 if TYPE_CHECKING:
-    from adapterhub_cl.evaluation.gate import Effect
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 
 MaxForgetting = Annotated[float | None, typer.Option(help="what an earlier task may lose, 0 to 1; default: hub.toml's")]
@@ -126,7 +126,12 @@ def promote(
 ) -> None:
     """Let a version serve its tasks (alias production), if it passes the gate."""
     session = Session.of(ctx)
-    record, decision = session.hub().promote(ref, max_forgetting=max_forgetting, reporter=session.reporter())
+    try:
+        record, decision = session.hub().promote(ref, max_forgetting=max_forgetting, reporter=session.reporter())
+    except GateRefused as refused:
+        if not session.json:
+            show_effects(refused.record.ref, [Effect.from_json(row) for row in refused.gate["effects"]])
+        raise
     if session.json:
         session.give({**record.to_json(), "gate": decision.to_json()})
         return

@@ -137,12 +137,12 @@ def record(
                 verb=str(making.recipe["verb"]),
             )
     if not retained.passed:
-        refused = GateRefused(
+        raise GateRefused(
             retained.message(made.ref),
             f"{made.ref} is kept as rejected; try {making.instead}, or a lower --min-retention",
+            record=made,
+            gate=retained.to_json(),
         )
-        refused.record = made
-        raise refused
     return made
 
 

@@ -49,7 +49,10 @@ class Core:
 
     def current(self) -> list[AdapterRecord]:
         """What counts now, sorted by name and version: of each adapter the versions that serve a task, its `latest`
-        and its newest, which may have been rejected or rolled back."""
+        and its newest accepted one, which may have been rolled back.
+
+        An adapter that has only rejected versions is shown at the newest of them.
+        """
         with self._index.reading() as query:
             return queries.current(query, self.adapters_dir)
 

@@ -18,7 +18,7 @@ _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.crea
 _LATEST = """v.version = COALESCE(
     (SELECT a.version FROM aliases a WHERE a.name = v.name AND a.alias = 'latest'),
     (SELECT MAX(w.version) FROM versions w WHERE w.name = v.name AND w.status <> 'deleted'))"""
-_NEWEST = "v.version = (SELECT MAX(w.version) FROM versions w WHERE w.name = v.name AND w.status <> 'deleted')"
+_NEWEST = "v.version = (SELECT MAX(w.version) FROM versions w WHERE w.name = v.name AND w.status = 'active')"
 _SERVES = "(v.name, v.version) IN (SELECT s.name, s.version FROM serving s)"
 
 

@@ -232,9 +232,8 @@ def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
     """The error that says why a rejected version was refused, and what to try."""
     gate = record.manifest["gate"]
     decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
-    refused = GateRefused(decision.message(record.ref), _what_to_try(strategy, record, decision.blamed))
-    refused.record = record
-    return refused
+    hint = _what_to_try(strategy, record, decision.blamed)
+    return GateRefused(decision.message(record.ref), hint, record=record, gate=decision.to_json())
 
 
 def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:

@@ -72,12 +72,12 @@ def promote(
     if not decision.passed:
         with suppress(StorageError):  # a hub that cannot be written is no reason to hide what the gate said
             registry.add_event(REFUSED, record.ref, decision.to_log())
-        refused = GateRefused(
+        raise GateRefused(
             decision.message(record.ref),
             f"nothing was moved; let it pass: cl-adapter promote {record.ref} --max-forgetting 1",
+            record=record,
+            gate=decision.to_json(),
         )
-        refused.record = record
-        raise refused
     for text in decision.within_chance:
         reporter.note(text)
     for name in record.tasks:

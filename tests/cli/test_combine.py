@@ -90,6 +90,9 @@ def test_the_gate_refuses_with_exit_code_3(cl: Cl, taught: Path, monkeypatch: py
     assert again.code == 3
     assert again.json["code"] == "gate"
     assert again.json["ref"] == "b2@v1"
+    effects = again.json["gate"]["effects"]
+    assert {(row["task"], row["before"], row["after"]) for row in effects} == {("one", 1.0, 0.3), ("two", 1.0, 0.3)}
+    assert all(row["n"] > 0 and row["interval"][0] < 0.7 < row["interval"][1] for row in effects)
 
 
 def test_promote_serves_and_rollback_brings_the_parents_back(cl: Cl, taught: Path) -> None:

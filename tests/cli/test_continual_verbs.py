@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cli_support import TRAINING, Cl, Said, mood_rows, write_rows
 
+from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import AdapterRecord
 
@@ -105,6 +106,37 @@ def test_a_bad_stream_file_is_refused_with_its_reason(
     assert registry.adapters() == []
 
 
+FIGURES = {"task", "metric", "before", "after", "n", "drop", "interval"}
+
+
+def test_a_refused_promotion_tells_both_scores_of_each_task(
+    cl: Cl, registry: Registry, publish: Callable[..., AdapterRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub_cl.training import promoting
+
+    publish("mood")
+    publish("mood", kind="updated", edges=[("mood@v1", "updated_from")])
+    effects = [
+        Effect("mood", "accuracy", 0.9, 0.4, 200, "test.jsonl", "mood@v2"),
+        Effect("taste", "exact_match", 0.5, 0.6, 50, "replay samples of taste@v3", "taste@v3"),
+    ]
+    monkeypatch.setattr(promoting, "effects_of", lambda *_: effects)
+    said = cl("promote", "mood@v1", "--max-forgetting", "0.1", "--hub", registry.path, "--json")
+    assert said.code == 3
+    told = said.json
+    assert (told["code"], told["ref"], told["gate"]["limit"]) == ("gate", "mood@v1", 0.1)
+    lost, gained = told["gate"]["effects"]
+    assert lost.keys() >= FIGURES
+    assert (lost["task"], lost["before"], lost["after"], lost["n"]) == ("mood", 0.9, 0.4, 200)
+    assert lost["interval"] == pytest.approx([0.416, 0.574], abs=0.002)  # Newcombe's: 0.5 and about 0.08 to each side
+    assert (gained["task"], gained["drop"]) == ("taste", pytest.approx(-0.1))
+    plain = cl("promote", "mood@v1", "--max-forgetting", "0.1", "--hub", registry.path)
+    assert plain.code == 3
+    (row,) = [line.split() for line in plain.out.splitlines() if line.startswith("mood ")]
+    assert row[1:5] == ["mood@v2", "0.9000", "0.4000", "+0.5000"]
+    assert plain.err.splitlines()[0] == told["error"].join(["error: ", ""])
+
+
 def test_the_gate_on_the_command_line(cl: Cl, hub: Path, tmp_path: Path) -> None:
     """The second task says the opposite: whoever learns it on the same weights forgets the first."""
     rows = mood_rows(60, 200)
@@ -120,6 +152,7 @@ def test_the_gate_on_the_command_line(cl: Cl, hub: Path, tmp_path: Path) -> None
     told = said.json
     assert (told["ref"], told["status"], told["code"]) == ("turned@v1", "rejected", "gate")
     assert told["gate"]["passed"] is False
+    assert all(effect.keys() >= FIGURES for effect in told["gate"]["effects"])
     assert told["hint"]
     assert "sure" in told["error"]
     assert {row["ref"]: row["status"] for row in cl("list", "--hub", hub, "--json").json}["turned@v1"] == "rejected"

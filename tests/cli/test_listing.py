@@ -177,11 +177,15 @@ def test_list_after_production_was_pinned_and_rolled_back(hub: Path, publish: Pu
     assert set(states(cl, hub, "--all")) == {"mood@v1", "mood@v2", "mood@v3", "taste@v1"}
 
 
-def test_list_shows_a_refused_update_beside_what_serves(hub: Path, publish: Publish, cl: Cl) -> None:
+def test_list_names_a_refused_update_and_shows_what_serves(hub: Path, publish: Publish, cl: Cl) -> None:
     publish("mood", kind="updated", status="rejected", edges=[("mood@v2", "updated_from")])
-    assert states(cl, hub) == {"mood@v2": "serves latest", "mood@v3": "rejected -", "taste@v1": "serves -"}
+    publish("bad", status="rejected")
+    assert states(cl, hub) == {"bad@v1": "rejected -", "mood@v2": "serves -", "taste@v1": "serves -"}
+    assert cl("list", "--hub", hub).err == "newer, but rejected by the gate: mood@v3 (--all lists every version)\n"
+    assert cl("list", "--all", "--hub", hub).err == ""
     publish("mood", kind="updated", edges=[("mood@v2", "updated_from")])
-    assert states(cl, hub) == {"mood@v4": "serves -", "taste@v1": "serves -"}
+    assert states(cl, hub) == {"bad@v1": "rejected -", "mood@v4": "serves -", "taste@v1": "serves -"}
+    assert cl("list", "--hub", hub).err == ""
 
 
 def test_list_shows_an_older_version_that_serves_another_task(hub: Path, publish: Publish, cl: Cl) -> None:
