@@ -109,7 +109,8 @@ class Summary:
         scored: how many tasks it is of, out of `tasks` that something serves.
         worst: the task that lost most since its best score; None where none lost anything.
         weakest: the task with the lowest score.
-        rejected: versions that the gate refused, as they stand now.
+        rejected: versions that the gate refused when they were made, as they stand now.
+        refused: these, and the versions of which it refused the promotion and that were not promoted since.
     """
 
     average: float | None
@@ -118,6 +119,7 @@ class Summary:
     worst: TaskFacts | None
     weakest: TaskFacts | None
     rejected: tuple[str, ...]
+    refused: tuple[str, ...]
 
 
 def summary(facts: Facts) -> Summary:
@@ -126,13 +128,17 @@ def summary(facts: Facts) -> Summary:
     values = [task.now.value for task in served if task.now is not None]
     lost = [task for task in served if task.change is not None and task.change < 0]
     scored = [task for task in served if task.now is not None]
+    rejected = [v.ref for v in facts.versions if v.status == "rejected"]
+    there = {v.ref for v in facts.versions}
+    kept_back = [g.ref for g in facts.gates if g.promotion and g.status == "rejected" and g.ref in there]
     return Summary(
         average=mean_and_spread(values)[0] if values else None,
         scored=len(values),
         served=len(served),
         worst=min(lost, key=lambda t: t.change or 0.0, default=None),
         weakest=min(scored, key=lambda t: t.now.value if t.now else 0.0, default=None),
-        rejected=tuple(v.ref for v in facts.versions if v.status == "rejected"),
+        rejected=tuple(rejected),
+        refused=tuple(dict.fromkeys([*rejected, *kept_back])),
     )
 
 

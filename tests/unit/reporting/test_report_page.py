@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,54 @@ def test_a_refused_promotion_is_a_decision_of_the_gate(hub: Registry, learn: Lea
     hub.set_alias("both@v1", "production", reason="promote")
     assert "let pass later" in read(hub).text("gate")
     assert [event.verb for event in gather(hub).moves] == ["promote"], "nothing moved when it was refused"
+
+
+def test_a_refused_promotion_counts_as_refused_until_it_passes(hub: Registry, learn: Learn) -> None:
+    learn("news", {"news": 0.9})
+    learn("mood", {"mood": 0.8, "news": 0.2}, status="rejected", gate=decision(0.02, news=(0.9, 0.2)))
+    learn("both", {"news": 0.4}, task="", kind="merged", serve=False)
+    refused = decide([Effect("news", "accuracy", 0.9, 0.4, 100, "x", "news@v1")], 0.02)
+    for ref in ("both@v1", "both@v1", "mood@v1", "gone@v7"):  # asked for twice; rejected before; deleted since
+        hub.add_event(REFUSED, ref, refused.to_log())
+    assert views.summary(gather(hub)).refused == ("mood@v1", "both@v1")
+    assert re.search(r"\b2 refused by the gate mood@v1 ?, both@v1 \(promotion\)", read(hub).text(""))
+    hub.set_alias("both@v1", "production", reason="promote")
+    assert views.summary(gather(hub)).refused == ("mood@v1",)
+
+
+def test_a_base_in_a_folder_of_that_name(tmp_path: Path) -> None:
+    hub = Registry.create(tmp_path / "shop", replace(BASE, source=str(tmp_path / "jobs" / "base")))
+    told = read(hub).text("")
+    assert "base model: base (LlamaForCausalLM)" in told
+    assert "base base" not in told
+    assert "jobs" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1100, 1280])
+def test_no_column_of_the_gate_is_cut(hub: Registry, learn: Learn, tmp_path: Path, width: int) -> None:
+    """In a browser: no table of a page with long names is wider than its box."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium to draw the page with")
+    names = ("customer-support-tickets", "product-review-sentiment", "spoken-command-intents")
+    for name in names:
+        learn(name, {name: 0.9})
+    learn(
+        "everything-in-one", dict.fromkeys(names, 0.4), task="", gate=decision(0.02, **dict.fromkeys(names, (0.9, 0.4)))
+    )
+    # The page has no script of its own; this one tells the widths.
+    told = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth).join()"
+    html = page.render(gather(hub)).replace(
+        "</body>", f"<script>document.title = 'too wide by ' + {told}</script></body>"
+    )
+    (tmp_path / "page.html").write_text(html)
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words += [f"--window-size={width},900", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    seen = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"<title>too wide by ([\d,]*)</title>", seen)
+    assert found is not None
+    assert set(found[1].split(",")) == {"0"}
 
 
 def test_a_loss_that_chance_explains_is_called_so(hub: Registry, learn: Learn) -> None:
