@@ -15,11 +15,11 @@ from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
+from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
-    from adapterhub_cl.training.progress import Reporter
 
 _List = list  # within the class, `list` is the verb
 
@@ -178,12 +178,11 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             if refs or data:
                 raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
             from adapterhub_cl.training.matrices import hub_matrix
-            from adapterhub_cl.training.progress import Reporter as Silent
 
-            return hub_matrix(self.registry, self.load_base, reporter or Silent())
+            return hub_matrix(self.registry, self.load_base, usual(reporter))
         from adapterhub_cl.inference.scoring import score_versions
 
-        return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, reporter, task)
+        return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, usual(reporter), task)
 
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.

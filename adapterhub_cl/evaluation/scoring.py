@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def evaluate(
     max_length: int,
     dtype: torch.dtype,
     batch_size: int = 32,
-    progress: Any = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Evaluation]:
     """All metrics of the task, the one that stands for it first.
 
@@ -50,7 +50,8 @@ def evaluate(
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         if task.kind == "text":
             tokens = [window for example in examples for window in encode.windows(example)]
-            losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
+            told = None if progress is None else _by_share(len(tokens), len(examples), progress)
+            losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size, told)
             total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
             scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)
         else:
@@ -77,6 +78,18 @@ def evaluate(
     ]
 
 
+def _by_share(pieces: int, examples: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Tells of pieces of long texts as the share of the examples that they are."""
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        progress(examples * done // pieces - examples * before // pieces)
+
+    return told
+
+
 def dev_figures(
     model: Any,
     tokenizer: Any,
@@ -88,10 +101,15 @@ def dev_figures(
     max_length: int,
     dtype: torch.dtype,
     batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """What the best epoch is chosen by: a choice task's accuracy, then the loss of an answer token (nats)."""
+    """What the best epoch is chosen by: a choice task's accuracy, then the loss of an answer token (nats).
+
+    Args:
+        progress: called with the number of examples done after each batch of the loss.
+    """
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size)
+        losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size, progress)
         figures: dict[str, float] = {}
         asked = [e for e in examples if e.answer in task.labels]
         if task.kind == "choice" and asked:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.launching import one_process
+from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
     from adapterhub_cl.consolidation.distill import Places
-    from adapterhub_cl.training.progress import Reporter
 
 
 class Combining(Opened):
@@ -60,9 +60,8 @@ class Combining(Opened):
         request = MergeRequest(refs, weights, expression, method, rank, options, min_retention, evaluate, seed)
         order = check_merge(self.registry, request, name, new_version=new_version)
         from adapterhub_cl.consolidation.merge import merge
-        from adapterhub_cl.training.progress import Reporter as Silent
 
-        return merge(self.registry, self.load_base, order, reporter or Silent())
+        return merge(self.registry, self.load_base, order, usual(reporter))
 
     def plan_merge(
         self,
@@ -95,9 +94,8 @@ class Combining(Opened):
         request = MergeRequest(refs, weights, expression, method, rank, options, seed=seed)
         order = check_merge(self.registry, request, name, new_version=new_version)
         from adapterhub_cl.consolidation.merge import plan
-        from adapterhub_cl.training.progress import Reporter as Silent
 
-        return plan(self.registry, self.load_base, order, reporter or Silent())
+        return plan(self.registry, self.load_base, order, usual(reporter))
 
     def distill(
         self,
@@ -154,9 +152,8 @@ class Combining(Opened):
         student = (into or self).registry
         check_distill(student, request, name, new_version=new_version, elsewhere=into is not None)
         from adapterhub_cl.consolidation.distill import distill
-        from adapterhub_cl.training.progress import Reporter as Silent
 
-        return distill(self._places(into), name, request, reporter or Silent(), new_version=new_version)
+        return distill(self._places(into), name, request, usual(reporter), new_version=new_version)
 
     def distill_resume(
         self, name: str, *, into: Combining | None = None, reporter: Reporter | None = None
@@ -168,13 +165,12 @@ class Combining(Opened):
         """
         from adapterhub_cl.consolidation.distill import distill, resumed
         from adapterhub_cl.errors import UsageError
-        from adapterhub_cl.training.progress import Reporter as Silent
 
         one_process("distill")
         run, request, new_version, teachers = resumed((into or self).registry, name)
         if teachers != str(self.folder.resolve()):
             raise UsageError(f"the unfinished distillation of {name} has its teachers in {teachers}", "name that hub")
-        return distill(self._places(into), name, request, reporter or Silent(), new_version=new_version, run=run)
+        return distill(self._places(into), name, request, usual(reporter), new_version=new_version, run=run)
 
     def is_fresh(self, name: str) -> bool:
         """Whether a distilled adapter was made of the newest versions of its teachers.
@@ -202,9 +198,8 @@ class Combining(Opened):
         if request is None:
             return there, False
         from adapterhub_cl.consolidation.distill import distill
-        from adapterhub_cl.training.progress import Reporter as Silent
 
-        return distill(self._places(None), there.name, request, reporter or Silent(), new_version=True), True
+        return distill(self._places(None), there.name, request, usual(reporter), new_version=True), True
 
     def _places(self, into: Combining | None) -> Places:
         from adapterhub_cl.consolidation.distill import Places

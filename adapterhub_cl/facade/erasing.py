@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.registry import check_local
+from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
     from adapterhub_cl.erasure.plan import Plan
     from adapterhub_cl.erasure.proof import Proof
     from adapterhub_cl.erasure.removal import Repeat
-    from adapterhub_cl.training.progress import Reporter
 
 
 class Erasing(Opened):
@@ -59,7 +59,7 @@ class Erasing(Opened):
         if dry_run:
             return removal.look(self.registry, name, may_repeat=repeat is not None, everywhere=everywhere)
         place = None if key is None else check_local(key, "a file")
-        return removal.forget(self.registry, name, repeat, reporter, everywhere=everywhere, key=place)
+        return removal.forget(self.registry, name, repeat, usual(reporter), everywhere=everywhere, key=place)
 
     def prove_forgotten(self, name: str, *, key: str | Path | None = None) -> Proof:
         """Search every file of the hub, its index and its journal for what a forgotten task left, and look for versions
@@ -91,9 +91,8 @@ class Erasing(Opened):
     def _repeat(self, reporter: Reporter | None) -> Repeat:
         """What makes a derived version again."""
         from adapterhub_cl.consolidation.recipes import repeat
-        from adapterhub_cl.training.progress import Reporter as Silent
 
         def run(record: AdapterRecord, gone: Mapping[str, str | None]) -> AdapterRecord | None:
-            return repeat(self.registry, self.load_base, record, gone, reporter or Silent())
+            return repeat(self.registry, self.load_base, record, gone, usual(reporter))
 
         return run

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.launching import one_process
+from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.gate import Decision, Effect
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
-    from adapterhub_cl.training.progress import Reporter
 
 
 class Learning(Opened):
@@ -146,7 +146,7 @@ class Learning(Opened):
         request, run = build(self.registry, verb, name, data, resume, asked)
         from adapterhub_cl.training.teaching import teach
 
-        return teach(self.registry, self.load_base, request, run=run, reporter=reporter)
+        return teach(self.registry, self.load_base, request, run=run, reporter=usual(reporter))
 
     def update_online(
         self,
@@ -184,7 +184,6 @@ class Learning(Opened):
             GateRefused: a version forgot too much; the rows that came in stay in the run's folder.
         """
         from adapterhub_cl.training import online
-        from adapterhub_cl.training.progress import Reporter as Silent
         from adapterhub_cl.training.request import build
 
         asked = {
@@ -197,7 +196,7 @@ class Learning(Opened):
             "instruction": instruction,
             "settings": {"epochs": 2, "batch_size": 8, **settings},
         }
-        tell = reporter or Silent()
+        tell = usual(reporter)
         source = online.standard_input() if lines is None else lines
         request, _ = build(self.registry, "update", name, "-", False, asked)
         run, request = online.begin(self.registry, request, every, resume, tell)
@@ -248,7 +247,7 @@ class Learning(Opened):
             max_forgetting,
             settings,
             asked or {},
-            reporter,
+            usual(reporter),
         )
 
     def promote(
@@ -262,17 +261,15 @@ class Learning(Opened):
         Raises:
             GateRefused: a task would lose more than it may; nothing was moved.
         """
-        from adapterhub_cl.training.progress import Reporter as Silent
         from adapterhub_cl.training.promoting import promote
 
-        return promote(self.registry, self.load_base, ref, max_forgetting, reporter or Silent())
+        return promote(self.registry, self.load_base, ref, max_forgetting, usual(reporter))
 
     def forgetting(self, ref: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, list[Effect]]:
         """A version's effect on every other task: what serves the task scores, and what this version scores on it.
 
         `Effect.served` says whether the version answers for the task, or would only do so if it were made to.
         """
-        from adapterhub_cl.training.progress import Reporter as Silent
         from adapterhub_cl.training.promoting import forgetting_of
 
-        return forgetting_of(self.registry, self.load_base, ref, reporter or Silent())
+        return forgetting_of(self.registry, self.load_base, ref, usual(reporter))

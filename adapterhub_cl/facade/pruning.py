@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.launching import one_process
+from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
     from adapterhub_cl.pruning.unused import Verdict
-    from adapterhub_cl.training.progress import Reporter
 
 MEASUREMENTS = 24
 
@@ -62,13 +62,12 @@ class Pruning(Opened):
             AdapterError: nothing would change, or it is no adapter that can be pruned (DoRA, zero).
         """
         from adapterhub_cl.consolidation.prune import PruneRequest, prune
-        from adapterhub_cl.training.progress import Reporter as Silent
 
         one_process("prune")
         request = PruneRequest(
             ref, rank, energy, across, search, magnitude, store, min_retention, evaluate, measurements, seed
         )
-        return prune(self.registry, self.load_base, request, reporter or Silent(), name=name, new_version=False)
+        return prune(self.registry, self.load_base, request, usual(reporter), name=name, new_version=False)
 
     def plan_prune(
         self,
@@ -86,10 +85,9 @@ class Pruning(Opened):
     ) -> dict[str, Any]:
         """What `prune` would give, without writing anything: ranks, errors, bytes. A search measures all the same."""
         from adapterhub_cl.consolidation.prune import PruneRequest, plan
-        from adapterhub_cl.training.progress import Reporter as Silent
 
         request = PruneRequest(ref, rank, energy, across, search, magnitude, store, min_retention, True, measurements)
-        return plan(self.registry, self.load_base, request, reporter or Silent())
+        return plan(self.registry, self.load_base, request, usual(reporter))
 
     def redundant(
         self, *, threshold: float = 0.9, evaluate: bool = True, reporter: Reporter | None = None
@@ -102,9 +100,8 @@ class Pruning(Opened):
             evaluate: compare predictions; needs the base.
         """
         from adapterhub_cl.consolidation.proposals import redundant
-        from adapterhub_cl.training.progress import Reporter as Silent
 
-        return redundant(self.registry, self.load_base if evaluate else None, threshold, reporter or Silent())
+        return redundant(self.registry, self.load_base if evaluate else None, threshold, usual(reporter))
 
     def unused(self, days: float = 30) -> list[Verdict]:
         """Every version with a verdict: proposed for removal, or why it stays."""

@@ -12,13 +12,13 @@ from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.inference.serving import answering, who_answers
 from adapterhub_cl.routing import DEFAULT as ROUTER
 from adapterhub_cl.routing import build
+from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import BASE, Example, Prediction, Route
 
 if TYPE_CHECKING:
     from adapterhub_cl.data.layouts import Columns
     from adapterhub_cl.inference.drift import Drift
     from adapterhub_cl.inference.engine import Engine
-    from adapterhub_cl.training.progress import Reporter
 
 Messages = Sequence[Mapping[str, str]]
 MANY = 64  # inputs from which a progress bar is worth its place
@@ -53,7 +53,7 @@ class Using(Opened):
             self._engine.close()  # it may still be answering: two at a time would take the base from each other
         if self._engine is not None and not self._engine.closed:
             raise UsageError("an engine works on this hub object already", "close it, or open the hub once more")
-        self._engine = Engine(self.registry, self.load_base(), chosen, reporter)
+        self._engine = Engine(self.registry, self.load_base(), chosen, usual(reporter))
         return self._engine
 
     def read_inputs(
@@ -109,12 +109,11 @@ class Using(Opened):
             UnknownNameError: no such task, adapter, router.
             DataError: an input is empty.
         """
-        from adapterhub_cl.training.progress import Reporter as Silent
 
         if isinstance(inputs, str):
             raise UsageError("one text where a list of texts is wanted", "write [text]")
         inputs = list(inputs)
-        report = reporter if reporter is not None and len(inputs) >= MANY else Silent()
+        report = usual(reporter) if len(inputs) >= MANY else Reporter()
         if self._routes(task, adapter, router, top_k, options):
             with self._using(router, options, reporter, batch_size=batch_size) as engine:
                 engine.prepare()
@@ -302,9 +301,8 @@ class Using(Opened):
         if working is None or working.closing:
             with self.engine(router or ROUTER, options=options, reporter=reporter, **settings) as engine:
                 yield engine
-                if reporter is not None:
-                    for note in engine.notes:
-                        reporter.note(f"note: {note}")
+                for note in engine.notes:
+                    usual(reporter).note(f"note: {note}")
             return
         if options or router not in (None, working.settings.router):
             raise UsageError(

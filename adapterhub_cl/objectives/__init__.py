@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from adapterhub_cl.bases.kinds import CAUSAL, CLASSIFICATION, MASKED, objectives_of
@@ -127,9 +127,18 @@ class BaseObjective(ABC):
 
     @abstractmethod
     def perplexities(
-        self, model: Any, tokens: Sequence[Tokens], pad_id: int, batch_size: int = 32
+        self,
+        model: Any,
+        tokens: Sequence[Tokens],
+        pad_id: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
     ) -> list[tuple[float, int]]:
-        """For each example the sum of its answer's negative log-likelihood (nats) and the number of its tokens."""
+        """For each example the sum of its answer's negative log-likelihood (nats) and the number of its tokens.
+
+        Args:
+            progress: called with the number of examples done after each batch.
+        """
 
     @abstractmethod
     def predict(

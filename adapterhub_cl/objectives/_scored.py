@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,14 @@ class Scored(BaseObjective):
 
     @torch.no_grad()
     def perplexities(
-        self, model: Any, tokens: Sequence[Tokens], pad_id: int, batch_size: int = 32
+        self,
+        model: Any,
+        tokens: Sequence[Tokens],
+        pad_id: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
     ) -> list[tuple[float, int]]:
-        """For each example the sum of its answer's negative log-likelihood (nats) and the number of its tokens."""
+        """See `BaseObjective.perplexities`."""
         found: list[tuple[float, int]] = [(0.0, 0)] * len(tokens)
         with evaluating(model):
             for indices in by_length([len(t) for t in tokens], batch_size):
@@ -34,6 +39,8 @@ class Scored(BaseObjective):
                 losses = torch.split(self.losses(model, batch), [len(tokens[i].answer) for i in indices])
                 for index, loss in zip(indices, losses, strict=True):
                     found[index] = (float(loss.sum()), loss.numel())
+                if progress:
+                    progress(len(indices))
         return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -116,6 +117,10 @@ class Stage(Protocol):
 
     def note(self, text: str) -> None:
         """A line for the user."""
+        ...
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        """A longer piece of work outside of the steps: gives a function that is called with how much more is done."""
         ...
 
 

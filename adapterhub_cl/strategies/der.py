@@ -124,11 +124,12 @@ class Strategy(replay.Strategy):
         logs: list[torch.Tensor] = []
         ids: list[torch.Tensor] = []
         starts = [0]
-        with torch.no_grad():
+        with torch.no_grad(), stage.progress("storing answers (der)", len(samples)) as advance:
             for k in range(0, len(samples), 16):
                 found = stage.logits(stage.collate(tokens[k : k + 16])).log_softmax(-1)
                 best = found.topk(min(TOP, found.shape[-1]))
                 logs, ids = [*logs, best.values.half()], [*ids, best.indices.int()]
+                advance(len(tokens[k : k + 16]))
         if not samples:
             return {}
         for row in tokens:

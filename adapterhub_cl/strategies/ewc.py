@@ -82,13 +82,15 @@ class Strategy(BaseStrategy):
         rows = list(range(stage.fresh))
         rows = random.Random(f"fisher {stage.seed}").sample(rows, min(self.config.examples, len(rows)))
         sums = {name: torch.zeros_like(p) for name, p in stage.parameters.items()}
-        for row in rows:
-            for batch in stage.batches([row]):
-                loss = stage.loss(batch)
-                gradients = torch.autograd.grad(loss, list(stage.parameters.values()), allow_unused=True)
-                for name, gradient in zip(stage.parameters, gradients, strict=True):
-                    if gradient is not None:
-                        sums[name] += gradient.detach() ** 2
+        with stage.progress("weighing what matters (ewc)", len(rows)) as advance:
+            for row in rows:
+                for batch in stage.batches([row]):
+                    loss = stage.loss(batch)
+                    gradients = torch.autograd.grad(loss, list(stage.parameters.values()), allow_unused=True)
+                    for name, gradient in zip(stage.parameters, gradients, strict=True):
+                        if gradient is not None:
+                            sums[name] += gradient.detach() ** 2
+                advance()
         count = sum(s.numel() for s in sums.values())
         mean = sum(float(s.sum()) for s in sums.values()) / count
         return {name: s / max(mean, 1e-30) for name, s in sums.items()}

@@ -118,9 +118,10 @@ class Strategy(BaseStrategy):
         rows = list(range(stage.fresh))
         rows = random.Random(f"inputs {stage.seed}").sample(rows, min(self.config.examples, len(rows)))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), stage.progress("gathering inputs (inflora)", len(rows)) as advance:
                 for batch in stage.batches(rows):
                     stage.logits(batch)
+                    advance(len(batch.indices))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -67,13 +67,14 @@ class Strategy(BaseStrategy):
                 parameters[name].data.copy_(value)
         stage.note(f"reptile: {config.rounds} rounds on {len(stage.reviewed)} earlier tasks")
         draw = random.Random(f"reptile {stage.seed}")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), stage.progress("rounds of reptile", config.rounds) as advance:
             for k in range(config.rounds):
                 start = {name: p.detach().clone() for name, p in parameters.items()}
                 self._learn(stage, draw.choice(list(stage.reviewed)), draw)
                 move = config.move * (1 - k / config.rounds)
                 for name, p in parameters.items():
                     p.data.copy_(start[name] + move * (p.detach() - start[name]))
+                advance()
         # An encoder's head is no starting point: the next task has labels of its own.
         self.point = {name: p.detach().clone() for name, p in parameters.items() if ".lora_" in name}
 

@@ -65,7 +65,7 @@ class Judge:
         if request.verb == "update" and parent is not None:
             self.questions = Questions(registry, material, length, request.training().seed)
             with speed.as_served(base, parent.path) as old:
-                self.before = self.questions.ask(old, base)
+                self.before = self.questions.ask(old, base, reporter, "before")
 
     def _probes(self) -> list[tuple[Probe, Evaluation, str]]:
         registry, own = self.registry, self.material.task.name
@@ -151,7 +151,7 @@ class Judge:
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
-            scores += self.questions.compare(self.before, self.questions.ask(model, self.base))
+            scores += self.questions.compare(self.before, self.questions.ask(model, self.base, self.reporter, "after"))
         limit = limit_of(self.registry, self.request.max_forgetting)
         decision = decide(effects, limit)
         for text in decision.within_chance:
@@ -166,8 +166,7 @@ class Judge:
         task = self.material.task
         if held.layout == "raw text":
             task = task.as_text()
-        self.reporter.start("evaluating", len(held))
-        try:
+        with self.reporter.piece("evaluating", len(held)) as advance:
             found = evaluate(
                 model,
                 self.base.tokenizer,
@@ -177,10 +176,8 @@ class Judge:
                 data=held.source,
                 max_length=self.length,
                 dtype=self.base.dtype,
-                progress=self.reporter.advance,
+                progress=advance,
             )
-        finally:
-            self.reporter.finish()
         return [replace(s, details={**s.details, "sha256": held.sha256}) for s in found]
 
 

@@ -6,7 +6,7 @@ The three questions of knowledge editing (Meng et al. 2022, "ROME", section 3; Y
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.material import Material, kept_samples
 from adapterhub_cl.training.probes import Probe, score
+from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import Evaluation, Example, Task
 
 ROWS = 100  # examples of each kind
@@ -56,16 +57,26 @@ class Questions:
             if spec is not None and samples:
                 self.unrelated.append((spec, _some(samples, draw, max(4, ROWS // len(others)))))
 
-    def ask(self, model: Any, base: LoadedBase) -> Snapshot:
-        """The model's answers as it is now."""
-        old = None if self.old is None else score(model, base, self.old)
-        return Snapshot(score(model, base, self.new), old, tuple(self._answers(model, base)))
+    def ask(self, model: Any, base: LoadedBase, reporter: Reporter, when: str) -> Snapshot:
+        """The model's answers as it is now.
 
-    def _answers(self, model: Any, base: LoadedBase) -> list[str]:
+        Args:
+            when: `before` or `after` the update, for the bars.
+        """
+        name = self.new.task.name
+        old = None
+        if self.old is not None:
+            old = score(model, base, self.old, reporter, f"what {name} knew, {when}")
+        new = score(model, base, self.new, reporter, f"what {name} is told, {when}")
+        with reporter.piece(f"other tasks, {when}", sum(len(examples) for _, examples in self.unrelated)) as advance:
+            return Snapshot(new, old, tuple(self._answers(model, base, advance)))
+
+    def _answers(self, model: Any, base: LoadedBase, advance: Callable[..., None]) -> list[str]:
         objective = objectives.of(base.info)
         found: list[str] = []
         for task, examples in self.unrelated:
             if not objective.knows(model, task):  # an encoder's adapter without a head for it
+                advance(len(examples))
                 continue
             with base.autocast():
                 encode = objective.tokeniser(base.tokenizer, task, base.context)
@@ -76,6 +87,7 @@ class Questions:
                     examples,
                     max_length=base.context,
                     max_new_tokens=encode.budget([encode.gold(example) for example in examples]),
+                    progress=advance,
                 )
             found += [answer.text for answer in rows]
         return found

@@ -30,6 +30,7 @@ from adapterhub_cl.training.writing import base_writer
 from adapterhub_cl.types import Example, Task
 
 DEV_ROWS = 200
+READ_AT_ONCE = 256  # rows between two moves of the bar
 LEAST_DEV_ROWS = 10  # fewer say nothing about which epoch was best
 
 
@@ -114,7 +115,7 @@ def learn(
     length = min(settings.max_length, base.context)
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
-    pairs, shortened = _windows(fresh, lesson)
+    pairs, shortened = _windows(fresh, lesson, reporter)
     if len(pairs) > len(lesson.examples):
         reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
@@ -150,16 +151,18 @@ def learn(
         on_speed(chosen)
 
     def dev(current: Any) -> Mapping[str, float]:
-        return dev_figures(
-            current,
-            base.tokenizer,
-            objective,
-            lesson.task,
-            dev_examples,
-            dev_tokens,
-            max_length=length,
-            dtype=base.dtype,
-        )
+        with reporter.piece("rows held out", len(dev_tokens)) as advance:
+            return dev_figures(
+                current,
+                base.tokenizer,
+                objective,
+                lesson.task,
+                dev_examples,
+                dev_tokens,
+                max_length=length,
+                dtype=base.dtype,
+                progress=advance,
+            )
 
     rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
     # The scores that follow are measured as the stored version will answer.
@@ -217,7 +220,7 @@ def learn(
     return Learned(facts, loop.stage, encode)
 
 
-def _windows(encode: Tokeniser, lesson: Lesson) -> tuple[list[tuple[Example, Tokens]], list[str]]:
+def _windows(encode: Tokeniser, lesson: Lesson, reporter: Reporter) -> tuple[list[tuple[Example, Tokens]], list[str]]:
     """The training examples as token ids, and the places of those that were cut.
 
     Raises:
@@ -225,14 +228,17 @@ def _windows(encode: Tokeniser, lesson: Lesson) -> tuple[list[tuple[Example, Tok
     """
     pairs: list[tuple[Example, Tokens]] = []
     cut: list[str] = []
-    for k, example in enumerate(lesson.examples):
-        where = lesson.places[k] if k < len(lesson.places) else f"example {k + 1}"
-        try:
-            found = encode.windows(example)
-        except DataError as error:
-            raise DataError(f"{where}: {error.message}", error.hint) from error
-        pairs += [(example, tokens) for tokens in found]
-        cut += [where] if any(tokens.truncated for tokens in found) else []
+    with reporter.piece("reading", len(lesson.examples)) as advance:
+        for k, example in enumerate(lesson.examples):
+            where = lesson.places[k] if k < len(lesson.places) else f"example {k + 1}"
+            try:
+                found = encode.windows(example)
+            except DataError as error:
+                raise DataError(f"{where}: {error.message}", error.hint) from error
+            pairs += [(example, tokens) for tokens in found]
+            cut += [where] if any(tokens.truncated for tokens in found) else []
+            if k % READ_AT_ONCE == READ_AT_ONCE - 1:
+                advance(READ_AT_ONCE)
     return pairs, cut
 
 
@@ -286,7 +292,7 @@ def _augmented(
     """Rows made of the training rows; never of those held out, nor copies of any that a score is taken on."""
     own = [e for e in examples if e.input or e.answer]
     made, counts = augmentation.augment(
-        own, lesson.augment, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base)
+        own, lesson.augment, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base, reporter)
     )
     reporter.note(
         f"augmentation made {counts.made} examples ({counts.duplicates} duplicates and {counts.leaks} copies of "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,3 +108,6 @@ class LoopStage:
 
     def note(self, text: str) -> None:
         self._loop.reporter.note(text)
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        return self._loop.reporter.piece(what, total)

@@ -96,7 +96,8 @@ def teach(
         tell_scale(material.parent, material, reporter)
     if request.log_with:
         check_tracker(request.log_with)
-    base = load()
+    with reporter.piece("loading the base", 1):
+        base = load()
     material = with_limits(material, base, settings)
     if material.parent is None and settings.target_modules == "all-linear" and (told := left_out(base)):
         reporter.note(told)

@@ -12,18 +12,22 @@ from adapterhub_cl.data.batches import to_left_padded
 from adapterhub_cl.data.chat import end_ids
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives._scored import evaluating
+from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import Task
 
 ROWS, LONGEST = 16, 64
 
 
-def base_writer(model: Any, base: LoadedBase) -> Callable[[Sequence[str], int], list[str]]:
+def base_writer(
+    model: Any, base: LoadedBase, reporter: Reporter | None = None
+) -> Callable[[Sequence[str], int], list[str]]:
     """A function (prompts, seed) → what the base writes after each, adapters switched off; same seed, same texts."""
 
     @torch.no_grad()
     def write(prompts: Sequence[str], seed: int) -> list[str]:
         found: list[str] = []
-        with torch.random.fork_rng(), evaluating(model), model.disable_adapter():
+        bar = (reporter or Reporter()).piece("writing examples", len(prompts))
+        with torch.random.fork_rng(), evaluating(model), model.disable_adapter(), bar as advance:
             torch.manual_seed(seed)
             encode = Tokeniser(base.tokenizer, Task(""), base.context)
             for k in range(0, len(prompts), ROWS):
@@ -40,6 +44,7 @@ def base_writer(model: Any, base: LoadedBase) -> Callable[[Sequence[str], int], 
                 )
                 length = inputs["input_ids"].shape[1]
                 found += base.tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)
+                advance(len(ids))
         return found
 
     return write

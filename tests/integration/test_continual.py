@@ -39,6 +39,24 @@ class CrashAt(Reporter):
             raise Crash(text)
 
 
+class Pieces(Reporter):
+    """Notes what each piece of work was announced as, and how far it came."""
+
+    def __init__(self) -> None:
+        self.under_way: list[list[Any]] = []
+        self.done: list[tuple[str, int, int]] = []
+
+    def start(self, what: str, total: int) -> None:
+        self.under_way.append([what, total, 0])
+
+    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
+        self.under_way[-1][2] += steps
+
+    def finish(self) -> None:
+        what, total, done = self.under_way.pop()
+        self.done.append((what, total, done))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rows of each demo task, and a stream of two."""
@@ -192,7 +210,15 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     hub = new_hub("hub")
     for name in ("commands", "tickets"):
         hub.add_task(name, data / f"{name}.train.jsonl", **QUICK)
-    record = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, **{"epochs": 2, "max_length": 48})
+    shown = Pieces()
+    changed = {"epochs": 2, "max_length": 48, "strategy": "replay+ewc", "reporter": shown}
+    record = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, **changed)
+    assert not shown.under_way
+    pieces = {what: (total, done) for what, total, done in shown.done}
+    asked = [f"{what}, {when}" for what in ("what commands knew", "what commands is told", "other tasks")
+             for when in ("before", "after")]  # fmt: skip
+    assert pieces.keys() >= {"loading the base", "reading", "training", "weighing what matters (ewc)", *asked}
+    assert all(total == done > 0 for what, (total, done) in pieces.items() if what in asked or what == "training")
     rows = {row["metric"]: row for row in record.manifest["evaluations"]}
     assert {"recall", "retention", "locality"} <= set(rows)
     assert rows["recall"]["n"] == 40
@@ -202,7 +228,9 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
 
     text = tmp_path / "facts.txt"
     text.write_text("The lamp in the hall is called Bertha.\n\nThe radio in the kitchen is called Otto.\n")
-    raw = hub.update("commands", text, max_forgetting=1, epochs=1, dev_share=0.0)
+    shown = Pieces()
+    raw = hub.update("commands", text, max_forgetting=1, epochs=1, dev_share=0.0, reporter=shown)
+    assert ("what commands is told, after", 2, 2) in shown.done, "of raw text too"
     assert "recall" in {row["metric"] for row in raw.manifest["evaluations"]}
     later = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, epochs=1)
     assert later.ref == "commands@v4", "samples of a raw text are read back"

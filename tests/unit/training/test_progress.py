@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
 from adapterhub_cl.training import progress
-from adapterhub_cl.training.progress import BarReporter, LineReporter, Reporter
+from adapterhub_cl.training.progress import BarReporter, LineReporter, NotebookReporter, Reporter, usual
 
 
 def test_lines_tell_done_figures_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +35,70 @@ def test_a_new_piece_of_work_begins_at_nothing(monkeypatch: pytest.MonkeyPatch) 
         reporter.start(what, 2)
         reporter.advance(1)
     assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == ["training 1/2", "scoring 1/2"]
+
+
+def test_the_outer_piece_goes_on_where_an_inner_one_ends() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, every=0.0)
+    with reporter.piece("training", 10) as outer:
+        outer(4)
+        with reporter.piece("rows held out", 2) as inner:
+            inner(2)
+        outer(1)
+    reporter.advance(1)
+    told = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
+    assert told == ["training 4/10", "rows held out 2/2", "training 5/10"]
+
+
+def test_a_bar_is_on_the_terminal_until_its_piece_is_over() -> None:
+    reporter = BarReporter()
+    with reporter.piece("[b]training", 10) as outer:
+        outer(3, loss=0.5)
+        with reporter.piece("rows held out", 2):
+            assert [(t.description, t.completed) for t in reporter._shown.tasks] == [
+                ("[b]training", 3),
+                ("rows held out", 0),
+            ]
+        assert [t.description for t in reporter._shown.tasks] == ["[b]training"]
+    assert reporter._shown is None
+    with pytest.raises(ValueError, match="broken"), reporter.piece("training", 10):
+        raise ValueError("broken")
+    assert reporter._shown is None
+
+
+class Kernel:
+    """What IPython says of itself in a notebook (`kernel`), or on a terminal."""
+
+    def __init__(self, kernel: object) -> None:
+        self.kernel = kernel
+
+    def get_ipython(self) -> Kernel:
+        return self
+
+
+def test_in_a_notebook_bars_are_usual_and_elsewhere_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert type(usual(None)) is Reporter
+    monkeypatch.setitem(sys.modules, "IPython", Kernel(None))
+    assert type(usual(None)) is Reporter
+    monkeypatch.setitem(sys.modules, "IPython", Kernel(object()))
+    assert type(usual(None)) is NotebookReporter
+    asked = LineReporter()
+    assert usual(asked) is asked
+
+
+def test_bars_of_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = NotebookReporter()
+    with reporter.piece("training", 4) as advance:
+        advance(2, 100, loss=0.25)
+        reporter._pieces[-1].bar.refresh()
+        bar = reporter._pieces[-1].bar
+        assert (bar.n, bar.total, bar.desc) == (2, 4, "training")
+        with reporter.piece("rows held out", 1) as inner:
+            inner()
+        assert len(reporter._pieces) == 1
+    assert bar.disable, "closed"
+    assert "loss 0.250" in capsys.readouterr().err
 
 
 def test_all_reporters_take_all_events(capsys: pytest.CaptureFixture[str]) -> None:
