@@ -22,6 +22,8 @@ from adapterhub_cl.routing import BaseRouter, Routed, Seen
 from adapterhub_cl.routing._fitting import fit_temperature, fit_threshold, held_out
 
 See = Callable[[str, Sequence[int]], Seen]
+LEAST_CONFIDENCE = 0.4  # below it, or below EVEN times an even chance, an input is of no task
+EVEN = 1.5
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class Calibrated:
 
         Args:
             top_k: how many tasks are mixed at most.
-            among: the only tasks to choose from; whether an input is out of distribution does not depend on it.
+            among: the only tasks to choose from. Without it, an input that fits three tasks or more about equally (its
+                confidence is below `LEAST_CONFIDENCE` and `EVEN` times an even chance) is out of distribution as well.
             forms: which of the samples' forms each input has; empty: the first.
 
         Raises:
@@ -231,6 +234,8 @@ class Calibrated:
         shut = ~torch.isfinite(open_to).any(1, keepdim=True) & allowed  # static, where none of its tasks is allowed
         chances = torch.softmax(torch.where(shut, 0.0, open_to) / self.temperature, 1)
         limits = [self.threshold(form) for form in forms or [0] * len(scores)]
+        # A short text may be familiar and yet fit several tasks about equally.
+        floor = min(LEAST_CONFIDENCE, EVEN / len(names)) if self.router.calibrates else 0.0
         best = chances.topk(min(top_k, int(allowed.sum())), 1)
         shares = best.values / best.values.sum(1, keepdim=True)
         return [
@@ -239,7 +244,7 @@ class Calibrated:
                 confidence=values[0],
                 familiarity=known,
                 threshold=limit,
-                out_of_distribution=known < limit,
+                out_of_distribution=known < limit or (among is None and values[0] < floor),
             )
             for places, row, values, known, limit in zip(
                 best.indices.tolist(), shares.tolist(), best.values.tolist(), familiarity.tolist(), limits, strict=True

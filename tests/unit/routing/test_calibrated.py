@@ -314,3 +314,19 @@ def test_it_comes_back_from_its_state_and_reads_samples_when_they_are_needed() -
     assert len(asked) == 4
     assert back.temperature == pytest.approx(calibrated.temperature)
     assert numbers(back, probe)[0] == pytest.approx(numbers(calibrated, probe)[0])
+
+
+def test_what_fits_several_tasks_equally_is_of_none() -> None:
+    """A text of few words is near to everything: familiar, and yet of no task."""
+    calibrated = Calibrated(build("centroid", {}))
+    generator = torch.Generator().manual_seed(0)
+    places = torch.eye(4, 12)
+    for k, task in enumerate("abcd"):
+        calibrated.add_task(task, places[k] + 0.3 * torch.randn(40, 12, generator=generator))
+    between, clear = places.sum(0, keepdim=True), places[:1]
+    (unsure,), (sure,) = calibrated.route(Rows(between)), calibrated.route(Rows(clear))
+    assert unsure.confidence < 0.375
+    assert unsure.out_of_distribution
+    assert not sure.out_of_distribution
+    named = calibrated.route(Rows(between), among=["a", "b"])[0]
+    assert not named.out_of_distribution or named.familiarity < named.threshold

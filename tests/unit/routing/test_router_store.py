@@ -386,8 +386,8 @@ def test_another_writer_in_the_middle(hub: Hub, monkeypatch: pytest.MonkeyPatch)
     del rival.tasks["news"]
     inner, begun = files.atomic_write_bytes, []
 
-    def write(path: Path, data: bytes) -> None:
-        inner(path, data)
+    def write(path: Path, data: bytes, **more: Any) -> None:
+        inner(path, data, **more)
         if path.name == "state.safetensors" and not begun:
             begun.append(path)
             rival.open()
