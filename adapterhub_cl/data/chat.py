@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.errors import DataError, UsageError
@@ -53,7 +53,7 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
     Some templates know no generation prompt: of these it is what they write before an answer.
     """
     asked = apply(tokenizer, messages, tools)
-    if asked != apply(tokenizer, messages, tools, prompt=False):
+    if _prompts(tokenizer):
         return asked
     try:
         answered = apply(tokenizer, [*messages, {"role": "assistant", "content": _MARK}], tools, prompt=False)
@@ -65,13 +65,32 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
 
 def turn_end(tokenizer: Any) -> int | None:
     """The special token by which the template ends the assistant's turn; None where it writes none."""
-    known = getattr(tokenizer, "_adapterhub_turn_end", _MARK)
-    key = str(tokenizer.chat_template)
-    if isinstance(known, tuple) and known[0] == key:
-        return known[1]  # type: ignore[no-any-return]
-    found = _turn_end(tokenizer)
-    tokenizer._adapterhub_turn_end = (key, found)
+    found: int | None = _once(tokenizer, "turn_end", _turn_end)
     return found
+
+
+def _prompts(tokenizer: Any) -> bool:
+    """Whether the template writes something where the assistant is to begin."""
+    return bool(_once(tokenizer, "prompts", _writes_prompts))
+
+
+def _once(tokenizer: Any, name: str, find: Callable[[Any], Any]) -> Any:
+    """What is found of a tokenizer's chat template, found once for each template."""
+    known = tokenizer.__dict__.setdefault("_adapterhub_chat", {})
+    key = (name, str(tokenizer.chat_template))
+    if key not in known:
+        known[key] = find(tokenizer)
+    return known[key]
+
+
+def _writes_prompts(tokenizer: Any) -> bool:
+    for opening in ([], [{"role": "system", "content": "x"}]):
+        messages = [*opening, {"role": "user", "content": "x"}]
+        try:
+            return apply(tokenizer, messages) != apply(tokenizer, messages, prompt=False)
+        except DataError:
+            continue
+    return True
 
 
 def _turn_end(tokenizer: Any) -> int | None:

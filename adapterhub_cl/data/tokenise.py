@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from adapterhub_cl.data import chat
@@ -74,8 +75,8 @@ class Tokeniser:
         if self._raw_text(example):
             return self._raw(example)
         answer = self._answer_of(example) if example.answer is not None else ()
-        found = self.prompt(example, self.max_length - len(answer))
-        return replace(found, answer=answer)
+        example, ids, cut = self._fitted(example, self.max_length - len(answer))
+        return Tokens(ids, answer, cut, earlier=self._earlier(example, ids))
 
     def prompt(self, example: Example, room: int | None = None) -> Tokens:
         """What is asked, without the answer.
@@ -86,13 +87,8 @@ class Tokeniser:
         Raises:
             DataError: what cannot be cut is longer than that.
         """
-        example = self._whole(example)
-        allowed = max(1, self.max_length - self.longest_answer)
-        limit = allowed if room is None else min(allowed, room)
-        ids, text = self._prompt(example)
-        if len(ids) <= limit:
-            return Tokens(ids, (), earlier=self._earlier(example, text, ids))
-        return self._shortened(example, ids, limit)
+        _, ids, cut = self._fitted(example, room)
+        return Tokens(ids, (), cut)
 
     @property
     def longest_answer(self) -> int:
@@ -172,11 +168,15 @@ class Tokeniser:
     def _begun(self, text: str) -> tuple[int, ...]:
         """Ids of a text with what the tokenizer puts before it, and without what it puts behind: the text goes on."""
         ids = tuple(self.tokenizer(text, verbose=False).input_ids)
-        bare = self.bare(text)
-        for at in range(len(ids) - len(bare) + 1):
-            if ids[at : at + len(bare)] == bare:
-                return ids[: at + len(bare)]
-        return ids
+        return ids[: len(ids) - self._behind]
+
+    @cached_property
+    def _behind(self) -> int:
+        """How many ids the tokenizer puts behind a text."""
+        framed, bare = tuple(self.tokenizer("x", verbose=False).input_ids), self.bare("x")
+        starts = range(len(framed) - len(bare) + 1)
+        at = next((k for k in starts if framed[k : k + len(bare)] == bare), len(framed) - len(bare))
+        return len(framed) - len(bare) - at
 
     def _framed(self, text: str) -> tuple[int, ...]:
         """A whole document: with the beginning that the tokenizer knows and one end-of-text id."""
@@ -187,7 +187,17 @@ class Tokeniser:
         begin = self.tokenizer.bos_token_id
         return self._begun(text) or (self.tokenizer.eos_token_id if begin is None else begin,)
 
-    def _prompt(self, example: Example) -> tuple[tuple[int, ...], str]:
+    def _fitted(self, example: Example, room: int | None) -> tuple[Example, tuple[int, ...], bool]:
+        """The example as far as it fits, the ids of its prompt, and whether it was cut."""
+        example = self._whole(example)
+        allowed = max(1, self.max_length - self.longest_answer)
+        limit = allowed if room is None else min(allowed, room)
+        ids = self._prompt(example)
+        if len(ids) <= limit:
+            return example, ids, False
+        return (*self._shortened(example, ids, limit), True)
+
+    def _prompt(self, example: Example) -> tuple[int, ...]:
         prompt = render(
             self.task.prompt_format,
             example,
@@ -195,14 +205,15 @@ class Tokeniser:
             talks=self.task.talks,
         )
         if not prompt.add_special_tokens:
-            ids = self.bare(prompt.text)
-            return (ids or self.start("")), prompt.text
-        return self.start(prompt.text), prompt.text
+            return self.bare(prompt.text) or self.start("")
+        return self.start(prompt.text)
 
-    def _earlier(self, example: Example, text: str, ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    def _earlier(self, example: Example, ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Where in a prompt the assistant's earlier answers are."""
         if self.task.prompt_format != "chat" or not any(turn.role == "assistant" for turn in example.turns):
             return ()
         said = messages(example, talks=self.task.talks)
+        text = chat.prompt_of(self.tokenizer, said, example.tools)
         spans = chat.answered_spans(self.tokenizer, said, example.tools, text)
         if not spans or not self.tokenizer.is_fast:
             return ()
@@ -216,8 +227,8 @@ class Tokeniser:
                 found.append((inside[0], inside[-1] + 1))
         return tuple(found)
 
-    def _shortened(self, example: Example, ids: tuple[int, ...], room: int) -> Tokens:
-        """The prompt with as much of the input as fits into `room` ids."""
+    def _shortened(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
+        """The example with as much of its input as fits into `room` ids, and these ids."""
         if example.turns:
             example, ids = self._fewer_turns(example, ids, room)
         else:
@@ -229,7 +240,7 @@ class Tokeniser:
                 f"raise --max-length to {len(ids) + self.max_length - room} or more, or shorten the instruction or the "
                 "longest answers",
             )
-        return Tokens(ids, (), True, earlier=self._earlier(example, self._prompt(example)[1], ids))
+        return example, ids
 
     def _fewer_turns(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
         """Without its oldest turns; of the last one what fits."""
@@ -240,7 +251,7 @@ class Tokeniser:
             while len(turns) - first > 1 and turns[first].role != "user":
                 del turns[first]
             example = replace(example, turns=tuple(turns))
-            ids = self._prompt(example)[0]
+            ids = self._prompt(example)
         last = turns[-1]
         offsets = self._offsets(last.content)
         keep = len(offsets)
@@ -248,7 +259,7 @@ class Tokeniser:
             keep = max(0, keep - (len(ids) - room))
             turns[-1] = replace(last, content=last.content[: offsets[keep][0]].rstrip())
             example = replace(example, turns=tuple(turns), input=turns[-1].content)
-            ids = self._prompt(example)[0]
+            ids = self._prompt(example)
         return example, ids
 
     def _shorter(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
@@ -267,7 +278,7 @@ class Tokeniser:
                 if not whole and not example.instruction:
                     break  # would be raw text, without its "Answer:"
                 example = replace(example, input=whole)
-                ids = self._prompt(example)[0]
+                ids = self._prompt(example)
             if len(ids) <= room:
                 break
         return example, ids
