@@ -135,6 +135,7 @@ def record(
                 task=registry.task(own) if own else None,
                 serve=False,  # `promote` does that, through the gate on forgetting
                 verb=str(making.recipe["verb"]),
+                repeats=making.first or making.kind == "pruned",  # else a new version was asked for
             )
     if not retained.passed:
         raise GateRefused(

@@ -33,6 +33,7 @@ def publish(
     evaluations: Sequence[Evaluation],
     task: Task | None,
     published: Mapping[str, Any],
+    repeats: bool = True,
 ) -> int:
     """Make the draft the next version of its adapter; see `Registry.publish`.
 
@@ -42,7 +43,7 @@ def publish(
     if draft.published:
         raise AdapterError(f"this draft of {draft.name} is already published", "make a new draft")
     with changes.operation():
-        return _publish(index, draft, given, edges, evaluations, task, published)
+        return _publish(index, draft, given, edges, evaluations, task, published, repeats)
 
 
 def _publish(
@@ -53,6 +54,7 @@ def _publish(
     evaluations: Sequence[Evaluation],
     task: Task | None,
     published: Mapping[str, Any],
+    repeats: bool = True,
 ) -> int:
     sealed = draft.seal()
     manifest = manifests.build(
@@ -61,7 +63,7 @@ def _publish(
     drafts.fault("sealed")
     store = draft.path.parent
     with index.lock():
-        if manifest["kind"] in REPEATABLE and (same := _finished(index, store, manifest)) is not None:
+        if repeats and manifest["kind"] in REPEATABLE and (same := _finished(index, store, manifest)) is not None:
             return same
         final: Path | None = None
         try:

@@ -146,6 +146,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         serve: bool = True,
         move_latest: bool = True,
         verb: str = "publish",
+        repeats: bool = True,
     ) -> AdapterRecord:
         """Make a draft the next version of its adapter: wholly, or not at all.
 
@@ -162,6 +163,8 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
             evaluations: scores measured when the version was made.
             task: the task it was made for; recorded with it.
             verb: the word in the log, e.g. `add-task`.
+            repeats: where the newest version is this very one, imported or derived in the same way from the same, end
+                with that one: a call that was killed may be repeated.
 
         Raises:
             UsageError: a kind, status, relation or parent that does not exist.
@@ -183,6 +186,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
             evaluations=evaluations,
             task=task,
             published={"verb": verb, "serve": serve, "move_latest": move_latest},
+            repeats=repeats,
         )
         return self.get(f"{draft.name}@v{version}")
 
