@@ -25,7 +25,7 @@ from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrup
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.head_files import LAYOUT
 from adapterhub_cl.lora_config import CONFIG, WEIGHTS
-from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.registry import Registry, changes, storage_errors
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import Learned, Lesson, learn
@@ -60,6 +60,7 @@ class Places:
         return (self.load_into or self.load)()
 
 
+@changes.operation()
 def distill(
     places: Places,
     name: str,

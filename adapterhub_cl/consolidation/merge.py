@@ -18,13 +18,14 @@ from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging import BaseMethod
 from adapterhub_cl.merging._interference import interference
 from adapterhub_cl.merging._layers import Merged, layers_of, refuse_nothing, shapes_of, total_error
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, changes
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord
 
 SIZE = 4  # bytes of a stored number
 
 
+@changes.operation()
 def merge(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, reporter: Reporter) -> AdapterRecord:
     """Merge and record; see `AdapterHub.merge`."""
     request, parents, method = order.request, order.parents, order.method

@@ -19,7 +19,7 @@ from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, difference, norm
 from adapterhub_cl.pruning import rank, storage
 from adapterhub_cl.pruning.magnitude import sparse
-from adapterhub_cl.registry import Registry, parse_ref
+from adapterhub_cl.registry import Registry, changes, parse_ref
 from adapterhub_cl.training.probes import Probe, probe_of, recorded_score, score_version
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.samples import samples_of
@@ -133,6 +133,7 @@ class Pruning:
         }
 
 
+@changes.operation()
 def prune(
     registry: Registry,
     load: Callable[[], LoadedBase],

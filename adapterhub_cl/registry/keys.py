@@ -18,6 +18,7 @@ from pathlib import Path
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.registry import files
 from adapterhub_cl.registry.hubfile import HubFile
+from adapterhub_cl.registry.names import check_local
 
 VARIABLE = "CL_ADAPTER_FORGET_KEY"
 _BYTES = 32
@@ -48,7 +49,7 @@ def default_path(hub: Path) -> Path:
 def named(given: Path | None) -> Path | None:
     """The file that the user names, by flag or by the environment."""
     said = os.environ.get(VARIABLE)
-    return given if given is not None else Path(said).expanduser() if said else None
+    return given if given is not None else check_local(said, "a file") if said else None
 
 
 def get_or_make(hub: Path, given: Path | None) -> Key:

@@ -9,7 +9,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide
 from adapterhub_cl.head_files import read_layout
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, changes
 from adapterhub_cl.training.probes import can_answer, effect, outdated_of, probe_of, recorded_score, without
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.request import limit_of
@@ -59,6 +59,7 @@ def forgetting_of(
     return record, effects_of(registry, load, record, [*own, *others], reporter)
 
 
+@changes.operation()
 def promote(
     registry: Registry, load: Callable[[], LoadedBase], ref: str, limit: float | None, reporter: Reporter
 ) -> tuple[AdapterRecord, Decision]:
