@@ -192,3 +192,40 @@ def test_a_trained_adapter_is_forgotten(cl: Cl, trained: Path) -> None:
     assert not any(weights[at : at + 64] in data for at in (middle, middle + 999, len(weights) - 64) for data in left)
     assert cl("list", "--json", "--hub", trained).json == []
     assert cl("verify", "--hub", trained).code == 0
+
+
+def test_a_task_that_is_not_alone_with_its_rows(cl: Cl, registry: Registry, teach: Teach, tmp_path: Path) -> None:
+    data = {"training": {"data": {"sha256": "1" * 64, "source": "x.jsonl"}}}
+    teach("news", "news", "the first line of news, long enough", seed=1, **data)
+    teach("twin", "twin", "the second line of news, long enough", seed=2, **data)
+    at, key = ("--hub", registry.path), tmp_path / "keys" / "the.key"
+    looked = cl("forget-task", "news", "--dry-run", *at)
+    assert (looked.code, "WARNING: twin@v1 stays, and knows the rows" in looked.out) == (0, True)
+    assert cl("forget-task", "news", "--dry-run", "--json", *at).json["shared"].keys() == {"twin@v1"}
+    before = files_of(registry.path)
+    for words in (("--yes",), ("--yes", "--json"), ("--yes", "--everywhere", "--leave-shared")):
+        assert (cl("forget-task", "news", *words, *at).code, files_of(registry.path)) == (2, before)
+    assert "--everywhere" in cl("forget-task", "news", "--yes", *at).err
+    done = cl("forget-task", "news", "--leave-shared", "--yes", "--key", key, *at)
+    assert (done.code, str(key) in done.err) == (0, True), done.err
+    lost = cl("verify", "--forgotten", "news", *at)
+    assert (lost.code, "--key FILE" in lost.err) == (1, True)
+    proof = cl("verify", "--forgotten", "news", "--key", key, *at)
+    assert (proof.code, "twin@v1, trained on the very same file" in proof.out) == (1, True)
+    gone = cl("forget-task", "twin", "--everywhere", "--yes", "--key", key, "--json", *at)
+    assert (gone.code, gone.json["shared"]) == (0, {})
+    assert cl("verify", "--forgotten", "news", "--key", key, *at).code == 0
+    assert cl("verify", "--key", key, *at).code == 2
+
+
+def test_a_weak_tombstone_is_mended_by_repair(cl: Cl, hub: Path) -> None:
+    at = ("--hub", hub)
+    assert cl("forget-task", "news", "--retire", "--yes", *at).code == 0
+    path = hub / "tombstones" / "news.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1, "key": ""}))
+    said = cl("verify", *at)
+    assert "its hashes are weak" in said.out
+    mended = cl("verify", "--repair", *at)
+    assert "put the hashes of tombstones/news.json under the key" in mended.err
+    assert json.loads(path.read_text())["key"]
+    assert "weak" not in mended.out
