@@ -52,7 +52,9 @@ def begin(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         rows = [{**row, "text": f"{name} {row['text']}"} for row in ROWS]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         data = str(folder / f"{name}.jsonl")
-        assert main(["--hub", str(hub), "--quiet", "add-task", name, data, "--eval", data, *TRAINING]) == 0
+        held = folder / f"{name}.test.jsonl"
+        held.write_text("".join(json.dumps({**row, "text": f"{row['text']} again"}) + "\n" for row in rows))
+        assert main(["--hub", str(hub), "--quiet", "add-task", name, data, "--eval", str(held), *TRAINING]) == 0
     AdapterHub.open(hub).export("mood", folder / "lora")
 
     def copy(to: Path) -> None:
