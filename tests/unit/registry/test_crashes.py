@@ -118,7 +118,7 @@ ACTS: dict[str, Case] = {
     "init": Case(made, lambda hub: None, lambda hub: state_of(hub) if hub.exists() else {}),
     "export": Case(exported, begin, exported_state, steps=True),
 }
-FAST = {"alias": 2, "promote": 3}  # verb → of how many writes one is tried in each run of the suite
+FAST = {"alias": 4, "promote": 5}  # verb → of how many writes one is tried in each run of the suite
 
 
 @pytest.mark.parametrize("verb", FAST)
