@@ -122,9 +122,9 @@ def atomic_write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None
         fsync_dir(path.parent)
 
 
-def atomic_write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """`atomic_write_bytes` for text, in UTF-8."""
-    atomic_write_bytes(path, text.encode(), lasting=lasting)
+    atomic_write_bytes(path, text.encode())
 
 
 def sha256_file(path: Path) -> str:

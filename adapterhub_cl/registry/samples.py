@@ -142,7 +142,7 @@ def replace(
         return
     intent = {"format": FORMAT, "versions": rows, "defaults": dict(defaults)}
     pending = index.hub / INTENT
-    files.atomic_write_text(pending, json.dumps(intent, ensure_ascii=False) + "\n", lasting=False)
+    files.atomic_write_bytes(pending, (json.dumps(intent, ensure_ascii=False) + "\n").encode(), lasting=False)
     drafts.fault("intent written")
     directories = [record.path for record, _ in wanted]
     try:

@@ -118,12 +118,12 @@ ACTS: dict[str, Case] = {
     "init": Case(made, lambda hub: None, lambda hub: state_of(hub) if hub.exists() else {}),
     "export": Case(exported, begin, exported_state, steps=True),
 }
-FAST = {"alias": 4, "promote": 5}  # verb → of how many writes one is tried in each run of the suite
+FAST = {"alias": 2, "promote": 2}  # verb → of how many writes one is tried in each run of the suite
 
 
 @pytest.mark.parametrize("verb", FAST)
 def test_a_verb_that_is_stopped_anywhere_is_mended_by_itself(tmp_path: Path, verb: str) -> None:
-    assert check(ACTS[verb], tmp_path, every=FAST[verb]) > 10
+    assert check(ACTS[verb], tmp_path, every=FAST[verb]) >= 10
 
 
 @pytest.mark.slow
