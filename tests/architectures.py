@@ -36,7 +36,8 @@ def rows(task: str) -> list[dict[str, str]]:
 class Trial:
     """One family: its base and its hub, and a method for each step that raises where the step fails."""
 
-    def __init__(self, family: str, folder: Path) -> None:
+    def __init__(self, family: str, folder: Path, quantization: str = "none") -> None:
+        self.quantization = quantization
         self.family, self.folder, self.encoder = family, folder, family in ENCODERS
         self.base = build(family, folder / "base")
         self.notes: list[str] = []
@@ -44,7 +45,7 @@ class Trial:
     def init(self) -> None:
         from adapterhub_cl import AdapterHub
 
-        self.hub = AdapterHub.init(self.folder / "hub", str(self.base), quantization="none", dtype="fp32")
+        self.hub = AdapterHub.init(self.folder / "hub", str(self.base), quantization=self.quantization, dtype="fp32")
 
     def train(self) -> None:
         from adapterhub_cl.training.progress import Reporter
@@ -173,17 +174,26 @@ def same(one: Any, other: Any) -> None:
     assert apart <= CLOSE * max(1.0, float(other.abs().max())), f"{apart:.3g} apart"
 
 
-def outcomes(family: str, folder: Path) -> tuple[dict[str, str], list[str]]:
+def outcomes(family: str, folder: Path, quantization: str = "none") -> tuple[dict[str, str], list[str]]:
     """Step → ok, – (not for this kind) or what went wrong, up to a step that the next ones need; and the notes."""
     from adapterhub_cl.errors import AdapterHubError
 
-    trial = Trial(family, folder)
-    methods: list[Callable[[], None]] = [
-        trial.init, trial.train, trial.load, trial.served, trial.mixed, trial.merge, trial.route, trial.generate,
-        trial.export,
-    ]  # fmt: skip
+    trial = Trial(family, folder, quantization)
+    methods: dict[str, Callable[[], None]] = {
+        "init": trial.init,
+        "train": trial.train,
+        "load = PEFT": trial.load,
+        "served = PEFT": trial.served,
+        "mixed = alone": trial.mixed,
+        "merge": trial.merge,
+        "route": trial.route,
+        "generate": trial.generate,
+        "export": trial.export,
+    }
+    if quantization != "none":  # plain PEFT opens another kernel there: docs/decisions/002
+        del methods["load = PEFT"], methods["served = PEFT"]
     found: dict[str, str] = {}
-    for step, method in zip(STEPS, methods, strict=True):
+    for step, method in methods.items():
         try:
             method()
             found[step] = "ok"
@@ -207,6 +217,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="default: all of them")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument(
+        "--quantization", default="none", help="of the bases; what plain PEFT gives is compared at none"
+    )
     asked = parser.parse_args()
     quiet_third_parties()
     torch.set_num_threads(1)
@@ -214,18 +227,79 @@ def main() -> None:
     for family in asked.families or [*CAUSAL, *COMPOSED, *ENCODERS, *REFUSED]:
         folder, started = Path(tempfile.mkdtemp(prefix="family-")), time.perf_counter()
         try:
-            found, notes = outcomes(family, folder)
+            found, notes = outcomes(family, folder, asked.quantization)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         table[family] = (found, notes, time.perf_counter() - started)
         wrong = {step: told for step, told in found.items() if told not in ("ok", "–")}
-        print(f"{family:20} {table[family][2]:5.1f} s  {wrong or 'ok'}  {' '.join(notes)}", flush=True)
+        print(f"{family:20} {table[family][2]:5.1f} s  {wrong or 'ok'}", flush=True)
     if asked.write:
         PAGE.write_text(page(table), encoding="utf-8")
 
 
+HEAD = """# Architectures
+
+Each family of transformers as a tiny model with random weights ({versions}), through the whole life of an
+adapter: a hub is made, two choice tasks are learned, the version is opened by plain PEFT (`load = PEFT`: the same
+logits), its labels are scored in the engine and by plain PEFT one by one (`served = PEFT`), a batch whose rows need two
+adapters is answered as each adapter answers alone (`mixed = alone`), both are merged, texts are routed, an answer is
+written alone and in the engine, and an export is imported again. Bases in fp32, on one CPU core. Written by
+`python tests/architectures.py --write`; `pytest -m slow tests/integration/test_architectures.py` runs the same.
+
+{passed} of {tried} families pass every step; {refused} more are refused by `init`, in a line. `–`: there is no such
+step (an encoder writes nothing).
+
+| family | {steps} | s |
+|---|{rule}---|
+{rows}
+
+## What stays as in the base
+
+`--target-modules all-linear` puts LoRA on every linear layer that all tokens of a text pass; a line says what is left
+out ([decision 026](../decisions/026-a-lora-is-judged-by-its-tensors.md)).
+
+| family | LoRA on | not on |
+|---|---|---|
+{left}
+
+## Refused
+
+| family | what `init` says |
+|---|---|
+{said}
+"""
+
+
 def page(table: dict[str, tuple[dict[str, str], list[str], float]]) -> str:
-    raise SystemExit("later")
+    from importlib.metadata import version
+
+    tried = {family: row for family, row in table.items() if family not in REFUSED}
+    passed = sum(all(told in ("ok", "–") for told in found.values()) for found, _, _ in tried.values())
+    rows = [
+        f"| {family} | {' | '.join(found.get(step, '') for step in STEPS)} | {seconds:.1f} |"
+        for family, (found, _, seconds) in tried.items()
+    ]
+    left = []
+    for family, (_, notes, _) in tried.items():
+        if notes:
+            on, _, off = notes[0].removeprefix("note: LoRA goes on ").partition("; ")
+            left.append(f"| {family} | {on} | {off.partition(' stay')[0]} |")
+    said = [
+        f"| {family} | {found['init'].removeprefix('refused: ')} |"
+        for family, (found, _, _) in table.items()
+        if family in REFUSED
+    ]
+    return HEAD.format(
+        versions=", ".join(f"{name} {version(name)}" for name in ("transformers", "peft", "torch")),
+        passed=passed,
+        tried=len(tried),
+        refused=len(said),
+        steps=" | ".join(STEPS),
+        rule="---|" * len(STEPS),
+        rows="\n".join(rows),
+        left="\n".join(left),
+        said="\n".join(said),
+    )
 
 
 if __name__ == "__main__":
