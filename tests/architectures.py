@@ -142,7 +142,8 @@ class Trial:
         self.hub.predict(TEXTS[:2], adapter="both", task="two")
 
     def route(self) -> None:
-        assert len(self.hub.route(TEXTS[:3])) == 3
+        for router in ("analytic", "arrow"):
+            assert len(self.hub.route(TEXTS[:3], router=router)) == 3
 
     def generate(self) -> None:
         if self.encoder:

@@ -16,6 +16,7 @@ from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.objectives._projection import at_positions
+from adapterhub_cl.training.targets import length_first
 from adapterhub_cl.types import Example
 
 ROWS = 64
@@ -76,6 +77,7 @@ class SeenTexts:
         """Mean over its tokens and the layers of |v·x|/‖x‖, `[n, n_directions]`, fp32; x is the layer's input."""
         count = next(iter(directions.values())).shape[0] if directions else 0
         found = torch.zeros(len(self._rows), count)
+        turned = length_first(self.base)
         vectors = {name: v.to(self.base.device, torch.float32) for name, v in directions.items()}
         for indices in by_length([len(row) for row in self._rows], ROWS):
             ids, mask = padded(self.base, [self._rows[i] for i in indices])
@@ -85,8 +87,12 @@ class SeenTexts:
                 def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                     with torch.autocast(self.base.device.type, enabled=False):
                         x = functional.normalize(inputs[0].float(), dim=-1)
-                        if x.dim() == 2:  # behind an encoder's stack: one vector for the whole text
+                        if x.dim() == 2 and len(x) == mask.numel():  # rows and length in one dimension
+                            x = x.view(*mask.shape, -1)
+                        elif x.dim() == 2:  # behind an encoder's stack: one vector for the whole text
                             x = x[:, None].expand(-1, mask.shape[1], -1)
+                        elif name in turned:
+                            x = x.transpose(0, 1)[:, : mask.shape[1]]
                         sums.add_(((x @ vectors[name].T).abs() * mask[..., None]).sum(1))
 
                 return hook

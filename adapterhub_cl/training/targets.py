@@ -23,7 +23,7 @@ from adapterhub_cl.bases.hidden import in_tower
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import UsageError
 
-PROBE = 8  # tokens of the pass
+ROWS, PROBE = 2, 8  # of the pass: rows, and tokens of each
 _EXPERT = re.compile(r"(^|\.)experts\.")
 
 
@@ -140,15 +140,20 @@ def _find(base: LoadedBase) -> tuple[list[str], set[str]]:
 
     def look(name: str) -> Any:
         def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if inputs and inputs[0].dim() in (2, 3) and _is_product(module, inputs[0], output):
+            if not inputs or not _is_product(module, inputs[0], output):
+                return
+            first, second = inputs[0].shape[0], inputs[0].shape[1]
+            if inputs[0].dim() == 2 and first in (ROWS, ROWS * PROBE):
                 reached.add(name)
-                if inputs[0].dim() == 3 and inputs[0].shape[0] > 1:  # there is one row
+            elif inputs[0].dim() == 3 and ROWS in (first, second):
+                reached.add(name)
+                if first != ROWS:
                     turned.add(name)
 
         return hook
 
     count = int(inner.get_input_embeddings().num_embeddings)
-    ids = (torch.arange(1, PROBE + 1) % count)[None].to(base.device)
+    ids = (torch.arange(1, ROWS * PROBE + 1) % count).view(ROWS, PROBE).to(base.device)
     hooks = [module.register_forward_hook(look(name)) for name, module in candidates.items()]
     try:
         with base.lock, torch.no_grad(), base.autocast():
