@@ -104,7 +104,7 @@ def why_not_served(folder: Path) -> AdapterError | None:
     try:
         config = check_config(folder)
         if (folder / WEIGHTS).is_file():
-            check_names(folder, config)
+            check_names(folder, config, empty=True)
     except AdapterError as error:
         return error
     except IntegrityError:  # a file that is not what was written is found by its hash
@@ -122,8 +122,11 @@ def check_stored(records: Iterable[AdapterRecord]) -> list[Problem]:
     return found
 
 
-def check_names(folder: Path, config: Mapping[str, Any]) -> None:
+def check_names(folder: Path, config: Mapping[str, Any], *, empty: bool = False) -> None:
     """Raise where tensors are not those of a plain LoRA on linear layers (of a DoRA, with its magnitudes).
+
+    Args:
+        empty: a file without any LoRA in it is let pass: it changes nothing.
 
     Raises:
         AdapterError: one is none of them, or one of a pair is missing.
@@ -137,6 +140,8 @@ def check_names(folder: Path, config: Mapping[str, Any]) -> None:
             names = list(file.keys())
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+    if empty and not any(".lora_" in name for name in names):
+        return
     parts = (*_PARTS, _DORA) if config.get("use_dora") else _PARTS
     layers: dict[str, set[str]] = {}
     for name in names:

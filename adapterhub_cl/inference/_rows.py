@@ -162,7 +162,7 @@ class Rows:
             AdapterError: the layer is not called with the batch's rows.
         """
         if x.dim() == 2 and self.count and x.shape[0] in (self.count, self.count * self.length):
-            whole = self.add(layer, x.view(self.count, -1, x.shape[1]), y.view(self.count, -1, y.shape[1]))
+            whole = self.add(layer, x.reshape(self.count, -1, x.shape[1]), y.reshape(self.count, -1, y.shape[1]))
             return whole.reshape(y.shape)
         if x.dim() != 3 or x.shape[0] != self.count:
             raise AdapterError(
