@@ -14,6 +14,7 @@ from adapterhub_cl._quiet import quiet_third_parties, wait_politely
 if TYPE_CHECKING:
     from adapterhub_cl.errors import AdapterHubError
     from adapterhub_cl.hub import AdapterHub
+    from adapterhub_cl.training.progress import Reporter
     from adapterhub_cl.training.settings import TrainingSettings
     from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem, Task
 
@@ -27,6 +28,7 @@ __all__ = [
     "Example",
     "Prediction",
     "Problem",
+    "Reporter",
     "Task",
     "TrainingSettings",
     "__version__",
@@ -35,6 +37,7 @@ __all__ = [
 _HOMES = {
     "AdapterHub": "adapterhub_cl.hub",
     "AdapterHubError": "adapterhub_cl.errors",
+    "Reporter": "adapterhub_cl.training.progress",
     "TrainingSettings": "adapterhub_cl.training.settings",
 }
 

@@ -15,8 +15,9 @@ from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
+from adapterhub_cl.showing import Rows, card
 from adapterhub_cl.training.progress import Reporter, usual
-from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem
+from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Versions
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
@@ -36,6 +37,10 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def __repr__(self) -> str:
         return f"AdapterHub({str(self.folder)!r}, base={self.base.source!r})"
+
+    def _repr_html_(self) -> str:
+        about = {"base": self.base.source, "quantization": self.base.quantization, "tasks": len(self.registry.tasks())}
+        return card(str(self.folder), about) + Versions(self.list(), self.registry.serving())._repr_html_()
 
     # -- making and opening ----------------------------------------------------------------------
 
@@ -95,7 +100,8 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
         These are two where a task is pinned to an older version or was rolled back to one.
         """
-        return self.registry.adapters(all_versions=True) if all_versions else self.registry.current()
+        found = self.registry.adapters(all_versions=True) if all_versions else self.registry.current()
+        return Versions(found, self.registry.serving())
 
     def get(self, ref: str) -> AdapterRecord:
         """One version: `news` (its latest), `news@v2`, `news@production`.
@@ -118,7 +124,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def log(self, name: str | None = None, limit: int | None = None) -> _List[Event]:
         """What happened in this hub, newest first."""
-        return self.registry.events(name, limit)
+        return Rows(self.registry.events(name, limit))
 
     def lineage(self, ref: str) -> _List[Edge]:
         """All edges to ancestors and descendants of a version."""
@@ -126,7 +132,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> _List[StoredEvaluation]:
         """Recorded scores."""
-        return self.registry.evaluations(ref, task)
+        return Rows(self.registry.evaluations(ref, task))
 
     # -- measuring and using ---------------------------------------------------------------------
 
@@ -182,7 +188,9 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             return hub_matrix(self.registry, self.load_base, usual(reporter))
         from adapterhub_cl.inference.scoring import score_versions
 
-        return score_versions(self.registry, self.load_base, refs, data, columns, batch_size, usual(reporter), task)
+        return Rows(
+            score_versions(self.registry, self.load_base, refs, data, columns, batch_size, usual(reporter), task)
+        )
 
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.

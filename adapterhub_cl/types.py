@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl import plotting, showing
+from adapterhub_cl.errors import DataError, IntegrityError
 from adapterhub_cl.examples import Example as Example
 from adapterhub_cl.examples import Layout as Layout
 from adapterhub_cl.examples import Turn as Turn
@@ -95,6 +99,14 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def _cells(self) -> dict[str, Any]:
+        low, high = self.details.get("interval") or (None, None)
+        spread = None if low is None else f"{low:.3f} to {high:.3f}"
+        return {"task": self.task, "metric": self.metric, "value": float(self.value), "95 %": spread, "n": self.n}
+
+    def _repr_html_(self) -> str:
+        return showing.Rows([self])._repr_html_()
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -157,6 +169,72 @@ class AdapterRecord:
                 found.setdefault(row["metric"], row["value"])
         return found
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each epoch of its training: `epoch`, `loss`, `dev_loss` and `dev_accuracy` of the rows held out,
+        `seconds`; empty for a version that was not trained here.
+
+        Raises:
+            IntegrityError: its `training.json` cannot be read.
+        """
+        path = self.path / "training.json"
+        if not path.is_file():
+            return []
+        try:
+            return [dict(row) for row in json.loads(path.read_text(encoding="utf-8")).get("history") or ()]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw its training curve: loss and accuracy of each epoch; gives matplotlib's axes.
+
+        Args:
+            ax: axes to draw on; default: those of a new figure.
+
+        Raises:
+            DataError: it was not trained, so that there is none.
+        """
+        if not self.history:
+            raise DataError(
+                f"{self.ref} has no training curve: it is {self.kind}", "versions that add-task or update made have one"
+            )
+        return plotting.training_curve(
+            plotting.axes(ax, (5.0, 3.2)), self.history, self.training.get("best_epoch"), f"training of {self.ref}"
+        )
+
+    def state(self, served: int) -> str:
+        """What it does: it serves (some of) its tasks, waits (`ready`), or was rejected.
+
+        Args:
+            served: how many tasks it serves.
+        """
+        if self.status != "active":
+            return self.status
+        if len(self.tasks) > 1 and served:
+            return f"serves {served} of {len(self.tasks)}"
+        return "serves" if served else "ready"
+
+    def _cells(self) -> dict[str, Any]:
+        metric, value = next(iter(self.metrics.items()), (None, None))
+        return {
+            "ref": self.ref,
+            "task": ", ".join(self.tasks[:3]) + (", …" if len(self.tasks) > 3 else ""),
+            "kind": self.kind,
+            "metric": metric,
+            "value": None if value is None else float(value),
+            "rank": self.rank,
+            "size": showing.size(self.bytes),
+            "made": self.created_at[:16].replace("T", " "),
+            "aliases": ", ".join(alias for alias in self.aliases if alias != LATEST),
+        }
+
+    def _repr_html_(self) -> str:
+        facts = {key: told for key, told in self._cells().items() if key not in ("ref", "metric", "value")}
+        scores = {metric: showing.number(value) for metric, value in self.metrics.items()}
+        labels = ", ".join(str(label) for label in (self.manifest.get("task_spec") or {}).get("labels") or ())
+        more = {"status": self.status, **facts, "labels": labels, **scores, "path": str(self.path)}
+        return showing.card(self.ref, more)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "ref": self.ref,
@@ -171,6 +249,17 @@ class AdapterRecord:
             "status": self.status,
             "metrics": self.metrics,
         }
+
+
+class Versions(showing.Rows[AdapterRecord]):
+    """A list of versions; a notebook draws it as a table that says what each does."""
+
+    def __init__(self, found: Iterable[AdapterRecord], serving: Mapping[str, str]) -> None:
+        super().__init__(found)
+        self._served = Counter(serving.values())
+
+    def _cells(self, item: AdapterRecord) -> Mapping[str, Any]:
+        return {**item._cells(), "state": item.state(self._served[item.ref])}
 
 
 @dataclass(frozen=True)
@@ -235,6 +324,21 @@ class Prediction:
         weights = [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()]
         return {**asdict(self), "adapters": weights}
 
+    def _cells(self) -> dict[str, Any]:
+        found = {"text": self.text, "prediction": self.prediction, "confidence": float(self.confidence)}
+        found |= {"task": self.task, "routing": self.routing, "adapter": self.adapter}
+        notes = {
+            "out of distribution": self.out_of_distribution,
+            "cut": self.truncated,
+            "unfinished": not self.finished,
+        }
+        return {**found, "note": ", ".join(note for note, holds in notes.items() if holds)}
+
+    def _repr_html_(self) -> str:
+        likely = sorted(self.scores.items(), key=lambda pair: -pair[1])[:8]
+        scores = ", ".join(f"{label} {showing.number(score)}" for label, score in likely)
+        return showing.card(self.prediction, {**self._cells(), "scores": scores})
+
 
 @dataclass(frozen=True)
 class Route:
@@ -266,3 +370,15 @@ class Route:
             "tasks": [{"task": task, "weight": weight} for task, weight in self.tasks.items()],
             "nearest": [{"task": task, "text": text, "cosine": cosine} for task, text, cosine in self.nearest],
         }
+
+    def _cells(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "task": next(iter(self.tasks), ""),
+            "confidence": float(self.confidence),
+            "adapters": ", ".join(f"{ref} {weight:.2f}" for ref, weight in self.adapters.items()),
+            "note": "out of distribution" if self.out_of_distribution else "",
+        }
+
+    def _repr_html_(self) -> str:
+        return showing.Rows([self])._repr_html_()

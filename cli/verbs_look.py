@@ -89,7 +89,7 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int, *,
         record.rank,
         display.size(record.bytes),
         display.age(record.created_at),
-        _state(record, served),
+        record.state(served),
         ",".join(alias for alias in record.aliases if alias != LATEST or not alone),
     )
 
@@ -97,15 +97,6 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int, *,
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
     """What was measured, without what is no number."""
     return {key: number for key, number in numbers.items() if math.isfinite(number)}
-
-
-def _state(record: AdapterRecord, served: int) -> str:
-    """What a version does: it serves (some of) its tasks, waits (`ready`), or was rejected."""
-    if record.status != "active":
-        return record.status
-    if len(record.tasks) > 1 and served:
-        return f"serves {served} of {len(record.tasks)}"
-    return "serves" if served else "ready"
 
 
 @verb(LOOK, "cl-adapter show news@v2")

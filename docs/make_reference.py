@@ -23,6 +23,7 @@ from cl_adapter.app import GROUPS, SETTINGS_PANEL
 import adapterhub_cl
 from adapterhub_cl import AdapterHub, TrainingSettings, errors, types
 from adapterhub_cl.options import flag
+from adapterhub_cl.training import progress
 
 PLACE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by `python docs/make_reference.py` from the code; do not edit it here. -->"
@@ -227,6 +228,9 @@ def api() -> str:
         lines += _record(found)
     for module, name in RETURNED:
         lines += _record(getattr(import_module(module), name), module)
+    lines += ["## Progress", "", "In `adapterhub_cl.training.progress`; what methods take as `reporter`.", ""]
+    for reporter in (progress.Reporter, progress.NotebookReporter, progress.BarReporter, progress.LineReporter):
+        lines += _reporter(reporter)
     lines += ["## TrainingSettings", "", *_prose(TrainingSettings.__doc__), ""]
     rows = [
         (code(f.name), code(str(f.type)), f.metadata["help"], _default(f.default)) for f in fields(TrainingSettings)
@@ -317,6 +321,23 @@ def _record(found: Any, module: str = "") -> list[str]:
             lines += [f"**`{_signature(name, value).removeprefix('def ')}`** {_first(value.__doc__)}".rstrip(), ""]
         else:
             lines += _method(name, value)
+    return lines
+
+
+def _reporter(found: Any) -> list[str]:
+    """How one is made; of the one that the others are derived from also what it is told."""
+    lines = [f"### {found.__name__}", "", *_prose(found.__doc__), ""]
+    if found is not progress.Reporter:
+        return [
+            *lines,
+            "```python",
+            _signature(found.__name__, found).removeprefix("def ").removesuffix(" -> None"),
+            "```",
+            "",
+        ]
+    for name, value in vars(found).items():
+        if not name.startswith("_"):
+            lines += _method(name, inspect.unwrap(value))
     return lines
 
 

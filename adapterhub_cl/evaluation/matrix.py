@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_cl import plotting, showing
 from adapterhub_cl.errors import DataError
 
 Cell = float | None
@@ -117,6 +118,39 @@ class AccuracyMatrix:
             return cls(tuple(row["tasks"]), rows, **lists, name=name, seconds=seconds, seed=seed)  # type: ignore[arg-type]
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not an accuracy matrix ({error!r})", "give what `stream --json` wrote") from error
+
+    @property
+    def headline(self) -> str:
+        """The title, and beneath it average accuracy and backward transfer."""
+        shown = [plotting.cut(self.title, 30)] if self.name else []
+        figures = [] if self.average_accuracy is None else [f"AP {plotting.number(self.average_accuracy)}"]
+        figures += [] if self.bwt is None else [f"BWT {self.bwt:+.3f}"]
+        return "\n".join([*shown, "  ".join(figures)])
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The ends of a colour scale: 0 and 1 for shares, else the least and the largest score."""
+        cells = [cell for row in self.rows for cell in row if cell is not None]
+        return (0.0, 1.0) if all(0 <= cell <= 1 for cell in cells) else (min(cells), max(cells))
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw it as a heat map; gives matplotlib's axes, whose `figure.savefig` writes a file.
+
+        Args:
+            ax: axes to draw on; default: those of a new figure.
+        """
+        side = max(3.4, 1.6 + 0.52 * len(self.tasks))
+        panel = plotting.axes(ax, (side, side))
+        plotting.heat_map(panel, self.rows, self.tasks, self.headline, *self.scale)
+        return panel
+
+    def _cells(self) -> dict[str, Any]:
+        figures = {"AP": self.average_accuracy, "BWT": self.bwt, "forgetting": self.forgetting, "FWT": self.fwt_gem}
+        return {"name": self.name or "adapters", "seed": self.seed, "tasks": len(self.tasks), **figures}
+
+    def _repr_html_(self) -> str:
+        rows = [f"after {task}" for task in self.tasks[: len(self.rows)]]
+        return showing.heat(self.rows, self.tasks, rows, self.headline.replace("\n", ": "))
 
     def to_csv(self) -> str:
         """A header `after,TASK,…` and one line for each stage; cells that were not measured are empty."""

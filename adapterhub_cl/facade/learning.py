@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.launching import one_process
+from adapterhub_cl.showing import Rows
 from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
@@ -237,17 +238,19 @@ class Learning(Opened):
         one_process("stream")
         from adapterhub_cl.training.comparing import run_all
 
-        return run_all(
-            self.registry,
-            self.load_base,
-            file,
-            strategies,
-            seeds,
-            options or {},
-            max_forgetting,
-            settings,
-            asked or {},
-            usual(reporter),
+        return Rows(
+            run_all(
+                self.registry,
+                self.load_base,
+                file,
+                strategies,
+                seeds,
+                options or {},
+                max_forgetting,
+                settings,
+                asked or {},
+                usual(reporter),
+            )
         )
 
     def promote(

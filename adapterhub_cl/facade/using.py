@@ -12,6 +12,7 @@ from adapterhub_cl.facade.opened import Opened
 from adapterhub_cl.inference.serving import answering, who_answers
 from adapterhub_cl.routing import DEFAULT as ROUTER
 from adapterhub_cl.routing import build
+from adapterhub_cl.showing import Rows
 from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import BASE, Example, Prediction, Route
 
@@ -118,7 +119,7 @@ class Using(Opened):
             with self._using(router, options, reporter, batch_size=batch_size) as engine:
                 engine.prepare()
                 with report.piece("predicting", len(inputs)):
-                    return engine.predict(
+                    found = engine.predict(
                         inputs,
                         task=task,
                         adapter=adapter,
@@ -127,6 +128,7 @@ class Using(Opened):
                         progress=report.advance,
                         max_new_tokens=max_new_tokens,
                     )
+            return Rows(found)
         chosen, ref = who_answers(self.registry, task, adapter)
         from adapterhub_cl.data.values import whole_characters
         from adapterhub_cl.inference.answering import answer
@@ -145,7 +147,7 @@ class Using(Opened):
                 progress=report.advance,
             )
         self._count(ref, chosen.name, len(found))
-        return found
+        return Rows(found)
 
     def generate(self, text: str, **asked: Any) -> str:
         """What the base with an adapter writes after a text; arguments as `write`."""
@@ -247,7 +249,7 @@ class Using(Opened):
             DataError: an input is empty.
         """
         with self._using(router, options, reporter) as engine:
-            return engine.route(inputs, top_k=top_k, explain=explain)
+            return Rows(engine.route(inputs, top_k=top_k, explain=explain))
 
     def drift(
         self,

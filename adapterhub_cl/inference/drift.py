@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.metrics import wilson_interval
 from adapterhub_cl.inference.novelty import novelty
+from adapterhub_cl.showing import card, table
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +146,14 @@ class Drift:
             f"{self.out} inputs are unlike what this hub knows, but no {LARGE} of them are alike enough to be proposed "
             "as one task: look at the clusters"
         ]
+
+    def _repr_html_(self) -> str:
+        low, high = self.interval
+        share = f"{self.share:.1%} (95 % {low:.1%} to {high:.1%}), expected {self.expected_share:.1%}"
+        facts = {"inputs": self.n, "out of distribution": self.out, "share": share, "p": f"{self.p_value:.3g}"}
+        groups = [(len(c.members), f"{c.share:.1%}", c.nearest_task, " | ".join(c.examples[:3])) for c in self.clusters]
+        drawn = table(("inputs", "share", "nearest task", "for example"), groups) if groups else ""
+        return card("Drift", {**facts, "": " ".join(self.proposals)}) + drawn
 
     def to_json(self) -> dict[str, Any]:
         return {

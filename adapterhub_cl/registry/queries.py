@@ -12,6 +12,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError,
 from adapterhub_cl.registry.index import REBUILD, Query, Row
 from adapterhub_cl.registry.names import Ref, parse_ref
 from adapterhub_cl.registry.shapes import sound_details
+from adapterhub_cl.showing import cells_of
 from adapterhub_cl.types import LATEST, AdapterRecord, Edge, Evaluation, Task
 
 _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
@@ -35,6 +36,10 @@ class Event:
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "at": self.at, "verb": self.verb, "ref": self.ref, "detail": dict(self.detail)}
 
+    def _cells(self) -> dict[str, Any]:
+        told = ", ".join(f"{key} {value}" for key, value in self.detail.items() if value not in (None, "", [], {}))
+        return {"at": self.at[:16].replace("T", " "), "verb": self.verb, "ref": self.ref, "detail": told}
+
 
 @dataclass(frozen=True)
 class AliasMove:
@@ -55,6 +60,9 @@ class StoredEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         return {"adapter": self.ref, **self.evaluation.to_json(), "created_at": self.created_at}
+
+    def _cells(self) -> dict[str, Any]:
+        return {"adapter": self.ref, **cells_of(self.evaluation), "measured": self.created_at[:16].replace("T", " ")}
 
 
 class LazyManifest(Mapping[str, Any]):

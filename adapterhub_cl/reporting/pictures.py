@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.plotting import cut, heat_map
 from adapterhub_cl.registry import check_local
 
 SUFFIXES = (".png", ".svg")
@@ -34,7 +35,7 @@ def matrix_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path
     panels = figure.subplots(lines, columns, squeeze=False)
     image = None
     for panel, matrix in zip(panels.flat, matrices, strict=False):
-        image = _heat_map(panel, matrix, low, high)
+        image = heat_map(panel, matrix.rows, matrix.tasks, matrix.headline, low, high)
     for panel in panels.flat[len(matrices) :]:
         panel.set_axis_off()
     bar = figure.colorbar(image, ax=panels, shrink=0.9 / lines**0.5, aspect=24, pad=0.015)
@@ -69,9 +70,9 @@ def curves_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path
         for k, (name, group) in enumerate(runs.items()):
             handles[name] = _curve(panel, group, j, k)
         panel.axvline(j, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
-        panel.set_title(_cut(task, 28), fontsize=9)
+        panel.set_title(cut(task, 28), fontsize=9)
         panel.set_xlim(-0.3, len(tasks) - 0.7)
-        panel.set_xticks(range(len(tasks)), [_cut(name, 12) for name in tasks], rotation=40, ha="right", fontsize=7)
+        panel.set_xticks(range(len(tasks)), [cut(name, 12) for name in tasks], rotation=40, ha="right", fontsize=7)
         panel.tick_params(axis="y", labelsize=7)
         panel.tick_params(axis="x", labelbottom=j + columns >= len(tasks))
         panel.grid(axis="y", color="#e5e5e5", linewidth=0.6)
@@ -81,30 +82,9 @@ def curves_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path
     figure.supxlabel("after learning", fontsize=8)
     figure.supylabel("score", fontsize=8)
     figure.legend(
-        handles.values(), [_cut(n, 24) for n in handles], loc="outside right center", fontsize=8, frameon=False
+        handles.values(), [cut(n, 24) for n in handles], loc="outside right center", fontsize=8, frameon=False
     )
     return _save(figure, path)
-
-
-def _heat_map(panel: Any, matrix: AccuracyMatrix, low: float, high: float) -> Any:
-    stages, size = len(matrix.rows), len(matrix.tasks)
-    cells = [[math.nan if cell is None else cell for cell in row] for row in matrix.rows]
-    image = panel.imshow(cells, cmap="cividis", vmin=low, vmax=high, aspect="equal")
-    font = 7.5 if size <= 8 else 6
-    for i, row in enumerate(matrix.rows):
-        for j, cell in enumerate(row):
-            if cell is not None:
-                colour = "white" if cell < low + 0.55 * (high - low) else "black"
-                panel.text(j, i, _number(cell), ha="center", va="center", fontsize=font, color=colour)
-    panel.set_xticks(range(size), [_cut(t, 12) for t in matrix.tasks], rotation=40, ha="right", fontsize=7)
-    panel.set_yticks(range(stages), [_cut(t, 12) for t in matrix.tasks[:stages]], fontsize=7)
-    panel.tick_params(length=0)
-    panel.spines[:].set_visible(False)
-    figures = [(word, v) for word, v in (("AP", matrix.average_accuracy), ("BWT", matrix.bwt)) if v is not None]
-    title = [_cut(matrix.title, 30)] if matrix.name else []
-    told = "  ".join(f"{word} {value:+.3f}" if word == "BWT" else f"{word} {_number(value)}" for word, value in figures)
-    panel.set_title("\n".join([*title, told]), fontsize=8.5)
-    return image
 
 
 def _curve(panel: Any, group: Sequence[AccuracyMatrix], task: int, number: int) -> Any:
@@ -144,26 +124,19 @@ def _grid(count: int) -> tuple[int, int]:
 
 
 def _shares(matrices: Sequence[AccuracyMatrix]) -> bool:
-    return all(0 <= cell <= 1 for matrix in matrices for row in matrix.rows for cell in row if cell is not None)
+    return all(matrix.scale == (0.0, 1.0) for matrix in matrices)
 
 
 def _range(matrices: Sequence[AccuracyMatrix]) -> tuple[float, float]:
     """One scale for all panels: 0 to 1 for shares."""
+    if _shares(matrices):
+        return 0.0, 1.0
     cells = [cell for matrix in matrices for row in matrix.rows for cell in row if cell is not None]
-    return (0.0, 1.0) if _shares(matrices) else (min(cells), max(cells))
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
+    return min(cells), max(cells)
 
 
 def _names(tasks: Sequence[str]) -> str:
-    return _cut(", ".join(tasks), 60)
-
-
-def _cut(text: str, length: int) -> str:
-    text = text.replace("$", r"\$")
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return cut(", ".join(tasks), 60)
 
 
 def _figure(width: float, height: float) -> Any:

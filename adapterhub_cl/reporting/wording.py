@@ -6,6 +6,8 @@ import math
 from datetime import UTC, datetime
 from pathlib import PurePath
 
+from adapterhub_cl.showing import size as size
+
 NOTHING = "–"
 
 
@@ -30,16 +32,6 @@ def percent(value: float | None) -> str:
 def error(value: float | None) -> str:
     """A relative error: four digits that mean something."""
     return NOTHING if value is None or not math.isfinite(value) else "0" if value == 0 else f"{value:.4g}"
-
-
-def size(count: int) -> str:
-    """1536 → `1.5 kB`; units of 1000."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def count(number: int, one: str, several: str = "") -> str:
