@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Cell = float | None
+_LINE: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.4}
 
 
 def axes(given: Any = None, size: tuple[float, float] | None = None) -> Any:
@@ -51,26 +52,28 @@ def training_curve(panel: Any, history: Sequence[Mapping[str, Any]], best: int |
         best: the epoch that was kept, marked by a line; counted from 1.
     """
     epochs = [row["epoch"] for row in history]
-    panel.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3.5, label="loss, training")
-    for key, label in (("dev_loss", "loss, held out"), ("dev_accuracy", "accuracy, held out")):
+    lines = panel.plot(epochs, [row["loss"] for row in history], color="#0072b2", label="loss, training", **_LINE)
+    for key, label, look in (
+        ("dev_loss", "loss, held out", {"color": "#d55e00"}),
+        ("dev_accuracy", "accuracy, held out", {"color": "#009e73", "linestyle": "--"}),
+    ):
         known = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
         if not known:
             continue
-        side = panel.twinx() if key == "dev_accuracy" else panel
-        look = {"color": "#009e73", "linestyle": "--"} if side is not panel else {"color": "#d55e00"}
-        side.plot(*zip(*known, strict=True), marker="o", markersize=3.5, label=label, **look)
-        if side is not panel:
-            side.set_ylim(0, 1)
+        side = panel
+        if key == "dev_accuracy":
+            side = panel.twinx()
+            side.set_ylim(0, 1.05)
             side.set_ylabel("accuracy")
-            side.legend(loc="lower right", fontsize=8, frameon=False)
+        lines += side.plot(*zip(*known, strict=True), label=label, **look, **_LINE)
     if best:
         panel.axvline(best, color="#888888", linewidth=0.8, linestyle=":")
     panel.set_xticks(epochs if len(epochs) <= 20 else epochs[:: math.ceil(len(epochs) / 20)])
     panel.set_xlabel("epoch")
     panel.set_ylabel("loss (nats)")
     panel.set_ylim(bottom=0)
-    panel.legend(loc="upper right", fontsize=8, frameon=False)
-    panel.set_title(cut(title, 60), fontsize=9)
+    panel.set_title(cut(title, 60), fontsize=9, pad=22)
+    panel.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7.5, frameon=False)
     return panel
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
@@ -34,3 +37,23 @@ def check_tracker(name: str) -> None:
         raise UnknownNameError("tracker", name, LOGGER_TYPE_TO_CLASS)
     if name not in {str(getattr(t, "value", t)) for t in get_available_trackers()}:
         raise UsageError(f"--log-with {name}: its package is not installed", f"pip install {name}")
+
+
+def open_trackers(accelerator: Accelerator, project: str, config: Mapping[str, Any]) -> None:
+    """Begin a run of the tracker that the accelerator was made with.
+
+    Trackers print what they do. Standard output belongs to the verb's answer, so that it goes to standard error.
+    """
+    with redirect_stdout(sys.stderr):
+        accelerator.init_trackers(project, config=dict(config))
+
+
+def close_trackers(accelerator: Accelerator, name: str) -> None:
+    """End the run of a tracker, if one was begun; what it prints goes to standard error."""
+    with redirect_stdout(sys.stderr):
+        accelerator.end_training()
+        if name == "trackio" and accelerator.is_main_process:
+            import trackio
+
+            with suppress(RuntimeError):  # Accelerate ends its run alone, and it would tell so again at exit
+                trackio.finish()

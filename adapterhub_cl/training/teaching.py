@@ -20,7 +20,7 @@ from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.training.material import Material, prepare, tell, tell_parent, tell_scale, with_limits
-from adapterhub_cl.training.processes import check_tracker, everyones
+from adapterhub_cl.training.processes import check_tracker, close_trackers, everyones, open_trackers
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
 from adapterhub_cl.training.request import Request, check
@@ -113,7 +113,8 @@ def teach(
             run.claim()
         parent = material.parent
         if request.log_with:
-            accelerator.init_trackers(request.name, config={**settings.to_json(), "strategy": request.strategy})
+            asked = {"strategy": request.strategy, "verb": request.verb, "run": run.id}
+            open_trackers(accelerator, request.name, {**settings.to_json(), **asked})
         length = min(settings.max_length, base.context)
         judge = Judge(registry, base, objective, request, material, length, reporter)
         place = parent.path if parent else None
@@ -146,11 +147,15 @@ def teach(
                 judge, model, keep, strategy, learned, training_facts(base.info, request, run, material, learned.facts)
             )
             everyones(record.ref, accelerator)
+            if request.log_with:
+                scores = {f"eval_{metric}": value for metric, value in record.metrics.items()}
+                accelerator.log(scores, step=int(learned.facts["steps"]))
     except BaseException as error:
         _leave(run, accelerator, request, error)
         raise
     finally:
-        accelerator.end_training()
+        if request.log_with:
+            close_trackers(accelerator, request.log_with)
         if lock is not None:
             lock.release()
     run.remove()

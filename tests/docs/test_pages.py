@@ -49,6 +49,7 @@ STARTS = {
     ),
     "docs/encoders.md": Start(),
     "docs/first-hub.md": Start(),
+    "docs/notebooks.md": Start(),
     "docs/extending.md": Start(),
     "docs/several-gpus.md": Start(),
 }
