@@ -196,5 +196,13 @@ class Layout:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Layout:
-        known = {key: row[key] for key in cls.__dataclass_fields__ if key in row}
-        return cls(**{**known, "input": tuple(known.get("input", ()))})
+        """The reverse of `to_json`; further keys are passed over.
+
+        Raises:
+            TypeError: a column's name is not a text.
+        """
+        known = {key: row[key] for key in cls.__dataclass_fields__ if row.get(key) is not None}
+        found = cls(**{"name": "", **known, "input": tuple(known.get("input", ()))})
+        if not all(isinstance(text, str) for text in (found.name, *found.columns)):
+            raise TypeError("a column's name is not a text")
+        return found

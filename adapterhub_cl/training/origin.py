@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adapterhub_cl.lora_config import CONFIG, WEIGHTS, asked_plainly, check_conf
 from adapterhub_cl.lora_files import ask_plainly, read_weights
 from adapterhub_cl.registry.manifests import FILE_NAME as MANIFEST
 from adapterhub_cl.training.exporting import TASK
-from adapterhub_cl.types import TASK_KINDS, BaseInfo, Task
+from adapterhub_cl.types import TASK_KINDS, BaseInfo, Layout, Task
 
 PREFIX = "base_model.model."
 # What other tools leave in the names of tensors: torch.compile, DDP and FSDP, PEFT's name of the adapter.
@@ -121,7 +121,7 @@ def described_task(name: str, described: Mapping[str, Any], origin: Origin) -> T
             raise UsageError(f"the {key.replace('_', ' ')} beside the adapter is no text", "restore the file")
     found = describe(name, told)
     plain = Task(name)
-    more = {
+    more: dict[str, Any] = {
         field.name: spec[field.name]
         for field in fields(Task)
         if field.name in spec
@@ -129,6 +129,9 @@ def described_task(name: str, described: Mapping[str, Any], origin: Origin) -> T
         and type(spec[field.name]) is type(getattr(plain, field.name))
         and isinstance(spec[field.name], bool | int | float | str)
     }
+    if isinstance(spec.get("layout"), dict):
+        with suppress(TypeError):  # without it the columns are recognised anew
+            more["layout"] = Layout.from_json(spec["layout"])
     return replace(found, **more)
 
 

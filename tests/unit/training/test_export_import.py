@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.lora_config import CONFIG, WEIGHTS
-from adapterhub_cl.types import Task
+from adapterhub_cl.types import Layout, Task
 
 DESCRIBED: dict[str, Any] = {
     "labels": ("red", "red wine", "blue"),
@@ -224,3 +224,22 @@ def test_an_adapter_of_the_embeddings_is_refused(hub: AdapterHub, tmp_path: Path
     with pytest.raises(AdapterError, match="none of a plain LoRA") as caught:
         hub.import_adapter(folder, "x")
     assert "embeddings" in caught.value.hint
+
+
+def test_a_task_of_conversations_keeps_its_columns_and_its_limits(hub: AdapterHub, tmp_path: Path) -> None:
+    layout = Layout("messages", chat="messages", system="system")
+    talk = Task("talk", prompt_format="chat", instruction="Be kind.", layout=layout, max_length=64, answer_tokens=5)
+    hub.registry.put_task(talk)
+    hub.import_adapter(write_lora(tmp_path / "lora", 2, size=0.1), "talk", task="talk")
+    folder = hub.export("talk", tmp_path / "out")
+    about = json.loads((folder / "task.json").read_text())["tasks"]["talk"]
+    assert "<s>system: {instruction}\n<s>user: {input}" in about["prompt"]["instructed"]
+    assert (about["max_length"], about["longest_answer"]) == (64, 5)
+    again = AdapterHub.init(tmp_path / "again", hub.base.source, quantization="none", dtype="fp32")
+    again.import_adapter(folder, "talk")
+    assert again.registry.task("talk") == talk
+    about = json.loads((folder / "task.json").read_text())
+    about["tasks"]["talk"]["spec"]["layout"] = {"name": "messages", "chat": ["no", "text"]}
+    (folder / "task.json").write_text(json.dumps(about))
+    again.import_adapter(folder, "other")
+    assert again.registry.task("other").layout is None
