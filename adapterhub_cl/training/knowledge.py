@@ -68,6 +68,8 @@ class Questions:
         if self.old is not None:
             old = score(model, base, self.old, reporter, f"what {name} knew, {when}")
         new = score(model, base, self.new, reporter, f"what {name} is told, {when}")
+        if not self.unrelated:
+            return Snapshot(new, old, ())
         with reporter.piece(f"other tasks, {when}", sum(len(examples) for _, examples in self.unrelated)) as advance:
             return Snapshot(new, old, tuple(self._answers(model, base, advance)))
 

@@ -6,6 +6,7 @@ Pieces of work may begin within one another: the inner one is shown until it is 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,12 +41,12 @@ class Reporter:
             self.finish()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Piece:
     """A piece of work under way.
 
     Attributes:
-        bar: what shows it.
+        bar: what shows it, or waits for it.
         told: when something was last told of it, as `started` on the monotonic clock.
     """
 
@@ -67,7 +68,7 @@ class _Piece:
 
 
 class LineReporter(Reporter):
-    """Plain lines, at most one every few seconds: fit for a log file.
+    """Plain lines, at most one every few seconds, and one as often where a step takes longer: fit for a log file.
 
     Args:
         stream: default: standard error.
@@ -85,6 +86,7 @@ class LineReporter(Reporter):
         piece = _Piece(what, total)
         piece.told = piece.started
         self._pieces.append(piece)
+        self._watch(piece)
 
     def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
         if not self._pieces:
@@ -101,7 +103,20 @@ class LineReporter(Reporter):
 
     def finish(self) -> None:
         if self._pieces:
-            self._pieces.pop()
+            self._pieces.pop().bar.cancel()
+
+    def _watch(self, piece: _Piece) -> None:
+        """After a while without a line say that the piece still goes on: a step of it may take minutes."""
+        piece.bar = threading.Timer(self.every, self._still, [piece, piece.told])
+        piece.bar.daemon = True
+        if self.every > 0:  # else each step is told of anyway
+            piece.bar.start()
+
+    def _still(self, piece: _Piece, told: float) -> None:
+        if piece in self._pieces:
+            if piece is self._pieces[-1] and piece.told == told:
+                self.note(f"{piece.what} {piece.done}/{piece.total}")
+            self._watch(piece)
 
 
 class BarReporter(Reporter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_the_outer_piece_goes_on_where_an_inner_one_ends() -> None:
     reporter.advance(1)
     told = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
     assert told == ["training 4/10", "rows held out 2/2", "training 5/10"]
+
+
+def test_a_step_that_takes_long_is_no_silence() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, every=0.05)
+    with reporter.piece("measuring", 40):
+        while stream.getvalue().count("\n") < 2:
+            time.sleep(0.01)
+        with reporter.piece("answering", 3):
+            while "answering" not in stream.getvalue():
+                time.sleep(0.01)
+    said = stream.getvalue()
+    assert said.startswith("measuring 0/40\nmeasuring 0/40\n")
+    time.sleep(0.2)
+    assert stream.getvalue() == said, "and what is over is told of no more"
 
 
 def test_a_bar_is_on_the_terminal_until_its_piece_is_over() -> None:
