@@ -328,13 +328,8 @@ def _reporter(found: Any) -> list[str]:
     """How one is made; of the one that the others are derived from also what it is told."""
     lines = [f"### {found.__name__}", "", *_prose(found.__doc__), ""]
     if found is not progress.Reporter:
-        return [
-            *lines,
-            "```python",
-            _signature(found.__name__, found).removeprefix("def ").removesuffix(" -> None"),
-            "```",
-            "",
-        ]
+        made = f"    {_signature('__init__', found.__init__)}: ..."
+        return [*lines, "```python", f"class {found.__name__}(Reporter):", made, "```", ""]
     for name, value in vars(found).items():
         if not name.startswith("_"):
             lines += _method(name, inspect.unwrap(value))
