@@ -54,8 +54,8 @@ class Tokeniser:
     """Applies a task's prompt format and a base's tokenizer.
 
     A prompt depends on what is asked alone, never on its answer: what training saw is what every later question
-    sees. It may be as long as `max_length` less the task's longest answer; where it is longer, a passage loses its
-    end, a conversation its oldest turns, and any other input its end.
+    sees. It may be as long as `max_length` less the task's longest answer (half of it at least); where it is longer, a
+    passage loses its end, a conversation its oldest turns, and any other input its end.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -92,12 +92,13 @@ class Tokeniser:
 
     @property
     def longest_answer(self) -> int:
-        """Tokens of the task's longest answer: of a choice its longest label, else what its training data had."""
+        """Tokens that a prompt leaves for the answer: of a choice its longest label, else the longest answer of the
+        training data, but half of the limit at most. A row with a longer answer has a shorter prompt."""
         if self._longest is None:
             if self.task.kind == "choice":
                 self._longest = max((len(self.answer(label)) for label in self.task.labels), default=0)
             else:
-                self._longest = self.task.answer_tokens or self.reserve
+                self._longest = min(self.task.answer_tokens, self.max_length // 2) or self.reserve
         return self._longest
 
     def budget(self, answers: Sequence[str] = ()) -> int:

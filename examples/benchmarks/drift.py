@@ -23,7 +23,7 @@ from typing import Any
 from machine import installed, machine
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cl15"
-SAMPLES, INPUTS, BATCHES = 200, 100, 40
+SAMPLES, INPUTS, BATCHES = 200, 100, 12
 # known tasks, inputs of known tasks, inputs of each new task
 SETTINGS = ((13, 100, 30), (4, 40, 20), (4, 40, 40), (4, 80, 10), (13, 100, 0))
 

@@ -115,3 +115,18 @@ def test_conversations_that_end_alike_are_not_the_same_question() -> None:
     assert _key(one) != _key(other)
     assert Example.from_json(one.to_json()) == one
     assert one.with_input("other words").turns[-1].content == "other words"
+
+
+def test_one_long_answer_takes_half_of_the_limit_at_most_and_is_named_where_it_does_not_fit(speaker: Any) -> None:
+    from adapterhub_cl.data.tokenise import with_limits
+    from adapterhub_cl.training.learn import Lesson, _windows
+    from adapterhub_cl.training.progress import Reporter
+
+    rows = [Example("short " * 12, "yes"), Example("ask", "word " * 60), Example("more", "no")]
+    task = with_limits(Task("t", "generation"), speaker, rows, 100)
+    encode = Tokeniser(speaker, task, 100)
+    assert task.answer_tokens > 50
+    assert encode.longest_answer == 50
+    assert encode.budget() > task.answer_tokens
+    with pytest.raises(DataError, match="b line 2: the instruction and the answer alone are longer than 100 tokens"):
+        _windows(encode, Lesson(task, rows, places=["b line 1", "b line 2", "b line 3"]), Reporter())
