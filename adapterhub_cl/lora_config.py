@@ -28,6 +28,9 @@ _PARTS = ("lora_A.weight", "lora_B.weight")
 _DORA = "lora_magnitude_vector"
 
 
+MOST_SCALING = 1e4  # alpha ÷ rank; more overflows
+
+
 def check_config(folder: Path) -> dict[str, Any]:
     """The PEFT config of an adapter that this project can serve.
 
@@ -50,10 +53,10 @@ def check_config(folder: Path) -> dict[str, Any]:
             "convert it when saving: PEFT save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
     rank, alpha = config.setdefault("r", 8), config.setdefault("lora_alpha", 8)  # as PEFT does
-    if not _number(rank) or not isinstance(rank, int) or not _number(alpha):
+    if not _number(rank) or not isinstance(rank, int) or not _number(alpha) or alpha / rank > MOST_SCALING:
         raise AdapterError(
             f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
-            "both must be numbers above 0 in adapter_config.json",
+            f"both must be numbers above 0 in adapter_config.json, and alpha at most {MOST_SCALING:g} times the rank",
         )
     whole = config.get("modules_to_save")
     if config.get("task_type") == CLASSIFIES:

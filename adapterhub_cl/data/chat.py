@@ -27,8 +27,6 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
             "the prompt format 'chat' needs a base whose tokenizer has a chat template",
             "choose another one: --prompt-format instruction",
         )
-    from jinja2 import TemplateError
-
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -38,10 +36,10 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
                 add_generation_prompt=prompt,
             )
         )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        # templates refuse roles that they do not know, or that do not alternate, and fail at what they do not expect
+    except Exception as error:  # a template is a program: it may refuse what it does not expect, or fail in any way
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"the base's chat template refuses the conversation: {error}",
+            f"the base's chat template refuses the conversation: {why}",
             "let user and assistant take turns, with the roles that the template knows; or name another prompt format, "
             "such as --prompt-format instruction",
         ) from error

@@ -109,8 +109,9 @@ def _squad(articles: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
                         }
                     )
     except (KeyError, TypeError, AttributeError) as error:
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else "is not written as SQuAD writes it"
         raise DataError(
-            f"{name}: it looks like SQuAD's articles, but question {len(rows) + 1} lacks {error}",
+            f"{name}: it looks like SQuAD's articles, but question {len(rows) + 1} {lacks}",
             'write {"data": [{"paragraphs": [{"context": …, "qas": [{"question": …, "answers": [{"text": …}]}]}]}]}',
         ) from None
     return rows

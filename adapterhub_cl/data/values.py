@@ -157,8 +157,13 @@ def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
     if isinstance(content, list | tuple):  # parts: texts among images
         texts = [part.get("text") for part in content if isinstance(part, Mapping)]
         content = "\n".join(text for text in texts if isinstance(text, str))
-    if content is None and more.get("tool_calls"):
-        content = ""
+    if calls := more.get("tool_calls"):
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) and _called(call) for call in calls):
+            raise DataError(
+                f"{where}: tool_calls in column {column!r} is not a list of calls, each with its function's name",
+                'write [{"type": "function", "function": {"name": …, "arguments": {…}}}]',
+            )
+        content = content or ""
     if not isinstance(role, str) or not isinstance(content, str):
         raise DataError(f"{where}: a turn in column {column!r} has no role and content", TURN_HINT)
     role = role.strip().lower()
@@ -169,6 +174,12 @@ def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
             f"{where}: a turn in column {column!r} has the role {role!r}", f"the roles are {', '.join(ROLES)}"
         )
     return {"role": role, "content": whole_characters(content).strip(), **more}
+
+
+def _called(call: Mapping[str, Any]) -> bool:
+    """Whether a call names what it calls."""
+    function = call.get("function", call)
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str) and bool(function["name"])
 
 
 def _scalar(value: Any) -> str:

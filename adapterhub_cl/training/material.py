@@ -242,6 +242,16 @@ def _same_task(registry: Registry, task: Task) -> Task:
     return merged
 
 
+def refuse_other_labels(registry: Registry, request: Request, task: Task) -> None:
+    """Raise where another add-task taught a task of this name other labels while this one was learned.
+
+    Raises:
+        DataError: names the labels.
+    """
+    if request.verb == "add-task":
+        _same_task(registry, task)
+
+
 def _past(registry: Registry, reads: str, task: str) -> Iterator[Lessons]:
     """The other tasks of the hub, each with what is read of it."""
     newest: dict[str, AdapterRecord] = {}

@@ -72,6 +72,10 @@ def read_origin(folder: Path) -> Origin:
             for name, one in told.items()
             if isinstance(one, dict) and isinstance(one.get("spec"), dict)
         }
+        if not tasks:
+            raise AdapterError(f"{folder / TASK} describes no task", "restore it, or take it out of the folder")
+    elif exported:
+        raise AdapterError(f"{folder / TASK} describes no task", "restore it, or take it out of the folder")
     name = base.get("source") or base.get("name") or ""
     return Origin(str(base.get("fingerprint") or ""), str(name), tasks)
 
@@ -234,4 +238,6 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read: {error}", "restore it, or take it out of the folder") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise AdapterError(f"{path} is not an object of JSON", "restore it, or take it out of the folder")
+    return found

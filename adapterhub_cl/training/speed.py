@@ -200,9 +200,13 @@ def to_json(speed: Speed) -> dict[str, Any]:
 
 
 def stored(run: Path) -> Speed | None:
-    """The choice of a run that is gone on with."""
-    path = run / "speed.json"
-    return Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """The choice of a run that is gone on with; None where there is none that can be read, and it is measured again."""
+    try:
+        found = json.loads((run / "speed.json").read_text(encoding="utf-8"))
+        chosen = Speed(str(found["attention"]), int(found["keep_bytes"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return chosen if chosen.attention in ("sdpa", "eager") and chosen.keep_bytes >= 0 else None
 
 
 def store(run: Path, choice: Speed) -> None:

@@ -19,7 +19,15 @@ from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.judging import Judge, conclude, refusal
 from adapterhub_cl.training.learn import Lesson, learn
 from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.material import Material, prepare, tell, tell_parent, tell_scale, with_limits
+from adapterhub_cl.training.material import (
+    Material,
+    prepare,
+    refuse_other_labels,
+    tell,
+    tell_parent,
+    tell_scale,
+    with_limits,
+)
 from adapterhub_cl.training.processes import check_tracker, close_trackers, everyones, open_trackers
 from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.training.recording import training_facts
@@ -143,6 +151,7 @@ def teach(
             if not accelerator.is_main_process:
                 return registry.get(everyones("", accelerator))
             _tell_overtaken(registry, request, run, material, reporter)
+            refuse_other_labels(registry, request, material.task)
             record, refused = conclude(
                 judge, model, keep, strategy, learned, training_facts(base.info, request, run, material, learned.facts)
             )

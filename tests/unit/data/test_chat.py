@@ -130,3 +130,13 @@ def test_one_long_answer_takes_half_of_the_limit_at_most_and_is_named_where_it_d
     assert encode.budget() > task.answer_tokens
     with pytest.raises(DataError, match="b line 2: the instruction and the answer alone are longer than 100 tokens"):
         _windows(encode, Lesson(task, rows, places=["b line 1", "b line 2", "b line 3"]), Reporter())
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ messages.x.y }}"]
+)
+def test_a_template_that_fails_in_any_way_is_a_clear_error(speaker: Any, template: str) -> None:
+    speaker.chat_template = template
+    with pytest.raises(DataError, match="the base's chat template refuses the conversation"):
+        Tokeniser(speaker, TALKS, 128)(Example("one", "two"))
+    assert chat.end_ids(speaker, SimpleNamespace()) == [speaker.eos_token_id], "other formats go on working"

@@ -235,3 +235,10 @@ def test_answers_that_repeat_as_labels_do() -> None:
     assert why_kind(task, data, "choice") == ""
     many = examples(rows(*({"prompt": f"text {k}", "completion": ["red", "blue", "green"][k % 3]} for k in range(90))))
     assert infer_task("t", many).kind == "choice"
+
+
+@pytest.mark.parametrize("calls", ["abc", [None, 3], [{"function": {"arguments": "{}"}}], [{"function": {"name": ""}}]])
+def test_calls_without_a_name_are_refused(calls: Any) -> None:
+    talk = [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    with pytest.raises(DataError, match=r"train\.jsonl line 1: tool_calls in column 'messages'"):
+        examples(rows({"messages": talk}))

@@ -243,3 +243,22 @@ def test_a_task_of_conversations_keeps_its_columns_and_its_limits(hub: AdapterHu
     (folder / "task.json").write_text(json.dumps(about))
     again.import_adapter(folder, "other")
     assert again.registry.task("other").layout is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"tasks": {"one": null}}', '{"tasks": -7, "base": null}'])
+def test_a_description_that_describes_nothing_is_refused(hub: AdapterHub, tmp_path: Path, text: str) -> None:
+    folder = hub.export("one", tmp_path / "out")
+    (folder / "task.json").write_text(text)
+    if text == "{}":  # as good as none
+        assert hub.import_adapter(folder, f"bare{len(text)}", labels=["a", "b"]).ref
+        return
+    with pytest.raises(AdapterError, match=r"task\.json (describes no task|is not an object)"):
+        hub.import_adapter(folder, "again")
+
+
+def test_an_absurd_scaling_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
+    folder = hub.export("one", tmp_path / "out")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "lora_alpha": 1e308}))
+    with pytest.raises(AdapterError, match=r"rank .* and alpha 1e\+308"):
+        hub.import_adapter(folder, "again")

@@ -151,3 +151,11 @@ def test_it_is_told() -> None:
     assert Speed().describe() == "sdpa attention"
     assert "12 MB" in Speed("eager", 12_000_000).describe()
     assert speed.to_json(Speed("eager", 5)) == {"attention": "eager", "keep_bytes": 5}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"attention": "x", "keep_bytes": 1}', "\ud800"])
+def test_a_damaged_choice_is_measured_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "speed.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert speed.stored(tmp_path) is None
+    speed.store(tmp_path, Speed("eager", 7))
+    assert speed.stored(tmp_path) == Speed("eager", 7)
