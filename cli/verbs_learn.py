@@ -227,7 +227,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
     elif hub.registry.serving().get(record.task) == record.ref:
         next_step = f'predict --task {record.task} "TEXT"'
     else:  # production is pinned to another version
-        next_step = f"alias {record.ref} production"
+        next_step = f"forgetting {record.ref}"
     session.note(f"next: {session.command(next_step)}")
 
 
@@ -324,5 +324,8 @@ def show_outcome(record: AdapterRecord, took: str = "", serving: Mapping[str, st
         for task in taken:
             if task not in mine:
                 print(f"  {task} stays with {now[task]} (production); to move it: cl-adapter promote {record.ref}")
+    now = (serving or {}).get(record.task)
+    if record.status == "active" and now and now != record.ref:
+        print(f"  {now} still answers for {record.task} (production); to move it: cl-adapter promote {record.ref}")
     facts = [record.status, f"rank {record.rank}", display.size(record.bytes), took]
     print(f"  {', '.join(fact for fact in facts if fact)}")

@@ -297,8 +297,9 @@ def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout:
     asks_freely = layout in FREE or (layout == "instruction/input/output" and not common)
     listed = all(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", common) for answer in counts) if common else False
     if asks_freely and not listed and not _repeats_as_labels(counts):
+        what = "conversations" if layout == "messages" else "questions"
         return "generation", (
-            f"questions with {len(counts)} different answers in {total} rows are taken for facts, not for labels; "
+            f"{what} with {len(counts)} different answers in {total} rows are taken for free answers, not for labels; "
             "--kind choice makes the answers labels"
         )
     if len(counts) == 1:

@@ -151,7 +151,10 @@ class Judge:
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
-            scores += self.questions.compare(self.before, self.questions.ask(model, self.base, self.reporter, "after"))
+            learned = self.questions.compare(self.before, self.questions.ask(model, self.base, self.reporter, "after"))
+            if warning := not_learned(learned):
+                self.reporter.note(warning)
+            scores += learned
         limit = limit_of(self.registry, self.request.max_forgetting)
         decision = decide(effects, limit)
         for text in decision.within_chance:
@@ -179,6 +182,24 @@ class Judge:
                 progress=advance,
             )
         return [replace(s, details={**s.details, "sha256": held.sha256}) for s in found]
+
+
+def not_learned(measured: Sequence[Evaluation]) -> str:
+    """What to say of an update after which the model answers the new rows no better than before; else nothing.
+
+    Args:
+        measured: among them `recall`, with the scores before and after.
+    """
+    recall = next((one for one in measured if one.metric == "recall"), None)
+    if recall is None or recall.value >= 0.5 or recall.details.get("of") == "perplexity":
+        return ""
+    before, after = float(recall.details["before"]), float(recall.details["after"])
+    if after > before:
+        return ""
+    return (
+        f"warning: the new rows were not learned ({recall.details['of']} {before:.2f} before, {after:.2f} after); try "
+        "more --epochs or another --learning-rate before this version serves"
+    )
 
 
 def conclude(

@@ -45,6 +45,11 @@ def keep_samples(
     if material.held_out is not None:
         leaks = set(find_leaks(material.held_out, pool))
         pool = [example for k, example in enumerate(pool) if k not in leaks]
+        if leaks and not pool:
+            reporter.note(
+                "warning: no replay samples are kept, because every training row is an evaluation row as well; without "
+                "samples the router cannot choose this task"
+            )
     task = material.task.as_text() if material.raw else material.task
     evidence = ModelEvidence(model, base, objective, task, pool, learned.facts["max_length"], reporter=reporter)
     kept = keep.select(pool, seed, evidence)

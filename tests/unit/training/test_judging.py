@@ -12,10 +12,10 @@ import pytest
 
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.judging import Judge
+from adapterhub_cl.training.judging import Judge, not_learned
 from adapterhub_cl.training.material import Material
 from adapterhub_cl.training.probes import without
-from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example, Task
 
 MOOD = Task("mood", "choice", instruction="Good or bad?", labels=("bad", "good"), metric="accuracy")
 
@@ -138,3 +138,20 @@ def test_a_label_that_no_held_out_row_has_is_named(hub: Registry, tmp_path: Path
     judge, said = judge_of(hub, fresh, rows(("x", "Schluessel"), ("y", "bad")))
     judge._tell_unmeasured()
     assert said == []
+
+
+@pytest.mark.parametrize(
+    ("of", "before", "after", "warned"),
+    [
+        ("exact_match", 0.0, 0.0, True),
+        ("exact_match", 0.2, 0.1, True),
+        ("exact_match", 0.0, 0.3, False),
+        ("accuracy", 1.0, 1.0, False),
+        ("perplexity", 9.0, 9.0, False),
+    ],
+)
+def test_an_update_that_taught_nothing_is_told(of: str, before: float, after: float, warned: bool) -> None:
+    value = 0.1 if of == "perplexity" else after
+    recall = Evaluation("t", "recall", value, 4, "x", {"of": of, "before": before, "after": after})
+    assert bool(not_learned([recall])) == warned
+    assert not_learned([]) == ""
