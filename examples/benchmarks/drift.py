@@ -103,7 +103,7 @@ def batches(states: Mapping[tuple[str, str], Any], texts: Mapping[tuple[str, str
     return measured
 
 
-def run(base: str, work: Path) -> None:
+def run(base: str, work: Path, forms: list[str]) -> None:
     """Measure a base; what was read is kept in `work`."""
     from adapterhub_cl.bases.loading import inspect_base, load_base
 
@@ -112,7 +112,7 @@ def run(base: str, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     loaded = load_base(inspect_base(base, "none"))
     name = "-".join(Path(base).resolve().parts[-2:])
-    for form in ("bare", "whole"):
+    for form in forms:
         texts = texts_of(form)
         states = states_of(loaded, texts, work / f"{name}.{form}.safetensors")
         rows = batches(states, texts)
@@ -172,13 +172,14 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True, dest="verb")
     measuring = verbs.add_parser("run", help="measure a base")
     measuring.add_argument("--base", required=True, help="the folder of a model, or tiny")
+    measuring.add_argument("--forms", nargs="+", choices=("bare", "whole"), default=["bare", "whole"])
     writing = verbs.add_parser("table", help="write the page")
     writing.add_argument("-o", "--out", type=Path, default=Path("docs/benchmarks"))
     for one in (measuring, writing):
         one.add_argument("--work", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.verb == "run":
-        run(arguments.base, arguments.work)
+        run(arguments.base, arguments.work, arguments.forms)
     else:
         table(arguments.work, arguments.out)
 
