@@ -25,6 +25,11 @@ class LabelledTokeniser(Tokeniser):
         super().__init__(tokenizer, task, max_length)
         self.numbers = {label: number for number, label in enumerate(task.labels)}
 
+    @property
+    def longest_answer(self) -> int:
+        """0: an encoder's answer takes no tokens."""
+        return 0
+
     def __call__(self, example: Example) -> Tokens:
         own = example.instruction if example.instruction != self.task.instruction else ""
         texts = (own, example.text) if own and example.input else (example.text or example.instruction,)

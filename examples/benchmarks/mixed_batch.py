@@ -65,9 +65,9 @@ def write_adapters(base: Any, folder: Path, count: int) -> list[Path]:
     import torch
     from safetensors.torch import save_file
 
-    from adapterhub_cl.training.lora import linear_names
+    from adapterhub_cl.training.targets import targets_of
 
-    names = set(linear_names(base.model))
+    names = {name.rpartition(".")[2] for name in targets_of(base, None, None)}
     shapes = {
         name: (module.out_features, module.in_features)
         for name, module in base.model.named_modules()

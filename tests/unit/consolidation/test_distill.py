@@ -15,7 +15,7 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.consolidation import distill as verb
 from adapterhub_cl.consolidation import teachers
 from adapterhub_cl.errors import AdapterError, AdapterHubError, GateRefused, TrainingInterrupted, UsageError
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, seals
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8}
 
@@ -236,7 +236,9 @@ def test_stopped_while_the_students_have_not_begun_the_answers_are_kept(
     with pytest.raises(TrainingInterrupted, match="what the teachers said was kept"):
         hub.distill(["news", "slang"], name="s", evaluate=False, seed=4, **QUICK)
     (path,) = (hub.folder / "runs").glob("*/run.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": 999_999_999}))  # as after the process has ended
+    about = {**json.loads(path.read_text()), "pid": 999_999_999}  # as after the process has ended
+    about.pop(seals.KEY)
+    path.write_text(json.dumps({**about, seals.KEY: seals.of_json(about)}))
     assert any("distill --as s --resume" in problem.fix for problem in hub.verify())
     monkeypatch.setattr(verb, "learn", real)
     add(hub, "news", 9)  # a resumed run keeps to the teachers that it began with
