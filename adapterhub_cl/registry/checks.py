@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
-from adapterhub_cl.registry import files, manifests, mirror, queries, rows, samples, score_file, seals, tombstones
+from adapterhub_cl.registry import (
+    files,
+    manifests,
+    mirror,
+    queries,
+    rows,
+    samples,
+    score_file,
+    seals,
+    tombstones,
+    unreadable,
+)
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import UNUSABLE, is_version, reason, version_directories
@@ -79,6 +90,9 @@ def repair(place: Place) -> list[str]:
     """
     finished = samples.finish(place.hub, place.store, place.index)
     done = [] if finished is None else [finished]
+    with place.index.lock(), place.index.reading() as query:
+        for path in unreadable.write_back(place.store, unreadable.recorded(query), changed=True):
+            done.append(f"wrote {place.relative(path)} again from the index")
     with place.index.writing() as connection:
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
             if _whole(directory) is None:
@@ -88,10 +102,13 @@ def repair(place: Place) -> list[str]:
                         rows.insert_version(connection, manifest, text, tombstones.forgotten(place.hub))
                         rows.apply_moves(connection, manifest)
                         rows.publish_event(connection, manifest)
+                        unreadable.give_back(connection, manifest)
                 except UNUSABLE as error:
                     done.append(f"left out {place.relative(directory)}: {reason(error)}")
                     continue
                 done.append(f"adopted {place.relative(directory)}")
+        for ref in unreadable.keep_place(connection, place.store, mirror.read(place.hub)[0]):
+            done.append(f"kept the number of {ref}, which the index does not have")
         for table, key in (("aliases", "alias"), ("serving", "task")):
             sql = f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)
             for name, version, what in connection.exec_driver_sql(sql).all():
@@ -306,9 +323,11 @@ def _versions(place: Place, query: Query) -> Iterator[Problem]:
             continue
         manifest = directory / manifests.FILE_NAME
         if manifest.is_symlink() or not manifest.is_file():
-            yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", restore)
+            fix = REPAIR if unreadable.in_index(directory, digest, text) else restore
+            yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", fix)
         elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
-            yield Problem(f"{where}/{manifests.FILE_NAME}", "changed: not the manifest that was recorded", restore)
+            fix = REPAIR if unreadable.in_index(directory, digest, text) else restore
+            yield Problem(f"{where}/{manifests.FILE_NAME}", "changed: not the manifest that was recorded", fix)
         for relative, what in manifests.differences(directory, queries.parsed(text, f"the manifest of {ref}")["files"]):
             fix = f"delete it: rm {quoted(f'{where}/{relative}')}" if what.startswith("extra") else restore
             yield Problem(f"{where}/{relative}", what, fix)

@@ -29,6 +29,7 @@ _SHAPE: dict[str, type] = {
     "published": dict,
 }
 _WORDS = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
+_RESTORE = "restore it from a copy of the hub, or remove the directory"
 _TOLD = 3  # how much of what is wrong a message says
 
 
@@ -105,18 +106,30 @@ def read(directory: Path) -> tuple[dict[str, Any], str]:
         IntegrityError: it is missing, broken, from a newer version, or belongs to another directory.
     """
     path = directory / FILE_NAME
-    hint = "restore it from a copy of the hub, or remove the directory"
     try:
         if path.is_symlink():
-            raise IntegrityError(f"{path} is a link", hint)
+            raise IntegrityError(f"{path} is a link", _RESTORE)
         text = path.read_bytes().decode()
-        manifest = shapes.parse(text)
     except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", hint) from error
-    if wrong := list(_wrong(manifest, directory)):
+        raise IntegrityError(f"{path} cannot be read: {error}", _RESTORE) from error
+    return parse(text, path), text
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """The manifest that a text is, as it stands or should stand in `…/<name>/v<N>/manifest.json`.
+
+    Raises:
+        IntegrityError: it is broken, from a newer version, or belongs to another directory.
+    """
+    try:
+        manifest = shapes.parse(text)
+    except ValueError as error:
+        raise IntegrityError(f"{path} cannot be read: {error}", _RESTORE) from error
+    if wrong := list(_wrong(manifest, path.parent)):
         more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
-        raise IntegrityError(f"{path} is not a manifest: {'; '.join(wrong[:_TOLD])}{more}", hint)
-    return manifest, text
+        raise IntegrityError(f"{path} is not a manifest: {'; '.join(wrong[:_TOLD])}{more}", _RESTORE)
+    found: dict[str, Any] = manifest
+    return found
 
 
 def _wrong(manifest: Any, directory: Path) -> Iterator[str]:

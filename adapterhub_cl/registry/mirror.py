@@ -46,9 +46,18 @@ def state(query: Query) -> dict[str, Any]:
         "serving": queries.serving(query),
         "statuses": {f"{name}@v{version}": status for name, version, status in statuses},
         "tasks": {name: queries.parsed(spec, f"the task {name}") for name, spec in query(_TASKS)},
-        "known": dict(query("SELECT name, MAX(version) FROM versions GROUP BY name ORDER BY name")),
+        "known": _highest(query),
         "history": [list(row) for row in history],
     }
+
+
+def _highest(query: Query) -> dict[str, int]:
+    """The highest version of each adapter that there ever was, as far as the index can tell."""
+    found: dict[str, int] = dict(query("SELECT name, MAX(version) FROM versions GROUP BY name"))
+    for (ref,) in query(f"SELECT DISTINCT ref FROM events WHERE verb = '{rows.UNREADABLE}'"):
+        if (kept := shapes.version_of(ref)) is not None:
+            found[kept[0]] = max(kept[1], found.get(kept[0], 0))
+    return dict(sorted(found.items()))
 
 
 def text(query: Query) -> str:

@@ -26,6 +26,7 @@ from adapterhub_cl.registry import (
     schema,
     score_file,
     tombstones,
+    unreadable,
     usage,
 )
 from adapterhub_cl.registry.index import Index, Query, Row, index_errors, open_sqlite
@@ -92,6 +93,7 @@ def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> in
             return 0
         if index.file is None:
             index.migrate()
+            _write_back(index, store)
             with index.writing() as connection:
 
                 def query(sql: str) -> list[Row]:
@@ -105,9 +107,19 @@ def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> in
             index.check_file()
             _remove_leftovers(hub)
             _settle(hub, index)
+            _write_back(index, store)
             count = _rebuild_sqlite(hub, index.file, store)
         mirror.tell_broken(hub)
         return count
+
+
+def _write_back(index: Index, store: Path) -> None:
+    """Manifests that cannot be read are written again from the old index, as far as that can be read."""
+    recorded: Sequence[Row] = ()
+    with suppress(AdapterHubError), index.reading() as query:
+        recorded = unreadable.recorded(query)
+    for path in unreadable.write_back(store, recorded):
+        LOG.warning("wrote %s again, which was damaged, from the index", path)
 
 
 def _remove_leftovers(hub: Path) -> None:
@@ -192,6 +204,9 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
             rows.apply_moves(connection, manifest, replay=True)
         if f"{manifest['name']}@v{manifest['version']}" not in logged:
             rows.publish_event(connection, manifest)
+        unreadable.give_back(connection, manifest)
+    told = mirror.read(hub, mirror.NEXT_STATE)[0] or mirror.read(hub)[0]
+    unreadable.keep_place(connection, store, told)
     usage.add(connection, old.requests)
     return len(indexed)
 

@@ -13,18 +13,22 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from adapterhub_cl.registry import schema
+from adapterhub_cl.registry import schema, shapes
 from adapterhub_cl.registry.files import now
 from adapterhub_cl.types import LATEST, PRODUCTION, Evaluation, Task
 
+# What the log says of a version that is there and cannot be read, and of one that can be read again.
+UNREADABLE, READABLE = "unreadable", "readable"
 _v, _a, _h = schema.versions, schema.aliases, schema.alias_history
 
 
 def next_version(connection: Connection, name: str, directory: Path) -> int:
-    """One more than the highest version in the index and on disk: a number is never used twice."""
+    """One more than the highest version in the index, in its log and on disk: a number is never used twice."""
     highest = connection.scalar(select(func.max(_v.c.version)).where(_v.c.name == name)) or 0
+    noted = connection.scalars(select(schema.events.c.ref).where(schema.events.c.verb == UNREADABLE))
+    kept = [ref[1] for text in noted if (ref := shapes.version_of(text)) is not None and ref[0] == name]
     on_disk = [int(p.name[1:]) for p in directory.glob("v*") if p.name[1:].isdigit()] if directory.exists() else []
-    return max([highest, *on_disk]) + 1
+    return max([highest, *kept, *on_disk]) + 1
 
 
 def newest_active(connection: Connection, name: str) -> int | None:

@@ -1,0 +1,154 @@
+"""Versions whose `manifest.json` cannot be read: written back from the index where it has the text, else kept a place.
+
+The index holds every manifest's text and its SHA-256. Where both fit, a damaged file is written again from it. Where
+the index has no such text either, a rebuilt index lacks the version; a line of the log (`unreadable`) then keeps its
+number from being used again, and tells which aliases and tasks it had, so that it gets them back with its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from adapterhub_cl.errors import IntegrityError
+from adapterhub_cl.registry import files, manifests, rows, schema, shapes
+from adapterhub_cl.registry.index import Query, Row
+from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.registry.rows import READABLE, UNREADABLE
+from adapterhub_cl.types import LATEST
+
+_SQL = "SELECT name, version, manifest_sha256, manifest FROM versions WHERE status <> 'deleted' ORDER BY name, version"
+
+
+def in_index(directory: Path, digest: Any, text: Any) -> bool:
+    """Whether the index has the manifest that was recorded of a version, and may put it into the file's place.
+
+    A file that can be read is replaced only where all other files are those of the recorded manifest.
+    """
+    if not isinstance(text, str) or hashlib.sha256(text.encode(errors="replace")).hexdigest() != digest:
+        return False
+    path = directory / manifests.FILE_NAME
+    if directory.is_symlink() or not directory.is_dir() or (path.is_dir() and not path.is_symlink()):
+        return False
+    try:
+        recorded = manifests.parse(text, path)
+    except IntegrityError:
+        return False
+    try:
+        manifests.read(directory)
+    except IntegrityError:
+        return True
+    return not any(manifests.differences(directory, recorded["files"]))
+
+
+def recorded(query: Query) -> list[Row]:
+    """Of every version that is not deleted: name, version, SHA-256 of its manifest, and the manifest's text."""
+    return query(_SQL)
+
+
+def write_back(store: Path, recorded: Sequence[Row], *, changed: bool = False) -> list[Path]:
+    """Write manifests that cannot be read again from the index; under the hub's lock.
+
+    Args:
+        recorded: what the index has of them, see `recorded`.
+        changed: those too that can be read and are not what was recorded.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    written = []
+    for name, version, digest, text in recorded:
+        if not isinstance(name, str) or not is_name(name) or not shapes.is_count(version, least=1):
+            continue
+        directory = store / name / f"v{version}"
+        path = directory / manifests.FILE_NAME
+        if not _is_wrong(directory, digest, changed) or not in_index(directory, digest, text):
+            continue
+        files.atomic_write_text(path, text)
+        path.chmod(0o444)
+        written.append(path)
+    return written
+
+
+def _is_wrong(directory: Path, digest: Any, changed: bool) -> bool:
+    try:
+        _, text = manifests.read(directory)
+    except IntegrityError:
+        return True
+    return changed and hashlib.sha256(text.encode()).hexdigest() != digest
+
+
+def keep_place(connection: Connection, store: Path, told: Mapping[str, Any]) -> list[str]:
+    """Keep the number of every version that `aliases.json` or the store knows of and the index does not.
+
+    Args:
+        told: what `aliases.json` says; empty where that cannot be read.
+
+    Returns:
+        The versions, `name@vN`, whose numbers were not kept before.
+    """
+    v, e = schema.versions.c, schema.events.c
+    there = {(row[0], row[1]) for row in connection.execute(select(v.name, v.version))}
+    noted = set(connection.scalars(select(e.ref).where(e.verb == UNREADABLE)))
+    wanted = set()
+    for name, version in _of(told, "known").items():
+        if shapes.is_a_name(name) and shapes.is_count(version, shapes.LAST_VERSION, least=1):
+            wanted.add((name, version))
+    for directory in store.glob("*/v*") if store.is_dir() else ():
+        ref = shapes.version_of(f"{directory.parent.name}@{directory.name}")
+        if ref is not None and directory.is_dir() and not directory.is_symlink():
+            wanted.add(ref)
+    kept = []
+    for name, version in sorted(wanted - there):
+        ref, directory = f"{name}@v{version}", store / name / f"v{version}"
+        if ref in noted:
+            continue
+        if not directory.exists():
+            rows.insert_deleted(connection, name, version)
+        else:
+            aliases = _of(told, "aliases").get(name)
+            held = [a for a, number in aliases.items() if number == version] if isinstance(aliases, dict) else []
+            served = [task for task, by in _of(told, "serving").items() if by == ref]
+            rows.add_event(connection, UNREADABLE, ref, {"aliases": held, "serving": served})
+        kept.append(ref)
+    return kept
+
+
+def _of(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = told.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def give_back(connection: Connection, manifest: Mapping[str, Any]) -> None:
+    """Give a version that can be read again, and has its rows, the aliases and tasks that it had: those that nothing
+    else has taken. Does nothing for any other version."""
+    e, a, s = schema.events.c, schema.aliases.c, schema.serving.c
+    name, version = manifest["name"], manifest["version"]
+    ref = f"{name}@v{version}"
+    lines = connection.execute(
+        select(e.verb, e.detail).where(e.ref == ref, e.verb.in_((UNREADABLE, READABLE))).order_by(e.id)
+    ).all()
+    if not lines or lines[-1][0] == READABLE:
+        return
+    try:
+        detail = json.loads(lines[-1][1])
+    except ValueError:
+        detail = {}
+    rows.apply_moves(connection, manifest, replay=True)
+    for alias in detail.get("aliases", ()):
+        taken = connection.scalar(select(a.version).where(a.name == name, a.alias == alias))
+        if taken is None and alias != LATEST and shapes.is_an_alias(alias):
+            rows.move_alias(connection, name, alias, version, READABLE)
+    for task in detail.get("serving", ()):
+        by = connection.scalar(select(s.name).where(s.task == task))
+        if by in (None, name) and shapes.is_a_name(task) and not rows.production_serves(connection, task):
+            rows.set_serving(connection, task, name, version)
+    rows.add_event(connection, READABLE, ref)
