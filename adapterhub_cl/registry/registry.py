@@ -236,7 +236,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     # -- health ----------------------------------------------------------------------------------
 
     def check_files(self, record: AdapterRecord) -> None:
-        """Hash all files of a version; call it before the version is loaded.
+        """Hash all files of a version, its manifest too; call it before the version is loaded.
 
         Raises:
             IntegrityError: a file is missing or is not the one that was written; the message names it.
@@ -252,11 +252,26 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         back = f"; go back with cl-adapter rollback {record.name}@{serving}" if record.version > 1 else ""
         hint = f"see cl-adapter verify{back}"
         found = list(manifests.differences(record.path, record.manifest["files"]))
+        if wrong := self._wrong_manifest(record):
+            with suppress(StorageError):
+                self.finish_replacing()  # removing samples writes the manifest anew
+            wrong = self._wrong_manifest(record)
+            found = [(manifests.FILE_NAME, wrong), *found] if wrong else found
         if any(relative == SAMPLES for relative, _ in found):
             found = self._differences_now(record)
         for relative, what in found:
             if not what.startswith("extra"):
                 raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)
+
+    def _wrong_manifest(self, record: AdapterRecord) -> str:
+        """What is wrong with a version's `manifest.json`, by the SHA-256 in the index; empty where nothing is."""
+        with self._index.reading() as query:
+            sql = "SELECT manifest_sha256 FROM versions WHERE name = :name AND version = :version"
+            rows = query(sql, name=record.name, version=record.version)
+        path = record.path / manifests.FILE_NAME
+        if path.is_symlink() or not path.is_file():
+            return "missing"
+        return "" if rows and rows[0][0] == files.sha256_file(path) else "changed: not the manifest that was recorded"
 
     def _differences_now(self, record: AdapterRecord) -> list[tuple[str, str]]:
         """What differs from the manifest as it is by now: samples may have been removed since the record was read."""

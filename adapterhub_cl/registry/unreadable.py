@@ -103,9 +103,9 @@ def keep_place(connection: Connection, store: Path, told: Mapping[str, Any]) -> 
         if shapes.is_a_name(name) and shapes.is_count(version, shapes.LAST_VERSION, least=1):
             wanted.add((name, version))
     for directory in store.glob("*/v*") if store.is_dir() else ():
-        ref = shapes.version_of(f"{directory.parent.name}@{directory.name}")
-        if ref is not None and directory.is_dir() and not directory.is_symlink():
-            wanted.add(ref)
+        found = shapes.version_of(f"{directory.parent.name}@{directory.name}")
+        if found is not None and directory.is_dir() and not directory.is_symlink():
+            wanted.add(found)
     kept = []
     for name, version in sorted(wanted - there):
         ref, directory = f"{name}@v{version}", store / name / f"v{version}"
