@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.names import check_alias, check_name, parse_ref
 from adapterhub_cl.registry.queries import AliasMove
 from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Task
+
+_LOG = logging.getLogger("adapterhub_cl")
 
 
 class Aliases(Core):
@@ -92,7 +95,8 @@ class Aliases(Core):
             rows.add_event(connection, "drop-alias", f"{name}@v{known[alias]}", {"alias": alias})
 
     def rollback(self, what: str) -> tuple[AdapterRecord, AdapterRecord]:
-        """Move an alias back to where it was before; called again, it goes back one more.
+        """Move an alias back to where it was before; called again, it goes back one more. One that was killed when the
+        alias had been moved is only finished by the next call, which says so in the log.
 
         `production` takes the serving row of the version's task with it, and of those that both versions took over;
         `latest` does so unless a task is served by what `production` names. Where `production` was given to the
@@ -111,6 +115,8 @@ class Aliases(Core):
             UsageError: several adapters have the alias.
             AdapterError: there is no earlier version.
         """
+        if (moved := self._moved_already(what)) is not None:
+            return moved
         with self._write() as (connection, rows):
             with self._index.reading() as query:
                 name, alias = self._alias(query, what)
@@ -137,6 +143,26 @@ class Aliases(Core):
                     rows.set_serving(connection, task, name, after.version)
             rows.add_event(connection, "rollback", after.ref, {"alias": alias, "from": before.ref})
         return before, self.get(after.ref)
+
+    def _moved_already(self, what: str) -> tuple[AdapterRecord, AdapterRecord] | None:
+        """What a rollback of the same alias did that was killed before it could say so; None where there was none."""
+        stopped, self._stopped = self._stopped, None
+        if stopped is None or stopped.verb != "rollback":
+            return None
+        wanted, name, alias = parse_ref(what), parse_ref(stopped.ref).name, stopped.detail.get("alias")
+        with self._index.reading() as query:
+            last = queries.events(query, None, 1)
+            held = queries.adapters_with_alias(query, wanted.name)
+        bare = wanted.alias is None and wanted.version is None and wanted.name == alias and held.keys() <= {name}
+        if [event.id for event in last] != [stopped.id] or not (bare or (wanted.name, wanted.alias) == (name, alias)):
+            return None
+        again = stopped.detail.get("serves_again")
+        before = self.get(stopped.detail.get("from", stopped.ref))
+        after = self.get(stopped.ref if again is None else next(iter(again.values()), name))
+        _LOG.warning(
+            "%s@%s was moved already, by a rollback that was stopped; repeat it to go back further", name, alias
+        )
+        return before, after
 
     def _alias(self, query: Query, what: str) -> tuple[str, str]:
         ref = parse_ref(what)

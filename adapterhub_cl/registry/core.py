@@ -30,6 +30,7 @@ class Core:
         self.adapters_dir = hub_file.store_path(path)
         self.runs_dir = path / "runs"
         self._index = Index(path, hub_file.index_url)
+        self._stopped: Event | None = None  # what was committed, and killed before it could say so
         self.base_path = ""  # where the base lies now, if not where hub.toml says
 
     @property
@@ -115,6 +116,8 @@ class Core:
 
         with self._index.lock(timeout=0), self._index.reading() as query:
             if mirror.is_unsettled(self.path):
+                if mirror.is_committed(self.path, query):
+                    self._stopped = next(iter(queries.events(query, None, 1)), None)
                 mirror.settle(self.path, query)
 
     def _forgetting_scores(

@@ -121,6 +121,11 @@ def is_unsettled(hub: Path) -> bool:
     return (hub / NEXT_STATE).exists() or (hub / score_file.NEXT).exists()
 
 
+def is_committed(hub: Path, query: Query) -> bool:
+    """Whether the change that was interrupted is in the index: what `aliases.json` was to say next is what it says."""
+    return not is_stale(hub, query, NEXT_STATE)
+
+
 def settle(hub: Path, query: Query) -> None:
     """Make both files say what the index says, after a change of it that was interrupted; under the hub's lock.
 
@@ -137,10 +142,10 @@ def settle(hub: Path, query: Query) -> None:
             (hub / name).unlink(missing_ok=True)
 
 
-def is_stale(hub: Path, query: Query) -> bool:
+def is_stale(hub: Path, query: Query, name: str = STATE) -> bool:
     """Whether `aliases.json` is not what the index says."""
     try:
-        return bool(json.loads((hub / STATE).read_text(encoding="utf-8")) != json.loads(text(query)))
+        return bool(json.loads((hub / name).read_text(encoding="utf-8")) != json.loads(text(query)))
     except (OSError, ValueError, RecursionError):  # what is no UTF-8 and what is no JSON are ValueErrors
         return True
 

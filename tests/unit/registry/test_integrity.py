@@ -311,6 +311,11 @@ def test_every_kind_of_damage_is_named(hub: Registry, publish: Publish) -> None:
     text = manifest.read_text()
     manifest.write_text(text.replace("kept", "lost"))
     assert problems() == [("manifest.json", "changed")]
+    with pytest.raises(IntegrityError, match=r"manifest.json of news@v1: changed"):
+        hub.check_files(record)
+    manifest.unlink()
+    with pytest.raises(IntegrityError, match=r"manifest.json of news@v1: missing"):
+        hub.check_files(record)
     manifest.write_text(text)
     training.unlink()
     training.parent.rmdir()
@@ -526,3 +531,63 @@ def test_a_derivation_of_what_was_rolled_back_or_deleted_counts(hub: Registry, p
     hub.delete("news@v2")
     assert derive(hub) == "news@v3"
     assert hub.verify() == []
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("what", ["news@production", "production"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_rollback_that_was_stopped_is_only_finished(
+    hub: Registry,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+    count: int,
+) -> None:
+    for _ in range(count):
+        hub.set_alias(publish().ref, "production")
+
+    def state() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in hub.path.glob("aliases.json*")}
+
+    def fault(point: str) -> None:
+        if point == "committed":
+            pending.update(state())
+            raise Killed
+
+    pending: dict[str, bytes] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "fault", fault)
+        with pytest.raises(Killed):
+            hub.rollback(what)
+    for name, data in pending.items():
+        (hub.path / name).write_bytes(data)
+    history, opened = hub.alias_history("news", "production"), Registry.open(hub.path)
+    assert opened.rollback(what)[0].ref == f"news@v{count}"
+    assert opened.alias_history("news", "production") == history
+    assert "was moved already" in caplog.text
+    assert opened.verify() == []
+    if count == 3:
+        assert opened.rollback(what)[1].ref == "news@v1"
+
+
+def test_another_alias_than_the_stopped_rollbacks_goes_back(
+    hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        ref = publish().ref
+        hub.set_alias(ref, "production")
+        hub.set_alias(ref, "best")
+
+    def fault(point: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "fault", fault)
+        with pytest.raises(Killed):
+            hub.rollback("news@production")
+    assert Registry.open(hub.path).rollback("news@best")[1].ref == "news@v2"
+    assert hub.aliases()["news"]["production"] == 2
