@@ -12,7 +12,7 @@ from adapterhub_cl.erasure.plan import Plan, make_plan
 from adapterhub_cl.erasure.search import Needles, search, shown
 from adapterhub_cl.erasure.tombstone import Tombstone, existing
 from adapterhub_cl.erasure.windows import SAMPLE, TENSOR, Item, Secret, Window
-from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
+from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, keys, tombstones
 from adapterhub_cl.replay import _seen
 
@@ -78,9 +78,11 @@ def prove(registry: Registry, task: str, key: Path | None = None) -> Proof:
         UnknownNameError: nothing of that name was forgotten.
         UsageError: the hub knows the task, and has not forgotten it.
         AdapterError: its removal was interrupted, it was learned again, or a tombstone's key is not there.
+        IntegrityError: a tombstone of it is damaged.
         StorageError: a file cannot be read.
     """
     stones = existing(registry, task)
+    _check_readable(registry, task)
     _check_forgotten(registry, task, stones)
     left = _still_there(make_plan(registry, task))
     for stone in stones:
@@ -134,6 +136,16 @@ def _that_saw(registry: Registry, stones: list[Tombstone]) -> list[Find]:
             what = f"trained on {count} of its rows" if count else "trained on the very same file"
             found.append(Find(shown(path, registry.path), None, f"{path.parent.name}@{path.name}, {what}"))
     return found
+
+
+def _check_readable(registry: Registry, task: str) -> None:
+    """Raise for a damaged tombstone that may be the task's: what it names would not be searched for."""
+    for path in tombstones.broken(registry.path):
+        if tombstones.may_be_of(path, task):
+            raise IntegrityError(
+                f"{path} is damaged, so it cannot be told what was forgotten of {task}",
+                "restore it from a copy of the hub, then look again",
+            )
 
 
 def _check_forgotten(registry: Registry, task: str, stones: list[Tombstone]) -> None:

@@ -114,6 +114,12 @@ def broken(hub: Path) -> list[Path]:
     return [path for path in sorted((hub / FOLDER).glob("*.json")) if read(path) is None]
 
 
+def may_be_of(path: Path, task: str) -> bool:
+    """Whether a tombstone's name is one that `free_path` gives a task."""
+    number = path.stem.removeprefix(f"{task}-")
+    return path.stem == task or (number != path.stem and number.isascii() and number.isdigit())
+
+
 def free_path(hub: Path, task: str) -> Path:
     """Where the next tombstone of a task is written; earlier ones stay as they are."""
     folder, number = hub / FOLDER, 1

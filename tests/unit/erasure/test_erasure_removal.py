@@ -16,7 +16,14 @@ from filelock import FileLock
 
 from adapterhub_cl.erasure.proof import prove
 from adapterhub_cl.erasure.removal import forget, look
-from adapterhub_cl.errors import AdapterError, GateRefused, StorageError, TrainingError
+from adapterhub_cl.errors import (
+    AdapterError,
+    GateRefused,
+    IntegrityError,
+    StorageError,
+    TrainingError,
+    UnknownNameError,
+)
 from adapterhub_cl.registry import Registry, drafts, tombstones
 from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.types import AdapterRecord
@@ -364,3 +371,14 @@ def test_a_full_disk_is_said_and_gone_on_from(world: Registry, monkeypatch: pyte
     assert look(world, "news").tombstone == "news.json"
     forget(world, "news")
     assert prove(world, "news").ok
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+@pytest.mark.parametrize("name", ["news.json", "news-2.json"])
+def test_a_damaged_tombstone_is_named_by_the_proof(hub: Registry, text: str, name: str) -> None:
+    (hub.path / "tombstones").mkdir()
+    (hub.path / "tombstones" / name).write_text(text)
+    with pytest.raises(IntegrityError, match=f"tombstones/{name} is damaged"):
+        prove(hub, "news")
+    with pytest.raises(UnknownNameError):
+        prove(hub, "mood")
