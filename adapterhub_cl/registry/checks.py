@@ -71,6 +71,7 @@ def verify(place: Place) -> list[Problem]:
     try:
         with place.index.reading() as query:
             found += _database(place, query)
+            queries.check(query)
             found += _versions(place, query)
             found += _dangling(query)
             found += _mirror(place, query)
@@ -91,6 +92,7 @@ def repair(place: Place) -> list[str]:
     finished = samples.finish(place.hub, place.store, place.index)
     done = [] if finished is None else [finished]
     with place.index.lock(), place.index.reading() as query:
+        queries.check(query)
         for path in unreadable.write_back(place.store, unreadable.recorded(query), changed=True):
             done.append(f"wrote {place.relative(path)} again from the index")
     with place.index.writing() as connection:

@@ -38,6 +38,7 @@ _LOG = logging.getLogger("adapterhub_cl")
 
 def state(query: Query) -> dict[str, Any]:
     """The movable state of the index, as it is written to `aliases.json`."""
+    queries.check(query, "versions", "alias_history")
     history = query("SELECT name, alias, version, moved_at, reason FROM alias_history ORDER BY id")
     statuses = query("SELECT name, version, status FROM versions WHERE status <> 'active' ORDER BY name, version")
     return {

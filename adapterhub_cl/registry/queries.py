@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,18 @@ from typing import Any
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry.index import REBUILD, Query, Row
 from adapterhub_cl.registry.names import Ref, parse_ref
-from adapterhub_cl.registry.shapes import sound_details
+from adapterhub_cl.registry.shapes import (
+    LAST_VERSION,
+    is_a_name,
+    is_an_alias,
+    is_count,
+    is_number,
+    is_text,
+    shown,
+    sound_details,
+)
 from adapterhub_cl.showing import cells_of
-from adapterhub_cl.types import LATEST, AdapterRecord, Edge, Evaluation, Task
+from adapterhub_cl.types import KINDS, LATEST, STATUSES, AdapterRecord, Edge, Evaluation, Task
 
 _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
 _LATEST = """v.version = COALESCE(
@@ -108,7 +117,61 @@ def parsed(text: str, what: str) -> dict[str, Any]:
     return found
 
 
+def _is_version(value: Any) -> bool:
+    return is_count(value, LAST_VERSION, least=1)
+
+
+def _is_task(value: Any) -> bool:
+    return value == "" or is_a_name(value)
+
+
+def _is_parent(value: Any) -> bool:
+    return is_text(value) and bool(value)
+
+
+# What each column of these tables may hold. A file can be a sound database and hold something else all the same.
+_SOUND: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "versions": {
+        "name": is_a_name,
+        "version": _is_version,
+        "kind": KINDS.__contains__,
+        "task": _is_task,
+        "status": STATUSES.__contains__,
+        "rank": is_count,
+        "bytes": is_count,
+        "created_at": is_text,
+    },
+    "aliases": {"name": is_a_name, "alias": is_an_alias, "version": _is_version},
+    "serving": {"task": is_a_name, "name": is_a_name, "version": _is_version},
+    "lineage": {"child_name": is_a_name, "child_version": _is_version, "parent": _is_parent, "relation": is_text},
+    "alias_history": {
+        "name": is_a_name,
+        "alias": is_an_alias,
+        "version": lambda value: value is None or _is_version(value),
+        "moved_at": is_text,
+        "reason": is_text,
+    },
+    "evaluations": {"name": is_a_name, "version": _is_version, "task": _is_task, "metric": is_text, "value": is_number},
+    "events": {"at": is_text, "verb": is_text, "ref": is_text},
+}
+
+
+def check(query: Query, *tables: str) -> None:
+    """Raise IntegrityError where a row holds what was never written; in all tables, or in these."""
+    for table in tables or _SOUND:
+        columns = _SOUND[table]
+        for row in query(f"SELECT {', '.join(columns)} FROM {table}"):
+            _check_row(table, row)
+
+
+def _check_row(table: str, row: Row) -> None:
+    for (column, is_sound), value in zip(_SOUND[table].items(), row, strict=False):
+        if not is_sound(value):
+            raise IntegrityError(f"the index is damaged: {column} of a row of {table} is {shown(value)}", REBUILD)
+
+
 def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
+    _check_row("versions", row)
     name, version, kind, task, status, rank, size, created_at, manifest = row
     return AdapterRecord(
         name=name,
@@ -139,7 +202,7 @@ def current(query: Query, store: Path) -> list[AdapterRecord]:
 def _records(query: Query, store: Path, which: str) -> list[AdapterRecord]:
     rows = query(f"SELECT {_VERSION} FROM versions v WHERE v.status <> 'deleted'{which} ORDER BY v.name, v.version")
     named: dict[tuple[str, int], list[str]] = {}
-    for name, alias, version in query("SELECT name, alias, version FROM aliases ORDER BY alias"):
+    for name, alias, version in _aliases(query, "SELECT name, alias, version FROM aliases ORDER BY alias"):
         named.setdefault((name, version), []).append(alias)
     return [_record(row, store, tuple(named.get(row[:2], ()))) for row in rows]
 
@@ -161,12 +224,22 @@ def adapter_names(query: Query) -> list[str]:
 
 def aliases_of(query: Query, name: str) -> dict[str, int]:
     """Alias → version for one adapter."""
-    return {row[0]: row[1] for row in query("SELECT alias, version FROM aliases WHERE name = :name", name=name)}
+    found = _aliases(query, "SELECT name, alias, version FROM aliases WHERE name = :name", name=name)
+    return {alias: version for _, alias, version in found}
 
 
 def adapters_with_alias(query: Query, alias: str) -> dict[str, int]:
     """Adapter → version for one alias, sorted by name."""
-    return {r[0]: r[1] for r in query("SELECT name, version FROM aliases WHERE alias = :a ORDER BY name", a=alias)}
+    found = _aliases(query, "SELECT name, alias, version FROM aliases WHERE alias = :a ORDER BY name", a=alias)
+    return {name: version for name, _, version in found}
+
+
+def _aliases(query: Query, sql: str, **values: str) -> list[Row]:
+    """Rows of the aliases: name, alias, version; every one of them sound."""
+    found = query(sql, **values)
+    for row in found:
+        _check_row("aliases", row)
+    return found
 
 
 def ambiguous_alias(alias: str, names: Mapping[str, int]) -> UsageError:
@@ -223,12 +296,16 @@ def events(query: Query, name: str | None, limit: int | None) -> list[Event]:
         if limit != 0
         else []
     )
+    for _, *row in rows:
+        _check_row("events", tuple(row))
     return [Event(i, at, verb, ref, parsed(detail, f"line {i} of the log")) for i, at, verb, ref, detail in rows]
 
 
 def lineage(query: Query, ref: str | None) -> list[Edge]:
     """All edges, or those that lead from one version to its ancestors and to its descendants, nearest first."""
     rows = query("SELECT child_name, child_version, parent, relation FROM lineage ORDER BY 1, 2, 3, 4")
+    for row in rows:
+        _check_row("lineage", row)
     edges = [Edge(f"{name}@v{version}", parent, relation) for name, version, parent, relation in rows]
     if ref is None:
         return edges
@@ -261,6 +338,8 @@ def evaluations(query: Query, name: str | None, version: int | None, task: str |
         **values,
     )
     found = []
+    for n, v, _, on, metric, value, *_ in rows:
+        _check_row("evaluations", (n, v, on, metric, value))
     for n, v, at, on, metric, value, count, data, text in rows:
         details = sound_details(parsed(text, f"a score of {n}@v{v}"))
         found.append(StoredEvaluation(f"{n}@v{v}", at, Evaluation(on, metric, value, count, data, details)))
@@ -282,13 +361,15 @@ def tasks(query: Query) -> list[Task]:
 def serving(query: Query) -> dict[str, str]:
     """The serving table: task → `name@vN`, sorted by task."""
     rows = query("SELECT task, name, version FROM serving ORDER BY task")
+    for row in rows:
+        _check_row("serving", row)
     return {task: f"{name}@v{version}" for task, name, version in rows}
 
 
 def aliases(query: Query) -> dict[str, dict[str, int]]:
     """Adapter → alias → version, sorted."""
     found: dict[str, dict[str, int]] = {}
-    for name, alias, version in query("SELECT name, alias, version FROM aliases ORDER BY name, alias"):
+    for name, alias, version in _aliases(query, "SELECT name, alias, version FROM aliases ORDER BY name, alias"):
         found.setdefault(name, {})[alias] = version
     return found
 
@@ -300,4 +381,6 @@ def alias_history(query: Query, name: str, alias: str) -> list[AliasMove]:
         name=name,
         alias=alias,
     )
+    for row in rows:
+        _check_row("alias_history", (name, alias, *row))
     return [AliasMove(*row) for row in rows]
