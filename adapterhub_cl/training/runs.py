@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -21,6 +22,7 @@ from adapterhub_cl.registry import seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 
 FILE = "run.json"
+_FOLDER = r"-\d{8}-\d{6}-[0-9a-f]{6}"  # what follows the name in a run folder's
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ class Run:
         """A new run folder.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the disk refused; no folder is left.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         path = runs / f"{request['name']}-{stamp}-{secrets.token_hex(3)}"
         with storage_errors(path):
             path.mkdir(parents=True)
             run = cls(path, request)
-            run.claim()
+            try:
+                run.claim()
+            except BaseException:
+                run.remove()
+                raise
         return run
 
     def claim(self) -> None:
@@ -71,7 +77,7 @@ class Run:
         for file in runs.glob(f"*/{FILE}"):
             try:
                 request = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue  # verify reports it
             if isinstance(request, dict) and (request.get("verb"), request.get("name")) == (verb, name):
                 found.append(cls(file.parent, request))
@@ -86,6 +92,11 @@ class Run:
             IntegrityError: what it was asked to do is not what was written down.
         """
         found = cls.unfinished(runs, verb, name)
+        for file in _damaged(runs, name) if not found else ():
+            raise IntegrityError(
+                f"{file} is damaged, so it cannot be told what that run of {name!r} was asked to do",
+                f"delete {file.parent} and start the run again without --resume",
+            )
         if not found:
             raise UsageError(f"no unfinished {verb} of {name!r} to resume", "start it without --resume")
         newest = found[0]
@@ -108,6 +119,24 @@ class Run:
     def remove(self) -> None:
         """The version is published: nothing of the run is needed any more."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _damaged(runs: Path, name: str) -> list[Path]:
+    """The `run.json` that say nothing any more, in folders that are called as runs of this name; newest first."""
+    found = []
+    for folder in runs.glob(f"{name}-*"):
+        file = folder / FILE
+        if not folder.is_dir() or folder.is_symlink() or not re.fullmatch(_FOLDER, folder.name.removeprefix(name)):
+            continue
+        try:
+            request = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # a run that is being set up has nothing else either
+            request = {"verb": "", "name": name} if all(path.name[0] == "." for path in folder.iterdir()) else None
+        except (OSError, ValueError, RecursionError):
+            request = None
+        if not isinstance(request, dict) or not isinstance(request.get("verb"), str) or request.get("name") != name:
+            found.append(file)
+    return sorted(found, reverse=True)
 
 
 def acquire(path: Path, taken: str, hint: str) -> FileLock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub_cl.errors import TrainingError, UsageError
+from adapterhub_cl.errors import IntegrityError, StorageError, TrainingError, UsageError
 from adapterhub_cl.registry import seals
+from adapterhub_cl.training import runs
 from adapterhub_cl.training.runs import FILE, Run
 
 
@@ -36,9 +38,9 @@ def test_many_runs_started_at_once_have_their_own_folders(tmp_path: Path) -> Non
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    for runs in (tmp_path, tmp_path / "missing"):
+    for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UsageError, match="no unfinished add-task of 'news' to resume") as caught:
-            Run.newest(runs, "add-task", "news")
+            Run.newest(folder, "add-task", "news")
         assert "without --resume" in caught.value.hint
 
 
@@ -49,6 +51,31 @@ def test_a_spoilt_run_is_skipped(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "stray.txt").write_text("")
     assert Run.newest(tmp_path, "add-task", "news").id == good.id
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"{}", b"[" * 100_000, None])
+def test_a_damaged_run_is_not_called_missing(tmp_path: Path, content: bytes | None) -> None:
+    bad = start(tmp_path)
+    start(tmp_path, name="news-flash", verb="update")
+    if content is None:
+        (bad.path / FILE).rename(bad.path / "checkpoint.safetensors")
+    else:
+        (bad.path / FILE).write_bytes(content)
+    with pytest.raises(IntegrityError, match="is damaged") as caught:
+        Run.newest(tmp_path, "add-task", "news")
+    assert str(bad.path) in caught.value.hint
+    with pytest.raises(UsageError, match="no unfinished add-task"):
+        Run.newest(tmp_path, "add-task", "flash")
+
+
+def test_a_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "atomic_write_text", full)
+    with pytest.raises(StorageError, match="no space left"):
+        start(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
