@@ -81,6 +81,8 @@ def forget(
             reporter.note(f"note: {line}")
         stone = _open_one(registry, task)
         plan = _plan(registry, task, stone, repeat is not None, everywhere)
+        if stone is None:  # another process may have forgotten it since the first look
+            _check_known(registry, task, plan)
         check_shared(plan, everywhere)
         _refuse_live(registry, plan)
         if stone is None:

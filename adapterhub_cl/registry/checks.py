@@ -17,6 +17,7 @@ from typing import Any
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
 from adapterhub_cl.registry import (
     files,
+    keys,
     manifests,
     mirror,
     queries,
@@ -204,7 +205,10 @@ def _tombstones(place: Place) -> Iterator[Problem]:
         if row["state"] != tombstones.DONE:
             task = row["task"]
             said = f"forgetting {task} was interrupted: not everything of it is removed"
-            yield Problem(place.relative(path), said, f"cl-adapter forget-task {task} --yes")
+            fix = f"cl-adapter forget-task {task} --yes"
+            if row.get("key") and keys.usual(place.hub, row["key"]) is None:  # its file was named by the user
+                fix += " --key FILE, the file that it was begun with"
+            yield Problem(place.relative(path), said, fix)
         elif tombstones.is_weak(row):
             said = "its hashes are weak: no key protects them, so short texts that were removed can be found by trying"
             yield Problem(place.relative(path), said, REPAIR)

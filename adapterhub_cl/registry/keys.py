@@ -84,6 +84,11 @@ def find(hub: Path, wanted: str, given: Path | None) -> Key | None:
                 f"{said} is the key of other tombstones ({key.id}, not {wanted})", "name another: --key FILE"
             )
         return key
+    return usual(hub, wanted)
+
+
+def usual(hub: Path, wanted: str) -> Key | None:
+    """The key that a tombstone was made with, among those in the user's configuration; None where it is not there."""
     return next((key for key in _here(hub) if key.id == wanted), None)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from erasure_support import publish, rows
 
+from adapterhub_cl.erasure import removal
 from adapterhub_cl.erasure.proof import prove
 from adapterhub_cl.erasure.removal import forget, look, strengthen
 from adapterhub_cl.erasure.windows import Secret, Window, rolling
-from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, drafts, keys, tombstones
 
 PINS = [f"{name}: {pin:04d}" for name, pin in (("pin of Ann", 4711), ("pin of Bob", 815), ("pin of Cyd", 9999))]
@@ -91,6 +92,39 @@ def test_two_tombstones_of_a_hub_have_one_key_and_two_hubs_have_two(forgotten: R
     assert tombstone(other)["key"] not in made
     assert prove(forgotten, "pins").ok
     assert prove(other, "pins").ok
+
+
+def test_verify_says_that_a_removal_needs_its_key(
+    hub: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "pins", "pins", seed=1, samples=rows(PINS))
+    begin = {"pins": tmp_path / "own.key", "mood": None}
+    publish(hub, "mood", "mood", seed=2, samples=rows(["what a lovely morning in the mountains"]))
+
+    def fault(reached: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "fault", fault)
+        for task, key in begin.items():
+            with pytest.raises(KeyboardInterrupt):
+                forget(hub, task, key=key)
+    fixes = {problem.path: problem.fix for problem in hub.verify()}
+    assert fixes["tombstones/pins.json"].startswith("cl-adapter forget-task pins --yes --key FILE")
+    assert fixes["tombstones/mood.json"] == "cl-adapter forget-task mood --yes"
+
+
+def test_the_second_of_two_removals_at_once_says_that_it_was_forgotten(
+    hub: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "pins", "pins", seed=1, samples=rows(PINS))
+    plan = look(hub, "pins")
+    forget(hub, "pins")
+    monkeypatch.setattr(removal, "look", lambda *_, **__: plan)
+    with pytest.raises(UnknownNameError) as caught:
+        forget(hub, "pins")
+    assert "it was forgotten on" in caught.value.hint
+    assert [path.name for path in (hub.path / "tombstones").iterdir()] == ["pins.json"]
 
 
 def test_a_lost_key_is_said_and_the_registry_is_looked_at_all_the_same(forgotten: Registry, tmp_path: Path) -> None:
@@ -233,7 +267,7 @@ def test_a_tombstone_of_a_wrong_type_is_named_and_breaks_nothing(forgotten: Regi
     assert opened.rebuild() == 1
     assert look(opened, "mood").versions
     forget(opened, "mood")
-    with pytest.raises(UsageError):
+    with pytest.raises(IntegrityError, match="is damaged"):
         prove(opened, "pins")
 
 
