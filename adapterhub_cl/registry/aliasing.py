@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
@@ -122,7 +123,7 @@ class Aliases(Core):
                 name, alias = self._alias(query, what)
                 before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
                 served = queries.serving(query)
-                earlier = self._previous(query, before, alias)
+                earlier = previous(query, self.adapters_dir, before, alias)
                 untouched = self._set_once(query, name, alias)
                 given_back = self._before_promotion(query, before, served) if earlier is None else {}
             if earlier is None and alias == PRODUCTION and given_back:
@@ -228,19 +229,31 @@ class Aliases(Core):
             named = {*named, move.version} if move.version is not None else set()
         return len(named) == 1
 
-    def _previous(self, query: Query, current: AdapterRecord, alias: str) -> AdapterRecord | None:
-        """Where an alias was before; None where it was nowhere else."""
-        there = {record.version: record for record in queries.versions(query, self.adapters_dir, current.name)}
-        stack: list[int] = []  # where the alias went and did not come back from
-        for move in queries.alias_history(query, current.name, alias):
-            if move.version is None and move.reason == "rollback":
-                stack.clear()  # it was taken away as if it had never been set
-            if move.version is None or move.version not in there:
-                continue
-            if move.reason == "rollback" and move.version in stack:
-                while stack[-1] != move.version:
-                    stack.pop()
-            elif not stack or stack[-1] != move.version:
-                stack.append(move.version)
-        earlier = [version for version in stack[:-1] if version != current.version]
-        return there[earlier[-1]] if earlier else None
+
+def previous(query: Query, store: Path, current: AdapterRecord, alias: str) -> AdapterRecord | None:
+    """Where an alias was before; None where it was nowhere else."""
+    there = {record.version: record for record in queries.versions(query, store, current.name)}
+    stack: list[int] = []  # where the alias went and did not come back from
+    for move in queries.alias_history(query, current.name, alias):
+        if move.version is None and move.reason == "rollback":
+            stack.clear()  # it was taken away as if it had never been set
+        if move.version is None or move.version not in there:
+            continue
+        if move.reason == "rollback" and move.version in stack:
+            while stack[-1] != move.version:
+                stack.pop()
+        elif not stack or stack[-1] != move.version:
+            stack.append(move.version)
+    earlier = [version for version in stack[:-1] if version != current.version]
+    return there[earlier[-1]] if earlier else None
+
+
+def ways_on(query: Query, store: Path, damaged: AdapterRecord) -> list[str]:
+    """What helps where a version is damaged and there is no copy of it; nothing where the hub does well without it."""
+    for alias in (PRODUCTION, LATEST):
+        if alias in damaged.aliases and previous(query, store, damaged, alias) is not None:
+            return [f"go back: cl-adapter rollback {damaged.name}@{alias}"]
+    if damaged.task and damaged.ref in queries.serving(query).values():
+        again = f"train it again: cl-adapter add-task {damaged.task} DATA"
+        return [again, f"forget it: cl-adapter forget-task {damaged.task}"]
+    return []

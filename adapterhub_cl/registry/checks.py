@@ -28,11 +28,12 @@ from adapterhub_cl.registry import (
     tombstones,
     unreadable,
 )
+from adapterhub_cl.registry.aliasing import ways_on
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
 from adapterhub_cl.registry.rebuilding import UNUSABLE, is_version, reason, version_directories
 from adapterhub_cl.registry.samples import ROUTERS
-from adapterhub_cl.types import Problem
+from adapterhub_cl.types import AdapterRecord, Problem
 
 REPAIR, COLLECT = "cl-adapter verify --repair", "cl-adapter gc"
 _RUN_GRACE_S = 60.0  # a run that is just being set up has no run.json yet
@@ -314,29 +315,8 @@ def _database(place: Place, query: Query) -> Iterator[Problem]:
 
 
 def _versions(place: Place, query: Query) -> Iterator[Problem]:
-    sql = (
-        "SELECT name, version, manifest_sha256, manifest FROM versions WHERE status <> 'deleted' ORDER BY name, version"
-    )
-    first: dict[str, int] = {}
-    for name, version, digest, text in query(sql):
-        directory = place.store / name / f"v{version}"
-        where, ref = place.relative(directory), f"{name}@v{version}"
-        restore = "restore it from a copy of the hub"
-        if first.setdefault(name, version) < version:  # the oldest one has nothing to go back to
-            restore += f", or go back: cl-adapter rollback {name}@latest"
-        if directory.is_symlink() or not directory.is_dir():
-            yield Problem(where, f"missing, but {ref} is in the index", f"{restore}, or {REBUILD}")
-            continue
-        manifest = directory / manifests.FILE_NAME
-        if manifest.is_symlink() or not manifest.is_file():
-            fix = REPAIR if unreadable.in_index(directory, digest, text) else restore
-            yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", fix)
-        elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
-            fix = REPAIR if unreadable.in_index(directory, digest, text) else restore
-            yield Problem(f"{where}/{manifests.FILE_NAME}", "changed: not the manifest that was recorded", fix)
-        for relative, what in manifests.differences(directory, queries.parsed(text, f"the manifest of {ref}")["files"]):
-            fix = f"delete it: rm {quoted(f'{where}/{relative}')}" if what.startswith("extra") else restore
-            yield Problem(f"{where}/{relative}", what, fix)
+    for record in queries.adapters(query, place.store, all_versions=True, include_rejected=True):
+        yield from _version(place, query, record)
     for directory in _unregistered(place, query):
         wrong = _whole(directory)
         if wrong is None:
@@ -344,6 +324,31 @@ def _versions(place: Place, query: Query) -> Iterator[Problem]:
         else:
             fix = "restore it from a copy of the hub, or remove the directory"
             yield Problem(place.relative(directory), f"not in the index, and not whole: {wrong}", fix)
+
+
+def _version(place: Place, query: Query, record: AdapterRecord) -> Iterator[Problem]:
+    """What is wrong with the directory of a version that is in the index."""
+    sql = "SELECT manifest_sha256, manifest FROM versions WHERE name = :name AND version = :version"
+    ((digest, text),) = query(sql, name=record.name, version=record.version)
+    directory, where = record.path, place.relative(record.path)
+    manifest = directory / manifests.FILE_NAME
+
+    def restore(*, manifest_too: bool = False) -> str:
+        if manifest_too and unreadable.in_index(directory, digest, text):
+            return REPAIR
+        return ", or ".join(["restore it from a copy of the hub", *ways_on(query, place.store, record)])
+
+    if directory.is_symlink() or not directory.is_dir():
+        yield Problem(where, f"missing, but {record.ref} is in the index", f"{restore()}, or {REBUILD}")
+        return
+    if manifest.is_symlink() or not manifest.is_file():
+        yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", restore(manifest_too=True))
+    elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
+        said = "changed: not the manifest that was recorded"
+        yield Problem(f"{where}/{manifests.FILE_NAME}", said, restore(manifest_too=True))
+    for relative, what in manifests.differences(directory, record.manifest["files"]):
+        fix = f"delete it: rm {quoted(f'{where}/{relative}')}" if what.startswith("extra") else restore()
+        yield Problem(f"{where}/{relative}", what, fix)
 
 
 def _unregistered(place: Place, query: Query) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, StorageError, UsageError
 from adapterhub_cl.registry import changes, files, manifests
-from adapterhub_cl.registry.aliasing import Aliases
+from adapterhub_cl.registry.aliasing import Aliases, ways_on
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.erasing import Erasures
 from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
@@ -20,7 +20,7 @@ from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
 from adapterhub_cl.registry.scores import Scores
 from adapterhub_cl.registry.usage import Counters
-from adapterhub_cl.types import LATEST, PRODUCTION, STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
+from adapterhub_cl.types import STATUSES, AdapterRecord, BaseInfo, Evaluation, Problem, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.registry.checks import Garbage, Place
@@ -248,9 +248,6 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
                 f"{self.base.fingerprint[:12]})",
                 "use it in a hub of its own base",
             )
-        serving = PRODUCTION if PRODUCTION in record.aliases else LATEST
-        back = f"; go back with cl-adapter rollback {record.name}@{serving}" if record.version > 1 else ""
-        hint = f"see cl-adapter verify{back}"
         found = list(manifests.differences(record.path, record.manifest["files"]))
         if wrong := self._wrong_manifest(record):
             with suppress(StorageError):
@@ -261,6 +258,10 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
             found = self._differences_now(record)
         for relative, what in found:
             if not what.startswith("extra"):
+                with self._index.reading() as query:
+                    hint = ", or ".join(
+                        ["see cl-adapter verify", *ways_on(query, self.adapters_dir, self.get(record.ref))]
+                    )
                 raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)
 
     def _wrong_manifest(self, record: AdapterRecord) -> str:

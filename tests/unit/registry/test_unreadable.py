@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from registry_support import Publish
 
+from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry import Registry
 
 
@@ -98,3 +99,25 @@ def test_a_changed_manifest_is_written_back_where_all_else_fits(hub: Registry, p
     damage(hub, before.replace('"kept"', '"other"'))
     assert hub.repair() == ["wrote adapters/news/v2/manifest.json again from the index"]
     assert path.read_text() == before
+
+
+def fixes(hub: Registry) -> list[str]:
+    return [problem.fix for problem in hub.verify()]
+
+
+def test_the_ways_on_from_a_damaged_version_are_ways(hub: Registry, publish: Publish) -> None:
+    for _ in range(2):
+        record = publish()
+        (record.path / "adapter_model.safetensors").chmod(0o644)
+        (record.path / "adapter_model.safetensors").write_bytes(b"x")
+        with pytest.raises(IntegrityError) as caught:
+            hub.check_files(record)
+        if record.version == 1:
+            for told in (*fixes(hub), caught.value.hint):
+                assert told.endswith(
+                    "train it again: cl-adapter add-task news DATA, or forget it: cl-adapter forget-task news"
+                )
+    assert caught.value.hint == "see cl-adapter verify, or go back: cl-adapter rollback news@latest"
+    assert fixes(hub)[1].endswith("or go back: cl-adapter rollback news@latest")
+    hub.rollback("news@latest")
+    assert not [fix for fix in fixes(hub) if "rollback" in fix]
