@@ -58,7 +58,7 @@ def test_verify_offers_to_go_back_only_where_something_came_before(
     cl: Cl, registry: Registry, publish: Publish
 ) -> None:
     for record in (publish(), publish()):
-        (record.path / "manifest.json").unlink()
+        (record.path / "adapter_model.safetensors").unlink()
     problems = cl("verify", "--hub", registry.path, "--json").json["problems"]
     told = {row["path"].split("/")[2]: row["fix"] for row in problems}
     assert told["v1"] == "restore it from a copy of the hub"
