@@ -108,16 +108,14 @@ def keep_place(connection: Connection, store: Path, told: Mapping[str, Any]) -> 
             wanted.add(found)
     kept = []
     for name, version in sorted(wanted - there):
-        ref, directory = f"{name}@v{version}", store / name / f"v{version}"
+        ref = f"{name}@v{version}"
         if ref in noted:
             continue
-        if not directory.exists():
-            rows.insert_deleted(connection, name, version)
-        else:
-            aliases = _of(told, "aliases").get(name)
-            held = [a for a, number in aliases.items() if number == version] if isinstance(aliases, dict) else []
-            served = [task for task, by in _of(told, "serving").items() if by == ref]
-            rows.add_event(connection, UNREADABLE, ref, {"aliases": held, "serving": served})
+        # A directory that is missing today may be put back: it is adopted then like one that can be read again.
+        aliases = _of(told, "aliases").get(name)
+        held = [a for a, number in aliases.items() if number == version] if isinstance(aliases, dict) else []
+        served = [task for task, by in _of(told, "serving").items() if by == ref]
+        rows.add_event(connection, UNREADABLE, ref, {"aliases": held, "serving": served})
         kept.append(ref)
     return kept
 

@@ -376,7 +376,7 @@ def test_absurd_numbers(hub: AdapterHub, asked: dict[str, Any], message: str) ->
 
 def test_adapters_of_absurd_numbers(hub: AdapterHub) -> None:
     add(hub, "scaled", 5, alpha=1e300)
-    with pytest.raises(AdapterError, match="scales"):
+    with pytest.raises(AdapterError, match=r"scales|rank 4 and alpha"):
         hub.merge(["news", "scaled"], name="x", evaluate=False)
     add(hub, "large", 6, size=1e9)
     with pytest.raises(AdapterError, match="too large"):
