@@ -62,16 +62,21 @@ class Asked:
         """What is left out before its answer; see `write_rows`."""
         return None if self.prompt else answer_prefix(self.task.prompt_format)
 
-    def ready(self, base: LoadedBase, max_length: int) -> tuple[tuple[int, ...], bool, Writing]:
+    def ready(
+        self, base: LoadedBase, max_length: int, encode: Tokeniser | None = None
+    ) -> tuple[tuple[int, ...], bool, Writing]:
         """Ids of its prompt, whether the input was cut, and how it is written within the tokens that are left.
+
+        Args:
+            encode: what `tokeniser` gave for such a row; it reads all labels of a choice, so it is worth keeping.
 
         Raises:
             DataError: a text for the base alone is longer than its context.
         """
-        encode = self.tokeniser(base, max_length)
+        encode = encode or self.tokeniser(base, max_length)
         prompt, cut = self.prompt, False
         if not prompt:
-            asked = min(self.writing.max_new_tokens or 0, encode.reserve) if self.chooses is False else 0
+            asked = 0 if self.chooses else min(self.writing.max_new_tokens or 0, encode.reserve)
             tokens = encode.prompt(self.example.question(), max_length - asked)
             prompt, cut = tokens.prompt, tokens.truncated
         new = self.writing.max_new_tokens or 0
@@ -155,6 +160,7 @@ class Answerer:
         self.max_length = min(max_length or base.context, base.context)
         self.halt: Callable[[], bool] = lambda: False
         self._trees: dict[tuple[Any, ...], LabelTree] = {}
+        self._encoders: dict[tuple[Task, int | None], Tokeniser] = {}
 
     def answer(
         self, rows: Sequence[Asked], give: Callable[[int, Answered | Exception], None], *, batch_size: int = ROWS
@@ -206,7 +212,12 @@ class Answerer:
         """See `Asked.ready`."""
         if self.base.is_encoder:
             return (*read_input(self.base, row.task, row.example, self.max_length), row.writing)
-        return row.ready(self.base, self.max_length)
+        key = (row.task, row.writing.max_new_tokens)
+        if key not in self._encoders:
+            if len(self._encoders) >= _KEPT_TREES:
+                self._encoders.clear()
+            self._encoders[key] = row.tokeniser(self.base, self.max_length)
+        return row.ready(self.base, self.max_length, self._encoders[key])
 
     def _tree(self, task: Task) -> LabelTree:
         key = (task.labels, task.prompt_format)
