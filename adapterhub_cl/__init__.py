@@ -9,13 +9,13 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl._quiet import quiet_third_parties, wait_politely
+from adapterhub_cl.quiet import quiet_third_parties, wait_politely
 
 if TYPE_CHECKING:
     from adapterhub_cl.errors import AdapterHubError
     from adapterhub_cl.hub import AdapterHub
-    from adapterhub_cl.training.progress import Reporter
-    from adapterhub_cl.training.settings import TrainingSettings
+    from adapterhub_cl.progress import Reporter
+    from adapterhub_cl.settings import TrainingSettings
     from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge, Evaluation, Example, Prediction, Problem, Task
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
 _HOMES = {
     "AdapterHub": "adapterhub_cl.hub",
     "AdapterHubError": "adapterhub_cl.errors",
-    "Reporter": "adapterhub_cl.training.progress",
-    "TrainingSettings": "adapterhub_cl.training.settings",
+    "Reporter": "adapterhub_cl.progress",
+    "TrainingSettings": "adapterhub_cl.settings",
 }
 
 try:

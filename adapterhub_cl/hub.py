@@ -14,9 +14,9 @@ from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
-from adapterhub_cl.showing import Rows, card
-from adapterhub_cl.training.progress import Reporter, usual
+from adapterhub_cl.showing import Listing, card
 from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Versions
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def log(self, name: str | None = None, limit: int | None = None) -> _List[Event]:
         """What happened in this hub, newest first."""
-        return Rows(self.registry.events(name, limit))
+        return Listing(self.registry.events(name, limit))
 
     def lineage(self, ref: str) -> _List[Edge]:
         """All edges to ancestors and descendants of a version."""
@@ -132,7 +132,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> _List[StoredEvaluation]:
         """Recorded scores."""
-        return Rows(self.registry.evaluations(ref, task))
+        return Listing(self.registry.evaluations(ref, task))
 
     # -- measuring and using ---------------------------------------------------------------------
 
@@ -183,12 +183,12 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         if matrix:
             if refs or data:
                 raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
-            from adapterhub_cl.training.matrices import hub_matrix
+            from adapterhub_cl.evaluation.matrices import hub_matrix
 
             return hub_matrix(self.registry, self.load_base, usual(reporter))
-        from adapterhub_cl.inference.scoring import score_versions
+        from adapterhub_cl.evaluation.recorded import score_versions
 
-        return Rows(
+        return Listing(
             score_versions(self.registry, self.load_base, refs, data, columns, batch_size, usual(reporter), task)
         )
 
@@ -201,8 +201,8 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             IntegrityError: a file of the adapter is missing or changed.
             BaseModelError: the base is not there, or has changed.
         """
+        from adapterhub_cl.adapters.lora import open_adapter, open_plain
         from adapterhub_cl.bases.loading import load_base
-        from adapterhub_cl.training.lora import open_adapter, open_plain
 
         path = self.path(ref)
         base = load_base(self.base, device=self.device, dtype=self.dtype)
@@ -244,7 +244,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             AdapterError: not a LoRA, or not of this base; nothing was written.
         """
         folder = check_local(source)
-        from adapterhub_cl.training.importing import import_adapter
+        from adapterhub_cl.adapters.importing import import_adapter
 
         known = self.registry.task(task) if task else None
         return import_adapter(self.registry, self.load_base(), folder, name, known, described, any_base)
@@ -253,8 +253,8 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         """Write a version to an empty or missing directory: PEFT's own format, the tokenizer, `task.json` (how it is
         asked) and a `predict.py` that needs transformers and PEFT alone. No file names a folder of this machine.
         """
-        from adapterhub_cl.inference.serving import task_of
-        from adapterhub_cl.training.exporting import export
+        from adapterhub_cl.adapters.exporting import export
+        from adapterhub_cl.adapters.serving import task_of
 
         folder = check_local(target)
         if folder.resolve().is_relative_to(self.folder.resolve()):
@@ -271,8 +271,8 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         Args:
             serving: also load the base, and each version on it: its layers are used, and it changes the answers.
         """
-        from adapterhub_cl.bases.checks import check_adapters, check_base
-        from adapterhub_cl.lora_config import check_stored
+        from adapterhub_cl.adapters.lora_config import check_stored
+        from adapterhub_cl.bases.unchanged import check_adapters, check_base
 
         found = self.registry.verify()
         damaged = {problem.path for problem in found}
@@ -285,7 +285,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             found += check_stored(whole)
             found += check_base(self.base)
             if serving and not found:
-                from adapterhub_cl.training.serving_check import check_all
+                from adapterhub_cl.adapters.serving_check import check_all
 
                 found += check_all(self.load_base(), whole)
             return found

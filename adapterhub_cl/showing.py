@@ -15,7 +15,7 @@ NOTHING = "–"
 _PLAIN = "tex2jax_ignore mathjax_ignore"
 
 
-class Rows(list[T]):
+class Listing(list[T]):
     """A list that a notebook draws as a table; in all else a plain list."""
 
     def _cells(self, item: T) -> Mapping[str, Any]:

@@ -27,6 +27,10 @@ BASE = "base"  # what `--adapter` calls the base without any adapter
 PRODUCTION, LATEST = "production", "latest"  # the aliases that serve
 
 
+# Of an encoder's head: task → label → the row of the head that scores it.
+HeadRows = Mapping[str, Mapping[str, int]]
+
+
 @dataclass(frozen=True)
 class Task:
     """A named skill: how its prompts are written, which answers it knows, how it is scored.
@@ -105,7 +109,7 @@ class Evaluation:
         return {"task": self.task, "metric": self.metric, "value": float(self.value), "95 %": spread, "n": self.n}
 
     def _repr_html_(self) -> str:
-        return showing.Rows([self])._repr_html_()
+        return showing.Listing([self])._repr_html_()
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,7 @@ class AdapterRecord:
         }
 
 
-class Versions(showing.Rows[AdapterRecord]):
+class Versions(showing.Listing[AdapterRecord]):
     """A list of versions; a notebook draws it as a table that says what each does."""
 
     def __init__(self, found: Iterable[AdapterRecord], serving: Mapping[str, str]) -> None:
@@ -381,4 +385,4 @@ class Route:
         }
 
     def _repr_html_(self) -> str:
-        return showing.Rows([self])._repr_html_()
+        return showing.Listing([self])._repr_html_()

@@ -15,7 +15,7 @@ from adapterhub_cl.errors import HubError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.progress import Reporter
 
 HUB_VARIABLE = "CL_ADAPTER_HUB"
 DEFAULT_HUB = Path("registry")
@@ -87,13 +87,13 @@ class Session:
 
     def reporter(self) -> Reporter:
         """Where a long piece of work tells how far it is."""
-        from adapterhub_cl.training.progress import Reporter, console_reporter
+        from adapterhub_cl.progress import Reporter, console_reporter
 
         return Reporter() if self.quiet else console_reporter()
 
     def bars(self) -> Reporter:
         """Bars on a terminal, without notes; elsewhere nothing: for a verb that tells by itself what it does."""
-        from adapterhub_cl.training.progress import BarReporter, Reporter
+        from adapterhub_cl.progress import BarReporter, Reporter
 
         return BarReporter(notes=False) if sys.stderr.isatty() and not self.quiet else Reporter()
 

@@ -15,8 +15,8 @@ from cl_adapter.app import SETTINGS_PANEL
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.options import flag
-from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.settings import TrainingSettings
 
 _TYPES: Mapping[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 _TEXTS = (

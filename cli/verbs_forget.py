@@ -13,7 +13,7 @@ from cl_adapter.session import Session, ask
 from adapterhub_cl.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub_cl.erasure.plan import Plan
+    from adapterhub_cl.erasure.plan import ErasurePlan
     from adapterhub_cl.erasure.proof import Proof
 
 _EXAMPLES = """cl-adapter forget-task news --dry-run
@@ -64,7 +64,7 @@ def forget_task(
         show_done(session, plan)
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: ErasurePlan) -> None:
     """Print what a removal takes away."""
     from adapterhub_cl.erasure.plan import REPEATED
 
@@ -93,7 +93,7 @@ def show_plan(plan: Plan) -> None:
         print(f"WARNING: {ref} stays, and knows the rows: {'it was ' if '@' in ref else ''}{why}")
 
 
-def show_done(session: Session, plan: Plan) -> None:
+def show_done(session: Session, plan: ErasurePlan) -> None:
     """Print what was removed, and the next step."""
     for version in plan.versions:
         if version.replacement:

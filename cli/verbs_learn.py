@@ -18,7 +18,7 @@ from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_fl
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.launching import is_helper_process
-from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 Data = Annotated[

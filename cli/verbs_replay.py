@@ -12,8 +12,8 @@ from cl_adapter.session import Session, ask
 from adapterhub_cl.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub_cl.replay._budget import Budget
-    from adapterhub_cl.replay._store import Samples
+    from adapterhub_cl.samples.budget import Budget
+    from adapterhub_cl.samples.store import Samples
 
 _ACTIONS: dict[str, tuple[str, ...]] = {  # action → the options it knows
     "list": (),
@@ -62,7 +62,7 @@ def replay_samples(
     }
     _check(action, [option for option, is_given in given.items() if is_given])
     session = Session.of(ctx)
-    from adapterhub_cl.replay._store import Samples
+    from adapterhub_cl.samples.store import Samples
 
     samples = Samples(session.hub().registry)
     if action == "list":
@@ -164,7 +164,7 @@ def _drop(
 
 
 def _budget(session: Session, samples: Samples, size: str | None, yes: bool) -> None:
-    from adapterhub_cl.replay._budget import parse_budget
+    from adapterhub_cl.samples.budget import parse_budget
 
     wanted = parse_budget(size)
     if wanted is not None and not yes:

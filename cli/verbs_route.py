@@ -13,7 +13,7 @@ from cl_adapter.verbs_use import Router, Set, TopK, inputs_of, router_options
 from adapterhub_cl.errors import GateRefused
 
 if TYPE_CHECKING:
-    from adapterhub_cl.inference.drift import Drift
+    from adapterhub_cl.deciding.drift import Drift
     from adapterhub_cl.types import Route
 
 File = Annotated[str | None, typer.Option(help="JSONL, CSV, …; or .txt with one text a line")]

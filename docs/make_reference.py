@@ -21,9 +21,8 @@ from cl_adapter import __main__ as command  # importing it registers the verbs
 from cl_adapter.app import GROUPS, SETTINGS_PANEL
 
 import adapterhub_cl
-from adapterhub_cl import AdapterHub, TrainingSettings, errors, types
+from adapterhub_cl import AdapterHub, TrainingSettings, errors, progress, types
 from adapterhub_cl.options import flag
-from adapterhub_cl.training import progress
 
 PLACE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by `python docs/make_reference.py` from the code; do not edit it here. -->"
@@ -38,9 +37,9 @@ ROOMS = (
 STARS = {"VAR_KEYWORD": "**", "VAR_POSITIONAL": "*"}
 RETURNED = (
     ("adapterhub_cl.inference.engine", "Engine"),
-    ("adapterhub_cl.inference._settings", "Settings"),
+    ("adapterhub_cl.inference.engine_settings", "Settings"),
     ("adapterhub_cl.evaluation.matrix", "AccuracyMatrix"),
-    ("adapterhub_cl.inference.drift", "Drift"),
+    ("adapterhub_cl.deciding.drift", "Drift"),
 )
 
 
@@ -228,7 +227,7 @@ def api() -> str:
         lines += _record(found)
     for module, name in RETURNED:
         lines += _record(getattr(import_module(module), name), module)
-    lines += ["## Progress", "", "In `adapterhub_cl.training.progress`; what methods take as `reporter`.", ""]
+    lines += ["## Progress", "", "In `adapterhub_cl.progress`; what methods take as `reporter`.", ""]
     for reporter in (progress.Reporter, progress.NotebookReporter, progress.BarReporter, progress.LineReporter):
         lines += _reporter(reporter)
     lines += ["## TrainingSettings", "", *_prose(TrainingSettings.__doc__), ""]

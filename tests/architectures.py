@@ -48,7 +48,7 @@ class Trial:
         self.hub = AdapterHub.init(self.folder / "hub", str(self.base), quantization=self.quantization, dtype="fp32")
 
     def train(self) -> None:
-        from adapterhub_cl.training.progress import Reporter
+        from adapterhub_cl.progress import Reporter
 
         class Told(Reporter):
             def note(_, text: str) -> None:  # noqa: N805
@@ -160,7 +160,7 @@ class Trial:
 
 
 def layout(folder: Path) -> Any:
-    from adapterhub_cl.head_files import read_layout
+    from adapterhub_cl.adapters.head_files import read_layout
 
     return read_layout(folder)
 
@@ -213,7 +213,7 @@ def outcomes(family: str, folder: Path, quantization: str = "none") -> tuple[dic
 
 
 def main() -> None:
-    from adapterhub_cl._quiet import quiet_third_parties
+    from adapterhub_cl.quiet import quiet_third_parties
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="default: all of them")

@@ -72,7 +72,7 @@ def _torch() -> Any:
     """torch, kept to one thread: pico models gain nothing from more, and tests run side by side."""
     import torch
 
-    from adapterhub_cl._quiet import quiet_third_parties
+    from adapterhub_cl.quiet import quiet_third_parties
 
     quiet_third_parties()
     torch.set_num_threads(1)

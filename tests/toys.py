@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.adapters.fused import fused
+from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.objectives.causal_lm import Objective
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy
-from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.loop import Loop, Outcome
-from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.settings import TrainingSettings
 
 BOS, EOS, PAD = 1, 2, 0
 

@@ -19,9 +19,9 @@ from transformers.utils import logging
 
 from adapterhub_cl.bases.sources import refuse_lacking
 from adapterhub_cl.errors import AdapterError, BaseModelError
+from adapterhub_cl.types import HeadRows
 
 # task → label → row of the head; the labels in the task's order.
-Layout = Mapping[str, Mapping[str, int]]
 _SEED = 13
 _ANY = 2  # labels that the class is made with; the layer is replaced before it is used
 
@@ -43,7 +43,7 @@ class Head:
     final: str
     modules: tuple[str, ...]
     neck: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
-    layout: Layout = field(default_factory=dict)
+    layout: HeadRows = field(default_factory=dict)
     passed: torch.Tensor | None = field(default=None, repr=False)
     passed_text: torch.Tensor | None = field(default=None, repr=False)
     masked: Callable[[], Any] | None = field(default=None, repr=False)
@@ -125,7 +125,7 @@ def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:
     return found
 
 
-def put_head(model: Any, layout: Layout, tensors: Mapping[str, torch.Tensor], *, trainable: bool = False) -> None:
+def put_head(model: Any, layout: HeadRows, tensors: Mapping[str, torch.Tensor], *, trainable: bool = False) -> None:
     """Put a head on an encoder, in the place of the one that is there.
 
     Args:

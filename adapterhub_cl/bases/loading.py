@@ -22,7 +22,6 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from adapterhub_cl._quiet import no_loading_bars, quiet_third_parties
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encoder, objectives_of, why_unusable
@@ -37,6 +36,7 @@ from adapterhub_cl.bases.sources import (
 from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.launching import local_rank
+from adapterhub_cl.quiet import no_loading_bars, quiet_third_parties
 from adapterhub_cl.types import BaseInfo
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -8,12 +8,12 @@ from typing import Any
 
 from adapterhub_cl import merging
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
-from adapterhub_cl.distillation.settings import DistillationSettings
+from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging import BaseMethod
 from adapterhub_cl.options import from_mapping
 from adapterhub_cl.registry import Registry, parse_ref
-from adapterhub_cl.training.settings import LARGEST_SEED, TrainingSettings
+from adapterhub_cl.settings import LARGEST_SEED, TrainingSettings
 from adapterhub_cl.types import AdapterRecord
 
 

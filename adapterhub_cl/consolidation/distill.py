@@ -12,28 +12,28 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from adapterhub_cl import merging, objectives
+from adapterhub_cl.adapters.head_files import LAYOUT
+from adapterhub_cl.adapters.lora import new_adapter, save_adapter
+from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS
+from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest, check_distill
-from adapterhub_cl.consolidation.measuring import Yardstick
+from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.merge import merged
 from adapterhub_cl.consolidation.parents import Parents, find_parents, head_of_all
-from adapterhub_cl.consolidation.recording import Making, record, writer
-from adapterhub_cl.consolidation.teachers import Asked, Sources, ask, gather, tokens_of
+from adapterhub_cl.consolidation.teachers import AskedOfTeacher, Sources, ask, gather, tokens_of
 from adapterhub_cl.distillation.lessons import TeachersAnswers
 from adapterhub_cl.distillation.student import Student
 from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrupted, UsageError
+from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.retention import Retained
-from adapterhub_cl.head_files import LAYOUT
-from adapterhub_cl.lora_config import CONFIG, WEIGHTS
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, storage_errors
+from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
-from adapterhub_cl.training.learn import Learned, Lesson, learn
-from adapterhub_cl.training.lora import new_adapter, save_adapter
-from adapterhub_cl.training.probes import length_of
-from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.training.learn import Learned, TrainingSet, learn
 from adapterhub_cl.training.runs import Run, held
-from adapterhub_cl.training.serving_check import check_served
 from adapterhub_cl.types import AdapterRecord
 
 TEACHERS = "teachers.safetensors"
@@ -125,7 +125,7 @@ class _Distillation:
         first: bool,
         request: DistillRequest,
         parents: Parents,
-        asked: Sequence[Asked],
+        asked: Sequence[AskedOfTeacher],
         answers: TeachersAnswers,
         least: float | None,
         run: Run,
@@ -210,7 +210,7 @@ class _Distillation:
             folder.mkdir(exist_ok=True)
             start = self.start(rank)
         first, *others = self.asked
-        lesson = Lesson(
+        lesson = TrainingSet(
             first.task,
             first.examples,
             past=[(one.task, Origin(one.task.name, None, e)) for one in others for e in one.examples],

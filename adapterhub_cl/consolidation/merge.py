@@ -8,18 +8,18 @@ from dataclasses import asdict
 from typing import Any
 
 from adapterhub_cl import merging
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import MergeOrder, MergeRequest
+from adapterhub_cl.consolidation.derived import Making, record, writer
+from adapterhub_cl.consolidation.interference import interference
+from adapterhub_cl.consolidation.layers import Merged, layers_of, refuse_nothing, shapes_of, total_error
+from adapterhub_cl.consolidation.merge_stage import merge_stage
 from adapterhub_cl.consolidation.parents import Parents, head_of_all
-from adapterhub_cl.consolidation.recording import Making, record, writer
-from adapterhub_cl.consolidation.stage import merge_stage
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging import BaseMethod
-from adapterhub_cl.merging._interference import interference
-from adapterhub_cl.merging._layers import Merged, layers_of, refuse_nothing, shapes_of, total_error
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes
-from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord
 
 SIZE = 4  # bytes of a stored number

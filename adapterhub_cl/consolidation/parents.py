@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapterhub_cl.consolidation.expression import parse_expression
 from adapterhub_cl.errors import AdapterError, HubError, UsageError
-from adapterhub_cl.merging._expression import parse_expression
 from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.types import DERIVED, AdapterRecord
 
 if TYPE_CHECKING:
-    from adapterhub_cl.head_files import StoredHead
-    from adapterhub_cl.lora_files import LoraFile
+    from adapterhub_cl.adapters.head_files import StoredHead
+    from adapterhub_cl.adapters.lora_files import LoraFile
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Parents:
 
     def open(self, stack: ExitStack) -> list[LoraFile]:
         """The parents' files, open until the stack closes."""
-        from adapterhub_cl.lora_files import LoraFile
+        from adapterhub_cl.adapters.lora_files import LoraFile
 
         return [stack.enter_context(LoraFile(record.path)) for record in self.records]
 
@@ -59,7 +59,7 @@ def head_of_all(parents: Parents, adapters: Sequence[LoraFile]) -> StoredHead | 
     Raises:
         AdapterError: the heads stand on different layers.
     """
-    from adapterhub_cl.head_files import joined
+    from adapterhub_cl.adapters.head_files import joined
 
     heads = {record.ref: adapter.head() for record, adapter in zip(parents.records, adapters, strict=True)}
     parts = [

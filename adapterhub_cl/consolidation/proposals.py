@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
-from adapterhub_cl.pruning.unused import Known, Verdict, decide
+from adapterhub_cl.pruning.unused import Verdict, VersionUse, decide
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.progress import Reporter
 
 THRESHOLD = 0.9
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -39,7 +39,7 @@ def unused(registry: Registry, days: float, now: datetime | None = None) -> list
     for row in registry.usage():
         requests[row.ref] = requests.get(row.ref, 0) + row.requests
         answered[row.ref] = max(answered.get(row.ref, _LONG_AGO), _moment(row.last_at))
-    known = Known(
+    known = VersionUse(
         records,
         registry.lineage(),
         registry.serving(),
@@ -111,7 +111,7 @@ def redundant(
     Raises:
         UsageError: the threshold is not between 0 and 1.
     """
-    from adapterhub_cl.lora_files import LoraFile
+    from adapterhub_cl.adapters.lora_files import LoraFile
     from adapterhub_cl.pruning.redundancy import redundant as is_redundant
     from adapterhub_cl.pruning.redundancy import similarities
 
@@ -166,8 +166,8 @@ class _Comparison:
     def agreement(self, one: AdapterRecord, other: AdapterRecord) -> tuple[float | None, int]:
         """Share of equal predictions on the samples of both's tasks, and how many there are; None where either has
         none of its own."""
-        from adapterhub_cl.training.probes import can_answer
-        from adapterhub_cl.training.samples import samples_of
+        from adapterhub_cl.evaluation.probes import can_answer
+        from adapterhub_cl.samples.of_task import samples_of
 
         if self.load is None:
             return None, 0
@@ -197,7 +197,7 @@ class _Comparison:
 
     def _predicted(self, record: AdapterRecord, samples: Any) -> list[str]:
         from adapterhub_cl import objectives
-        from adapterhub_cl.training.speed import as_served
+        from adapterhub_cl.adapters.as_served import as_served
 
         assert self.load is not None
         base, examples = self.load(), samples.examples[:EXAMPLES]

@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.measuring import Yardstick
+from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
-from adapterhub_cl.consolidation.recording import Making, record, writer
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.evaluation.measuring import Yardstick
+from adapterhub_cl.evaluation.probes import Probe, probe_of, recorded_score, score_version
 from adapterhub_cl.evaluation.retention import Retained
-from adapterhub_cl.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, difference, norm
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.pruning import rank, storage
 from adapterhub_cl.pruning.magnitude import sparse
 from adapterhub_cl.registry import Registry, changes, parse_ref
-from adapterhub_cl.training.probes import Probe, probe_of, recorded_score, score_version
-from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.samples import samples_of
+from adapterhub_cl.samples.of_task import samples_of
 from adapterhub_cl.types import AdapterRecord
 
 ENERGY = 0.99  # what `prune NAME` keeps of ‖ΔW‖² in each layer; docs/benchmarks/pruning.md says why
@@ -62,7 +62,7 @@ class PruneRequest:
 
 
 @dataclass
-class Pruning:
+class PruneOrder:
     """A version on its way to fewer ranks or bits.
 
     Attributes:
@@ -213,7 +213,7 @@ def plan(
         return {**_recipe(work), **work.report(ranks, work.layers(ranks))}
 
 
-def _begin(registry: Registry, request: PruneRequest, stack: ExitStack) -> tuple[Pruning, float | None]:
+def _begin(registry: Registry, request: PruneRequest, stack: ExitStack) -> tuple[PruneOrder, float | None]:
     """Check what was asked, open the adapter; with the gate's bound."""
     _check(request)
     least = least_retention(registry, request.min_retention)
@@ -228,7 +228,7 @@ def _begin(registry: Registry, request: PruneRequest, stack: ExitStack) -> tuple
             f"choose a --rank below {most}, or --energy",
         )
     stored = storage.stored_kind(adapter.folder)
-    work = Pruning(registry, request, parents, adapter, rank.spectra_of(adapter), stored, request.store or stored)
+    work = PruneOrder(registry, request, parents, adapter, rank.spectra_of(adapter), stored, request.store or stored)
     return work, least
 
 
@@ -252,7 +252,7 @@ def _check(request: PruneRequest) -> None:
         raise UsageError("--no-eval leaves out the retention that --min-retention and --search need", "leave it out")
 
 
-def _energy(work: Pruning) -> float | None:
+def _energy(work: PruneOrder) -> float | None:
     """The share to be kept: as asked, or the default where nothing else was asked for."""
     asked, changed = work.request, work.kind != work.stored
     if asked.energy is not None or asked.rank is not None or asked.search or asked.magnitude or changed:
@@ -261,7 +261,7 @@ def _energy(work: Pruning) -> float | None:
 
 
 def _ranks(
-    work: Pruning, load: Callable[[], LoadedBase], least: float | None, reporter: Reporter, *, keep: bool
+    work: PruneOrder, load: Callable[[], LoadedBase], least: float | None, reporter: Reporter, *, keep: bool
 ) -> rank.Ranks:
     """Layer → the rank that stays.
 
@@ -292,7 +292,7 @@ def _ranks(
     return ranks
 
 
-def _recipe(work: Pruning) -> dict[str, Any]:
+def _recipe(work: PruneOrder) -> dict[str, Any]:
     """What stands in the manifest: enough to prune again."""
     asked = work.request
     return {
@@ -313,7 +313,7 @@ def _recipe(work: Pruning) -> dict[str, Any]:
 # -- the search ------------------------------------------------------------------------------------------------
 
 
-def _searched(work: Pruning, base: LoadedBase, least: float, reporter: Reporter, *, keep: bool) -> rank.Ranks:
+def _searched(work: PruneOrder, base: LoadedBase, least: float, reporter: Reporter, *, keep: bool) -> rank.Ranks:
     """The smallest ranks whose retention stays at or above the bound.
 
     Found on replay samples, they are confirmed on the gate's examples: of what was good enough there, the smallest that

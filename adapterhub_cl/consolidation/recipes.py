@@ -11,8 +11,8 @@ from adapterhub_cl.consolidation.asked import MergeRequest, check_merge
 from adapterhub_cl.consolidation.merge import merge
 from adapterhub_cl.consolidation.prune import PruneRequest, prune
 from adapterhub_cl.errors import AdapterError, DataError, GateRefused, IntegrityError, UnknownNameError, UsageError
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import REPEATED_FROM, AdapterRecord
 
 

@@ -12,29 +12,29 @@ import torch
 from torch.nn import functional
 
 from adapterhub_cl import objectives
+from adapterhub_cl.adapters.as_served import as_served
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
 from adapterhub_cl.data.batches import by_length, collate
 from adapterhub_cl.data.columns import read_inputs
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.distillation.features import watched
 from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of
 from adapterhub_cl.distillation.logits import soften
-from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.objectives.sequence_classification import NONE
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.evidence import ModelEvidence
-from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.samples import samples_of
-from adapterhub_cl.training.speed import as_served
+from adapterhub_cl.samples.of_task import samples_of
 from adapterhub_cl.types import AdapterRecord, Example, Task
 
 ROWS = 32
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedOfTeacher:
     """What one teacher is asked of one task.
 
     Attributes:
@@ -89,7 +89,7 @@ class Sources:
 
 def gather(
     registry: Registry, base: LoadedBase, parents: Parents, sources: Sources, length: int, seed: int, reporter: Reporter
-) -> list[Asked]:
+) -> list[AskedOfTeacher]:
     """Every row that the teachers are asked, with an answer: the known one, or what the teacher says.
 
     Raises:
@@ -121,7 +121,7 @@ def gather(
                 + ("it keeps no replay samples" if sources.samples else "no text, and its samples were left out"),
                 f"give text with --data {name}=FILE, or let it write some: --pseudo 200",
             )
-        found.append(Asked(teacher, task, list(rows), kinds))
+        found.append(AskedOfTeacher(teacher, task, list(rows), kinds))
     return found
 
 
@@ -142,7 +142,7 @@ def _answered(
     return [replace(row, answer=one.text) for row, one in zip(rows, said, strict=True) if one.text]
 
 
-def tokens_of(asked: Sequence[Asked], base: LoadedBase, length: int) -> list[list[Tokens]]:
+def tokens_of(asked: Sequence[AskedOfTeacher], base: LoadedBase, length: int) -> list[list[Tokens]]:
     """The rows of each as the training loop will see them."""
     objective = objectives.of(base.info)
     encoders = [objective.tokeniser(base.tokenizer, one.task, length) for one in asked]
@@ -154,7 +154,7 @@ def tokens_of(asked: Sequence[Asked], base: LoadedBase, length: int) -> list[lis
 
 def ask(
     base: LoadedBase,
-    asked: Sequence[Asked],
+    asked: Sequence[AskedOfTeacher],
     tokens: Sequence[Sequence[Tokens]],
     settings: DistillationSettings,
     cache: Path,

@@ -21,7 +21,7 @@ from adapterhub_cl.data.layouts import (
     unused,
 )
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
-from adapterhub_cl.data.reading import Rows, read_rows
+from adapterhub_cl.data.reading import SourceRows, read_rows
 from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured, messages_of
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
@@ -62,7 +62,7 @@ class Examples:
 
 
 def examples(
-    rows: Rows, columns: Columns | None = None, instruction: str = "", layout: Layout | None = None
+    rows: SourceRows, columns: Columns | None = None, instruction: str = "", layout: Layout | None = None
 ) -> Examples:
     """The examples of rows to train or score on; rows with nothing in them are skipped and counted.
 
@@ -81,7 +81,7 @@ def examples(
 
 
 def inputs(
-    rows: Rows, columns: Columns | None = None, instruction: str = "", layouts: Sequence[Layout] = ()
+    rows: SourceRows, columns: Columns | None = None, instruction: str = "", layouts: Sequence[Layout] = ()
 ) -> list[Example]:
     """The examples of rows to predict for; answers are taken where they are there, and are not required.
 
@@ -113,7 +113,7 @@ def read_inputs(
 
 
 def _layout(
-    rows: Rows, found: Sequence[str], columns: Columns | None, known: Sequence[Layout], answers: bool
+    rows: SourceRows, found: Sequence[str], columns: Columns | None, known: Sequence[Layout], answers: bool
 ) -> Layout:
     if columns:
         return override(found, columns, answers=answers)
@@ -132,7 +132,7 @@ def _layout(
 
 
 def _build(
-    rows: Rows, columns: Columns | None, instruction: str, known: Sequence[Layout], *, answers: bool
+    rows: SourceRows, columns: Columns | None, instruction: str, known: Sequence[Layout], *, answers: bool
 ) -> Examples:
     found = list(dict.fromkeys(column for row in rows.rows for column in row))
     layout = _layout(rows, found, columns, known, answers)
@@ -184,7 +184,7 @@ def _build(
 
 
 def _example(
-    row: Mapping[str, Any], layout: Layout, rows: Rows, where: str, answers: bool, structured: bool
+    row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: str, answers: bool, structured: bool
 ) -> Example:
     def text(column: str | None) -> str:
         return input_text(row.get(column), where, column) if column else ""
@@ -214,7 +214,7 @@ def _example(
     return Example(asked, answer, task, references, passage) if asked else Example(task, answer, "", references)
 
 
-def _answers(row: Mapping[str, Any], layout: Layout, rows: Rows, where: str, structured: bool) -> list[str]:
+def _answers(row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: str, structured: bool) -> list[str]:
     if layout.output is None:
         return []
     names: Sequence[str] = rows.class_names.get(layout.output, ())

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapterhub_cl.data.reading import Rows
+from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.types import Layout
 
@@ -181,7 +181,7 @@ def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True)
     return Layout(**{**layout.__dict__, **missing})
 
 
-def refuse_preferences(rows: Rows, columns: Sequence[str]) -> None:
+def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
     """Raise for data that hold rejected answers beside good ones: trained on as they are, both would be learned.
 
     Raises:
@@ -204,7 +204,7 @@ def refuse_preferences(rows: Rows, columns: Sequence[str]) -> None:
             )
 
 
-def unused(rows: Rows, columns: Sequence[str], layout: Layout, *, chosen: bool) -> tuple[str, ...]:
+def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: bool) -> tuple[str, ...]:
     """The columns that hold something and are not read.
 
     Args:
@@ -229,14 +229,14 @@ def unused(rows: Rows, columns: Sequence[str], layout: Layout, *, chosen: bool) 
     return tuple(left)
 
 
-def unrecognised(rows: Rows, found: Sequence[str], answers: bool) -> DataError:
+def unrecognised(rows: SourceRows, found: Sequence[str], answers: bool) -> DataError:
     """What to say of columns that make no known layout."""
     hint = proposal(rows, found, answers=answers) or f"--columns input=COLUMN{',output=COLUMN' if answers else ''}"
     listed = ", ".join(found) or "none"
     return DataError(f"{rows.source}: no known layout in its columns ({listed})", f"say which is which: {hint}")
 
 
-def proposal(rows: Rows, found: Sequence[str], *, answers: bool) -> str:
+def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
     """A guess at `--columns`, quoted for a shell; empty where no column could be the input, or none the answer.
 
     A column whose name asks is the input, else the longest texts are; of the others the answer is the one that is
@@ -262,7 +262,7 @@ def proposal(rows: Rows, found: Sequence[str], *, answers: bool) -> str:
     return f"--columns {shlex.quote(wanted)}"
 
 
-def filled(rows: Rows, column: str) -> list[str]:
+def filled(rows: SourceRows, column: str) -> list[str]:
     """What a column holds, row by row; empty texts where there is nothing."""
     values = (row.get(column) for row in rows.rows)
     return ["" if value is None or value != value else str(value).strip() for value in values]  # NaN is nothing

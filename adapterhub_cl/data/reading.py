@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.data import arrow
+from adapterhub_cl.data import arrow_rows
 from adapterhub_cl.data.parsing import PARSERS, Numbered, parse_json, parse_lines
 from adapterhub_cl.errors import DataError
 
@@ -26,7 +26,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Rows:
+class SourceRows:
     """What a source holds, before its columns are understood.
 
     Attributes:
@@ -54,7 +54,7 @@ class Rows:
         return f"{self.source} {self.unit} {self.lines[index]}"
 
 
-def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = False) -> Rows:
+def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = False) -> SourceRows:
     """Read a data source.
 
     Args:
@@ -90,7 +90,7 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
     if path.exists():
         raise DataError(f"{source}: neither a file nor a directory", "give a file; standard input is named -")
     if _is_hub_id(source):
-        rows, names = arrow.read_hub_dataset(source, split)
+        rows, names = arrow_rows.read_hub_dataset(source, split)
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
         return _arrow_rows(rows, names, source, digest)
     raise DataError(f"{source}: no such file", _near_files(path))
@@ -133,10 +133,10 @@ def _extension(path: Path, source: str) -> str:
     return extension
 
 
-def _file_rows(raw: bytes, source: str, extension: str, text_lines: bool) -> Rows:
+def _file_rows(raw: bytes, source: str, extension: str, text_lines: bool) -> SourceRows:
     digest = hashlib.sha256(raw).hexdigest()
     if extension == ".parquet":
-        rows, names = arrow.parse_parquet(raw, source) if raw else ([], {})
+        rows, names = arrow_rows.parse_parquet(raw, source) if raw else ([], {})
         return _arrow_rows(rows, names, source, digest)
     if extension.endswith(".gz"):
         extension = extension.removesuffix(".gz")
@@ -153,21 +153,21 @@ def _file_rows(raw: bytes, source: str, extension: str, text_lines: bool) -> Row
         numbered = parse(raw, source)
     if not numbered:
         raise DataError(f"{source}: empty, no rows in it", "give a file with at least one row")
-    return Rows([row for _, row in numbered], source, digest, [line for line, _ in numbered], unit)
+    return SourceRows([row for _, row in numbered], source, digest, [line for line, _ in numbered], unit)
 
 
-def _arrow_rows(rows: list[dict[str, Any]], names: dict[str, tuple[str, ...]], source: str, digest: str) -> Rows:
+def _arrow_rows(rows: list[dict[str, Any]], names: dict[str, tuple[str, ...]], source: str, digest: str) -> SourceRows:
     if not rows:
         raise DataError(f"{source}: empty, no rows in it", "give a source with at least one row")
-    return Rows(rows, source, digest, list(range(1, len(rows) + 1)), "row", names)
+    return SourceRows(rows, source, digest, list(range(1, len(rows) + 1)), "row", names)
 
 
-def _directory_rows(path: Path, source: str, split: str) -> Rows:
-    if not arrow.is_saved_dataset(path):
+def _directory_rows(path: Path, source: str, split: str) -> SourceRows:
+    if not arrow_rows.is_saved_dataset(path):
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (*EXTENSIONS, ".gz"))
         hint = f"give one of its files: {', '.join(inside[:5])}" if inside else "give a data file"
         raise DataError(f"{source}: a directory, but not one that datasets.save_to_disk wrote", hint)
-    rows, names = arrow.read_saved_dataset(path, split)
+    rows, names = arrow_rows.read_saved_dataset(path, split)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-")):
         digest.update(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.progress import Reporter
 
 DATA = Path(__file__).parent
 ABOUT = {
@@ -42,7 +42,7 @@ def run(
     """
     from adapterhub_cl.demo.place import made_beside
     from adapterhub_cl.launching import one_process
-    from adapterhub_cl.training.progress import Reporter as Silent
+    from adapterhub_cl.progress import Reporter as Silent
 
     one_process("demo")
     started = time.monotonic()

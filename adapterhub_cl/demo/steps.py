@@ -15,8 +15,8 @@ from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.metrics import score
 from adapterhub_cl.evaluation.stages import learned, matrix_of
 from adapterhub_cl.hub import AdapterHub
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import AdapterRecord, Example, Prediction
 
 RANK = 16
@@ -89,7 +89,7 @@ def forgotten(hub: AdapterHub) -> float:
 
 
 @dataclass(frozen=True)
-class Found:
+class DemoFigures:
     """What routing unlabelled texts gave.
 
     Attributes:
@@ -102,7 +102,7 @@ class Found:
     shown: list[Prediction]
 
 
-def routed(hub: AdapterHub) -> Found:
+def routed(hub: AdapterHub) -> DemoFigures:
     """All unseen texts at once, in one engine, none of them with its task."""
     texts = {task: held_out(task) for task in TASKS}
     rows = [(task, example) for task, examples in texts.items() for example in examples]
@@ -113,7 +113,7 @@ def routed(hub: AdapterHub) -> Found:
     gold = {(task, example.input): example.answer for task, example in rows}
     shown = [next(p for p in answers[task] if p.prediction == gold[task, p.text] and p.task == task) for task in texts]
     right = sum(one.task == task for one, (task, _) in zip(found, rows, strict=True)) / len(rows)
-    return Found(right, {task: main_score(hub, task, answers[task]) for task in texts}, [*shown, *strange])
+    return DemoFigures(right, {task: main_score(hub, task, answers[task]) for task in texts}, [*shown, *strange])
 
 
 def merge_is_refused(hub: AdapterHub, least: float, seed: int) -> GateRefused:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from adapterhub_cl.data.batches import Batch
+from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.distillation.features import feature_loss, watched
 from adapterhub_cl.distillation.lessons import TeachersAnswers
 from adapterhub_cl.distillation.logits import divergence
-from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.strategies import BaseStrategy, Stage
 
 

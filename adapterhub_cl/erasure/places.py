@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.erasure.facts import Known, reads_the_past
+from adapterhub_cl.erasure.versions import KnownVersion, reads_the_past
 from adapterhub_cl.registry import Registry, files, tombstones
 from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.training.runs import FILE as RUN_FILE
@@ -33,7 +33,7 @@ def run_request(path: Path) -> dict[str, Any]:
 
 
 def is_of(
-    path: Path, task: str, known: Mapping[str, Known], found: Mapping[str, tuple[str, bool]], since: str | None
+    path: Path, task: str, known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]], since: str | None
 ) -> bool:
     """Whether a run holds something of the task: it is of it, goes on from a version that does, or reads its rows."""
     request = run_request(path)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.erasure.facts import Known, all_known, holders
 from adapterhub_cl.erasure.places import is_nobodys, is_of, knows, others, run_folders, run_request, stream_hubs
-from adapterhub_cl.erasure.sharing import Rows, shared_with
+from adapterhub_cl.erasure.sharing import SharedRows, shared_with
+from adapterhub_cl.erasure.versions import KnownVersion, all_known, holders
 from adapterhub_cl.registry import Registry, samples, tombstones
-from adapterhub_cl.replay._store import _key
+from adapterhub_cl.samples.store import sample_key
 from adapterhub_cl.types import DERIVED, LATEST, REPEATED_FROM, Example
 
 REMOVED, REPEATED, RETIRED = "removed", "re-derived", "retired"
@@ -40,7 +40,7 @@ class Doomed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ErasurePlan:
     """Everything that goes when a task is forgotten.
 
     Attributes:
@@ -109,7 +109,7 @@ def make_plan(
     replacements: Mapping[str, str] | None = None,
     may_repeat: bool = True,
     everywhere: bool = False,
-) -> Plan:
+) -> ErasurePlan:
     """What would go if a task were forgotten now.
 
     Args:
@@ -129,7 +129,7 @@ def make_plan(
     done, chosen = dict(replacements or {}), list(already)
     found = holders(known, task, since, chosen)
     keys, count = _own_samples(registry, task, known, found)
-    own = Rows.of_task(known, found, keys)
+    own = SharedRows.of_task(known, found, keys)
     shared = shared_with(registry, task, known, found, own)
     if everywhere and shared:
         found = holders(known, task, since, chosen, shared)
@@ -140,7 +140,7 @@ def make_plan(
         if not one.live:
             if _matches(one.path, keys):
                 found[ref] = (f"deleted, and keeps samples with the same input as {task}", False)
-        elif number := sum(_key(e) in keys for e in kept_in(registry, ref)):
+        elif number := sum(sample_key(e) in keys for e in kept_in(registry, ref)):
             elsewhere[ref] = number
     versions = _ordered(known, found, done, may_repeat)
     gone = {version.ref for version in versions}
@@ -156,7 +156,7 @@ def make_plan(
     going = {*gone, *streams, *(p.relative_to(hub).as_posix() for p in runs)}
     if versions or runs or streams:
         runs += [p for p in run_folders(registry.runs_dir) if is_nobodys(p)]
-    return Plan(
+    return ErasurePlan(
         task,
         versions,
         count,
@@ -178,12 +178,12 @@ def make_plan(
 # -- versions ------------------------------------------------------------------------------------------------
 
 
-def _made(known: Mapping[str, Known], task: str) -> list[str]:
+def _made(known: Mapping[str, KnownVersion], task: str) -> list[str]:
     return [one.created_at for one in known.values() if one.task == task]
 
 
 def _ordered(
-    known: Mapping[str, Known], found: Mapping[str, tuple[str, bool]], done: Mapping[str, str], may_repeat: bool
+    known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]], done: Mapping[str, str], may_repeat: bool
 ) -> tuple[Doomed, ...]:
     """Parents before children, and what is to become of each."""
     versions: dict[str, Doomed] = {}
@@ -192,7 +192,7 @@ def _ordered(
         ready = [r for r in waiting if r not in known or not {p for p, _ in known[r].parents} & set(waiting) - {r}]
         for ref in ready or waiting[:1]:
             why, own = found[ref]
-            one = known.get(ref, Known(ref))
+            one = known.get(ref, KnownVersion(ref))
             does = REMOVED if own else RETIRED
             if not own and (ref in done or (may_repeat and _repeatable(one, known, versions, found))):
                 does = REPEATED
@@ -205,7 +205,10 @@ def _ordered(
 
 
 def _repeatable(
-    one: Known, known: Mapping[str, Known], versions: Mapping[str, Doomed], found: Mapping[str, tuple[str, bool]]
+    one: KnownVersion,
+    known: Mapping[str, KnownVersion],
+    versions: Mapping[str, Doomed],
+    found: Mapping[str, tuple[str, bool]],
 ) -> bool:
     """Whether it is derived by a recipe that can be repeated, and enough is left that it could be derived from."""
     if one.recipe is None or one.kind not in DERIVED or one.status != "active":
@@ -313,18 +316,18 @@ def examples_of_task(task: str, versions: Iterable[tuple[Path, str]], folders: I
 
 
 def _own_samples(
-    registry: Registry, task: str, known: Mapping[str, Known], found: Mapping[str, tuple[str, bool]]
+    registry: Registry, task: str, known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]]
 ) -> tuple[frozenset[tuple[str, str]], int]:
     places = [(one.path, one.task) for ref in found if (one := known.get(ref)) is not None and one.path is not None]
     feeds = [p for p in run_folders(registry.runs_dir) if run_request(p).get("name") in _adapters_of(known, task)]
     own = examples_of_task(task, places, feeds)
-    return frozenset(_key(example) for example in own), len(own)
+    return frozenset(sample_key(example) for example in own), len(own)
 
 
-def _adapters_of(known: Mapping[str, Known], task: str) -> set[str]:
+def _adapters_of(known: Mapping[str, KnownVersion], task: str) -> set[str]:
     return {task, *(one.name for one in known.values() if one.task == task)}
 
 
 def _matches(path: Path, keys: frozenset[tuple[str, str]]) -> bool:
     rows = (example_of(line) for line in lines_of(path / samples.FILE_NAME))
-    return any(row is not None and _key(row) in keys for row in rows)
+    return any(row is not None and sample_key(row) in keys for row in rows)

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.erasure.facts import all_known, sources_of
 from adapterhub_cl.erasure.places import hub_versions, stream_hubs
-from adapterhub_cl.erasure.plan import Plan, make_plan
+from adapterhub_cl.erasure.plan import ErasurePlan, make_plan
 from adapterhub_cl.erasure.search import Needles, search, shown
 from adapterhub_cl.erasure.tombstone import Tombstone, existing
+from adapterhub_cl.erasure.versions import all_known, sources_of
 from adapterhub_cl.erasure.windows import SAMPLE, TENSOR, Item, Secret, Window
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, keys, tombstones
-from adapterhub_cl.replay import _seen
+from adapterhub_cl.samples import rows_seen as _seen
 
 _SHOWN = 200  # places that are listed
 
@@ -168,7 +168,7 @@ def _check_forgotten(registry: Registry, task: str, stones: list[Tombstone]) -> 
         )
 
 
-def _still_there(plan: Plan) -> list[Find]:
+def _still_there(plan: ErasurePlan) -> list[Find]:
     """What the registry would remove if the task were forgotten now."""
     found = [Find(f"adapters/{v.ref.replace('@', '/')}", None, f"{v.ref} {v.why}") for v in plan.versions]
     found += [

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterhub_cl.erasure.places import STREAMS, run_folders, run_request, task_names
-from adapterhub_cl.erasure.plan import REPEATED, Doomed, Plan, example_of, make_plan
+from adapterhub_cl.erasure.plan import REPEATED, Doomed, ErasurePlan, example_of, make_plan
 from adapterhub_cl.erasure.search import shown
 from adapterhub_cl.erasure.tombstone import Tombstone, existing, take_hashes
 from adapterhub_cl.errors import AdapterError, DataError, GateRefused, StorageError, UnknownNameError, UsageError
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, check_name, drafts, files, samples, tombstones
 from adapterhub_cl.registry.keys import get_or_make
-from adapterhub_cl.replay._store import _key
-from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.samples.store import sample_key
 from adapterhub_cl.training.runs import acquire
 from adapterhub_cl.types import AdapterRecord
 
@@ -29,7 +29,7 @@ Repeat = Callable[[AdapterRecord, Mapping[str, str | None]], AdapterRecord | Non
 _CANNOT = (AdapterError, DataError, GateRefused, UsageError)  # it cannot be made without the task
 
 
-def look(registry: Registry, task: str, *, may_repeat: bool = True, everywhere: bool | None = None) -> Plan:
+def look(registry: Registry, task: str, *, may_repeat: bool = True, everywhere: bool | None = None) -> ErasurePlan:
     """What `forget` would do; writes nothing.
 
     Args:
@@ -55,7 +55,7 @@ def forget(
     *,
     everywhere: bool | None = None,
     key: Path | None = None,
-) -> Plan:
+) -> ErasurePlan:
     """Remove a task and everything that holds something of it; go on with a removal that was interrupted.
 
     Args:
@@ -114,7 +114,7 @@ def _open_one(registry: Registry, task: str) -> Tombstone | None:
     return next((stone for stone in existing(registry, task) if not stone.finished_at), None)
 
 
-def check_shared(plan: Plan, everywhere: bool | None) -> None:
+def check_shared(plan: ErasurePlan, everywhere: bool | None) -> None:
     """Raise where versions of other tasks saw the task's rows, and nobody said what is to become of them."""
     if not plan.shared or everywhere is not None:
         return
@@ -157,7 +157,7 @@ def strengthen(registry: Registry, key: Path | None = None) -> list[str]:
 
 def _plan(
     registry: Registry, task: str, stone: Tombstone | None, may_repeat: bool, everywhere: bool | None = None
-) -> Plan:
+) -> ErasurePlan:
     if stone is None:
         return make_plan(registry, task, may_repeat=may_repeat, everywhere=bool(everywhere))
     chosen = stone.everywhere if everywhere is None else everywhere
@@ -180,7 +180,7 @@ def _plan(
     return replace(plan, versions=tuple(versions))
 
 
-def _check_known(registry: Registry, task: str, plan: Plan) -> None:
+def _check_known(registry: Registry, task: str, plan: ErasurePlan) -> None:
     if not plan.empty or any(known.name == task for known in registry.tasks()):
         return
     hint = "see the tasks that are served: cl-adapter list"
@@ -192,7 +192,7 @@ def _check_known(registry: Registry, task: str, plan: Plan) -> None:
     raise UnknownNameError("task", task, task_names(registry), hint)
 
 
-def _refuse_live(registry: Registry, plan: Plan) -> None:
+def _refuse_live(registry: Registry, plan: ErasurePlan) -> None:
     """Raise where a process is at work on something that goes."""
     hub = registry.path
     locks = {hub / name / ".lock": f"the run {Path(name).name} of {plan.task}" for name in plan.runs}
@@ -209,7 +209,7 @@ def _refuse_live(registry: Registry, plan: Plan) -> None:
             acquire(path, f"{what} is going on in another process; nothing was removed", hint).release()
 
 
-def _note_down(stone: Tombstone, plan: Plan) -> None:
+def _note_down(stone: Tombstone, plan: ErasurePlan) -> None:
     """What the tombstone says of a plan; of a removal that goes on, the larger numbers hold."""
     for version in plan.versions:
         row = stone.versions.get(version.ref, {})
@@ -229,7 +229,7 @@ def _note_down(stone: Tombstone, plan: Plan) -> None:
 
 
 def _make_again(
-    registry: Registry, plan: Plan, stone: Tombstone, repeat: Repeat | None, reporter: Reporter
+    registry: Registry, plan: ErasurePlan, stone: Tombstone, repeat: Repeat | None, reporter: Reporter
 ) -> dict[str, str]:
     """Make derived versions again, parents before children; what could not be made, and why."""
     reasons: dict[str, str] = {}
@@ -273,7 +273,7 @@ def _made_before(registry: Registry, stone: Tombstone, ref: str) -> AdapterRecor
     return None
 
 
-def _remove(registry: Registry, plan: Plan, stone: Tombstone) -> None:
+def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
     """Everything that takes something away; under the hub's lock."""
     for ref, count in plan.elsewhere.items():
         _drop_rows(registry, ref, count, plan.keys)
@@ -320,12 +320,12 @@ def _drop_rows(registry: Registry, ref: str, count: int, keys: frozenset[tuple[s
     """Drop a version's samples that have the same input as one of the task's."""
     lines = samples.read(registry.get(ref))
     rows = [(line, example_of(line)) for line in lines]
-    kept = [line for line, example in rows if example is None or _key(example) not in keys]
+    kept = [line for line, example in rows if example is None or sample_key(example) not in keys]
     text = "".join(line + "\n" for line in kept)
     registry.replace_samples(ref, text, verb="replay-drop", detail={"samples": count})
 
 
-def _done(plan: Plan, stone: Tombstone, reasons: Mapping[str, str]) -> Plan:
+def _done(plan: ErasurePlan, stone: Tombstone, reasons: Mapping[str, str]) -> ErasurePlan:
     """The plan as it was carried out."""
     return replace(
         plan,

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.erasure.facts import Known, sources_of
 from adapterhub_cl.erasure.places import hub_versions, run_folders, run_request, stream_hubs
+from adapterhub_cl.erasure.versions import KnownVersion, sources_of
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.replay import _seen
+from adapterhub_cl.samples import rows_seen as _seen
 
 
 @dataclass(frozen=True)
-class Rows:
+class SharedRows:
     """What a task was trained on.
 
     Attributes:
@@ -27,8 +27,8 @@ class Rows:
 
     @classmethod
     def of_task(
-        cls, known: Mapping[str, Known], found: Mapping[str, tuple[str, bool]], keys: frozenset[tuple[str, str]]
-    ) -> Rows:
+        cls, known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]], keys: frozenset[tuple[str, str]]
+    ) -> SharedRows:
         """From the versions that were made for a task, and the samples that it keeps."""
         own = [known[ref] for ref, (_, is_own) in found.items() if is_own and ref in known]
         rows = {_seen.row_hash(key) for key in keys}
@@ -48,7 +48,11 @@ class Rows:
 
 
 def shared_with(
-    registry: Registry, task: str, known: Mapping[str, Known], found: Mapping[str, tuple[str, bool]], own: Rows
+    registry: Registry,
+    task: str,
+    known: Mapping[str, KnownVersion],
+    found: Mapping[str, tuple[str, bool]],
+    own: SharedRows,
 ) -> dict[str, str]:
     """Versions, unfinished runs and hubs for comparison, as paths, that have nothing else to do with a task → why."""
     shared = {}

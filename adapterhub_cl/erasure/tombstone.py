@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.erasure.places import hub_versions, knows_of, run_folders, stream_hubs
-from adapterhub_cl.erasure.plan import Plan, examples_of_task
+from adapterhub_cl.erasure.plan import ErasurePlan, examples_of_task
 from adapterhub_cl.erasure.search import Needles, search_files, shown
 from adapterhub_cl.erasure.windows import Item, Secret, Window, of_sample, of_tensors
 from adapterhub_cl.registry import Registry, files, keys, manifests, tombstones
@@ -178,7 +178,7 @@ def existing(registry: Registry, task: str) -> list[Tombstone]:
     return [Tombstone.read(path, row) for path, row in tombstones.read_all(registry.path) if row["task"] == task]
 
 
-def take_hashes(stone: Tombstone, registry: Registry, plan: Plan) -> None:
+def take_hashes(stone: Tombstone, registry: Registry, plan: ErasurePlan) -> None:
     """Add to a tombstone what is still there of everything that goes.
 
     Windows that also stand in what stays are left out: they are not only the task's. What stays are other versions and

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from adapterhub_cl.errors import HubError, UsageError
 from adapterhub_cl.evaluation.intervals import difference_interval, mean_interval, significant_drop
+from adapterhub_cl.registry import Registry
 
 DEFAULT_LIMIT = 0.02
 REFUSED = "promote-refused"  # the log's word for a promotion that the gate refused
@@ -194,3 +196,24 @@ def decide(effects: Sequence[Effect], limit: float) -> Decision:
         limit: absolute, of each task, and of the mean of several.
     """
     return Decision(limit, tuple(effects))
+
+
+def limit_of(registry: Registry, wanted: float | None) -> float:
+    """What an old task may lose: as asked, else `max_forgetting` in hub.toml's [defaults].
+
+    Raises:
+        UsageError: what was asked is not between 0 and 1.
+        HubError: the default is no number between 0 and 1.
+    """
+    if wanted is not None:
+        if not 0 <= wanted <= 1:
+            raise UsageError(
+                f"--max-forgetting must be between 0 and 1, not {wanted:g}", "0.02 allows two points; 1 all"
+            )
+        return wanted
+    found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
+        raise HubError(
+            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "mend that line"
+        )
+    return float(found)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
-from adapterhub_cl.training.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
     from adapterhub_cl.consolidation.distill import Places
 
 
-class Combining(Opened):
+class Combining(OpenedHub):
     """The verbs that make versions out of versions."""
 
     def merge(

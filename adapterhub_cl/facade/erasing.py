@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.facade.opened import OpenedHub
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import check_local
-from adapterhub_cl.training.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
-    from adapterhub_cl.erasure.plan import Plan
+    from adapterhub_cl.erasure.plan import ErasurePlan
     from adapterhub_cl.erasure.proof import Proof
     from adapterhub_cl.erasure.removal import Repeat
 
 
-class Erasing(Opened):
+class Erasing(OpenedHub):
     """The verbs that make a hub forget on purpose."""
 
     def forget_task(
@@ -29,7 +29,7 @@ class Erasing(Opened):
         everywhere: bool | None = None,
         key: str | Path | None = None,
         reporter: Reporter | None = None,
-    ) -> Plan:
+    ) -> ErasurePlan:
         """Remove a task exactly: all versions made for it, its replay samples and scores, and everything whose lineage
         holds it; merged, distilled and pruned versions are made again without it where that can be done.
 

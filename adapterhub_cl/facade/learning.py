@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
-from adapterhub_cl.showing import Rows
-from adapterhub_cl.training.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter, usual
+from adapterhub_cl.showing import Listing
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 
 
-class Learning(Opened):
+class Learning(OpenedHub):
     """The verbs that teach a hub."""
 
     def add_task(
@@ -142,10 +142,10 @@ class Learning(Opened):
     def _teach(
         self, verb: str, name: str, data: str | Path | None, resume: bool, reporter: Reporter | None, **asked: Any
     ) -> AdapterRecord:
-        from adapterhub_cl.training.request import build
+        from adapterhub_cl.learning.request import build
 
         request, run = build(self.registry, verb, name, data, resume, asked)
-        from adapterhub_cl.training.teaching import teach
+        from adapterhub_cl.learning.teaching import teach
 
         return teach(self.registry, self.load_base, request, run=run, reporter=usual(reporter))
 
@@ -184,8 +184,8 @@ class Learning(Opened):
         Raises:
             GateRefused: a version forgot too much; the rows that came in stay in the run's folder.
         """
-        from adapterhub_cl.training import online
-        from adapterhub_cl.training.request import build
+        from adapterhub_cl.learning import online
+        from adapterhub_cl.learning.request import build
 
         asked = {
             "eval": eval,
@@ -236,9 +236,9 @@ class Learning(Opened):
             GateRefused: a stage forgot too much; the stages before it stay.
         """
         one_process("stream")
-        from adapterhub_cl.training.comparing import run_all
+        from adapterhub_cl.learning.comparing import run_all
 
-        return Rows(
+        return Listing(
             run_all(
                 self.registry,
                 self.load_base,
@@ -264,7 +264,7 @@ class Learning(Opened):
         Raises:
             GateRefused: a task would lose more than it may; nothing was moved.
         """
-        from adapterhub_cl.training.promoting import promote
+        from adapterhub_cl.evaluation.promoting import promote
 
         return promote(self.registry, self.load_base, ref, max_forgetting, usual(reporter))
 
@@ -273,6 +273,6 @@ class Learning(Opened):
 
         `Effect.served` says whether the version answers for the task, or would only do so if it were made to.
         """
-        from adapterhub_cl.training.promoting import forgetting_of
+        from adapterhub_cl.evaluation.promoting import forgetting_of
 
         return forgetting_of(self.registry, self.load_base, ref, usual(reporter))

@@ -10,10 +10,10 @@ from adapterhub_cl.types import BaseInfo
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
     from adapterhub_cl.inference.engine import Engine
-    from adapterhub_cl.replay._store import Samples
+    from adapterhub_cl.samples.store import Samples
 
 
-class Opened:
+class OpenedHub:
     """What every verb stands on."""
 
     def __init__(self, registry: Registry, device: str = "auto", dtype: str = "auto") -> None:
@@ -30,7 +30,7 @@ class Opened:
     @property
     def samples(self) -> Samples:
         """The replay samples of all adapters: look at, export and drop them, and set a budget."""
-        from adapterhub_cl.replay._store import Samples
+        from adapterhub_cl.samples.store import Samples
 
         return Samples(self.registry)
 

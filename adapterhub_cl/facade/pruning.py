@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
-from adapterhub_cl.training.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MEASUREMENTS = 24
 
 
-class Pruning(Opened):
+class Pruning(OpenedHub):
     """The verb `prune`."""
 
     def prune(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapterhub_cl.facade.opened import Opened
+from adapterhub_cl.facade.opened import OpenedHub
 
 DEFAULT = "report.html"
 
 
-class Reporting(Opened):
+class Reporting(OpenedHub):
     """The verb `report`."""
 
     def report(self, path: str | Path | None = None, *, title: str | None = None, overwrite: bool = False) -> Path:

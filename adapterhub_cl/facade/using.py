@@ -7,25 +7,25 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl import objectives
+from adapterhub_cl.adapters.serving import answering, who_answers
 from adapterhub_cl.errors import UnknownNameError, UsageError
-from adapterhub_cl.facade.opened import Opened
-from adapterhub_cl.inference.serving import answering, who_answers
+from adapterhub_cl.facade.opened import OpenedHub
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.routing import DEFAULT as ROUTER
 from adapterhub_cl.routing import build
-from adapterhub_cl.showing import Rows
-from adapterhub_cl.training.progress import Reporter, usual
+from adapterhub_cl.showing import Listing
 from adapterhub_cl.types import BASE, Example, Prediction, Route
 
 if TYPE_CHECKING:
     from adapterhub_cl.data.layouts import Columns
-    from adapterhub_cl.inference.drift import Drift
+    from adapterhub_cl.deciding.drift import Drift
     from adapterhub_cl.inference.engine import Engine
 
 Messages = Sequence[Mapping[str, str]]
 MANY = 64  # inputs from which a progress bar is worth its place
 
 
-class Using(Opened):
+class Using(OpenedHub):
     """The verbs that answer."""
 
     def engine(self, router: str | None = ROUTER, *, reporter: Reporter | None = None, **settings: Any) -> Engine:
@@ -35,7 +35,7 @@ class Using(Opened):
             router: chooses the task of a request that does not name it: `analytic`, `centroid`, …
             reporter: told when the router is fitted.
             settings: `options` (of the router), `top_k`, `fallback`, `capacity`, `host_bytes`, `batch_size`, `wait_ms`,
-                `max_length`; see `adapterhub_cl.inference._settings.Settings`.
+                `max_length`; see `adapterhub_cl.inference.engine_settings.Settings`.
 
         Raises:
             UnknownNameError: no such router or option.
@@ -43,8 +43,8 @@ class Using(Opened):
         """
         own = {key: value for key, value in (settings.get("options") or {}).items() if not key.startswith("router.")}
         build(router or ROUTER, own)  # a name or option that cannot be used is told before anything is loaded
-        from adapterhub_cl.inference._settings import Settings
         from adapterhub_cl.inference.engine import Engine
+        from adapterhub_cl.inference.engine_settings import Settings
 
         for name in settings:
             if name not in Settings.__dataclass_fields__:
@@ -128,7 +128,7 @@ class Using(Opened):
                         progress=report.advance,
                         max_new_tokens=max_new_tokens,
                     )
-            return Rows(found)
+            return Listing(found)
         chosen, ref = who_answers(self.registry, task, adapter)
         from adapterhub_cl.data.values import whole_characters
         from adapterhub_cl.inference.answering import answer
@@ -147,7 +147,7 @@ class Using(Opened):
                 progress=report.advance,
             )
         self._count(ref, chosen.name, len(found))
-        return Rows(found)
+        return Listing(found)
 
     def generate(self, text: str, **asked: Any) -> str:
         """What the base with an adapter writes after a text; arguments as `write`."""
@@ -182,11 +182,11 @@ class Using(Opened):
             DataError: the text is empty, or longer than the context.
             UsageError, UnknownNameError: as `predict`.
         """
-        from adapterhub_cl.inference._requests import Request, Resolved, free_request, row_of
         from adapterhub_cl.inference.generating import write_rows
+        from adapterhub_cl.inference.requests import AnswerRequest, Resolved, free_request, row_of
 
         objectives.refuse_writing(self.base, "writing an answer")
-        request: Request = free_request(text, task, adapter, top_k, raw, writing)
+        request: AnswerRequest = free_request(text, task, adapter, top_k, raw, writing)
         request.emit = emit
         if self._routes(task, adapter, router) and (router is not None or adapter != BASE):
             with self._using(router, options, reporter) as engine:
@@ -249,7 +249,7 @@ class Using(Opened):
             DataError: an input is empty.
         """
         with self._using(router, options, reporter) as engine:
-            return Rows(engine.route(inputs, top_k=top_k, explain=explain))
+            return Listing(engine.route(inputs, top_k=top_k, explain=explain))
 
     def drift(
         self,
@@ -315,7 +315,7 @@ class Using(Opened):
 
     def _count(self, ref: str, task: str, requests: int) -> None:
         """Count answered requests; a hub that cannot be written goes uncounted."""
-        from adapterhub_cl.inference._tally import Tally
+        from adapterhub_cl.inference.tally import Tally
 
         tally = Tally(self.registry)
         tally.add(ref, task, routed=False, fallback=False, confidence=0.0, requests=requests)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.bank.bank import LoraBank
+from adapterhub_cl.bank.rows import Mixture
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.bases.hidden import padded
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.errors import AdapterError, UsageError
-from adapterhub_cl.inference._rows import Mixture
-from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.objectives.sequence_classification import by_labels, chosen
 from adapterhub_cl.types import Example, Task
 

@@ -16,26 +16,26 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import AdapterHubError, DataError, UsageError
-from adapterhub_cl.inference._queue import Call
-from adapterhub_cl.inference._requests import (
+from adapterhub_cl.inference.engine_settings import Settings
+from adapterhub_cl.inference.generating import Writing
+from adapterhub_cl.inference.queue import Call
+from adapterhub_cl.inference.requests import (
+    AnswerRequest,
     Messages,
-    Request,
     free_request,
 )
-from adapterhub_cl.inference._settings import Settings
-from adapterhub_cl.inference._worker import Worker
-from adapterhub_cl.inference.bank import LoraBank
-from adapterhub_cl.inference.generating import Writing
+from adapterhub_cl.inference.worker import Worker
 from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import Example, Prediction, Route
 
 if TYPE_CHECKING:
-    from adapterhub_cl.inference.drift import Drift
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.deciding.drift import Drift
+    from adapterhub_cl.progress import Reporter
 
 
 class Engine:
@@ -76,9 +76,9 @@ class Engine:
     ) -> Future[Prediction]:
         """Ask, and go on; see `predict`. What is wrong with a request is raised by its future."""
         k = self.settings.top_k if top_k is None else top_k
-        return self.ask(Request(_example(text), task, adapter, k, self.settings.fallback, Writing.of(writing)))
+        return self.ask(AnswerRequest(_example(text), task, adapter, k, self.settings.fallback, Writing.of(writing)))
 
-    def ask(self, request: Request) -> Future[Prediction]:
+    def ask(self, request: AnswerRequest) -> Future[Prediction]:
         """Put a request into the queue."""
         self._worker.queue.put([request])
         return request.future
@@ -112,7 +112,7 @@ class Engine:
         wanted = Writing.of(writing)
         steps_in = self.settings.fallback if fallback is None else fallback
         top_k = self.settings.top_k if top_k is None else top_k
-        requests = [Request(example, task, adapter, top_k, steps_in, wanted) for example in _examples(inputs)]
+        requests = [AnswerRequest(example, task, adapter, top_k, steps_in, wanted) for example in _examples(inputs)]
         self._worker.queue.put(requests)
         return self._results(requests, progress)
 
@@ -209,7 +209,7 @@ class Engine:
         return self._call(work)  # type: ignore[no-any-return]
 
     def drift(self, inputs: Sequence[str | Example]) -> Drift:
-        """Compare inputs with what the router knows; see `adapterhub_cl.inference.drift`.
+        """Compare inputs with what the router knows; see `adapterhub_cl.deciding.drift`.
 
         Raises:
             DataError: an input is empty.
@@ -274,7 +274,7 @@ class Engine:
         top_k: int | None,
         raw: bool,
         writing: Mapping[str, Any],
-    ) -> Request:
+    ) -> AnswerRequest:
         refuse_writing(self.base.info, "writing an answer")
         k = self.settings.top_k if top_k is None else top_k
         request = free_request(asked, task, adapter, k, raw, writing)
@@ -304,7 +304,7 @@ class Engine:
         except CancelledError:
             raise AdapterHubError("the engine was closed before it answered", "ask again: hub.engine()") from None
 
-    def _results(self, requests: Sequence[Request], progress: Any) -> list[Prediction]:
+    def _results(self, requests: Sequence[AnswerRequest], progress: Any) -> list[Prediction]:
         found = []
         for request in requests:
             found.append(self._wait(request.future))

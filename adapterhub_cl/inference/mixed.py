@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.answering.choices import LabelTree, score_rows, settle
+from adapterhub_cl.bank.bank import LoraBank
+from adapterhub_cl.bank.rows import Mixture
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.data.formats import answer_prefix
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError
-from adapterhub_cl.inference._rows import Mixture
-from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.classifying import classify_rows, read_input
 from adapterhub_cl.inference.generating import Writing, write_rows
-from adapterhub_cl.objectives._choices import LabelTree, score_rows, settle
 from adapterhub_cl.types import Example, Task
 
 ROWS = 32
@@ -26,7 +26,7 @@ _KEPT_TREES = 512
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRow:
     """A row to be answered.
 
     Attributes:
@@ -138,7 +138,7 @@ class _Ready:
     """A row with the ids of its prompt; `cut`: the input did not fit."""
 
     index: int
-    row: Asked
+    row: AskedRow
     prompt: tuple[int, ...]
     cut: bool
     writing: Writing
@@ -163,7 +163,7 @@ class Answerer:
         self._encoders: dict[tuple[Task, int | None], Tokeniser] = {}
 
     def answer(
-        self, rows: Sequence[Asked], give: Callable[[int, Answered | Exception], None], *, batch_size: int = ROWS
+        self, rows: Sequence[AskedRow], give: Callable[[int, Answered | Exception], None], *, batch_size: int = ROWS
     ) -> None:
         """Answer rows, those of choice tasks first.
 
@@ -208,7 +208,7 @@ class Answerer:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _prompt(self, row: Asked) -> tuple[tuple[int, ...], bool, Writing]:
+    def _prompt(self, row: AskedRow) -> tuple[tuple[int, ...], bool, Writing]:
         """See `Asked.ready`."""
         if self.base.is_encoder:
             return (*read_input(self.base, row.task, row.example, self.max_length), row.writing)
@@ -296,7 +296,7 @@ def _too_large(one: _Ready) -> AdapterHubError:
     )
 
 
-def _diverged(row: Asked) -> AdapterError:
+def _diverged(row: AskedRow) -> AdapterError:
     return AdapterError(
         f"{' + '.join(row.mixture) or 'the base'} gives no finite scores",
         "its weights have diverged: train it again with a lower --learning-rate",

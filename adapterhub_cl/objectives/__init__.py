@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from adapterhub_cl.bases.kinds import CAUSAL, CLASSIFICATION, MASKED, objectives_of
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.plugins import Room
-from adapterhub_cl.types import BaseInfo, Example, Task
+from adapterhub_cl.types import BaseInfo, Example, HeadRows, Task
 
 if TYPE_CHECKING:
     import torch
 
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokeniser, Tokens
-    from adapterhub_cl.head_files import Layout
 
 ROOM = Room("adapterhub_cl.objectives", "objective", "Objective")
 
@@ -104,7 +103,7 @@ class BaseObjective(ABC):
         """Whether the model as it is can answer for a task at all."""
         return True
 
-    def recalled(self, model: Any, layout: Layout) -> list[torch.Tensor] | None:
+    def recalled(self, model: Any, layout: HeadRows) -> list[torch.Tensor] | None:
         """What the last pass of `logits` said in heads, `[rows, labels]` each, with the gradient; None where bases have
         none.
 

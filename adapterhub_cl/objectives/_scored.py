@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from adapterhub_cl.answering import evaluating
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
@@ -42,14 +42,3 @@ class Scored(BaseObjective):
                 if progress:
                     progress(len(indices))
         return found
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Switches dropout off for the time of the block."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.answering import evaluating
+from adapterhub_cl.answering.choices import LabelTree, score_choices
+from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.data.batches import Batch, by_length, to_left_padded
 from adapterhub_cl.data.chat import end_ids
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives import Answer
-from adapterhub_cl.objectives._choices import LabelTree, score_choices
-from adapterhub_cl.objectives._projection import at_positions
-from adapterhub_cl.objectives._scored import Scored, evaluating
+from adapterhub_cl.objectives._scored import Scored
 from adapterhub_cl.types import Example, Task
 
 

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from adapterhub_cl.bases.encoders import Layout
+from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.data.batches import Batch
 from adapterhub_cl.data.masked import MaskedTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.objectives import sequence_classification
-from adapterhub_cl.objectives._projection import at_positions
 from adapterhub_cl.objectives.sequence_classification import NONE, _head
-from adapterhub_cl.types import Task
+from adapterhub_cl.types import HeadRows, Task
 
 
 class Objective(sequence_classification.Objective):
@@ -51,7 +50,7 @@ class Objective(sequence_classification.Objective):
         places = [torch.tensor(rows)[part.places[0].cpu()] for rows, part in zip(kinds, (text, labelled), strict=True)]
         return whole[torch.cat(places).argsort(stable=True).to(whole.device)]
 
-    def recalled(self, model: Any, layout: Layout) -> list[torch.Tensor] | None:
+    def recalled(self, model: Any, layout: HeadRows) -> list[torch.Tensor] | None:
         text = _head(model).passed_text
         return [*(super().recalled(model, layout) or ()), *([] if text is None else [text])]
 

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from adapterhub_cl.bases.encoders import Head, Layout, head_of
+from adapterhub_cl.answering import evaluating
+from adapterhub_cl.bases.encoders import Head, head_of
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.objectives import Answer
-from adapterhub_cl.objectives._scored import Scored, evaluating
-from adapterhub_cl.types import Example, Task
+from adapterhub_cl.objectives._scored import Scored
+from adapterhub_cl.types import Example, HeadRows, Task
 
 NONE = -1e4  # logit of a label that is not there: its share is 0, and differences of two are finite
 
@@ -52,7 +53,7 @@ class Objective(Scored):
         head.passed = whole
         return own_labels(whole, head, batch.tasks)
 
-    def recalled(self, model: Any, layout: Layout) -> list[torch.Tensor] | None:
+    def recalled(self, model: Any, layout: HeadRows) -> list[torch.Tensor] | None:
         head = _head(model)
         if head.passed is None:
             return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, decompose, rank_for_energy
 
 ROUNDING = 1e-6  # of a layer's largest singular value: below it a direction is rounding of the fp32 factors
@@ -112,7 +112,7 @@ def energy_levels(spectra: Spectra) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Found:
+class RankChoice:
     """What a search came to.
 
     Attributes:
@@ -127,7 +127,7 @@ class Found:
     measured: int
 
 
-def search(spectra: Spectra, keeps: Callable[[Ranks, str], bool], limit: int) -> Found:
+def search(spectra: Spectra, keeps: Callable[[Ranks, str], bool], limit: int) -> RankChoice:
     """The smallest ranks that are good enough: one energy share for all layers by bisection, then, while measurements
     are left, kind of layer by kind of layer (q_proj, up_proj, …) with as many fewer as it bears.
 
@@ -161,7 +161,7 @@ def search(spectra: Spectra, keeps: Callable[[Ranks, str], bool], limit: int) ->
                     ranks = tried
                     continue
             cut //= 2
-    return Found(ranks, energy, count)
+    return RankChoice(ranks, energy, count)
 
 
 def _kinds(spectra: Spectra, ranks: Mapping[str, int]) -> list[tuple[str, list[str]]]:

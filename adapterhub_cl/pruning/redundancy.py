@@ -16,7 +16,7 @@ from itertools import combinations
 
 import torch
 
-from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, decompose, inner
 
 ROUNDING = 1e-6  # of a layer's largest singular value

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from adapterhub_cl.adapters.head_files import write_apart
+from adapterhub_cl.adapters.lora_config import WEIGHTS
+from adapterhub_cl.adapters.lora_files import is_packed, read_weights
+from adapterhub_cl.adapters.packed import GROUP, LEVELS, PACKED, PackedFile, pack, round_trip
 from adapterhub_cl.errors import AdapterError, UnknownNameError
-from adapterhub_cl.head_files import write_apart
-from adapterhub_cl.lora_config import WEIGHTS
-from adapterhub_cl.lora_files import is_packed, read_weights
 from adapterhub_cl.merging.factors import Factors
-from adapterhub_cl.packed import GROUP, LEVELS, PACKED, PackedFile, pack, round_trip
 
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*PLAIN, *LEVELS)

@@ -13,7 +13,7 @@ COPY = "pruned_from"  # a child by this edge alone is a copy, not something that
 
 
 @dataclass(frozen=True)
-class Known:
+class VersionUse:
     """What a hub knows about its versions.
 
     Attributes:
@@ -59,7 +59,7 @@ class Verdict:
         }
 
 
-def decide(known: Known, now: datetime, days: float) -> list[Verdict]:
+def decide(known: VersionUse, now: datetime, days: float) -> list[Verdict]:
     """A verdict for every version, the longest unused first.
 
     What is proposed may be removed together: of several versions that keep the last samples of a task, or of several
@@ -77,7 +77,7 @@ def decide(known: Known, now: datetime, days: float) -> list[Verdict]:
 
 
 def _stays(
-    record: AdapterRecord, known: Known, left: Mapping[str, AdapterRecord], now: datetime, days: float
+    record: AdapterRecord, known: VersionUse, left: Mapping[str, AdapterRecord], now: datetime, days: float
 ) -> str | None:
     """Why a version stays; None where nothing speaks for it.
 
@@ -109,12 +109,12 @@ def _stays(
     return None
 
 
-def _unused(record: AdapterRecord, known: Known, now: datetime, days: float) -> str:
+def _unused(record: AdapterRecord, known: VersionUse, now: datetime, days: float) -> str:
     what = "refused by the gate, and" if record.status == "rejected" else "no alias, nothing built on it,"
     return f"{what} not used in {days:g} days; {_answered(record.ref, known, now)}"
 
 
-def _answered(ref: str, known: Known, now: datetime) -> str:
+def _answered(ref: str, known: VersionUse, now: datetime) -> str:
     count = known.requests.get(ref, 0)
     if not count or ref not in known.answered:
         return "no request was counted"
@@ -122,7 +122,7 @@ def _answered(ref: str, known: Known, now: datetime) -> str:
     return f"answered {count} request{'s' if count > 1 else ''}, the last {ago} days ago"
 
 
-def _built_on(ref: str, known: Known) -> str | None:
+def _built_on(ref: str, known: VersionUse) -> str | None:
     """An active version that descends from this one otherwise than as a pruned copy, directly or by way of others."""
     active = {record.ref for record in known.records if record.status == "active"}
     seen, frontier = {(ref, True)}, [(ref, True)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
 from adapterhub_cl.registry import queries
-from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.names import check_alias, check_name, parse_ref
 from adapterhub_cl.registry.queries import AliasMove
@@ -18,7 +18,7 @@ from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Task
 _LOG = logging.getLogger("adapterhub_cl")
 
 
-class Aliases(Core):
+class Aliases(RegistryCore):
     """Aliases of a hub's adapters, and their history."""
 
     def aliases(self) -> dict[str, dict[str, int]]:
@@ -43,12 +43,12 @@ class Aliases(Core):
             UsageError: unknown reference, or not an alias.
         """
         check_alias(alias)
-        with self._write() as (connection, rows):
+        with self._write() as (connection, writes):
             record = self.get(ref)
-            rows.move_alias(connection, record.name, alias, record.version, reason)
+            writes.move_alias(connection, record.name, alias, record.version, reason)
             if alias == PRODUCTION and record.task:
-                rows.set_serving(connection, record.task, record.name, record.version)
-            rows.add_event(connection, reason, record.ref, {"alias": alias, **(detail or {})})
+                writes.set_serving(connection, record.task, record.name, record.version)
+            writes.add_event(connection, reason, record.ref, {"alias": alias, **(detail or {})})
         return self.get(record.ref)
 
     def promote(self, ref: str) -> AdapterRecord:
@@ -61,25 +61,25 @@ class Aliases(Core):
             UnknownNameError: no such version.
             StorageError: the disk refused; nothing was moved.
         """
-        with self._write() as (connection, rows):
+        with self._write() as (connection, writes):
             record = self.get(ref)
             with self._index.reading() as query:
                 served = queries.serving(query)
                 tasks = {task.name: task for task in queries.tasks(query)}
             if record.status == "rejected":
-                rows.set_status(connection, record.name, record.version, "active")
-                rows.add_event(connection, "status", record.ref, {"from": record.status, "to": "active"})
+                writes.set_status(connection, record.name, record.version, "active")
+                writes.add_event(connection, "status", record.ref, {"from": record.status, "to": "active"})
                 spec = record.manifest.get("task_spec")
                 if spec and (record.task not in tasks or set(tasks[record.task].labels) <= set(spec["labels"])):
-                    rows.put_task(connection, Task.from_json(spec))
-                if rows.newest_active(connection, record.name) == record.version:
-                    rows.move_alias(connection, record.name, LATEST, record.version, "promote")
-                    rows.add_event(connection, "promote", record.ref, {"alias": LATEST})
+                    writes.put_task(connection, Task.from_json(spec))
+                if writes.newest_active(connection, record.name) == record.version:
+                    writes.move_alias(connection, record.name, LATEST, record.version, "promote")
+                    writes.add_event(connection, "promote", record.ref, {"alias": LATEST})
             before = {task: served[task] for task in record.tasks if served.get(task, record.ref) != record.ref}
-            rows.move_alias(connection, record.name, PRODUCTION, record.version, "promote")
+            writes.move_alias(connection, record.name, PRODUCTION, record.version, "promote")
             for task in record.tasks:
-                rows.set_serving(connection, task, record.name, record.version)
-            rows.add_event(connection, "promote", record.ref, {"alias": PRODUCTION, "served_before": before})
+                writes.set_serving(connection, task, record.name, record.version)
+            writes.add_event(connection, "promote", record.ref, {"alias": PRODUCTION, "served_before": before})
         return self.get(record.ref)
 
     def drop_alias(self, name: str, alias: str) -> None:
@@ -88,12 +88,12 @@ class Aliases(Core):
         Raises:
             UnknownNameError: the adapter has no such alias.
         """
-        with self._write() as (connection, rows):
+        with self._write() as (connection, writes):
             known = self.aliases().get(check_name(name), {})
             if alias not in known:
                 raise UnknownNameError(f"alias of {name}", alias, known)
-            rows.drop_alias(connection, name, alias, "drop")
-            rows.add_event(connection, "drop-alias", f"{name}@v{known[alias]}", {"alias": alias})
+            writes.drop_alias(connection, name, alias, "drop")
+            writes.add_event(connection, "drop-alias", f"{name}@v{known[alias]}", {"alias": alias})
 
     def rollback(self, what: str) -> tuple[AdapterRecord, AdapterRecord]:
         """Move an alias back to where it was before; called again, it goes back one more. One that was killed when the
@@ -118,7 +118,7 @@ class Aliases(Core):
         """
         if (moved := self._moved_already(what)) is not None:
             return moved
-        with self._write() as (connection, rows):
+        with self._write() as (connection, writes):
             with self._index.reading() as query:
                 name, alias = self._alias(query, what)
                 before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
@@ -127,22 +127,22 @@ class Aliases(Core):
                 untouched = self._set_once(query, name, alias)
                 given_back = self._before_promotion(query, before, served) if earlier is None else {}
             if earlier is None and alias == PRODUCTION and given_back:
-                return before, self.get(self._give_back(connection, rows, before, given_back))
+                return before, self.get(self._give_back(connection, writes, before, given_back))
             if earlier is None and alias != LATEST and untouched:
-                return before, self.get(self._unpin(connection, rows, before, alias))
+                return before, self.get(self._unpin(connection, writes, before, alias))
             if earlier is None:
                 raise AdapterError(
                     f"{name}@{alias} named nothing before {before.ref}; there is nothing to go back to",
                     f"point it somewhere: cl-adapter alias {name}@vN {alias}",
                 )
             after = earlier
-            rows.move_alias(connection, name, alias, after.version, "rollback")
+            writes.move_alias(connection, name, alias, after.version, "rollback")
             taken = after.manifest.get("takes_over", ())
             also = [t for t, ref in served.items() if ref == before.ref and t in taken]
             for task in dict.fromkeys([after.task, *also]) if alias in (PRODUCTION, LATEST) else ():
-                if task and (alias == PRODUCTION or not rows.production_serves(connection, task)):
-                    rows.set_serving(connection, task, name, after.version)
-            rows.add_event(connection, "rollback", after.ref, {"alias": alias, "from": before.ref})
+                if task and (alias == PRODUCTION or not writes.production_serves(connection, task)):
+                    writes.set_serving(connection, task, name, after.version)
+            writes.add_event(connection, "rollback", after.ref, {"alias": alias, "from": before.ref})
         return before, self.get(after.ref)
 
     def _moved_already(self, what: str) -> tuple[AdapterRecord, AdapterRecord] | None:
@@ -190,16 +190,16 @@ class Aliases(Core):
                 return {t: ref for t, ref in before.items() if served.get(t) == current.ref and ref in there}
         return {}
 
-    def _give_back(self, connection: Any, rows: Any, current: AdapterRecord, tasks: Mapping[str, str]) -> str:
+    def _give_back(self, connection: Any, writes: Any, current: AdapterRecord, tasks: Mapping[str, str]) -> str:
         """Let these versions serve these tasks again, and nobody be called production of this adapter; the first."""
-        rows.drop_alias(connection, current.name, PRODUCTION, "rollback")
+        writes.drop_alias(connection, current.name, PRODUCTION, "rollback")
         for task, ref in tasks.items():
             answers = parse_ref(ref)
-            rows.set_serving(connection, task, answers.name, answers.version)
-        rows.add_event(connection, "rollback", current.ref, {"alias": PRODUCTION, "serves_again": dict(tasks)})
+            writes.set_serving(connection, task, answers.name, answers.version)
+        writes.add_event(connection, "rollback", current.ref, {"alias": PRODUCTION, "serves_again": dict(tasks)})
         return next(iter(tasks.values()))
 
-    def _unpin(self, connection: Any, rows: Any, current: AdapterRecord, alias: str) -> str:
+    def _unpin(self, connection: Any, writes: Any, current: AdapterRecord, alias: str) -> str:
         """Take an alias away as if it had never been set; what serves its first task, or is the newest, from now on."""
         with self._index.reading() as query:
             there = queries.adapters(query, self.adapters_dir, all_versions=True, include_rejected=False)
@@ -212,10 +212,10 @@ class Aliases(Core):
             free = [r for r in there if task in r.tasks and (r.manifest.get("published") or {}).get("serve", True)]
             latest = [r for r in free if LATEST in r.aliases]  # `latest` may have been rolled back
             newest = max(others or latest or free or [current], key=lambda r: (r.created_at, r.version))
-            rows.set_serving(connection, task, newest.name, newest.version)
+            writes.set_serving(connection, task, newest.name, newest.version)
             again[task] = newest.ref
-        rows.drop_alias(connection, current.name, alias, "rollback")
-        rows.add_event(connection, "rollback", current.ref, {"alias": alias, "serves_again": again})
+        writes.drop_alias(connection, current.name, alias, "rollback")
+        writes.add_event(connection, "rollback", current.ref, {"alias": alias, "serves_again": again})
         mine = [r for r in there if r.name == current.name and r.status == "active"]
         own = next((r for r in mine if LATEST in r.aliases), max(mine, key=lambda r: r.version, default=current))
         return next(iter(again.values()), own.ref)

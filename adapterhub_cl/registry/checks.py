@@ -21,12 +21,12 @@ from adapterhub_cl.registry import (
     manifests,
     mirror,
     queries,
-    rows,
     samples,
     score_file,
     seals,
     tombstones,
     unreadable,
+    writes,
 )
 from adapterhub_cl.registry.aliasing import ways_on
 from adapterhub_cl.registry.index import REBUILD, Index, Query
@@ -103,9 +103,9 @@ def repair(place: Place) -> list[str]:
                 manifest, text = manifests.read(directory)
                 try:
                     with connection.begin_nested():
-                        rows.insert_version(connection, manifest, text, tombstones.forgotten(place.hub))
-                        rows.apply_moves(connection, manifest)
-                        rows.publish_event(connection, manifest)
+                        writes.insert_version(connection, manifest, text, tombstones.forgotten(place.hub))
+                        writes.apply_moves(connection, manifest)
+                        writes.publish_event(connection, manifest)
                         unreadable.give_back(connection, manifest)
                 except UNUSABLE as error:
                     done.append(f"left out {place.relative(directory)}: {reason(error)}")
@@ -117,9 +117,9 @@ def repair(place: Place) -> list[str]:
             sql = f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)
             for name, version, what in connection.exec_driver_sql(sql).all():
                 if key == "alias":
-                    rows.drop_alias(connection, name, what, "repair")
+                    writes.drop_alias(connection, name, what, "repair")
                 else:
-                    rows.drop_serving(connection, what)
+                    writes.drop_serving(connection, what)
                 done.append(f"dropped the {key} {what}, which named the missing {name}@v{version}")
     for path in _temporary(place):
         files.remove_tree(path)

@@ -18,11 +18,11 @@ from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# `rows`, `mirror`, `checks`, `rebuilding` and `publishing` import SQLAlchemy, so they are imported where something
+# `writes`, `mirror`, `checks`, `rebuilding` and `publishing` import SQLAlchemy, so they are imported where something
 # is written or checked: `cl-adapter list` must not pay for them.
 
 
-class Core:
+class RegistryCore:
     """An opened hub: reading it, and writing to it in one transaction."""
 
     def __init__(self, path: Path, hub_file: HubFile) -> None:
@@ -94,18 +94,18 @@ class Core:
 
     def add_event(self, verb: str, ref: str = "", detail: Mapping[str, Any] | None = None) -> None:
         """Add a line to the log; the detail must be plain JSON."""
-        with self._write(mirrored=False) as (connection, rows):
-            rows.add_event(connection, verb, ref, detail)
+        with self._write(mirrored=False) as (connection, writes):
+            writes.add_event(connection, verb, ref, detail)
 
     @contextmanager
     def _write(self, *, mirrored: bool = True) -> Iterator[tuple[Connection, Any]]:
         """One write transaction and the functions that write; `aliases.json` follows the commit."""
-        from adapterhub_cl.registry import mirror, rows
+        from adapterhub_cl.registry import mirror, writes
 
         with changes.operation(), self._index.lock():
             self._index.migrate()  # it was opened as it was where it could not be written then
             with mirror.following(self.path, self._index) if mirrored else self._index.writing() as connection:
-                yield connection, rows
+                yield connection, writes
 
     def settle(self) -> None:
         """Make the files beside the index say what it says, where a change was interrupted. Costs two looks where none

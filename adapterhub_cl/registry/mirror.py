@@ -22,7 +22,7 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy import text as as_text
 
 from adapterhub_cl.errors import StorageError
-from adapterhub_cl.registry import drafts, files, queries, rows, schema, score_file, shapes
+from adapterhub_cl.registry import drafts, files, queries, schema, score_file, shapes, writes
 from adapterhub_cl.registry.index import Index, Query
 from adapterhub_cl.registry.shapes import shown
 from adapterhub_cl.registry.telling import Warnings, logged
@@ -55,7 +55,7 @@ def state(query: Query) -> dict[str, Any]:
 def _highest(query: Query) -> dict[str, int]:
     """The highest version of each adapter that there ever was, as far as the index can tell."""
     found: dict[str, int] = dict(query("SELECT name, MAX(version) FROM versions GROUP BY name"))
-    for (ref,) in query(f"SELECT DISTINCT ref FROM events WHERE verb = '{rows.UNREADABLE}'"):
+    for (ref,) in query(f"SELECT DISTINCT ref FROM events WHERE verb = '{writes.UNREADABLE}'"):
         if (kept := shapes.version_of(ref)) is not None:
             found[kept[0]] = max(kept[1], found.get(kept[0], 0))
     return dict(sorted(found.items()))
@@ -223,7 +223,7 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
         if wrong := shapes.wrong_task(spec, name):
             warn(f"the task {shown(name)} ({wrong})")
         else:
-            rows.put_task(connection, Task.from_json(spec))
+            writes.put_task(connection, Task.from_json(spec))
     _restore_serving(connection, found, live, warn)
     warn.end()
     return known
@@ -280,12 +280,12 @@ def _restore_statuses(
         wanted = status if untold or (name, version) in unsure else statuses.get((name, version), "active")
         if version <= known.get(name, 0) and wanted != status:
             if wanted == "deleted":
-                rows.delete_version(connection, name, version, "rebuild")
+                writes.delete_version(connection, name, version, "rebuild")
             else:
-                rows.set_status(connection, name, version, wanted)
+                writes.set_status(connection, name, version, wanted)
     deleted = {ref for ref, status in statuses.items() if status == "deleted"}
     for name, version in sorted(deleted - there.keys()):
-        rows.insert_deleted(connection, name, version)
+        writes.insert_deleted(connection, name, version)
     return deleted
 
 
@@ -311,9 +311,9 @@ def _restore_aliases(
         if LATEST in held and LATEST not in {value["alias"] for value in values}:
             lost.add(name)
     for name in sorted(lost & {name for name, _ in live}):
-        newest = rows.newest_active(connection, name)
+        newest = writes.newest_active(connection, name)
         if newest is not None:
-            rows.move_alias(connection, name, LATEST, newest, "rebuild")
+            writes.move_alias(connection, name, LATEST, newest, "rebuild")
 
 
 def _restore_history(connection: Connection, found: Mapping[str, Any], warn: Warnings) -> None:
@@ -344,14 +344,14 @@ def _restore_serving(
             warn(f"what serves {shown(task)}: {shown(text_ref)}")
             lost.add(task)
             continue
-        answers = ref[1] if ref in live else rows.newest_active(connection, ref[0])
+        answers = ref[1] if ref in live else writes.newest_active(connection, ref[0])
         if answers is not None:
-            rows.set_serving(connection, task, ref[0], answers)
+            writes.set_serving(connection, task, ref[0], answers)
     for task in sorted(lost):
         own = select(v.name, v.version).where(v.task == task, v.status == "active")
         newest = connection.execute(own.order_by(v.created_at.desc(), v.version.desc())).first()
         if newest is not None:
-            rows.set_serving(connection, task, newest[0], newest[1])
+            writes.set_serving(connection, task, newest[0], newest[1])
 
 
 def _is_move(row: Any) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, AdapterHubError
-from adapterhub_cl.registry import changes, drafts, files, manifests, mirror, rows, tombstones
+from adapterhub_cl.registry import changes, drafts, files, manifests, mirror, tombstones, writes
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.rebuilding import version_directories
@@ -68,7 +68,7 @@ def _publish(
         final: Path | None = None
         try:
             with mirror.following(index.hub, index) as connection:
-                manifest["version"] = version = rows.next_version(connection, draft.name, store)
+                manifest["version"] = version = writes.next_version(connection, draft.name, store)
                 text = manifests.dump(manifest)
                 final = store / f"v{version}"
                 draft.move_to(final, text)
@@ -76,9 +76,9 @@ def _publish(
                 with files.storage_errors(store):
                     files.fsync_dir(store)
                     files.fsync_dir(store.parent)
-                rows.insert_version(connection, manifest, text)
-                rows.apply_moves(connection, manifest)
-                rows.publish_event(connection, manifest)
+                writes.insert_version(connection, manifest, text)
+                writes.apply_moves(connection, manifest)
+                writes.publish_event(connection, manifest)
                 drafts.fault("rows inserted")
         except BaseException:
             if final is not None and draft.published and not _is_committed(index, draft.name, final.name):
@@ -114,9 +114,9 @@ def _finished(index: Index, store: Path, manifest: Mapping[str, Any]) -> int | N
     if number not in statuses or not moved:
         with mirror.following(index.hub, index) as connection:
             if number not in statuses:
-                rows.insert_version(connection, found, text, tombstones.forgotten(index.hub))
-                rows.publish_event(connection, found)
-            rows.apply_moves(connection, found)
+                writes.insert_version(connection, found, text, tombstones.forgotten(index.hub))
+                writes.publish_event(connection, found)
+            writes.apply_moves(connection, found)
     return number
 
 

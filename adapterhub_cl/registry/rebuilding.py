@@ -22,12 +22,12 @@ from adapterhub_cl.registry import (
     manifests,
     mirror,
     queries,
-    rows,
     schema,
     score_file,
     tombstones,
     unreadable,
     usage,
+    writes,
 )
 from adapterhub_cl.registry.index import Index, Query, Row, index_errors, open_sqlite
 from adapterhub_cl.registry.names import is_name, parse_ref
@@ -189,7 +189,7 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
     for manifest, text in found:
         try:
             with connection.begin_nested():
-                rows.insert_version(connection, manifest, text, forgotten)
+                writes.insert_version(connection, manifest, text, forgotten)
             indexed.append(manifest)
         except UNUSABLE as error:
             LOG.warning("left out of the index: %s@v%s: %s", manifest["name"], manifest["version"], reason(error))
@@ -198,12 +198,12 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
     v = schema.versions.c
     there = {f"{row[0]}@v{row[1]}" for row in connection.execute(select(v.name, v.version))}
     for ref in sorted(gone - there):
-        rows.insert_deleted(connection, parse_ref(ref).name, parse_ref(ref).version or 0)
+        writes.insert_deleted(connection, parse_ref(ref).name, parse_ref(ref).version or 0)
     for manifest in indexed:
         if manifest["version"] > known.get(manifest["name"], 0):
-            rows.apply_moves(connection, manifest, replay=True)
+            writes.apply_moves(connection, manifest, replay=True)
         if f"{manifest['name']}@v{manifest['version']}" not in logged:
-            rows.publish_event(connection, manifest)
+            writes.publish_event(connection, manifest)
         unreadable.give_back(connection, manifest)
     told = mirror.read(hub, mirror.NEXT_STATE)[0] or mirror.read(hub)[0]
     unreadable.keep_place(connection, store, told)

@@ -12,10 +12,10 @@ from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, Storage
 from adapterhub_cl.registry import changes, files, manifests
 from adapterhub_cl.registry.aliasing import Aliases, ways_on
 from adapterhub_cl.registry.drafts import Draft
-from adapterhub_cl.registry.erasing import Erasures
 from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
 from adapterhub_cl.registry.names import check_local, check_name
+from adapterhub_cl.registry.removing import Erasures
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
 from adapterhub_cl.registry.scores import Scores
@@ -198,10 +198,10 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         """
         if status not in STATUSES[:2]:
             raise UsageError(f"unknown status {status!r}", f"known: {', '.join(STATUSES[:2])}; to delete, use delete")
-        with self._write() as (connection, rows):
+        with self._write() as (connection, writes):
             record = self.get(ref)
-            rows.set_status(connection, record.name, record.version, status)
-            rows.add_event(connection, "status", record.ref, {"from": record.status, "to": status})
+            writes.set_status(connection, record.name, record.version, status)
+            writes.add_event(connection, "status", record.ref, {"from": record.status, "to": status})
         return self.get(record.ref)
 
     def delete(self, ref: str, *, reason: str = "delete") -> AdapterRecord:
@@ -216,9 +216,9 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         """
         with changes.operation(), self._index.lock():
             record = self.get(ref)
-            with self._forgetting_scores(refs=[record.ref]), self._write() as (connection, rows):
-                rows.delete_version(connection, record.name, record.version, reason)
-                rows.add_event(connection, reason, record.ref, _ancestry(record))
+            with self._forgetting_scores(refs=[record.ref]), self._write() as (connection, writes):
+                writes.delete_version(connection, record.name, record.version, reason)
+                writes.add_event(connection, reason, record.ref, _ancestry(record))
         return record
 
     # -- defaults --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, StorageError
 from adapterhub_cl.registry import changes, drafts, files, manifests, shapes
-from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.types import AdapterRecord
@@ -45,7 +45,7 @@ class Replacement:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-class SampleFiles(Core):
+class SampleFiles(RegistryCore):
     """The replay samples of a hub's versions, as files."""
 
     def replace_samples(
@@ -263,7 +263,7 @@ def _set_defaults(hub: Path, defaults: Mapping[str, Any]) -> None:
 def _record(index: Index, intended: Sequence[Mapping[str, Any]]) -> None:
     from sqlalchemy import update
 
-    from adapterhub_cl.registry import rows, schema
+    from adapterhub_cl.registry import schema, writes
 
     v = schema.versions
     with index.writing() as connection:
@@ -274,7 +274,7 @@ def _record(index: Index, intended: Sequence[Mapping[str, Any]]) -> None:
             values = {"manifest": text, "manifest_sha256": digest, "bytes": json.loads(text)["bytes"]}
             changed = connection.execute(update(v).where(here, v.c.manifest_sha256 != digest).values(values)).rowcount
             if changed:
-                rows.add_event(connection, row["verb"], f"{row['name']}@v{row['version']}", row["detail"])
+                writes.add_event(connection, row["verb"], f"{row['name']}@v{row['version']}", row["detail"])
 
 
 def _swap(path: Path, data: bytes, point: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from adapterhub_cl.registry import files, queries, rows, schema, shapes
+from adapterhub_cl.registry import files, queries, schema, shapes, writes
 from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.shapes import shown
 from adapterhub_cl.registry.telling import Warnings, logged
@@ -171,5 +171,5 @@ def restore(connection: Connection, hub: Path, forgotten: Mapping[str, str]) -> 
         if row["adapter"] in there and row["created_at"] > forgotten.get(row["task"], ""):
             name, version = there[row["adapter"]]
             score = Evaluation(**{key: row[key] for key in Evaluation.__dataclass_fields__ if key in row})
-            rows.add_evaluations(connection, name, version, [score], row["created_at"])
+            writes.add_evaluations(connection, name, version, [score], row["created_at"])
     warn.end()

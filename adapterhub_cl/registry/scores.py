@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from adapterhub_cl.errors import UnknownNameError
 from adapterhub_cl.registry import changes, files, manifests, queries
-from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.names import check_name
 from adapterhub_cl.registry.queries import StoredEvaluation
 from adapterhub_cl.types import AdapterRecord, Evaluation, Task
 
 
-class Scores(Core):
+class Scores(RegistryCore):
     """Scores, tasks and the serving table of a hub."""
 
     def add_evaluations(self, ref: str, evaluations: Sequence[Evaluation]) -> None:
@@ -27,8 +27,8 @@ class Scores(Core):
         with changes.operation(), self._index.lock():
             record, at = self.get(ref), files.now()
             added = [StoredEvaluation(record.ref, at, e) for e in evaluations]
-            with score_file.adding(self.path, added), self._write(mirrored=False) as (connection, rows):
-                rows.add_evaluations(connection, record.name, record.version, evaluations, at)
+            with score_file.adding(self.path, added), self._write(mirrored=False) as (connection, writes):
+                writes.add_evaluations(connection, record.name, record.version, evaluations, at)
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
         """Recorded scores in the order they were recorded, of one version and on one task where given."""
@@ -61,8 +61,8 @@ class Scores(Core):
     def put_task(self, task: Task) -> None:
         """Add a task, or replace its description."""
         check_name(task.name, "task")
-        with self._write() as (connection, rows):
-            rows.put_task(connection, task)
+        with self._write() as (connection, writes):
+            writes.put_task(connection, task)
 
     def drop_task(self, name: str) -> None:
         """Forget a task: its description, its serving row and all scores on it; its adapters stay.
@@ -72,9 +72,9 @@ class Scores(Core):
         """
         self.task(name)
         forgetting = self._forgetting_scores(tasks=[name])
-        with changes.operation(), self._index.lock(), forgetting, self._write() as (connection, rows):
-            rows.delete_task(connection, name)
-            rows.add_event(connection, "drop-task", name)
+        with changes.operation(), self._index.lock(), forgetting, self._write() as (connection, writes):
+            writes.delete_task(connection, name)
+            writes.add_event(connection, "drop-task", name)
 
     def serving(self) -> dict[str, str]:
         """The serving table: task → the version that answers for it, as `name@vN`."""
@@ -87,9 +87,9 @@ class Scores(Core):
         Raises:
             UnknownNameError: no such task or version.
         """
-        with self._write() as (connection, rows):
+        with self._write() as (connection, writes):
             self.task(task)
             record = self.get(ref)
-            rows.set_serving(connection, task, record.name, record.version)
-            rows.add_event(connection, "serve", record.ref, {"task": task})
+            writes.set_serving(connection, task, record.name, record.version)
+            writes.add_event(connection, "serve", record.ref, {"task": task})
         return record

@@ -16,10 +16,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from adapterhub_cl.errors import IntegrityError
-from adapterhub_cl.registry import files, manifests, rows, schema, shapes
+from adapterhub_cl.registry import files, manifests, schema, shapes, writes
 from adapterhub_cl.registry.index import Query, Row
 from adapterhub_cl.registry.names import is_name
-from adapterhub_cl.registry.rows import READABLE, UNREADABLE
+from adapterhub_cl.registry.writes import READABLE, UNREADABLE
 from adapterhub_cl.types import LATEST
 
 _SQL = "SELECT name, version, manifest_sha256, manifest FROM versions WHERE status <> 'deleted' ORDER BY name, version"
@@ -115,7 +115,7 @@ def keep_place(connection: Connection, store: Path, told: Mapping[str, Any]) -> 
         aliases = _of(told, "aliases").get(name)
         held = [a for a, number in aliases.items() if number == version] if isinstance(aliases, dict) else []
         served = [task for task, by in _of(told, "serving").items() if by == ref]
-        rows.add_event(connection, UNREADABLE, ref, {"aliases": held, "serving": served})
+        writes.add_event(connection, UNREADABLE, ref, {"aliases": held, "serving": served})
         kept.append(ref)
     return kept
 
@@ -140,13 +140,13 @@ def give_back(connection: Connection, manifest: Mapping[str, Any]) -> None:
         detail = json.loads(lines[-1][1])
     except ValueError:
         detail = {}
-    rows.apply_moves(connection, manifest, replay=True)
+    writes.apply_moves(connection, manifest, replay=True)
     for alias in detail.get("aliases", ()):
         taken = connection.scalar(select(a.version).where(a.name == name, a.alias == alias))
         if taken is None and alias != LATEST and shapes.is_an_alias(alias):
-            rows.move_alias(connection, name, alias, version, READABLE)
+            writes.move_alias(connection, name, alias, version, READABLE)
     for task in detail.get("serving", ()):
         by = connection.scalar(select(s.name).where(s.task == task))
-        if by in (None, name) and shapes.is_a_name(task) and not rows.production_serves(connection, task):
-            rows.set_serving(connection, task, name, version)
-    rows.add_event(connection, READABLE, ref)
+        if by in (None, name) and shapes.is_a_name(task) and not writes.production_serves(connection, task):
+            writes.set_serving(connection, task, name, version)
+    writes.add_event(connection, READABLE, ref)

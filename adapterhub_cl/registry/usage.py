@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.registry import queries
-from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import Query, Row
 from adapterhub_cl.registry.names import parse_ref
 from adapterhub_cl.types import BASE
@@ -94,7 +94,7 @@ class Usage:
         return {key: getattr(self, key) for key in self.__dataclass_fields__}
 
 
-class Counters(Core):
+class Counters(RegistryCore):
     """Counting requests, and reading the counts."""
 
     def count_requests(self, rows: Iterable[Counted]) -> int:

@@ -6,7 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from adapterhub_cl.registry.core import Core
+from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import index_errors, open_sqlite
 
 EVERY_S = 1.0  # how often another database than SQLite is taken to have changed
@@ -18,7 +18,7 @@ class Watch:
     On SQLite the database's own count of commits is read (`PRAGMA data_version`); a rebuilt index is a new file.
     """
 
-    def __init__(self, registry: Core) -> None:
+    def __init__(self, registry: RegistryCore) -> None:
         self._file, self._where = registry._index.file, registry._index.where
         self._connection: sqlite3.Connection | None = None
         self._seen: tuple[int, ...] | None = None

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Event, Usage
-from adapterhub_cl.replay._budget import Budget
-from adapterhub_cl.replay._store import Kept
+from adapterhub_cl.samples.budget import Budget
+from adapterhub_cl.samples.store import Kept
 from adapterhub_cl.types import BaseInfo, Edge
 
 

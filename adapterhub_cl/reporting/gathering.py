@@ -23,8 +23,7 @@ from adapterhub_cl.evaluation.stages import learned
 from adapterhub_cl.registry import Event, Registry, files
 from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.registry.shapes import wrong_details
-from adapterhub_cl.replay._store import Kept, Samples
-from adapterhub_cl.reporting import scores
+from adapterhub_cl.reporting import recorded_scores
 from adapterhub_cl.reporting.facts import (
     DerivedFacts,
     Facts,
@@ -33,6 +32,7 @@ from adapterhub_cl.reporting.facts import (
     TaskFacts,
     VersionFacts,
 )
+from adapterhub_cl.samples.store import Kept, Samples
 from adapterhub_cl.types import DERIVED, AdapterRecord, Task
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
     """
     notes = _Notes()
     records = sorted(registry.adapters(all_versions=True), key=lambda r: (r.created_at, r.name, r.version))
-    recorded = scores.Recorded(records, registry.evaluations())
+    recorded = recorded_scores.Recorded(records, registry.evaluations())
     serving, tasks, usage = registry.serving(), registry.tasks(), registry.usage()
     requests: Counter[str] = Counter()
     for row in usage:
@@ -94,7 +94,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
             if task not in best or score.value > best[task][1]:
                 best[task] = (version.ref, score.value)
     stages = notes.attempt("the accuracy matrix", list[AdapterRecord](), learned, records)
-    matrix = notes.attempt("the accuracy matrix", None, scores.matrix, stages, recorded, "hub")
+    matrix = notes.attempt("the accuracy matrix", None, recorded_scores.matrix, stages, recorded, "hub")
     samples, events = Samples(registry), registry.events()
     made = _each(notes, "the gate's decision on", reversed(records), _gate)
     return Facts(
@@ -129,7 +129,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
 def _version(
     record: AdapterRecord,
     step: int,
-    recorded: scores.Recorded,
+    recorded: recorded_scores.Recorded,
     specs: Mapping[str, Task],
     served: Mapping[str, Sequence[str]],
 ) -> VersionFacts:
@@ -172,7 +172,7 @@ def _retention(record: AdapterRecord) -> dict[str, float]:
 
 
 def _task(
-    task: Task, recorded: scores.Recorded, best: Mapping[str, tuple[str, float]], serving: Mapping[str, str]
+    task: Task, recorded: recorded_scores.Recorded, best: Mapping[str, tuple[str, float]], serving: Mapping[str, str]
 ) -> TaskFacts:
     served_by = serving.get(task.name, "")
     return TaskFacts(
@@ -331,7 +331,7 @@ def _stream(place: Path) -> AccuracyMatrix | None:
     if not stages:
         return None
     told = stages[0].manifest
-    found = scores.matrix(stages, scores.Recorded(stages, registry.evaluations()))
+    found = recorded_scores.matrix(stages, recorded_scores.Recorded(stages, registry.evaluations()))
     assert found is not None
     seed = (stages[0].training.get("settings") or {}).get("seed")
     return AccuracyMatrix.from_json({**found.to_json(), "name": str(told["stream"]["strategy"]), "seed": seed})

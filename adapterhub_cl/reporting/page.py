@@ -181,7 +181,7 @@ def _tool() -> str:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """A report on disk.
 
     Attributes:
@@ -198,7 +198,7 @@ class Written:
         return {"path": str(self.path), "bytes": self.bytes, "sections": self.sections, "notes": list(self.notes)}
 
 
-def write(registry: Registry, path: Path, *, title: str | None = None, overwrite: bool = False) -> Written:
+def write(registry: Registry, path: Path, *, title: str | None = None, overwrite: bool = False) -> WrittenReport:
     """Gather, render, and write the page at once, wholly or not at all; see `AdapterHub.report`.
 
     Raises:
@@ -216,4 +216,4 @@ def write(registry: Registry, path: Path, *, title: str | None = None, overwrite
         full = "cl-adapter gc" in error.hint  # that frees the hub's disk, which need not be this one
         error.hint = f"{'free some space on its disk, or ' if full else ''}name a file elsewhere: -o FILE"
         raise
-    return Written(target, len(data), sections(facts), facts.notes)
+    return WrittenReport(target, len(data), sections(facts), facts.notes)

@@ -36,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptView:
     """What one task of the matrix scored when it was learned, at its best since, and at last."""
 
     task: str
@@ -90,13 +90,13 @@ def matrix_cells(matrix: AccuracyMatrix, limit: float | None) -> list[list[Cell]
     return rows
 
 
-def kept(matrix: AccuracyMatrix) -> list[Kept]:
+def kept(matrix: AccuracyMatrix) -> list[KeptView]:
     """What became of each task, in the order in which they were learned."""
     last = len(matrix.rows) - 1
     found = []
     for j in range(len(matrix.rows)):
         since = [cell for row in matrix.rows[j:] if (cell := row[j]) is not None]
-        found.append(Kept(matrix.tasks[j], matrix.rows[j][j], max(since, default=None), matrix.rows[last][j]))
+        found.append(KeptView(matrix.tasks[j], matrix.rows[j][j], max(since, default=None), matrix.rows[last][j]))
     return found
 
 
@@ -196,7 +196,7 @@ def _what(version: VersionFacts, task: str) -> str:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """What the gate said of one version on one task.
 
     Attributes:
@@ -212,14 +212,14 @@ class Verdict:
     said: str
 
 
-def verdicts(facts: Facts) -> list[Verdict]:
+def verdicts(facts: Facts) -> list[GateVerdict]:
     """All that the gate decided, refused versions first, then the newest."""
     gates = sorted(facts.gates, key=lambda gate: gate.passed)
     widest = max((abs(effect.drop) for gate in gates for effect in gate.effects), default=0.0)
     return [_verdict(gate, effect, widest) for gate in gates for effect in gate.effects]
 
 
-def _verdict(gate: GateFacts, effect: Effect, widest: float) -> Verdict:
+def _verdict(gate: GateFacts, effect: Effect, widest: float) -> GateVerdict:
     bound = None if gate.of_retention else gate.limit
     bar = drawing.change_bar(-effect.drop, bound, widest) if widest else Markup("")
     share = retention(effect) if gate.of_retention else None
@@ -232,7 +232,7 @@ def _verdict(gate: GateFacts, effect: Effect, widest: float) -> Verdict:
         allowed = "no bound" if gate.limit >= 1 else f"drop ≤ {gate.limit:g}"
         alone = "within chance" if gate.passed or any(e.over(gate.limit) for e in gate.effects) else "refused together"
         said = "refused" if effect.over(gate.limit) else alone if effect.drop > gate.limit else "passed"
-    return Verdict(gate, effect, bar, allowed, share, said)
+    return GateVerdict(gate, effect, bar, allowed, share, said)
 
 
 @dataclass(frozen=True)

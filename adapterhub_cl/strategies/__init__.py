@@ -226,3 +226,8 @@ def memory(folder: Path | None, name: str) -> dict[str, torch.Tensor]:
             return {key.removeprefix(name + "."): file.get_tensor(key) for key in mine}
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{folder / MEMORY} cannot be read: {error}", "cl-adapter verify") from error
+
+
+# It builds on the classes above.
+from adapterhub_cl.strategies._combined import Combined as Combined  # noqa: E402
+from adapterhub_cl.strategies._combined import build as build  # noqa: E402

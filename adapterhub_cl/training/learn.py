@@ -13,20 +13,20 @@ from typing import Any
 from accelerate import Accelerator
 
 from adapterhub_cl import augmentation
+from adapterhub_cl.adapters.fused import fused
+from adapterhub_cl.answering.writing import base_writer
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.scoring import dev_figures
 from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import speed
-from adapterhub_cl.training.fused import fused
 from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.training.processes import everyones
-from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.settings import TrainingSettings
-from adapterhub_cl.training.writing import base_writer
 from adapterhub_cl.types import Example, Task
 
 DEV_ROWS = 200
@@ -35,7 +35,7 @@ LEAST_DEV_ROWS = 10  # fewer say nothing about which epoch was best
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """What is to be learned.
 
     Attributes:
@@ -94,7 +94,7 @@ def learn(
     base: LoadedBase,
     objective: BaseObjective,
     strategy: BaseStrategy,
-    lesson: Lesson,
+    lesson: TrainingSet,
     settings: TrainingSettings,
     *,
     run: Path | None,
@@ -220,7 +220,9 @@ def learn(
     return Learned(facts, loop.stage, encode)
 
 
-def _windows(encode: Tokeniser, lesson: Lesson, reporter: Reporter) -> tuple[list[tuple[Example, Tokens]], list[str]]:
+def _windows(
+    encode: Tokeniser, lesson: TrainingSet, reporter: Reporter
+) -> tuple[list[tuple[Example, Tokens]], list[str]]:
     """The training examples as token ids, and the places of those that were cut.
 
     Raises:
@@ -271,7 +273,9 @@ def guessing(answers: Sequence[str], right: float) -> str:
     )
 
 
-def _past(base: LoadedBase, objective: BaseObjective, lesson: Lesson, length: int) -> tuple[list[Tokens], list[Origin]]:
+def _past(
+    base: LoadedBase, objective: BaseObjective, lesson: TrainingSet, length: int
+) -> tuple[list[Tokens], list[Origin]]:
     """The rows of other tasks, each in its own task's prompt format."""
     encoders = {task.name: objective.tokeniser(base.tokenizer, task, length) for task, _ in lesson.past}
     rows = [(encoders[task.name](origin.example), origin) for task, origin in lesson.past]
@@ -280,7 +284,7 @@ def _past(base: LoadedBase, objective: BaseObjective, lesson: Lesson, length: in
 
 
 def _augmented(
-    lesson: Lesson,
+    lesson: TrainingSet,
     examples: Sequence[Example],
     dev: Sequence[Example],
     encode: Tokeniser,

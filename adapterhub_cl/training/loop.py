@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from adapterhub_cl.adapters.lora import trainable, training_mode
 from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
 from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.lora import trainable, training_mode
-from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.settings import TrainingSettings
-from adapterhub_cl.training.stage import LoopStage
 from adapterhub_cl.training.stopping import StopSignal
+from adapterhub_cl.training.strategy_stage import LoopStage
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 RISEN = 1.1  # less says nothing of one batch beside an epoch's mean

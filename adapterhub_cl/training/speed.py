@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from adapterhub_cl.adapters.as_served import spare_bytes
+from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.tokenise import Tokens
@@ -24,8 +25,6 @@ from adapterhub_cl.errors import StorageError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
-from adapterhub_cl.training.fused import fused
-from adapterhub_cl.training.lora import stored_adapter
 
 # Another implementation must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.1
@@ -49,21 +48,6 @@ class Speed:
     def describe(self) -> str:
         kept = f", 4-bit weights kept dequantised (up to {self.keep_bytes / 1e6:,.0f} MB)" if self.keep_bytes else ""
         return f"{self.attention} attention{kept}"
-
-
-def spare_bytes(base: LoadedBase) -> int:
-    """Memory that dequantised weights may take: on a CPU, if all of them fit into a quarter of what is free."""
-    if base.device.type != "cpu" or base.info.quantization not in ("nf4", "fp4"):
-        return 0
-    needed = base.info.parameters * base.dtype.itemsize
-    return needed if needed <= psutil.virtual_memory().available // 4 else 0
-
-
-@contextmanager
-def as_served(base: LoadedBase, folder: Path) -> Iterator[Any]:
-    """The base with a stored adapter, frozen, computing as when it answers; taken off at the end of the block."""
-    with stored_adapter(base, folder) as model, fused(model, base.dtype, spare_bytes(base)):
-        yield model
 
 
 def choose(

@@ -63,9 +63,9 @@ def batches(states: Mapping[tuple[str, str], Any], texts: Mapping[tuple[str, str
     """What was found in every batch of every setting."""
     import torch
 
-    from adapterhub_cl.inference.drift import analyse
+    from adapterhub_cl.deciding.calibrated import Calibrated, SampleRows
+    from adapterhub_cl.deciding.drift import analyse
     from adapterhub_cl.routing import build
-    from adapterhub_cl.routing._calibrated import Calibrated, Rows
 
     tasks = sorted({task for task, _ in states})
     pairs = list(itertools.combinations(tasks, 2))
@@ -83,7 +83,7 @@ def batches(states: Mapping[tuple[str, str], Any], texts: Mapping[tuple[str, str
             novel = [(t, k) for t in new for k in draw.sample(range(len(texts[t, "test"])), new_inputs)]
             rows = [*asked, *novel]
             hidden = torch.stack([states[t, "test"][k] for t, k in rows])
-            routed = router.route(Rows(hidden))
+            routed = router.route(SampleRows(hidden))
             samples = {task: states[task, "train"] for task in known}
             found = analyse([texts[t, "test"][k] for t, k in rows], hidden, routed, 0.005, samples)
             flagged = {k for cluster in found.clusters for k in cluster.members}

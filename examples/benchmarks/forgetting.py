@@ -85,7 +85,7 @@ def one(work: Path, variant: Variant, seed: int, settings: dict[str, Any]) -> No
     """Teach one variant with one seed, and write down what was measured."""
     from adapterhub_cl import AdapterHub
     from adapterhub_cl.errors import HubError
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.progress import Reporter
 
     class Lines(Reporter):
         def note(self, text: str) -> None:

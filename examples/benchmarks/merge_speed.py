@@ -117,7 +117,7 @@ def error(folders: list[Path], found: Any) -> float:
     """
     import torch
 
-    from adapterhub_cl.lora_files import LoraFile
+    from adapterhub_cl.adapters.lora_files import LoraFile
 
     files = [LoraFile(folder) for folder in folders]
     apart = whole = 0.0
@@ -146,9 +146,9 @@ class Loaded:
 
 def in_memory(folders: list[Path], method: str, rank: int | None) -> dict[str, Any]:
     """Merge what is loaded, and leave the result in memory: what PEFT's clock measures too."""
-    from adapterhub_cl.lora_files import LoraFile
+    from adapterhub_cl.adapters.lora_files import LoraFile
+    from adapterhub_cl.consolidation.layers import layers_of
     from adapterhub_cl.merging import build
-    from adapterhub_cl.merging._layers import layers_of
 
     loaded: Any = [Loaded(LoraFile(folder)) for folder in folders]
     with Peak() as memory:
@@ -164,9 +164,9 @@ def ours(folders: list[Path], method: str, rank: int | None, target: Path) -> di
     """Merge from files to a file."""
     from contextlib import ExitStack
 
-    from adapterhub_cl.lora_files import LoraFile, write_lora
+    from adapterhub_cl.adapters.lora_files import LoraFile, write_lora
+    from adapterhub_cl.consolidation.layers import layers_of
     from adapterhub_cl.merging import build
-    from adapterhub_cl.merging._layers import layers_of
 
     started = time.perf_counter()
     with ExitStack() as stack, Peak() as memory:

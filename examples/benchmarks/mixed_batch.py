@@ -65,7 +65,7 @@ def write_adapters(base: Any, folder: Path, count: int) -> list[Path]:
     import torch
     from safetensors.torch import save_file
 
-    from adapterhub_cl.training.targets import targets_of
+    from adapterhub_cl.adapters.targets import targets_of
 
     names = {name.rpartition(".")[2] for name in targets_of(base, None, None)}
     shapes = {
@@ -115,8 +115,8 @@ def measure(base: Any, folders: Sequence[Path], count: int, rounds: int) -> dict
     import torch
     from peft import PeftModel
 
-    from adapterhub_cl.inference.bank import LoraBank
-    from adapterhub_cl.inference.shelf import read_adapter
+    from adapterhub_cl.bank.bank import LoraBank
+    from adapterhub_cl.bank.shelf import read_adapter
 
     refs = [folder.name for folder in folders[:count]]
     wanted = [refs[k % count] for k in range(ROWS)]
@@ -203,8 +203,8 @@ def latency(base: Any, folders: Sequence[Path], capacity: int) -> dict[str, Any]
     import psutil
     import torch
 
-    from adapterhub_cl.inference.bank import LoraBank
-    from adapterhub_cl.inference.shelf import read_adapter
+    from adapterhub_cl.bank.bank import LoraBank
+    from adapterhub_cl.bank.shelf import read_adapter
 
     by_name = {folder.name: folder for folder in folders}
     bank = LoraBank(base, lambda ref: read_adapter(by_name[ref], base.dtype), capacity=capacity, host_bytes=10**8)
@@ -294,7 +294,7 @@ def main() -> None:
     asked = parser.parse_args()
     import torch
 
-    from adapterhub_cl._quiet import quiet_third_parties
+    from adapterhub_cl.quiet import quiet_third_parties
 
     quiet_third_parties()
     found: dict[str, Any] = {

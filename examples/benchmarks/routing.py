@@ -220,9 +220,9 @@ def grow(hub: Any) -> dict[str, Any]:
     """analytic's weights after the tasks came one by one (and one went), against a fit on all at once."""
     import torch
 
-    from adapterhub_cl.inference._view import View
-    from adapterhub_cl.inference.bank import LoraBank
-    from adapterhub_cl.inference.deciding import Decider
+    from adapterhub_cl.bank.bank import LoraBank
+    from adapterhub_cl.deciding.decider import Decider
+    from adapterhub_cl.deciding.view import View
 
     base, registry = hub.load_base(), hub.registry
     bank = LoraBank(base, lambda ref: None)
@@ -298,7 +298,7 @@ def wide_hub(work: Path) -> Any:
 
 def overhead(hub: Any, rounds: int) -> list[dict[str, Any]]:
     """Seconds of deciding within requests, against the whole of them: bare inputs of agnews."""
-    from adapterhub_cl.inference._requests import Request, free_request
+    from adapterhub_cl.inference.requests import AnswerRequest, free_request
 
     texts = [row.input for row in drawn(("agnews",), 100)]
     spent: list[float] = []
@@ -325,10 +325,10 @@ def overhead(hub: Any, rounds: int) -> list[dict[str, Any]]:
                     shares, wholes, parts = [], [], []
                     for turn in range(rounds + 2):
                         asked = [texts[(turn * rows + k) % len(texts)] for k in range(rows)]
-                        requests: list[Request] = [
+                        requests: list[AnswerRequest] = [
                             free_request(text, None, None, 1, False, {"max_new_tokens": 32})
                             if kind.startswith("32")
-                            else Request(_bare(text))
+                            else AnswerRequest(_bare(text))
                             for text in asked
                         ]
                         spent.clear()

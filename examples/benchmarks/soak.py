@@ -104,7 +104,7 @@ def write_weights(base: Any, folder: Path, tasks: Iterable[str]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from adapterhub_cl.training.targets import targets_of
+    from adapterhub_cl.adapters.targets import targets_of
 
     names = {name.rpartition(".")[2] for name in targets_of(base, None, None)}
     shapes = {

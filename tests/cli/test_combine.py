@@ -72,7 +72,7 @@ def test_a_dry_run_needs_no_name_and_writes_nothing(cl: Cl, hub: Path) -> None:
 
 
 def test_the_gate_refuses_with_exit_code_3(cl: Cl, taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapterhub_cl.consolidation import measuring
+    from adapterhub_cl.evaluation import measuring
 
     real = measuring.effect
 

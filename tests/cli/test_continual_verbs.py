@@ -112,7 +112,7 @@ FIGURES = {"task", "metric", "before", "after", "n", "drop", "interval"}
 def test_a_refused_promotion_tells_both_scores_of_each_task(
     cl: Cl, registry: Registry, publish: Callable[..., AdapterRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub_cl.training import promoting
+    from adapterhub_cl.evaluation import promoting
 
     publish("mood")
     publish("mood", kind="updated", edges=[("mood@v1", "updated_from")])

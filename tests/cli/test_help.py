@@ -15,7 +15,7 @@ from cl_adapter.app import GROUPS, app
 from cli_support import Cl
 
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.settings import TrainingSettings
 
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 HEAVY = ("torch", "transformers", "peft", "sqlalchemy", "rich", "sklearn", "numpy")

@@ -122,8 +122,8 @@ def test_prune_a_trained_adapter(cl: Cl, trained: Path) -> None:
 
 @pytest.mark.integration
 def test_the_gate_refuses_with_3_and_keeps_it_rejected(cl: Cl, trained: Path) -> None:
-    from adapterhub_cl.consolidation.measuring import Yardstick
     from adapterhub_cl.evaluation.gate import Effect
+    from adapterhub_cl.evaluation.measuring import Yardstick
 
     def measure(self: Yardstick, base: Any, folder: Path) -> Any:
         return [

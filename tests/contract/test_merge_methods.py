@@ -15,11 +15,11 @@ import pytest
 import torch
 from loras import SHAPES, dense, relative, write_lora
 
+from adapterhub_cl.adapters.lora_files import LoraFile
+from adapterhub_cl.adapters.lora_files import write_lora as store
+from adapterhub_cl.consolidation.layers import Merged, layers_of, parts_of, refuse_nothing, shapes_of
 from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
-from adapterhub_cl.lora_files import LoraFile
-from adapterhub_cl.lora_files import write_lora as store
 from adapterhub_cl.merging import ROOM, BaseMethod, build
-from adapterhub_cl.merging._layers import Merged, layers_of, parts_of, refuse_nothing, shapes_of
 from adapterhub_cl.merging.factors import Factors
 
 NAMES = ROOM.names()

@@ -18,7 +18,7 @@ from adapterhub_cl.data.layouts import parse_columns
 from adapterhub_cl.data.tasks import infer_task
 from adapterhub_cl.data.tokenise import Tokeniser, with_limits
 from adapterhub_cl.evaluation.scoring import evaluate
-from adapterhub_cl.inference._requests import Request, Resolved, free_request, row_of
+from adapterhub_cl.inference.requests import AnswerRequest, Resolved, free_request, row_of
 from adapterhub_cl.objectives import Answer, causal_lm
 from adapterhub_cl.types import Example, Task
 
@@ -130,7 +130,7 @@ def heard(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Any]) -> list[tuple
 
 
 def asked_by_engine(base: Any, task: Task, example: Example) -> tuple[int, ...]:
-    row = row_of(base, Request(example, task=task.name), Resolved({}, task), base.context)
+    row = row_of(base, AnswerRequest(example, task=task.name), Resolved({}, task), base.context)
     return tuple(row.ready(base, base.context)[0])
 
 

@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import save_file
 from toys import same, toy_settings, toy_tokens, train
 
+from adapterhub_cl.adapters.lora import save_adapter
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.strategies import MEMORY, ROOM, BaseStrategy, Origin
-from adapterhub_cl.strategies._combined import build
+from adapterhub_cl.strategies import MEMORY, ROOM, BaseStrategy, Origin, build
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.lora import save_adapter
 from adapterhub_cl.types import Example
 
 NAMES = ROOM.names()
@@ -91,7 +90,7 @@ def test_it_is_documented_and_of_one_file(name: str) -> None:
 def test_its_options_are_known_without_torch(name: str) -> None:
     code = f"""
 import sys
-from adapterhub_cl.strategies._combined import build
+from adapterhub_cl.strategies import build
 build({name!r})
 assert "torch" not in sys.modules
 """

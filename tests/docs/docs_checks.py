@@ -21,7 +21,7 @@ from docs_blocks import ROOT, Block
 import adapterhub_cl
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import AdapterHubError
-from adapterhub_cl.training.settings import TrainingSettings
+from adapterhub_cl.settings import TrainingSettings
 
 GROUP: Any = typer.main.get_command(app)
 OTHERS = (
@@ -121,7 +121,7 @@ def check_verb(rest: Sequence[str]) -> None:
 def check_names(verb: str, found: dict[str, Any]) -> None:
     """The names that options take: strategies, policies, merge methods, routers, augmentations and their options."""
     from adapterhub_cl import augmentation, merging, replay, routing
-    from adapterhub_cl.strategies._combined import build as build_strategy
+    from adapterhub_cl.strategies import build as build_strategy
 
     given: dict[str, str] = dict(text.split("=", 1) for text in found.get("set_") or ())
     for strategies in _each(found.get("strategy")):

@@ -14,7 +14,7 @@ import torch
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, GateRefused, UsageError
-from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.progress import Reporter
 
 DEMO = Path(__file__).parents[2] / "adapterhub_cl/demo"
 QUICK: dict[str, Any] = {"epochs": 3, "rank": 4, "max_length": 48, "dev_share": 0.0}

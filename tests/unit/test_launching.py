@@ -56,7 +56,7 @@ def test_what_several_processes_would_record_twice_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     if verb == "update --online":
-        monkeypatch.setattr("adapterhub_cl.training.request.build", lambda *_: (None, None))  # reads the adapter first
+        monkeypatch.setattr("adapterhub_cl.learning.request.build", lambda *_: (None, None))  # reads the adapter first
     with pytest.raises(UsageError, match="runs in one process") as caught:
         VERBS[verb](hub)
     assert caught.value.hint == "start it without accelerate launch"

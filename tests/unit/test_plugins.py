@@ -92,7 +92,7 @@ def test_listing_imports_no_backend(room: str) -> None:
 
 def test_the_package_and_the_bases_import_no_torch() -> None:
     code = (
-        "import sys, adapterhub_cl, adapterhub_cl.bases, adapterhub_cl.training.settings, adapterhub_cl.training.runs; "
+        "import sys, adapterhub_cl, adapterhub_cl.bases, adapterhub_cl.settings, adapterhub_cl.training.runs; "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_cl import showing
+from adapterhub_cl.deciding.drift import Cluster, Drift
 from adapterhub_cl.errors import DataError, IntegrityError
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.inference.drift import Cluster, Drift
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Prediction, Route, Task, Versions
 
@@ -103,7 +103,7 @@ def test_a_version_its_scores_and_the_log(hub: AdapterHub) -> None:
     told = dict(zip(head, first, strict=True))
     assert (told["adapter"], told["value"], told["95 %"], told["n"]) == ("mood@v1", "0.8750", "0.739 to 0.945", "40")
     assert "add-task" in drawn(hub.log()).text
-    pairs = showing.Rows([("mood@v1", Evaluation("mood", "accuracy", 0.5, 4))])
+    pairs = showing.Listing([("mood@v1", Evaluation("mood", "accuracy", 0.5, 4))])
     assert drawn(pairs).rows[1][:3] == ["mood@v1", "mood", "accuracy"]
 
 
@@ -113,7 +113,15 @@ def test_nothing_that_users_write_is_taken_for_html() -> None:
     cluster = Cluster((0, 1), 2, 0.5, (EVIL, "b"), 0.1, EVIL, 0.5, True)
     drift = Drift(4, 2, (0.15, 0.85), 0.05, 0.01, {EVIL: 2}, (cluster,))
     matrix = AccuracyMatrix((EVIL, "b"), ((0.5, None), (0.25, 1.0)), name=EVIL)
-    for shown in (answer, showing.Rows([answer]), route, showing.Rows([route]), drift, matrix, showing.Rows([matrix])):
+    for shown in (
+        answer,
+        showing.Listing([answer]),
+        route,
+        showing.Listing([route]),
+        drift,
+        matrix,
+        showing.Listing([matrix]),
+    ):
         read = drawn(shown)
         assert read.tags <= {"div", "strong", "table", "thead", "tbody", "tr", "td", "th"}
         assert "<script>" in read.text
@@ -130,12 +138,12 @@ def test_any_table_is_sound_html(rows: list[list[Any]]) -> None:
 
 
 def test_long_tables_and_texts_are_cut() -> None:
-    many = showing.Rows(Prediction("x" * 5000, "base", "y", 1.0) for _ in range(1000))
+    many = showing.Listing(Prediction("x" * 5000, "base", "y", 1.0) for _ in range(1000))
     read = drawn(many)
     assert len(read.rows) == 1 + showing.MOST_ROWS
     assert "800 more" in read.text
     assert max(len(cell) for row in read.rows for cell in row) == showing.LONGEST
-    assert "empty" in drawn(showing.Rows()).text
+    assert "empty" in drawn(showing.Listing()).text
 
 
 def test_a_matrix_is_drawn_with_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def hub_at(place: Path, base: str, quantization: str) -> Any:
 
 def reporter(name: str) -> Any:
     """Notes as lines of a log."""
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.progress import Reporter
 
     class Lines(Reporter):
         def note(self, text: str) -> None:

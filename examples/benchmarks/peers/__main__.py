@@ -115,7 +115,7 @@ def in_its_own_process(asked: argparse.Namespace, *extra: str) -> dict[str, Any]
 
 def compare(asked: argparse.Namespace) -> dict[str, Any]:
     """All ways in turns, and what the page tells of them."""
-    from adapterhub_cl._quiet import quiet_third_parties
+    from adapterhub_cl.quiet import quiet_third_parties
 
     quiet_third_parties()
     import ways

@@ -16,12 +16,12 @@ import torch
 from torch.nn import functional
 from ways import Way, now, since, with_ours
 
+from adapterhub_cl.adapters import fused as fused_layers
+from adapterhub_cl.adapters import lora
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.data import batches
 from adapterhub_cl.data.batches import IGNORED, Batch
 from adapterhub_cl.objectives import causal_lm
-from adapterhub_cl.training import fused as fused_layers
-from adapterhub_cl.training import lora
 
 LOOP, LEARN, SPEED = (f"adapterhub_cl.training.{name}" for name in ("loop", "learn", "speed"))
 

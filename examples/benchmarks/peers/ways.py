@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from adapterhub_cl import TrainingSettings
+from adapterhub_cl.adapters.as_served import spare_bytes
 from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.loading import inspect_base, load_base
 from adapterhub_cl.bases.sources import resolve
@@ -344,10 +345,10 @@ def with_ours(
     def train(lesson: Lesson, opened: ExitStack) -> Trained:
         from accelerate import Accelerator
 
+        from adapterhub_cl.adapters.lora import new_adapter
+        from adapterhub_cl.progress import Reporter
         from adapterhub_cl.strategies.isolated import Strategy
         from adapterhub_cl.training import learn, speed
-        from adapterhub_cl.training.lora import new_adapter
-        from adapterhub_cl.training.progress import Reporter
 
         # The choice of attention is kept in the user's cache; here every process makes its own.
         os.environ["XDG_CACHE_HOME"] = opened.enter_context(tempfile.TemporaryDirectory())
@@ -365,10 +366,10 @@ def with_ours(
                 base,
                 lesson.objective,
                 Strategy(),
-                learn.Lesson(lesson.task, lesson.train),
+                learn.TrainingSet(lesson.task, lesson.train),
                 lesson.settings,
                 run=None,
-                chosen=None if attention is None else speed.Speed(attention, speed.spare_bytes(base)),
+                chosen=None if attention is None else speed.Speed(attention, spare_bytes(base)),
                 on_speed=lambda choice: None,
                 accelerator=Accelerator(cpu=True),
                 reporter=Reporter(),

@@ -105,7 +105,7 @@ def test_interference_of_an_adapter_with_itself_and_its_opposite(hub: AdapterHub
 
 
 def test_the_gate_refuses_and_keeps_it_as_rejected(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapterhub_cl.consolidation import measuring
+    from adapterhub_cl.evaluation import measuring
 
     real = measuring.score
     monkeypatch.setattr(
@@ -200,7 +200,7 @@ def test_a_plan_writes_nothing(hub: AdapterHub) -> None:
 
 
 def test_target_modules_are_written_as_plain_peft_has_them(hub: AdapterHub, pico_base: Any) -> None:
-    from adapterhub_cl.training.lora import stored_adapter
+    from adapterhub_cl.adapters.lora import stored_adapter
 
     short = hub.merge(["news", "reviews"], name="short", evaluate=False)
     assert short.manifest["target_modules"] == ["down_proj", "q_proj", "v_proj"]
@@ -309,14 +309,14 @@ def test_dora_and_rejected_parents(hub: AdapterHub) -> None:
 def test_a_full_disk_leaves_nothing(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from adapterhub_cl.consolidation import recording
+    from adapterhub_cl.consolidation import derived
     from adapterhub_cl.errors import StorageError
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
     before = tree(hub.folder)
-    monkeypatch.setattr(recording, "write_lora", full)
+    monkeypatch.setattr(derived, "write_lora", full)
     with pytest.raises(StorageError, match="no space"):
         hub.merge(["news", "reviews"], name="x")
     assert tree(hub.folder) == before
@@ -331,12 +331,12 @@ def test_every_method_is_listed() -> None:
 
 
 def test_strategies_do_not_go_on_from_a_merged_adapter(hub: AdapterHub) -> None:
-    from adapterhub_cl.strategies._combined import build
-    from adapterhub_cl.training.material import _parent
-    from adapterhub_cl.training.request import Request
+    from adapterhub_cl.learning.material import _parent
+    from adapterhub_cl.learning.request import TrainRequest
+    from adapterhub_cl.strategies import build
 
     hub.merge(["news", "reviews"], name="both", evaluate=False)
-    request = Request("add-task", "new", "x.jsonl", strategy="sequential")
+    request = TrainRequest("add-task", "new", "x.jsonl", strategy="sequential")
     found = _parent(hub.registry, request, build("sequential", {}))
     assert found is not None
     assert found.ref == "slang@v1"
@@ -384,16 +384,16 @@ def test_adapters_of_absurd_numbers(hub: AdapterHub) -> None:
 
 
 def test_a_name_that_another_process_takes_meanwhile(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapterhub_cl.consolidation import recording
+    from adapterhub_cl.consolidation import derived
 
-    real = recording.derived_card
+    real = derived.derived_card
 
     def slow(*arguments: Any) -> str:
-        monkeypatch.setattr(recording, "derived_card", real)
+        monkeypatch.setattr(derived, "derived_card", real)
         AdapterHub.open(hub.folder).merge(["news", "slang"], name="x", evaluate=False)
         return real(*arguments)
 
-    monkeypatch.setattr(recording, "derived_card", slow)
+    monkeypatch.setattr(derived, "derived_card", slow)
     with pytest.raises(UsageError, match="there already"):
         hub.merge(["news", "reviews"], name="x", evaluate=False)
     assert [r.ref for r in hub.list(all_versions=True) if r.name == "x"] == ["x@v1"]

@@ -15,15 +15,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.consolidation import proposals, recording
+from adapterhub_cl.adapters.lora_files import LoraFile, is_packed
+from adapterhub_cl.consolidation import derived, proposals
 from adapterhub_cl.consolidation import prune as verb
-from adapterhub_cl.consolidation.measuring import Yardstick
 from adapterhub_cl.errors import AdapterError, GateRefused, IntegrityError, StorageError, UsageError
 from adapterhub_cl.evaluation.gate import Effect
-from adapterhub_cl.lora_files import LoraFile, is_packed
+from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.merging.factors import Factors, difference, norm
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import drafts, files
-from adapterhub_cl.training.progress import Reporter
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -485,7 +485,7 @@ def test_a_full_disk_leaves_nothing(hub: AdapterHub, monkeypatch: pytest.MonkeyP
     with pytest.raises(StorageError, match="no space left"):
         hub.prune("mood", store="int8", evaluate=False)
     monkeypatch.undo()
-    monkeypatch.setattr(recording, "derived_card", full)
+    monkeypatch.setattr(derived, "derived_card", full)
     with pytest.raises(StorageError, match="no space left"):
         hub.prune("mood", rank=2, evaluate=False)
     assert state(hub) == before

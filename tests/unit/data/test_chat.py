@@ -103,7 +103,7 @@ def test_a_template_that_raises_is_quoted(speaker: Any) -> None:
 
 def test_conversations_that_end_alike_are_not_the_same_question() -> None:
     from adapterhub_cl.data.tasks import find_leaks, find_outdated
-    from adapterhub_cl.replay._store import _key
+    from adapterhub_cl.samples.store import sample_key
 
     def talk(first: str, answer: str) -> Example:
         return Example.conversation([{"role": "user", "content": first}, *TALK[1:3], {**TALK[3], "content": answer}])
@@ -112,15 +112,15 @@ def test_conversations_that_end_alike_are_not_the_same_question() -> None:
     assert find_leaks([one], [other]) == []
     assert find_outdated([one], [other]) == []
     assert find_outdated([one], [talk("one", "six")]) == [0]
-    assert _key(one) != _key(other)
+    assert sample_key(one) != sample_key(other)
     assert Example.from_json(one.to_json()) == one
     assert one.with_input("other words").turns[-1].content == "other words"
 
 
 def test_one_long_answer_takes_half_of_the_limit_at_most_and_is_named_where_it_does_not_fit(speaker: Any) -> None:
     from adapterhub_cl.data.tokenise import with_limits
-    from adapterhub_cl.training.learn import Lesson, _windows
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.progress import Reporter
+    from adapterhub_cl.training.learn import TrainingSet, _windows
 
     rows = [Example("short " * 12, "yes"), Example("ask", "word " * 60), Example("more", "no")]
     task = with_limits(Task("t", "generation"), speaker, rows, 100)
@@ -129,7 +129,7 @@ def test_one_long_answer_takes_half_of_the_limit_at_most_and_is_named_where_it_d
     assert encode.longest_answer == 50
     assert encode.budget() > task.answer_tokens
     with pytest.raises(DataError, match="b line 2: the instruction and the answer alone are longer than 100 tokens"):
-        _windows(encode, Lesson(task, rows, places=["b line 1", "b line 2", "b line 3"]), Reporter())
+        _windows(encode, TrainingSet(task, rows, places=["b line 1", "b line 2", "b line 3"]), Reporter())
 
 
 @pytest.mark.parametrize(

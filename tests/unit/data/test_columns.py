@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from adapterhub_cl.data.columns import examples, inputs, parse_columns, read_examples, read_inputs
-from adapterhub_cl.data.reading import Rows
+from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.types import Example
 
 
-def rows(*values: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None = None) -> Rows:
+def rows(*values: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None = None) -> SourceRows:
     names = {column: tuple(classes) for column, classes in (class_names or {}).items()}
-    return Rows(list(values), "train.jsonl", "0" * 64, list(range(1, len(values) + 1)), class_names=names)
+    return SourceRows(list(values), "train.jsonl", "0" * 64, list(range(1, len(values) + 1)), class_names=names)
 
 
 LAYOUTS = [

@@ -10,14 +10,14 @@ import pytest
 
 from adapterhub_cl.data.columns import examples, inputs, read_examples
 from adapterhub_cl.data.layouts import fits, parse_columns, recognise
-from adapterhub_cl.data.reading import Rows
+from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.data.tasks import infer_task, why_kind
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.types import Example, Layout
 
 
-def rows(*given: dict[str, Any]) -> Rows:
-    return Rows(list(given), "train.jsonl", "0" * 64, list(range(1, len(given) + 1)))
+def rows(*given: dict[str, Any]) -> SourceRows:
+    return SourceRows(list(given), "train.jsonl", "0" * 64, list(range(1, len(given) + 1)))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_recorded_layout_survives_json_and_fits_where_its_columns_are() -> Non
     assert fits(layout, ["a", "c"], answers=False) is None
 
 
-def facts(count: int, ways: int) -> Rows:
+def facts(count: int, ways: int) -> SourceRows:
     return rows(*({"question": f"way {w} of {k}?", "answer": f"fact {k}"} for k in range(count) for w in range(ways)))
 
 

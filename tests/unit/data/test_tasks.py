@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapterhub_cl.data.columns import examples
-from adapterhub_cl.data.reading import Rows
+from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.data.tasks import (
     METRICS,
     check_answers,
@@ -117,7 +117,7 @@ def test_refusals() -> None:
 def test_foreign_answers_are_named_with_their_line() -> None:
     task = infer_task("t", made("a", "b"))
     values = [{"text": "x", "label": label} for label in ("a", "c", "b", "d")]
-    held_out = examples(Rows(list(values), "test.jsonl", "", [1, 2, 4, 5]))
+    held_out = examples(SourceRows(list(values), "test.jsonl", "", [1, 2, 4, 5]))
     with pytest.raises(
         DataError, match=r"test\.jsonl line 2: 'c', 'd' not among the labels of task t \('a', 'b'\)"
     ) as e:

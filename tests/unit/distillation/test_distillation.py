@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from adapterhub_cl.bases.hidden import decoder_layers
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.distillation.features import feature_loss, watched
 from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of, keys_of
 from adapterhub_cl.distillation.logits import divergence, soften
-from adapterhub_cl.distillation.settings import DistillationSettings
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.strategies.lwf import distillation as exact
 

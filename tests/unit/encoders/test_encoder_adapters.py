@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from adapterhub_cl import AdapterHub, types
+from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.errors import AdapterError, IntegrityError, TrainingInterrupted, UsageError
-from adapterhub_cl.head_files import read_layout
 
 TEXTS = ["red stone", "blue river house cloud 71 and whatever else", "green"]
 

@@ -14,10 +14,10 @@ from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, teach
 from safetensors.torch import load_file
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.head_files import StoredHead, joined, read_layout
-from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.adapters.head_files import StoredHead, joined, read_layout
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.merging import ROOM
-from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.progress import Reporter
 
 TEXTS = ["red stone house 7", "dog river cloud 8", "green table stone 3"]
 

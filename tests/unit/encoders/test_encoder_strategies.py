@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from toys import toy_settings
 
 from adapterhub_cl import AdapterHub, objectives
+from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import ROOM
-from adapterhub_cl.training.lora import new_adapter
-from adapterhub_cl.training.progress import Reporter
 from adapterhub_cl.types import Example, Task
 
 FREE = {"max_forgetting": 1.0}  # what is tested here is that it works, not that it never forgets

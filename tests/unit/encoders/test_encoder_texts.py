@@ -17,11 +17,11 @@ from toys import toy_settings
 from transformers import AutoModelForMaskedLM
 
 from adapterhub_cl import AdapterHub, objectives
+from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.masked import TURNS, MaskedTokeniser
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.types import Example, Task
 
 TEXT = Task("facts", "text", metric="perplexity")

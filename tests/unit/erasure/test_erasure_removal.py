@@ -25,7 +25,7 @@ from adapterhub_cl.errors import (
     UnknownNameError,
 )
 from adapterhub_cl.registry import Registry, drafts, tombstones
-from adapterhub_cl.replay._store import Samples
+from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.types import AdapterRecord
 
 POINTS = (

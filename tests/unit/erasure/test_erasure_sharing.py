@@ -15,7 +15,7 @@ from adapterhub_cl.erasure.proof import prove
 from adapterhub_cl.erasure.removal import forget, look
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.registry import Registry, drafts
-from adapterhub_cl.replay import _seen
+from adapterhub_cl.samples import rows_seen as _seen
 from adapterhub_cl.types import AdapterRecord, Example, Task
 
 OURS = ["Ann pays late every month", "Bob never pays at all", "Cyd pays twice by mistake"]

@@ -27,9 +27,9 @@ from adapterhub_cl.errors import (
     UsageError,
 )
 from adapterhub_cl.inference import _tally, mixed
-from adapterhub_cl.inference._queue import Call
-from adapterhub_cl.inference._requests import free_request
 from adapterhub_cl.inference.engine import Engine
+from adapterhub_cl.inference.queue import Call
+from adapterhub_cl.inference.requests import free_request
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import Example, Prediction

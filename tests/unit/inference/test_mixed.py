@@ -11,12 +11,12 @@ import torch
 from loras import write_lora
 from peft import PeftModel
 
+from adapterhub_cl.bank.bank import LoraBank
+from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
 from adapterhub_cl.inference import mixed
-from adapterhub_cl.inference.bank import LoraBank
 from adapterhub_cl.inference.generating import Writing
-from adapterhub_cl.inference.mixed import Answered, Answerer, Asked
-from adapterhub_cl.inference.shelf import Shelved, read_adapter
+from adapterhub_cl.inference.mixed import Answered, Answerer, AskedRow
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.types import Example, Task
 
@@ -56,7 +56,7 @@ def bank(base: Any, folders: Mapping[str, Path]) -> Iterator[LoraBank]:
     opened.close()
 
 
-def rows_of(count: int, seed: int = 0) -> list[Asked]:
+def rows_of(count: int, seed: int = 0) -> list[AskedRow]:
     """Rows of all tasks and lengths, with one adapter, several, or none."""
     refs = [f"a{k}@v1" for k in range(8)]
     found = []
@@ -65,11 +65,11 @@ def rows_of(count: int, seed: int = 0) -> list[Asked]:
         if k % 5 == 3:
             mixture = {refs[k % 8]: 0.7, refs[(k + 3) % 8]: 0.3}
         text = " ".join(f"w{(k * 7 + n + seed) % 23}" for n in range(1 + k * 3 % 11))
-        found.append(Asked(TASKS[k % 5], Example(text), mixture, Writing(4 + k % 3, temperature=k % 2, seed=k)))
+        found.append(AskedRow(TASKS[k % 5], Example(text), mixture, Writing(4 + k % 3, temperature=k % 2, seed=k)))
     return found
 
 
-def answers_of(answerer: Answerer, rows: Sequence[Asked], **options: Any) -> list[Answered | AdapterHubError]:
+def answers_of(answerer: Answerer, rows: Sequence[AskedRow], **options: Any) -> list[Answered | AdapterHubError]:
     """Each row's answer, given exactly once."""
     found: dict[int, Answered | AdapterHubError] = {}
 
@@ -101,7 +101,7 @@ def test_rows_of_all_kinds_get_what_each_gets_alone(base: Any, bank: LoraBank) -
         assert list(answer.scores) == list(row.task.labels)
         assert not answer.scores or sum(answer.scores.values()) == pytest.approx(1)
     # The rows do differ by their adapters.
-    same = [Asked(MOOD, Example("one text"), mixture) for mixture in ({}, {"a0@v1": 1.0}, {"a1@v1": 1.0})]
+    same = [AskedRow(MOOD, Example("one text"), mixture) for mixture in ({}, {"a0@v1": 1.0}, {"a1@v1": 1.0})]
     assert len({tuple(a.scores.values()) for a in answers_of(answerer, same) if isinstance(a, Answered)}) == 3
 
 
@@ -115,7 +115,7 @@ def test_rows_are_those_of_plain_peft(
     others = rows_of(7)
     for task in TASKS:
         right = Objective().predict(model, plain.tokenizer, task, examples, max_length=base.context, max_new_tokens=6)
-        mine = [Asked(task, example, {ref: 1.0} if ref else {}, Writing(6)) for example in examples]
+        mine = [AskedRow(task, example, {ref: 1.0} if ref else {}, Writing(6)) for example in examples]
         found = answers_of(Answerer(base, bank), [*others, *mine])[len(others) :]
         for (text, confidence, scores, *_), answer in zip(right, found, strict=True):
             alike(answer, Answered(text, confidence, scores))
@@ -132,7 +132,7 @@ def test_more_adapters_than_the_bank_holds(base: Any, folders: Mapping[str, Path
     narrow = LoraBank(base, read, capacity=2)
     for answer, one in zip(answers_of(Answerer(base, narrow), rows), right, strict=True):
         alike(answer, one)
-    three = Asked(MOOD, Example("x"), {"a0@v1": 0.4, "a1@v1": 0.3, "a2@v1": 0.3})
+    three = AskedRow(MOOD, Example("x"), {"a0@v1": 0.4, "a1@v1": 0.3, "a2@v1": 0.3})
     wrong, fine = answers_of(Answerer(base, narrow), [three, rows[1]])
     assert isinstance(wrong, UsageError)
     assert "3 adapters at once, and the bank holds 2" in wrong.message
@@ -145,7 +145,7 @@ def test_a_row_whose_adapter_cannot_be_read_gets_its_error_and_the_others_their_
 ) -> None:
     answerer, rows = Answerer(base, bank), rows_of(6)
     right = answers_of(answerer, rows)
-    broken = Asked(MOOD, Example("x"), {"gone@v1": 1.0})
+    broken = AskedRow(MOOD, Example("x"), {"gone@v1": 1.0})
     found = answers_of(answerer, [*rows[:3], broken, *rows[3:]])
     assert isinstance(found[3], AdapterError)
     assert found[3].message == "gone@v1 cannot be read"
@@ -163,13 +163,13 @@ def test_a_row_whose_adapter_cannot_be_read_gets_its_error_and_the_others_their_
 def test_too_long_inputs_are_cut_and_say_so(base: Any, bank: LoraBank) -> None:
     long = Example("stone " * 300)
     answerer = Answerer(base, bank, max_length=230)
-    kinds = [Asked(task, long, {"a1@v1": 1.0}, Writing(9)) for task in TASKS]
-    short = Asked(MOOD, Example("stone"), {"a1@v1": 1.0})
+    kinds = [AskedRow(task, long, {"a1@v1": 1.0}, Writing(9)) for task in TASKS]
+    short = AskedRow(MOOD, Example("stone"), {"a1@v1": 1.0})
     found = answers_of(answerer, [*kinds, short])
     assert [a.truncated for a in found if isinstance(a, Answered)] == [True] * 5 + [False]
-    cut = answers_of(answerer, [Asked(MOOD, Example("stone " * 200), {"a1@v1": 1.0})])[0]
+    cut = answers_of(answerer, [AskedRow(MOOD, Example("stone " * 200), {"a1@v1": 1.0})])[0]
     alike(found[0], cut)  # what is beyond the cut does not count
-    wordy = Asked(MOOD, Example("x", None, "please " * 300), {})
+    wordy = AskedRow(MOOD, Example("x", None, "please " * 300), {})
     error, fine = answers_of(answerer, [wordy, short])
     assert isinstance(error, DataError)
     assert "the instruction and the answer alone are longer" in error.message
@@ -179,8 +179,8 @@ def test_too_long_inputs_are_cut_and_say_so(base: Any, bank: LoraBank) -> None:
 
 def test_a_long_neighbour_takes_no_room_from_a_row(base: Any, bank: LoraBank) -> None:
     answerer = Answerer(base, bank, max_length=120)
-    mine = Asked(FREE, Example("stone"), {"a1@v1": 1.0}, Writing(60))
-    long = Asked(FREE, Example("z" * 70), {}, Writing(8))
+    mine = AskedRow(FREE, Example("stone"), {"a1@v1": 1.0}, Writing(60))
+    long = AskedRow(FREE, Example("z" * 70), {}, Writing(8))
     alone, [together, _] = answers_of(answerer, [mine]), answers_of(answerer, [mine, long])
     assert isinstance(alone[0], Answered)
     assert len(base.tokenizer(alone[0].text).input_ids) > 40
@@ -225,7 +225,7 @@ def test_a_stream_says_nothing_twice_when_the_batch_is_halved(
     narrow(monkeypatch, "write_rows", 1)
     pieces: list[list[str]] = [[], [], []]
     rows = [
-        Asked(
+        AskedRow(
             FREE,
             Example(""),
             {f"a{k}@v1": 1.0},
@@ -259,7 +259,7 @@ def test_an_adapter_that_has_diverged_is_named(base: Any, folders: Mapping[str, 
     huge = write_lora(tmp_path / "huge", 1, size=1e20)
     bank = LoraBank(base, lambda ref: read_adapter(huge if ref == "huge@v1" else folders[ref], base.dtype))
     wild, fine = {"huge@v1": 1.0}, {"a1@v1": 1.0}
-    rows = [Asked(task, Example("stone"), mixture, Writing(3)) for task in (MOOD, FREE) for mixture in (wild, fine)]
+    rows = [AskedRow(task, Example("stone"), mixture, Writing(3)) for task in (MOOD, FREE) for mixture in (wild, fine)]
     found = answers_of(Answerer(base, bank), rows)
     assert [type(answer) for answer in found] == [AdapterError, Answered, AdapterError, Answered]
     assert str(found[0]) == "huge@v1 gives no finite scores"

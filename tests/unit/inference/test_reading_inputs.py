@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.training.progress import Reporter
+from adapterhub_cl.progress import Reporter
 
 PAIRS = [{"question": "Who?", "sentence": f"stone {k}", "label": "ab"[k % 2]} for k in range(12)]
 NAMED = [{"head": f"head {k}", "body": f"body {k}", "stars": "12"[k % 2]} for k in range(12)]

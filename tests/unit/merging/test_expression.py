@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from adapterhub_cl.consolidation.expression import parse_expression
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.merging._expression import parse_expression
 
 
 @pytest.mark.parametrize(

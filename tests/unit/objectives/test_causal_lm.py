@@ -10,12 +10,12 @@ import pytest
 import torch
 from toys import stir, toy_settings, toy_tokens
 
+from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.objectives import ROOM
 from adapterhub_cl.objectives.causal_lm import Objective
-from adapterhub_cl.training.lora import new_adapter
 from adapterhub_cl.types import Example, Task
 
 CHOICE = Task("mood", "choice", instruction="good or bad?", labels=("positive", "negative", "neither"))

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from stored_loras import LAYERS, write_factors, write_random_lora
 from toys import stir, toy_settings
 
-from adapterhub_cl import packed
+from adapterhub_cl.adapters import packed
+from adapterhub_cl.adapters.lora import new_adapter, open_adapter, save_adapter, stored_adapter
+from adapterhub_cl.adapters.lora_files import LoraFile, is_packed, plain_folder, read_weights, unpack
+from adapterhub_cl.adapters.stacking import put_beneath
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError
-from adapterhub_cl.lora_files import LoraFile, is_packed, plain_folder, read_weights, unpack
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.pruning import storage
-from adapterhub_cl.training.lora import new_adapter, open_adapter, save_adapter, stored_adapter
-from adapterhub_cl.training.stacking import put_beneath
 
 RANKS = {name: 3 + k for k, name in enumerate(LAYERS)}
 RELATIVE = {"int8": 0.01, "int4": 0.12}

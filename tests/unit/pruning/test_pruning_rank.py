@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_loras import LAYERS, write_random_lora
 
-from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.pruning import rank
 from adapterhub_cl.pruning.magnitude import sparse

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_loras import LAYERS, write_factors, write_random_lora
 
-from adapterhub_cl.lora_files import LoraFile
+from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.pruning.redundancy import Similarity, overlap, redundant, similarities
 
 RANKS = dict.fromkeys(LAYERS, 3)

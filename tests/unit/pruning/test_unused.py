@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub_cl.pruning.unused import Known, Verdict, decide
+from adapterhub_cl.pruning.unused import Verdict, VersionUse, decide
 from adapterhub_cl.types import AdapterRecord, Edge
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -22,12 +22,12 @@ def version(name: str, number: int, *, task: str = "news", status: str = "active
     return AdapterRecord(name, number, task=task, created_at=at, status=status, path=Path(name), **more)
 
 
-def known(*records: AdapterRecord, **more: Any) -> Known:
+def known(*records: AdapterRecord, **more: Any) -> VersionUse:
     used = {record.ref: datetime.fromisoformat(record.created_at) for record in records}
-    return Known(records, more.pop("edges", []), more.pop("serving", {}), used | more.pop("used", {}), **more)
+    return VersionUse(records, more.pop("edges", []), more.pop("serving", {}), used | more.pop("used", {}), **more)
 
 
-def verdicts(about: Known, days: float = 30) -> Mapping[str, Verdict]:
+def verdicts(about: VersionUse, days: float = 30) -> Mapping[str, Verdict]:
     return {verdict.record.ref: verdict for verdict in decide(about, NOW, days)}
 
 
@@ -43,7 +43,7 @@ def test_an_old_version_that_nothing_speaks_for_is_proposed() -> None:
     assert not found["news@v2"].proposed
 
 
-def asked(requests: int, days: float) -> Known:
+def asked(requests: int, days: float) -> VersionUse:
     """`OLD` answered so many requests, the last so many days ago."""
     at = {OLD.ref: NOW - timedelta(days=days)}
     return known(OLD, NEW, used=at, answered=at, requests={OLD.ref: requests})
@@ -57,7 +57,7 @@ def asked(requests: int, days: float) -> Known:
         (asked(1, days=30), "; answered 1 request, the last 30 days ago"),
     ],
 )
-def test_a_proposal_tells_how_many_requests_were_answered(about: Known, end: str) -> None:
+def test_a_proposal_tells_how_many_requests_were_answered(about: VersionUse, end: str) -> None:
     verdict = verdicts(about)["news@v1"]
     assert verdict.proposed
     assert verdict.reason == f"no alias, nothing built on it, not used in 30 days{end}"
@@ -76,7 +76,7 @@ def test_a_proposal_tells_how_many_requests_were_answered(about: Known, end: str
         (asked(12, days=3), "answered 12 requests, the last 3 days ago"),
     ],
 )
-def test_each_of_these_keeps_a_version(about: Known, why: str) -> None:
+def test_each_of_these_keeps_a_version(about: VersionUse, why: str) -> None:
     found = verdicts(about)["news@v1"]
     assert not found.proposed
     assert found.reason == why

@@ -12,7 +12,7 @@ from crashes import Case, check, state_of
 from registry_support import BASE
 
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.replay._store import Samples
+from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.types import Evaluation, Task
 
 KEPT = ("a secret of Ann", "a text of nobody", "one more text")
@@ -64,8 +64,8 @@ def forgotten(hub: Path) -> str:
 
 
 def exported(hub: Path) -> str:
+    from adapterhub_cl.adapters.exporting import export
     from adapterhub_cl.errors import UsageError
-    from adapterhub_cl.training.exporting import export
 
     target = hub.parent / "out"
     try:

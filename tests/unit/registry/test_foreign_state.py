@@ -304,16 +304,16 @@ def test_details_of_another_form_do_not_come_out_of_the_index(lived: Registry) -
 def test_what_the_index_refuses_of_a_manifest_leaves_out_that_version_only(
     lived: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub_cl.registry import rows
+    from adapterhub_cl.registry import writes
 
-    real = rows.add_evaluations
+    real = writes.add_evaluations
 
     def refuse(connection: Any, name: str, version: int, scores: Any, at: str) -> None:
         if (name, version) == ("mood", 1):
             raise OverflowError("Python int too large to convert to SQLite INTEGER")
         real(connection, name, version, scores, at)
 
-    monkeypatch.setattr(rows, "add_evaluations", refuse)
+    monkeypatch.setattr(writes, "add_evaluations", refuse)
     opened = Registry.open(without_index(lived))
     assert "mood@v1: its manifest holds what the index cannot ('Python int too large" in caplog.text
     assert [r.ref for r in opened.adapters()] == ["news@v2"]

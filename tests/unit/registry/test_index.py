@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from registry_support import BASE, Publish, at_revision, rows_of
 
 from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
-from adapterhub_cl.registry import Registry, migrations, schema
+from adapterhub_cl.registry import Registry, migrations, schema, writes
 from adapterhub_cl.registry.index import HEAD, KNOWN_REVISIONS, Index
 from adapterhub_cl.types import Task
 
@@ -239,12 +239,11 @@ def test_an_index_that_was_cut_to_nothing_is_made_again(hub: Registry, publish: 
 def test_errors_of_the_database_become_ours(
     hub: Registry, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[Exception]
 ) -> None:
-    from adapterhub_cl.registry import rows
 
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError(said)
 
-    monkeypatch.setattr(rows, "add_event", fail)
+    monkeypatch.setattr(writes, "add_event", fail)
     with pytest.raises(kind):
         hub.add_event("note")
     assert hub.events() == []
@@ -313,12 +312,10 @@ def test_a_database_server_that_refuses_is_named_without_its_password(
 ) -> None:
     from sqlalchemy.exc import OperationalError
 
-    from adapterhub_cl.registry import rows
-
     def fail(*_: object) -> None:
         raise OperationalError("INSERT", {}, Exception("connection refused\n  is the server running?"))
 
-    monkeypatch.setattr(rows, "add_event", fail)
+    monkeypatch.setattr(writes, "add_event", fail)
     monkeypatch.setattr(hub._index, "where", Index(hub.path, "postgresql+psycopg://me:secret@host/hub").where)
     with pytest.raises(StorageError) as caught:
         hub.add_event("note")

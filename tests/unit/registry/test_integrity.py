@@ -14,7 +14,7 @@ import pytest
 from registry_support import Publish, publish_into
 
 from adapterhub_cl.errors import IntegrityError, StorageError
-from adapterhub_cl.registry import Registry, changes, drafts, files, manifests
+from adapterhub_cl.registry import Registry, changes, drafts, files, manifests, writes
 from adapterhub_cl.registry.checks import Garbage
 from adapterhub_cl.types import Evaluation, Task
 
@@ -146,7 +146,6 @@ def test_a_full_disk_while_writing_the_manifest_changes_nothing(
 def test_an_error_after_the_rename_takes_the_version_back(
     hub: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    from adapterhub_cl.registry import rows
 
     publish()
     before = snapshot(hub.path)
@@ -155,7 +154,7 @@ def test_an_error_after_the_rename_takes_the_version_back(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, step, full)
+        patch.setattr(writes, step, full)
         with pytest.raises(StorageError, match="no space left"):
             publish()
     assert snapshot(hub.path) == before

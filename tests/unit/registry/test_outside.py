@@ -14,7 +14,7 @@ from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Registry, check_local, files
 from adapterhub_cl.registry.outside import filled
-from adapterhub_cl.replay._store import Samples
+from adapterhub_cl.samples.store import Samples
 
 KILLED = """
 import os, signal, sys

@@ -20,9 +20,9 @@ from adapterhub_cl.evaluation import matrix as figures
 from adapterhub_cl.evaluation.gate import REFUSED, Effect, decide
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Counted, Registry
-from adapterhub_cl.replay._store import Samples
 from adapterhub_cl.reporting import page, views, wording
 from adapterhub_cl.reporting.gathering import gather
+from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.types import BaseInfo
 
 EVIL = "\"'><script>alert(1)</script><img src=http://x.example/y onerror=z>&amp;{{ 7*7 }}"

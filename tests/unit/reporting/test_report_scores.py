@@ -8,7 +8,7 @@ from report_support import SHA256, Learn
 from adapterhub_cl.evaluation.stages import learned
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.reporting.gathering import gather
-from adapterhub_cl.reporting.scores import Recorded, matrix
+from adapterhub_cl.reporting.recorded_scores import Recorded, matrix
 from adapterhub_cl.types import Evaluation
 
 
@@ -18,8 +18,8 @@ def recorded(hub: Registry) -> Recorded:
 
 @pytest.mark.usefixtures("_torch")
 def test_the_matrix_is_the_one_that_eval_matrix_gives(hub: Registry, learn: Learn) -> None:
-    from adapterhub_cl.training.matrices import hub_matrix
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.evaluation.matrices import hub_matrix
+    from adapterhub_cl.progress import Reporter
 
     learn("news", {"news": 0.9})
     learn("mood", {"mood": 0.8, "news": 0.7}, stream={"base": 0.3, "ahead": 0.35})
@@ -38,8 +38,8 @@ def test_the_matrix_is_the_one_that_eval_matrix_gives(hub: Registry, learn: Lear
 
 @pytest.mark.usefixtures("_torch")
 def test_scores_that_were_measured_later_complete_the_matrix(hub: Registry, learn: Learn) -> None:
-    from adapterhub_cl.training.matrices import hub_matrix
-    from adapterhub_cl.training.progress import Reporter
+    from adapterhub_cl.evaluation.matrices import hub_matrix
+    from adapterhub_cl.progress import Reporter
 
     learn("news", {"news": 0.9})
     newer = learn("mood", {"mood": 0.8}, takes_over=["news"])

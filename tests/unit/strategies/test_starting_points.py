@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
-from adapterhub_cl.strategies import DEFAULT, ROOM, BaseStrategy, Past, isolated
-from adapterhub_cl.strategies._combined import build
+from adapterhub_cl.strategies import DEFAULT, ROOM, BaseStrategy, Past, build, isolated
 from adapterhub_cl.types import AdapterRecord
 
 

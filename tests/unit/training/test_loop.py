@@ -12,15 +12,15 @@ import pytest
 import torch
 from toys import PAD, distance, same, toy_settings, toy_tokens, train
 
+from adapterhub_cl.adapters.lora import new_adapter, trainable
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
 from adapterhub_cl.objectives.causal_lm import Objective
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import checkpoints
 from adapterhub_cl.training.loop import Loop, Outcome
-from adapterhub_cl.training.lora import new_adapter, trainable
-from adapterhub_cl.training.progress import Reporter
-from adapterhub_cl.training.stage import LoopStage
+from adapterhub_cl.training.strategy_stage import LoopStage
 from adapterhub_cl.types import Example
 
 KINDS: dict[str, dict[str, Any]] = {

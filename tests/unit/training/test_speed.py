@@ -11,9 +11,9 @@ import pytest
 import torch
 from toys import same, stir, toy_settings, toy_tokens
 
+from adapterhub_cl.adapters.lora import new_adapter, trainable
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.training import speed
-from adapterhub_cl.training.lora import new_adapter, trainable
 from adapterhub_cl.training.speed import Speed
 
 

@@ -1,0 +1,213 @@
+"""Writes a version for the outside: the adapter in PEFT's own format, how it is asked, and a script that asks it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.bases.sources import TOKENIZER_FILES, public_name, resolve
+from adapterhub_cl.errors import BaseModelError, UnknownNameError
+from adapterhub_cl.registry.outside import filled
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
+
+if TYPE_CHECKING:
+    from adapterhub_cl.data.tokenise import Tokeniser
+
+FORMATS = ("peft",)
+TASK, SCRIPT = "task.json", "predict.py"
+FORMAT = 1
+_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "heads.json",
+    "README.md",
+    "training.json",
+    "recipe.json",
+)
+_PACKED = "adapter_model.packed.safetensors"
+_INPUT, _INSTRUCTION = "Xq7input7qX", "Xq7told7qX"  # stand in a prompt where the text and the instruction go
+_SAID = "The text to be answered."
+
+
+def export(
+    record: AdapterRecord,
+    target: Path,
+    format: str,  # noqa: A002 (the flag's name)
+    base: BaseInfo,
+    tasks: Sequence[Task],
+) -> Path:
+    """Write a version to a missing or empty directory; a packed one is unpacked. No file of it names a folder of this
+    machine. Where the base cannot be found here, the tokenizer, the rendered prompts and the script are left out.
+
+    Args:
+        tasks: what it answers for.
+
+    Raises:
+        UnknownNameError: no such format.
+        UsageError: there is something in the directory.
+        StorageError: the disk refused; the directory is as it was.
+    """
+    if format not in FORMATS:
+        raise UnknownNameError("export format", format, FORMATS)
+    with filled(target) as made:
+        for name in _FILES:
+            if (record.path / name).is_file():  # an imported adapter has no training.json
+                shutil.copyfile(record.path / name, made / name)
+        if (record.path / _PACKED).is_file():
+            from adapterhub_cl.adapters.lora_files import unpack
+
+            unpack(record.path, made)
+        _without_folders(record, base, made)
+        about = _about(record, base, tasks)
+        try:
+            folder = resolve(base.source, base.revision)
+        except BaseModelError:
+            folder = None
+        if folder is not None:
+            for file in sorted(folder.iterdir()):
+                if file.name in TOKENIZER_FILES and file.is_file():
+                    shutil.copyfile(file, made / file.name)
+            if _tell_prompts(about, record, base, folder, tasks):
+                shutil.copyfile(Path(__file__).with_name("predict_script.py"), made / SCRIPT)
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        (made / TASK).write_text(text, encoding="utf-8")
+    return target
+
+
+def _about(record: AdapterRecord, base: BaseInfo, tasks: Sequence[Task]) -> dict[str, Any]:
+    from adapterhub_cl.adapters.head_files import read_layout
+    from adapterhub_cl.bases.kinds import auto_class, is_encoder
+
+    layout = read_layout(record.path)
+    classifies = is_encoder(base.architecture) and layout
+    return {
+        "format": FORMAT,
+        "adapter": record.ref,
+        "base": {
+            "name": public_name(base.source),
+            "revision": base.revision,
+            "fingerprint": base.fingerprint,
+            "architecture": base.architecture,
+            "quantization": base.quantization,
+            "class": "AutoModelForSequenceClassification" if classifies else auto_class(base.architecture),
+        },
+        "rows": sum(len(own) for own in layout.values()),
+        "tasks": {
+            task.name: {"kind": task.kind, "spec": task.to_json(), "rows": dict(layout.get(task.name, {}))}
+            for task in tasks
+        },
+    }
+
+
+def _tell_prompts(
+    about: dict[str, Any], record: AdapterRecord, base: BaseInfo, folder: Path, tasks: Sequence[Task]
+) -> bool:
+    """Add how each task is asked; whether all of it can be told so that others can ask the same."""
+    from transformers import AutoTokenizer
+
+    from adapterhub_cl import objectives
+    from adapterhub_cl.answering.choices import LabelTree
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    objective = objectives.of(base)
+    if not tasks or not all(task.kind in objective.answers_with for task in tasks):
+        return False
+    length = int(record.training.get("settings", {}).get("max_length") or 512)
+    for task in tasks:
+        own = about["tasks"][task.name]
+        asked = replace(task, instruction="", kind="generation" if task.kind == "text" else task.kind)
+        encode = objective.tokeniser(tokenizer, asked, length)
+        prompt = _template(encode, tokenizer)
+        if prompt is None:
+            return False
+        label_ids: dict[str, list[int]] = {}
+        if task.kind == "choice" and objective.writes:
+            tree = LabelTree({label: encode.answer(label) for label in task.labels})
+            label_ids = {
+                label: [token for _, token in steps] for label, steps in zip(tree.labels, tree.steps, strict=True)
+            }
+        instruction = task.instruction or _usual_instruction(record)
+        own |= {
+            "instruction": instruction,
+            "prompt": prompt,
+            "label_ids": label_ids,
+            "longest_answer": encode.longest_answer if objective.writes else 0,
+            "max_length": encode.max_length,
+            "ends": _ends(tokenizer, folder, encode) if objective.writes else [],
+            "example": {"input": _SAID, "instruction": instruction, "prompt": _filled(prompt, _SAID, instruction)},
+        }
+    return True
+
+
+def _template(encode: Tokeniser, tokenizer: Any) -> dict[str, Any] | None:
+    """The prompt as a text with {input} and {instruction}, told by what the tokeniser makes of two words that stand for
+    them; None where its ids do not come from such a text."""
+    told: dict[str, tuple[int, ...]] = {
+        "bare": encode.prompt(Example(_INPUT)).prompt,
+        "instructed": encode.prompt(Example(_INPUT, None, _INSTRUCTION)).prompt,
+    }
+    for special in (False, True):
+        found: dict[str, Any] = {"add_special_tokens": special}
+        for name, ids in told.items():
+            text = tokenizer.decode(ids, skip_special_tokens=special, clean_up_tokenization_spaces=False)
+            again = tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+            if again == tuple(ids) and text.count(_INPUT) == 1:
+                text = text.replace(_INPUT, "{input}").replace(_INSTRUCTION, "{instruction}")
+                found[name] = text
+        if {"bare", "instructed"} <= found.keys():
+            return found
+    return None
+
+
+def _filled(prompt: Mapping[str, Any], text: str, instruction: str) -> str:
+    values = {"input": text, "instruction": instruction}
+    template = str(prompt["instructed" if instruction else "bare"])
+    return re.sub(r"\{(input|instruction)\}", lambda found: values[found[1]], template)
+
+
+def _usual_instruction(record: AdapterRecord) -> str:
+    """The instruction of most of its replay samples, where each row brings its own."""
+    rows = [json.loads(line) for line in (record.path / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
+    often = Counter(str(row.get("instruction") or "") for row in rows if row.get("input")).most_common(1)
+    return often[0][0] if often else ""
+
+
+def _ends(tokenizer: Any, folder: Path, encode: Tokeniser) -> list[int]:
+    """Ids that end an answer."""
+    found = [encode.answer("x")[-1], tokenizer.eos_token_id]
+    try:
+        told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        told = None
+    found += told if isinstance(told, list) else [told]
+    return list(dict.fromkeys(int(one) for one in found if isinstance(one, int)))
+
+
+def _without_folders(record: AdapterRecord, base: BaseInfo, target: Path) -> None:
+    """Take the folders of this machine out of what was copied: they help nobody elsewhere, and tell too much."""
+    training = record.training
+    named = [base.source, *(str((training.get(key) or {}).get("source") or "") for key in ("data", "eval"))]
+    named += [str(row.get("parent") or "") for row in record.manifest.get("lineage", ())]
+    named += [str(row.get("data") or "") for row in record.manifest.get("evaluations", ())]
+    paths = sorted({one for one in named if one and public_name(one) != one}, key=len, reverse=True)
+    for name in ("adapter_config.json", "README.md", "training.json", "recipe.json"):
+        file = target / name
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            for path in paths:
+                for written in {path, json.dumps(path)[1:-1], json.dumps(path, ensure_ascii=False)[1:-1]}:
+                    text = text.replace(written, public_name(path))
+            if name == "README.md" and base.source in paths:
+                text = text.replace("\nbase = ", "\n# give the folder where the base lies\nbase = ")
+            file.write_text(text, encoding="utf-8")
+    config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(source := config.get("base_model_name_or_path"), str):
+        config["base_model_name_or_path"] = public_name(source)
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (target / "adapter_config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,80 @@
+"""An encoder's head in training: put on with rows for every label, taken off, written beside its LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from adapterhub_cl.adapters.head_files import PREFIX, StoredHead, grown, head_of_tensors, write_layout
+from adapterhub_cl.adapters.lora_config import CLASSIFIES, has_head
+from adapterhub_cl.adapters.lora_files import read_weights
+from adapterhub_cl.bases.encoders import bare, head_of, head_tensors, put_head
+from adapterhub_cl.errors import AdapterError
+from adapterhub_cl.types import Task
+
+
+def begin_head(model: Any, tasks: Sequence[Task], start: Path | None, seed: int) -> None:
+    """Put a head to be trained on an encoder: the rows of the version that the run goes on from or stands on, and new
+    ones for what these tasks have besides. Does nothing on a base that is no encoder, or without a choice task."""
+    head = head_of(model)
+    if head is None:
+        return
+    old = read_head(start, head.final) if start is not None else None
+    choices = [task for task in tasks if task.kind == "choice"]
+    if old is None and not choices:
+        return
+    if old is None:
+        width = bare(model).get_submodule(head.final).in_features
+        empty = {head.weight: torch.zeros(0, width), head.bias: torch.zeros(0)}
+        old = StoredHead({}, {**head.neck, **empty}, head.final)
+    new = grown(old, choices, seed)
+    put_head(model, new.layout, new.tensors, trainable=True)
+
+
+def read_head(folder: Path, final: str) -> StoredHead | None:
+    """The head of a stored adapter; None where it has none.
+
+    Args:
+        final: name of the layer whose rows are labels.
+    """
+    return head_of_tensors(folder, read_weights(folder), final) if has_head(folder) else None
+
+
+def check_kind(model: Any, folder: Path, config: dict[str, Any]) -> None:
+    """Raise where an adapter is of another kind of base.
+
+    Raises:
+        AdapterError: an encoder's on a causal base, or the other way about.
+    """
+    kind = config.get("task_type")
+    if head_of(model) is None and kind == CLASSIFIES:
+        raise AdapterError(
+            f"the adapter in {folder} is for {kind}, and this base is a causal language model",
+            "only CAUSAL_LM can be served here; make a hub on its encoder",
+        )
+    if head_of(model) is not None and kind == "CAUSAL_LM":
+        raise AdapterError(
+            f"the adapter in {folder} is for {kind}, and this base is an encoder",
+            f"only {CLASSIFIES} can be served here",
+        )
+
+
+def with_head(
+    model: Any, weights: dict[str, torch.Tensor], config: LoraConfig, folder: Path, tasks: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """All tensors of an encoder's adapter as PEFT names them; the config is told, and the rows' meaning written.
+
+    Args:
+        tasks: whose rows are kept; the others were needed for training only.
+    """
+    head = head_of(model)
+    if head is None or not head.layout:
+        return weights
+    kept = StoredHead(head.layout, head_tensors(model), head.final).only(tasks)
+    config.task_type, config.modules_to_save = CLASSIFIES, list(head.modules)
+    write_layout(folder, kept.layout, head.final)
+    return {**weights, **{f"{PREFIX}{key}": value.float().contiguous() for key, value in kept.tensors.items()}}

@@ -1,0 +1,159 @@
+"""From merged, distilled or pruned factors to a version: files, measurement, gate, publication."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.adapters.cards import derived_card
+from adapterhub_cl.adapters.head_files import StoredHead, read_layout
+from adapterhub_cl.adapters.lora_config import CONFIG
+from adapterhub_cl.adapters.lora_files import LoraFile, write_lora
+from adapterhub_cl.bases.kinds import is_encoder
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_task
+from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.evaluation.measuring import Yardstick
+from adapterhub_cl.evaluation.retention import Retained
+from adapterhub_cl.merging.factors import Factors
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
+
+RECIPE = "recipe.json"
+RELATION = {"merged": "merged_from", "distilled": "distilled_from", "pruned": "pruned_from"}
+CARRIED = ("training", "replay", "strategy", "shared")  # what a pruned version keeps of its parent's manifest
+
+
+@dataclass(frozen=True)
+class Making:
+    """A derived version before it is written.
+
+    Attributes:
+        name: of the adapter that it becomes a version of.
+        kind: `merged`, `distilled` or `pruned`.
+        recipe: what was asked for, plain JSON: enough to make it again (`verb`, `parents` and options).
+        least: lowest retention of a task that passes; None lets everything pass.
+        measure: whether retention is measured at all.
+        report: what came out, plain JSON; stands beside the recipe in `recipe.json`.
+        foreign: the parents are versions of another hub.
+        instead: what to try where the gate refuses it.
+        first: no version of the name may be there by now.
+    """
+
+    name: str
+    kind: str
+    parents: Parents
+    recipe: Mapping[str, Any]
+    least: float | None = None
+    measure: bool = True
+    report: dict[str, Any] = field(default_factory=dict)
+    foreign: bool = False
+    instead: str = "another --method or a higher --rank, distill"
+    first: bool = False
+
+
+def record(
+    registry: Registry,
+    load: Callable[[], LoadedBase],
+    making: Making,
+    write: Callable[[Path], None],
+    reporter: Reporter,
+    yardstick: Yardstick | None = None,
+) -> AdapterRecord:
+    """Write the version's files, measure it, publish it; rejected where the gate says no.
+
+    Args:
+        write: writes adapter_config.json and adapter_model.safetensors into a folder.
+        yardstick: what the parents score, where that was measured before.
+
+    Raises:
+        GateRefused: a task keeps less than it must; the version (`error.record`) is kept as rejected.
+        StorageError: the disk refused; nothing was published.
+    """
+    parents, tasks = making.parents, making.parents.tasks()
+    own, takes_over = one_task(tasks)
+    named = [str(r.path.resolve()) if making.foreign else r.ref for r in parents.records]
+    edges = [(parent, RELATION[making.kind]) for parent in named]
+    first = parents.records[0]
+    with registry.new_draft(making.name) as draft, storage_errors(draft.path):
+        write(draft.path)
+        retained = Retained(making.least, ())
+        scores: list[Evaluation] = []
+        if making.measure:
+            yardstick = yardstick or Yardstick.of(registry, load(), tasks, reporter)
+            effects, scores = yardstick.measure(load(), draft.path)
+            retained = Retained(making.least, tuple(effects))
+        report = {**making.report, "retention": retained.shares_json()}
+        recipe = {**making.recipe, "min_retention": making.least, "measured": making.measure}
+        text = json.dumps({"recipe": recipe, "report": report}, indent=1) + "\n"
+        (draft.path / RECIPE).write_text(text, encoding="utf-8")
+        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = {
+            "kind": making.kind,
+            "status": "active" if retained.passed else "rejected",
+            "task": own,
+            "rank": max([config["r"], *(config.get("rank_pattern") or {}).values()]),
+            "alpha": config["lora_alpha"],
+            "target_modules": sorted(config["target_modules"]),
+            "base": {"source": registry.base.source, "fingerprint": registry.base.fingerprint},
+            "takes_over": takes_over,
+            "recipe": recipe,
+            "gate": retained.to_json(),
+            "retention": retained.shares_json(),
+            **{key: value for key, value in report.items() if key in ("truncation_error", "storage")},
+        }
+        if making.kind == "pruned":
+            manifest |= {key: first.manifest[key] for key in CARRIED if key in first.manifest}
+            shutil.copyfile(first.path / "replay.jsonl", draft.path / "replay.jsonl")
+        else:
+            (draft.path / "replay.jsonl").touch()
+        card = derived_card(
+            making.name,
+            registry.base,
+            making.kind,
+            list(tasks),
+            recipe,
+            report,
+            edges,
+            scores,
+            read_layout(draft.path),
+        )
+        (draft.path / "README.md").write_text(card, encoding="utf-8")
+        with registry.exclusively():
+            if making.first:  # another process may have been faster
+                check_new_name(registry, making.name, new_version=False)
+            made = registry.publish(
+                draft,
+                manifest,
+                edges=edges,
+                evaluations=scores,
+                task=registry.task(own) if own else None,
+                serve=False,  # `promote` does that, through the gate on forgetting
+                verb=str(making.recipe["verb"]),
+                repeats=making.first or making.kind == "pruned",  # else a new version was asked for
+            )
+    if not retained.passed:
+        raise GateRefused(
+            retained.message(made.ref),
+            f"{made.ref} is kept as rejected; try {making.instead}, or a lower --min-retention",
+            record=made,
+            gate=retained.to_json(),
+        )
+    return made
+
+
+def writer(
+    layers: Mapping[str, Factors], adapters: Sequence[LoraFile], base: BaseInfo, head: StoredHead | None
+) -> Callable[[Path], None]:
+    """A function that writes these layers, and an encoder's head, as an adapter; a layer of rank 0 is left out."""
+
+    def write(folder: Path) -> None:
+        kept = {name: (found.b, found.a) for name, found in layers.items() if found.rank}
+        write_lora(folder, kept, adapters, base.source, head, None if is_encoder(base.architecture) else "CAUSAL_LM")
+
+    return write

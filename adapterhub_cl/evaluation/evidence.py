@@ -1,0 +1,244 @@
+"""What selection policies may ask a trained adapter: losses, embeddings of the base, and samples that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from peft.tuners.lora import LoraLayer
+
+from adapterhub_cl.answering import evaluating
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data import chat
+from adapterhub_cl.data.batches import by_length, to_left_padded
+from adapterhub_cl.data.formats import render
+from adapterhub_cl.data.tokenise import Tokeniser
+from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.types import Example, Task
+
+BATCH = 32
+SHORTEST, LONGEST = 8, 128  # tokens that may be written in place of an input
+TOP_P = 0.95
+_MARK = "\x02input\x02"
+
+
+class ModelEvidence:
+    """Facts about examples, from the adapter that learned them and the base under it; each is computed once.
+
+    Args:
+        model: the base with the adapter active, a PEFT model.
+        base: what it stands on; gives tokenizer and type of the matrix products.
+        task: how prompts are written; `text` for raw text.
+        examples: those that a policy chooses from.
+        max_length: longest example in tokens; longer ones are cut.
+        reporter: is told how far each piece of work is.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        base: LoadedBase,
+        objective: BaseObjective,
+        task: Task,
+        examples: Sequence[Example],
+        max_length: int,
+        *,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.model, self.base, self.objective, self.task = model, base, objective, task
+        self.examples, self.max_length = examples, max_length
+        self.reporter = reporter or Reporter()
+        self._losses: list[float] | None = None
+        self._embeddings: NDArray[numpy.float32] | None = None
+
+    def losses(self) -> list[float]:
+        """For each example the mean negative log-likelihood (nats) of a token of its answer under the adapter."""
+        if self._losses is None:
+            tokens = self.objective.tokeniser(self.base.tokenizer, self.task, self.max_length).many(self.examples)
+            found: list[tuple[float, int]] = []
+            self.reporter.start("losses of the examples", len(tokens))
+            try:
+                order = [i for batch in by_length([len(t) for t in tokens], 8 * BATCH) for i in batch]
+                for k in range(0, len(order), 8 * BATCH):
+                    part = [tokens[i] for i in order[k : k + 8 * BATCH]]
+                    with self.base.autocast():
+                        found += self.objective.perplexities(self.model, part, self.base.tokenizer.pad_token_id, BATCH)
+                    self.reporter.advance(len(part))
+            finally:
+                self.reporter.finish()
+            means = [total / max(1, count) for total, count in found]
+            self._losses = [loss for _, loss in sorted(zip(order, means, strict=True))]
+        return self._losses
+
+    def embeddings(self) -> NDArray[numpy.float32]:
+        """`[n_examples, dim]`: the base's last hidden state (no adapter), mean over the bare input's tokens.
+
+        Special tokens are read by the base and left out of the mean. Of raw text the input is the text.
+        """
+        if self._embeddings is None:
+            self._embeddings = self._embed([e.input or e.instruction or e.answer or "" for e in self.examples])
+        return self._embeddings
+
+    @torch.no_grad()
+    def _embed(self, texts: Sequence[str]) -> NDArray[numpy.float32]:
+        tokenizer, inner = self.base.tokenizer, self.model.get_base_model()
+        body = getattr(inner, inner.base_model_prefix)
+        begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        rows: list[tuple[list[int], list[int]]] = []  # ids, and 1 where they count
+        for text in texts:
+            read = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+            ids = read.input_ids[: self.max_length] or [begin]
+            own = [1 - special for special in read.special_tokens_mask[: len(ids)]]
+            rows.append((ids, own if any(own) else [1] * len(ids)))
+        found = numpy.zeros((len(rows), self.model.config.get_text_config().hidden_size), dtype=numpy.float32)
+        self.reporter.start("embeddings of the examples", len(rows))
+        try:
+            with self.base.autocast(), evaluating(self.model), _base_alone(self.model):
+                for indices in by_length([len(ids) for ids, _ in rows], BATCH):
+                    length = max(len(rows[i][0]) for i in indices)
+                    tokens = torch.full((len(indices), length), tokenizer.pad_token_id)
+                    mask, counted = torch.zeros_like(tokens), torch.zeros_like(tokens)
+                    for row, i in enumerate(indices):
+                        ids, own = rows[i]
+                        tokens[row, : len(ids)], counted[row, : len(ids)] = torch.tensor(ids), torch.tensor(own)
+                        mask[row, : len(ids)] = 1
+                    device = self.model.device
+                    states = body(
+                        input_ids=tokens.to(device), attention_mask=mask.to(device), **self.base.reading
+                    ).last_hidden_state.float()
+                    weights = counted.to(device)[..., None].float()
+                    means = (states * weights).sum(1) / weights.sum(1)
+                    found[indices] = means.cpu().numpy()
+                    self.reporter.advance(len(indices))
+        finally:
+            self.reporter.finish()
+        return found
+
+    def write(self, count: int, seed: int) -> list[tuple[Example, float]]:
+        """Examples that the adapter writes: inputs sampled from it (temperature 1, top-p 0.95), then answered by it.
+
+        Of raw text the sampled text is the answer, and its confidence the geometric mean of its token probabilities.
+
+        Args:
+            count: how many inputs to sample; those that come out empty are left out.
+            seed: same seed, same samples; the global generators stay as they were.
+        """
+        if self.task.kind == "text":
+            return [(Example("", text), sure) for text, sure in self._sample("", True, "", count, seed) if text]
+        instruction = self._instruction()
+        asked = instruction or self.task.instruction
+        tokenizer = self.base.tokenizer
+        prompt = render(
+            self.task.prompt_format,
+            Example(_MARK, None, asked),
+            lambda said: chat.prompt_of(tokenizer, said),
+            talks=self.task.talks,
+        )
+        head, _, tail = prompt.text.partition(_MARK)
+        sampled = self._sample(head, prompt.add_special_tokens, tail.strip(), count, seed)
+        inputs = [Example(text, None, instruction) for text, _ in sampled if text]
+        encode = self.objective.tokeniser(self.base.tokenizer, self.task, self.max_length)
+        answers = [encode.gold(e) for e in self.examples if e.answer is not None]
+        self.reporter.start("answering what was written", len(inputs))
+        try:
+            with self.base.autocast():
+                found = self.objective.predict(
+                    self.model,
+                    self.base.tokenizer,
+                    self.task,
+                    inputs,
+                    max_length=self.max_length,
+                    batch_size=BATCH,
+                    max_new_tokens=encode.budget(answers),
+                    progress=self.reporter.advance,
+                )
+        finally:
+            self.reporter.finish()
+        return [
+            (replace(e, answer=said.text), said.confidence) for e, said in zip(inputs, found, strict=True) if said.text
+        ]
+
+    def _instruction(self) -> str:
+        """What all examples have in common as their instruction; where they differ it is data, and none is used."""
+        known = {example.instruction for example in self.examples}
+        return next(iter(known)) if len(known) == 1 else ""
+
+    @torch.no_grad()
+    def _sample(self, head: str, special: bool, stop: str, count: int, seed: int) -> list[tuple[str, float]]:
+        """Texts that follow `head`, up to `stop`, each with the geometric mean of its token probabilities."""
+        tokenizer = self.base.tokenizer
+        encode, ends = Tokeniser(tokenizer, self.task, self.max_length), chat.end_ids(tokenizer, self.model)
+        ids = list(encode.start(head) if special or not head else encode.bare(head))
+        texts = [e.input or e.answer or "" for e in self.examples]
+        finish = _cutter(stop, one_line=not any("\n" in text.strip() for text in texts))
+        budget = max(1, min(self._budget(texts), self.max_length - len(ids)))
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        found: list[tuple[str, float]] = []
+        self.reporter.start("writing samples", count)
+        try:
+            with torch.random.fork_rng(devices=devices), evaluating(self.model), self.base.autocast():
+                torch.manual_seed(seed)
+                while len(found) < count:
+                    rows = min(BATCH, count - len(found))
+                    inputs = to_left_padded([ids] * rows, tokenizer.pad_token_id)
+                    output = self.model.generate(
+                        **{name: value.to(self.model.device) for name, value in inputs.items()},
+                        max_new_tokens=budget,
+                        do_sample=True,
+                        temperature=1.0,
+                        top_p=TOP_P,
+                        top_k=0,
+                        pad_token_id=tokenizer.pad_token_id,
+                        eos_token_id=ends,
+                        return_dict_in_generate=True,
+                        output_logits=True,
+                    )
+                    written = output.sequences[:, len(ids) :]
+                    logs = torch.stack(output.logits, dim=1).float().log_softmax(-1).gather(-1, written[..., None])
+                    for row, log in zip(written.tolist(), logs[..., 0].cpu(), strict=True):
+                        end = next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
+                        text = finish(tokenizer.decode(row[:end], skip_special_tokens=True))
+                        found.append((text, float(log[:end].mean().exp())))
+                    self.reporter.advance(rows)
+        finally:
+            self.reporter.finish()
+        return found
+
+    def _budget(self, texts: Sequence[str]) -> int:
+        """Tokens of an input that 19 of 20 examples stay within, between 8 and 128."""
+        lengths = sorted(len(self.base.tokenizer(t, add_special_tokens=False, verbose=False).input_ids) for t in texts)
+        usual = lengths[int(0.95 * (len(lengths) - 1))] if lengths else LONGEST
+        return max(SHORTEST, min(LONGEST, usual + 1))
+
+
+@contextmanager
+def _base_alone(model: Any) -> Iterator[None]:
+    """Within the block the adapter does nothing, also where `fused` runs its layers: those would not ask PEFT."""
+    replaced = [(m, m.__dict__.pop("forward")) for m in model.modules() if isinstance(m, LoraLayer) and _is_fused(m)]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for layer, forward in replaced:
+            layer.forward = forward
+
+
+def _is_fused(layer: Any) -> bool:
+    return "forward" in layer.__dict__
+
+
+def _cutter(stop: str, *, one_line: bool) -> Callable[[str], str]:
+    """Ends a written text where the prompt format goes on after the input, and at a line end where inputs have none."""
+
+    def cut(text: str) -> str:
+        text = (text.partition(stop)[0] if stop else text).strip()
+        text = text.partition("\n")[0].strip() if one_line else text
+        return text.replace("�", "").strip()
+
+    return cut

@@ -1,0 +1,49 @@
+"""How an engine works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_cl.bank.bank import CAPACITY, HOST_BYTES
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.inference.mixed import ROWS
+from adapterhub_cl.routing import DEFAULT
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine works.
+
+    Attributes:
+        router: its name.
+        options: of the router.
+        top_k: of how many tasks' adapters an answer is mixed, unless a request says otherwise.
+        fallback: let the base answer what is out of distribution; False lets the likeliest task answer.
+        capacity: adapters stacked at once.
+        host_bytes: memory for adapters behind these.
+        batch_size: rows in one pass.
+        wait_ms: how long a batch waits for more requests, in milliseconds.
+        max_length: tokens of prompt and answer together; None is the base's context.
+    """
+
+    router: str = DEFAULT
+    options: Mapping[str, Any] | None = None
+    top_k: int = 1
+    fallback: bool = True
+    capacity: int = CAPACITY
+    host_bytes: int = HOST_BYTES
+    batch_size: int = ROWS
+    wait_ms: float = 2.0
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "capacity", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}", f"{name}=1")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 8):
+            raise UsageError(f"max_length must be 8 or more, not {self.max_length!r}", "leave it out for the context")
+        if not 0 <= self.wait_ms <= 10_000:
+            raise UsageError(f"wait_ms must be between 0 and 10000, not {self.wait_ms}", "wait_ms=2")

@@ -1,0 +1,187 @@
+"""The worker of an engine: the one thread that looks at the hub, asks the router and computes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.adapters.lora_config import is_dora
+from adapterhub_cl.bank.bank import LoraBank
+from adapterhub_cl.bank.shelf import Shelved, read_adapter
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.deciding.decider import Decider
+from adapterhub_cl.deciding.view import View
+from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.inference.engine_settings import Settings
+from adapterhub_cl.inference.mixed import Answered, Answerer, AskedRow
+from adapterhub_cl.inference.queue import Call, Queue
+from adapterhub_cl.inference.requests import AnswerRequest, Resolved, choices_of, narrowed, resolve, row_of
+from adapterhub_cl.inference.tally import Tally
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.routing import Routed
+
+if TYPE_CHECKING:
+    from adapterhub_cl.progress import Reporter
+
+TRIES = 5  # of a request that fails while the hub changes
+PULLS = 8  # batches that are taken from the queue at once, so that rows of like length find each other
+
+
+class Worker:
+    """What an engine's thread does; `run` is its target.
+
+    Attributes:
+        queue: what waits.
+        halt: set: answers that are being written end as they are.
+        done: set when the bank is off the base and the counters are written.
+    """
+
+    def __init__(self, registry: Registry, base: LoadedBase, settings: Settings, reporter: Reporter | None) -> None:
+        self.registry, self.base, self.settings = registry, base, settings
+        self.bank = LoraBank(base, self._read, capacity=settings.capacity, host_bytes=settings.host_bytes)
+        self.view, self.tally, self.queue = View(registry), Tally(registry), Queue()
+        self.halt, self.done = threading.Event(), threading.Event()
+        self.decider = Decider(
+            registry, base, self.bank, settings.router, settings.options or {}, reporter, self.halt.is_set
+        )
+        self.answerer = Answerer(base, self.bank, max_length=settings.max_length)
+        self.answerer.halt = self.halt.is_set
+
+    def run(self) -> None:
+        """Batch after batch until the queue is closed and empty."""
+        try:
+            size, wait = self.settings.batch_size, self.settings.wait_ms / 1000
+            while (batch := self.queue.take(size * PULLS, size, wait, lambda: self.tally.due)) is not None:
+                for call in batch:
+                    if isinstance(call, Call):
+                        call.run()
+                requests = [
+                    r for r in batch if isinstance(r, AnswerRequest) and r.future.set_running_or_notify_cancel()
+                ]
+                try:
+                    if requests:
+                        self._answer(requests)
+                except BaseException as error:
+                    _fail(requests, error)
+                if self.tally.due:
+                    self.tally.flush()
+        finally:
+            try:
+                self.tally.flush()
+                self.view.close()
+                self.bank.close()
+            finally:
+                self.done.set()
+
+    def steadily(self, work: Callable[[], Any]) -> Any:
+        """Do something on the hub as it is now; again, where it changed while that failed."""
+        self._look()
+        for left in reversed(range(TRIES)):
+            try:
+                return work()
+            except AdapterHubError:
+                if not left or not self._look():
+                    raise
+
+    def _look(self) -> bool:
+        """Take in what was committed since the last batch; whether anything was."""
+        if not self.view.refresh():
+            return False
+        self.bank.remove({*self.bank.refs, *self.bank.shelf.refs} - self.view.versions.keys())
+        return True
+
+    def _answer(self, requests: Sequence[AnswerRequest]) -> None:
+        """Answer requests. What fails while the hub changes (a version is replaced and deleted between the look at who
+        serves and the look at its files) is tried again on what there is then, unless part of its answer is out."""
+        failed: list[tuple[AnswerRequest, Exception]] = []
+        self._look()
+        for _ in range(TRIES):
+            failed = self._attempt(requests)
+            for request, error in failed:
+                if request.begun:
+                    request.future.set_exception(error)
+            failed = [(request, error) for request, error in failed if not request.begun]
+            if not failed or not self._look():
+                break
+            requests = [request for request, _ in failed]
+        for request, error in failed:
+            request.future.set_exception(error)
+
+    def _attempt(self, requests: Sequence[AnswerRequest]) -> list[tuple[AnswerRequest, Exception]]:
+        """Answer requests as the hub was at the last look; those that could not be, and why."""
+        failed: list[tuple[AnswerRequest, Exception]] = []
+        resolved: list[tuple[AnswerRequest, Resolved, AskedRow]] = []
+        for request, who in self._resolved(requests, failed):
+            try:
+                resolved.append((request, who, row_of(self.base, request, who, self.answerer.max_length)))
+            except Exception as error:
+                failed.append((request, error))
+        self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
+
+        def give(index: int, answer: Answered | Exception) -> None:
+            request, who, _ = resolved[index]
+            if isinstance(answer, Exception):
+                failed.append((request, answer))
+                return
+            name = who.task.name if who.task else ""
+            sure = who.routed.confidence if who.routed else 0.0
+            chosen = who.routed is not None and not who.fallback
+            self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
+            request.future.set_result(
+                who.prediction(
+                    request,
+                    answer.text,
+                    answer.confidence,
+                    scores=answer.scores,
+                    truncated=answer.truncated or not answer.finished,
+                    finished=answer.finished,
+                )
+            )
+
+        self.answerer.answer([row for _, _, row in resolved], give, batch_size=self.settings.batch_size)
+        return failed
+
+    def _resolved(
+        self, requests: Sequence[AnswerRequest], failed: list[tuple[AnswerRequest, Exception]]
+    ) -> Iterator[tuple[AnswerRequest, Resolved]]:
+        """Who answers each request; those that cannot be answered get their error, and no other does."""
+        asked: dict[tuple[str, ...] | None, list[AnswerRequest]] = {}
+        for request in requests:
+            try:
+                request.check()
+                among = choices_of(self.view, request)
+                asked.setdefault(None if among is None else tuple(among), []).append(request)
+            except Exception as error:
+                failed.append((request, error))
+        known: list[tuple[AnswerRequest, Routed | None]] = [(request, None) for request in asked.pop(None, [])]
+        for tasks, part in asked.items():
+            try:
+                routed = self.decider.decide(self.view, [r.example for r in part], max(r.top_k for r in part), tasks)
+            except Exception as error:
+                failed += [(request, error) for request in part]
+                continue
+            for request, found in zip(part, routed, strict=True):
+                forced = not request.fallback or request.adapter is not None
+                known.append((request, narrowed(found, request.top_k, forced)))
+        for request, routing in known:
+            try:
+                yield request, resolve(self.view, request, routing)
+            except Exception as error:
+                failed.append((request, error))
+
+    def _read(self, ref: str) -> Shelved:
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        try:
+            return read_adapter(record.path, self.base.dtype)
+        except AdapterError as error:
+            alone = f"it can answer alone: --adapter {ref}, or --task; with an engine open, in another process"
+            raise AdapterError(f"{ref}: {error.message}", alone if is_dora(record.path) else error.hint) from error
+
+
+def _fail(requests: Sequence[AnswerRequest], error: BaseException) -> None:
+    """Give an error to all who still wait."""
+    for request in requests:
+        if not request.future.done():
+            request.future.set_exception(error)

@@ -1,0 +1,274 @@
+"""Measures a trained adapter against what came before it, asks the gate, and records the version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from adapterhub_cl import objectives, replay
+from adapterhub_cl.adapters.as_served import as_served, spare_bytes
+from adapterhub_cl.adapters.fused import fused
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.tasks import find_outdated, mark_of
+from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.evaluation.gate import Decision, Effect, decide, limit_of
+from adapterhub_cl.evaluation.knowledge import Questions
+from adapterhub_cl.evaluation.probes import (
+    Probe,
+    asked_as,
+    effect,
+    outdated_of,
+    probe_of,
+    score,
+    score_version,
+    with_source,
+    without,
+)
+from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.learning.material import Material
+from adapterhub_cl.learning.recording import keep_samples, record_version
+from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.strategies import Combined
+from adapterhub_cl.training.learn import Learned
+from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+
+
+class Judge:
+    """What is measured before a training and again after it.
+
+    Attributes:
+        probes: for each task that the new version would serve in the place of another one, its own included: what
+            it is measured on, what the version that serves it scores there, and which that is.
+        outdated: marks of the task's old answers that this training, or one before it, replaced.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        base: LoadedBase,
+        objective: objectives.BaseObjective,
+        request: TrainRequest,
+        material: Material,
+        length: int,
+        reporter: Reporter,
+    ) -> None:
+        self.registry, self.base, self.objective, self.request = registry, base, objective, request
+        self.material, self.length, self.reporter = material, length, reporter
+        self.outdated = self._outdated()
+        self.probes = self._probes()
+        self._tell_unmeasured()
+        self.questions: Questions | None = None
+        parent = material.parent
+        if request.verb == "update" and parent is not None:
+            self.questions = Questions(
+                registry,
+                material.task,
+                material.data.examples,
+                length,
+                request.training().seed,
+                raw=material.raw,
+                parent=(parent, material.review) if material.review else None,
+            )
+            with as_served(base, parent.path) as old:
+                self.before = self.questions.ask(old, base, reporter, "before")
+
+    def _probes(self) -> list[tuple[Probe, Evaluation, str]]:
+        registry, own = self.registry, self.material.task.name
+        serving = registry.serving()
+        found = []
+        for name in (name for name in (own, *self.material.takes_over) if name in serving):
+            record = registry.get(serving[name])
+            probe = self._own_probe(record) if name == own else probe_of(registry, name)
+            if probe is not None and name == own:
+                probe = self._up_to_date(probe)
+            if probe is not None:
+                found.append((probe, score_version(registry, self.base, record, probe, self.reporter), record.ref))
+        return found
+
+    def _outdated(self) -> set[str]:
+        material = self.material
+        inherited = outdated_of(material.parent, material.task.name)
+        return {*inherited, *(mark_of(e, material.task.instruction) for e in material.outdated)}
+
+    def _up_to_date(self, probe: Probe) -> Probe | None:
+        """The probe less what the new data, or an update before, answer otherwise: the old version would win there."""
+        if self.request.verb != "update":  # what is learned anew has to hold its own against all that is known
+            return probe
+        stated = probe.task.instruction
+        gone = [probe.examples[k] for k in find_outdated(probe.examples, self.material.data, stated)]
+        self.outdated |= {mark_of(e, stated) for e in gone}
+        if gone and probe.sha256:
+            rows = "held-out row answers" if len(gone) == 1 else "held-out rows answer"
+            self.reporter.note(
+                f"note: {len(gone)} {rows} otherwise than the new data; left out where the gate compares"
+            )
+        return without(probe, self.outdated)
+
+    def _tell_unmeasured(self) -> None:
+        """Name the labels of which the score on the held-out data will say nothing."""
+        material, task = self.material, self.material.task
+        held: Sequence[Example] = material.held_out.examples if material.held_out else ()
+        what = "held-out row has"
+        if material.held_out is None and self.request.verb == "update":  # then the gate's own score is the headline
+            probe = next((p for p, *_ in self.probes if p.task.name == task.name), None)
+            if probe is not None:
+                held = probe.examples
+                what = what if probe.sha256 else "sample that it is measured on has"
+        if not held or task.kind != "choice" or material.raw:
+            return
+        known = {t.name: t.labels for t in self.registry.tasks()} if self.request.verb == "update" else {}
+        taught = {e.answer for e in material.data} - set(known.get(task.name, ())) - {e.answer for e in held}
+        labels = [label for label in task.labels if label in taught]
+        if labels:
+            shown = ", ".join(labels[:8]) + (f", … ({len(labels)})" if len(labels) > 8 else "")
+            self.reporter.note(f"note: no {what} the label{'s' if len(labels) > 1 else ''} {shown}")
+
+    def _own_probe(self, served: AdapterRecord) -> Probe | None:
+        """What the new version of the task is compared with the one that serves it on, asked as that one asks.
+
+        None where the kind or the metric has changed: two such scores say nothing of each other.
+        """
+        material, new = self.material, self.material.task
+        told = served.manifest.get("task_spec") if served.task == new.name else None
+        old = Task.from_json(told).limited(served) if told else self.registry.task(new.name)
+        if (old.kind, old.metric) != (new.kind, new.metric):
+            return None
+        probe, held = probe_of(self.registry, new.name), material.held_out
+        goes_on = material.parent is not None and material.parent.task == new.name
+        usable = held is not None and (held.layout != "raw text" or new.kind == "text")
+        if held is not None and usable and not goes_on and (probe is None or not probe.sha256):
+            # Replay samples are what the older version was trained on, and this one may never have seen them.
+            probe = Probe(new, held.examples, held.source, self.length, held.sha256)
+        return None if probe is None else asked_as(probe, old)
+
+    def after(self, model: Any) -> tuple[list[Evaluation], Decision]:
+        """All scores of the trained model, and what the gate says to them."""
+        scores = self._own(model)
+        effects = []
+        for probe, was, answers in self.probes:
+            same = (probe.task.name, probe.data, probe.task.metric)
+            now = next((s for s in scores if (s.task, s.data, s.metric) == same), None)
+            if now is None:
+                task = self.material.task
+                asked = asked_as(probe, task) if probe.task.name == task.name else probe
+                now = with_source(score(model, self.base, asked, self.reporter), probe)
+                if not (probe.left_out and scores):  # beside the score on the whole file it would only confuse
+                    scores.append(now)
+            effects.append(effect(probe, was, now, answers))
+        if self.questions is not None:
+            learned = self.questions.compare(self.before, self.questions.ask(model, self.base, self.reporter, "after"))
+            if warning := not_learned(learned):
+                self.reporter.note(warning)
+            scores += learned
+        limit = limit_of(self.registry, self.request.max_forgetting)
+        decision = decide(effects, limit)
+        for text in decision.within_chance:
+            self.reporter.note(text)
+        return scores, decision
+
+    def _own(self, model: Any) -> list[Evaluation]:
+        """All metrics on the held-out data of this run."""
+        held = self.material.held_out
+        if held is None:
+            return []
+        task = self.material.task
+        if held.layout == "raw text":
+            task = task.as_text()
+        with self.reporter.piece("evaluating", len(held)) as advance:
+            found = evaluate(
+                model,
+                self.base.tokenizer,
+                self.objective,
+                task,
+                held.examples,
+                data=held.source,
+                max_length=self.length,
+                dtype=self.base.dtype,
+                progress=advance,
+            )
+        return [replace(s, details={**s.details, "sha256": held.sha256}) for s in found]
+
+
+def not_learned(measured: Sequence[Evaluation]) -> str:
+    """What to say of an update after which the model answers the new rows no better than before; else nothing.
+
+    Args:
+        measured: among them `recall`, with the scores before and after.
+    """
+    recall = next((one for one in measured if one.metric == "recall"), None)
+    if recall is None or recall.value >= 0.5 or recall.details.get("of") == "perplexity":
+        return ""
+    before, after = float(recall.details["before"]), float(recall.details["after"])
+    if after > before:
+        return ""
+    return (
+        f"warning: the new rows were not learned ({recall.details['of']} {before:.2f} before, {after:.2f} after); try "
+        "more --epochs or another --learning-rate before this version serves"
+    )
+
+
+def conclude(
+    judge: Judge,
+    model: Any,
+    keep: replay.Keep,
+    strategy: Combined,
+    learned: Learned,
+    training: dict[str, Any],
+    told: Mapping[str, Any] | None = None,
+) -> tuple[AdapterRecord, GateRefused | None]:
+    """From the trained model to the recorded version.
+
+    Args:
+        training: what stands in `training.json`.
+        told: what else stands in the manifest.
+
+    Returns:
+        the version, and the error to be raised once everything is put away, where the gate refused it.
+    """
+    base, material, request = judge.base, judge.material, judge.request
+    model.eval()
+    with fused(model, base.dtype, spare_bytes(base)):
+        scores, decision = judge.after(model)
+        seed = request.training().seed
+        kept, memory = keep_samples(
+            model, base, judge.objective, material, keep, strategy, learned, seed, judge.reporter
+        )
+    record = record_version(
+        judge.registry,
+        base,
+        model,
+        request,
+        material,
+        keep,
+        scores,
+        training,
+        kept,
+        memory,
+        strategy,
+        decision,
+        {**(told or {}), **({"outdated": sorted(judge.outdated)} if judge.outdated else {})},
+    )
+    return record, None if decision.passed else refusal(record, request.strategy)
+
+
+def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
+    """The error that says why a rejected version was refused, and what to try."""
+    gate = record.manifest["gate"]
+    decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
+    hint = _what_to_try(strategy, record, decision.blamed)
+    return GateRefused(decision.message(record.ref), hint, record=record, gate=decision.to_json())
+
+
+def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:
+    others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
+    tried = f"{others}, a lower --learning-rate"
+    anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
+    if anew and record.kind != "updated":  # it was learned from scratch, and the version before it does better
+        tried = f"to go on from the version before it (cl-adapter update {record.name} DATA), more data or --epochs"
+    return (
+        f"{record.ref} is kept as rejected and nothing was moved; try {tried}, or let it "
+        f"pass: cl-adapter promote {record.ref} --max-forgetting 1"
+    )

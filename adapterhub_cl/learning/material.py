@@ -1,0 +1,385 @@
+"""What a training request reads: its data, held-out data, task, parent and the parent's replay samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adapterhub_cl import objectives, strategies
+from adapterhub_cl.bases.sources import has_chat_template
+from adapterhub_cl.data import tokenise
+from adapterhub_cl.data.columns import Examples, read_examples
+from adapterhub_cl.data.reading import at_hand
+from adapterhub_cl.data.tasks import (
+    check_answers,
+    check_labels_kept,
+    find_leaks,
+    find_outdated,
+    infer_task,
+    updated_task,
+    why_kind,
+)
+from adapterhub_cl.errors import AdapterError, DataError
+from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.samples.kept import kept_samples
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.strategies import Combined
+from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo, Example, Layout, Task
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
+
+
+@dataclass(frozen=True)
+class PastTask:
+    """What is left of an earlier task: its replay samples, or all its data.
+
+    Attributes:
+        record: the version beside which the samples are kept.
+    """
+
+    task: Task
+    record: AdapterRecord
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a request reads from files and from the hub.
+
+    Attributes:
+        parent: the version that the new one goes on from, or stands on.
+        beneath: whether the parent stays frozen under the new adapter.
+        review: the parent's own replay samples, where the task is the same.
+        past: other tasks, for strategies that read them.
+        takes_over: earlier tasks that the new version will answer for.
+        outdated: samples of the same task that the new data answer otherwise; they are not in `review`.
+    """
+
+    data: Examples
+    held_out: Examples | None
+    task: Task
+    parent: AdapterRecord | None
+    beneath: bool = False
+    review: Sequence[Example] = ()
+    past: Sequence[PastTask] = ()
+    takes_over: Sequence[str] = ()
+    outdated: Sequence[Example] = ()
+
+    @property
+    def origins(self) -> list[tuple[Task, strategies.Origin]]:
+        """Every example of the other tasks, with its task and where it comes from."""
+        return [
+            (lesson.task, strategies.Origin(lesson.task.name, lesson.record.path, example))
+            for lesson in self.past
+            for example in lesson.examples
+        ]
+
+    @property
+    def raw(self) -> bool:
+        """Raw text for an adapter whose task is another one."""
+        return self.data.layout == "raw text" and self.task.kind != "text"
+
+
+def prepare(
+    registry: Registry,
+    request: TrainRequest,
+    strategy: Combined,
+    *,
+    parent: str | None = None,
+    sha256: str | None = None,
+) -> Material:
+    """Read and check everything that the request names; writes nothing.
+
+    Args:
+        parent: what a resumed run started from (empty: nothing); None decides now.
+        sha256: what the data must still be, for a resumed run.
+
+    Raises:
+        DataError: something cannot be read or used, or a replay sample stands in the held-out data.
+    """
+    columns = dict(request.columns) or None
+    known = _layout_of(registry, request)
+    data = read_examples(request.data, columns, request.instruction or "", layout=known)
+    if sha256 is not None and data.sha256 != sha256:
+        raise DataError(
+            f"{request.data} has changed since the run was started", "restore it, or start again without --resume"
+        )
+    start = _parent(registry, request, strategy) if parent is None else registry.get(parent) if parent else None
+    if start is not None and not (request.on_top_of or strategy.makes == "stacked"):
+        request.refuse_shape(start)
+    return with_data(registry, request, strategy, data, start)
+
+
+def with_data(
+    registry: Registry, request: TrainRequest, strategy: Combined, data: Examples, start: AdapterRecord | None
+) -> Material:
+    """The material of a request whose data have been read.
+
+    Args:
+        start: the version that the run goes on from or stands on.
+    """
+    if start is not None:
+        registry.check_files(start)
+        if start.status == "rejected":
+            raise AdapterError(
+                f"{start.ref} was refused by the gate; nothing can go on from it",
+                f"cl-adapter promote {start.ref} --max-forgetting 1, or name another version",
+            )
+    columns = dict(request.columns) or None
+    held_out = (
+        read_examples(request.eval, columns, request.instruction or "", layout=data.read) if request.eval else None
+    )
+    beneath = bool(request.on_top_of) or strategy.makes == "stacked"
+    review: Sequence[Example] = ()
+    if request.verb == "update" and start is not None:
+        fresh = set(data.examples)
+        review = [sample for sample in kept_samples(start) if sample not in fresh]
+        task = updated_task(registry.task(start.task), data)
+        task = task if data.layout == "raw text" or not data.read.name else replace(task, layout=data.read)
+    else:
+        task = _same_task(registry, described_task(request, data, registry.base))
+    raw = data.layout == "raw text"
+    objectives.name_for(registry.base, "text" if raw else task.kind)  # told before anything is loaded
+    past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
+    takes = taken_over(registry, request, strategy, task.name, start, past)
+    material = Material(data, held_out, task, start, beneath and start is not None, review, past, takes)
+    material = without_outdated(material)
+    if not material.raw:
+        check_answers(task, data)
+        if held_out is not None:
+            check_answers(task, held_out)
+    _refuse_leaks(material)
+    return material
+
+
+def without_outdated(material: Material) -> Material:
+    """The material less those samples of its own task that its data answer otherwise: mixed in, they would teach the
+    old answer beside the new one."""
+    gone = set(find_outdated(material.review, material.data, material.task.instruction))
+    if not gone:
+        return material
+    kept = [sample for k, sample in enumerate(material.review) if k not in gone]
+    outdated = [*material.outdated, *(sample for k, sample in enumerate(material.review) if k in gone)]
+    return replace(material, review=kept, outdated=outdated)
+
+
+def outdated_note(material: Material) -> str:
+    """What is said of the samples that were left out; nothing where none was."""
+    count = len(material.outdated)
+    verb = "sample answers" if count == 1 else "samples answer"
+    return f"note: {count} old {verb} otherwise than the new data; left out" if count else ""
+
+
+def _layout_of(registry: Registry, request: TrainRequest) -> Layout | None:
+    """The columns that an update reads where they are there: those of the version before."""
+    if request.verb != "update":
+        return None
+    spec = registry.get(request.name).manifest.get("task_spec")
+    return Task.from_json(spec).layout if spec else None
+
+
+def with_limits(material: Material, base: LoadedBase, settings: TrainingSettings) -> Material:
+    """The material with the limits of its task: where prompts are cut, and how long its answers are."""
+    length = min(settings.max_length, base.context)
+    if base.is_encoder or material.raw:
+        return replace(material, task=replace(material.task, max_length=length))
+    rows = [*material.data.examples, *material.review]
+    return replace(material, task=tokenise.with_limits(material.task, base.tokenizer, rows, length))
+
+
+def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Task:
+    """The task that a request and its data describe. Conversations are asked through the base's chat template, where it
+    has one and nobody says otherwise."""
+    template = data.read.chat is not None and request.prompt_format is None and has_chat_template(base)
+    return infer_task(
+        request.name,
+        data,
+        kind=request.kind,
+        labels=list(request.labels) or None,
+        prompt_format="chat" if template else request.prompt_format,
+        metric=request.metric,
+        instruction=request.instruction,
+    )
+
+
+def taken_over(
+    registry: Registry,
+    request: TrainRequest,
+    strategy: Combined,
+    task: str,
+    parent: AdapterRecord | None,
+    past: Sequence[PastTask],
+) -> tuple[str, ...]:
+    """The earlier tasks that the new version will answer for: those that its parent answers for today, or all whose
+    data it was trained on."""
+    if strategy.what_is_read == "data":
+        return tuple(sorted(lesson.task.name for lesson in past))
+    if parent is None or not (request.verb == "update" or strategy.shared):
+        return ()
+    serving = registry.serving()
+    mine = {v.ref for v in registry.versions(parent.name)} if request.verb == "update" else {parent.ref}
+    # What production keeps elsewhere is measured all the same: the version may be promoted later.
+    meant = {parent.task, *parent.manifest.get("takes_over", ())}
+    return tuple(sorted(t for t, ref in serving.items() if (ref in mine or t in meant) and t != task))
+
+
+def _same_task(registry: Registry, task: Task) -> Task:
+    """A task that the hub knows keeps its labels; new ones stand behind them.
+
+    Raises:
+        DataError: a label would be lost.
+    """
+    old = {known.name: known for known in registry.tasks()}.get(task.name)
+    if old is None or not old.labels or not task.labels:
+        return task
+    new = [label for label in task.labels if label not in old.labels]
+    kept = [label for label in old.labels if label in task.labels]
+    merged = replace(task, labels=(*kept, *new))
+    check_labels_kept(old, merged)
+    return merged
+
+
+def refuse_other_labels(registry: Registry, request: TrainRequest, task: Task) -> None:
+    """Raise where another add-task taught a task of this name other labels while this one was learned.
+
+    Raises:
+        DataError: names the labels.
+    """
+    if request.verb == "add-task":
+        _same_task(registry, task)
+
+
+def _past(registry: Registry, reads: str, task: str) -> Iterator[PastTask]:
+    """The other tasks of the hub, each with what is read of it."""
+    newest: dict[str, AdapterRecord] = {}
+    for record in sorted(registry.adapters(include_rejected=False), key=lambda r: r.created_at):
+        if record.task and record.task != task and record.training:
+            newest[record.task] = record
+    for name, record in newest.items():
+        registry.check_files(record)
+        if reads == "samples":
+            found: Sequence[Example] = kept_samples(record)
+        else:
+            found = _all_data(registry, record)
+        if found:
+            yield PastTask(registry.task(name), record, found)
+
+
+def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
+    """What a version was trained on, and the versions of the same task that it was updated from.
+
+    Raises:
+        DataError: something of it is no longer there, or has changed.
+    """
+    found: list[Example] = []
+    hint = "put it back, or take a strategy that needs samples only: --strategy replay"
+    seen: set[str] = set()
+    version: AdapterRecord | None = record
+    while version is not None:
+        known = version.training.get("data")
+        if known is None:
+            raise DataError(f"nobody knows what {version.ref} was trained on: it was {version.kind}", hint)
+        if version.manifest.get("online"):
+            raise DataError(f"{version.ref} was learned from a feed, which cannot be read again", hint)
+        if known["sha256"] not in seen:
+            seen.add(known["sha256"])
+            if not at_hand(known["source"]):
+                raise DataError(f"the training data of {version.ref} are no longer at {known['source']}", hint)
+            task = Task.from_json(version.manifest["task_spec"])
+            rows = read_examples(known["source"], known.get("columns") or None, task.instruction, layout=task.layout)
+            if rows.sha256 != known["sha256"]:
+                raise DataError(f"{known['source']} has changed since {version.ref} was trained on it", hint)
+            found += rows.examples
+        parents = [e["parent"] for e in version.manifest.get("lineage", ()) if e["relation"] == "updated_from"]
+        before = registry.get(parents[0]) if parents else None
+        version = before if before is not None and before.task == record.task else None
+    return found
+
+
+def _refuse_leaks(material: Material) -> None:
+    """Raise where an example that is mixed in from the past stands in the held-out data."""
+    if material.held_out is None:
+        return
+    kept = [(material.task.name, example) for example in material.review]
+    kept += [(lesson.task.name, example) for lesson in material.past for example in lesson.examples]
+    leaks = find_leaks([example for _, example in kept], material.held_out)
+    if leaks:
+        where = material.held_out.places[leaks[0]]
+        leaked = [material.held_out.examples[leaks[0]]]
+        owner = next(name for name, example in kept if find_leaks([example], leaked))
+        raise DataError(
+            f"{where}: this evaluation row is also a replay sample of task {owner}"
+            + (f"; {len(leaks)} such rows" if len(leaks) > 1 else ""),
+            f"take it out of the evaluation data, or drop the sample: cl-adapter replay drop {owner} --matching TEXT",
+        )
+
+
+def _parent(registry: Registry, request: TrainRequest, strategy: Combined) -> AdapterRecord | None:
+    if request.verb == "update":
+        return registry.get(request.name)
+    if request.on_top_of:
+        return registry.get(request.on_top_of)
+    latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)
+    # An adapter made of several tasks' is no step of the stream: it is gone on from only where it is named.
+    usable = [r for r in latest if r.status == "active" and (r.task or r.kind not in DERIVED)]
+    return strategy.parent(strategies.Past(usable))
+
+
+def tell_parent(registry: Registry, parent: AdapterRecord, reporter: Reporter) -> None:
+    """Say so where an update goes on from a version that does not serve, such as a pruned one."""
+    served = registry.serving().get(parent.task, parent.ref)
+    if served != parent.ref and registry.get(served).name == parent.name:
+        reporter.note(f"note: goes on from {parent.ref}, the newest version; {served} is the one that serves")
+
+
+def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) -> None:
+    """Say so where an update brings other held-out data than its parent had: those are what the task is measured on."""
+    held, was = material.held_out, parent.training.get("eval")
+    if held is None or not was or was["sha256"] == held.sha256:
+        return
+    if held.layout != "raw text" or material.task.kind == "text":
+        reporter.note(
+            f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
+            "a file with the rows of both keeps what was learned before in view"
+        )
+
+
+def tell(material: Material, request: TrainRequest, objective: objectives.BaseObjective, reporter: Reporter) -> None:
+    """What was read, in a line or two, and what may be wrong with it."""
+    task, data = material.task, material.data
+    labels = f", {len(task.labels)} labels" if task.labels else ""
+    overrule = " (another kind? say it with --kind)" if request.verb == "add-task" and request.kind == "auto" else ""
+    reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
+    reporter.note(
+        f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
+        f"{reads}{overrule}"
+    )
+    if request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
+        reporter.note(f"  {why}")
+    if data.unused:
+        many = len(data.unused) > 1
+        names = ", ".join(map(repr, data.unused))
+        reporter.note(f"note: the column{'s' if many else ''} {names} {'are' if many else 'is'} not used")
+    if data.skipped:
+        reporter.note(f"note: {data.skipped} empty rows were passed over")
+    if material.review:
+        reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
+    if told := outdated_note(material):
+        reporter.note(told)
+    if material.past:
+        each = ", ".join(f"{lesson.task.name} {len(lesson.examples)}" for lesson in material.past)
+        reporter.note(f"of earlier tasks: {each} {'examples' if request.strategy == 'multitask' else 'replay samples'}")
+    if material.parent is not None and request.verb == "add-task":
+        how = "trained on top of" if material.beneath else "goes on from"
+        reporter.note(f"the new adapter {how} {material.parent.ref}")
+    if material.held_out is not None:
+        leaks = find_leaks(data, material.held_out)
+        if leaks:
+            reporter.note(
+                f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are in the training data as well "
+                f"(first: {material.held_out.places[leaks[0]]}); the score will flatter"
+            )

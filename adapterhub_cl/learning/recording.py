@@ -1,0 +1,140 @@
+"""From a trained adapter to its version: replay samples, the strategy's memory, model card, manifest, publication."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import save_file
+
+from adapterhub_cl import objectives, replay, strategies
+from adapterhub_cl.adapters.cards import card
+from adapterhub_cl.adapters.head_files import read_layout
+from adapterhub_cl.adapters.lora import save_adapter
+from adapterhub_cl.adapters.lora_config import CONFIG
+from adapterhub_cl.adapters.serving_check import check_served
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.tasks import find_leaks
+from adapterhub_cl.evaluation.evidence import ModelEvidence
+from adapterhub_cl.evaluation.gate import Decision
+from adapterhub_cl.learning.material import Material
+from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.samples import rows_seen as _seen
+from adapterhub_cl.strategies import Combined
+from adapterhub_cl.training.learn import Learned
+from adapterhub_cl.training.runs import Run
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example
+
+
+def keep_samples(
+    model: Any,
+    base: LoadedBase,
+    objective: objectives.BaseObjective,
+    material: Material,
+    keep: replay.Keep,
+    strategy: Combined,
+    learned: Learned,
+    seed: int,
+    reporter: Reporter,
+) -> tuple[list[Example], dict[str, Any]]:
+    """The replay samples, and what the strategy stores beside them. Copies of held-out examples are never kept."""
+    pool = list(dict.fromkeys([*material.data.examples, *material.review]))
+    if material.held_out is not None:
+        leaks = set(find_leaks(material.held_out, pool))
+        pool = [example for k, example in enumerate(pool) if k not in leaks]
+        if leaks and not pool:
+            reporter.note(
+                "warning: no replay samples are kept, because every training row is an evaluation row as well; without "
+                "samples the router cannot choose this task"
+            )
+    task = material.task.as_text() if material.raw else material.task
+    evidence = ModelEvidence(model, base, objective, task, pool, learned.facts["max_length"], reporter=reporter)
+    kept = keep.select(pool, seed, evidence)
+    memory = strategy.remember(learned.stage, kept, learned.encode.many(kept))
+    return kept, {name: value.detach().cpu().contiguous() for name, value in memory.items()}
+
+
+def training_facts(
+    base: BaseInfo, request: TrainRequest, run: Run, material: Material, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What stands in `training.json`."""
+    held_out = material.held_out
+    objective = objectives.name_for(base, "text" if material.raw else material.task.kind)
+    return {
+        "run": run.id,
+        "strategy": request.strategy,
+        "options": dict(request.options),
+        "augment": request.augment,
+        "objective": objective,
+        "replay": request.replay,
+        "settings": request.training().to_json(),
+        "data": {
+            "source": material.data.source,
+            "sha256": material.data.sha256,
+            "layout": material.data.layout,
+            "columns": dict(request.columns),
+            "examples": len(material.data),
+            "skipped": material.data.skipped,
+        },
+        "eval": {"source": held_out.source, "sha256": held_out.sha256, "examples": len(held_out)} if held_out else None,
+        **{key: value for key, value in facts.items() if key != "examples"},
+        "trained_on": facts["examples"],
+    }
+
+
+def record_version(
+    registry: Registry,
+    base: LoadedBase,
+    model: Any,
+    request: TrainRequest,
+    material: Material,
+    keep: replay.Keep,
+    scores: list[Evaluation],
+    training: dict[str, Any],
+    kept: list[Example],
+    memory: dict[str, Any],
+    strategy: Combined,
+    decision: Decision,
+    told: Mapping[str, Any],
+) -> AdapterRecord:
+    """Write all files of the version and publish it; rejected where the gate said no."""
+    parent, task = material.parent, material.task
+    relation = "trained_on_top_of" if material.beneath else "updated_from"
+    edges = [(parent.ref, relation)] if parent else []
+    with registry.new_draft(request.name) as draft, storage_errors(draft.path):
+        save_adapter(model, draft.path, base.info.source, [task.name, *material.takes_over])
+        check_served(model, base, draft.path, f"the new version of {request.name}")
+        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
+        with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in kept)
+        _seen.write(draft.path, [*material.data.examples, *material.review])
+        if memory:
+            save_file(memory, draft.path / strategies.MEMORY)
+        (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        text = card(request.name, base.info, task, scores, training, edges, read_layout(draft.path))
+        (draft.path / "README.md").write_text(text, encoding="utf-8")
+        manifest = {
+            "kind": "updated" if request.verb == "update" else "trained",
+            "status": "active" if decision.passed else "rejected",
+            "rank": config["r"],
+            "own_rank": model.peft_config["default"].r,
+            "alpha": config["lora_alpha"],
+            "target_modules": sorted(config["target_modules"]),
+            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
+            "strategy": strategy.name,
+            "shared": strategy.shared,
+            "takes_over": list(material.takes_over),
+            "learned_from": sorted({lesson.task.name for lesson in material.past}),
+            "read_from": sorted({lesson.record.ref for lesson in material.past}),
+            "gate": decision.to_json(),
+            "stream": dict(request.stream),
+            **told,
+            "replay": {"policy": keep.policy, "size": keep.size, "samples": len(kept)},
+            "training": {
+                key: training[key] for key in ("run", "steps", "seconds", "best_epoch", "data", "eval", "settings")
+            },
+        }
+        return registry.publish(draft, manifest, edges=edges, evaluations=scores, task=task, verb=request.verb)

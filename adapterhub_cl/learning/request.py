@@ -1,0 +1,227 @@
+"""What a training verb was asked to do, as it stands in `run.json`, so that `--resume` needs nothing else. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl import augmentation, objectives, replay
+from adapterhub_cl.bases.kinds import MASKED, objectives_of
+from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.reading import at_hand, read_rows
+from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.evaluation.gate import limit_of
+from adapterhub_cl.launching import refuse_sharding
+from adapterhub_cl.options import flag
+from adapterhub_cl.registry import Registry, check_new
+from adapterhub_cl.samples.store import Samples
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.strategies import build as build_strategy
+from adapterhub_cl.training.runs import Run
+from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo
+
+# What an adapter that starts from another one takes over from it.
+SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """One call of `add-task` or `update`.
+
+    Attributes:
+        verb: `add-task` or `update`.
+        data: path or id of the training data; `eval` of the held-out data, empty for none.
+        settings: what the user gave of `TrainingSettings`; the rest are defaults.
+        options: of the strategy, `NAME.OPTION` → value.
+        on_top_of: a version that stays active and frozen under the new adapter.
+        max_forgetting: what an old task may lose; None takes the hub's default, 1 lets everything pass.
+        stream: which stage of which stream this is, with what was measured before it.
+        columns: role → column, empty to recognise the layout.
+    """
+
+    verb: str
+    name: str
+    data: str
+    eval: str = ""
+    strategy: str = "isolated"
+    replay: str = replay.DEFAULT
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "auto"
+    labels: tuple[str, ...] = ()
+    instruction: str | None = None
+    prompt_format: str | None = None
+    metric: str | None = None
+    log_with: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_top_of: str = ""
+    augment: str = ""
+    max_forgetting: float | None = None
+    stream: Mapping[str, Any] = field(default_factory=dict)
+
+    def training(self) -> TrainingSettings:
+        """The whole settings.
+
+        Raises:
+            UsageError: any of them cannot be used; all problems in one message.
+        """
+        return TrainingSettings.from_mapping(self.settings, "the settings")
+
+    def refuse_shape(self, parent: AdapterRecord) -> None:
+        """Raise where a setting would give the new adapter another shape than its parent's."""
+        wanted, manifest = asdict(self.training()), parent.manifest
+        has = {**parent.training.get("settings", {}), "rank": parent.rank}
+        has["alpha"] = manifest.get("alpha", has.get("alpha"))
+        given = [flag(name) for name in SHAPE if name in self.settings and wanted[name] != has.get(name)]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} cannot be set here: the new adapter goes on from {parent.ref} and keeps its shape",
+                "leave the flag out, or train a fresh adapter with add-task --strategy isolated",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> TrainRequest:
+        """The reverse of `to_json`; further keys of `run.json` are passed over.
+
+        Raises:
+            IntegrityError: keys are missing.
+        """
+        known = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
+        try:
+            return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+        except TypeError as error:
+            raise IntegrityError(f"run.json cannot be used: {error}", "start again without --resume") from error
+
+
+def build(
+    registry: Registry, verb: str, name: str, data: str | Path | None, resume: bool, asked: Mapping[str, Any]
+) -> tuple[TrainRequest, Run | None]:
+    """The request that a call makes, and the run that it resumes.
+
+    Args:
+        asked: further fields of `Request`; None stands for "not given".
+
+    Raises:
+        UsageError: a bad name, no data, nothing to resume, other data than the run was started with, or a launcher
+            that divides the model.
+    """
+    refuse_sharding()
+    name = check_new(name) if verb == "add-task" else _to_update(registry, name)
+    if resume:
+        run = Run.newest(registry.runs_dir, verb, name)
+        request = TrainRequest.from_json(run.request)
+        if data is not None and absolute(data) != request.data:
+            raise UsageError(
+                f"the unfinished run learns from {request.data}, not from {data}",
+                "leave the data out, or start a new run without --resume",
+            )
+        return request, run
+    if data is None:
+        raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
+    given = {key: value for key, value in asked.items() if value is not None}
+    given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
+    if verb == "update":
+        before = registry.get(name)
+        given["columns"] = given.get("columns") or _usual_columns(before.manifest, str(data))
+        given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
+        kept = before.manifest.get("replay") or {}
+        if kept.get("size") is not None:
+            given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
+        if cut := (before.training.get("settings") or {}).get("max_length"):
+            given["settings"] = {"max_length": cut, **given.get("settings", {})}
+    request = TrainRequest(verb, name, absolute(data), **given)
+    check(registry, request)
+    return request, None
+
+
+def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:
+    """What an update reads where nobody says: the columns that the version before was told, where the data have them.
+
+    Args:
+        before: the manifest of that version.
+    """
+    told = ((before.get("training") or {}).get("data") or {}).get("columns") or {}
+    if not told or data == "-" or not at_hand(data):
+        return {}
+    there = {column for row in read_rows(data).rows for column in row}
+    return told if there.issuperset(told.values()) else {}
+
+
+def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:
+    """How an update is learned where nobody says: raw text by an encoder with the distillation from the model before,
+    whose weight α is `--set lwf.alpha`."""
+    if MASKED not in objectives_of(base.architecture) or not at_hand(data):
+        return "sequential"
+    layout = read_examples(data, given.get("columns") or None, given.get("instruction") or "").layout
+    return "lwf" if layout == "raw text" else "sequential"
+
+
+def _to_update(registry: Registry, name: str) -> str:
+    """The adapter of which `update` makes a new version.
+
+    Raises:
+        UsageError: it answers for several tasks, so new data would be of none of them.
+    """
+    record = registry.get(name)
+    if record.kind in DERIVED and not record.task:
+        raise UsageError(
+            f"{record.ref} was {record.kind} from adapters of several tasks ({', '.join(record.tasks)})",
+            "update the adapter of one task, then merge or distill again",
+        )
+    return record.name
+
+
+def check(registry: Registry, request: TrainRequest) -> None:
+    """Every bad setting is told before anything is loaded.
+
+    Raises:
+        UsageError: any of them cannot be used.
+    """
+    request.training()
+    replay.parse(request.replay)
+    augmentation.parse_all(request.augment)
+    strategy = build_strategy(request.strategy, request.options)
+    _refuse_writing(registry.base, request)
+    Samples(registry).budget()
+    limit_of(registry, request.max_forgetting)
+    if request.verb == "update" and strategy.makes == "fresh":
+        raise UsageError(
+            f"update goes on from {request.name}, and {strategy.name} makes a fresh adapter",
+            "leave --strategy out, or use add-task",
+        )
+    if request.on_top_of:
+        if strategy.makes == "continued":
+            raise UsageError(
+                f"--on-top-of stacks a new adapter on a frozen one, and {strategy.name} goes on training an old one",
+                "use it with isolated, incremental or olora",
+            )
+        registry.get(request.on_top_of)
+
+
+def _refuse_writing(base: BaseInfo, request: TrainRequest) -> None:
+    """Raise for what only a base that writes can do.
+
+    Raises:
+        UsageError: the base is an encoder.
+    """
+    policy = replay.ROOM.get(replay.parse(request.replay).policy)
+    if "writing" in policy.needs:
+        objectives.refuse_writing(base, f"--replay {request.replay}")
+    for one in augmentation.parse_all(request.augment):
+        if augmentation.ROOM.get(one.name).needs_base:
+            objectives.refuse_writing(base, f"--augment {one.name}")
+    if request.prompt_format is not None:
+        objectives.refuse_writing(base, "a prompt format")
+    if request.settings.get("prompt_loss"):
+        objectives.refuse_writing(base, "--prompt-loss")
+
+
+def absolute(source: str | Path) -> str:
+    """A path that still means the same from another working directory; ids and `-` stay as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else str(source)

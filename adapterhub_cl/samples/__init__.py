@@ -1,0 +1,1 @@
+"""The replay samples that a hub keeps: read, replaced, dropped, and held within a budget."""

@@ -1,0 +1,29 @@
+"""Reading `replay.jsonl`, the replay samples of one version."""
+
+from __future__ import annotations
+
+from adapterhub_cl.data.reading import read_rows
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import AdapterRecord, Example
+
+
+def kept_samples(record: AdapterRecord) -> list[Example]:
+    """The replay samples of a version.
+
+    Raises:
+        DataError: `replay.jsonl` is there and cannot be read.
+    """
+    path = record.path / "replay.jsonl"
+    if not path.is_file() or path.stat().st_size == 0:
+        return []
+    found = []
+    rows = read_rows(path)
+    for k, row in enumerate(rows.rows):
+        try:
+            example = Example.from_json({"input": "", **row})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify") from error
+        if example.answer is None:
+            raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify")
+        found.append(example)
+    return found

@@ -1,0 +1,288 @@
+"""The replay samples of a hub as they are kept: looked at, written elsewhere, removed, held within a budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.registry import HubFile, Registry, check_local, files, parse_ref, samples
+from adapterhub_cl.samples.budget import Budget, fitting, parse_budget, shares
+from adapterhub_cl.types import AdapterRecord, Example
+
+BUDGET_KEY = "replay_budget"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one version keeps.
+
+    Attributes:
+        policy: the selection policy that chose the samples.
+        bytes: size of `replay.jsonl`.
+    """
+
+    ref: str
+    task: str
+    policy: str
+    samples: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A version that was cut to its share: how many samples it had, and has."""
+
+    ref: str
+    before: int
+    after: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Samples:
+    """The replay samples of a hub's adapters. Loads no torch.
+
+    Args:
+        registry: the opened hub.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def rows(self) -> list[Kept]:
+        """What each adapter's newest active version keeps, sorted by name; reads no samples."""
+        return [_kept(record) for record in self._newest()]
+
+    def show(self, ref: str, limit: int | None = None) -> list[Example]:
+        """A version's samples in order of priority, the first `limit` of them.
+
+        Raises:
+            UnknownNameError: no such adapter or version.
+            IntegrityError: the file is damaged.
+        """
+        record = self.record(ref)
+        return [_example(record, k, line) for k, line in enumerate(samples.read(record)[:limit], 1)]
+
+    def record(self, ref: str) -> AdapterRecord:
+        """The version that `show` shows: of a bare name the newest active one, else the newest."""
+        if not self._is_adapter(ref):
+            return self.registry.get(ref)
+        versions = self.registry.versions(ref)
+        return next((v for v in reversed(versions) if v.status == "active"), versions[-1])
+
+    def _is_adapter(self, ref: str) -> bool:
+        """Whether a reference is an adapter's bare name, so that all its versions are meant."""
+        asked = parse_ref(ref)
+        bare = asked.version is None and asked.alias is None
+        return bare and any(record.name == asked.name for record in self.registry.adapters())
+
+    def export(self, ref: str | None, path: str | Path, *, overwrite: bool = False) -> int:
+        """Write samples as JSONL that `add-task` reads; how many.
+
+        Args:
+            ref: None for the newest active version of every adapter; each row then has its `task`.
+
+        Raises:
+            UsageError: the file is there, and `overwrite` was not asked for; or it is a directory.
+            StorageError: the disk refused.
+        """
+        path = check_local(path, "a file")
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory", "name a file, such as samples.jsonl")
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} is there already", "name another file, or overwrite it: --overwrite")
+        if not path.parent.is_dir():
+            raise UsageError(f"there is no directory {path.parent}", "make it first")
+        if path.resolve().is_relative_to(self.registry.path.resolve()):
+            raise UsageError(f"{path} lies inside the hub", "name a file outside of it")
+        if ref is not None:
+            rows = [example.to_json() for example in self.show(ref)]
+        else:
+            rows = [
+                {"task": record.task, **example.to_json()}
+                for record in self._newest()
+                for example in self.show(record.ref)
+            ]
+        files.atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return len(rows)
+
+    # -- removing --------------------------------------------------------------------------------
+
+    def find(self, ref: str, *, rows: Sequence[int] | None = None, matching: str | None = None) -> dict[str, list[int]]:
+        """Which samples `drop` would remove: version → row numbers from 1, only versions that have some.
+
+        A bare name means all versions of the adapter: whatever has the same input as a row that was named goes from
+        each of them. `name@vN` means that version only.
+
+        Raises:
+            UnknownNameError: no such adapter or version.
+            UsageError: a row that is not there, an empty text, or both rows and a text.
+            IntegrityError: a file is damaged.
+        """
+        if rows is not None and matching is not None:
+            raise UsageError("rows and a text to match cannot both be given", "give one of them")
+        if matching is not None and not matching.strip():
+            raise UsageError("the text to match is empty", "give a part of the sample's text")
+        named = self.record(ref)
+        versions = self.registry.versions(named.name) if self._is_adapter(ref) else [named]
+        wanted: set[tuple[str, str]] = set()
+        if rows is not None:
+            shown = self.show(named.ref)
+            for number in rows:
+                if not 1 <= number <= len(shown):
+                    raise UsageError(
+                        f"{named.ref} has no sample {number}; it has {len(shown)}",
+                        f"see their numbers: cl-adapter replay show {ref}",
+                    )
+                wanted.add(sample_key(shown[number - 1]))
+        found = {}
+        for record in versions:
+            if rows is None and matching is None:  # all of them, whatever state the file is in
+                if count := _kept(record).samples:
+                    found[record.ref] = list(range(1, count + 1))
+                continue
+            numbers = [
+                k
+                for k, example in enumerate(self.show(record.ref), 1)
+                if (rows is None or sample_key(example) in wanted) and (matching is None or _has(example, matching))
+            ]
+            if numbers:
+                found[record.ref] = numbers
+        return found
+
+    def drop(self, ref: str, *, rows: Sequence[int] | None = None, matching: str | None = None) -> int:
+        """Remove samples for good, see `find`; with neither rows nor a text, all of them.
+
+        Returns:
+            how many were removed, over all versions. The log says how many of which version, not what they were.
+        """
+        with self.registry.exclusively():  # the row numbers hold until they are used
+            found = self.find(ref, rows=rows, matching=matching)
+            wanted = []
+            for version, numbers in found.items():
+                record, gone = self.registry.get(version), set(numbers)
+                held = [] if rows is None and matching is None else samples.read(record)
+                kept = [line for k, line in enumerate(held, 1) if k not in gone]
+                wanted.append(samples.Replacement(version, _text(kept), {"samples": len(gone)}))
+            self.registry.replace_all_samples(wanted, verb="replay-drop")
+            if self._is_adapter(ref):
+                self.registry.discard_deleted_samples(ref)
+        return sum(map(len, found.values()))
+
+    # -- the budget ------------------------------------------------------------------------------
+
+    def budget(self) -> Budget | None:
+        """What all samples together may be; None for no limit.
+
+        Raises:
+            UsageError: hub.toml says something else.
+        """
+        said = HubFile.read(self.registry.path).defaults.get(BUDGET_KEY)
+        try:
+            return parse_budget(said)
+        except UsageError as error:
+            raise UsageError(
+                f"hub.toml: {BUDGET_KEY}: {error.message}", f"set it: cl-adapter replay budget SIZE ({error.hint})"
+            ) from error
+
+    def set_budget(self, value: int | str | None) -> list[Cut]:
+        """Set the budget (`2000`, `"2MB"`, None for no limit) and cut to it at once, or do neither; what was cut.
+
+        Raises:
+            UsageError: not a budget; nothing was changed.
+        """
+        budget = parse_budget(value)
+        stored = None if budget is None else budget.amount if budget.unit == "samples" else str(budget)
+        with self.registry.exclusively():
+            return self._cut_to(budget, {BUDGET_KEY: stored})
+
+    def rebalance(self) -> list[Cut]:
+        """Cut samples from the end, the least wanted first, until the budget is kept; what was cut.
+
+        Every task gets an equal share of the budget, and what it does not use goes to the others; adapters of one task
+        divide its share alike. What counts is each adapter's newest active version; its other versions are cut to the
+        same share.
+        """
+        budget = self.budget()
+        if budget is None:
+            return []
+        with self.registry.exclusively():
+            return self._cut_to(budget)
+
+    def _cut_to(self, budget: Budget | None, defaults: Mapping[str, Any] | None = None) -> list[Cut]:
+        """Cut to a budget, and set defaults with it."""
+        done, wanted = [], []
+        for record, kept, after in self._over(budget) if budget is not None else ():
+            cut = Cut(record.ref, len(kept), after)
+            wanted.append(samples.Replacement(record.ref, _text(kept[:after]), {"from": cut.before, "to": cut.after}))
+            done.append(cut)
+        self.registry.replace_all_samples(wanted, verb="replay-budget", defaults=defaults)
+        return done
+
+    def _over(self, budget: Budget) -> Iterator[tuple[AdapterRecord, list[str], int]]:
+        """Each version that keeps more than its share: its samples, and how many of them stay."""
+        newest = self._newest()
+        kept_now = {record.name: _kept(record) for record in newest}
+        sizes = {name: k.bytes if budget.unit == "bytes" else k.samples for name, k in kept_now.items()}
+        by_task: dict[str, dict[str, int]] = {}
+        for record in newest:
+            by_task.setdefault(record.task or record.name, {})[record.name] = sizes[record.name]
+        of_task = shares({task: sum(held.values()) for task, held in by_task.items()}, budget.amount)
+        share = {name: n for task, held in by_task.items() for name, n in shares(held, of_task[task]).items()}
+        for name in sorted(share):
+            full = share[name] >= sizes[name]  # the newest is not cut; then older ones, which do not count, stay too
+            for record in () if full else self.registry.versions(name):
+                kept = samples.read(record)
+                after = fitting([len(line.encode()) + 1 for line in kept], share[name], budget.unit)
+                if after < len(kept):
+                    yield record, kept, after
+
+    def _newest(self) -> list[AdapterRecord]:
+        found: dict[str, AdapterRecord] = {}
+        for record in self.registry.adapters(all_versions=True, include_rejected=False):
+            found[record.name] = record  # sorted by name and version
+        return [record for record in found.values() if record.status == "active"]
+
+
+def _kept(record: AdapterRecord) -> Kept:
+    about = record.manifest.get("replay") or {}
+    size = int(record.manifest["files"].get(samples.FILE_NAME, {}).get("bytes", 0))
+    count = int(about.get("samples", 0)) if samples.FILE_NAME in record.manifest["files"] else 0
+    return Kept(record.ref, record.task, str(about.get("policy", "")) if count else "", count, size)
+
+
+def _example(record: AdapterRecord, number: int, line: str) -> Example:
+    try:
+        found = Example.from_json(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise IntegrityError(
+            f"{record.path / samples.FILE_NAME} line {number} is not a sample ({type(error).__name__}: {error})",
+            f"remove them all: cl-adapter replay drop {record.ref} --all, or restore the file",
+        ) from error
+    return found
+
+
+def sample_key(example: Example) -> tuple[str, str]:
+    """What makes two samples the same person's data: the input, whatever its case and spacing; where there is none, the
+    instruction and the answer."""
+    if example.text.strip():
+        return (" ".join(example.text.casefold().split()), "")
+    return (" ".join(example.instruction.casefold().split()), " ".join((example.answer or "").casefold().split()))
+
+
+def _has(example: Example, text: str) -> bool:
+    return any(text.casefold() in part.casefold() for part in (example.text, example.answer or "", example.instruction))
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(line + "\n" for line in lines)
