@@ -26,7 +26,7 @@ from adapterhub_cl.errors import (
     UnknownNameError,
     UsageError,
 )
-from adapterhub_cl.inference import _tally, mixed
+from adapterhub_cl.inference import mixed, tally
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.queue import Call
 from adapterhub_cl.inference.requests import free_request
@@ -527,7 +527,7 @@ def test_counters_add_up(hub: AdapterHub) -> None:
 
 
 def test_counters_are_written_now_and_then(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tally, "EVERY", 4)
+    monkeypatch.setattr(tally, "EVERY", 4)
     with hub.engine(batch_size=1) as engine:
         for _ in range(3):
             engine.predict(["1"], task="sums")
@@ -538,7 +538,7 @@ def test_counters_are_written_now_and_then(hub: AdapterHub, monkeypatch: pytest.
 
 
 def test_a_hub_that_cannot_be_written_makes_no_request_fail(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tally, "EVERY", 2)
+    monkeypatch.setattr(tally, "EVERY", 2)
     count = hub.registry.count_requests
     for error in (StorageError("the hub is read-only"), RuntimeError("something else")):
         with hub.engine() as engine:
