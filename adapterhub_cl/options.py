@@ -1,23 +1,108 @@
-"""Options as dataclass fields: help text, conversion from what users write, all problems in one message. No torch."""
+"""Options: each is declared once, as a field of a dataclass, and everything else is made from that field.
+
+A verb's options are one dataclass, `adapterhub_cl.learning.request.AddTaskOptions` for example. Its fields give the
+flags of the command line, the keyword arguments of the Python method, the keys of `--config FILE` and of a stream
+file, the reference page and the checks. No torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LISTS = (list, tuple, Sequence)
 PLAIN: dict[str, Any] = {kind.__name__: kind for kind in WORDS} | {f"{k.__name__} | None": k | None for k in WORDS}
 
 
-def option(default: Any, help: str) -> Any:  # noqa: A002 (the metadata's name)
-    """A dataclass field with the help text that the command line shows."""
-    return field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class Option:
+    """One declared option.
+
+    Attributes:
+        name: of the field, and of the argument in Python.
+        kind: the type of its value.
+        default: what holds where nobody gives it; None where it depends, which `help` then says.
+        help: what it means, with its unit.
+        flag: how it is written on the command line. A flag `--no-…` makes a value false that is true by default.
+        metavar: what stands for the value in help.
+        choices: the values that it takes, if they are few; `word` is what one of them is called in a message.
+        parse: `module:function` that makes the value from what users write: a text, or what YAML or Python give.
+        check: `module:function` that raises where a value cannot be used.
+        joins: whether a list of texts is read as one text with commas between.
+        names: what its values are names of, for shell completion, e.g. `strategies`.
+        cli: whether it is a flag; `config`: whether it is a key of `--config FILE`.
+        stream: whether a task of a stream file may have it.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str = ""
+    flag: str = ""
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    word: str = ""
+    parse: str = ""
+    check: str = ""
+    joins: bool = False
+    names: str = ""
+    cli: bool = True
+    config: bool = True
+    stream: bool = True
+
+    @property
+    def key(self) -> str:
+        """How it is written in a config or stream file."""
+        return flag(self.name)[2:] if self.flag.startswith("--no-") else self.flag[2:]
+
+    @property
+    def kinds(self) -> list[Any]:
+        """The types of which a value may be one, without None."""
+        return [one for one in _kinds(self.kind) if one is not NoneType]
+
+    def read(self, value: Any, prefix: str = "") -> Any:
+        """The value that users wrote, of this option's type.
+
+        Args:
+            prefix: stands before the option in messages instead of `--`, for example `replay.`.
+
+        Raises:
+            UsageError: it cannot be used.
+        """
+        shown = f"{prefix}{self.name}" if prefix else self.flag
+        if self.parse and value is not None:
+            return _function(self.parse)(value)
+        try:
+            if isinstance(value, list | tuple) and str in self.kinds and self.help and not self.joins:
+                raise TypeError
+            made = _as(self.kind, value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{shown} must be {_words(self.kind)}, not {value!r}") from error
+        if made is not None and self.choices and made not in self.choices:
+            raise UnknownNameError(self.word or self.name.replace("_", " "), str(made), self.choices)
+        if made is not None and self.check:
+            _function(self.check)(made)
+        return made
+
+
+def option(default: Any, help: str, **about: Any) -> Any:  # noqa: A002 (the metadata's name)
+    """A dataclass field that declares an option.
+
+    Args:
+        default, help, about: see `Option`; `flag` is the field's name with dashes unless another one is given.
+    """
+    made: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**made, metadata={"help": help, **about})
 
 
 def flag(name: str) -> str:
@@ -25,33 +110,151 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, *, prefix: str = "") -> T:
-    """A dataclass of options from a config file or keyword arguments; unknown keys and wrong types are refused.
+def declared(*classes: type[Any]) -> dict[str, Option]:
+    """Name → option, of every option that these classes declare."""
+    return {name: one for cls in classes for name, one in options_of(cls).items() if one.help}
+
+
+def options_of(cls: type[Any]) -> dict[str, Option]:
+    """Name → option, of every field of a class; a third party's may have no help."""
+    kinds = kinds_of(cls)
+    found = {}
+    for one in fields(cls):
+        factory = one.default_factory
+        default = factory() if factory is not MISSING else None if one.default is MISSING else one.default
+        about = {"flag": flag(one.name), **one.metadata}
+        known = {key: value for key, value in about.items() if key in Option.__dataclass_fields__}
+        found[one.name] = Option(one.name, kinds[one.name], default, **known)
+    return found
+
+
+def given_of(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some given options that a class declares."""
+    mine = declared(cls)
+    return {name: value for name, value in given.items() if name in mine}
+
+
+def read(options: Mapping[str, Option], values: Mapping[Any, Any], where: str, prefix: str = "") -> dict[str, Any]:
+    """Options from the command line, keyword arguments or a file, each of the type that was declared.
 
     Args:
+        options: those that there are, by name.
         values: option → value; dashes and underscores both do, numbers may be texts.
         where: where they came from, for the message.
-        prefix: stands before an option in messages instead of `--`, for example `replay.`.
+        prefix: see `Option.read`.
 
     Raises:
-        UnknownNameError: no such option.
-        UsageError: values of the wrong type, all in one message; or whatever the class itself refuses.
+        UnknownNameError: no such option, or no such choice.
+        UsageError: values of the wrong type, all in one message.
     """
-    kinds = kinds_of(cls)
+    keys = {one.key.replace("-", "_"): one for one in options.values()} | dict(options)
     found: dict[str, Any] = {}
-    problems = []
+    problems: list[UsageError] = []
     for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in kinds:
-            raise UnknownNameError(f"setting in {where}", str(key), [n.replace("_", "-") for n in kinds])
+        one = keys.get(str(key).replace("-", "_"))
+        if one is None:
+            raise UnknownNameError(f"setting in {where}", str(key), [o.key for o in options.values()])
         try:
-            found[name] = _as(kinds[name], value)
-        except (TypeError, ValueError, OverflowError):
-            shown = f"{prefix}{name}" if prefix else flag(name)
-            problems.append(f"{shown} must be {_words(kinds[name])}, not {value!r}")
+            found[one.name] = one.read(value, prefix)
+        except UnknownNameError:
+            raise
+        except UsageError as error:
+            problems.append(error)
     if problems:
-        raise UsageError("; ".join(problems), f"mend {where}")
-    return cls(**found)
+        hint = problems[0].hint if len(problems) == 1 and problems[0].hint else f"fix {where}"
+        raise UsageError("; ".join(error.message for error in problems), hint)
+    return {name: found[name] for name in options if name in found}
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, *, prefix: str = "") -> T:
+    """A dataclass of options from a config file or keyword arguments; see `read`.
+
+    Raises:
+        UnknownNameError, UsageError: see `read`; or whatever the class itself refuses.
+    """
+    return cls(**read(options_of(cls), values, where, prefix))
+
+
+def takes(*classes: type[Any], stream: bool = False, **other: Any) -> Callable[[F], F]:
+    """Give a method, in place of its `**asked`, one keyword argument for each option that these classes declare.
+
+    The method gets those that were given and are not None, checked and of their types. Its signature and its
+    docstring list them all.
+
+    Args:
+        stream: only those that a task of a stream may have.
+        other: the defaults that differ for this method, as its signature shows them.
+    """
+
+    def wrap(method: F) -> F:
+        options = {name: one for name, one in declared(*classes).items() if one.stream or not stream}
+
+        @functools.wraps(method)
+        def call(*args: Any, **given: Any) -> Any:
+            own = {name: given.pop(name) for name in list(given) if name in named}
+            wanted = {name: value for name, value in given.items() if value is not None}
+            return method(*args, **own, **read(options, wanted, "the arguments"))
+
+        signature = inspect.signature(method)
+        stay = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        named = {p.name for p in stay}
+        made = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=other.get(one.name, one.default),
+                annotation=_shown(one.kind),
+            )
+            for one in options.values()
+        ]
+        call.__signature__ = signature.replace(parameters=[*stay, *made])  # type: ignore[attr-defined]
+        call.__doc__ = _with_arguments(inspect.cleandoc(method.__doc__ or ""), options)
+        return call  # type: ignore[return-value]
+
+    return wrap
+
+
+def _with_arguments(doc: str, options: Mapping[str, Option]) -> str:
+    """A docstring whose section Args lists the options as well."""
+    lines = [f"    {one.name}: {one.help}." for one in options.values()]
+    if "\nArgs:\n" in doc:
+        head, _, tail = doc.partition("\nArgs:\n")
+        own, blank, after = tail.partition("\n\n")
+        return f"{head}\nArgs:\n{own}\n" + "\n".join(lines) + blank + after
+    head, blank, tail = doc.partition("\n\nRaises:")
+    return f"{head}\n\nArgs:\n" + "\n".join(lines) + blank.replace("Raises:", "") + ("Raises:" + tail if tail else "")
+
+
+def _shown(kind: Any) -> str:
+    """A type as source code has it."""
+    return (
+        getattr(kind, "__name__", str(kind))
+        if not get_args(kind)
+        else str(kind).replace("typing.", "").replace("collections.abc.", "")
+    )
+
+
+def _function(written: str) -> Callable[[Any], Any]:
+    module, _, name = written.partition(":")
+    found: Callable[[Any], Any] = getattr(import_module(module), name)
+    return found
+
+
+def parse_set(value: Any) -> dict[str, Any]:
+    """`["replay.ratio=0.5"]` → `{"replay.ratio": "0.5"}`; a mapping comes back with texts as keys.
+
+    Raises:
+        UsageError: not of the form NAME.OPTION=VALUE.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): entry for key, entry in value.items()}
+    found: dict[str, Any] = {}
+    for text in [value] if isinstance(value, str) else value:
+        key, sign, entry = str(text).partition("=")
+        if not sign or "." not in key or not entry.strip():
+            raise UsageError(f"--set {text!r} is not NAME.OPTION=VALUE", "for example --set replay.ratio=0.5")
+        found[key.strip()] = entry.strip()
+    return found
 
 
 def kinds_of(cls: type[Any]) -> dict[str, Any]:

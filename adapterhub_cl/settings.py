@@ -15,6 +15,16 @@ ATTENTIONS = ("auto", "sdpa", "eager")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
+def check_seed(seed: int) -> None:
+    """Raise where a seed is out of range.
+
+    Raises:
+        UsageError: names the range.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"--seed must be between 0 and {LARGEST_SEED}, not {seed}", "--seed 0")
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How an adapter is trained. Every field is a flag of `add-task` and `update` (`learning_rate` → `--learning-rate`)
@@ -31,8 +41,12 @@ class TrainingSettings:
     rank: int = option(16, "rank of the adapter")
     alpha: float | None = option(None, "LoRA's alpha; default: twice the rank")
     dropout: float = option(0.0, "LoRA's dropout, 0 to 1")
-    target_modules: str = option("all-linear", "which linear layers get LoRA: all-linear, or names with commas between")
-    layers: str = option("", "which of the base's layers get LoRA, counted from 0: 8-15 or 0,2,4; default: all")
+    target_modules: str = option(
+        "all-linear", "which linear layers get LoRA: all-linear, or names with commas between", joins=True
+    )
+    layers: str = option(
+        "", "which of the base's layers get LoRA, counted from 0: 8-15 or 0,2,4; default: all", joins=True
+    )
     rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
     max_length: int = option(512, "longest example in tokens; longer passages and conversations are cut")
@@ -40,7 +54,7 @@ class TrainingSettings:
     dev_share: float = option(0.1, "share of the training data (200 rows at most) held out to choose the best epoch")
     patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
     checkpoint_every: int = option(100, "steps between checkpoints for --resume")
-    seed: int = option(0, "seed of every random choice")
+    seed: int = option(0, "seed of every random choice", stream=False)
     prompt_loss: float | None = option(
         None, "weight of the prompt's tokens in the loss beside the answer's; default: 0, 0.25 with --replay generated"
     )

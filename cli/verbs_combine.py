@@ -10,12 +10,15 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
-from cl_adapter.completion import methods, versions
+from cl_adapter.completion import versions
+from cl_adapter.flags import Announcing, takes
 from cl_adapter.session import Session
-from cl_adapter.training_flags import Announcing, parse_set, training_flags, wishes
 from cl_adapter.verbs_learn import outcome, show_refused
 
+from adapterhub_cl.consolidation.asked import EPOCHS, DistillRequest, MergeRequest
+from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord
 
 Refs = Annotated[
@@ -23,11 +26,6 @@ Refs = Annotated[
 ]
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="the new adapter's name")]
 NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME is there: make its next version")]
-MinRetention = Annotated[
-    float | None,
-    typer.Option(help="refuse where a task keeps less of its score, 0 to 1; default: hub.toml's, else none"),
-]
-Seed = Annotated[int, typer.Option(min=0, help="seed of every random choice")]
 
 
 @verb(
@@ -35,55 +33,26 @@ Seed = Annotated[int, typer.Option(min=0, help="seed of every random choice")]
     "cl-adapter merge news reviews --as both --method learned --min-retention 0.95\n"
     'cl-adapter merge --expression "0.7*news + 0.3*reviews - slang" --as calm --dry-run',
 )
+@takes(MergeRequest, config=False)
 def merge(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    method: Annotated[str, typer.Option(help="how; see below", autocompletion=methods)] = "linear",
-    weights: Annotated[
-        str | None, typer.Option(help="one for each, with commas between; default: the method's")
-    ] = None,
-    expression: Annotated[str | None, typer.Option(help="adapters and weights in one: 0.7*a + 0.3*b - c")] = None,
-    rank: Annotated[int | None, typer.Option(help="highest rank of a layer; default: the method's")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="METHOD.OPTION=VALUE; may be repeated")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would come out; write nothing")] = False,
-    no_eval: Annotated[bool, typer.Option("--no-eval", help="do not measure retention")] = False,
-    min_retention: MinRetention = None,
     new_version: NewVersion = False,
-    seed: Seed = 0,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Merge adapters into one, exactly, on their factors; measure what each task keeps."""
     session = Session.of(ctx)
-    asked: dict[str, Any] = {
-        "method": method,
-        "weights": _weights(weights),
-        "expression": expression,
-        "rank": rank,
-        "options": parse_set(set_, "METHOD.OPTION=VALUE, for example --set ties.density=0.3"),
-        "seed": seed,
-    }
     hub = session.hub()
-    if dry_run:
-        found = hub.plan_merge(refs or (), name=name, new_version=new_version, reporter=session.reporter(), **asked)
-        if session.json:
-            session.give(found)
-        else:
-            _show_plan(found)
-        return
-    if name is None:
-        raise UsageError("the merged adapter needs a name", "add --as NAME, or --dry-run to look first")
-    show_made(
-        session,
-        lambda: hub.merge(
-            refs or (),
-            name=name,
-            evaluate=not no_eval,
-            min_retention=min_retention,
-            new_version=new_version,
-            reporter=session.reporter(),
-            **asked,
-        ),
+    make = partial(
+        hub.merge, refs or (), name=name, new_version=new_version, dry_run=dry_run, reporter=session.reporter(), **given
     )
+    if dry_run:
+        show_plan(session, make(), _show_plan)
+    else:
+        show_made(session, make)
 
 
 @verb(
@@ -91,57 +60,33 @@ def merge(
     "cl-adapter distill news reviews --as both --min-retention 0.97\n"
     "cl-adapter distill --as both --resume\ncl-adapter distill --refresh both",
 )
-@partial(training_flags, epochs="8", rank="the largest teacher's", max_length="the teachers'")
+@takes(
+    DistillRequest,
+    DistillationSettings,
+    TrainingSettings,
+    epochs=str(EPOCHS),
+    rank="the largest teacher's",
+    max_length="the teachers'",
+)
 def distill(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="unlabelled text to ask as well: FILE, or TASK=FILE; may be repeated")
-    ] = None,
-    pseudo: Annotated[int | None, typer.Option(help="samples that each teacher writes for each of its tasks")] = None,
-    no_samples: Annotated[bool, typer.Option("--no-samples", help="do not ask the replay samples")] = False,
-    start: Annotated[
-        str | None, typer.Option(help="merge method whose result the student starts from, or none; default: linear")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="softens both distributions; default: 2")] = None,
-    task_loss: Annotated[float | None, typer.Option(help="weight of the known answers; default: 0.5")] = None,
-    features: Annotated[str | None, typer.Option(help="layers whose hidden states are to agree too, e.g. 3,5")] = None,
-    feature_weight: Annotated[float | None, typer.Option(help="weight of that agreement; default: 1")] = None,
-    top: Annotated[int | None, typer.Option(help="likeliest tokens kept of each distribution; default: 512")] = None,
-    grow: Annotated[bool, typer.Option("--grow", help="double the rank until --min-retention is reached")] = False,
     into: Annotated[str | None, typer.Option(metavar="HUB", help="a hub of another base: the student is its")] = None,
     refresh: Annotated[
         str | None, typer.Option(metavar="NAME", help="make NAME again if a teacher has changed")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run of --as NAME")] = False,
-    no_eval: Annotated[bool, typer.Option("--no-eval", help="do not measure retention")] = False,
-    min_retention: MinRetention = None,
     new_version: NewVersion = False,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="a YAML file of these flags; flags win")] = None,
     *,
-    settings: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
     """Teach one adapter to answer as several do, each for its own tasks; measure what each task keeps."""
     from adapterhub_cl.hub import AdapterHub
 
     session = Session.of(ctx)
-    options = {
-        "data": data or None,
-        "pseudo": pseudo,
-        "start": start,
-        "temperature": temperature,
-        "task_loss": task_loss,
-        "features": features,
-        "feature_weight": feature_weight,
-        "top": top,
-        "grow": grow or None,
-        "min_retention": min_retention,
-    }
-    wanted = wishes(config, options, settings)
-    given = bool(refs or wanted.options or wanted.settings or no_samples)
     if refresh is not None:
-        if given or name or resume or into:
+        if refs or given or name or resume or into:
             raise UsageError(
                 "--refresh makes an adapter again as it was made", "give it alone: cl-adapter distill --refresh NAME"
             )
@@ -152,27 +97,17 @@ def distill(
     other = AdapterHub.open(into, device=session.device, dtype=session.dtype, base_path="") if into else None
     hub, reporter = session.hub(), session.reporter()
     if resume:
-        if given:
+        if refs or given:
             raise UsageError(
                 "a resumed run keeps its teachers and its settings", f"cl-adapter distill --as {name} --resume"
             )
         show_made(session, lambda: hub.distill_resume(name, into=other, reporter=reporter))
         return
-    shown = {**wanted.options, **wanted.settings}
-    told = " ".join(f"{key.replace('_', '-')}={value}" for key, value in shown.items())
+    said = " ".join(f"{key.replace('_', '-')}={value}" for key, value in given.items())
+    announcing = Announcing(reporter, f"settings: {said or 'all at their defaults'}")
     show_made(
         session,
-        lambda: hub.distill(
-            refs or (),
-            name=name,
-            samples=not no_samples,
-            into=other,
-            evaluate=not no_eval,
-            new_version=new_version,
-            reporter=Announcing(reporter, f"settings: {told or 'all at their defaults'}"),
-            **wanted.options,
-            **wanted.settings,
-        ),
+        lambda: hub.distill(refs or (), name=name, into=other, new_version=new_version, reporter=announcing, **given),
     )
 
 
@@ -184,6 +119,14 @@ def _refresh(session: Session, name: str) -> None:
         session.note("no teacher has a newer version: nothing was made")
         return
     show_made(session, lambda: hub.distill_refresh(name, reporter=session.reporter())[0])
+
+
+def show_plan(session: Session, found: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:
+    """Print what a dry run found."""
+    if session.json:
+        session.give(found)
+    else:
+        show(found)
 
 
 def show_made(session: Session, make: Callable[[], AdapterRecord]) -> None:
@@ -265,12 +208,3 @@ def _show_plan(found: dict[str, Any]) -> None:
         print("  most in: " + ", ".join(f"{layer['name']} {layer['truncation_error']:.3f}" for layer in worst))
     print(f"  {display.size(found['bytes'])} on disk, {display.size(found['memory'])} of memory for the largest layer")
     print("nothing was written")
-
-
-def _weights(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--weights {text!r} is not a list of numbers", "--weights 0.7,0.3") from None

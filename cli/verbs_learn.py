@@ -10,15 +10,17 @@ from typing import Annotated, Any
 import typer
 from cl_adapter import display
 from cl_adapter.app import MAKE, verb
-from cl_adapter.completion import strategies, versions
+from cl_adapter.completion import versions
 from cl_adapter.failures import explain
+from cl_adapter.flags import Announcing, effective, flags, takes
 from cl_adapter.session import DEFAULT_HUB, Session
-from cl_adapter.training_flags import Announcing, Wishes, parse_set, training_flags, wishes
 
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.launching import is_helper_process
+from adapterhub_cl.learning.request import AddTaskOptions, UpdateOptions
 from adapterhub_cl.progress import Reporter
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 Data = Annotated[
@@ -27,24 +29,7 @@ Data = Annotated[
         help="file (JSONL, JSON, CSV, TSV, Parquet, text), saved dataset, hub dataset, or - for JSON lines on stdin"
     ),
 ]
-Held = Annotated[str | None, typer.Option(help="held-out data that the finished adapter is scored on")]
-Replay = Annotated[
-    str | None,
-    typer.Option(help="which examples to keep, POLICY:SIZE or none; default: balanced:200, an update's as before"),
-]
-Strategy = Annotated[
-    str | None, typer.Option(help="how training treats the past; several with + between", autocompletion=strategies)
-]
-Set = Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")]
-Augment = Annotated[str | None, typer.Option(help="made of the training data besides, NAME:COPIES, e.g. swap:2")]
-MaxForgetting = Annotated[
-    float | None, typer.Option(help="what an earlier task that it answers for may lose, 0 to 1; default: hub.toml's")
-]
-Columns = Annotated[str | None, typer.Option(help="which column is which: input=a,output=b[,instruction=c]")]
-Instruction = Annotated[str | None, typer.Option(help="what to do with inputs that come without an instruction")]
-LogWith = Annotated[str | None, typer.Option(help="also log to a tracker that Accelerate knows, e.g. tensorboard")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the newest unfinished run of this name")]
-Config = Annotated[str | None, typer.Option(help="YAML file of these settings; flags win")]
 
 
 def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
@@ -94,48 +79,17 @@ def init(
 
 
 @verb(MAKE, "cl-adapter add-task news train.jsonl --eval test.jsonl --epochs 2")
-@training_flags
+@takes(AddTaskOptions, TrainingSettings)
 def add_task(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="the task's and the adapter's name")],
     data: Data = None,
-    eval: Held = None,  # noqa: A002 (the flag's name)
-    strategy: Strategy = None,
-    set_: Set = None,
-    on_top_of: Annotated[str | None, typer.Option(help="a version that stays active and frozen beneath")] = None,
-    replay: Replay = None,
-    augment: Augment = None,
-    max_forgetting: MaxForgetting = None,
-    columns: Columns = None,
-    kind: Annotated[str | None, typer.Option(help="choice, generation, text; default: read off the data")] = None,
-    labels: Annotated[str | None, typer.Option(help="the answers of a choice task: a,b,c or a JSON list")] = None,
-    instruction: Instruction = None,
-    prompt_format: Annotated[str | None, typer.Option(help="how a prompt is written; default: instruction")] = None,
-    metric: Annotated[str | None, typer.Option(help="the score that stands for the task")] = None,
-    log_with: LogWith = None,
     resume: Resume = False,
-    config: Config = None,
     *,
-    settings: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
     """Train an adapter for a new task, keep replay samples, evaluate, record."""
-    options = {
-        "eval": eval,
-        "strategy": strategy,
-        "options": parse_set(set_) or None,
-        "on_top_of": on_top_of,
-        "replay": replay,
-        "augment": augment,
-        "max_forgetting": max_forgetting,
-        "columns": columns,
-        "kind": kind,
-        "labels": labels,
-        "instruction": instruction,
-        "prompt_format": prompt_format,
-        "metric": metric,
-        "log_with": log_with,
-    }
-    _teach(Session.of(ctx), "add_task", name, data, resume, wishes(config, options, settings))
+    _teach(Session.of(ctx), "add_task", name, data, resume, given)
 
 
 @verb(
@@ -143,47 +97,25 @@ def add_task(
     "cl-adapter update news fresh.jsonl --eval test.jsonl\n"
     "tail -f feed.jsonl | cl-adapter update news - --online --every 100",
 )
-@training_flags
+@takes(UpdateOptions, TrainingSettings)
 def update(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="the adapter to go on from", autocompletion=versions)],
+    name: Annotated[str, typer.Argument(help="the adapter to update", autocompletion=versions)],
     data: Data = None,
-    eval: Held = None,  # noqa: A002 (the flag's name)
-    strategy: Strategy = None,
-    set_: Set = None,
-    replay: Replay = None,
-    augment: Augment = None,
-    max_forgetting: MaxForgetting = None,
-    columns: Columns = None,
-    instruction: Instruction = None,
     online: Annotated[bool, typer.Option("--online", help="learn JSON lines from stdin as they come")] = False,
     every: Annotated[
         int,
         typer.Option(help="--online: rows in a version, to whole batches (8 rows, seen twice, unless told)"),
     ] = 100,
-    log_with: LogWith = None,
     resume: Resume = False,
-    config: Config = None,
     *,
-    settings: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
     """Train a new version from new data of a known task, or from raw text."""
-    options = {
-        "eval": eval,
-        "strategy": strategy,
-        "options": parse_set(set_) or None,
-        "replay": replay,
-        "augment": augment,
-        "max_forgetting": max_forgetting,
-        "columns": columns,
-        "instruction": instruction,
-        "log_with": log_with,
-    }
-    wanted = wishes(config, options, settings)
     if online:
-        _online(Session.of(ctx), name, data, every, resume, wanted)
+        _online(Session.of(ctx), name, data, every, resume, given)
     else:
-        _teach(Session.of(ctx), "update", name, data, resume, wanted)
+        _teach(Session.of(ctx), "update", name, data, resume, given)
 
 
 @verb(MAKE, "cl-adapter demo")
@@ -203,16 +135,15 @@ def demo(
         session.give(found)
 
 
-def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, wanted: Wishes) -> None:
+def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, given: dict[str, Any]) -> None:
     started = time.monotonic()
     hub = session.hub()
-    if resume and (wanted.settings or wanted.options):
-        given = ", ".join("--" + key.replace("_", "-") for key in (*wanted.options, *wanted.settings))
-        raise UsageError(f"a resumed run keeps its settings: {given} cannot be given", "leave them out, or --resume")
-    reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, wanted, hub.base))
+    if resume and given:
+        _refuse_resumed(given)
+    reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, given, hub.base))
     teach = hub.add_task if method == "add_task" else hub.update
     try:
-        record = teach(name, data, resume=resume, reporter=reporter, **wanted.options, **wanted.settings)
+        record = teach(name, data, resume=resume, reporter=reporter, **given)
     except GateRefused as refused:
         show_refused(session, refused, outcome, show_outcome)
         raise
@@ -231,19 +162,16 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
     session.note(f"next: {session.command(next_step)}")
 
 
-def _online(session: Session, name: str, data: str | None, every: int, resume: bool, wanted: Wishes) -> None:
+def _online(session: Session, name: str, data: str | None, every: int, resume: bool, given: dict[str, Any]) -> None:
     if data not in (None, "-"):
         raise UsageError(f"--online reads standard input, not {data}", f"cl-adapter update {name} - --online < {data}")
     for option in ("log_with", "augment"):
-        if option in wanted.options:
+        if option in given:
             raise UsageError(f"--{option.replace('_', '-')} cannot be used with --online", "leave it out")
-    if resume and (given := [*wanted.settings, *(o for o in wanted.options if o != "max_forgetting")]):
-        shown = ", ".join("--" + key.replace("_", "-") for key in given)
-        raise UsageError(f"a resumed run keeps its settings: {shown} cannot be given", "leave them out, or --resume")
+    if resume and (fixed := {key: value for key, value in given.items() if key != "max_forgetting"}):
+        _refuse_resumed(fixed)
     hub = session.hub()
-    made = hub.update_online(
-        name, every=every, resume=resume, reporter=session.reporter(), **wanted.options, **wanted.settings
-    )
+    made = hub.update_online(name, every=every, resume=resume, reporter=session.reporter(), **given)
     if not made:
         return
     fit_router(hub, session.reporter())
@@ -255,7 +183,12 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
     session.note(f"next: {session.command(f'show {made[-1].ref}')}")
 
 
-def _settings_line(method: str, wanted: Wishes, base: BaseInfo) -> str:
+def _refuse_resumed(given: Mapping[str, Any]) -> None:
+    shown = flags(given, AddTaskOptions, TrainingSettings)
+    raise UsageError(f"a resumed run keeps its settings: {shown} cannot be given", "leave them out, or --resume")
+
+
+def _settings_line(method: str, given: Mapping[str, Any], base: BaseInfo) -> str:
     """The settings that matter most, and all that are not at their defaults; `show` has every one."""
     from adapterhub_cl import replay, strategies
     from adapterhub_cl.bases.kinds import MASKED, objectives_of
@@ -263,9 +196,9 @@ def _settings_line(method: str, wanted: Wishes, base: BaseInfo) -> str:
     again = "sequential, for raw text lwf" if MASKED in objectives_of(base.architecture) else "sequential"
     usual = (strategies.DEFAULT, replay.DEFAULT) if method == "add_task" else (again, "as before")
     shown: dict[str, Any] = dict(zip(("strategy", "replay"), usual, strict=True))
-    shown |= {k: v for k, v in wanted.options.items() if k in shown}
-    shown |= {k: v for k, v in wanted.effective().to_json().items() if k in ("epochs", "rank") or k in wanted.settings}
-    if method == "update" and "rank" not in wanted.settings:  # what goes on from the old version keeps its shape
+    shown |= {k: v for k, v in given.items() if k in shown}
+    shown |= {k: v for k, v in effective(given).to_json().items() if k in ("epochs", "rank") or k in given}
+    if method == "update" and "rank" not in given:  # what goes on from the old version keeps its shape
         del shown["rank"]
     words = [f"{k.replace('_', '-')}={v}" for k, v in shown.items() if v not in ("", None)]
     return f"settings: {' '.join(words)}"

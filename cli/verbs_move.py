@@ -9,9 +9,9 @@ import typer
 from cl_adapter.app import MOVE, verb
 from cl_adapter.completion import Ref, tasks, versions
 from cl_adapter.session import Session
-from cl_adapter.training_flags import split_labels
 from cl_adapter.verbs_learn import outcome, show_outcome
 
+from adapterhub_cl.data.tasks import read_labels
 from adapterhub_cl.errors import UsageError
 
 
@@ -74,7 +74,7 @@ def import_adapter(
     session = Session.of(ctx)
     described: dict[str, Any] = {
         "kind": kind,
-        "labels": split_labels(labels) if labels is not None else None,
+        "labels": read_labels(labels) if labels is not None else None,
         "instruction": instruction,
         "prompt_format": prompt_format,
         "metric": metric,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from cl_adapter import display
 from cl_adapter.app import COMBINE, verb
 from cl_adapter.completion import versions
+from cl_adapter.flags import flags, takes
 from cl_adapter.session import Session, ask
-from cl_adapter.verbs_combine import MinRetention, Seed, show_made
+from cl_adapter.verbs_combine import show_made, show_plan
 
+from adapterhub_cl.consolidation.asked import ALIKE, UNUSED_DAYS, PruneRequest
 from adapterhub_cl.errors import UsageError
-
-AUTO = "auto"
 
 
 @verb(
@@ -25,35 +26,12 @@ AUTO = "auto"
     "cl-adapter prune --redundant\n"
     "cl-adapter prune --unused --days 90 --dry-run",
 )
+@takes(PruneRequest, config=False)
 def prune(
     ctx: typer.Context,
     ref: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help="the version to make smaller: news@v2", autocompletion=versions),
-    ] = None,
-    rank: Annotated[str | None, typer.Option(help="highest rank of a layer; auto is --search")] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="share of each layer's ‖ΔW‖² that stays, at the lowest rank; default, alone: 0.99"),
-    ] = None,
-    across: Annotated[
-        bool, typer.Option("--global", help="spend --rank (as the mean) or --energy over all layers together")
-    ] = False,
-    search: Annotated[
-        bool,
-        typer.Option(
-            "--search",
-            help="the lowest ranks that keep --min-retention: found by measuring on replay samples (50 or more) and "
-            "confirmed on the held-out data, or found on what the gate measures on; either flatters a little",
-        ),
-    ] = False,
-    measurements: Annotated[int, typer.Option(metavar="N", help="--search: most retentions to measure")] = 24,
-    magnitude: Annotated[
-        float | None, typer.Option(help="share of the factors' smallest entries set to zero; alone it saves nothing")
-    ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16, fp16; int8, int4: packed, export writes the plain form; default: as it is"),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="a new adapter; default: the next version")
@@ -63,21 +41,19 @@ def prune(
     ] = False,
     threshold: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="--redundant: how similar, and how often equal predictions; default: 0.9"),
+        typer.Option(metavar="SHARE", help=f"--redundant: how similar, and how often equal answers; default: {ALIKE}"),
     ] = None,
     unused: Annotated[
         bool, typer.Option("--unused", help="instead: remove versions that nobody uses; gc frees their space")
     ] = False,
     days: Annotated[
-        float | None, typer.Option(min=0.0, metavar="N", help="--unused: not used in so many days; default: 30")
+        float | None,
+        typer.Option(min=0.0, metavar="N", help=f"--unused: unused for so many days; default: {UNUSED_DAYS:g}"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; write nothing")] = False,
-    no_eval: Annotated[
-        bool, typer.Option("--no-eval", help="do not measure retention, nor compare predictions")
-    ] = False,
-    min_retention: MinRetention = None,
-    seed: Seed = 0,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Make an adapter smaller, or find those that do the same or that nobody uses."""
     session = Session.of(ctx)
@@ -87,38 +63,27 @@ def prune(
             raise UsageError(
                 f"{flag} belongs to --{'redundant' if flag == '--threshold' else 'unused'}", "leave it out"
             )
-    asked: dict[str, Any] = {
-        "rank": None if rank in (None, AUTO) else _rank(str(rank)),
-        "energy": energy,
-        "across": across,
-        "search": search or rank == AUTO,
-        "magnitude": magnitude,
-        "store": store,
-    }
-    if ref is None:
-        given = [key for key, found in {**asked, "name": name, "min_retention": min_retention}.items() if found]
-        if given:
-            flags = ", ".join("--" + _FLAGS.get(key, key.replace("_", "-")) for key in given)
-            raise UsageError(f"{flags} only with a NAME that is to be made smaller", "leave it out, or name an adapter")
-        if redundant:
-            _redundant(session, 0.9 if threshold is None else threshold, no_eval)
+    if ref is not None:
+        hub = session.hub()
+        make = partial(hub.prune, ref, name=name, dry_run=dry_run, reporter=session.reporter(), **given)
+        if dry_run:
+            show_plan(session, make(), _show_plan)
         else:
-            _unused(session, 30.0 if days is None else days, dry_run, yes)
+            show_made(session, make)
         return
-    asked |= {"min_retention": min_retention, "measurements": measurements, "reporter": session.reporter()}
-    hub = session.hub()
-    if dry_run:
-        found = hub.plan_prune(ref, **asked)
-        if session.json:
-            session.give(found)
-        else:
-            _show_plan(found)
-        return
-    show_made(session, lambda: hub.prune(ref, name=name, evaluate=not no_eval, seed=seed, **asked))
+    evaluate = given.pop("evaluate", True)
+    written = [*(["--as"] if name else []), *([flags(given, PruneRequest)] if given else [])]
+    if written:
+        raise UsageError(
+            f"{', '.join(written)} only with a NAME that is to be made smaller", "leave it out, or name an adapter"
+        )
+    if redundant:
+        _redundant(session, evaluate, ALIKE if threshold is None else threshold)
+    else:
+        _unused(session, UNUSED_DAYS if days is None else days, dry_run, yes)
 
 
 _SHOWN = 8  # layers, or pairs, in a table for people
-_FLAGS = {"across": "global", "name": "as"}
 
 
 def _one_of(ref: str | None, redundant: bool, unused: bool) -> None:
@@ -127,13 +92,6 @@ def _one_of(ref: str | None, redundant: bool, unused: bool) -> None:
             "prune takes exactly one of NAME, --redundant and --unused",
             "prune NAME makes it smaller; --redundant finds pairs to merge; --unused finds versions to remove",
         )
-
-
-def _rank(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--rank {text!r} is no whole number", "--rank 4, or --rank auto") from None
 
 
 def _show_plan(found: Mapping[str, Any]) -> None:
@@ -155,8 +113,8 @@ def _show_plan(found: Mapping[str, Any]) -> None:
     print("nothing was written")
 
 
-def _redundant(session: Session, threshold: float, no_eval: bool) -> None:
-    found = session.hub().redundant(threshold=threshold, evaluate=not no_eval, reporter=session.reporter())
+def _redundant(session: Session, evaluate: bool, threshold: float) -> None:
+    found = session.hub().redundant(threshold=threshold, evaluate=evaluate, reporter=session.reporter())
     if session.json:
         session.give(found)
         return

@@ -11,11 +11,14 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import LOOK, MAKE, MOVE, verb
 from cl_adapter.completion import strategies, versions
+from cl_adapter.flags import takes
 from cl_adapter.session import Session
-from cl_adapter.training_flags import parse_set, training_flags
 
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Effect
+from adapterhub_cl.learning.request import AddTaskOptions
+from adapterhub_cl.options import parse_set
+from adapterhub_cl.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
@@ -24,7 +27,7 @@ MaxForgetting = Annotated[float | None, typer.Option(help="what an earlier task 
 
 
 @verb(MAKE, "cl-adapter stream tasks.yaml --strategy replay --strategy sequential --seeds 0,1,2 --picture matrix.png")
-@training_flags
+@takes(AddTaskOptions, TrainingSettings, stream=True, config=False)
 def stream(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="YAML or JSON: tasks: a list of {name, data, eval, …options}")],
@@ -33,8 +36,6 @@ def stream(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="with commas between; default: 0")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")] = None,
-    replay: Annotated[str | None, typer.Option(help="which examples to keep of each task, POLICY:SIZE")] = None,
-    augment: Annotated[str | None, typer.Option(help="made of the training data besides, e.g. swap:2")] = None,
     max_forgetting: Annotated[
         float | None, typer.Option(help="stop where an earlier task loses more; default: nothing is refused")
     ] = None,
@@ -42,12 +43,10 @@ def stream(
     picture: Annotated[str | None, typer.Option(help="write the matrices as a picture (.png, .svg)")] = None,
     curves: Annotated[str | None, typer.Option(help="write each task's curve as a picture (.png, .svg)")] = None,
     *,
-    settings: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
     """Teach a sequence of tasks under one or several strategies; print the accuracy matrix and what was forgotten."""
     session = Session.of(ctx)
-    if "seed" in settings:
-        raise UsageError("a stream takes --seeds, not --seed", f"--seeds {settings['seed']}")
     for target in (picture, curves):
         if target is not None and Path(target).suffix.lower() not in (".png", ".svg"):
             raise UsageError(f"a picture is written as .png or .svg, not {target}", "--picture matrix.png")
@@ -57,16 +56,14 @@ def stream(
         if target is not None:
             check_local(target, "a file")  # before hours of training
     started = time.monotonic()
-    asked = {key: value for key, value in (("replay", replay), ("augment", augment)) if value is not None}
     found = session.hub().stream(
         file,
         strategies=strategy or ["isolated"],
         seeds=_numbers(seeds),
-        options=parse_set(set_),
-        max_forgetting=1.0 if max_forgetting is None else max_forgetting,
+        options=parse_set(set_ or ()),
+        **({} if max_forgetting is None else {"max_forgetting": max_forgetting}),
         reporter=session.reporter(),
-        asked=asked,
-        **settings,
+        **given,
     )
     if csv:
         check_local(csv).write_text(_csv(found), encoding="utf-8")

@@ -14,10 +14,10 @@ from cl_adapter import display
 from cl_adapter.app import USE, verb
 from cl_adapter.completion import routers, tasks, versions
 from cl_adapter.session import Session
-from cl_adapter.training_flags import parse_set
 
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.objectives import refuse_writing
+from adapterhub_cl.options import parse_set
 from adapterhub_cl.routing import DEFAULT
 from adapterhub_cl.types import BASE
 
@@ -133,7 +133,7 @@ def answered_by(prediction: Prediction) -> str:
 
 def router_options(given: Sequence[str] | None) -> dict[str, str]:
     """What `--set` says of the router."""
-    return parse_set(given, "ROUTER.OPTION=VALUE, for example --set analytic.ridge=1 or --set router.text=bare")
+    return parse_set(given or ())
 
 
 def inputs_of(

@@ -23,7 +23,7 @@ def told(record: AdapterRecord) -> str:
 
 with tempfile.TemporaryDirectory() as folder:
     hub = AdapterHub.open(shutil.copytree(REGISTRY, Path(folder) / "hub"))
-    plan = hub.plan_merge(TASKS, rank=16)
+    plan = hub.merge(TASKS, rank=16, dry_run=True)
     print(f"a merge to rank 16 would lose {plan['truncation_error']:.3f} of the sum's norm")
     print(told(hub.merge(TASKS, name="both")))
     try:

@@ -130,6 +130,8 @@ def inject(act: Act, hub: Path, at: int, *, full: bool, root: Path | None = None
         code, said = 2, ""
         try:
             sys.stdout = sys.stderr = io.StringIO()
+            # A new thread of a forked process cannot set up torch's pool where the parent had used it.
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
             _patch(one)
             code, said = 0, act(hub)
         except AdapterHubError as error:

@@ -11,33 +11,62 @@ from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_pa
 from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging import BaseMethod
-from adapterhub_cl.options import from_mapping
+from adapterhub_cl.options import from_mapping, option
 from adapterhub_cl.registry import Registry, parse_ref
-from adapterhub_cl.settings import LARGEST_SEED, TrainingSettings
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord
+
+MEASUREMENTS = 24  # most retentions that a search measures
+AUTO = "auto"
+ALIKE = 0.9  # how similar two adapters are that `prune --redundant` proposes to merge
+UNUSED_DAYS = 30.0  # how long nobody used a version that `prune --unused` proposes to remove
+EPOCHS = 8  # replay samples are few: three passes, as for a task's data, are not enough
+FRESH = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOptions:
+    """The options of every verb that makes a version out of others."""
+
+    min_retention: float | None = option(
+        None, "refuse where a task keeps less of its score, 0 to 1; default: hub.toml's, else none"
+    )
+    evaluate: bool = option(True, "do not measure retention", flag="--no-eval", config=False)
 
 
 @dataclass(frozen=True)
-class MergeRequest:
+class MergeRequest(MeasuredOptions):
     """What a merge was asked for.
 
     Attributes:
-        method: a merge method's name; `options` of it, `NAME.OPTION` or `OPTION` → value.
-        rank: highest rank of a layer of the result; None: as the method has it.
-        weights: of each parent; None: as the method has it.
-        min_retention: the gate's bound; None: hub.toml's, else none.
-        evaluate: measure retention.
+        refs: the versions to merge; empty where an expression names them.
     """
 
     refs: Sequence[str] = ()
-    weights: Sequence[float] | None = None
-    expression: str | None = None
-    method: str = merging.DEFAULT
-    rank: int | None = None
-    options: Mapping[str, Any] | None = None
-    min_retention: float | None = None
-    evaluate: bool = True
-    seed: int = 0
+    weights: Sequence[float] | None = option(
+        None, "one weight for each version, with commas between; default: the method's",
+        parse="adapterhub_cl.consolidation.asked:read_weights",
+    )  # fmt: skip
+    expression: str | None = option(None, 'versions and weights in one: "0.7*a + 0.3*b - c"')
+    method: str = option(merging.DEFAULT, "the merge method; see below", names="methods")
+    rank: int | None = option(None, "highest rank of a layer; default: the method's")
+    options: Mapping[str, Any] = option(
+        dict, "METHOD.OPTION=VALUE, an option of the method; may be repeated", flag="--set",
+        parse="adapterhub_cl.options:parse_set",
+    )  # fmt: skip
+    seed: int = option(0, "seed of every random choice", check="adapterhub_cl.settings:check_seed")
+
+
+def read_weights(value: Any) -> list[float]:
+    """`0.7,0.3` or a list of numbers → the weights.
+
+    Raises:
+        UsageError: not numbers.
+    """
+    try:
+        return [float(part) for part in (value.split(",") if isinstance(value, str) else value)]
+    except (TypeError, ValueError):
+        raise UsageError(f"--weights {value!r} is not a list of numbers", "--weights 0.7,0.3") from None
 
 
 @dataclass(frozen=True)
@@ -74,8 +103,6 @@ def check_merge(
     if request.min_retention is not None and not request.evaluate:
         raise UsageError("--min-retention needs the retention that --no-eval leaves out", "give one or the other")
     method = merging.build(request.method, request.options or {})
-    if not 0 <= request.seed <= LARGEST_SEED:
-        raise UsageError(f"--seed must be between 0 and {LARGEST_SEED}, not {request.seed}", "--seed 0")
     if request.rank is not None and request.rank < 1:
         raise UsageError(f"--rank must be 1 or more, not {request.rank}", "leave it out to keep all that is there")
     least = least_retention(registry, request.min_retention)
@@ -87,31 +114,25 @@ def check_merge(
     return MergeOrder(request, parents, method, least, name, new_version)
 
 
-EPOCHS = 8  # replay samples are few: three passes, as for a task's data, are not enough
-FRESH = "none"
-
-
 @dataclass(frozen=True)
-class DistillRequest:
+class DistillRequest(MeasuredOptions):
     """What a distillation was asked for.
 
     Attributes:
+        refs: the teachers.
         distillation: what the user gave of `DistillationSettings`; `settings` of `TrainingSettings`.
-        samples: ask the teachers their replay samples; `data` unlabelled text, `pseudo` what they write themselves.
-        start: the merge method whose result the student starts from, or `none`.
-        grow: double the rank until every task retains `min_retention`, up to the parents' ranks added up.
     """
 
     refs: Sequence[str]
     distillation: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    samples: bool = True
-    data: Sequence[str] = ()
-    pseudo: int = 0
-    start: str = merging.DEFAULT
-    grow: bool = False
-    min_retention: float | None = None
-    evaluate: bool = True
+    samples: bool = option(
+        True, "do not ask the teachers about their replay samples", flag="--no-samples", config=False
+    )
+    data: Sequence[str] = option(tuple, "unlabelled text to ask as well: FILE, or TASK=FILE; may be repeated")
+    pseudo: int = option(0, "samples that each teacher writes for each of its tasks")
+    start: str = option(merging.DEFAULT, "merge method whose result the student starts from, or none", names="methods")
+    grow: bool = option(False, "double the rank until --min-retention is reached")
 
     def training(self) -> TrainingSettings:
         """The whole training settings; of a distillation the epochs' default is another one."""
@@ -179,6 +200,63 @@ def check_distill(
             raise UsageError(message, hint)
     check_new_name(registry, name, new_version)
     return least
+
+
+@dataclass(frozen=True)
+class PruneRequest(MeasuredOptions):
+    """What a pruning was asked for.
+
+    Attributes:
+        ref: the version to make smaller.
+        bound: the retention that a search keeps; None: the gate's.
+    """
+
+    ref: str
+    rank: int | None = option(
+        None, "highest rank of a layer; auto is --search", parse="adapterhub_cl.consolidation.asked:read_rank"
+    )
+    energy: float | None = option(
+        None, "share of each layer's ‖ΔW‖² to keep, at the lowest rank that does; default, alone: 0.99"
+    )
+    across: bool = option(False, "spend --rank (as the mean) or --energy over all layers together", flag="--global")
+    search: bool = option(
+        False, "find the lowest ranks that keep --min-retention by measuring: on replay samples (50 or more), "
+        "confirmed on the held-out data, or on the data that the gate measures on; either flatters a little",
+    )  # fmt: skip
+    magnitude: float | None = option(
+        None, "share of the factors' smallest entries to set to zero; alone it saves nothing"
+    )
+    store: str | None = option(
+        None, "fp32, bf16, fp16; int8, int4: packed, export writes the plain form; default: as it is"
+    )
+    measurements: int = option(MEASUREMENTS, "--search: most retentions to measure", metavar="N")
+    seed: int = option(0, "seed of every random choice", check="adapterhub_cl.settings:check_seed")
+    bound: float | None = None
+
+    @classmethod
+    def from_json(cls, recipe: Mapping[str, Any]) -> PruneRequest:
+        """The request that a recipe came from, for the version `ref`; options that it does not name are defaults."""
+        found = {key: recipe[key] for key in cls.__dataclass_fields__ if recipe.get(key) is not None}
+        given = {"across": recipe.get("global", False), "evaluate": recipe.get("measured", True), **found}
+        if not given.keys() & {"rank", "energy", "magnitude"} and not given.get("search"):
+            given["energy"] = 1.0  # it changed the storage alone
+        return cls(**given)
+
+
+def read_rank(value: Any) -> int | str:
+    """A whole number, or `auto`.
+
+    Raises:
+        UsageError: neither.
+    """
+    if value == AUTO:
+        return AUTO
+    try:
+        if isinstance(value, bool) or float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value))
+    except (TypeError, ValueError):
+        raise UsageError(f"--rank {value!r} is no whole number", "--rank 4, or --rank auto") from None
 
 
 def refreshed(registry: Registry, name: str) -> tuple[AdapterRecord, DistillRequest | None]:

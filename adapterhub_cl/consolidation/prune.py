@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.consolidation.asked import MEASUREMENTS, PruneRequest
 from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
 from adapterhub_cl.errors import AdapterError, UsageError
@@ -26,39 +27,7 @@ from adapterhub_cl.samples.of_task import samples_of
 from adapterhub_cl.types import AdapterRecord
 
 ENERGY = 0.99  # what `prune NAME` keeps of ‖ΔW‖² in each layer; docs/benchmarks/pruning.md says why
-MEASUREMENTS = 24  # most retentions that a search measures
 SAMPLES = 50  # replay samples that are enough to search on, so that the held-out data stay for the gate
-
-
-@dataclass(frozen=True)
-class PruneRequest:
-    """What a pruning was asked for; see `AdapterHub.prune`.
-
-    Attributes:
-        bound: the retention that a search keeps; None: the gate's.
-    """
-
-    ref: str
-    rank: int | None = None
-    energy: float | None = None
-    across: bool = False
-    search: bool = False
-    magnitude: float | None = None
-    store: str | None = None
-    min_retention: float | None = None
-    evaluate: bool = True
-    measurements: int = MEASUREMENTS
-    seed: int = 0
-    bound: float | None = None
-
-    @classmethod
-    def from_json(cls, recipe: Mapping[str, Any]) -> PruneRequest:
-        """The request that a recipe came from, for the version `ref`; options that it does not name are defaults."""
-        found = {key: recipe[key] for key in cls.__dataclass_fields__ if recipe.get(key) is not None}
-        given = {"across": recipe.get("global", False), "evaluate": recipe.get("measured", True), **found}
-        if not given.keys() & {"rank", "energy", "magnitude"} and not given.get("search"):
-            given["energy"] = 1.0  # it changed the storage alone
-        return cls(**given)
 
 
 @dataclass

@@ -7,9 +7,9 @@ from typing import Any
 
 from adapterhub_cl import merging
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.asked import MergeRequest, check_merge
+from adapterhub_cl.consolidation.asked import MergeRequest, PruneRequest, check_merge
 from adapterhub_cl.consolidation.merge import merge
-from adapterhub_cl.consolidation.prune import PruneRequest, prune
+from adapterhub_cl.consolidation.prune import prune
 from adapterhub_cl.errors import AdapterError, DataError, GateRefused, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry

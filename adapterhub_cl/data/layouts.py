@@ -70,6 +70,22 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
     return {role: columns[0] if len(columns) == 1 else columns for role, columns in found.items()}
 
 
+def read_columns(value: str | Columns) -> dict[str, str | list[str]]:
+    """Columns as `--columns` writes them, or as a mapping of YAML or Python.
+
+    Raises:
+        UsageError, UnknownNameError: see `parse_columns`.
+    """
+    if isinstance(value, str):
+        return parse_columns(value)
+    if not isinstance(value, Mapping) or not all(isinstance(c, str | list | tuple) for c in value.values()):
+        raise UsageError(f"columns cannot be {value!r}", "write --columns input=COLUMN,output=COLUMN")
+    for role in value:
+        if role not in ROLES:
+            raise UnknownNameError("role in --columns", str(role), ROLES)
+    return {role: found if isinstance(found, str) else [str(c) for c in found] for role, found in value.items()}
+
+
 def named(columns: Columns) -> set[str]:
     """Every column that `--columns` names."""
     return {c for value in columns.values() for c in ([value] if isinstance(value, str) else value)}

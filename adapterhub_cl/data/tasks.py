@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.formats import check_format
@@ -34,6 +36,30 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "generation": ("exact_match", "token_f1", "rouge_l", "strict_match"),
     "text": ("perplexity",),
 }
+
+
+def read_labels(value: Any) -> list[str]:
+    """The labels of a choice task: `spam, ham`, or `["spam", "ham"]` where a label may have commas, or a list.
+
+    Raises:
+        UsageError: it begins like a JSON list and is not a list of texts.
+    """
+    found = value
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return [label.strip() for label in value.split(",")]
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
+            found = None
+    if not isinstance(found, Sequence) or any(isinstance(label, (list, dict)) for label in found):
+        raise UsageError(
+            f"--labels {value!r} is not a JSON list of texts", """for example --labels '["yes, please", "no"]'"""
+        )
+    # YAML reads an unquoted `yes` as true
+    return [str(label).lower() if isinstance(label, bool) else str(label) for label in found]
 
 
 def infer_task(

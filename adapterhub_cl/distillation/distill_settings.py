@@ -15,7 +15,9 @@ class DistillationSettings:
 
     temperature: float = option(2.0, "softens teacher's and student's distributions before they are compared")
     task_loss: float = option(0.5, "weight (α) of the loss on the known answers beside the teachers'")
-    features: str = option("", "decoder layers whose hidden states are to agree too, e.g. 3,5; default: none")
+    features: str = option(
+        "", "decoder layers whose hidden states are to agree too, e.g. 3,5; default: none", joins=True
+    )
     feature_weight: float = option(1.0, "weight of that agreement")
     top: int = option(512, "likeliest tokens of a teacher that are kept for each position; the others count as one")
 

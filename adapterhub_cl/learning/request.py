@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,54 +11,100 @@ from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand, read_rows
+from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.evaluation.gate import limit_of
 from adapterhub_cl.launching import refuse_sharding
-from adapterhub_cl.options import flag
+from adapterhub_cl.options import flag, given_of, option
 from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import build as build_strategy
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo
+from adapterhub_cl.types import DERIVED, TASK_KINDS, AdapterRecord, BaseInfo
 
 # What an adapter that starts from another one takes over from it.
 SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
 
 
+METRIC_NAMES = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineOptions:
+    """The options of `update --online`, which the other training verbs have too."""
+
+    eval: str = option(
+        "", "held-out data that the finished adapter is scored on; never used to choose anything", stream=False,
+        parse="adapterhub_cl.learning.request:absolute",
+    )  # fmt: skip
+    strategy: str = option(
+        "isolated", "how training treats the past; several with + between", stream=False, names="strategies"
+    )
+    options: Mapping[str, Any] = option(
+        dict, "STRATEGY.OPTION=VALUE, an option of the strategy; may be repeated", flag="--set", stream=False,
+        parse="adapterhub_cl.options:parse_set",
+    )  # fmt: skip
+    replay: str = option(
+        replay.DEFAULT, "which examples to keep: POLICY:SIZE, or none", check="adapterhub_cl.replay:parse"
+    )
+    max_forgetting: float | None = option(
+        None, "how much an earlier task that it answers for may lose, 0 to 1; default: the hub's", stream=False
+    )
+    columns: Mapping[str, str] = option(
+        dict, "which column is which: input=a,output=b[,instruction=c]", parse="adapterhub_cl.data.layouts:read_columns"
+    )
+    instruction: str | None = option(None, "what to do with inputs that come without an instruction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions(OnlineOptions):
+    """The options of `update`."""
+
+    augment: str = option(
+        "", "augmented copies to add to the training rows: NAME:COPIES, e.g. swap:2", joins=True,
+        check="adapterhub_cl.augmentation:parse_all",
+    )  # fmt: skip
+    log_with: str = option("", "also log to a tracker that Accelerate knows, e.g. tensorboard", stream=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddTaskOptions(UpdateOptions):
+    """The options of `add-task`. A new one is one line here."""
+
+    on_top_of: str = option("", "a version that stays active and frozen beneath the new adapter", stream=False)
+    kind: str = option(
+        "auto",
+        "the kind of task: choice, generation or text; auto reads it off the data",
+        word="kind of task",
+        choices=("auto", *TASK_KINDS),
+    )
+    labels: Sequence[str] = option(
+        tuple, "the answers of a choice task: a,b,c or a JSON list; default: those in the data",
+        parse="adapterhub_cl.data.tasks:read_labels",
+    )  # fmt: skip
+    prompt_format: str | None = option(
+        None, "how a prompt is written: a name, or a template with {instruction} and {input}",
+        check="adapterhub_cl.data.formats:check_format",
+    )  # fmt: skip
+    metric: str | None = option(None, "the score that stands for the task", choices=METRIC_NAMES)
+
+
 @dataclass(frozen=True)
-class TrainRequest:
-    """One call of `add-task` or `update`.
+class TrainRequest(AddTaskOptions):
+    """One call of `add-task` or `update`, as it is kept in `run.json`.
 
     Attributes:
         verb: `add-task` or `update`.
-        data: path or id of the training data; `eval` of the held-out data, empty for none.
+        data: path or id of the training data.
         settings: what the user gave of `TrainingSettings`; the rest are defaults.
-        options: of the strategy, `NAME.OPTION` → value.
-        on_top_of: a version that stays active and frozen under the new adapter.
-        max_forgetting: what an old task may lose; None takes the hub's default, 1 lets everything pass.
         stream: which stage of which stream this is, with what was measured before it.
-        columns: role → column, empty to recognise the layout.
     """
 
     verb: str
     name: str
     data: str
-    eval: str = ""
-    strategy: str = "isolated"
-    replay: str = replay.DEFAULT
     settings: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    kind: str = "auto"
-    labels: tuple[str, ...] = ()
-    instruction: str | None = None
-    prompt_format: str | None = None
-    metric: str | None = None
-    log_with: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    on_top_of: str = ""
-    augment: str = ""
-    max_forgetting: float | None = None
     stream: Mapping[str, Any] = field(default_factory=dict)
 
     def training(self) -> TrainingSettings:
@@ -104,7 +150,7 @@ def build(
     """The request that a call makes, and the run that it resumes.
 
     Args:
-        asked: further fields of `Request`; None stands for "not given".
+        asked: options of `AddTaskOptions` and of `TrainingSettings`, those that were given.
 
     Raises:
         UsageError: a bad name, no data, nothing to resume, other data than the run was started with, or a launcher
@@ -123,8 +169,8 @@ def build(
         return request, run
     if data is None:
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
-    given = {key: value for key, value in asked.items() if value is not None}
-    given["eval"] = absolute(given["eval"]) if given.get("eval") else ""
+    given = {**given_of(AddTaskOptions, asked), "settings": given_of(TrainingSettings, asked)}
+    given["labels"] = tuple(given.get("labels", ()))
     if verb == "update":
         before = registry.get(name)
         given["columns"] = given.get("columns") or _usual_columns(before.manifest, str(data))
@@ -133,7 +179,7 @@ def build(
         if kept.get("size") is not None:
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
         if cut := (before.training.get("settings") or {}).get("max_length"):
-            given["settings"] = {"max_length": cut, **given.get("settings", {})}
+            given["settings"] = {"max_length": cut, **given["settings"]}
     request = TrainRequest(verb, name, absolute(data), **given)
     check(registry, request)
     return request, None
@@ -224,4 +270,4 @@ def _refuse_writing(base: BaseInfo, request: TrainRequest) -> None:
 def absolute(source: str | Path) -> str:
     """A path that still means the same from another working directory; ids and `-` stay as they are."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else str(source)
+    return str(path.resolve()) if str(source) and path.exists() else str(source)

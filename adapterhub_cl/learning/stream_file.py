@@ -18,27 +18,27 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl import augmentation, replay
-from adapterhub_cl.data.columns import Examples, parse_columns
-from adapterhub_cl.data.formats import check_format
+from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.reading import DEMO, EXTENSIONS, HUB_ID, at_hand
-from adapterhub_cl.data.tasks import METRICS, find_leaks
+from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.errors import AdapterHubError, DataError, UnknownNameError
+from adapterhub_cl.learning.request import AddTaskOptions
+from adapterhub_cl.options import Option, declared, given_of
 from adapterhub_cl.registry import check_name
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.types import TASK_KINDS, Example
+from adapterhub_cl.types import Example
 
 MAX_BYTES = 1_000_000
 TOP = ("tasks", "defaults", "name")
 OWN = ("name", "data", "eval")
-OPTIONS = ("columns", "kind", "labels", "instruction", "prompt_format", "metric", "replay", "augment")
-SETTINGS = tuple(f.name for f in fields(TrainingSettings) if f.name != "seed")
+OPTIONS = {n: o for n, o in declared(AddTaskOptions, TrainingSettings).items() if o.stream}
 # what the whole stream shares → its flag
-SHARED = {"strategy": "--strategy", "seed": "--seeds", "seeds": "--seeds"}
+SHARED = {"strategy": "--strategy", "set": "--set", "max_forgetting": "--max-forgetting"}
+SHARED |= {"seed": "--seeds", "seeds": "--seeds"}
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,13 @@ def _task(
 
 def _wishes(row: Mapping[Any, Any], where: str, own: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Options, settings and problems of a mapping; keys of `own` are passed over."""
-    options: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     problems: list[str] = []
     seen: set[str] = set()
     for key, value in row.items():
         name = _plain(key)
         if name in seen:
-            problems.append(f"{where}{name} stands there with a dash and with an underscore")
+            problems.append(f"{where}{name} is set twice (with - and with _)")
         seen.add(name)
         if name in own:
             continue
@@ -202,43 +201,16 @@ def _wishes(row: Mapping[Any, Any], where: str, own: Sequence[str]) -> tuple[dic
             problems.append(f"{where}{key} belongs to the whole stream: say it with {SHARED[name]}")
         elif name in OPTIONS:
             if value is not None:
-                problems += _option(options, name, value, where)
-        elif name in SETTINGS:
-            settings[name] = value
+                problems += _tried(where, _put, found, OPTIONS[name], value)
         else:
-            problems.append(_unknown(where, key, (*own, *OPTIONS, *SETTINGS)))
+            problems.append(_unknown(where, key, (*own, *OPTIONS)))
+    settings = given_of(TrainingSettings, found)
     problems += _tried(where, TrainingSettings.from_mapping, settings, "it")
-    return options, settings, problems
+    return given_of(AddTaskOptions, found), settings, problems
 
 
-def _option(options: dict[str, Any], name: str, value: Any, where: str) -> list[str]:
-    """Put one option in the form that `add_task` takes, and say what is wrong with it."""
-    if name == "columns" and isinstance(value, dict) and value:
-        value = ",".join(f"{role}={column}" for role, column in value.items())
-    if name == "labels" and isinstance(value, list) and not any(isinstance(v, (list, dict)) for v in value):
-        options[name] = [str(v).lower() if isinstance(v, bool) else str(v) for v in value]
-        return []
-    if not isinstance(value, str):
-        return [f"{where}{name.replace('_', '-')} cannot be {_short(value)}"]
-    if name == "labels":
-        options[name] = [label.strip() for label in value.split(",")]
-        return []
-    options[name] = value
-    if name == "columns":
-        wrong = _tried(where, parse_columns, value)
-        options[name] = {} if wrong else parse_columns(value)
-        return wrong
-    if name == "replay":
-        return _tried(where, replay.parse, value)
-    if name == "augment":
-        return _tried(where, augmentation.parse_all, value)
-    if name == "prompt_format":
-        return _tried(where, check_format, value)
-    metrics = [metric for names in METRICS.values() for metric in names]
-    known = {"kind": ("auto", *TASK_KINDS), "metric": tuple(metrics)}.get(name)
-    if known and value not in known:
-        return [where + _told(UnknownNameError("kind of task" if name == "kind" else name, value, known))]
-    return []
+def _put(found: dict[str, Any], one: Option, value: Any) -> None:
+    found[one.name] = one.read(value)
 
 
 def _tried(where: str, check: Any, *values: Any) -> list[str]:

@@ -43,7 +43,7 @@ def parse(text: str) -> dict[str, float]:
 class Config:
     """Options of static."""
 
-    tasks: str = option("", "the task, or tasks with weights: news=0.7,reviews=0.3 (shares of the whole)")
+    tasks: str = option("", "the task, or tasks with weights: news=0.7,reviews=0.3 (shares of the whole)", joins=True)
 
     def __post_init__(self) -> None:
         parse(self.tasks)

@@ -121,7 +121,7 @@ def test_distill_and_refresh(cl: Cl, taught: Path, tmp_path: Path) -> None:
     assert found["recipe"]["distillation"]["temperature"] == 3.0
     assert found["recipe"]["start"] == "ties"
     assert set(found["retention"]) == {"one", "two"}
-    assert "settings: temperature=3.0 start=ties epochs=1 max-length=32" in said.err
+    assert "settings: start=ties temperature=3.0 epochs=1 max-length=32" in said.err
     same = cl("--hub", taught, "distill", "--refresh", "both")
     assert same.code == 0
     assert "no teacher has a newer version" in same.err
@@ -138,7 +138,7 @@ def test_distill_and_refresh(cl: Cl, taught: Path, tmp_path: Path) -> None:
         (["merge", "news", "my-reviews", "--as", "x", "--weights", "a,b"], "not a list of numbers"),
         (["merge", "news", "my-reviews", "--as", "x", "--weights", "1"], "1 weight for 2 adapters"),
         (["merge", "news", "my-reviews", "--as", "x", "--method", "tie"], "did you mean ties"),
-        (["merge", "news", "my-reviews", "--as", "x", "--set", "density=1"], "METHOD.OPTION=VALUE"),
+        (["merge", "news", "my-reviews", "--as", "x", "--set", "density=1"], "NAME.OPTION=VALUE"),
         (["merge", "news", "my-reviews", "--as", "news"], "there already"),
         (["merge", "--expression", "news +", "--as", "x"], "cannot be read"),
         (["merge", "--expression", "news - news", "--as", "x"], "nothing would be left"),

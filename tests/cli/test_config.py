@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cl_adapter.training_flags import split_labels, wishes
+from cl_adapter.flags import effective, read_config
 from cli_support import Cl
 
+from adapterhub_cl.data.tasks import read_labels
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.hub import AdapterHub
+from adapterhub_cl.learning.request import AddTaskOptions
+from adapterhub_cl.options import declared
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.settings import TrainingSettings
 
-OPTIONS: dict[str, Any] = {"eval": None, "strategy": None, "replay": None, "columns": None, "labels": None}
+OPTIONS = declared(AddTaskOptions, TrainingSettings)
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -22,23 +26,28 @@ def write(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_flags_win_and_the_rest_comes_from_the_file(tmp_path: Path) -> None:
+def test_flags_win_and_the_rest_comes_from_the_file(
+    cl: Cl, registry: Registry, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def add_task(_: object, name: str, source: str, **options: Any) -> None:
+        asked.update(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(AdapterHub, "add_task", add_task)
     config = write(tmp_path, "epochs: 2\nlearning-rate: 1e-3\nrslora: true\nstrategy: sequential\nreplay: none\n")
-    found = wishes(config, {**OPTIONS, "strategy": "isolated"}, {"epochs": 5})
-    assert found.options == {"strategy": "isolated", "replay": "none"}
-    assert found.settings == {"epochs": 5, "learning-rate": "1e-3", "rslora": True} or found.settings == {
-        "epochs": 5,
-        "learning_rate": "1e-3",
-        "rslora": True,
-    }
-    assert found.effective().learning_rate == 1e-3
+    cl("add-task", "mood", data, "--hub", registry.path, "--config", config, "--strategy", "isolated", "--epochs", 5)
+    del asked["reporter"], asked["resume"]
+    assert asked == {"strategy": "isolated", "replay": "none", "epochs": 5, "learning_rate": 1e-3, "rslora": True}
+    assert effective(asked).learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("columns", ["columns: input=a,output=b", "columns: {input: a, output: b}"])
 @pytest.mark.parametrize("labels", ["labels: x, y", "labels: [x, y]"])
 def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: Path) -> None:
-    found = wishes(write(tmp_path, f"{columns}\n{labels}\n"), OPTIONS, {})
-    assert found.options == {"columns": {"input": "a", "output": "b"}, "labels": ["x", "y"]}
+    found = read_config(write(tmp_path, f"{columns}\n{labels}\n"), OPTIONS)
+    assert found == {"columns": {"input": "a", "output": "b"}, "labels": ["x", "y"]}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: P
         ("epochs: [1\n", r"run\.yaml line 2: not valid YAML"),
         ("- epochs\n", "holds no settings"),
         ("", "holds no settings"),
-        ("strategy: [a]\n", "strategy cannot be"),
+        ("strategy: [a]\n", "--strategy must be a text"),
         ("columns: 3\n", "columns cannot be 3"),
         ("epochs: many\n", "--epochs must be a whole number"),
         ("rank: 0\nepochs: 0\n", "--epochs must be at least 1, not 0; --rank must be at least 1"),
@@ -55,13 +64,13 @@ def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: P
 )
 def test_a_bad_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        wishes(write(tmp_path, text), OPTIONS, {})
+        read_config(write(tmp_path, text), OPTIONS)
     assert "\n" not in caught.value.message
 
 
 def test_an_unknown_key_has_suggestions(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="epoch") as caught:
-        wishes(write(tmp_path, "epoch: 2\n"), OPTIONS, {})
+        read_config(write(tmp_path, "epoch: 2\n"), OPTIONS)
     assert "did you mean epochs" in caught.value.hint
 
 
@@ -89,10 +98,10 @@ def test_only_what_was_given_reaches_the_facade(
     ],
 )
 def test_labels_with_commas_stand_in_a_json_list(text: str, labels: list[str]) -> None:
-    assert split_labels(text) == labels
+    assert read_labels(text) == labels
 
 
 @pytest.mark.parametrize("text", ["[a,b]", '["a", 1]', '["a"'])
 def test_a_list_of_labels_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no JSON list of texts"):
-        split_labels(text)
+    with pytest.raises(UsageError, match="not a JSON list of texts"):
+        read_labels(text)

@@ -21,7 +21,7 @@ from adapterhub_cl.types import AdapterRecord
         (["mood", "--unused"], "exactly one of"),
         (["--redundant", "--unused"], "exactly one of"),
         (["--unused", "--rank", "3"], "--rank only with a NAME"),
-        (["--redundant", "--global", "--min-retention", "0.9"], "--global, --min-retention only with a NAME"),
+        (["--redundant", "--global", "--min-retention", "0.9"], "--min-retention, --global only with a NAME"),
         (["mood", "--days", "3"], "--days belongs to --unused"),
         (["--unused", "--threshold", "0.5"], "--threshold belongs to --redundant"),
         (["mood", "--rank", "some"], "no whole number"),

@@ -97,7 +97,7 @@ def test_interference_of_an_adapter_with_itself_and_its_opposite(hub: AdapterHub
     add(hub, "twin", 1)
     add(hub, "against", 1, alpha=8.0, size=0.3)
     weights = hub.get("against").path / "adapter_model.safetensors"
-    pairs = {tuple(p["adapters"]): p for p in hub.plan_merge(["news", "twin", "slang"])["interference"]}
+    pairs = {tuple(p["adapters"]): p for p in hub.merge(["news", "twin", "slang"], dry_run=True)["interference"]}
     assert pairs["news@v1", "twin@v1"]["cosine"] == pytest.approx(1.0, abs=1e-4)
     assert pairs["news@v1", "twin@v1"]["sign_conflicts"] == 0
     assert abs(pairs["news@v1", "slang@v1"]["cosine"]) < 0.3
@@ -191,12 +191,12 @@ def test_methods_that_learn_from_replay_samples(hub: AdapterHub, method: str) ->
 
 def test_a_plan_writes_nothing(hub: AdapterHub) -> None:
     before = tree(hub.folder)
-    plan = hub.plan_merge(["news", "reviews"], rank=3)
+    plan = hub.merge(["news", "reviews"], rank=3, dry_run=True)
     assert tree(hub.folder) == before
     made = hub.merge(["news", "reviews"], name="m", rank=3)
     assert plan["truncation_error"] == pytest.approx(made.manifest["truncation_error"])
     assert plan["rank"] == made.rank == 3
-    assert hub.plan_merge(["news", "reviews"], method="learned")["estimated_on_the_plain_sum"]
+    assert hub.merge(["news", "reviews"], method="learned", dry_run=True)["estimated_on_the_plain_sum"]
 
 
 def test_target_modules_are_written_as_plain_peft_has_them(hub: AdapterHub, pico_base: Any) -> None:

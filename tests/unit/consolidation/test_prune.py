@@ -364,7 +364,7 @@ def test_where_the_held_out_data_want_it_all_nothing_is_pruned(
 def test_a_dry_search_measures_and_writes_nothing_at_all(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
     before, evaluations = state(hub), hub.evaluations()
     scores(monkeypatch, lambda found: 1.0)
-    found = hub.plan_prune("mood", search=True, min_retention=0.95, measurements=3)
+    found = hub.prune("mood", search=True, min_retention=0.95, measurements=3, dry_run=True)
     assert found["search"]["tried"][0]["retention"] == {"mood": 1.0}
     assert [step["what"] for step in found["search"]["tried"]].count("confirmation") == 1
     assert len(found["search"]["tried"]) == 4
@@ -447,7 +447,7 @@ def test_the_recipe_of_a_search_searches_again(hub: AdapterHub, monkeypatch: pyt
 
 def test_a_plan_says_what_comes_out(hub: AdapterHub) -> None:
     before = state(hub)
-    planned = hub.plan_prune("mood", rank=2, store="int8")
+    planned = hub.prune("mood", rank=2, store="int8", dry_run=True)
     assert state(hub) == before
     record = hub.prune("mood", rank=2, store="int8", evaluate=False)
     told = report(record)

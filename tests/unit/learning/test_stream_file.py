@@ -123,7 +123,7 @@ def test_all_problems_in_one_message(folder: Path) -> None:
         "unknown metric 'acuracy' — did you mean accuracy?",
         "'Bad Name' cannot be the name of a task",
         "unknown prompt format 'nope'",
-        "labels cannot be 3",
+        "--labels 3 is not a JSON list of texts",
         "task 5: must be a mapping with name and data, not 'just a text'",
         "2 tasks of one name (1 and 3: 'news')",
     ):
@@ -147,7 +147,10 @@ def test_all_problems_in_one_message(folder: Path) -> None:
         ("? [a]\n: 1", "not valid YAML"),
         ("tasks: !!python/object:os.system {}", "not valid YAML"),
         ("name: 3\ntasks: [{name: 7, data: yelp.jsonl}]", "task 1: name must be a text, not 7; put it in quotes"),
-        ("tasks: [{name: a, data: yelp.jsonl, batch-size: 1, batch_size: 2}]", "with a dash and with an underscore"),
+        (
+            "tasks: [{name: a, data: yelp.jsonl, batch-size: 1, batch_size: 2}]",
+            "batch_size is set twice (with - and with _)",
+        ),
     ],
 )
 def test_what_is_no_stream(folder: Path, text: str, part: str) -> None:

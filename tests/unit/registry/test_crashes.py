@@ -63,15 +63,25 @@ def forgotten(hub: Path) -> str:
     return ""
 
 
+EXPORTED = {"adapter_config.json", "adapter_model.safetensors", "task.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def begin_export(hub: Path) -> None:
+    import transformers.models.auto.tokenization_auto  # noqa: F401 (once here, and not in each child)
+
+    begin(hub)
+
+
 def exported(hub: Path) -> str:
     from adapterhub_cl.adapters.exporting import export
     from adapterhub_cl.errors import UsageError
 
     target = hub.parent / "out"
     try:
-        export(Registry.open(hub).get("news"), target, "peft")
+        opened = Registry.open(hub)
+        export(opened.get("news"), target, "peft", opened.base, [])
     except UsageError:  # it is all there, and nothing else
-        if {path.name for path in target.iterdir()} != {"adapter_config.json", "adapter_model.safetensors"}:
+        if {path.name for path in target.iterdir()} != EXPORTED:
             raise
     return ""
 
@@ -116,7 +126,7 @@ ACTS: dict[str, Case] = {
     "gc": Case(collected, begin, state_of),
     "forget": Case(forgotten, begin, state_of, steps=True),
     "init": Case(made, lambda hub: None, lambda hub: state_of(hub) if hub.exists() else {}),
-    "export": Case(exported, begin, exported_state, steps=True),
+    "export": Case(exported, begin_export, exported_state, steps=True),
 }
 FAST = {"alias": 2, "promote": 2}  # verb → of how many writes one is tried in each run of the suite
 
