@@ -185,7 +185,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
                 raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
             from adapterhub_cl.evaluation.matrices import hub_matrix
 
-            return hub_matrix(self.registry, self.load_base, usual(reporter))
+            return hub_matrix(self.context(reporter))
         from adapterhub_cl.evaluation.recorded import score_versions
 
         return Listing(

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from adapterhub_cl.launching import is_helper_process
+
 
 class Reporter:
     """What a long piece of work tells; this one is silent. Every method of `AdapterHub` that may take long takes one as
@@ -208,7 +210,10 @@ def console_reporter() -> Reporter:
 
 
 def usual(reporter: Reporter | None) -> Reporter:
-    """The one that was asked for; else bars in a notebook, and silence in any other program."""
+    """The one that was asked for; else bars in a notebook, and silence in any other program. Of several processes that
+    train together only the first one reports."""
+    if is_helper_process():
+        return Reporter()
     if reporter is not None:
         return reporter
     return NotebookReporter() if in_notebook() else Reporter()

@@ -45,7 +45,7 @@ def merge(
 ) -> None:
     """Merge adapters into one, exactly, on their factors; measure what each task keeps."""
     session = Session.of(ctx)
-    hub = session.hub()
+    hub = session.hub(write=not dry_run)
     make = partial(
         hub.merge, refs or (), name=name, new_version=new_version, dry_run=dry_run, reporter=session.reporter(), **given
     )
@@ -95,7 +95,7 @@ def distill(
     if name is None:
         raise UsageError("the student needs a name", "add --as NAME")
     other = AdapterHub.open(into, device=session.device, dtype=session.dtype, base_path="") if into else None
-    hub, reporter = session.hub(), session.reporter()
+    hub, reporter = session.hub(write=True), session.reporter()
     if resume:
         if refs or given:
             raise UsageError(
@@ -112,7 +112,7 @@ def distill(
 
 
 def _refresh(session: Session, name: str) -> None:
-    hub = session.hub()
+    hub = session.hub(write=True)
     if hub.is_fresh(name):
         if session.json:
             session.give({**made_json(hub.get(name)), "refreshed": False})

@@ -44,7 +44,7 @@ def forget_task(
     session = Session.of(ctx)
     if everywhere and leave_shared:
         raise UsageError("--everywhere and --leave-shared do not go together", "give one of them")
-    hub = session.hub()
+    hub = session.hub(write=not dry_run)
     shared = True if everywhere else False if leave_shared else None
     plan = hub.forget_task(name, dry_run=True, retire=retire, everywhere=shared)
     if not session.json:

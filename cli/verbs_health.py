@@ -44,6 +44,8 @@ def verify(
     if key is not None and not repair:
         raise UsageError("--key says how to search for a forgotten task", "add --forgotten NAME")
     done: list[str] = []
+    if repair or rebuild_index:
+        session.refuse_default()
     try:
         if rebuild_index:
             from adapterhub_cl.registry import Registry
@@ -84,7 +86,7 @@ def gc(
 ) -> None:
     """Remove leftovers, old unfinished runs and deleted versions."""
     session = Session.of(ctx)
-    registry = session.hub().registry
+    registry = session.hub(write=not dry_run).registry
     found = registry.garbage(older_than)
     total = sum(item.bytes for item in found)
     if not session.json:

@@ -23,7 +23,7 @@ def alias(
 ) -> None:
     """Let a movable name point at a version."""
     session = Session.of(ctx)
-    record = session.hub().alias(ref, name)
+    record = session.hub(write=True).alias(ref, name)
     if session.json:
         session.give({"ref": record.ref, "alias": name, "aliases": list(record.aliases)})
     else:
@@ -40,7 +40,7 @@ def rollback(
 ) -> None:
     """Move an alias back to the version before."""
     session = Session.of(ctx)
-    hub = session.hub()
+    hub = session.hub(write=True)
     was = hub.registry.serving()
     before, after = hub.rollback(name)
     moved = {task: ref for task, ref in hub.registry.serving().items() if was.get(task) != ref}
@@ -83,7 +83,7 @@ def import_adapter(
     if task is not None and described:
         given = ", ".join("--" + key.replace("_", "-") for key in described)
         raise UsageError(f"--task names a known task; {given} would describe a new one", "give one or the other")
-    record = session.hub().import_adapter(source, name, task=task, any_base=any_base, **described)
+    record = session.hub(write=True).import_adapter(source, name, task=task, any_base=any_base, **described)
     if session.json:
         session.give(outcome(record))
         return

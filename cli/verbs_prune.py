@@ -64,7 +64,7 @@ def prune(
                 f"{flag} belongs to --{'redundant' if flag == '--threshold' else 'unused'}", "leave it out"
             )
     if ref is not None:
-        hub = session.hub()
+        hub = session.hub(write=not dry_run)
         make = partial(hub.prune, ref, name=name, dry_run=dry_run, reporter=session.reporter(), **given)
         if dry_run:
             show_plan(session, make(), _show_plan)
@@ -144,7 +144,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _unused(session: Session, days: float, dry_run: bool, yes: bool) -> None:
-    hub = session.hub()
+    hub = session.hub(write=not dry_run)
     verdicts = hub.unused(days)
     proposed = [verdict for verdict in verdicts if verdict.proposed]
     total = sum(verdict.record.bytes for verdict in proposed)

@@ -64,7 +64,8 @@ def replay_samples(
     session = Session.of(ctx)
     from adapterhub_cl.samples.store import Samples
 
-    samples = Samples(session.hub().registry)
+    changes = action == "drop" or (action == "budget" and name is not None)
+    samples = Samples(session.hub(write=changes).registry)
     if action == "list":
         if name is not None:
             raise UsageError("replay list takes no name", f"see one: cl-adapter replay show {name}")

@@ -38,14 +38,14 @@ def evaluate(
     if matrix:
         if refs or data:
             raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
-        whole = session.hub().evaluate(matrix=True, reporter=session.reporter())
+        whole = session.hub(write=True).evaluate(matrix=True, reporter=session.reporter())
         if session.json:
             session.give({**whole.to_json(), "results": []})
         else:
             show_matrix(whole)
         return
     given = parse_columns(columns) if columns else None
-    found = session.hub().evaluate(
+    found = session.hub(write=True).evaluate(
         refs or (), data=data, columns=given, task=task, batch_size=batch_size, reporter=session.reporter()
     )
     if session.json:

@@ -56,7 +56,7 @@ def stream(
         if target is not None:
             check_local(target, "a file")  # before hours of training
     started = time.monotonic()
-    found = session.hub().stream(
+    found = session.hub(write=True).stream(
         file,
         strategies=strategy or ["isolated"],
         seeds=_numbers(seeds),
@@ -124,7 +124,9 @@ def promote(
     """Let a version serve its tasks (alias production), if it passes the gate."""
     session = Session.of(ctx)
     try:
-        record, decision = session.hub().promote(ref, max_forgetting=max_forgetting, reporter=session.reporter())
+        record, decision = session.hub(write=True).promote(
+            ref, max_forgetting=max_forgetting, reporter=session.reporter()
+        )
     except GateRefused as refused:
         if not session.json:
             show_effects(refused.record.ref, [Effect.from_json(row) for row in refused.gate["effects"]])

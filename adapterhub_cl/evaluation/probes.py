@@ -11,6 +11,7 @@ from adapterhub_cl import objectives
 from adapterhub_cl.adapters.as_served import as_served
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import mark_of
@@ -127,26 +128,30 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
 
 
 def score_version(
-    registry: Registry, base: LoadedBase, record: AdapterRecord, probe: Probe, reporter: Reporter | None = None
+    hub: Hub,
+    record: AdapterRecord,
+    probe: Probe,
 ) -> Evaluation:
     """The score of a stored version: the recorded one where it was measured on these very examples, else measured."""
-    for stored in reversed(registry.evaluations(record.ref, probe.task.name)):
+    for stored in reversed(hub.registry.evaluations(record.ref, probe.task.name)):
         found = stored.evaluation
         same = (found.data, found.n, found.metric) == (probe.data, len(probe.examples), probe.task.metric)
         if same and source_of(record, found) == probe.sha256:
             return found
-    registry.check_files(record)
-    with as_served(base, record.path) as model:
-        return score(model, base, probe, reporter, f"measuring {record.ref} on {probe.task.name}")
+    hub.registry.check_files(record)
+    with as_served(hub.base, record.path) as model:
+        return score(model, hub.base, probe, hub.reporter, f"measuring {record.ref} on {probe.task.name}")
 
 
 def recorded_score(
-    registry: Registry, base: LoadedBase, record: AdapterRecord, probe: Probe, reporter: Reporter
+    hub: Hub,
+    record: AdapterRecord,
+    probe: Probe,
 ) -> Evaluation:
     """As `score_version`; a score that had to be measured is recorded."""
-    found = score_version(registry, base, record, probe, reporter)
-    if not any(s.evaluation == found for s in registry.evaluations(record.ref, probe.task.name)):
-        registry.add_evaluations(record.ref, [with_source(found, probe)])
+    found = score_version(hub, record, probe)
+    if not any(s.evaluation == found for s in hub.registry.evaluations(record.ref, probe.task.name)):
+        hub.registry.add_evaluations(record.ref, [with_source(found, probe)])
     return found
 
 

@@ -7,19 +7,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl import augmentation, objectives, replay
+from adapterhub_cl import replay
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand, read_rows
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import IntegrityError, UsageError
-from adapterhub_cl.evaluation.gate import limit_of
 from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.options import flag, given_of, option
 from adapterhub_cl.registry import Registry, check_new
-from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.strategies import build as build_strategy
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import DERIVED, TASK_KINDS, AdapterRecord, BaseInfo
 
@@ -147,7 +144,7 @@ class TrainRequest(AddTaskOptions):
 def build(
     registry: Registry, verb: str, name: str, data: str | Path | None, resume: bool, asked: Mapping[str, Any]
 ) -> tuple[TrainRequest, Run | None]:
-    """The request that a call makes, and the run that it resumes.
+    """The request that a call makes, and the run that it resumes; see `order_of` for its checks.
 
     Args:
         asked: options of `AddTaskOptions` and of `TrainingSettings`, those that were given.
@@ -180,9 +177,7 @@ def build(
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
         if cut := (before.training.get("settings") or {}).get("max_length"):
             given["settings"] = {"max_length": cut, **given["settings"]}
-    request = TrainRequest(verb, name, absolute(data), **given)
-    check(registry, request)
-    return request, None
+    return TrainRequest(verb, name, absolute(data), **given), None
 
 
 def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:
@@ -220,51 +215,6 @@ def _to_update(registry: Registry, name: str) -> str:
             "update the adapter of one task, then merge or distill again",
         )
     return record.name
-
-
-def check(registry: Registry, request: TrainRequest) -> None:
-    """Every bad setting is told before anything is loaded.
-
-    Raises:
-        UsageError: any of them cannot be used.
-    """
-    request.training()
-    replay.parse(request.replay)
-    augmentation.parse_all(request.augment)
-    strategy = build_strategy(request.strategy, request.options)
-    _refuse_writing(registry.base, request)
-    Samples(registry).budget()
-    limit_of(registry, request.max_forgetting)
-    if request.verb == "update" and strategy.makes == "fresh":
-        raise UsageError(
-            f"update goes on from {request.name}, and {strategy.name} makes a fresh adapter",
-            "leave --strategy out, or use add-task",
-        )
-    if request.on_top_of:
-        if strategy.makes == "continued":
-            raise UsageError(
-                f"--on-top-of stacks a new adapter on a frozen one, and {strategy.name} goes on training an old one",
-                "use it with isolated, incremental or olora",
-            )
-        registry.get(request.on_top_of)
-
-
-def _refuse_writing(base: BaseInfo, request: TrainRequest) -> None:
-    """Raise for what only a base that writes can do.
-
-    Raises:
-        UsageError: the base is an encoder.
-    """
-    policy = replay.ROOM.get(replay.parse(request.replay).policy)
-    if "writing" in policy.needs:
-        objectives.refuse_writing(base, f"--replay {request.replay}")
-    for one in augmentation.parse_all(request.augment):
-        if augmentation.ROOM.get(one.name).needs_base:
-            objectives.refuse_writing(base, f"--augment {one.name}")
-    if request.prompt_format is not None:
-        objectives.refuse_writing(base, "a prompt format")
-    if request.settings.get("prompt_loss"):
-        objectives.refuse_writing(base, "--prompt-loss")
 
 
 def absolute(source: str | Path) -> str:

@@ -184,3 +184,51 @@ def test_exit_codes(
     if code == 1 and "internal" in message:
         assert "run again with --debug" in said.err
         assert "Traceback" in cl("--hub", registry.path, "list", "--debug").err
+
+
+CHANGING = [
+    ["add-task", "mood", "rows.jsonl"],
+    ["update", "mood", "rows.jsonl"],
+    ["stream", "s.yaml"],
+    ["merge", "a", "b", "--as", "c"],
+    ["distill", "a", "b", "--as", "c"],
+    ["prune", "a", "--rank", "2"],
+    ["prune", "--unused", "--yes"],
+    ["forget-task", "mood", "--yes"],
+    ["alias", "mood@v1", "best"],
+    ["rollback", "production"],
+    ["promote", "mood"],
+    ["import", "folder", "--as", "new"],
+    ["replay", "drop", "mood", "--all", "--yes"],
+    ["replay", "budget", "20"],
+    ["eval"],
+    ["verify", "--repair"],
+    ["verify", "--rebuild-index"],
+    ["gc", "--yes"],
+]
+
+
+@pytest.mark.parametrize("words", CHANGING, ids=" ".join)
+def test_a_verb_that_changes_a_hub_refuses_the_default_one(
+    cl: Cl, registry: Registry, tmp_path: Path, words: list[str]
+) -> None:
+    registry.path.rename(tmp_path / "registry")
+    before = {p: p.read_bytes() for p in (tmp_path / "registry").rglob("*") if p.is_file()}
+    said = cl(*words)
+    assert said.code == 2, said
+    assert "only read unless you name it" in said.err
+    assert "--hub registry" in said.err
+    assert {p: p.read_bytes() for p in (tmp_path / "registry").rglob("*") if p.is_file()} == before
+
+
+def test_reading_verbs_and_a_named_default_hub_work(cl: Cl, registry: Registry, tmp_path: Path) -> None:
+    registry.path.rename(tmp_path / "registry")
+    for words in (["list"], ["verify"], ["gc", "--dry-run"], ["log"], ["replay", "list"]):
+        assert "only read" not in cl(*words).err
+    assert cl("--hub", "registry", "gc", "--yes").code == 0
+
+
+def test_init_needs_a_folder(cl: Cl) -> None:
+    said = cl("init", "--base", "tiny")
+    assert said.code == 2
+    assert "cl-adapter init my-hub --base tiny" in said.err

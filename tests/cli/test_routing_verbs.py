@@ -259,7 +259,7 @@ def test_help_shows_the_routers_and_imports_no_torch(tmp_path: Path) -> None:
         (["route", "x", "--top-k", "0"], "--top-k"),
         (["generate", "x", "--top-k", "-1"], "--top-k"),
         (["predict", "x", "--set", "analytic.rigde=1"], "did you mean ridge?"),
-        (["predict", "x", "--set", "ridge=1"], "--set 'ridge=1' is not ROUTER.OPTION=VALUE"),
+        (["predict", "x", "--set", "ridge=1"], "--set 'ridge=1' is not NAME.OPTION=VALUE"),
         (["route", "x", "--set", "analytic.ridge=lots"], "analytic.ridge"),
         (["route", "x", "--set", "router.text=half"], "router.text must be one of bare, whole, both"),
         (["route", "x", "--set", "router.layer=9"], "this base has 2 layers"),
