@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.as_served import as_served
+from adapterhub_cl.answering.classifying import NONE
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
 from adapterhub_cl.data.batches import by_length, collate
@@ -24,7 +25,6 @@ from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of
 from adapterhub_cl.distillation.logits import soften
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.evaluation.evidence import ModelEvidence
-from adapterhub_cl.objectives.sequence_classification import NONE
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import samples_of

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.answering import evaluating
+from adapterhub_cl.answering.writing import Writing, seeds_of, write_rows
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data import chat
-from adapterhub_cl.data.batches import by_length, to_left_padded
+from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.data.formats import render
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives import BaseObjective
@@ -127,7 +128,7 @@ class ModelEvidence:
 
         Args:
             count: how many inputs to sample; those that come out empty are left out.
-            seed: same seed, same samples; the global generators stay as they were.
+            seed: same seed, same samples.
         """
         if self.task.kind == "text":
             return [(Example("", text), sure) for text, sure in self._sample("", True, "", count, seed) if text]
@@ -169,45 +170,23 @@ class ModelEvidence:
         known = {example.instruction for example in self.examples}
         return next(iter(known)) if len(known) == 1 else ""
 
-    @torch.no_grad()
     def _sample(self, head: str, special: bool, stop: str, count: int, seed: int) -> list[tuple[str, float]]:
         """Texts that follow `head`, up to `stop`, each with the geometric mean of its token probabilities."""
         tokenizer = self.base.tokenizer
-        encode, ends = Tokeniser(tokenizer, self.task, self.max_length), chat.end_ids(tokenizer, self.model)
-        ids = list(encode.start(head) if special or not head else encode.bare(head))
+        encode = Tokeniser(tokenizer, self.task, self.max_length)
+        ids = encode.start(head) if special or not head else encode.bare(head)
         texts = [e.input or e.answer or "" for e in self.examples]
         finish = _cutter(stop, one_line=not any("\n" in text.strip() for text in texts))
         budget = max(1, min(self._budget(texts), self.max_length - len(ids)))
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        rows = [Writing(budget, 1.0, TOP_P, own) for own in seeds_of(seed, count)]
         found: list[tuple[str, float]] = []
-        self.reporter.start("writing samples", count)
-        try:
-            with torch.random.fork_rng(devices=devices), evaluating(self.model), self.base.autocast():
-                torch.manual_seed(seed)
-                while len(found) < count:
-                    rows = min(BATCH, count - len(found))
-                    inputs = to_left_padded([ids] * rows, tokenizer.pad_token_id)
-                    output = self.model.generate(
-                        **{name: value.to(self.model.device) for name, value in inputs.items()},
-                        max_new_tokens=budget,
-                        do_sample=True,
-                        temperature=1.0,
-                        top_p=TOP_P,
-                        top_k=0,
-                        pad_token_id=tokenizer.pad_token_id,
-                        eos_token_id=ends,
-                        return_dict_in_generate=True,
-                        output_logits=True,
-                    )
-                    written = output.sequences[:, len(ids) :]
-                    logs = torch.stack(output.logits, dim=1).float().log_softmax(-1).gather(-1, written[..., None])
-                    for row, log in zip(written.tolist(), logs[..., 0].cpu(), strict=True):
-                        end = next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
-                        text = finish(tokenizer.decode(row[:end], skip_special_tokens=True))
-                        found.append((text, float(log[:end].mean().exp())))
-                    self.reporter.advance(rows)
-        finally:
-            self.reporter.finish()
+        bar = self.reporter.piece("writing samples", count)
+        with bar as advance, evaluating(self.model), self.base.autocast():
+            for k in range(0, count, BATCH):
+                part = rows[k : k + BATCH]
+                written = write_rows(self.model, tokenizer, [ids] * len(part), part)
+                found += [(finish(one.text), one.confidence) for one in written]
+                advance(len(part))
         return found
 
     def _budget(self, texts: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_cl.adapters.serving import answering, who_answers
+from adapterhub_cl.adapters.serving import ServingTable, answering, who_answers
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.evaluation.stored import evaluate_stored
 from adapterhub_cl.registry import Registry
@@ -43,7 +43,8 @@ def score_versions(
             if reporter is not None:
                 reporter.note(f"note: {record.ref} has no held-out data of its own; passed over")
             continue
-        task = who_answers(registry, task_name, record.ref)[0]
+        task = who_answers(ServingTable(registry), task_name, record.ref)[0]
+        assert task is not None  # a version has one, or `who_answers` says so
         with answering(registry, load(), record.ref) as model:
             scores = evaluate_stored(
                 model, load(), record, task, data, columns, batch_size=batch_size, reporter=reporter
