@@ -131,14 +131,8 @@ def _answered(
     """Unlabelled rows with the teacher's own answers; raw text is its own answer."""
     if task.kind == "text":
         return [Example("", row.input) for row in rows]
-    reporter.start(f"answers of {task.name}'s teacher", len(rows))
-    try:
-        with base.autocast():
-            said = objectives.of(base.info).predict(
-                model, base.tokenizer, task, rows, max_length=length, progress=reporter.advance
-            )
-    finally:
-        reporter.finish()
+    with reporter.piece(f"answers of {task.name}'s teacher", len(rows)) as advance, base.autocast():
+        said = objectives.of(base.info).predict(model, base.tokenizer, task, rows, max_length=length, progress=advance)
     return [replace(row, answer=one.text) for row, one in zip(rows, said, strict=True) if one.text]
 
 

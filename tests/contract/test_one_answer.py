@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import routed_hubs
 from encoder_hubs import COLOURS, QUICK, new_hub, rows, write
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer
+from adapterhub_cl.errors import AdapterHubError
+from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.types import Prediction
 
 # The right answers of the held-out rows are longer than any that was learned: that must not give evaluation more room.
@@ -78,3 +81,57 @@ def test_evaluation_predict_and_engine_give_one_answer(
     if case == "free answers":
         written = [hub.write(example.text, task="colours") for example in inputs[:2]]
         same(written, evaluated[:2], 1e-5)
+
+
+@pytest.fixture(scope="module")
+def several(load_pico: Any, pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+    """Three tasks; `sums` has a second version, which serves it, and `both` was made for two of them."""
+    folder = tmp_path_factory.mktemp("several") / "hub"
+    hub = routed_hubs.new_hub(folder, pico_path("llama"), load_pico(), ("sums", "greek", "tales"))
+    routed_hubs.publish(hub, "sums", 9)
+    routed_hubs.publish(hub, "both", 5, takes_over=("greek", "tales"))
+    return hub
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"task": "sums"},
+        {"task": "tales"},
+        {"task": "greek"},  # served by an adapter of two tasks
+        {"adapter": "sums@v1"},
+        {"adapter": "greek"},
+        {"adapter": "both", "task": "tales"},
+        {"adapter": "sums", "task": "greek"},
+        {"adapter": "base", "task": "sums"},
+        {"adapter": "base"},
+        {"adapter": "both"},
+        {},
+        {"task": "nothing"},
+        {"adapter": "nobody"},
+        {"adapter": "sums@v7"},
+    ],
+    ids=str,
+)
+def test_all_ways_to_ask_agree_on_who_answers(several: AdapterHub, named: dict[str, str]) -> None:
+    text = routed_hubs.texts("greek", 1, 50)[0]
+
+    def asked(hub: AdapterHub | Engine) -> list[Any]:
+        ways = [lambda: hub.predict([text], max_new_tokens=4, **named)[0]]
+        if isinstance(hub, Engine):
+            ways += [lambda: hub.generate(text, max_new_tokens=4, **named)]
+        else:
+            ways += [lambda: hub.write(text, max_new_tokens=4, **named)]
+        found: list[Any] = []
+        for ask in ways:
+            try:
+                one = ask()
+            except AdapterHubError as error:
+                found.append((type(error), error.message, error.hint))
+            else:
+                found.append((one.adapter, one.task, one.prediction, dict(one.adapters), sorted(one.scores)))
+        return found
+
+    alone = asked(several)
+    with several.engine() as engine:
+        assert asked(engine) == alone
