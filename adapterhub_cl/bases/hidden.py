@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.batches import by_length
+from adapterhub_cl.data.batches import by_length, to_right_padded
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import BaseModelError
 
@@ -63,13 +63,8 @@ def read_tokens(base: LoadedBase, texts: Sequence[str], max_length: int = MAX_LE
 
 def padded(base: LoadedBase, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask `[rows, length]`, padded on the right, on the base's device."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), base.tokenizer.pad_token_id)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for k, row in enumerate(rows):
-        ids[k, : len(row)] = torch.tensor(list(row))
-        mask[k, : len(row)] = 1
-    return ids.to(base.device), mask.to(base.device)
+    found = to_right_padded(rows, base.tokenizer.pad_token_id)
+    return found["input_ids"].to(base.device), found["attention_mask"].to(base.device)
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

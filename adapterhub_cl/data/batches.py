@@ -144,10 +144,18 @@ def answers_in(examples: Sequence[Tokens], indices: Sequence[int]) -> int:
 
 def to_left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
     """Prompts as `generate` wants them: `input_ids` and `attention_mask`, `[rows, length]`, padding on the left."""
-    length = max(len(p) for p in prompts)
-    input_ids = torch.full((len(prompts), length), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), length), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, length - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, length - len(prompt) :] = 1
+    return _padded(prompts, pad_id, [max(map(len, prompts)) - len(prompt) for prompt in prompts])
+
+
+def to_right_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
+    """The same with padding on the right."""
+    return _padded(prompts, pad_id, [0] * len(prompts))
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad_id: int, starts: Sequence[int]) -> dict[str, Any]:
+    input_ids = torch.full((len(prompts), max(map(len, prompts))), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        input_ids[row, start : start + len(prompt)] = torch.tensor(list(prompt))
+        mask[row, start : start + len(prompt)] = 1
     return {"input_ids": input_ids, "attention_mask": mask}

@@ -101,15 +101,10 @@ class Tokeniser:
                 self._longest = min(self.task.answer_tokens, self.max_length // 2) or self.reserve
         return self._longest
 
-    def budget(self, answers: Sequence[str] = ()) -> int:
-        """How many tokens a free answer may have: half more than the longest known one, at least 8; 64 where none is
-        known.
-
-        Args:
-            answers: right answers that are known beside the task's own.
-        """
-        known = [len(self.bare(answer)) + 1 for answer in answers]
-        longest = max([self.task.answer_tokens, *known])
+    def budget(self) -> int:
+        """How many tokens a free answer may have: half more than the longest of the training data, at least 8; 64 where
+        that is not known."""
+        longest = self.task.answer_tokens
         return max(LEAST_ANSWER, longest + longest // 2) if longest else DEFAULT_ANSWER
 
     def windows(self, example: Example) -> list[Tokens]:

@@ -96,15 +96,8 @@ class Questions:
                 advance(len(examples))
                 continue
             with base.autocast():
-                encode = objective.tokeniser(base.tokenizer, task, base.context)
                 rows = objective.predict(
-                    model,
-                    base.tokenizer,
-                    task,
-                    examples,
-                    max_length=base.context,
-                    max_new_tokens=encode.budget([encode.gold(example) for example in examples]),
-                    progress=advance,
+                    model, base.tokenizer, task, examples, max_length=base.context, progress=advance
                 )
             found += [answer.text for answer in rows]
         return found

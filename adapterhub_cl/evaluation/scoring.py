@@ -62,9 +62,6 @@ def evaluate(
                 examples,
                 max_length=max_length,
                 batch_size=batch_size,
-                max_new_tokens=encode.budget(
-                    [text for e, right in zip(examples, gold, strict=True) for text in (right, *e.references)]
-                ),
                 progress=progress,
             )
             predicted = [answer.text for answer in found]

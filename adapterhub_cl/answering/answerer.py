@@ -1,28 +1,75 @@
-"""Answers a batch whose rows have tasks and adapters of their own, on a bank."""
+"""Answers rows, each with the prompt, labels and adapters of its own. Training's evaluation, `predict` and engines all
+do it here, so a score can never differ from what users get."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from adapterhub_cl.answering.choices import LabelTree, score_rows, settle
-from adapterhub_cl.bank.bank import LoraBank
-from adapterhub_cl.bank.rows import Mixture
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.answering import Answer, evaluating
+from adapterhub_cl.answering.choices import LabelTree, likeliest, score_rows, settle
+from adapterhub_cl.answering.classifying import HeadPart, classify_rows, head_part
+from adapterhub_cl.answering.writing import Writing, write_rows
+from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.data.formats import answer_prefix
+from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
-from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError
-from adapterhub_cl.inference.classifying import classify_rows, read_input
-from adapterhub_cl.inference.generating import Writing, write_rows
+from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
 from adapterhub_cl.types import Example, Task
 
 ROWS = 32
-_KEPT_TREES = 512
+_KEPT = 512  # label trees and tokenisers
+Mixture = Mapping[str, float]  # reference → weight; empty is the base alone
+
+
+class Adapters(Protocol):
+    """What puts each row's adapters on a model: a `LoraBank`, or `OneModel`.
+
+    Attributes:
+        capacity: different adapters in one pass.
+        model: what they are on; as it is without them, where they can be taken off.
+    """
+
+    capacity: int
+
+    @property
+    def model(self) -> Any: ...
+
+    def require(self, refs: Iterable[str]) -> None:
+        """Have these adapters at hand, all at once."""
+
+    def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> AbstractContextManager[Any]:
+        """Within the block the model that is given answers row k with mixtures[k]; `keep`: for many short passes."""
+
+    def head_part(self, task: str, mixture: Mixture) -> HeadPart:
+        """The rows of an encoder's head that are a task's labels."""
+
+
+class OneModel:
+    """A model as it is: whatever adapter is active on it answers every row."""
+
+    capacity = sys.maxsize
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def require(self, refs: Iterable[str]) -> None:
+        """Nothing: the adapter is on the model."""
+
+    @contextmanager
+    def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> Iterator[Any]:
+        with evaluating(self.model):
+            yield self.model
+
+    def head_part(self, task: str, mixture: Mixture) -> HeadPart:
+        return head_part(self.model, task)
 
 
 @dataclass(frozen=True)
@@ -31,7 +78,7 @@ class AskedRow:
 
     Attributes:
         task: its prompt format, labels and kind.
-        mixture: reference → weight; empty is the base.
+        mixture: which adapters answer; `OneModel` does not look at it.
         prompt: ids of a raw text, which is gone on with as it is; empty where the task's prompt is made.
         writes: write an answer, whatever the task's kind.
         emit: gets a free answer piece by piece; see `write_rows`.
@@ -39,7 +86,7 @@ class AskedRow:
 
     task: Task
     example: Example
-    mixture: Mixture
+    mixture: Mixture = field(default_factory=dict)
     writing: Writing = field(default_factory=Writing)
     prompt: tuple[int, ...] = ()
     writes: bool = False
@@ -50,11 +97,11 @@ class AskedRow:
         """Whether it is answered with one of its task's labels."""
         return self.task.kind == "choice" and not self.prompt and not self.writes
 
-    def tokeniser(self, base: LoadedBase, max_length: int) -> Tokeniser:
+    def tokeniser(self, tokenizer: Any, max_length: int) -> Tokeniser:
         """What makes its prompt, the same as in the task's training."""
         task = self.task if self.task.kind != "text" else replace(self.task, kind="generation")
-        found = Tokeniser(base.tokenizer, task, max_length)
-        found.reserve = min(self.writing.max_new_tokens or found.budget(), max_length * 3 // 4)
+        found = Tokeniser(tokenizer, task, max_length)
+        found.reserve = max(1, min(self.writing.max_new_tokens or found.budget(), max_length * 3 // 4))
         return found
 
     @property
@@ -62,18 +109,15 @@ class AskedRow:
         """What is left out before its answer; see `write_rows`."""
         return None if self.prompt else answer_prefix(self.task.prompt_format)
 
-    def ready(
-        self, base: LoadedBase, max_length: int, encode: Tokeniser | None = None
-    ) -> tuple[tuple[int, ...], bool, Writing]:
+    def ready(self, encode: Tokeniser, max_length: int) -> tuple[tuple[int, ...], bool, Writing]:
         """Ids of its prompt, whether the input was cut, and how it is written within the tokens that are left.
 
         Args:
-            encode: what `tokeniser` gave for such a row; it reads all labels of a choice, so it is worth keeping.
+            encode: what `tokeniser` gives for such a row.
 
         Raises:
             DataError: a text for the base alone is longer than its context.
         """
-        encode = encode or self.tokeniser(base, max_length)
         prompt, cut = self.prompt, False
         if not prompt:
             asked = 0 if self.chooses else min(self.writing.max_new_tokens or 0, encode.reserve)
@@ -89,23 +133,6 @@ class AskedRow:
             )
         room = max(1, min(encode.reserve, max_length - len(prompt)))
         return prompt, cut, replace(self.writing, max_new_tokens=room)
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The answer to a row.
-
-    Attributes:
-        scores: label → probability, for choice tasks.
-        truncated: the input was cut to fit.
-        finished: the answer ended by itself, not at the limit of new tokens.
-    """
-
-    text: str
-    confidence: float
-    scores: dict[str, float] = field(default_factory=dict)
-    truncated: bool = False
-    finished: bool = True
 
 
 class _Stream:
@@ -149,35 +176,43 @@ class Answerer:
     """Answers rows in mixed batches: choice rows scored with the prompt computed once, the others written.
 
     Args:
-        max_length: tokens of prompt and answer together; None is the base's context.
+        max_length: tokens of prompt and answer together.
+        strict: give an error in place of an answer whose confidence is no finite number.
 
     Attributes:
         halt: asked while answers are written: True ends them as they are.
     """
 
-    def __init__(self, base: LoadedBase, bank: LoraBank, *, max_length: int | None = None) -> None:
-        self.base, self.bank = base, bank
-        self.max_length = min(max_length or base.context, base.context)
+    def __init__(self, tokenizer: Any, adapters: Adapters, *, max_length: int, strict: bool = True) -> None:
+        self.tokenizer, self.adapters, self.max_length, self.strict = tokenizer, adapters, max_length, strict
         self.halt: Callable[[], bool] = lambda: False
+        self._labelled = head_of(adapters.model) is not None
+        self._settled = False
         self._trees: dict[tuple[Any, ...], LabelTree] = {}
         self._encoders: dict[tuple[Task, int | None], Tokeniser] = {}
 
     def answer(
-        self, rows: Sequence[AskedRow], give: Callable[[int, Answered | Exception], None], *, batch_size: int = ROWS
+        self,
+        rows: Sequence[AskedRow],
+        give: Callable[[int, Answer | Exception], None],
+        *,
+        batch_size: int = ROWS,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         """Answer rows, those of choice tasks first.
 
         Args:
             give: gets each row's number with its answer or what was wrong with it, as soon as its batch is done.
             batch_size: rows in one pass; fewer where they need more adapters than the bank holds.
+            progress: called with the number of rows done after each batch.
         """
         ready: list[_Ready] = []
         for index, row in enumerate(rows):
-            if self.base.is_encoder and not row.mixture and not row.task.name:
-                give(index, Answered("", 0.0))  # no task knows the input, and the base has no labels of its own
+            if self._labelled and not row.mixture and not row.task.name:
+                give(index, Answer("", 0.0, {}))  # no task knows the input, and the base has no labels of its own
                 continue
             try:
-                self.bank.require(row.mixture)
+                self.adapters.require(row.mixture)
                 stream = None if row.emit is None else _Stream(row.emit)
                 ready.append(_Ready(index, row, *self._prompt(row), stream))
             except Exception as error:
@@ -185,12 +220,28 @@ class Answerer:
         for choosing in (True, False):
             for batch in self._batches([one for one in ready if one.row.chooses == choosing], batch_size):
                 self._pass(batch, choosing, give)
+                if progress is not None:
+                    progress(len(batch))
 
-    def _pass(self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answered | Exception], None]) -> None:
+    def all(self, rows: Sequence[AskedRow], **options: Any) -> list[Answer]:
+        """The answers, in order; what is wrong with a row is raised. Options as of `answer`."""
+        found = [Answer("", 0.0, {})] * len(rows)
+
+        def give(index: int, answer: Answer | Exception) -> None:
+            if isinstance(answer, Exception):
+                raise answer
+            found[index] = answer
+
+        self.answer(rows, give, **options)
+        return found
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _pass(self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answer | Exception], None]) -> None:
         """One batch; where that fails (memory does not suffice, an adapter went meanwhile), its halves."""
-        answers: Sequence[Answered | Exception] = ()
+        answers: Sequence[Answer | Exception] = ()
         try:
-            choose = self._classify if self.base.is_encoder else self._choose
+            choose = self._classify if self._labelled else self._choose
             answers = (choose if choosing else self._write)(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
@@ -203,91 +254,83 @@ class Answerer:
                 self._pass(half, choosing, give)
             return
         for one, answer in zip(batch, answers, strict=True):
-            cut = isinstance(answer, Answered) and one.cut
-            give(one.index, replace(answer, truncated=True) if cut else answer)  # type: ignore[type-var]
-
-    # -- inside ----------------------------------------------------------------------------------
+            if isinstance(answer, Answer) and self.strict and not math.isfinite(answer.confidence):
+                answer = _diverged(one.row)
+            give(one.index, answer._replace(truncated=one.cut) if isinstance(answer, Answer) else answer)
 
     def _prompt(self, row: AskedRow) -> tuple[tuple[int, ...], bool, Writing]:
-        """See `Asked.ready`."""
-        if self.base.is_encoder:
-            return (*read_input(self.base, row.task, row.example, self.max_length), row.writing)
+        """See `AskedRow.ready`; what makes the prompts of a task is kept, since it reads all labels of a choice."""
         key = (row.task, row.writing.max_new_tokens)
         if key not in self._encoders:
-            if len(self._encoders) >= _KEPT_TREES:
+            if len(self._encoders) >= _KEPT:
                 self._encoders.clear()
-            self._encoders[key] = row.tokeniser(self.base, self.max_length)
-        return row.ready(self.base, self.max_length, self._encoders[key])
+            self._encoders[key] = self._tokeniser(row)
+        return row.ready(self._encoders[key], self.max_length)
+
+    def _tokeniser(self, row: AskedRow) -> Tokeniser:
+        if not self._labelled:
+            return row.tokeniser(self.tokenizer, self.max_length)
+        if row.task.kind != "choice":
+            raise UsageError(
+                f"an encoder answers choice tasks, and {row.task.name} is a {row.task.kind} task", "name another --task"
+            )
+        return LabelledTokeniser(self.tokenizer, row.task, self.max_length)
 
     def _tree(self, task: Task) -> LabelTree:
         key = (task.labels, task.prompt_format)
         if key not in self._trees:
-            if len(self._trees) >= _KEPT_TREES:
+            if len(self._trees) >= _KEPT:
                 self._trees.clear()
-            encode = Tokeniser(self.base.tokenizer, task, self.max_length)
+            encode = Tokeniser(self.tokenizer, task, self.max_length)
             self._trees[key] = LabelTree({label: encode.answer(label) for label in task.labels})
         return self._trees[key]
 
     def _batches(self, ready: Sequence[_Ready], size: int) -> Iterator[list[_Ready]]:
-        """Rows of like length together, with no more adapters than the bank holds."""
+        """Rows of like length together, with no more adapters than fit into one pass."""
         for indices in by_length([len(one.prompt) for one in ready], size):
             batch: list[_Ready] = []
             refs: set[str] = set()
             for one in (ready[k] for k in indices):
-                if batch and len(refs.union(one.row.mixture)) > self.bank.capacity:
+                if batch and len(refs.union(one.row.mixture)) > self.adapters.capacity:
                     yield batch
                     batch, refs = [], set()
                 batch.append(one)
                 refs.update(one.row.mixture)
             yield batch
 
-    def _classify(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
+    @torch.no_grad()
+    def _classify(self, batch: Sequence[_Ready]) -> list[Answer]:
         rows = [one.row for one in batch]
-        found = classify_rows(
-            self.base,
-            self.bank,
-            [row.task for row in rows],
-            [row.mixture for row in rows],
-            [one.prompt for one in batch],
-        )
-        return [
-            _diverged(row) if answer is None else Answered(*answer) for row, answer in zip(rows, found, strict=True)
-        ]
+        with self.adapters.rows([row.mixture for row in rows]) as model:
+            parts = [self.adapters.head_part(row.task.name, row.mixture) for row in rows]
+            prompts, pad = [one.prompt for one in batch], self.tokenizer.pad_token_id
+            return classify_rows(model, [row.task for row in rows], parts, prompts, pad)
 
     @torch.no_grad()
-    def _choose(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
+    def _choose(self, batch: Sequence[_Ready]) -> list[Answer]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
-        trees, pad = [self._tree(row.task) for row in rows], self.base.tokenizer.pad_token_id
-        with self.base.lock, self.base.autocast():
-            if any(tree.tokens for tree in trees):
-                settle(self.base.model, pad)  # on the base alone, before the rows have their adapters
-            with self.bank.rows([row.mixture for row in rows]) as model:
-                scores = score_rows(model, trees, prompts, pad)
-        answers: list[Answered | Exception] = []
-        for row, tree, logs in zip(rows, trees, scores, strict=True):
-            if not torch.isfinite(logs).all():
-                answers.append(_diverged(row))
-                continue
-            shares = logs.softmax(-1).tolist()
-            best = max(range(len(shares)), key=shares.__getitem__)
-            answers.append(Answered(tree.labels[best], shares[best], dict(zip(tree.labels, shares, strict=True))))
-        return answers
+        trees, pad = [self._tree(row.task) for row in rows], self.tokenizer.pad_token_id
+        if not self._settled and any(tree.tokens for tree in trees):
+            with self.adapters.rows([{}, {}]) as model:  # before the rows have their adapters
+                settle(model, pad)
+            self._settled = True
+        with self.adapters.rows([row.mixture for row in rows]) as model:
+            scores = score_rows(model, trees, prompts, pad)
+        return [likeliest(tree.labels, logs) for tree, logs in zip(trees, scores, strict=True)]
 
-    def _write(self, batch: Sequence[_Ready]) -> list[Answered | Exception]:
+    def _write(self, batch: Sequence[_Ready]) -> list[Answer | Exception]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         # Each row has its own room: positions are counted without the padding, so a long neighbour takes none of it.
         wanted, prefixes = [one.writing for one in batch], [row.prefix for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
-        with self.bank.rows([row.mixture for row in rows], keep=True) as model, self.base.autocast():
-            written = write_rows(model, self.base, prompts, wanted, prefixes=prefixes, emit=emit, halt=self.halt)
-        answers: list[Answered | Exception] = []
-        for row, one, ready in zip(rows, written, batch, strict=True):
-            if ready.stream is not None and ready.stream.error is not None:
-                answers.append(ready.stream.error)
-                continue
-            sound = math.isfinite(one.confidence)
-            answers.append(Answered(one.text, one.confidence, finished=one.finished) if sound else _diverged(row))
-        return answers
+        with self.adapters.rows([row.mixture for row in rows], keep=True) as model:
+            written = write_rows(model, self.tokenizer, prompts, wanted, prefixes=prefixes, emit=emit, halt=self.halt)
+        return [
+            ready.stream.error
+            if ready.stream is not None and ready.stream.error is not None
+            else Answer(one.text, one.confidence, {}, finished=one.finished)
+            for one, ready in zip(written, batch, strict=True)
+        ]
 
 
 def _too_large(one: _Ready) -> AdapterHubError:
