@@ -307,7 +307,7 @@ def _remove_folder(registry: Registry, place: Path) -> None:
     """Remove a run, a hub for comparison, or another file; only what lies in the hub, whatever a tombstone says."""
     inside = any(place.is_relative_to(root) for root in (registry.path, registry.adapters_dir))
     if not inside or ".." in place.parts:
-        raise StorageError(f"{place} is not something of this hub; not removed", "restore the tombstone from a copy")
+        raise StorageError(f"{place} does not belong to this hub; not removed", "restore the tombstone from a copy")
     files.remove_tree(place)
     if place.is_relative_to(registry.path / STREAMS):
         (place.parent / f".{place.name}.stream.lock").unlink(missing_ok=True)

@@ -90,7 +90,7 @@ def test_bad_options_of_training(
 def test_bad_names_and_words(cl: Cl, registry: Registry, publish: Callable[..., Any], data: Path) -> None:
     publish("mood")
     hub: list[object] = ["--hub", registry.path]
-    check(cl, [*hub, "add-task", "a/b", data], 2, "'a/b' cannot be the name", "use 'a-b'")
+    check(cl, [*hub, "add-task", "a/b", data], 2, "'a/b' is not a valid name", "use 'a-b'")
     check(cl, [*hub, "update", "moood", data], 2, "unknown adapter 'moood'", "did you mean mood?")
     check(cl, [*hub, "add-task", "mood"], 2, "no data given", "add-task mood DATA")
     check(cl, [*hub, "lits"], 2, "unknown verb 'lits'", "did you mean list")
@@ -120,7 +120,7 @@ def test_a_hub_that_cannot_be_made(cl: Cl, tmp_path: Path) -> None:
     check(cl, ["init", "q", "--hub", "r", "--base", "tiny"], 2, "two places", "one of them")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    check(cl, ["init", "full", "--base", "tiny"], 2, "not empty and is not a hub", "missing or empty")
+    check(cl, ["init", "full", "--base", "tiny"], 2, "is neither empty nor a hub", "missing or empty")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
     made = cl("init", "mine", "--base", "tiny", "--json")
     assert made.json["base"]["source"] == "tiny"

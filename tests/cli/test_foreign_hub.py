@@ -108,7 +108,7 @@ def test_the_user_is_told_once_what_is_left_out(registry: Registry, publish: Pub
         subprocess.run([*command, *verb], capture_output=True, text=True, check=False)
         for verb in (["verify", "--rebuild-index"], ["list"])
     ]
-    assert [run.stderr.count("left out of the index: move 1 of history: ['x'] of aliases.json") for run in said] == [
+    assert [run.stderr.count("skipped move 1 of history: ['x'] of aliases.json") for run in said] == [
         1,
         0,
     ]

@@ -146,7 +146,7 @@ def test_a_key_of_another_hub_or_none_at_all_is_refused(forgotten: Registry, tmp
             prove(forgotten, "pins", tmp_path / name)
     for text in ("ab" * 31, "xy" * 32, "", "\0"):
         (tmp_path / "other.key").write_text(text)
-        with pytest.raises(UsageError, match="is no key"):
+        with pytest.raises(UsageError, match="is not a key file"):
             prove(forgotten, "pins", tmp_path / "other.key")
 
 
@@ -154,7 +154,7 @@ def test_a_key_elsewhere_by_flag_or_by_the_environment(
     hub: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(hub, "pins", "pins", seed=1, samples=rows(PINS))
-    with pytest.raises(UsageError, match="would lie in the hub"):
+    with pytest.raises(UsageError, match="would be inside the hub"):
         forget(hub, "pins", key=hub.path / "x.key")
     assert not (hub.path / "tombstones").exists()
     forget(hub, "pins", key=tmp_path / "mine" / "pins.key")
@@ -261,7 +261,7 @@ def test_a_tombstone_of_a_wrong_type_is_named_and_breaks_nothing(forgotten: Regi
     path = forgotten.path / "tombstones" / "pins.json"
     path.write_text(json.dumps({**tombstone(forgotten), **wrong}))
     (problem,) = forgotten.verify()
-    assert (problem.path, problem.problem) == ("tombstones/pins.json", "not a tombstone")
+    assert (problem.path, problem.problem) == ("tombstones/pins.json", "not a valid tombstone")
     opened = Registry.open(forgotten.path)
     assert opened.repair() == []
     assert opened.rebuild() == 1

@@ -339,7 +339,7 @@ def test_a_tombstone_cannot_lead_out_of_the_hub(
     outside = tmp_path / "outside"
     outside.mkdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), "folders": ["../outside"]}))
-    with pytest.raises(StorageError, match="not something of this hub"):
+    with pytest.raises(StorageError, match="does not belong to this hub"):
         forget(world, "news")
     assert outside.exists()
 

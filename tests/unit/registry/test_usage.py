@@ -62,10 +62,10 @@ def test_an_adapter_called_base_is_not_the_base(hub: Registry, publish: Publish)
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"requests": 1}, "no counts"),
-        ({"routed": -1}, "no counts"),
-        ({"requests": 0, "routed": 0}, "no counts"),
-        ({"fallbacks": 1}, "only the base is"),
+        ({"requests": 1}, "invalid counts"),
+        ({"routed": -1}, "invalid counts"),
+        ({"requests": 0, "routed": 0}, "invalid counts"),
+        ({"fallbacks": 1}, "only the base can"),
         ({"confidence_sum": float("nan")}, "confidence"),
     ],
 )
@@ -74,7 +74,7 @@ def test_what_cannot_be_a_count_is_refused(wrong: dict[str, object], said: str) 
         replace(ONE, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("wrong", "said"), [({"ref": "news"}, "no version"), ({"last_at": "noon"}, "no time")])
+@pytest.mark.parametrize(("wrong", "said"), [({"ref": "news"}, "is not a version"), ({"last_at": "noon"}, "is not a time")])
 def test_one_row_that_cannot_be_used_stops_all(
     hub: Registry, publish: Publish, wrong: dict[str, str], said: str
 ) -> None:
