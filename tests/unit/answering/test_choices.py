@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import build
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_cl.answering.choices import (
@@ -75,7 +75,6 @@ def test_tree_equals_label_by_label(
 tokens = st.lists(st.integers(10, 14), min_size=1, max_size=4).map(tuple)
 
 
-@settings(max_examples=25)
 @given(
     answers=st.lists(tokens, min_size=1, max_size=6, unique=True),
     prompts=st.lists(st.lists(st.integers(3, 299), min_size=1, max_size=7), min_size=1, max_size=4),
@@ -91,7 +90,6 @@ def test_tree_equals_label_by_label_for_any_labels(
     torch.testing.assert_close(stacked(_plain_scores, pico_base.model, tree, prompts), right, atol=1e-4, rtol=1e-5)
 
 
-@settings(max_examples=60)
 @given(answers=st.lists(tokens, min_size=1, max_size=8, unique=True))
 def test_each_node_is_a_distinct_beginning_and_each_label_its_own_path(answers: list[tuple[int, ...]]) -> None:
     tree = LabelTree({str(ids): [*ids, EOS] for ids in answers})

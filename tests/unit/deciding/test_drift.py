@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
@@ -137,7 +137,6 @@ def test_without_weights_the_nearest_inputs_tell_the_nearest_task() -> None:
     assert analyse(texts[80:], hidden[80:], said[80:], 0.05).clusters[0].nearest_task == ""
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     n=st.sampled_from([1, 2, 3, 10, 40]),
     out=st.floats(0, 1),

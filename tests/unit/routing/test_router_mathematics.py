@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from routing_support import TASKS, WIDTH, Cloud, cloud, update
 
@@ -22,7 +22,6 @@ def analytic(**options: Any) -> Any:
     return build("analytic", {"features": 40, "ridge": 0.5, **options})
 
 
-@settings(max_examples=40)
 @given(STEPS, st.randoms(use_true_random=False))
 @pytest.mark.parametrize("name", ["analytic", "mahalanobis", "centroid"])
 def test_any_history_gives_the_weights_of_all_at_once(name: str, steps: list[Any], draw: Any) -> None:
