@@ -42,7 +42,7 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.strategies import Origin, build
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.loop import Loop, LoopOrder, Outcome
 from adapterhub_cl.training.runs import Run, acquire, held
 from adapterhub_cl.training.stopping import StopSignal
 from adapterhub_cl.types import AdapterRecord, Example
@@ -173,21 +173,19 @@ class Segment:
             new_adapter(base, settings, self.objective.task_type, parent.path) as model,
             fused(model, base.dtype, spare_bytes(base)) as layers,
         ):
-            loop = Loop(
-                model,
+            order = LoopOrder(
                 self.objective,
                 self.strategy,
-                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch_size),
                 settings,
-                rate=rate,
-                pad_id=base.tokenizer.pad_token_id,
-                dtype=base.dtype,
-                reporter=self.reporter,
-                accelerator=Accelerator(cpu=base.device.type == "cpu"),
-                past=[self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
-                origins=[origin for _, origin in past],
-                parent=parent.path,
+                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch_size),
+                rate,
+                base.tokenizer.pad_token_id,
+                base.dtype,
+                [self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
+                [origin for _, origin in past],
+                parent.path,
             )
+            loop = Loop(model, order, reporter=self.reporter, accelerator=Accelerator(cpu=base.device.type == "cpu"))
             loop.start()
             batch = first
             while True:

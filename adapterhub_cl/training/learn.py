@@ -25,7 +25,7 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import speed
-from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop import Loop, LoopOrder
 from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.types import Example, Task
 
@@ -167,26 +167,23 @@ def learn(
     rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
     # The scores that follow are measured as the stored version will answer.
     with speed.use(model, chosen), fused(model, base.dtype, chosen.keep_bytes) as layers:
-        loop = Loop(
-            model,
+        order = LoopOrder(
             objective,
             strategy,
-            training,
             settings,
-            rate=rate,
-            pad_id=base.tokenizer.pad_token_id,
-            dtype=base.dtype,
-            evaluate=dev if held else None,
-            run=run,
-            reporter=reporter,
-            accelerator=accelerator,
-            log=_tracker(accelerator),
-            past=past,
-            origins=origins,
-            parent=lesson.parent,
-            prompt_loss=lesson.prompt_loss,
+            training,
+            rate,
+            base.tokenizer.pad_token_id,
+            base.dtype,
+            past,
+            origins,
+            lesson.parent,
+            lesson.prompt_loss,
             alike=not lesson.review,
+            run=run,
         )
+        evaluate, log = dev if held else None, _tracker(accelerator)
+        loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
         reporter.note(
             f"training on {len(training)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "
             f"learning rate {rate:g}, {str(base.dtype).removeprefix('torch.')}, {chosen.describe()}"

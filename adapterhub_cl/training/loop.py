@@ -69,47 +69,64 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class LoopOrder:
+    """What the loop trains, on which rows and how.
+
+    Attributes:
+        examples: the training set as token ids.
+        rate: peak learning rate.
+        pad_id: the token that fills a batch's shorter rows.
+        dtype: type of the matrix products (autocast).
+        past: rows of earlier tasks, which the strategy may review; `origins` says where each comes from.
+        parent: directory of the version that the run continues from or stands on.
+        prompt_loss: weight of the prompt's tokens in the loss.
+        alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
+        run: folder for checkpoints; None keeps none.
+    """
+
+    objective: BaseObjective
+    strategy: BaseStrategy
+    settings: TrainingSettings
+    examples: Sequence[Tokens]
+    rate: float
+    pad_id: int
+    dtype: torch.dtype
+    past: Sequence[Tokens] = ()
+    origins: Sequence[Origin] = ()
+    parent: Path | None = None
+    prompt_loss: float = 0.0
+    alike: bool = True
+    run: Path | None = None
+
+
 class Loop:
     """Trains the LoRA on `model`.
 
     Args:
         model: the base with one trainable LoRA.
-        examples: the training set as token ids.
         evaluate: gives the dev figures of the model as it is: `{"accuracy": …, "loss": …}`, in the order in
             which they decide which epoch is best; higher is better but for `loss`. None keeps the last epoch.
-        run: folder for checkpoints; None keeps none.
-        rate: peak learning rate.
-        dtype: type of the matrix products (autocast).
-        alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
+        log: called with the newest figures and the step, for a tracker.
     """
 
     def __init__(
         self,
         model: Any,
-        objective: BaseObjective,
-        strategy: BaseStrategy,
-        examples: Sequence[Tokens],
-        settings: TrainingSettings,
+        order: LoopOrder,
         *,
-        rate: float,
-        pad_id: int,
-        dtype: torch.dtype,
         evaluate: Callable[[Any], Mapping[str, float]] | None = None,
-        run: Path | None = None,
         reporter: Reporter | None = None,
         accelerator: Accelerator | None = None,
         log: Callable[[Mapping[str, float], int], None] | None = None,
-        past: Sequence[Tokens] = (),
-        origins: Sequence[Origin] = (),
-        parent: Path | None = None,
-        prompt_loss: float = 0.0,
-        alike: bool = True,
     ) -> None:
-        self.model, self.objective, self.strategy = model, objective, strategy
-        self.examples, self.settings, self.rate, self.pad_id = [*examples, *past], settings, rate, pad_id
-        self.fresh, self.origins, self.parent, self.prompt_loss = len(examples), origins, parent, prompt_loss
-        self.evaluate, self.run, self.reporter = evaluate, run, reporter or Reporter()
-        self.log, self.alike = log or (lambda values, step: None), alike
+        settings, dtype = order.settings, order.dtype
+        self.model, self.objective, self.strategy = model, order.objective, order.strategy
+        self.settings, self.rate, self.pad_id, self.run = settings, order.rate, order.pad_id, order.run
+        self.examples, self.fresh = [*order.examples, *order.past], len(order.examples)
+        self.origins, self.parent = order.origins, order.parent
+        self.prompt_loss, self.alike = order.prompt_loss, order.alike
+        self.evaluate, self.reporter, self.log = evaluate, reporter or Reporter(), log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
         # fp16 ends at 6e-8: without scaling the loss, small gradients become zero on their way through the base.
@@ -133,14 +150,10 @@ class Loop:
             TrainingError: the loss is no number, or one example alone does not fit into memory.
         """
         self.start()
-        self.reporter.start("training", self.total)
-        self.reporter.advance(self.at.steps)
-        try:
-            with StopSignal() as stop:
-                while self.at.epoch < self.settings.epochs and not self.exhausted:
-                    self.one_epoch(stop)
-        finally:
-            self.reporter.finish()
+        with self.reporter.piece("training", self.total) as advance, StopSignal() as stop:
+            advance(self.at.steps)
+            while self.at.epoch < self.settings.epochs and not self.exhausted:
+                self.one_epoch(stop)
         means = [row["loss"] for row in self.at.history] or [0.0]
         if self.alike and means[-1] > max(RISEN * self.at.first_loss, SETTLED) and means[-1] > means[0] / RISEN:
             self.reporter.note(

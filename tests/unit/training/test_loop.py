@@ -19,7 +19,7 @@ from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.loop import Loop, LoopOrder, Outcome
 from adapterhub_cl.training.strategy_stage import LoopStage
 from adapterhub_cl.types import Example
 
@@ -399,16 +399,9 @@ def test_fp16_resumes_to_the_same_weights(load_pico: Callable[..., Any], tmp_pat
 
 
 def loop_of(base: Any, model: Any, settings: Any, strategy: BaseStrategy | None = None) -> Loop:
-    return Loop(
-        model,
-        Objective(),
-        strategy or BaseStrategy(),
-        toy_tokens(),
-        settings,
-        rate=settings.learning_rate,
-        pad_id=PAD,
-        dtype=base.dtype,
-    )
+    rate = settings.learning_rate
+    order = LoopOrder(Objective(), strategy or BaseStrategy(), settings, toy_tokens(), rate, PAD, base.dtype)
+    return Loop(model, order)
 
 
 def test_learning_rates_from_start_to_end(pico_base: Any) -> None:
