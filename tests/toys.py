@@ -16,7 +16,8 @@ from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy
-from adapterhub_cl.training.loop import Loop, LoopOrder, Outcome
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 
 BOS, EOS, PAD = 1, 2, 0
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl.adapters.outside import filled
 from adapterhub_cl.bases.sources import TOKENIZER_FILES, public_name, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError
-from adapterhub_cl.registry.outside import filled
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 if TYPE_CHECKING:

@@ -42,7 +42,8 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.strategies import Origin, build
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.training.loop import Loop, LoopOrder, Outcome
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 from adapterhub_cl.training.runs import Run, acquire, held
 from adapterhub_cl.training.stopping import StopSignal
 from adapterhub_cl.types import AdapterRecord, Example

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from adapterhub_cl.options import from_mapping
+from adapterhub_cl.options import NoOptions, from_mapping
 from adapterhub_cl.plugins import Room
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 ROOM = Room("adapterhub_cl.merging", "merge method", "Method", besides=("factors",))
 DEFAULT = "linear"
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """A method without options."""
 
 
 @dataclass(frozen=True)

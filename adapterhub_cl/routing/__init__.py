@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.options import from_mapping, option
+from adapterhub_cl.options import NoOptions, from_mapping, option
 from adapterhub_cl.plugins import Room
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ class Common:
             )
         if not 0 <= self.false_fallbacks < 1:
             raise UsageError(f"router.false_fallbacks must be at least 0 and below 1, not {self.false_fallbacks}")
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """A router without options."""
 
 
 class Seen(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from adapterhub_cl.options import NoOptions
 from adapterhub_cl.plugins import Room
 from adapterhub_cl.types import AdapterRecord, Example
 
@@ -122,11 +123,6 @@ class Stage(Protocol):
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         """A longer piece of work outside of the steps: gives a function that is called with how much more is done."""
         ...
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """A strategy without options."""
 
 
 class BaseStrategy:

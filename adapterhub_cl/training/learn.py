@@ -25,7 +25,8 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import speed
-from adapterhub_cl.training.loop import Loop, LoopOrder
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder
 from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.types import Example, Task
 

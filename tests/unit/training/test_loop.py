@@ -19,7 +19,8 @@ from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.loop import Loop, LoopOrder, Outcome
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 from adapterhub_cl.training.strategy_stage import LoopStage
 from adapterhub_cl.types import Example
 
