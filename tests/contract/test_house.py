@@ -12,7 +12,8 @@ import pytest
 from adapterhub_cl import augmentation, merging, objectives, replay, routing, strategies
 
 ROOT = Path(__file__).parents[2] / "adapterhub_cl"
-PLUGINS = {
+KINDS = (augmentation, merging, objectives, replay, routing, strategies)
+PLUGINS = {room.__name__.rpartition(".")[2] for room in KINDS}
     room.__name__.rpartition(".")[2] for room in (augmentation, merging, objectives, replay, routing, strategies)
 }
 FILES = sorted(p for p in ROOT.rglob("*.py") if "migrations" not in p.parts)
