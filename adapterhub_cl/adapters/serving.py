@@ -1,4 +1,4 @@
-"""Who answers: which task's prompt and labels, which version, and that version active on the base."""
+"""Which version answers: the task whose prompt and labels are used, and the version that is active on the base."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tuple[Task, str]:
-    """The task whose prompt and labels are used, and the reference of what answers (a version, or `base`).
+    """The task whose prompt and labels are used, and the reference of the version that answers (or `base`).
 
     Args:
-        task: its serving adapter answers; may be left out where the hub serves one task.
+        task: its serving adapter answers; optional if the hub serves only one task.
         adapter: forces the adapter; `base` is the base alone.
 
     Raises:
-        UsageError: nobody said which of several tasks, or there is none.
+        UsageError: there are several tasks and none was named, or there is no adapter.
         UnknownNameError: no such task or adapter.
     """
     if adapter is not None and adapter != BASE:
         record = registry.get(adapter)
         if task is None and not record.task and len(record.tasks) > 1:
             raise UsageError(
-                f"{record.ref} answers for several tasks and nobody said which",
-                f"add --task; tasks: {', '.join(record.tasks)}",
+                f"{record.ref} answers several tasks, and none was named",
+                f"add --task with one of: {', '.join(record.tasks)}",
             )
         return (registry.task(task) if task else task_of(registry, record)), record.ref
     serving = registry.serving()
     if task is None:
         if not serving:
-            raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+            raise UsageError("this hub has no adapters yet", "cl-adapter add-task NAME DATA trains one")
         if len(serving) > 1 and adapter == BASE:
             raise UsageError(
-                "the base answers in a task's prompt and labels, and nobody said which task's",
-                f"add --task; tasks: {', '.join(sorted(serving))}",
+                "the base needs a task's prompt and labels, and no task was named",
+                f"add --task with one of: {', '.join(sorted(serving))}",
             )
         if len(serving) > 1:
             raise UsageError(
-                f"this hub serves {len(serving)} tasks and nobody said which",
+                f"this hub serves {len(serving)} tasks, and none was named",
                 f"add --task or --adapter; tasks: {', '.join(sorted(serving))}",
             )
         task = next(iter(serving))
@@ -54,10 +54,10 @@ def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tu
         return chosen, BASE
     if task not in serving:
         able = [r.ref for r in registry.adapters(include_rejected=False) if task in r.tasks and r.status == "active"]
-        hint = f"cl-adapter promote {able[-1]} lets it answer" if able else "cl-adapter list shows what is there"
+        hint = f"cl-adapter promote {able[-1]} lets it serve" if able else "cl-adapter list shows the adapters"
         raise AdapterError(f"no adapter serves the task {task!r}", hint)
     record = registry.get(serving[task])
-    # A version answers with the labels that it knows: a later update may have added some.
+    # A version answers with the labels that it was trained on: a later update may have added some.
     return (task_of(registry, record) if record.task == task else chosen), record.ref
 
 
@@ -74,7 +74,7 @@ def task_of(registry: Registry, record: AdapterRecord) -> Task:
 
 @contextmanager
 def answering(registry: Registry, base: LoadedBase, ref: str) -> Iterator[Any]:
-    """The base with a version active, its files checked; `base` is the base alone.
+    """The base with a version active, after checking its files; `base` is the base alone.
 
     Raises:
         IntegrityError: a file of the version is missing or changed.

@@ -74,7 +74,9 @@ def test_what_cannot_be_a_count_is_refused(wrong: dict[str, object], said: str) 
         replace(ONE, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("wrong", "said"), [({"ref": "news"}, "is not a version"), ({"last_at": "noon"}, "is not a time")])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"ref": "news"}, "is not a version"), ({"last_at": "noon"}, "is not a time")]
+)
 def test_one_row_that_cannot_be_used_stops_all(
     hub: Registry, publish: Publish, wrong: dict[str, str], said: str
 ) -> None:
