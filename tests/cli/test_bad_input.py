@@ -37,11 +37,11 @@ def check(cl: Cl, argv: list[object], code: int, message: str, hint: str) -> Non
 
 BROKEN = {
     "missing": (None, "missing.jsonl: no such file", "did you mean"),
-    "empty": ("", "empty.jsonl: empty, no rows in it", "at least one row"),
+    "empty": ("", "empty.jsonl: the file has no rows", "at least one row"),
     "line 7": ('{"text": "a", "label": "x"}\n' * 6 + '{"text": \n', "line 7", ""),
     "columns": (
         '{"foo": "a b c", "bar": "x"}\n' * 5,
-        "no known layout in its columns (foo, bar)",
+        "the columns match no known layout (foo, bar)",
         "--columns input=foo",
     ),
 }
@@ -135,7 +135,7 @@ def test_a_base_that_has_changed(cl: Cl, tmp_path: Path) -> None:
     assert isinstance(registry.base, BaseInfo)
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
     argv: list[object] = ["generate", "hello", "--adapter", "base"]
-    check(cl, argv, 1, "has changed since this hub was made", "make a new hub with cl-adapter init")
+    check(cl, argv, 1, "has changed since this hub was made", "create a new hub with cl-adapter init")
     said = cl("verify", "--json")
     assert said.code == 1
     assert "has changed" in said.json["problems"][0]["problem"]

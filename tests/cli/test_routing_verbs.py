@@ -307,7 +307,7 @@ def test_no_hub_no_adapters_no_samples(cl: Cl, pico_path: Any, load_pico: Any, t
     assert cl("init", "empty", "--base", pico_path("llama"), "--quantization", "none").code == 0
     for line in lines:
         said = cl(*line, "--hub", "empty", stdin="x\n")
-        wrong(said, 2, "this hub has no adapter yet", "add-task")
+        wrong(said, 2, "this hub has no adapters yet", "add-task")
     bare = shutil.copytree(made, tmp_path / "bare")
     for record in Registry.open(bare).adapters():
         Registry.open(bare).replace_samples(record.ref, "")

@@ -442,7 +442,7 @@ def test_a_hub_without_adapters(blank: AdapterHub) -> None:
             lambda: engine.prepare(),
             lambda: engine.predict(["x"], adapter="base"),
         ):
-            with pytest.raises(UsageError, match="this hub has no adapter yet") as caught:
+            with pytest.raises(UsageError, match="this hub has no adapters yet") as caught:
                 ask()
             assert "add-task" in caught.value.hint
         with pytest.raises(UnknownNameError):
@@ -918,7 +918,7 @@ def test_conversations_that_are_none(engine: Engine, monkeypatch: pytest.MonkeyP
     template = "{{ raise_exception('roles must alternate') if messages | length > 1 else messages[0].content }}"
     monkeypatch.setattr(engine.base.tokenizer, "chat_template", template)
     wrong, fine = engine.submit(SUM), engine.submit(GREEK)
-    with pytest.raises(DataError, match="refuses the conversation: roles must alternate"):
+    with pytest.raises(DataError, match="rejects the conversation: roles must alternate"):
         engine.chat(turns("A", "b", "C"), task="shouts")
     assert (wrong.result().adapter, fine.result().adapter) == ("sums@v1", "greek@v1")
 
