@@ -14,8 +14,6 @@ from adapterhub_cl import augmentation, merging, objectives, replay, routing, st
 ROOT = Path(__file__).parents[2] / "adapterhub_cl"
 KINDS = (augmentation, merging, objectives, replay, routing, strategies)
 PLUGINS = {room.__name__.rpartition(".")[2] for room in KINDS}
-    room.__name__.rpartition(".")[2] for room in (augmentation, merging, objectives, replay, routing, strategies)
-}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "migrations" not in p.parts)
 ROOMS = sorted(p.parent for p in FILES if p.name == "__init__.py" and p.parent != ROOT)
 # what every plug-in of a kind is called
