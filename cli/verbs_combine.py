@@ -25,7 +25,7 @@ Refs = Annotated[
     list[str] | None, typer.Argument(metavar="A B …", help="news, news@v2 or news@production", autocompletion=versions)
 ]
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="the new adapter's name")]
-NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME is there: make its next version")]
+NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME exists: make its next version")]
 
 
 @verb(
@@ -38,7 +38,7 @@ def merge(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would come out; write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would come out; write nothing")] = False,
     new_version: NewVersion = False,
     *,
     given: dict[str, Any],
@@ -76,7 +76,7 @@ def distill(
     refresh: Annotated[
         str | None, typer.Option(metavar="NAME", help="make NAME again if a teacher has changed")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run of --as NAME")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished run of --as NAME")] = False,
     new_version: NewVersion = False,
     *,
     given: dict[str, Any],

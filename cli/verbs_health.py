@@ -42,7 +42,7 @@ def verify(
         show_proof(session, session.hub().prove_forgotten(forgotten, key=key))
         return
     if key is not None and not repair:
-        raise UsageError("--key says how to search for a forgotten task", "add --forgotten NAME")
+        raise UsageError("--key is only used to search for a forgotten task", "add --forgotten NAME")
     done: list[str] = []
     if repair or rebuild_index:
         session.refuse_default()

@@ -29,7 +29,7 @@ Data = Annotated[
         help="file (JSONL, JSON, CSV, TSV, Parquet, text), saved dataset, hub dataset, or - for JSON lines on stdin"
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the newest unfinished run of this name")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the newest unfinished run of this name")]
 
 
 def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
@@ -123,7 +123,7 @@ def update(
 @verb(MAKE, "cl-adapter demo")
 def demo(
     ctx: typer.Context,
-    folder: Annotated[str | None, typer.Argument(help="where its hub is made; default: ./demo-hub")] = None,
+    folder: Annotated[str | None, typer.Argument(help="folder of its hub; default: ./demo-hub")] = None,
     seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
 ) -> None:
     """Watch the whole life cycle on the embedded base."""

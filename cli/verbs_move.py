@@ -111,5 +111,5 @@ def export(
             local = f"--base {hub.base.source} " if Path(hub.base.source).is_absolute() else ""
             session.note(f'next: python {path / "predict.py"} {local}"TEXT" answers; task.json says how it is asked')
         else:
-            session.note("note: the base is not here, or its prompts cannot be told: predict.py was left out")
+            session.note("note: the base is not here, or its prompts cannot be rendered, so predict.py was left out")
             session.note(f'next, in Python: PeftModel.from_pretrained(base, "{path}")')

@@ -50,7 +50,7 @@ def prune(
         float | None,
         typer.Option(min=0.0, metavar="N", help=f"--unused: unused for so many days; default: {UNUSED_DAYS:g}"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done; write nothing")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     *,
     given: dict[str, Any],
@@ -75,7 +75,8 @@ def prune(
     written = [*(["--as"] if name else []), *([flags(given, PruneRequest)] if given else [])]
     if written:
         raise UsageError(
-            f"{', '.join(written)} only with a NAME that is to be made smaller", "leave it out, or name an adapter"
+            f"{', '.join(written)} can only be used with the NAME of an adapter to make smaller",
+            "leave it out, or name an adapter",
         )
     if redundant:
         _redundant(session, evaluate, ALIKE if threshold is None else threshold)

@@ -37,7 +37,7 @@ def stream(
     seeds: Annotated[str | None, typer.Option(help="with commas between; default: 0")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")] = None,
     max_forgetting: Annotated[
-        float | None, typer.Option(help="stop where an earlier task loses more; default: nothing is refused")
+        float | None, typer.Option(help="stop if an earlier task loses more; default: nothing is refused")
     ] = None,
     csv: Annotated[str | None, typer.Option("--csv", help="write the matrices to this file")] = None,
     picture: Annotated[str | None, typer.Option(help="write the matrices as a picture (.png, .svg)")] = None,
@@ -88,7 +88,7 @@ def stream(
     took = f"{time.monotonic() - started:.0f} s in all"
     if len(found) > 1:
         place = session.existing() / "streams"
-        session.note(f"{took}; each was taught to a hub of its own under {place}; look into one with --hub PATH")
+        session.note(f"{took}; each was taught to a hub of its own under {place}; open one with --hub PATH")
     else:
         session.note(f"{took}; next: {session.command(f'forgetting {found[0].tasks[-1]}')}")
 
@@ -139,7 +139,9 @@ def promote(
     print(f"{record.ref} serves {', '.join(record.tasks)}")
     unmeasured = [task for task in record.tasks if task not in {effect.task for effect in decision.effects}]
     if unmeasured:
-        session.note(f"nothing to compare with for {', '.join(unmeasured)}: nobody else served it, or no data are left")
+        session.note(
+            f"nothing to compare with for {', '.join(unmeasured)}: no other version served it, or no data is left"
+        )
     if any(effect.answered_by != record.ref for effect in decision.effects):
         session.note(f"to go back: {session.command(f'rollback {record.name}@production')}")
 

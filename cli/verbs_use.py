@@ -104,7 +104,7 @@ def predict(
     if strange := sum(p.out_of_distribution and p.adapter == BASE for p in found):
         silent = any(p.out_of_distribution and not p.prediction for p in found)  # an encoder has no answer of its own
         session.note(
-            f"note: {strange} of {len(found)} inputs are unlike what this hub knows, so "
+            f"note: {strange} of {len(found)} inputs are unlike anything this hub knows, so "
             f"{'they got no label' if silent else 'the base answered'}; "
             "route --explain shows why, --no-fallback lets the nearest task answer"
         )
@@ -279,7 +279,7 @@ def chat(
     messages = list(opening)
     with hub.engine(router or DEFAULT, options=options, reporter=session.reporter()):
         if terminal:
-            session.note("/new begins anew, /quit or Ctrl-D ends")
+            session.note("/new starts a new conversation, /quit or Ctrl-D ends it")
         while (said := _turn(terminal)) is not None:
             if said == "/quit":
                 break
@@ -289,7 +289,7 @@ def chat(
             if not said:
                 continue
             if terminal and said.startswith("/"):
-                session.note(f"unknown command {said.split()[0]}; /new begins anew, /quit ends")
+                session.note(f"unknown command {said.split()[0]}; /new starts a new conversation, /quit ends")
                 continue
             messages.append({"role": "user", "content": said})
             try:
@@ -309,7 +309,7 @@ def chat(
             except DataError as error:
                 if not terminal:
                     raise
-                session.note(f"error: {error.message}; /new begins anew")
+                session.note(f"error: {error.message}; /new starts a new conversation")
                 messages.pop()
                 continue
             messages.append({"role": "assistant", "content": found.prediction})

@@ -120,7 +120,7 @@ def redundant(hub: Hub, threshold: float, *, evaluate: bool = True) -> dict[str,
                 files.append(stack.enter_context(LoraFile(record.path)))
                 records.append(record)
             except AdapterHubError as error:
-                hub.reporter.note(f"note: {record.ref} is left out: {error.message}")
+                hub.reporter.note(f"note: {record.ref} is skipped: {error.message}")
         found = similarities(files)
     rows: list[dict[str, Any]] = []
     compare = _Comparison(hub, evaluate)

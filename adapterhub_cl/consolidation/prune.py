@@ -357,7 +357,7 @@ def search_yardstick(
     if made.unmeasured or not made.probes:
         what = ", ".join(made.unmeasured) or f"{parents.refs[0]}, which answers for no task,"
         raise AdapterError(
-            f"nothing is left to measure {what} on, so no search can tell what it keeps",
+            f"there is no data left to measure {what} on, so a search cannot tell how much it keeps",
             "choose --rank or --energy",
         )
     return made

@@ -214,6 +214,6 @@ def limit_of(registry: Registry, wanted: float | None) -> float:
     found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
         raise HubError(
-            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "mend that line"
+            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "fix that line"
         )
     return float(found)

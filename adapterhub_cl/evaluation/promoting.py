@@ -82,5 +82,5 @@ def promote(
         if missing:
             hub.reporter.note(f"note: {record.ref} has no row for what {name} has learned since: {', '.join(missing)}")
     if record.status == "rejected":
-        hub.reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
+        hub.reporter.note(f"note: {record.ref} was refused by the gate when it was made; it is active from now on")
     return hub.registry.promote(record.ref), decision

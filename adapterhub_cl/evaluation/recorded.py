@@ -43,7 +43,7 @@ def score_versions(
         if derived:
             scores = _on_its_tasks(registry, load, record, reporter)
         elif not refs and data is None and not record.training.get("eval"):
-            reporter.note(f"note: {record.ref} has no held-out data of its own; passed over")
+            reporter.note(f"note: {record.ref} has no held-out data of its own; skipped")
             continue
         else:
             task, _ = who_answers(ServingTable(registry), task_name, record.ref)

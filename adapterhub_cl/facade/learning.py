@@ -115,7 +115,7 @@ class Learning(OpenedHub):
             name: the adapter to update.
             lines: JSON objects, one a line; default: standard input.
             every: rows in a version.
-            resume: go on with the newest unfinished run of this name; everything but `max_forgetting` is as it was
+            resume: continue the newest unfinished run of this name; everything but `max_forgetting` is as it was
                 started.
 
         Returns:

@@ -114,7 +114,7 @@ class Using(OpenedHub):
         """
 
         if isinstance(inputs, str):
-            raise UsageError("one text where a list of texts is wanted", "write [text]")
+            raise UsageError("a single text was given, but a list of texts is needed", "write [text]")
         inputs = list(inputs)
         report = usual(reporter) if len(inputs) >= MANY else Reporter()
         if self._routes(task, adapter, router, top_k, options):

@@ -228,7 +228,7 @@ def examples_of(inputs: Sequence[str | Example]) -> list[Example]:
         UsageError: a text where a list of texts is wanted.
     """
     if isinstance(inputs, str):
-        raise UsageError("one text where a list of texts is wanted", "write [text]")
+        raise UsageError("a single text was given, but a list of texts is needed", "write [text]")
     found = [example_of(one) for one in inputs]
     for number, example in enumerate(found, 1):
         if not example.asks:

@@ -43,7 +43,9 @@ def run_all(
             plans.append(StreamPlan(stream, strategy, mine, seed, settings, asked, max_forgetting))
     unused = [k for k in options if not any(k in plan.options for plan in plans)]
     if unused:
-        raise UsageError(f"--set {unused[0]} is of none of the strategies", f"they are: {', '.join(strategies)}")
+        raise UsageError(
+            f"--set {unused[0]} does not belong to any of the strategies", f"they are: {', '.join(strategies)}"
+        )
     if len(plans) == 1:
         with held(_alone(main.path, plans[0])):
             return [run(hub, plans[0])]

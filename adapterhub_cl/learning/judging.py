@@ -1,4 +1,4 @@
-"""Measures a trained adapter against what came before it, asks the gate, and records the version."""
+"""Compares a trained adapter with the version before it, asks the gate, and records the new version."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Judge:
     """What is measured before a training and again after it.
 
     Attributes:
-        probes: for each task that the new version would serve in the place of another one, its own included: what
-            it is measured on, what the version that serves it scores there, and which that is.
+        probes: for each task that the new version would take over, its own included: the examples it is measured on,
+            the score of the version that serves it now, and the name of that version.
         outdated: marks of the task's old answers that this training, or one before it, replaced.
     """
 
@@ -89,21 +89,19 @@ class Judge:
         return {*inherited, *(mark_of(e, material.task.instruction) for e in material.outdated)}
 
     def _up_to_date(self, probe: Probe) -> Probe | None:
-        """The probe less what the new data, or an update before, answer otherwise: the old version would win there."""
-        if self.request.verb != "update":  # what is learned anew has to hold its own against all that is known
+        """The probe without the rows that the new data contradict: there the old version would always win."""
+        if self.request.verb != "update":  # a version trained from scratch is compared on everything
             return probe
         stated = probe.task.instruction
         gone = [probe.examples[k] for k in find_outdated(probe.examples, self.material.data, stated)]
         self.outdated |= {mark_of(e, stated) for e in gone}
         if gone and probe.sha256:
-            rows = "held-out row answers" if len(gone) == 1 else "held-out rows answer"
-            self.reporter.note(
-                f"note: {len(gone)} {rows} otherwise than the new data; left out where the gate compares"
-            )
+            rows = "1 held-out row that contradicts" if len(gone) == 1 else f"{len(gone)} held-out rows that contradict"
+            self.reporter.note(f"note: the gate leaves out {rows} the new data")
         return without(probe, self.outdated)
 
     def _tell_unmeasured(self) -> None:
-        """Name the labels of which the score on the held-out data will say nothing."""
+        """Name the labels that no held-out row has: the score says nothing about them."""
         material, task = self.material, self.material.task
         held: Sequence[Example] = material.held_out.examples if material.held_out else ()
         what = "held-out row has"
@@ -122,9 +120,9 @@ class Judge:
             self.reporter.note(f"note: no {what} the label{'s' if len(labels) > 1 else ''} {shown}")
 
     def _own_probe(self, served: AdapterRecord) -> Probe | None:
-        """What the new version of the task is compared with the one that serves it on, asked as that one asks.
+        """The examples on which the new version of the task is compared with the one that serves it, in that one's prompts.
 
-        None where the kind or the metric has changed: two such scores say nothing of each other.
+        None if the kind or the metric has changed, because the two scores could not be compared.
         """
         material, new = self.material, self.material.task
         told = served.manifest.get("task_spec") if served.task == new.name else None
@@ -140,7 +138,7 @@ class Judge:
         return None if probe is None else asked_as(probe, old)
 
     def after(self, model: Any) -> tuple[list[Evaluation], Decision]:
-        """All scores of the trained model, and what the gate says to them."""
+        """All scores of the trained model, and the gate's decision."""
         scores = self._own(model)
         effects = []
         for probe, was, answers in self.probes:
@@ -150,7 +148,7 @@ class Judge:
                 task = self.material.task
                 asked = asked_as(probe, task) if probe.task.name == task.name else probe
                 now = with_source(score(model, self.base, asked, self.reporter), probe)
-                if not (probe.left_out and scores):  # beside the score on the whole file it would only confuse
+                if not (probe.left_out and scores):  # a second score on a part of the file would confuse
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
@@ -187,7 +185,7 @@ class Judge:
 
 
 def not_learned(measured: Sequence[Evaluation]) -> str:
-    """What to say of an update after which the model answers the new rows no better than before; else nothing.
+    """A warning if the model answers the new rows no better than before the update; else an empty text.
 
     Args:
         measured: among them `recall`, with the scores before and after.

@@ -1,4 +1,4 @@
-"""What a training request reads: its data, held-out data, task, parent and the parent's replay samples."""
+"""What a training order reads: its data, held-out data, task, parent and the parent's replay samples."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
         registry.check_files(start)
         if start.status == "rejected":
             raise AdapterError(
-                f"{start.ref} was refused by the gate; nothing can go on from it",
+                f"{start.ref} was refused by the gate; training cannot continue from it",
                 f"cl-adapter promote {start.ref} --max-forgetting 1, or name another version",
             )
     columns = dict(request.columns) or None
@@ -273,7 +273,7 @@ def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
     while version is not None:
         known = version.training.get("data")
         if known is None:
-            raise DataError(f"nobody knows what {version.ref} was trained on: it was {version.kind}", hint)
+            raise DataError(f"there is no record of what {version.ref} was trained on: it was {version.kind}", hint)
         if version.manifest.get("online"):
             raise DataError(f"{version.ref} was learned from a feed, which cannot be read again", hint)
         if known["sha256"] not in seen:

@@ -70,7 +70,7 @@ def begin(hub: Hub, request: TrainRequest, every: int, resume: bool) -> tuple[Ru
     if waiting := Run.unfinished(hub.registry.runs_dir, VERB, request.name):
         hub.reporter.note(
             f"note: rows of an unfinished online update of {request.name} wait in {waiting[0].path}; "
-            f"cl-adapter update {request.name} - --online --resume learns them. Starting anew."
+            f"cl-adapter update {request.name} - --online --resume learns them. Starting a new run."
         )
     row = {**request.to_json(), "verb": VERB, "every": every, "created_at": datetime.now(UTC).isoformat()}
     return Run.start(hub.registry.runs_dir, row), order
@@ -96,7 +96,9 @@ def learn_online(
         with StopSignal() as stop:
             feed = Feed(run.path, at, lines, request, hub.registry, hub.reporter, lambda: stop.asked)
             if feed.waiting:
-                hub.reporter.note(f"going on after {rows} published rows: {len(feed.waiting)} more lines were received")
+                hub.reporter.note(
+                    f"continuing after {rows} published rows: {len(feed.waiting)} more lines were received"
+                )
             ended = False
             while not ended:
                 segment = Segment(hub, order, run, every, rows)
@@ -205,7 +207,7 @@ class Segment:
             self.reporter.note(told)
         now = self.registry.get(self.request.name)
         if now.ref != parent.ref:
-            self.reporter.note(f"warning: {now.ref} was made meanwhile; what follows goes on from {parent.ref}")
+            self.reporter.note(f"warning: {now.ref} was made in the meantime; what follows continues from {parent.ref}")
         record = self._publish(material, parent, outcome, loop, length, rate, layers, feed.at)
         return record, len(rows), ended
 

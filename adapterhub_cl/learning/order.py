@@ -1,4 +1,4 @@
-"""A training request that was found good: read and checked once, and passed on to whatever carries it out. No torch."""
+"""A training order: a request that was read and checked once. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a trained adapter to its version: replay samples, the strategy's memory, model card, manifest, publication."""
+"""Turns a trained adapter into a version: replay samples, the strategy's memory, model card, manifest, publication."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Trained:
     """A trained model on its way to a version.
 
     Attributes:
-        scores: all that were measured; `decision` is what the gate says to them.
+        scores: everything that was measured; `decision` is the gate's.
         training: the facts for `training.json`.
         kept: the replay samples; `memory` is what the strategy stores beside them.
         more: further keys of the manifest.
@@ -57,7 +57,7 @@ def keep_samples(
     material: Material,
     learned: Learned,
 ) -> tuple[list[Example], dict[str, Any]]:
-    """The replay samples, and what the strategy stores beside them. Copies of held-out examples are never kept."""
+    """The replay samples, and the tensors that the strategy stores. Copies of held-out examples are never kept."""
     pool = list(dict.fromkeys([*material.data.examples, *material.review]))
     if material.held_out is not None:
         leaks = set(find_leaks(material.held_out, pool))
@@ -104,7 +104,7 @@ def training_facts(
 
 
 def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterRecord:
-    """Write all files of the version and publish it; rejected where the gate said no."""
+    """Write all files of the version and publish it, as rejected if the gate refused it."""
     registry, base, request, strategy = hub.registry, hub.base, order.request, order.strategy
     model, material, training = trained.model, trained.material, trained.training
     parent, task = material.parent, material.task

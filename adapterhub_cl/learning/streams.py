@@ -126,7 +126,7 @@ def run(hub: Hub, plan: StreamPlan) -> AccuracyMatrix:
         if record is not None and record.manifest["stream"].get("data", seen) != seen:
             raise DataError(
                 f"the data of {task.name}, or of a task before it, have changed since {record.ref} was taught",
-                "put them back, or give the stream another `name:` to teach it anew",
+                "put them back, or give the stream another `name:` to teach it again from the start",
             )
         if record is None:
             unfinished = [
@@ -134,7 +134,7 @@ def run(hub: Hub, plan: StreamPlan) -> AccuracyMatrix:
                 for r in Run.unfinished(hub.registry.runs_dir, "add-task", task.name)
                 if (r.request.get("stream") or {}).get("id") == plan.id
             ]
-            hub.reporter.note(f"{where}{': going on' if unfinished else ''}")
+            hub.reporter.note(f"{where}{': continuing' if unfinished else ''}")
             if unfinished:
                 request, begun = TrainRequest.from_json(unfinished[0].request), unfinished[0]
             else:

@@ -1,4 +1,4 @@
-"""A training verb from its request to the published version: read, train, evaluate, keep replay samples, record."""
+"""Carries out a training order: reads the data, trains, evaluates, keeps replay samples and publishes the version."""
 
 from __future__ import annotations
 
@@ -129,17 +129,19 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
 def _tell_overtaken(
     registry: Registry, request: TrainRequest, run: Run, material: Material, reporter: Reporter
 ) -> None:
-    """Say so where another update of the same adapter was published while this one was learned."""
+    """Add a note if another update of the same adapter was published during this training."""
     begun, parent = str(run.request.get("created_at", "")), material.parent
     if parent is None or parent.name != request.name:
         return
     for other in versions_of(registry, request.name):
         if begun and other.status == "active" and other.created_at > begun and other.ref != parent.ref:
-            reporter.note(f"note: {other.ref} was made meanwhile; this version goes on from {parent.ref} without it")
+            reporter.note(
+                f"note: {other.ref} was made in the meantime; this version continues from {parent.ref} without it"
+            )
 
 
 def lesson_of(order: TrainOrder, material: Material) -> TrainingSet:
-    """What the loop is to learn of what was read."""
+    """The rows that the loop trains on."""
     return TrainingSet(
         material.task,
         material.data.examples,

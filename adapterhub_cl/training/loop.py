@@ -82,12 +82,12 @@ class Loop:
         means = [row["loss"] for row in self.at.history] or [0.0]
         if self.alike and means[-1] > max(RISEN * self.at.first_loss, SETTLED) and means[-1] > means[0] / RISEN:
             self.reporter.note(
-                f"warning: the loss ended above where it began ({self.at.first_loss:.2f} → "
+                f"warning: the loss ended higher than it began ({self.at.first_loss:.2f} → "
                 f"{means[-1]:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
             )
         self.put(self.best)
         if 0 < self.at.best_epoch < self.at.epoch:
-            self.reporter.note(f"kept epoch {self.at.best_epoch}: the best on the rows held out")
+            self.reporter.note(f"kept epoch {self.at.best_epoch}, the best on the held-out rows")
         return self.finish()
 
     def start(self) -> None:
@@ -278,7 +278,7 @@ class Loop:
         self.at.rows //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.reporter.note(f"out of memory: going on with {self.at.rows} rows at a time, the step stays the same")
+        self.reporter.note(f"out of memory: continuing with {self.at.rows} rows at a time, the step stays the same")
 
     def learning_rate(self) -> float:
         """This step's learning rate; a pure function of the step, so nothing of it needs saving."""
@@ -332,4 +332,4 @@ class Loop:
         self.at = Progress(**stored.state["at"])
         if stored.state.get("scaler"):  # empty where nothing is scaled
             self.scaler.load_state_dict(stored.state["scaler"])
-        self.reporter.note(f"going on at step {self.at.steps} of {self.total}")
+        self.reporter.note(f"continuing at step {self.at.steps} of {self.total}")

@@ -1,4 +1,4 @@
-"""What the training loop is given, where it is, and what it leaves."""
+"""The training loop's input, its state and its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapterhub_cl.strategies import BaseStrategy, Origin
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
         weights: the best epoch's parameters, by name; on the CPU.
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass
 class Progress:
-    """Where a run is; all of it goes into each checkpoint."""
+    """The state of a run; all of it goes into each checkpoint."""
 
     epoch: int = 0
     step_in_epoch: int = 0

@@ -1,4 +1,4 @@
-"""Run folders: what an unfinished training run was asked to do, and its checkpoints. No torch."""
+"""Run folders: the request of an unfinished training run and its checkpoints. No torch."""
 
 from __future__ import annotations
 
@@ -178,12 +178,12 @@ def published_by(registry: Registry, run: Run, reporter: Reporter) -> AdapterRec
 
 
 def leave(run: Run, error: BaseException, resume: str, kept: str) -> None:
-    """Drop a run that left nothing to go on from; of any other one, say how to resume it.
+    """Remove a run that left nothing to continue from; for any other run, say how to resume it.
 
     Args:
         error: what ended the run.
         resume: the command that resumes it.
-        kept: what there is to go on from; empty for nothing.
+        kept: what there is to continue from; empty if there is nothing.
 
     Raises:
         TrainingInterrupted: in place of a KeyboardInterrupt, where the run can be resumed.
@@ -193,6 +193,6 @@ def leave(run: Run, error: BaseException, resume: str, kept: str) -> None:
         if isinstance(error, StorageError):
             error.hint = "free some space, then start again"
     elif isinstance(error, TrainingInterrupted):
-        error.hint = f"go on with: {resume}"
+        error.hint = f"continue with: {resume}"
     elif isinstance(error, KeyboardInterrupt):
-        raise TrainingInterrupted(f"stopped; {kept} was kept", f"go on with: {resume}") from error
+        raise TrainingInterrupted(f"stopped; {kept} was kept", f"continue with: {resume}") from error

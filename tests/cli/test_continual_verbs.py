@@ -61,7 +61,7 @@ def test_stream_prints_matrices_and_writes_what_was_asked(cl: Cl, stream_file: P
         (["--strategy", "ewc+olora"], 2, "cannot be combined"),
         (["--strategy", "replay", "--set", "replay.ratio=-1"], 2, "replay.ratio must be between"),
         (["--strategy", "replay", "--set", "ratio=1"], 2, "is not NAME.OPTION=VALUE"),
-        (["--strategy", "replay", "--set", "ewc.strength=1"], 2, "is of none of the strategies"),
+        (["--strategy", "replay", "--set", "ewc.strength=1"], 2, "does not belong to any of the strategies"),
         (["--strategy", "rply"], 2, "unknown strategy 'rply'"),
         (["--seeds", "0,x"], 2, "not a list of whole numbers"),
         (["--seed", "3"], 2, "did you mean --seeds"),

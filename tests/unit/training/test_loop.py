@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_a_checkpoint_of_that_step(
     again = Notes()
     assert same(train(pico_base, settings, run=tmp_path, reporter=again).weights, whole)
     assert again.steps == STEPS
-    assert again.notes[0] == f"going on at step {step} of {STEPS}"
+    assert again.notes[0] == f"continuing at step {step} of {STEPS}"
 
 
 def test_a_second_ctrl_c_stops_at_once(pico_base: Any) -> None:
@@ -182,7 +182,7 @@ def test_a_loss_that_rises_is_told_where_its_first_batch_can_stand_for_all(
     monkeypatch.setattr(Loop, "one_step", scripted)
     told = Notes()
     train(pico_base, toy_settings(epochs=2), reporter=told, alike=alike)
-    assert any(note.startswith("warning: the loss ended above where it began") for note in told.notes) is warned
+    assert any(note.startswith("warning: the loss ended higher than it began") for note in told.notes) is warned
 
 
 def test_the_best_epoch_survives_a_resume(pico_base: Any, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_step(pico_base: Any, rows: 
     assert outcome.steps == right.steps
     assert distance(outcome.weights, right.weights) <= 1e-5
     told = [note for note in reporter.notes if "out of memory" in note]
-    assert told[-1].startswith(f"out of memory: going on with {rows} rows at a time")
+    assert told[-1].startswith(f"out of memory: continuing with {rows} rows at a time")
     assert len(told) == {4: 1, 2: 2, 1: 3}[rows], "later steps remember it"
 
 
