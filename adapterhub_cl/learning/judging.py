@@ -120,7 +120,7 @@ class Judge:
             self.reporter.note(f"note: no {what} the label{'s' if len(labels) > 1 else ''} {shown}")
 
     def _own_probe(self, served: AdapterRecord) -> Probe | None:
-        """The examples on which the new version of the task is compared with the one that serves it, in that one's prompts.
+        """The rows on which the new version is compared with the one that serves the task, in that one's prompts.
 
         None if the kind or the metric has changed, because the two scores could not be compared.
         """
