@@ -14,11 +14,11 @@ from adapterhub_cl.types import BASE, AdapterRecord, Task
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
 
-HERE = 4096  # versions that are remembered
+HERE = 4096  # versions kept in memory
 
 
 class ServingTable:
-    """Who serves which task, as the hub is now; for one thread.
+    """Which version serves which task, as the hub is now. For use by one thread.
 
     Attributes:
         serving: task → version.
@@ -44,7 +44,7 @@ class ServingTable:
         return self._records[ref]
 
     def task(self, name: str) -> Task:
-        """A task as the hub knows it.
+        """A task as the hub describes it.
 
         Raises:
             UnknownNameError: no such task.
@@ -54,7 +54,7 @@ class ServingTable:
         return self._tasks[name]
 
     def served(self, name: str) -> Task:
-        """A task as the version that serves it knows it.
+        """A task as the version that serves it learned it.
 
         Raises:
             UnknownNameError: no such task.
@@ -73,7 +73,7 @@ class ServingTable:
 
         Raises:
             UnknownNameError: no such task.
-            AdapterError: nobody serves it.
+            AdapterError: no version serves it.
         """
         self.task(task)
         if task not in self.serving:
@@ -85,11 +85,11 @@ class ServingTable:
 
 
 def open_tasks(table: ServingTable, task: str | None, adapter: str | None, *, free: bool = False) -> list[str]:
-    """The tasks that a request leaves open: among these a router has to choose; empty where the request says enough.
+    """The tasks among which a router has to choose; empty if the request leaves nothing open.
 
     Args:
-        task, adapter: what the request names.
-        free: it asks for a written answer, which the base gives without a task too.
+        task, adapter: the names in the request.
+        free: the request is for a written answer, which the base can give without a task.
 
     Raises:
         UnknownNameError: no such adapter.
@@ -115,19 +115,22 @@ def who_answers(
     *,
     free: bool = False,
 ) -> tuple[Task | None, dict[str, float]]:
-    """The task whose prompt and labels are used (None: the base is asked as it is), and what answers: version → weight,
-    empty for the base.
+    """Decides, for every verb and for the engine, which task's prompt is used and which versions answer.
 
     Args:
-        task: its serving adapter answers; may be left out where the hub serves one task.
+        task: its serving adapter answers; may be left out if the hub serves one task.
         adapter: forces the adapter; `base` is the base alone.
         routed: the tasks that a router chose, with their weights.
         free: see `open_tasks`.
 
+    Returns:
+        the task whose prompt and labels are used (None: the base without a task), and version → weight (empty: the base
+        answers).
+
     Raises:
-        UsageError: nobody said which of several tasks, or there is none.
+        UsageError: several tasks are possible and none is named, or the hub serves none.
         UnknownNameError: no such task or adapter.
-        AdapterError: nobody serves the task.
+        AdapterError: no version serves the task.
     """
     if not routed and task is None:
         among = open_tasks(table, task, adapter, free=free)

@@ -1,5 +1,5 @@
-"""Answers rows, each with the prompt, labels and adapters of its own. Training's evaluation, `predict` and engines all
-do it here, so a score can never differ from what users get."""
+"""Answers rows, each with its own prompt, labels and adapters. Training's evaluation, `predict` and the engine all use
+this code, so a score can never differ from the answers that users get."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Mixture = Mapping[str, float]  # reference → weight; empty is the base alone
 
 
 class Adapters(Protocol):
-    """What puts each row's adapters on a model: a `LoraBank`, or `OneModel`.
+    """Applies each row's adapters to a model: a `LoraBank` or a `OneModel`.
 
     Attributes:
-        capacity: different adapters in one pass.
-        model: what they are on; as it is without them, where they can be taken off.
+        capacity: how many different adapters one pass can use.
+        model: the model that they are applied to.
     """
 
     capacity: int
@@ -43,17 +43,21 @@ class Adapters(Protocol):
     def model(self) -> Any: ...
 
     def require(self, refs: Iterable[str]) -> None:
-        """Have these adapters at hand, all at once."""
+        """Load these adapters, all at the same time."""
 
     def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> AbstractContextManager[Any]:
-        """Within the block the model that is given answers row k with mixtures[k]; `keep`: for many short passes."""
+        """Yields the model, which answers row k with mixtures[k] within the block.
+
+        Args:
+            keep: keep what one pass gathers for the next: for writing token by token.
+        """
 
     def head_part(self, task: str, mixture: Mixture) -> HeadPart:
         """The rows of an encoder's head that are a task's labels."""
 
 
 class OneModel:
-    """A model as it is: whatever adapter is active on it answers every row."""
+    """Answers every row with the adapter that is active on the model, or with the bare model."""
 
     capacity = sys.maxsize
 
@@ -61,7 +65,7 @@ class OneModel:
         self.model = model
 
     def require(self, refs: Iterable[str]) -> None:
-        """Nothing: the adapter is on the model."""
+        """Nothing to load: the adapter is on the model already."""
 
     @contextmanager
     def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> Iterator[Any]:
@@ -78,10 +82,10 @@ class AskedRow:
 
     Attributes:
         task: its prompt format, labels and kind.
-        mixture: which adapters answer; `OneModel` does not look at it.
-        prompt: ids of a raw text, which is gone on with as it is; empty where the task's prompt is made.
+        mixture: the adapters that answer; `OneModel` ignores it.
+        prompt: token ids of a raw text to continue as it is; empty: the task's prompt is built from the example.
         writes: write an answer, whatever the task's kind.
-        emit: gets a free answer piece by piece; see `write_rows`.
+        emit: receives a written answer piece by piece; see `write_rows`.
     """
 
     task: Task
@@ -98,7 +102,7 @@ class AskedRow:
         return self.task.kind == "choice" and not self.prompt and not self.writes
 
     def tokeniser(self, tokenizer: Any, max_length: int) -> Tokeniser:
-        """What makes its prompt, the same as in the task's training."""
+        """Builds its prompt exactly as in the task's training."""
         task = self.task if self.task.kind != "text" else replace(self.task, kind="generation")
         found = Tokeniser(tokenizer, task, max_length)
         found.reserve = max(1, min(self.writing.max_new_tokens or found.budget(), max_length * 3 // 4))
@@ -106,17 +110,17 @@ class AskedRow:
 
     @property
     def prefix(self) -> str | None:
-        """What is left out before its answer; see `write_rows`."""
+        """Text that the prompt format puts before the answer, and that is removed from it; see `write_rows`."""
         return None if self.prompt else answer_prefix(self.task.prompt_format)
 
     def ready(self, encode: Tokeniser, max_length: int) -> tuple[tuple[int, ...], bool, Writing]:
-        """Ids of its prompt, whether the input was cut, and how it is written within the tokens that are left.
+        """Token ids of its prompt, whether the input was cut, and its settings with a limit that fits.
 
         Args:
-            encode: what `tokeniser` gives for such a row.
+            encode: the result of `tokeniser`, which may be reused for rows of the same task and limit.
 
         Raises:
-            DataError: a text for the base alone is longer than its context.
+            DataError: a text for the base alone is longer than the context.
         """
         prompt, cut = self.prompt, False
         if not prompt:
@@ -136,14 +140,14 @@ class AskedRow:
 
 
 class _Stream:
-    """A row's `emit`; a pass that is repeated gives nothing twice."""
+    """A row's `emit`. When a pass is repeated, pieces that were emitted before are not emitted again."""
 
     def __init__(self, emit: Callable[[str], bool]) -> None:
         self.emit, self.given, self.at = emit, 0, 0
         self.error: Exception | None = None
 
     def again(self) -> _Stream:
-        """From the beginning of the answer."""
+        """Start a repeated pass."""
         self.at = 0
         return self
 
@@ -155,14 +159,14 @@ class _Stream:
             return self.error is None
         try:
             return bool(self.emit(new))
-        except Exception as error:  # whoever asked made it: it ends this answer and no other
+        except Exception as error:  # the caller's own error ends this answer and no other
             self.error = error
             return False
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A row with the ids of its prompt; `cut`: the input did not fit."""
+    """A row with the token ids of its prompt; `cut`: the input did not fit."""
 
     index: int
     row: AskedRow
@@ -173,14 +177,14 @@ class _Ready:
 
 
 class Answerer:
-    """Answers rows in mixed batches: choice rows scored with the prompt computed once, the others written.
+    """Answers rows in mixed batches: labels of choice tasks are scored, other answers are written.
 
     Args:
-        max_length: tokens of prompt and answer together.
-        strict: give an error in place of an answer whose confidence is no finite number.
+        max_length: limit of prompt and answer together, in tokens.
+        strict: report an answer whose confidence is not finite as an error.
 
     Attributes:
-        halt: asked while answers are written: True ends them as they are.
+        halt: called before each token that is written; True ends all answers where they are.
     """
 
     def __init__(self, tokenizer: Any, adapters: Adapters, *, max_length: int, strict: bool = True) -> None:
@@ -202,8 +206,8 @@ class Answerer:
         """Answer rows, those of choice tasks first.
 
         Args:
-            give: gets each row's number with its answer or what was wrong with it, as soon as its batch is done.
-            batch_size: rows in one pass; fewer where they need more adapters than the bank holds.
+            give: called with each row's index and its answer or error, as soon as its batch is done.
+            batch_size: rows in one pass; fewer if they need more adapters than the bank holds.
             progress: called with the number of rows done after each batch.
         """
         ready: list[_Ready] = []
@@ -224,7 +228,7 @@ class Answerer:
                     progress(len(batch))
 
     def all(self, rows: Sequence[AskedRow], **options: Any) -> list[Answer]:
-        """The answers, in order; what is wrong with a row is raised. Options as of `answer`."""
+        """The answers, in order; raises the first row's error. Options: see `answer`."""
         found = [Answer("", 0.0, {})] * len(rows)
 
         def give(index: int, answer: Answer | Exception) -> None:
@@ -238,7 +242,7 @@ class Answerer:
     # -- inside ----------------------------------------------------------------------------------
 
     def _pass(self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answer | Exception], None]) -> None:
-        """One batch; where that fails (memory does not suffice, an adapter went meanwhile), its halves."""
+        """Answer a batch; if that fails (out of memory, an adapter that was deleted meanwhile), answer its halves."""
         answers: Sequence[Answer | Exception] = ()
         try:
             choose = self._classify if self._labelled else self._choose
@@ -259,7 +263,7 @@ class Answerer:
             give(one.index, answer._replace(truncated=one.cut) if isinstance(answer, Answer) else answer)
 
     def _prompt(self, row: AskedRow) -> tuple[tuple[int, ...], bool, Writing]:
-        """See `AskedRow.ready`; what makes the prompts of a task is kept, since it reads all labels of a choice."""
+        """See `AskedRow.ready`. Tokenisers are kept, because making one reads all labels of a choice task."""
         key = (row.task, row.writing.max_new_tokens)
         if key not in self._encoders:
             if len(self._encoders) >= _KEPT:
@@ -286,7 +290,7 @@ class Answerer:
         return self._trees[key]
 
     def _batches(self, ready: Sequence[_Ready], size: int) -> Iterator[list[_Ready]]:
-        """Rows of like length together, with no more adapters than fit into one pass."""
+        """Batches of rows of similar length, with no more adapters than fit into one pass."""
         for indices in by_length([len(one.prompt) for one in ready], size):
             batch: list[_Ready] = []
             refs: set[str] = set()
@@ -311,7 +315,7 @@ class Answerer:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         trees, pad = [self._tree(row.task) for row in rows], self.tokenizer.pad_token_id
         if not self._settled and any(tree.tokens for tree in trees):
-            with self.adapters.rows([{}, {}]) as model:  # before the rows have their adapters
+            with self.adapters.rows([{}, {}]) as model:  # decided on the base alone
                 settle(model, pad)
             self._settled = True
         with self.adapters.rows([row.mixture for row in rows]) as model:
@@ -320,17 +324,12 @@ class Answerer:
 
     def _write(self, batch: Sequence[_Ready]) -> list[Answer | Exception]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
-        # Each row has its own room: positions are counted without the padding, so a long neighbour takes none of it.
+        # Positions are counted without the padding, so a long neighbour takes no room from a row.
         wanted, prefixes = [one.writing for one in batch], [row.prefix for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
         with self.adapters.rows([row.mixture for row in rows], keep=True) as model:
             written = write_rows(model, self.tokenizer, prompts, wanted, prefixes=prefixes, emit=emit, halt=self.halt)
-        return [
-            ready.stream.error
-            if ready.stream is not None and ready.stream.error is not None
-            else Answer(one.text, one.confidence, {}, finished=one.finished)
-            for one, ready in zip(written, batch, strict=True)
-        ]
+        return [(one.stream and one.stream.error) or answer for one, answer in zip(batch, written, strict=True)]
 
 
 def _too_large(one: _Ready) -> AdapterHubError:

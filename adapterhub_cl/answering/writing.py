@@ -1,8 +1,8 @@
-"""Writes text token by token, with settings of each row's own: the one place that calls transformers' `generate`.
+"""Writes text token by token, each row with its own settings. Nothing else calls transformers' `generate`.
 
-`generate` does the passes and the KV cache; what differs from row to row (temperature, seed, limit, stop
-strings, streaming) hangs on its two hooks. Drawing is by the Gumbel trick: the largest of logits ÷ T plus Gumbel noise
-is a draw from the softmax, so that greedy search serves rows that draw and rows that do not.
+`generate` runs the passes and keeps the KV cache. What differs from row to row (temperature, seed, limit, stop strings,
+streaming) is done in its two hooks. Tokens are drawn by the Gumbel trick: the largest of logits ÷ T plus Gumbel noise
+is a draw from the softmax, so greedy search serves rows that draw and rows that do not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from adapterhub_cl.answering import evaluating
+from adapterhub_cl.answering import Answer, evaluating
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
 from adapterhub_cl.data.chat import end_ids
@@ -32,9 +32,9 @@ from adapterhub_cl.options import flag
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.types import Task
 
-COLD = 1e-4  # temperatures up to this take the likeliest token: the draw would, but for overflow
-HALF = "�"  # what a token that is part of a character decodes to
-ROWS, LONGEST, TOP_K = 16, 64, 50  # of what the bare base writes: rows at once, tokens, likeliest tokens drawn from
+COLD = 1e-4  # temperatures up to this take the likeliest token, as a draw would if it did not overflow
+HALF = "�"  # a token that is only part of a character decodes to this
+ROWS, LONGEST, TOP_K = 16, 64, 50  # of `base_writer`: rows at once, tokens a text, likeliest tokens to draw from
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Writing:
         temperature: 0 takes the likeliest token each time.
         top_p: draw from the likeliest tokens that together have this probability.
         seed: of the draws.
-        stop: the answer ends before the first of these strings.
+        stop: strings; the answer ends before the first one.
     """
 
     max_new_tokens: int | None = None
@@ -57,7 +57,7 @@ class Writing:
 
     @classmethod
     def of(cls, asked: Mapping[str, Any]) -> Writing:
-        """What was asked for by keyword.
+        """Settings from keyword arguments.
 
         Raises:
             UnknownNameError, UsageError: a keyword or a value that cannot be used.
@@ -94,20 +94,6 @@ class Writing:
             raise UsageError("an empty stop string would end every answer", "give --stop a text")
 
 
-@dataclass(frozen=True)
-class Written:
-    """An answer.
-
-    Attributes:
-        confidence: geometric mean of its tokens' probabilities.
-        finished: it ended by itself or at a stop string, not at the limit.
-    """
-
-    text: str
-    confidence: float
-    finished: bool
-
-
 @torch.no_grad()
 def write_rows(
     model: Any,
@@ -119,16 +105,16 @@ def write_rows(
     emit: Sequence[Callable[[str], bool] | None] | None = None,
     halt: Callable[[], bool] = lambda: False,
     top_k: int = 0,
-) -> list[Written]:
-    """Answers to prompts, in order.
+) -> list[Answer]:
+    """Written answers to prompts, in order; `finished`: it ended by itself or at a stop string.
 
     Args:
-        model: the base's model with the bank's rows set (or an adapter active).
-        prefixes: for each row what its prompt format puts before the answer, which is left out, with the blank lines
-            and spaces around the answer; None: the text is given as it was written.
-        emit: for each row None, or a function that gets the answer's text piece by piece and says whether to go on.
-        halt: asked before each token: True ends all answers as they are.
-        top_k: draw from so many of the likeliest tokens; 0: from all.
+        model: the base's model, with adapters active or a bank's rows set.
+        prefixes: for each row the text that its prompt format puts before the answer: it is removed, as are blank lines
+            and spaces around the answer. None: the text stays as it was written.
+        emit: for each row None, or a function that receives the text piece by piece and returns whether to go on.
+        halt: called before each token; True ends all answers where they are.
+        top_k: draw from this many of the likeliest tokens; 0: from all.
     """
     inputs = to_left_padded(prompts, tokenizer.pad_token_id)
     ends = end_ids(tokenizer, model)
@@ -148,7 +134,7 @@ def write_rows(
 
 
 class _Desk:
-    """What is written so far."""
+    """The state of the rows that are being written."""
 
     def __init__(
         self,
@@ -167,7 +153,7 @@ class _Desk:
         self.draws = [torch.Generator().manual_seed(row.seed) for row in rows]
 
     def take(self, row: int, token: int, log: float) -> None:
-        """The next token of a row."""
+        """Take down the next token of a row."""
         if self.done[row]:
             return
         self.logs[row] += log
@@ -181,7 +167,7 @@ class _Desk:
             self._give(row, emit)
 
     def text(self, row: int) -> str:
-        """The answer up to the first stop string."""
+        """The answer as far as it is written, up to the first stop string."""
         whole = str(self.tokenizer.decode(self.ids[row], skip_special_tokens=True))
         prefix = self.prefixes[row]
         if prefix is not None:
@@ -191,7 +177,7 @@ class _Desk:
         return whole if prefix is None else whole.rstrip()
 
     def _give(self, row: int, emit: Callable[[str], bool]) -> None:
-        """The new end of the answer, without what may turn out to be the beginning of a stop string or character."""
+        """Emit the new end of the answer, but hold back what may be the beginning of a stop string or a character."""
         whole = self.text(row)
         if not self.done[row]:
             held = max(
@@ -206,23 +192,20 @@ class _Desk:
             if not emit(whole[len(given) :]):
                 self.done[row] = True
 
-    def finish(self) -> list[Written]:
-        """The answers; what was held back of a halted one is given out before."""
+    def finish(self) -> list[Answer]:
+        """The answers. Text that a halted row still held back is emitted first."""
         for row, emit in enumerate(self.emit):
             if emit is not None and not self.done[row]:
                 self.done[row] = True
                 self._give(row, emit)
-        texts = [
-            self.text(row) if self.prefixes[row] is None else self.text(row).rstrip() for row in range(len(self.rows))
-        ]
         return [
-            Written(texts[row], math.exp(self.logs[row] / max(1, len(self.ids[row]))), self.ended[row])
-            for row in range(len(self.rows))
+            Answer(self.text(row), math.exp(log / max(1, len(ids))), {}, finished=ended)
+            for row, (log, ids, ended) in enumerate(zip(self.logs, self.ids, self.ended, strict=True))
         ]
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Leaves each row's next token as the only one possible, and takes it down."""
+    """Chooses each row's next token and makes it the only possible one."""
 
     def __init__(self, desk: _Desk) -> None:
         self.desk = desk
@@ -239,11 +222,11 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
 
     def _drawn(self, logs: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """A token for each of these rows, drawn from its log-probabilities `[n, vocabulary]`."""
+        """Draw a token for each of these rows from its log-probabilities `[n, vocabulary]`."""
         wanted = [self.desk.rows[row] for row in rows]
         heat, share = (
             torch.tensor([values], device=logs.device).T
-            # Rounding may sum the probabilities to more than 1: a row that draws from all tokens has no limit.
+            # Rounded probabilities may sum to more than 1, so a row that draws from all tokens gets no limit.
             for values in ([w.temperature for w in wanted], [w.top_p if w.top_p < 1 else 2.0 for w in wanted])
         )
         logs = (logs / heat).log_softmax(-1)
@@ -258,7 +241,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Which rows are done."""
+    """Tells `generate` which rows are done."""
 
     def __init__(self, desk: _Desk, halt: Callable[[], bool]) -> None:
         self.desk, self.halt = desk, halt
@@ -269,7 +252,7 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
 
 
 def seeds_of(seed: int, count: int) -> list[int]:
-    """A seed for each of `count` rows; same seed, same rows."""
+    """`count` different seeds that follow from one."""
     return torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
 
 

@@ -83,10 +83,10 @@ class LoraBank:
         return self.base.model
 
     def head_part(self, task: str, mixture: Mixture) -> HeadPart:
-        """A task's rows of the head of the weightiest stacked adapter that has some.
+        """A task's rows of an encoder's head: those of the weightiest adapter of the mixture that knows the task.
 
         Raises:
-            AdapterError: none has.
+            AdapterError: none knows it.
         """
         for ref in sorted(mixture, key=mixture.__getitem__, reverse=True):
             head = self._heads.get(ref)
@@ -148,8 +148,7 @@ class LoraBank:
 
     @contextmanager
     def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> Iterator[Any]:
-        """Within the block the base's model answers row k with mixtures[k]: ΔW = Σ weight · ΔW(reference), in the type
-        that products run in.
+        """Within the block the base's model answers row k with mixtures[k]: ΔW = Σ weight · ΔW(reference).
 
         Args:
             mixtures: reference → weight for each row; empty is the base alone.

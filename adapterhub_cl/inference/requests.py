@@ -204,7 +204,7 @@ def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_len
 def answer_alone(
     registry: Registry, base: LoadedBase, requests: Sequence[AnswerRequest], resolved: Resolved, **options: Any
 ) -> list[Prediction]:
-    """Answers, in order, to requests that all go to one version or the base: without a bank.
+    """Answers, in order, to requests that all go to one version or to the base. No bank is needed.
 
     Args:
         options: see `Answerer.answer`.

@@ -135,7 +135,7 @@ class BaseObjective(ABC):
         max_new_tokens: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answers, in the examples' order: the same as a hub gives to these inputs.
+        """Answers, in the examples' order; a hub gives these inputs the same answers.
 
         Args:
             model: the base with the adapter active.

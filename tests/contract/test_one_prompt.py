@@ -14,8 +14,7 @@ import pytest
 import torch
 from pico import make_tokenizer
 
-from adapterhub_cl.answering import answerer
-from adapterhub_cl.answering.writing import Written
+from adapterhub_cl.answering import Answer, answerer
 from adapterhub_cl.data.columns import read_examples, read_inputs
 from adapterhub_cl.data.layouts import parse_columns
 from adapterhub_cl.data.tasks import infer_task
@@ -120,9 +119,9 @@ def heard(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Any]) -> list[tuple
         found.extend(map(tuple, prompts))
         return [torch.zeros(len(tree.labels)) for tree in trees]
 
-    def write(model: Any, tokenizer: Any, prompts: Sequence[Any], *_: Any, **__: Any) -> list[Written]:
+    def write(model: Any, tokenizer: Any, prompts: Sequence[Any], *_: Any, **__: Any) -> list[Answer]:
         found.extend(map(tuple, prompts))
-        return [Written("x", 1.0, True)] * len(prompts)
+        return [Answer("x", 1.0, {})] * len(prompts)
 
     with monkeypatch.context() as patch:
         patch.setattr(answerer, "settle", lambda model, pad: True)

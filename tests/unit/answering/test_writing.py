@@ -1,4 +1,4 @@
-"""Written answers against transformers' own `generate`, the distribution they are drawn from, stop strings, streams."""
+"""Answer answers against transformers' own `generate`, the distribution they are drawn from, stop strings, streams."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_cl.answering import writing
-from adapterhub_cl.answering.writing import Writing, Written, write_rows
+from adapterhub_cl.answering import Answer, writing
+from adapterhub_cl.answering.writing import Writing, write_rows
 from adapterhub_cl.data.batches import to_left_padded
 from adapterhub_cl.errors import UsageError
 
@@ -41,7 +41,7 @@ class Scripted:
                 return
 
 
-def say(tokenizer: Any, texts: Sequence[str], rows: Sequence[Writing], **more: Any) -> list[Written]:
+def say(tokenizer: Any, texts: Sequence[str], rows: Sequence[Writing], **more: Any) -> list[Answer]:
     """These texts written by the scripted model, one token for each byte."""
     return write_rows(
         Scripted([in_bytes(tokenizer, text) for text in texts]), tokenizer, [(1,)] * len(texts), rows, **more
@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_text_whatever_else_is_in_the_batch(pico_ba
 # -- stop strings and streams ------------------------------------------------------------------------
 
 
-def streamed(tokenizer: Any, text: str, writing: Writing) -> tuple[Written, list[str]]:
+def streamed(tokenizer: Any, text: str, writing: Writing) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
 
     def emit(piece: str) -> bool:
