@@ -46,7 +46,7 @@ def runs(text: str) -> Iterator[tuple[str, ...]]:
 def novel(
     written: Sequence[tuple[Example, float]], examples: Sequence[Example], least: float
 ) -> list[tuple[Example, float]]:
-    """The examples of at least this confidence, most confident first, without near-duplicates and copies of the data."""
+    """The examples of at least this confidence, most confident first, without duplicates and copies of the data."""
     from rapidfuzz import fuzz, process
 
     taken = [bare(example) for example in examples]
