@@ -1,4 +1,4 @@
-"""The accuracy matrix of everything that a hub learned."""
+"""The accuracy matrix of everything that a hub has learned."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from adapterhub_cl.types import AdapterRecord
 
 
 def hub_matrix(hub: Hub) -> AccuracyMatrix:
-    """The accuracy matrix of a hub: its tasks in the order in which they were last learned. Scores that no manifest
-    has are measured and recorded.
+    """The accuracy matrix of a hub, with its tasks in the order in which they were last learned. Scores that are in no
+    manifest are measured and recorded.
 
     Raises:
-        UsageError: the hub has learned nothing yet.
+        UsageError: the hub has not learned anything yet.
     """
     stages = learned(hub.registry.adapters(all_versions=True, include_rejected=False))
     if not stages:
-        raise UsageError("this hub has learned no task yet", "cl-adapter add-task NAME DATA")
+        raise UsageError("this hub has not learned a task yet", "train one: cl-adapter add-task NAME DATA")
 
     def score(record: AdapterRecord, owner: AdapterRecord) -> float | None:
         found = written_score(record, owner)

@@ -1,4 +1,4 @@
-"""Scores a derived adapter on every task of its parents, beside the parent that was trained for it."""
+"""Scores a derived adapter on every task of its parents, compared with the parent that was trained for it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from adapterhub_cl.types import AdapterRecord, Evaluation
 
 @dataclass
 class Yardstick:
-    """What the tasks of some versions are measured on, and what those versions score there.
+    """What the tasks of some versions are measured on, and the scores of those versions.
 
     Attributes:
-        before: task → what its parent scores, and which parent that is.
-        unmeasured: tasks of which nothing is left to measure them on.
+        before: task → the score of its parent, and which parent that is.
+        unmeasured: tasks with no data left to measure them on.
     """
 
     hub: Hub
@@ -30,7 +30,7 @@ class Yardstick:
 
     @classmethod
     def of(cls, hub: Hub, tasks: Mapping[str, AdapterRecord]) -> Yardstick:
-        """Find the examples of each task and score its parent; scores that had to be measured are recorded.
+        """Find the examples of each task and score its parent; newly measured scores are recorded.
 
         Args:
             tasks: task → the version that was trained for it.
@@ -40,7 +40,7 @@ class Yardstick:
             probe = probe_of(hub.registry, task)
             if probe is None:
                 made.unmeasured.append(task)
-                hub.reporter.note(f"note: nothing is left to measure {task} on; its retention is unknown")
+                hub.reporter.note(f"note: no data is left to measure {task} on; its retention is unknown")
                 continue
             made.probes[task] = probe
             made.before[task] = (recorded_score(hub, parent, probe), parent.ref)
@@ -50,7 +50,7 @@ class Yardstick:
         """Score the adapter in a folder on every task.
 
         Returns:
-            its effects, and the scores as they are recorded with the version.
+            its effects, and the scores to record with the version.
         """
         effects, scores = [], []
         with as_served(base, folder) as model:

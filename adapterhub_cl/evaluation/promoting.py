@@ -1,4 +1,4 @@
-"""What a version does to the tasks of its hub, and whether it may serve them."""
+"""The effect of a version on the tasks of its hub, and whether it may serve them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ def effects_of(
     record: AdapterRecord,
     tasks: list[str],
 ) -> list[Effect]:
-    """What each task scores under the version that serves it, and under this one; measured scores are recorded.
+    """The score of each task with the version that serves it, and with this one; measured scores are recorded.
 
-    A task that nothing serves, of which nothing is left to measure it on, or that an encoder's version has no head for,
-    is passed over.
+    Skips tasks that nothing serves, that have no data left to measure, or for which an encoder's version has no head.
     """
     serving = hub.registry.serving()
     would = set(record.tasks)
     recorded = {row["task"]: Effect.from_json(row) for row in (record.manifest.get("gate") or {}).get("effects", ())}
     found = []
     for task in tasks:
-        if serving.get(task) == record.ref and task in recorded:  # what stood before it served
+        if serving.get(task) == record.ref and task in recorded:  # compare with what served before it
             found.append(recorded[task])
             continue
         probe = probe_of(hub.registry, task)
@@ -62,15 +61,15 @@ def promote(
     bound = limit_of(hub.registry, limit)
     record = hub.registry.get(ref)
     if not record.tasks:
-        raise UsageError(f"{record.ref} has no task that it could serve", "cl-adapter import … --task NAME gives one")
+        raise UsageError(f"{record.ref} has no task to serve", "give it one: cl-adapter import … --task NAME")
     hub.registry.check_files(record)
     decision = decide(effects_of(hub, record, record.tasks), bound)
     if not decision.passed:
-        with suppress(StorageError):  # a hub that cannot be written is no reason to hide what the gate said
+        with suppress(StorageError):  # a read-only hub must not hide the gate's result
             hub.registry.add_event(REFUSED, record.ref, decision.to_log())
         raise GateRefused(
             decision.message(record.ref),
-            f"nothing was moved; let it pass: cl-adapter promote {record.ref} --max-forgetting 1",
+            f"nothing was changed; to promote it anyway: cl-adapter promote {record.ref} --max-forgetting 1",
             record=record,
             gate=decision.to_json(),
         )
@@ -80,7 +79,9 @@ def promote(
         known, task = read_layout(record.path).get(name), hub.registry.task(name)
         missing = [label for label in task.labels if known is not None and label not in known]
         if missing:
-            hub.reporter.note(f"note: {record.ref} has no row for what {name} has learned since: {', '.join(missing)}")
+            hub.reporter.note(
+                f"note: {record.ref} does not know the labels that {name} has gained: {', '.join(missing)}"
+            )
     if record.status == "rejected":
-        hub.reporter.note(f"note: {record.ref} was refused by the gate when it was made; it is active from now on")
+        hub.reporter.note(f"note: the gate refused {record.ref} when it was made; it is now active")
     return hub.registry.promote(record.ref), decision

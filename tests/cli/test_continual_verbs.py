@@ -196,7 +196,7 @@ def test_the_gate_guards_a_task_against_its_own_relearning(cl: Cl, hub: Path, tm
     assert said.code == 3, said.err
     told = said.json
     assert (told["ref"], told["status"], told["code"]) == ("sure@v2", "rejected", "gate")
-    assert "forgets more than 0.02 of " in told["error"]
+    assert "these tasks drop by more than 0.02: " in told["error"]
     assert ("cl-adapter update sure DATA" in told["hint"]) == (strategy == "isolated")
     (effect,) = (effect for effect in told["gate"]["effects"] if effect["task"] == "sure")
     assert (effect["answered_by"], effect["n"], effect["data"]) == ("sure@v1", 60, str(held))

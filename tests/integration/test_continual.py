@@ -217,7 +217,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     pieces = {what: (total, done) for what, total, done in shown.done}
     asked = [f"{what}, {when}" for what in ("what commands knew", "what commands is told", "other tasks")
              for when in ("before", "after")]  # fmt: skip
-    assert pieces.keys() >= {"loading the base", "reading", "training", "weighing what matters (ewc)", *asked}
+    assert pieces.keys() >= {"loading the base", "reading", "training", "estimating importance (ewc)", *asked}
     assert all(total == done > 0 for what, (total, done) in pieces.items() if what in asked or what == "training")
     rows = {row["metric"]: row for row in record.manifest["evaluations"]}
     assert {"recall", "retention", "locality"} <= set(rows)

@@ -210,7 +210,7 @@ def test_use_is_what_was_answered(hub: Registry, publish: Publish) -> None:
     assert found["news@v1"].reason == "answered 6 requests, the last 3 days ago"
     assert found["news@v1"].to_json()["requests"] == 6
     assert found["news@v2"].proposed
-    assert found["news@v2"].reason.endswith("not used in 30 days; no request was counted")
+    assert found["news@v2"].reason.endswith("not used in 30 days; no requests were counted")
     found = {v.record.ref: v for v in proposals.unused(hub, 30, now + timedelta(days=37))}
     assert found["news@v1"].proposed
     assert found["news@v1"].reason.endswith("not used in 30 days; answered 6 requests, the last 40 days ago")

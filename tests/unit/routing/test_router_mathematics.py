@@ -228,7 +228,7 @@ def test_static_refuses_what_is_no_weight(text: str) -> None:
 def test_static_must_be_told_a_task() -> None:
     router = build("static")
     router.learn("news", None)
-    with pytest.raises(UsageError, match="told a task"):
+    with pytest.raises(UsageError, match="needs a task"):
         router.solve()
 
 

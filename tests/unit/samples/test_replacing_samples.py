@@ -224,7 +224,7 @@ def test_export_refuses_an_existing_file(hub: Registry, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     assert Samples(hub).export(None, target) == 2
     assert json.loads(target.read_text(encoding="utf-8").splitlines()[1])["task"] == "news"
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         Samples(hub).export("news", target)
     assert Samples(hub).export("news", target, overwrite=True) == 2
 
