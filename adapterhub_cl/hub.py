@@ -55,7 +55,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         device: str = "auto",
         dtype: str = "auto",
     ) -> AdapterHub:
-        """Make a hub in a missing or empty directory.
+        """Make a hub in a directory that is empty or does not exist yet.
 
         Args:
             base: `tiny` (embedded), a folder, or a hub id such as `Qwen/Qwen2.5-0.5B`.
@@ -238,7 +238,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             source: a folder with adapter_config.json and adapter_model.safetensors.
             task: a task of this hub that it serves; otherwise described by `kind`, `labels`, `instruction`,
                 `prompt_format`, `metric` as in `add_task`, under its own name.
-            any_base: take it in although it was made for another base.
+            any_base: take it in import it even if it was made for another base.
 
         Raises:
             AdapterError: not a LoRA, or not of this base; nothing was written.

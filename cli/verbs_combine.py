@@ -43,7 +43,7 @@ def merge(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Merge adapters into one, exactly, on their factors; measure what each task keeps."""
+    """Merge adapters into one and measure how much of its score each task keeps."""
     session = Session.of(ctx)
     hub = session.hub(write=not dry_run)
     make = partial(
@@ -72,7 +72,9 @@ def distill(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    into: Annotated[str | None, typer.Option(metavar="HUB", help="a hub of another base: the student is its")] = None,
+    into: Annotated[
+        str | None, typer.Option(metavar="HUB", help="the hub of another base that the student is trained for")
+    ] = None,
     refresh: Annotated[
         str | None, typer.Option(metavar="NAME", help="make NAME again if a teacher has changed")
     ] = None,
@@ -81,7 +83,7 @@ def distill(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Teach one adapter to answer as several do, each for its own tasks; measure what each task keeps."""
+    """Distil several adapters into one, and measure how much of its score each task keeps."""
     from adapterhub_cl.hub import AdapterHub
 
     session = Session.of(ctx)
@@ -130,7 +132,7 @@ def show_plan(session: Session, found: dict[str, Any], show: Callable[[dict[str,
 
 
 def show_made(session: Session, make: Callable[[], AdapterRecord]) -> None:
-    """Make a version out of others, and print it; one that the gate refused too."""
+    """Make a version from others and print it, even if the gate refused it."""
     started = time.monotonic()
     try:
         record = make()

@@ -33,7 +33,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue the newest unfi
 
 
 def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
-    """Fit the router now, with a bar, and not within the next predict; the adapter is there even where that fails."""
+    """Fit the router now, with a progress bar, instead of during the next predict. A failure here loses nothing."""
     if is_helper_process():
         return
     try:
@@ -107,7 +107,7 @@ def update(
     online: Annotated[bool, typer.Option("--online", help="learn JSON lines from stdin as they come")] = False,
     every: Annotated[
         int,
-        typer.Option(help="--online: rows in a version, to whole batches (8 rows, seen twice, unless told)"),
+        typer.Option(help="--online: rows per version, rounded up to whole batches (default: batches of 8, 2 epochs)"),
     ] = 100,
     resume: Resume = False,
     *,
@@ -126,7 +126,7 @@ def demo(
     folder: Annotated[str | None, typer.Argument(help="folder of its hub; default: ./demo-hub")] = None,
     seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
 ) -> None:
-    """Watch the whole life cycle on the embedded base."""
+    """Run the whole life cycle on the embedded base."""
     session = Session.of(ctx)
     from adapterhub_cl import demo as shown
 
@@ -191,7 +191,7 @@ def _refuse_resumed(given: Mapping[str, Any]) -> None:
 
 
 def _settings_line(method: str, given: Mapping[str, Any], base: BaseInfo) -> str:
-    """The settings that matter most, and all that are not at their defaults; `show` has every one."""
+    """The most important settings, and all that differ from their defaults; `show` lists every one."""
     from adapterhub_cl import replay, strategies
     from adapterhub_cl.bases.kinds import MASKED, objectives_of
 

@@ -37,7 +37,7 @@ def prune(
         str | None, typer.Option("--as", metavar="NAME", help="a new adapter; default: the next version")
     ] = None,
     redundant: Annotated[
-        bool, typer.Option("--redundant", help="instead: pairs of adapters that do the same, to be merged")
+        bool, typer.Option("--redundant", help="instead: find pairs of adapters that do the same and could be merged")
     ] = False,
     threshold: Annotated[
         float | None,
@@ -55,7 +55,7 @@ def prune(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Make an adapter smaller, or find those that do the same or that nobody uses."""
+    """Make an adapter smaller, or find adapters that are redundant or unused."""
     session = Session.of(ctx)
     _one_of(ref, redundant, unused)
     for flag, found, owner in (("--threshold", threshold, redundant), ("--days", days, unused)):

@@ -23,7 +23,9 @@ from adapterhub_cl.settings import TrainingSettings
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 
-MaxForgetting = Annotated[float | None, typer.Option(help="what an earlier task may lose, 0 to 1; default: hub.toml's")]
+MaxForgetting = Annotated[
+    float | None, typer.Option(help="how much an earlier task may lose, 0 to 1; default: hub.toml's")
+]
 
 
 @verb(MAKE, "cl-adapter stream tasks.yaml --strategy replay --strategy sequential --seeds 0,1,2 --picture matrix.png")
@@ -98,7 +100,7 @@ def forgetting(
     ctx: typer.Context,
     ref: Annotated[str, typer.Argument(help="a version", autocompletion=versions)],
 ) -> None:
-    """What a version does to every other task of the hub."""
+    """Show how a version would change the score of every other task."""
     session = Session.of(ctx)
     hub = session.hub()
     record, effects = hub.forgetting(ref, reporter=session.reporter())

@@ -42,8 +42,10 @@ def export(
     base: BaseInfo,
     tasks: Sequence[Task],
 ) -> Path:
-    """Write a version to a missing or empty directory; a packed one is unpacked. None of its files names a folder of
-    this machine. If the base cannot be found here, the tokenizer, the rendered prompts and the script are left out.
+    """Write a version to a directory that is empty or does not exist yet; a packed one is unpacked.
+
+    None of its files names a folder of this machine. If the base cannot be found here, the tokenizer, the rendered
+    prompts and the script are left out.
 
     Args:
         tasks: the tasks that it answers.

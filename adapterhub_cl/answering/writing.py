@@ -44,7 +44,7 @@ class Writing:
     Attributes:
         max_new_tokens: longest answer, in tokens; None: what the task's answers need.
         temperature: 0 takes the likeliest token each time.
-        top_p: draw from the likeliest tokens that together have this probability.
+        top_p: sample from the most likely tokens that add up to this probability.
         seed: of the draws.
         stop: strings; the answer ends before the first one.
     """
