@@ -1,4 +1,4 @@
-"""What an engine knows of the index: who serves which task, read again whenever something was committed."""
+"""An engine's copy of the index: which version serves which task, read again after every commit."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.watching import Watch
 from adapterhub_cl.types import AdapterRecord, Task
 
-HERE = 4096  # versions and tasks that are remembered between two changes of the index
+HERE = 4096  # versions and tasks that are cached between two changes of the index
 
 
 class View:
-    """The serving table, tasks and versions; for one thread.
+    """The serving table, tasks and versions; for use in one thread.
 
     Attributes:
         serving: task → version.
-        versions: reference → version, of all that are there.
-        generation: counts the changes that were seen.
+        versions: reference → version, for all existing ones.
+        generation: number of changes seen.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -31,13 +31,13 @@ class View:
         self._tasks: dict[str, Task] = {}
 
     def refresh(self) -> bool:
-        """Look whether something was committed; whether there was."""
+        """Check whether something was committed; returns whether there was."""
         self._stale = self._watch.changed() or self._stale
         if not self._stale:
             return False
         self.serving = self.registry.serving()
         self.versions = {record.ref: record for record in self.registry.adapters(all_versions=True)}
-        self._stale = False  # only now: where reading failed, the next look reads again
+        self._stale = False  # only now, so that after a failed read the next check reads again
         self.generation += 1
         self._records.clear()
         self._tasks.clear()
@@ -47,7 +47,7 @@ class View:
         """The version that a reference names.
 
         Raises:
-            UnknownNameError: there is none.
+            UnknownNameError: there is no such version.
         """
         if ref in self.versions:
             return self.versions[ref]
@@ -67,7 +67,7 @@ class View:
             found = self.registry.task(name)
             if name in self.serving:
                 record = self.record(self.serving[name])
-                # A version answers with the labels that it knows: a later update may have added some.
+                # A version answers with the labels that it was trained on: a later update may have added some.
                 found = task_of(self.registry, record) if record.task == name else found
             self._tasks[name] = found
         return self._tasks[name]
@@ -77,11 +77,11 @@ class View:
 
         Raises:
             UnknownNameError: no such task.
-            AdapterError: nobody serves it.
+            AdapterError: no version serves it.
         """
         self.task(task)
         if task not in self.serving:
-            raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter promote NAME lets one answer")
+            raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter promote NAME lets one serve it")
         return self.serving[task]
 
     def close(self) -> None:
