@@ -156,7 +156,6 @@ class Decision:
         if not self.refused and self.together is not None:
             return f"the gate refused {ref}: {self.together.message(self.limit)}"
         told = "; ".join(f"{e.task} {e.before:.3f} → {e.after:.3f} (−{e.drop:.3f}, n {e.n})" for e in self.refused)
-        return f"the gate refused {ref}: more than {self.limit:g} would be forgotten of {told}"
         return f"the gate refused {ref}: these tasks drop by more than {self.limit:g}: {told}"
 
     def to_log(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_a_link_in_a_circle_and_one_to_nowhere_are_no_place_for_a_report(
 ) -> None:
     (tmp_path / "circle.html").symlink_to("circle.html")
     (tmp_path / "nowhere.html").symlink_to("no/such/page.html")
-    for name, words in (("circle.html", "leads in a circle"), ("nowhere.html", "there is no such directory")):
+    for name, words in (("circle.html", "leads back to itself"), ("nowhere.html", "whose directory does not exist")):
         said = cl("report", "-o", name, "--overwrite", "--hub", registry.path)
         assert said.code == 2
         assert said.err.startswith(f"error: {name} is a link ")

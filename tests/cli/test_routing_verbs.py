@@ -92,7 +92,7 @@ def test_predict_from_a_file_with_another_router_says_what_was_cut(run: Callable
     assert said.code == 0, said.err
     assert len(said.out.splitlines()) == 3
     fitting, cut = said.err.splitlines()
-    assert re.fullmatch(r"fitting the router centroid on \d+ samples of 4 tasks; it is kept for next time", fitting)
+    assert re.fullmatch(r"fitting the router centroid on \d+ samples of 4 tasks; it is stored for next time", fitting)
     assert cut == "note: 1 input was longer than the task's limit and cut"
     quiet = run("predict", "--file", file, "--router", "centroid", "--quiet")
     assert (quiet.out, quiet.err) == (said.out, "")
@@ -273,7 +273,7 @@ def test_help_shows_the_routers_and_imports_no_torch(tmp_path: Path) -> None:
         (["drift", "nowhere.txt"], "nowhere.txt"),
         (["route", "x", "--file", "y"], "both texts and --file"),
         (["drift"], "missing argument"),
-        (["drift", "in.txt", "--router", "static", "--set", "static.tasks=sums"], "cannot tell what it does not know"),
+        (["drift", "in.txt", "--router", "static", "--set", "static.tasks=sums"], "cannot detect unknown inputs"),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(
@@ -312,5 +312,5 @@ def test_no_hub_no_adapters_no_samples(cl: Cl, pico_path: Any, load_pico: Any, t
     for record in Registry.open(bare).adapters():
         Registry.open(bare).replace_samples(record.ref, "")
     said = cl("predict", SUM, "--hub", bare)
-    wrong(said, 1, "none are kept of greek, shouts, sums, tales", "--router arrow")
+    wrong(said, 1, "there are none for greek, shouts, sums, tales", "--router arrow")
     assert cl("predict", SUM, "--router", "arrow", "--max-new-tokens", 2, "--hub", bare).code == 0

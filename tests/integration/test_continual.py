@@ -360,4 +360,4 @@ def test_fitting_the_router_is_told_once(new_hub: Callable[[str], AdapterHub], d
     told = CrashAt("never said")
     for _ in range(2):
         hub.predict(["turn the lamp on"], reporter=told)
-    assert told.notes == ["fitting the router analytic on 144 samples of 2 tasks; it is kept for next time"]
+    assert told.notes == ["fitting the router analytic on 144 samples of 2 tasks; it is stored for next time"]

@@ -457,7 +457,7 @@ def test_a_hub_whose_tasks_keep_no_samples(blank: AdapterHub) -> None:
         publish(blank, name, seed, samples=0)
     with blank.engine() as engine:
         for ask in (lambda: engine.predict(["x"]), lambda: engine.route(["x"])):
-            with pytest.raises(AdapterError, match="none are kept of greek, sums") as caught:
+            with pytest.raises(AdapterError, match="there are none for greek, sums") as caught:
                 ask()
             assert "--router arrow" in caught.value.hint
         assert engine.predict(["x"], task="greek")[0].adapter == "greek@v1"
@@ -467,7 +467,7 @@ def test_a_hub_whose_tasks_keep_no_samples(blank: AdapterHub) -> None:
     publish(blank, "shouts", 3)
     with blank.engine() as engine:  # one task that the router knows: it is told what it does not
         assert engine.predict(KNOWN["shouts"])[0].routing == 1
-        assert engine.notes == ["without replay samples the router cannot choose greek, sums: name --task"]
+        assert engine.notes == ["the router cannot choose greek, sums, without replay samples: use --task"]
 
 
 def test_dora_is_refused_by_the_engine_and_served_alone(
@@ -483,7 +483,7 @@ def test_dora_is_refused_by_the_engine_and_served_alone(
             engine.predict(["x"], adapter="dora")
         assert engine.predict([SUM])[0].adapter == "sums@v1"
         assert {one.task for one in engine.predict([*KNOWN["sums"], UNLIKE])} <= {*NAMES, ""}
-        assert engine.notes == ["DoRA cannot be mixed, so the router does not choose dora: name --task"]
+        assert engine.notes == ["the router cannot choose dora, because DoRA cannot be mixed: use --task"]
     found = hub.predict(["x"], adapter="dora")[0]
     assert (found.adapter, found.prediction in ("yes", "no")) == (record.ref, True)
 
