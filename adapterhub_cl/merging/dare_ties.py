@@ -7,7 +7,7 @@ The usual choice of people who merge full models; on LoRA updates the dropping a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, drop_and_rescale, share
 from adapterhub_cl.options import option
@@ -32,6 +32,9 @@ class Method(Elementwise):
 
     purpose = "random entries dropped, the rest averaged over the adapters that agree on their sign"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
+    random = True
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

@@ -45,6 +45,7 @@ class Method(BaseMethod):
 
     purpose = "singular vectors of the tasks, made orthogonal to each other, then added up"
     Config = Config
+    opposites_cancel = False
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

@@ -39,10 +39,14 @@ class BasePolicy(ABC):
     Attributes:
         needs: what it asks the evidence for: `losses`, `embeddings`, `writing`.
         keeps_data: whether its samples are examples of the data; False where they are made up.
+        nested: how the samples of a small size follow from those of a larger one: `all`: they are its first ones;
+            `answer`: this is so for each answer, but the number per answer may differ; "": neither. The contract
+            tests read it, and check that it is true.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     keeps_data: ClassVar[bool] = True
+    nested: ClassVar[str] = "all"
 
     @abstractmethod
     def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:

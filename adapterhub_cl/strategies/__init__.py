@@ -148,6 +148,9 @@ class BaseStrategy:
     """`samples`: the replay samples of earlier tasks are rows of the run; `data`: all their training data are."""
     projects: ClassVar[bool] = False
     """Constrains the gradients' directions: two such strategies cannot be combined."""
+    acts_on_past: ClassVar[bool] = True
+    """The hooks do something about the past. False where `form` and `reads` are all that there is to the strategy. The
+    contract tests read it, and check that it is true."""
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:

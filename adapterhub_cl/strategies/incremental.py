@@ -15,3 +15,4 @@ class Strategy(BaseStrategy):
 
     shares = "the frozen sum of all earlier adapters, which the new one is added to"
     form = "stacked"
+    acts_on_past = False

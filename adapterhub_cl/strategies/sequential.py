@@ -14,3 +14,4 @@ class Strategy(BaseStrategy):
 
     shares = "all weights: starts from the newest adapter and goes on training it"
     form = "continued"
+    acts_on_past = False
