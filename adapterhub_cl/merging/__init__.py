@@ -93,12 +93,26 @@ class BaseMethod:
         dense: whether the result can leave the space that the factors span, so that any rank may be requested.
         reads: `samples` if the method needs the base and the parents' replay samples; then `prepare` is called.
         Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`.
+
+    The following say how the method behaves. The contract tests read them, and check that they are true.
+
+    Attributes:
+        identity_options: options under which one adapter at weight 1 is kept as it is; None where there are none.
+        identity_error: the largest relative error of that, in the Frobenius norm.
+        order_matters: the result depends on the order in which the adapters are named.
+        random: the result depends on the seed, by `Layer.generator` or `Stage.seed`.
+        opposites_cancel: an adapter and its exact opposite, under `identity_options`, give zero.
     """
 
     purpose: ClassVar[str] = ""
     dense: ClassVar[bool] = False
     reads: ClassVar[str] = ""
     Config: ClassVar[type] = NoOptions
+    identity_options: ClassVar[Mapping[str, Any] | None] = {}
+    identity_error: ClassVar[float] = 1e-5
+    order_matters: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    opposites_cancel: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config

@@ -8,7 +8,7 @@ to tune."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption
@@ -53,6 +53,7 @@ class Method(Elementwise):
 
     purpose = "drops the smallest and the few largest entries, then takes the weighted sum"
     Config = Config
+    identity_options: ClassVar = {"smallest": 0.0, "largest": 0.0}
 
     def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return masked(values, self.config.smallest, self.config.largest).sum(0)

@@ -7,7 +7,7 @@ noise of the dropping: see the truncation error that merge reports. Choose it wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, drop_and_rescale, share
 from adapterhub_cl.options import option
@@ -32,6 +32,9 @@ class Method(Elementwise):
 
     purpose = "drops random entries and rescales the rest, then takes the weighted sum"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
+    random = True
+    order_matters = True  # the first adapter gets the first draws
 
     def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return drop_and_rescale(values, self.config.density, generator).sum(0)

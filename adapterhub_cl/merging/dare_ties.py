@@ -7,7 +7,7 @@ The usual choice for merging full models; on LoRA updates the dropping adds nois
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, drop_and_rescale, share
 from adapterhub_cl.options import option
@@ -32,6 +32,9 @@ class Method(Elementwise):
 
     purpose = "drops random entries, then averages the rest over the adapters that agree on the sign"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
+    random = True
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

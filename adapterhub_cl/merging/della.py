@@ -8,7 +8,7 @@ merges of two to three full models. Choose it in place of `dare_ties`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, drop_and_rescale, share
@@ -49,6 +49,9 @@ class Method(Elementwise):
 
     purpose = "like dare_ties, but drops smaller entries more often"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0, "spread": 0.0}
+    random = True
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

@@ -40,6 +40,7 @@ class Method(BaseMethod):
 
     purpose = "a moving average in the order of naming: the last adapter has the most weight"
     Config = Config
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return running([1.0] + [self.config.beta] * (count - 1))

@@ -35,6 +35,7 @@ class Method(BaseMethod):
 
     purpose = "the sum with equal singular values"
     Config = Config
+    identity_options = None  # even one update's singular values are made equal
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

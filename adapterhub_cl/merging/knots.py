@@ -8,7 +8,7 @@ no out×in matrix is formed. Prefer it to `ties` for LoRA."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging import BaseMethod, Layer
 from adapterhub_cl.merging._elementwise import agreeing_mean, share, trim
@@ -33,6 +33,8 @@ class Method(BaseMethod):
 
     purpose = "runs ties on the coordinates in a basis that all updates share"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
+    opposites_cancel = False
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

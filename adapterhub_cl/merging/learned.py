@@ -41,6 +41,9 @@ class Method(BaseMethod):
     purpose = "weights for each layer, fitted on the replay samples of all parents"
     reads = "samples"
     Config = Config
+    identity_error = 1e-6  # one adapter's weight begins at 1
+    order_matters = True  # the batches are numbered adapter by adapter before they are shuffled
+    random = True
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count  # factors for the fitted weights, which start at 1 ÷ count

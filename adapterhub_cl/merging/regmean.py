@@ -41,6 +41,8 @@ class Method(BaseMethod):
     purpose = "the update closest to every adapter's outputs on its own replay samples"
     reads = "samples"
     Config = Config
+    identity_error = 1e-4  # the off-diagonal is damped before and after the inverse
+    opposites_cancel = False
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

@@ -21,6 +21,7 @@ class Method(BaseMethod):
     """A moving average whose step decreases as 1/√t."""
 
     purpose = "a moving average in the order of naming: the t-th adapter has weight 1/√t"
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return running([t**-0.5 for t in range(1, count + 1)])

@@ -8,7 +8,7 @@ each adapter, one layer at a time, or little with `space=core`. Choose it for ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, share, trim
 from adapterhub_cl.options import option
@@ -33,6 +33,7 @@ class Method(Elementwise):
 
     purpose = "keeps the largest entries, and averages them over the adapters that agree on the sign"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count  # the method itself takes a mean

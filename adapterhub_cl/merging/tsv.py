@@ -45,6 +45,7 @@ class Method(BaseMethod):
 
     purpose = "makes the tasks' singular vectors orthogonal to each other, then adds them up"
     Config = Config
+    opposites_cancel = False
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

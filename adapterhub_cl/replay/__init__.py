@@ -39,10 +39,13 @@ class BasePolicy(ABC):
     Attributes:
         needs: the evidence it uses: `losses`, `embeddings`, `writing`.
         keeps_data: whether its samples are examples of the data; False if they are generated.
+        nested: how the samples of a small size relate to those of a larger one. `all`: they are its first ones; `answer`:
+            this holds for each answer, but the number per answer may differ; "": neither. The contract tests check it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     keeps_data: ClassVar[bool] = True
+    nested: ClassVar[str] = "all"
 
     @abstractmethod
     def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:

@@ -46,6 +46,7 @@ class Policy(BasePolicy):
     """Herding order, per answer if there are few answers."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+    nested: ClassVar[str] = "answer"
 
     def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:
         if not examples or size == 0:

@@ -93,6 +93,7 @@ class BaseRouter:
         reads: what `learn` gets for a task: `samples` (pooled hidden states of its replay samples, `[n, in]`),
             `factors` (layer → ΔW of the adapter that serves it), or "": nothing (None).
         calibrates: whether a temperature may be fitted to the scores; otherwise they are used as log-weights.
+        input_matters: whether the scores depend on the input. The contract tests check it.
         Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`.
         tasks: in the order in which they were learned; the columns of `scores`.
     """
@@ -100,11 +101,17 @@ class BaseRouter:
     purpose: ClassVar[str] = ""
     reads: ClassVar[str] = ""
     calibrates: ClassVar[bool] = True
+    input_matters: ClassVar[bool] = True
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
         self.tasks: list[str] = []
+
+    @classmethod
+    def trial_options(cls, tasks: Sequence[str]) -> Mapping[str, Any]:
+        """Options to try the router out with these tasks; needed only where it does not work with its defaults."""
+        return {}
 
     def learn(self, task: str, known: torch.Tensor | Mapping[str, Factors] | None) -> None:
         """Add a task; for a known task these are further samples."""

@@ -6,6 +6,7 @@ as the baseline that a router must beat. It treats no input as out of distributi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,12 @@ class Router(BaseRouter):
     purpose = "always the same task or mixture, whatever the input"
     reads = ""
     calibrates = False
+    input_matters = False
     Config = Config
+
+    @classmethod
+    def trial_options(cls, tasks: Sequence[str]) -> Mapping[str, Any]:
+        return {"tasks": ",".join(f"{task}={weight}" for task, weight in zip(tasks, (0.25, 0.75), strict=False))}
 
     def learn(self, task: str, known: Any) -> None:
         if task not in self.tasks:

@@ -144,6 +144,9 @@ class BaseStrategy:
     """`samples`: the replay samples of earlier tasks are rows of the run; `data`: all their training data are."""
     projects: ClassVar[bool] = False
     """Whether it constrains the direction of gradients: two such strategies cannot be combined."""
+    acts_on_past: ClassVar[bool] = True
+    """Whether its hooks do something about the past; False if `form` and `reads` are all there is to the strategy. The
+    contract tests check it."""
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:

@@ -15,3 +15,4 @@ class Strategy(BaseStrategy):
 
     shares = "the frozen sum of all earlier adapters, to which the new one is added"
     form = "stacked"
+    acts_on_past = False

@@ -14,3 +14,4 @@ class Strategy(BaseStrategy):
 
     shares = "nothing: a fresh adapter for each task"
     form = "fresh"
+    acts_on_past = False

@@ -29,6 +29,7 @@ class Strategy(BaseStrategy):
     shares = "everything: a fresh adapter trained on the data of all tasks together"
     form = "fresh"
     reads = "data"
+    acts_on_past = False
     Config = Config
 
     def repeats(self, tasks: Sequence[str]) -> Sequence[int]:

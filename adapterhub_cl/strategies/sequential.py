@@ -14,3 +14,4 @@ class Strategy(BaseStrategy):
 
     shares = "all weights: continues training the newest adapter"
     form = "continued"
+    acts_on_past = False

@@ -159,10 +159,11 @@ def test_route_explains(run: Callable[..., Said], tmp_path: Path) -> None:
 
 def test_every_router_answers(run: Callable[..., Said]) -> None:
     for name in ROOM.names():
-        more = ("--set", "static.tasks=greek") if name == "static" else ()
+        router = ROOM.get(name)
+        more = [f"--set={name}.{option}={value}" for option, value in router.trial_options(["greek"]).items()]
         said = run("route", GREEK, "--router", name, *more, "--json")
         assert said.code == 0, said.err
-        if name in ("analytic", "centroid", "mahalanobis", "learned", "static"):
+        if router.reads == "samples" or not router.input_matters:
             assert said.json[0]["tasks"][0]["task"] == "greek"
 
 
