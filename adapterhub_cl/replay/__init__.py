@@ -39,7 +39,7 @@ class BasePolicy(ABC):
     Attributes:
         needs: the evidence it uses: `losses`, `embeddings`, `writing`.
         keeps_data: whether its samples are examples of the data; False if they are generated.
-        nested: how the samples of a small size relate to those of a larger one. `all`: they are its first ones; `answer`:
+        nested: how the samples of a small size relate to those of a larger one. `all`: the first ones; `answer`:
             this holds for each answer, but the number per answer may differ; "": neither. The contract tests check it.
     """
 
