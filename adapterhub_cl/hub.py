@@ -14,7 +14,7 @@ from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
-from adapterhub_cl.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
 from adapterhub_cl.showing import Listing, card
 from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Versions
@@ -188,9 +188,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             return hub_matrix(self.context(reporter))
         from adapterhub_cl.evaluation.recorded import score_versions
 
-        return Listing(
-            score_versions(self.registry, self.load_base, refs, data, columns, batch_size, usual(reporter), task)
-        )
+        return Listing(score_versions(self.context(reporter), refs, data, columns, batch_size, task))
 
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.

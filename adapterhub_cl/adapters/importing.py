@@ -11,7 +11,7 @@ from adapterhub_cl.adapters.cards import card
 from adapterhub_cl.adapters.head_files import read_layout, write_layout
 from adapterhub_cl.adapters.heads import check_kind, read_head
 from adapterhub_cl.adapters.lora import stored_adapter
-from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS, check_config
+from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS, check_config, facts_of
 from adapterhub_cl.adapters.lora_files import is_packed
 from adapterhub_cl.adapters.origin import check_origin, described_task, plainly, read_origin
 from adapterhub_cl.adapters.serving_check import check_served
@@ -73,9 +73,6 @@ def import_adapter(
     name_for(base.info, serves.kind)
     with plainly(source, base) as plain, stored_adapter(base, plain) as model:
         check_served(model, base, plain, f"the adapter in {source}")
-        settings = model.peft_config["default"]
-        rank = max([settings.r, *(settings.rank_pattern or {}).values()])
-        targets = sorted(settings.target_modules)
         head = _layout(base, source, serves)
         edges = [(str(source.resolve()), "imported_from")]
         with registry.new_draft(name) as draft, storage_errors(draft.path):
@@ -86,13 +83,7 @@ def import_adapter(
                 write_layout(draft.path, head, own.final)
             (draft.path / "replay.jsonl").touch()
             (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges, head), encoding="utf-8")
-            manifest = {
-                "kind": "imported",
-                "rank": rank,
-                "alpha": settings.lora_alpha,
-                "target_modules": targets,
-                "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
-            }
+            manifest = {"kind": "imported", **facts_of(plain, base.info)}
             # An imported adapter does not replace the one that serves a task; use alias or promote for that.
             serve = serves.name not in registry.serving()
             return registry.publish(draft, manifest, edges=edges, task=serves, serve=serve, verb="import")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError
-from adapterhub_cl.types import AdapterRecord, Problem
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Problem
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -72,6 +72,17 @@ def check_config(folder: Path) -> dict[str, Any]:
         )
     _check_plain(folder, config)
     return config
+
+
+def facts_of(folder: Path, base: BaseInfo) -> dict[str, Any]:
+    """What every manifest says of the adapter in a folder: its highest rank, alpha, target modules and base."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return {
+        "rank": max([config["r"], *(config.get("rank_pattern") or {}).values()]),
+        "alpha": config["lora_alpha"],
+        "target_modules": sorted(config["target_modules"]),
+        "base": {"source": base.source, "fingerprint": base.fingerprint},
+    }
 
 
 def asked_plainly(config: Mapping[str, Any]) -> bool:

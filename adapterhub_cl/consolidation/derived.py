@@ -12,7 +12,7 @@ from typing import Any
 from adapterhub_cl.adapters.cards import derived_card
 from adapterhub_cl.adapters.head_files import StoredHead, read_layout
 from adapterhub_cl.adapters.lora import stored_adapter
-from adapterhub_cl.adapters.lora_config import CONFIG
+from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.adapters.lora_files import LoraFile, write_lora
 from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.bases.kinds import is_encoder
@@ -93,15 +93,11 @@ def record(
         recipe = {**making.recipe, "min_retention": making.least, "measured": making.measure}
         text = json.dumps({"recipe": recipe, "report": report}, indent=1) + "\n"
         (draft.path / RECIPE).write_text(text, encoding="utf-8")
-        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         manifest: dict[str, Any] = {
             "kind": making.kind,
             "status": "active" if retained.passed else "rejected",
             "task": own,
-            "rank": max([config["r"], *(config.get("rank_pattern") or {}).values()]),
-            "alpha": config["lora_alpha"],
-            "target_modules": sorted(config["target_modules"]),
-            "base": {"source": hub.registry.base.source, "fingerprint": hub.registry.base.fingerprint},
+            **facts_of(draft.path, hub.registry.base),
             "takes_over": takes_over,
             "recipe": recipe,
             "gate": retained.to_json(),

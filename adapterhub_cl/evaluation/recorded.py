@@ -3,72 +3,68 @@ and records the scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.serving import ServingTable, answering, who_answers
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.probes import probe_of, score, with_source
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import DERIVED, AdapterRecord, Evaluation, Task
 
 
 def score_versions(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     refs: Sequence[str],
     data: str | Path | None,
     columns: Mapping[str, str] | None,
     batch_size: int,
-    reporter: Reporter,
     task_name: str | None = None,
 ) -> list[tuple[str, Evaluation]]:
     """(version, score) pairs; see `AdapterHub.evaluate`.
 
     Args:
-        refs: empty for every adapter that serves a task; of those, the ones without held-out data are passed over.
+        refs: empty for every adapter that serves a task; of those, the ones without held-out data are skipped.
         task_name: whose prompt and labels the data have; default: the version's own task.
     """
     found: list[tuple[str, Evaluation]] = []
-    for ref in refs or sorted(set(registry.serving().values())):
-        record = registry.get(ref)
+    for ref in refs or sorted(set(hub.registry.serving().values())):
+        record = hub.registry.get(ref)
         derived = data is None and record.kind in DERIVED
         if derived:
-            scores = _on_its_tasks(registry, load, record, reporter)
+            scores = _on_its_tasks(hub, record)
         elif not refs and data is None and not record.training.get("eval"):
-            reporter.note(f"note: {record.ref} has no held-out data of its own; skipped")
+            hub.reporter.note(f"note: {record.ref} has no held-out data of its own; skipped")
             continue
         else:
-            task, _ = who_answers(ServingTable(registry), task_name, record.ref)
+            task, _ = who_answers(ServingTable(hub.registry), task_name, record.ref)
             assert task is not None  # a version has one, or `who_answers` says so
-            with answering(registry, load(), record.ref) as model:
-                scores = _on_data(model, load(), record, task, data, columns, batch_size, reporter)
-        registry.add_evaluations(record.ref, scores)
+            with answering(hub.registry, hub.base, record.ref) as model:
+                scores = _on_data(model, hub.base, record, task, data, columns, batch_size, hub.reporter)
+        hub.registry.add_evaluations(record.ref, scores)
         for one in scores if derived else scores[:1]:
             about = {"data": one.data, **({"task": one.task} if derived else {}), one.metric: one.value}
-            registry.add_event("eval", record.ref, about)
+            hub.registry.add_event("eval", record.ref, about)
         found += [(record.ref, score) for score in scores]
     if not found:
         raise UsageError("nothing to evaluate", "name an adapter and data: cl-adapter eval NAME --data TEST.jsonl")
     return found
 
 
-def _on_its_tasks(
-    registry: Registry, load: Callable[[], LoadedBase], record: AdapterRecord, reporter: Reporter
-) -> list[Evaluation]:
-    """A version that was made of others, on what each of its tasks is measured on."""
-    probes = [probe for task in record.tasks if (probe := probe_of(registry, task)) is not None]
+def _on_its_tasks(hub: Hub, record: AdapterRecord) -> list[Evaluation]:
+    """Score a version that was made from others on the data of each of its tasks."""
+    probes = [probe for task in record.tasks if (probe := probe_of(hub.registry, task)) is not None]
     if not probes:
-        raise UsageError(f"nothing is left to measure {record.ref} on", "name data: --data TEST.jsonl --task NAME")
-    with answering(registry, load(), record.ref) as model:
-        return [with_source(score(model, load(), probe, reporter), probe) for probe in probes]
+        raise UsageError(f"no data is left to measure {record.ref} on", "name data: --data TEST.jsonl --task NAME")
+    with answering(hub.registry, hub.base, record.ref) as model:
+        return [with_source(score(model, hub.base, probe, hub.reporter), probe) for probe in probes]
 
 
 def _on_data(

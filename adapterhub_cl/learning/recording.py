@@ -13,7 +13,7 @@ from adapterhub_cl import objectives, strategies
 from adapterhub_cl.adapters.cards import card
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.adapters.lora import save_adapter
-from adapterhub_cl.adapters.lora_config import CONFIG
+from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tasks import find_leaks
@@ -113,7 +113,6 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
     with registry.new_draft(request.name) as draft, storage_errors(draft.path):
         save_adapter(model, draft.path, base.info.source, [task.name, *material.takes_over])
         check_served(model, base, draft.path, f"the new version of {request.name}")
-        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in trained.kept)
         rows_seen.write(draft.path, [*material.data.examples, *material.review])
@@ -125,11 +124,8 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
         manifest = {
             "kind": "updated" if request.verb == "update" else "trained",
             "status": "active" if trained.decision.passed else "rejected",
-            "rank": config["r"],
+            **facts_of(draft.path, base.info),
             "own_rank": model.peft_config["default"].r,
-            "alpha": config["lora_alpha"],
-            "target_modules": sorted(config["target_modules"]),
-            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
             "strategy": strategy.name,
             "shared": strategy.shared,
             "takes_over": list(material.takes_over),
