@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.registry import Registry, manifests, parse_ref
 from adapterhub_cl.registry.rebuilding import version_directories
+from adapterhub_cl.replay import keeps_data
 from adapterhub_cl.strategies import MEMORY, build
 from adapterhub_cl.types import DERIVED
 
@@ -169,7 +170,7 @@ def _hearsay(one: KnownVersion, known: Mapping[str, KnownVersion], found: Mappin
             continue
         if other.memory and set(one.strategy.split("+")) & set(other.strategy.split("+")):
             return f"learned from what {source} remembered"
-        if other.policy == "generated":
+        if other.policy and not keeps_data(other.policy):
             return f"learned from texts that {source} wrote"
     return ""
 

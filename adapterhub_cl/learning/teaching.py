@@ -201,7 +201,7 @@ def lesson_of(request: TrainRequest, material: Material, strategy: Combined, kee
         augment=augmentation.parse_all(request.augment),
         avoid=material.held_out.examples if material.held_out else (),
         places=material.data.places,
-        prompt_loss=(0.25 if keep.policy == "generated" else 0.0) if wanted is None else wanted,
+        prompt_loss=(0.0 if replay.keeps_data(keep.policy) else 0.25) if wanted is None else wanted,
     )
 
 
