@@ -71,7 +71,6 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
 
 
 def named(columns: Columns) -> set[str]:
-    """Every column that `--columns` names."""
     return {c for value in columns.values() for c in ([value] if isinstance(value, str) else value)}
 
 
