@@ -58,7 +58,6 @@ class BasePolicy(ABC):
     def samples(
         self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence
     ) -> list[Example]:
-        """The samples themselves, in order of priority."""
         return [examples[i] for i in self.select(examples, size, generator, evidence)]
 
 

@@ -37,7 +37,7 @@ def promote(hub: Registry, limit: float | None) -> Any:
 
 
 def test_a_refusal_is_logged(hub: Registry) -> None:
-    with pytest.raises(GateRefused, match=r"of news 0\.900"):
+    with pytest.raises(GateRefused, match=r": news 0\.900"):
         promote(hub, None)
     (event, *_) = hub.events("news")
     assert (event.verb, event.ref, event.detail["limit"]) == ("promote-refused", "news@v2", 0.02)
