@@ -26,10 +26,10 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 test-all: lint
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile -m 'not gpu'
+	ADAPTERHUB_TEST_EXAMPLES=all $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m 'not gpu'
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

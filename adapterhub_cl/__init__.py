@@ -1,6 +1,6 @@
 """AdapterHub-CL: a manager for everything a language model learns after pretraining.
 
-`from adapterhub_cl import AdapterHub` is all that most programs need. Importing this package imports no torch.
+`from adapterhub_cl import AdapterHub` is all that most programs need. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HOMES = {
 
 try:
     __version__ = version("adapterhub-cl")
-except PackageNotFoundError:  # run from a folder that was never installed
+except PackageNotFoundError:  # run from a folder without installation
     __version__ = "0+unknown"
 
 quiet_third_parties()

@@ -1,4 +1,4 @@
-"""What `cl-adapter doctor` looks at: the installation, the machine, the embedded base, and the hub if there is one."""
+"""The checks of `cl-adapter doctor`: the installation, the machine, the embedded base, and the hub if there is one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SHOWN = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 LEAST_PYTHON = (3, 11)
 LEAST_MEMORY = 1_000_000_000
 LEAST_DISK = 1_000_000_000
-NF4_ERROR = (1e-4, 0.2)  # relative error of a product: below, nothing was quantised; above, it is wrong
+NF4_ERROR = (1e-4, 0.2)  # relative error of a product: below it nothing was quantised; above it the result is wrong
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         detail: what was found.
-        fix: the next step; empty where all is well.
+        fix: the next step; empty if everything is fine.
     """
 
     name: str
@@ -39,23 +39,23 @@ class Check:
 
 
 def examine(hub: Path | None, folder: Path, *, device: str = "auto") -> list[Check]:
-    """All checks, in order; a check that breaks counts as failed and stops no other.
+    """All checks, in order; a check that raises an error counts as failed and does not stop the others.
 
     Args:
         hub: the hub's directory, or None.
-        folder: where a hub would be made; its disk is looked at when there is none.
+        folder: where a hub would be made; its disk is checked if there is no hub.
         device: as in `AdapterHub.open`.
     """
     steps: list[tuple[str, Callable[[], Check], str]] = [
         ("python", _python, f"install Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} or newer"),
         ("packages", _packages, f"pip install --upgrade {DISTRIBUTION}"),
-        ("processor", lambda: _processor(device), "use --device cpu, or mend the GPU driver"),
+        ("processor", lambda: _processor(device), "use --device cpu, or fix the GPU driver"),
         ("memory", _memory, "close other programs, or use a smaller base"),
         ("disk", lambda: _disk(hub or folder), "free some space, or put the hub on another disk"),
-        ("cache", _cache, "set XDG_CACHE_HOME and HF_HOME to folders that can be written"),
+        ("cache", _cache, "set XDG_CACHE_HOME and HF_HOME to writable folders"),
         ("nf4", _nf4, "pip install --upgrade bitsandbytes, or make hubs with --quantization none"),
         ("embedded base", lambda: _embedded(device), f"pip install --force-reinstall {DISTRIBUTION}"),
-        ("hub", lambda: _hub(hub), "cl-adapter verify says what mends it"),
+        ("hub", lambda: _hub(hub), "cl-adapter verify says how to fix it"),
     ]
     return [_carefully(name, step, fix) for name, step, fix in steps]
 
@@ -65,7 +65,7 @@ def _carefully(name: str, step: Callable[[], Check], fix: str) -> Check:
         check = step()
     except AdapterHubError as error:
         return Check(name, False, error.message, error.hint or fix)
-    except Exception as error:  # whatever a broken installation throws is what is to be shown
+    except Exception as error:  # a broken installation can raise anything; show it
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}", fix)
     return check if check.ok or check.fix else Check(check.name, False, check.detail, fix)
 
@@ -154,7 +154,7 @@ def _cache() -> Check:
         handle, name = tempfile.mkstemp(dir=folder)
         os.close(handle)
         Path(name).unlink()
-    return Check("cache", True, f"can be written: {', '.join(map(str, folders))}")
+    return Check("cache", True, f"writable: {', '.join(map(str, folders))}")
 
 
 def _nf4() -> Check:
@@ -170,7 +170,7 @@ def _nf4() -> Check:
     error = float((inputs @ restored.T - exact).norm() / exact.norm())
     smaller = packed.numel() * packed.element_size() / (weight.numel() * 4)
     ok = NF4_ERROR[0] < error < NF4_ERROR[1] and smaller < 0.2
-    return Check("nf4", ok, f"weights take {smaller:.0%} of fp32 on {device}; a product is off by {error:.1%}")
+    return Check("nf4", ok, f"weights take {smaller:.0%} of fp32 on {device}; the error of a product is {error:.1%}")
 
 
 def _embedded(device: str) -> Check:
@@ -184,7 +184,7 @@ def _embedded(device: str) -> Check:
     with torch.no_grad():
         logits = base.model(tokens).logits
     ok = bool(torch.isfinite(logits.float()).all())
-    answers = "and answers" if ok else "but answers with numbers that are not finite"
+    answers = "and answers" if ok else "but its outputs are not finite"
     detail = (
         f"{info.parameters / 1e6:.1f} million parameters, fingerprint {info.fingerprint[:12]}; loads in nf4 {answers}"
     )
@@ -201,5 +201,5 @@ def _hub(hub: Path | None) -> Check:
     registry = Registry.open(hub)
     base, count = registry.base, len(registry.adapters(all_versions=True))
     if (base.source == TINY or Path(base.source).is_dir()) and fingerprint(resolve(base.source)) != base.fingerprint:
-        return Check("hub", False, f"{hub}: base {base.source} is no longer the one that this hub was made for")
+        return Check("hub", False, f"{hub}: base {base.source} has changed since this hub was made")
     return Check("hub", True, f"{hub}: {count} versions on {base.source} ({base.quantization})")

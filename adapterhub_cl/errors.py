@@ -1,7 +1,7 @@
-"""One exception tree. Every error says in one line what is wrong; `hint` says what to do next.
+"""One exception tree. The message of every error says in one line what is wrong; `hint` says what to do next.
 
-The command line turns any of these into `error: …` plus `hint: …` and the exit code;
-nothing else in the project prints or exits.
+The command line prints any of these as `error: …` and `hint: …` and exits with its code; nothing else in the project
+prints or exits.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class AdapterHubError(Exception):
-    """Base of all errors that this project raises on purpose.
+    """Base class of all errors that this project raises on purpose.
 
     Args:
-        message: one line, no trailing full stop needed.
+        message: one line, without a full stop.
         hint: the next step for the user, as one line or one command.
     """
 
@@ -29,14 +29,14 @@ class AdapterHubError(Exception):
 
 
 class UsageError(AdapterHubError):
-    """A value that the user gave is not one that can be used."""
+    """A value that the user gave is invalid."""
 
     code = "usage"
     exit_code = 2
 
 
 class UnknownNameError(UsageError):
-    """A name that is not among the known ones; the hint carries the nearest ones and the list."""
+    """A name is unknown; the hint has the closest names and the list."""
 
     code = "unknown_name"
 
@@ -56,13 +56,13 @@ class UnknownNameError(UsageError):
 
 
 class DataError(AdapterHubError):
-    """The data cannot be read or makes no examples."""
+    """The data cannot be read or contain no examples."""
 
     code = "data"
 
 
 class HubError(AdapterHubError):
-    """There is no hub here, or what is here is not one that this version can open."""
+    """There is no hub here, or this version cannot open it."""
 
     code = "hub"
 
@@ -74,42 +74,42 @@ class BaseModelError(AdapterHubError):
 
 
 class AdapterError(AdapterHubError):
-    """An adapter does not fit, is not there, or cannot be used."""
+    """An adapter is missing, does not fit, or cannot be used."""
 
     code = "adapter"
 
 
 class IntegrityError(AdapterHubError):
-    """A stored file is missing, truncated or not the one that was written."""
+    """A stored file is missing, truncated or changed."""
 
     code = "integrity"
 
 
 class StorageError(AdapterHubError):
-    """The disk refused: full, read-only, or not permitted. What was there before is untouched."""
+    """The disk is full, read-only, or not writable for this user. What was there before is untouched."""
 
     code = "storage"
 
 
 class TrainingError(AdapterHubError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     code = "training"
 
 
 class TrainingInterrupted(TrainingError):
-    """Training was stopped by the user; a checkpoint was kept and the hint says how to go on."""
+    """The user stopped training; a checkpoint was saved, and the hint says how to continue."""
 
     code = "interrupted"
     exit_code = 130
 
 
 class GateRefused(AdapterHubError):
-    """The gate refused an adapter whose forgetting is over budget.
+    """The gate refused an adapter that forgets too much.
 
     Attributes:
-        record: the `AdapterRecord` of the version that was refused and is kept; None where nothing was made.
-        gate: the gate's whole decision, plain JSON: the bound, and in `effects` for each task the score `before` and
+        record: the `AdapterRecord` of the refused version, which is kept; None if no version was made.
+        gate: the gate's whole decision, plain JSON: the limit, and in `effects` for each task the score `before` and
             `after`, the number of examples `n`, and the 95 % `interval` of the drop.
     """
 

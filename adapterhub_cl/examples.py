@@ -1,4 +1,4 @@
-"""One example, the turns of a conversation, and the columns that examples come from. No torch here."""
+"""One example, the turns of a conversation, and the columns that examples come from. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-SYSTEM = ("system", "developer")  # roles of the message that says how to answer
+SYSTEM = ("system", "developer")  # roles of messages that say how to answer
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Turn:
 
     Attributes:
         role: `system`, `developer`, `user`, `assistant` or `tool`.
-        content: the text; empty where the message only calls tools.
+        content: the text; empty if the message only calls tools.
         more: the message's other keys (`tool_calls`, `name`, `tool_call_id`, …) as a JSON object, or empty.
     """
 
@@ -25,7 +25,7 @@ class Turn:
     more: str = ""
 
     def message(self) -> dict[str, Any]:
-        """The turn as chat templates read it."""
+        """The turn as a message for chat templates."""
         return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
 
 
@@ -34,15 +34,15 @@ class Example:
     """One example of a task.
 
     Attributes:
-        input: the bare text; what a router sees. Of a conversation, what the user said last.
-        answer: the text to be produced; None where only a prediction is wanted.
-        instruction: what to do with the input; may be empty. Of a conversation, its system message.
-        references: further right answers, beside `answer`.
-        passage: how many characters at the start of the input are a passage, which is cut before anything else where
-            the whole does not fit.
-        turns: the conversation before the answer, where it is more than one question.
+        input: the bare text, which routers see. For a conversation, the last user message.
+        answer: the text to generate; None if only a prediction is wanted.
+        instruction: what to do with the input; may be empty. For a conversation, its system message.
+        references: right answers in addition to `answer`.
+        passage: number of characters at the start of the input that are a passage, which is cut first if the example
+            is too long.
+        turns: the conversation before the answer, if it is more than one question.
         tools: the tools that the conversation may call, as a JSON list, or empty.
-        calls: the answer's `tool_calls` as a JSON list, where the answer calls tools.
+        calls: the answer's `tool_calls` as a JSON list, if the answer calls tools.
     """
 
     input: str
@@ -56,12 +56,12 @@ class Example:
 
     @property
     def asks(self) -> bool:
-        """Whether there is anything to answer."""
+        """Whether there is a question."""
         return bool(self.input.strip() or self.instruction.strip())
 
     @property
     def is_raw(self) -> bool:
-        """Whether it is raw text: all of it stands where answers do."""
+        """Whether it is raw text, which is stored as an answer."""
         return bool(self.answer and not self.input and not self.instruction)
 
     @property
@@ -71,19 +71,19 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The whole input as plain text: of a conversation its turns, but for the system message."""
+        """The whole input as plain text: for a conversation its turns without the system message."""
         spoken = [turn for turn in self.turns if turn.role not in SYSTEM]
         if len(spoken) < 2:
             return self.input
         return "\n".join(f"{turn.role}: {turn.content or turn.more}" for turn in spoken)
 
     def with_input(self, text: str) -> Example:
-        """The same question in other words; of a conversation its last message."""
+        """The same question with another input; for a conversation with another last message."""
         turns = (*self.turns[:-1], replace(self.turns[-1], content=text)) if self.turns else ()
         return replace(self, input=text, turns=turns, passage=0)
 
     def question(self) -> Example:
-        """The same without its answer; raw text becomes what is asked."""
+        """The example without its answer; raw text becomes the input."""
         if self.input or self.turns:
             return replace(self, answer=None, references=(), calls="")
         return Example(self.answer or "", None, self.instruction)
@@ -113,7 +113,7 @@ class Example:
         """The reverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: the row is not one that `to_json` wrote.
+            KeyError, TypeError, ValueError: the row was not written by `to_json`.
         """
         references, passage = tuple(row.get("references", ())), row.get("passage", 0)
         if not all(isinstance(text, str) for text in references) or not isinstance(passage, int):
@@ -127,10 +127,10 @@ class Example:
 
     @classmethod
     def conversation(cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> Example:
-        """The example that a conversation makes; its last message is the answer where the assistant says it.
+        """An example from a conversation; the last message is the answer if it is the assistant's.
 
         Args:
-            messages: each with `role` and `content` (a text), and whatever else chat templates read.
+            messages: each with `role` and `content` (a text), and other keys that chat templates read.
             tools: descriptions of the tools, as chat templates read them.
 
         Raises:
@@ -160,12 +160,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a source make an example.
+    """The columns of a source that make an example.
 
     Attributes:
-        name: what the layout is called in messages, such as `text/label`.
-        input: joined by newlines in their order.
-        chat: the column with the conversation; `completion` the one with its continuation, where it is apart.
+        name: the name of the layout in messages, such as `text/label`.
+        input: joined by newlines in this order.
+        chat: the column with the conversation; `completion` the one with its continuation, if that is separate.
         choices: the column with the options of a multiple-choice question.
     """
 
@@ -188,7 +188,7 @@ class Layout:
         return tuple(dict.fromkeys(c for c in (*self.input, *one) if c is not None))
 
     def without_answer(self) -> Layout:
-        """The columns of what is asked alone."""
+        """The layout with only the columns of the question."""
         return replace(self, output=None, references=None, completion=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Layout:
-        """The reverse of `to_json`; further keys are passed over.
+        """The reverse of `to_json`; other keys are ignored.
 
         Raises:
             TypeError: a column's name is not a text.

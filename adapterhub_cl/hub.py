@@ -14,7 +14,7 @@ from adapterhub_cl.facade.learning import Learning
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
-from adapterhub_cl.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
 from adapterhub_cl.showing import Listing, card
 from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Versions
@@ -55,7 +55,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         device: str = "auto",
         dtype: str = "auto",
     ) -> AdapterHub:
-        """Make a hub in a missing or empty directory.
+        """Make a hub in a directory that is empty or does not exist yet.
 
         Args:
             base: `tiny` (embedded), a folder, or a hub id such as `Qwen/Qwen2.5-0.5B`.
@@ -185,12 +185,10 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
                 raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
             from adapterhub_cl.evaluation.matrices import hub_matrix
 
-            return hub_matrix(self.registry, self.load_base, usual(reporter))
+            return hub_matrix(self.context(reporter))
         from adapterhub_cl.evaluation.recorded import score_versions
 
-        return Listing(
-            score_versions(self.registry, self.load_base, refs, data, columns, batch_size, usual(reporter), task)
-        )
+        return Listing(score_versions(self.context(reporter), refs, data, columns, batch_size, task))
 
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.
@@ -238,7 +236,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             source: a folder with adapter_config.json and adapter_model.safetensors.
             task: a task of this hub that it serves; otherwise described by `kind`, `labels`, `instruction`,
                 `prompt_format`, `metric` as in `add_task`, under its own name.
-            any_base: take it in although it was made for another base.
+            any_base: take it in import it even if it was made for another base.
 
         Raises:
             AdapterError: not a LoRA, or not of this base; nothing was written.

@@ -1,4 +1,5 @@
-"""What `accelerate launch` and torchrun say of this process, in the environment. No torch: bad launches end early."""
+"""What `accelerate launch` and torchrun set in this process's environment. Does not import torch, so that bad launches
+fail early."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 
 from adapterhub_cl.errors import UsageError
 
-# What `accelerate launch` sets for ways of dividing one model among processes.
+# The variables of `accelerate launch` for ways of dividing one model among processes.
 SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -27,21 +28,21 @@ def local_rank() -> int | None:
 
 
 def is_helper_process() -> bool:
-    """Whether this is one of several processes, and not the first, which speaks for all."""
+    """Whether this is one of several processes, but not the first one, which does all reporting."""
     return any(os.environ.get(name, "0") not in ("", "0", "-1") for name in ("RANK", "LOCAL_RANK"))
 
 
 def refuse_sharding() -> None:
-    """Raise where the launcher was asked to divide the model: the loop trains whole adapters on a whole base.
+    """Raise if the launcher was asked to divide the model: the loop trains whole adapters on a whole base.
 
     Raises:
-        UsageError: it was.
+        UsageError: the model would be divided.
     """
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise UsageError(
                 f"{name} is not supported: each process holds the whole base",
-                "what works is data parallel (DDP): accelerate launch --multi_gpu --num_processes N -m cl_adapter …",
+                "data parallelism (DDP) is supported: accelerate launch --multi_gpu --num_processes N -m cl_adapter …",
             )
 
 
@@ -49,7 +50,7 @@ def one_process(verb: str) -> None:
     """Raise for a verb that several processes would each carry out and record.
 
     Raises:
-        UsageError: several were started together.
+        UsageError: several processes were started together.
     """
     refuse_sharding()
     if processes() > 1:

@@ -95,6 +95,11 @@ class Option:
         return made
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a plug-in that has none."""
+
+
 def option(default: Any, help: str, **about: Any) -> Any:  # noqa: A002 (the metadata's name)
     """A dataclass field that declares an option.
 

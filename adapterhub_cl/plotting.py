@@ -1,4 +1,4 @@
-"""Pictures for notebooks and papers, drawn on matplotlib's axes; nothing is imported before one is drawn."""
+"""Plots for notebooks and papers, drawn on matplotlib's axes; matplotlib is imported on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINE: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.4}
 
 
 def axes(given: Any = None, size: tuple[float, float] | None = None) -> Any:
-    """The axes that were given, or those of a new figure of that many inches, which a notebook shows by itself."""
+    """The given axes, or those of a new figure of this size in inches, which a notebook displays by itself."""
     if given is not None:
         return given
     from matplotlib import pyplot
@@ -22,7 +22,7 @@ def axes(given: Any = None, size: tuple[float, float] | None = None) -> Any:
 def heat_map(
     panel: Any, rows: Sequence[Sequence[Cell]], tasks: Sequence[str], title: str, low: float, high: float
 ) -> Any:
-    """Draw an accuracy matrix; cells that were not measured stay blank. Gives matplotlib's image.
+    """Draw an accuracy matrix; cells that were not measured are blank. Returns matplotlib's image.
 
     Args:
         low, high: the ends of the colour scale.
@@ -45,11 +45,11 @@ def heat_map(
 
 
 def training_curve(panel: Any, history: Sequence[Mapping[str, Any]], best: int | None, title: str) -> Any:
-    """Draw the loss of each epoch, of what is trained on and of what is held out, and the accuracy on the latter.
+    """Draw the loss of each epoch, for training and held-out data, and the accuracy on held-out data.
 
     Args:
-        history: a row for each epoch, as `training.json` has it.
-        best: the epoch that was kept, marked by a line; counted from 1.
+        history: a row for each epoch, as in `training.json`.
+        best: the epoch whose weights were saved, marked by a line; counted from 1.
     """
     epochs = [row["epoch"] for row in history]
     lines = panel.plot(epochs, [row["loss"] for row in history], color="#0072b2", label="loss, training", **_LINE)
@@ -78,11 +78,11 @@ def training_curve(panel: Any, history: Sequence[Mapping[str, Any]], best: int |
 
 
 def number(value: float) -> str:
-    """As short as it can be read: two digits of a share."""
+    """In the shortest readable form: two digits of a share."""
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
 
 
 def cut(text: str, length: int) -> str:
-    """A text of at most that many characters, its dollar signs no formulas."""
+    """A text cut to at most this many characters, with dollar signs escaped."""
     text = text if len(text) <= length else text[: length - 1] + "…"
     return text.replace("$", r"\$")

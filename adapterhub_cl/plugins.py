@@ -1,9 +1,8 @@
-"""Names → classes, lazily. A method is one file named as users type it; nothing central lists it.
+"""Names → classes, lazily. Each method is one file, named as users type it; there is no central list.
 
-A room (a package such as `adapterhub_cl.strategies`) holds one module per method: `ewc.py` defines the
-method `ewc`, `dare_ties.py` the method `dare_ties`. Third parties add theirs as entry points in the group
-`adapterhub_cl.<room>`. Listing names reads file names and entry-point metadata only: it imports no module
-and so no torch.
+A room (a package such as `adapterhub_cl.strategies`) has one module per method: `ewc.py` defines the method `ewc`,
+`dare_ties.py` the method `dare_ties`. Third parties add methods as entry points in the group `adapterhub_cl.<room>`.
+Listing names only reads file names and entry-point metadata: it imports no module and so no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Room:
         package: the package whose modules are the methods, e.g. `adapterhub_cl.strategies`.
         what: the word for one of them in messages, e.g. `strategy`.
         attribute: the name of the object that each module must define, e.g. `Strategy`.
-        besides: modules of the package that are no methods; those that begin with `_` never are.
+        besides: modules of the package that are not methods; names that begin with `_` never are.
     """
 
     def __init__(self, package: str, what: str, attribute: str, besides: Collection[str] = ()) -> None:
@@ -39,19 +38,19 @@ class Room:
         return {entry.name: entry for entry in entry_points(group=self.package)}
 
     def names(self) -> list[str]:
-        """All known names, sorted; imports none of the methods."""
+        """All known names, sorted; does not import the methods."""
         return sorted({*self._own(), *self._foreign()})
 
     def canonical(self, name: str) -> str:
-        """The name as it is listed: `k-center` is `k_center`; a name that is not known comes back as it is."""
+        """The name as it is listed: `k-center` is `k_center`; an unknown name is returned unchanged."""
         known, plain = self.names(), name.replace("-", "_")
         return plain if name not in known and plain in known else name
 
     def get(self, name: str) -> Any:
-        """The class behind a name; hyphens may stand for underscores.
+        """The class of a method; hyphens and underscores are equivalent.
 
         Raises:
-            UnknownNameError: with the nearest names and the list.
+            UnknownNameError: no such method; has the closest names and the list.
             AdapterHubError: a third party's method cannot be imported.
         """
         name = self.canonical(name)
@@ -62,7 +61,7 @@ class Room:
             raise UnknownNameError(self.what, name, self.names())
         try:
             return foreign[name].load()
-        except Exception as error:  # whatever a third party's module does when it is imported
+        except Exception as error:  # importing a third party's module can raise anything
             raise AdapterHubError(
                 f"the {self.what} {name!r} of {foreign[name].value!r} cannot be loaded: {error}",
                 "update or uninstall the package that provides it",

@@ -1,6 +1,6 @@
-"""How a long run tells where it is: silent by default, bars in a notebook or on a terminal, plain lines in a log file.
+"""How a long run reports progress: silent by default, bars in a notebook or on a terminal, plain lines in a log file.
 
-Pieces of work may begin within one another: the inner one is shown until it is over, then the outer one again.
+Pieces of work may be nested: the inner one is shown until it is finished, then the outer one again.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from adapterhub_cl.launching import is_helper_process
+
 
 class Reporter:
-    """What a long piece of work tells; this one is silent. Every method of `AdapterHub` that may take long takes one as
-    `reporter`; derive from it to show progress in a place of your own."""
+    """Reports the progress of a long piece of work; this class is silent. Every method of `AdapterHub` that may take
+    long accepts one as `reporter`; derive from it to show progress elsewhere."""
 
     def note(self, text: str) -> None:
-        """One line for the user."""
+        """Show one line to the user."""
 
     def start(self, what: str, total: int) -> None:
-        """A piece of work of `total` steps begins, maybe within another one."""
+        """A piece of work of `total` steps begins, possibly within another one."""
 
     def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
-        """`steps` more are done of the piece that began last; `values` are the newest figures, such as the loss."""
+        """`steps` more are done of the piece that began last; `values` are the latest figures, such as the loss."""
 
     def finish(self) -> None:
-        """The piece of work that began last is over."""
+        """The piece of work that began last is finished."""
 
     @contextmanager
     def piece(self, what: str, total: int) -> Iterator[Callable[..., None]]:
-        """A piece of work that is over at the end of the block, whatever happens; gives `advance`."""
+        """A piece of work that is finished at the end of the block, whatever happens; yields `advance`."""
         self.start(what, total)
         try:
             yield self.advance
@@ -43,11 +45,11 @@ class Reporter:
 
 @dataclass(eq=False)
 class _Piece:
-    """A piece of work under way.
+    """A piece of work in progress.
 
     Attributes:
-        bar: what shows it, or waits for it.
-        told: when something was last told of it, as `started` on the monotonic clock.
+        bar: the bar that shows it, now or once inner pieces are finished.
+        told: when it was last reported, on the monotonic clock like `started`.
     """
 
     what: str
@@ -63,15 +65,15 @@ class _Piece:
         self.tokens += tokens
 
     def rate(self, now: float) -> list[str]:
-        """Tokens a second, where tokens are counted."""
+        """Tokens per second, if tokens are counted."""
         return [f"{self.tokens / max(1e-9, now - self.started):,.0f} tokens/s"] if self.tokens else []
 
 
 class LineReporter(Reporter):
-    """Plain lines, at most one every few seconds, and one as often where a step takes longer: fit for a log file.
+    """Plain lines for a log file: at most one every few seconds, and at least one per interval if a step takes longer.
 
     Args:
-        stream: default: standard error.
+        stream: by default standard error.
         every: seconds between two lines.
     """
 
@@ -106,10 +108,10 @@ class LineReporter(Reporter):
             self._pieces.pop().bar.cancel()
 
     def _watch(self, piece: _Piece) -> None:
-        """After a while without a line say that the piece still goes on: a step of it may take minutes."""
+        """After some time without a line, report that the piece is still running: one step may take minutes."""
         piece.bar = threading.Timer(self.every, self._still, [piece, piece.told])
         piece.bar.daemon = True
-        if self.every > 0:  # else each step is told of anyway
+        if self.every > 0:  # otherwise each step is reported anyway
             piece.bar.start()
 
     def _still(self, piece: _Piece, told: float) -> None:
@@ -123,7 +125,7 @@ class BarReporter(Reporter):
     """Bars on a terminal: done, loss, tokens/s, time left.
 
     Args:
-        notes: also print notes.
+        notes: whether to print notes too.
     """
 
     def __init__(self, *, notes: bool = True) -> None:
@@ -171,12 +173,12 @@ class BarReporter(Reporter):
 
 
 class NotebookReporter(Reporter):
-    """Bars in a notebook, by `tqdm.auto`: done, loss, tokens/s, time left. It is the default in an IPython kernel."""
+    """Bars in a notebook, by `tqdm.auto`: done, loss, tokens/s, time left. The default in an IPython kernel."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():  # without ipywidgets tqdm draws text, and says so each time
+        with warnings.catch_warnings():  # without ipywidgets tqdm draws text, and warns each time
             warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm  # comes with transformers
+            from tqdm.auto import tqdm  # installed with transformers
 
         self._bar: Any = tqdm
         self._pieces: list[_Piece] = []
@@ -203,18 +205,21 @@ class NotebookReporter(Reporter):
 
 
 def console_reporter() -> Reporter:
-    """Bars where stderr is a terminal, else plain lines."""
+    """Bars if stderr is a terminal, otherwise plain lines."""
     return BarReporter() if sys.stderr.isatty() else LineReporter()
 
 
 def usual(reporter: Reporter | None) -> Reporter:
-    """The one that was asked for; else bars in a notebook, and silence in any other program."""
+    """The given one; otherwise bars in a notebook, and silence in any other program. Of several processes that train
+    together, only the first one reports."""
+    if is_helper_process():
+        return Reporter()
     if reporter is not None:
         return reporter
     return NotebookReporter() if in_notebook() else Reporter()
 
 
 def in_notebook() -> bool:
-    """Whether an IPython kernel runs this program: Jupyter, Colab and the like, but no IPython on a terminal."""
+    """Whether an IPython kernel runs this program (Jupyter, Colab and so on); False for IPython on a terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None

@@ -1,4 +1,4 @@
-"""How third parties behave in our process: without noise that a user can do nothing about, and waiting politely."""
+"""How third-party libraries behave in our process: no messages that users can do nothing about, passive waiting."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# bitsandbytes: an optional kernel package that we do not need; a cast that is how LLM.int8 works.
+# bitsandbytes: an optional kernel package that we do not need; a cast that is part of how LLM.int8 works.
 _LINES = ("gemm_4bit", "MatMul8bitLt: inputs will be cast", "MatMul8bitLt: input matrix will be converted")
 _WARNINGS = (
-    # peft 0.21 asks transformers 5 for an attribute that it renamed.
+    # peft 0.21 asks transformers 5 for an attribute that was renamed.
     r"`is_gradient_checkpointing` is deprecated",
     r"MatMul8bitLt: inputs will be cast",
-    # torch tells how to silence itself when it finds no GPU to pin memory for.
+    # torch warns about pinned memory if there is no GPU.
     r".*'pin_memory' argument is set as true but no accelerator is found",
 )
 
@@ -37,18 +37,18 @@ def quiet_third_parties() -> None:
 
 
 def wait_politely() -> None:
-    """Makes torch's threads sleep while they wait for each other, unless the user has said otherwise.
+    """Make torch's threads sleep while they wait for each other, unless the user has set this.
 
-    By default they spin. On a machine that does anything else at the same time, a spinning thread keeps the one that
-    it waits for off the core: measured 4 to 7 times slower, against at most 13 % gained on an idle machine
-    (docs/decisions/004). It must be said before torch is imported.
+    By default they spin. If anything else runs on the machine, a spinning thread keeps the one that it waits for off
+    the core: measured 4 to 7 times slower, against a gain of at most 13 % on an idle machine (docs/decisions/004). This
+    must be called before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Hides transformers' "Loading weights" bars, which are printed even for a model that loads in a moment."""
+    """Hide transformers' "Loading weights" bars, which appear even for a model that loads in a moment."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""How a notebook draws what methods give: tables and cards in HTML. Everything in them is escaped here."""
+"""How notebooks display results: tables and cards in HTML. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ T = TypeVar("T")
 MOST_ROWS = 200  # of a table
 LONGEST = 300  # characters of a cell
 NOTHING = "–"
-# Notebooks look for formulas between dollar signs in what they draw; texts of users have prices.
+# Notebooks render formulas between dollar signs, but users' texts contain prices.
 _PLAIN = "tex2jax_ignore mathjax_ignore"
 
 
 class Listing(list[T]):
-    """A list that a notebook draws as a table; in all else a plain list."""
+    """A list that a notebook displays as a table; otherwise a plain list."""
 
     def _cells(self, item: T) -> Mapping[str, Any]:
-        """The cells of one item, column → what stands there."""
+        """The cells of one item: column → value."""
         return cells_of(item)
 
     def _repr_html_(self) -> str:
@@ -32,7 +32,7 @@ class Listing(list[T]):
 
 
 def cells_of(item: Any) -> Mapping[str, Any]:
-    """What a table tells of a record; of a pair (version, score) both."""
+    """A record's cells in a table; for a pair (version, score) those of both."""
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
         return {"adapter": item[0], **cells_of(item[1])}
     found: Mapping[str, Any] = item._cells()
@@ -40,10 +40,10 @@ def cells_of(item: Any) -> Mapping[str, Any]:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], below: str = "") -> str:
-    """A table in HTML; numbers stand on the right.
+    """A table in HTML; numbers are right-aligned.
 
     Args:
-        rows: a cell for each header; None and empty texts show as a dash.
+        rows: a cell for each header; None and empty texts are shown as a dash.
         below: a line under it.
     """
     body = [list(row) for row in rows]
@@ -57,7 +57,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], below: str = ""
 
 
 def card(title: str, facts: Mapping[str, Any]) -> str:
-    """A title, and a line for each fact that is known."""
+    """A title, and a line for each known fact."""
     known = {name: told for name, told in facts.items() if told not in (None, "", (), [], {})}
     lines = [f"<tr>{_cell('th', name)}{_cell('td', told)}</tr>" for name, told in known.items()]
     return (
@@ -66,7 +66,7 @@ def card(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def heat(rows: Sequence[Sequence[float | None]], columns: Sequence[str], names: Sequence[str], below: str = "") -> str:
-    """A table of numbers, the larger the darker; None is left blank.
+    """A table of numbers, the larger the darker; None is blank.
 
     Args:
         names: of the rows.
@@ -89,7 +89,7 @@ def heat(rows: Sequence[Sequence[float | None]], columns: Sequence[str], names: 
 
 
 def escaped(value: Any) -> str:
-    """A text that is safe to stand in HTML: cut, without control characters, nor any that turn what follows around."""
+    """A text that is safe in HTML: cut, without control characters or characters that change the text direction."""
     text = value if isinstance(value, str) else number(value) if isinstance(value, float) else str(value)
     text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     text = "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and not c.isspace() else c for c in text)
@@ -97,7 +97,7 @@ def escaped(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """A score: four digits of a share, fewer of a large number."""
+    """A score: four digits for a share, fewer for a large number."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Frozen records that all rooms share. No torch here."""
+"""Frozen records that all packages share. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from adapterhub_cl.examples import Turn as Turn
 
 RELATIONS = ("trained_on_top_of", "updated_from", "merged_from", "distilled_from", "pruned_from", "imported_from")
 KINDS = ("trained", "updated", "imported", "merged", "distilled", "pruned")
-# How many parents must be left for a derived version to be made again; what took training is not.
+# How many parents must be left to make a derived version again; versions that need training are not made again.
 REPEATED_FROM = {"merge": 2, "prune": 1}
 DERIVED = ("merged", "distilled", "pruned")  # made from other versions, not from data
 STATUSES = ("active", "rejected", "deleted")
 TASK_KINDS = ("choice", "generation", "text")
-LATER_FIELDS = ("layout", "max_length", "answer_tokens")  # of a task: hubs made before have none, and stay as they are
-BASE = "base"  # what `--adapter` calls the base without any adapter
-PRODUCTION, LATEST = "production", "latest"  # the aliases that serve
+LATER_FIELDS = ("layout", "max_length", "answer_tokens")  # of a task: older hubs do not have them, and need not
+BASE = "base"  # the name that `--adapter` accepts for the base without an adapter
+PRODUCTION, LATEST = "production", "latest"  # the aliases that decide what serves
 
 
-# Of an encoder's head: task → label → the row of the head that scores it.
+# For an encoder's head: task → label → the row of the head that scores it.
 HeadRows = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named skill: how its prompts are written, which answers it knows, how it is scored.
+    """A named skill: how its prompts are written, its possible answers, and how it is scored.
 
     Attributes:
         name: the task's name, `[a-z0-9][a-z0-9._-]*`.
         kind: `choice` (one of the labels), `generation` (free answer) or `text` (raw text, scored by perplexity).
         prompt_format: the name of a prompt format, or a template with `{instruction}` and `{input}`.
-        instruction: used for inputs that come without one.
+        instruction: used for inputs without one.
         labels: the answers of a choice task, in a fixed order; empty otherwise.
-        metric: the name of the metric that stands for the task.
-        layout: which columns its training data had; None where that is not known.
-        max_length: tokens of prompt and answer together; longer prompts are cut. 0: the base's context.
-        answer_tokens: tokens of the longest answer that it was trained on, its end included; 0: not known.
+        metric: the name of the task's main metric.
+        layout: the columns of its training data; None if unknown.
+        max_length: maximum tokens of prompt and answer together; longer prompts are cut. 0: the base's context.
+        answer_tokens: tokens of the longest answer that it was trained on, including its end; 0: unknown.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Task:
         return {key: value for key, value in row.items() if value or key not in LATER_FIELDS}
 
     def limited(self, record: AdapterRecord) -> Task:
-        """The task with the limit of tokens that a version was trained with, where it does not say one itself."""
+        """The task with the token limit that a version was trained with, if it has none itself."""
         known = (record.training.get("settings") or {}).get("max_length")
         return replace(self, max_length=int(known)) if known and not self.max_length else self
 
@@ -87,7 +87,7 @@ class Evaluation:
     """One measured score of one adapter on one task.
 
     Attributes:
-        value: the metric's value; a share between 0 and 1 but for `perplexity`.
+        value: the metric's value; a share between 0 and 1, except for `perplexity`.
         n: number of examples it was measured on.
         data: where the examples came from (a path, or `replay`).
         details: per-class report, intervals, other metrics of the same pass.
@@ -123,14 +123,14 @@ class Edge:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """One version of an adapter, as the index knows it.
+    """One version of an adapter, as recorded in the index.
 
     Attributes:
         rank: the largest rank in the adapter.
         bytes: size of all its files.
         created_at: UTC, ISO 8601.
         path: its version directory.
-        manifest: the whole manifest, as written.
+        manifest: the whole manifest.
     """
 
     name: str
@@ -151,22 +151,22 @@ class AdapterRecord:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that it answers for, or would: its own first, if it has one."""
+        """The tasks that it serves, or would serve: its own first, if it has one."""
         return list(dict.fromkeys(t for t in (self.task, *self.manifest.get("takes_over", ())) if t))
 
     @property
     def training(self) -> Mapping[str, Any]:
-        """What stands in its `training.json`; empty for a version that was not trained."""
+        """The training facts in its manifest; empty for a version that was not trained."""
         return self.manifest.get("training") or {}
 
     @property
     def retention(self) -> dict[str, float]:
-        """Task → share of its parent's score that a merged, distilled or pruned version keeps; empty for others."""
+        """Task → share of its parent's score that a merged, distilled or pruned version retains; empty for others."""
         return dict(self.manifest.get("retention") or {})
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured when the version was made: metric name → value."""
+        """The scores measured when the version was made: metric name → value."""
         found: dict[str, float] = {}
         for row in self.manifest.get("evaluations", ()):
             if row["task"] == self.task:
@@ -175,7 +175,7 @@ class AdapterRecord:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row for each epoch of its training: `epoch`, `loss`, `dev_loss` and `dev_accuracy` of the rows held out,
+        """A row for each epoch of its training: `epoch`, `loss`, `dev_loss` and `dev_accuracy` on the held-out rows,
         `seconds`; empty for a version that was not trained here.
 
         Raises:
@@ -187,16 +187,16 @@ class AdapterRecord:
         try:
             return [dict(row) for row in json.loads(path.read_text(encoding="utf-8")).get("history") or ()]
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+            raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw its training curve: loss and accuracy of each epoch; gives matplotlib's axes.
+        """Draw its training curve: loss and accuracy of each epoch; returns matplotlib's axes.
 
         Args:
-            ax: axes to draw on; default: those of a new figure.
+            ax: axes to draw on; by default those of a new figure.
 
         Raises:
-            DataError: it was not trained, so that there is none.
+            DataError: it was not trained, so there is no curve.
         """
         if not self.history:
             raise DataError(
@@ -207,7 +207,7 @@ class AdapterRecord:
         )
 
     def state(self, served: int) -> str:
-        """What it does: it serves (some of) its tasks, waits (`ready`), or was rejected.
+        """Its state: whether it serves (some of) its tasks, is `ready`, or was rejected.
 
         Args:
             served: how many tasks it serves.
@@ -256,7 +256,7 @@ class AdapterRecord:
 
 
 class Versions(showing.Listing[AdapterRecord]):
-    """A list of versions; a notebook draws it as a table that says what each does."""
+    """A list of versions; a notebook displays it as a table with the state of each."""
 
     def __init__(self, found: Iterable[AdapterRecord], serving: Mapping[str, str]) -> None:
         super().__init__(found)
@@ -268,10 +268,10 @@ class Versions(showing.Listing[AdapterRecord]):
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """The base that a hub is bound to.
+    """The base of a hub.
 
     Attributes:
-        source: `tiny`, a local path, or a hub id.
+        source: `tiny`, a local path, or a Hub id.
         fingerprint: SHA-256 over weights, config, tokenizer and chat template.
         quantization: `nf4`, `fp4`, `int8` or `none`.
     """
@@ -286,7 +286,7 @@ class BaseInfo:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that `verify` found. `fix` is the command or step that mends it."""
+    """A problem that `verify` found. `fix` is the command or step that fixes it."""
 
     path: str
     problem: str
@@ -301,15 +301,15 @@ class Prediction:
     """The answer to one input.
 
     Attributes:
-        adapter: the version that answered (of several that were mixed, the weightiest), or `base`.
+        adapter: the version that answered (if several were mixed, the one with the most weight), or `base`.
         confidence: probability of the chosen label among the task's labels; for free answers the geometric
             mean of the token probabilities.
-        task: whose prompt and labels were used; empty where there was none.
-        adapters: version → weight, where a router chose.
-        routing: the router's confidence in the task, where it chose; None where the request named it.
-        out_of_distribution: the router knows nothing like this input, so that the base answered.
-        truncated: the input was longer than the task's limit and was cut, or the answer was ended by its limit.
-        finished: the answer ended by itself, not at the limit of new tokens; always true of a choice.
+        task: the task whose prompt and labels were used; empty if there was none.
+        adapters: version → weight, if a router chose.
+        routing: the router's confidence in the task, if it chose; None if the request named the task.
+        out_of_distribution: whether the router found the input unlike anything it knows, so that the base answered.
+        truncated: whether the input was cut to the task's limit, or the answer ended at the task's limit.
+        finished: whether the answer ended by itself, not at the limit of new tokens; always true for a choice.
     """
 
     text: str
@@ -349,12 +349,12 @@ class Route:
     """Where a router sends an input.
 
     Attributes:
-        adapters: version → weight; empty where the base answers.
-        tasks: task → weight, the weightiest first.
+        adapters: version → weight; empty if the base answers.
+        tasks: task → weight, in descending order.
         confidence: calibrated probability of the first task.
-        familiarity: how like the known samples the input is; below `threshold` it is out of distribution.
-        scores: task → raw score, where an explanation was asked for.
-        nearest: (task, sample, cosine) of the nearest replay samples, where asked for.
+        familiarity: how similar the input is to the known samples; below `threshold` it is out of distribution.
+        scores: task → raw score, if an explanation was requested.
+        nearest: (task, sample, cosine) of the most similar replay samples, if requested.
     """
 
     text: str

@@ -52,15 +52,35 @@ class Session:
         said = os.environ.get(HUB_VARIABLE)
         return Path(said).expanduser() if said else None
 
-    def hub(self) -> AdapterHub:
+    def hub(self, *, write: bool = False) -> AdapterHub:
         """Open the hub.
+
+        Args:
+            write: the verb changes the hub, so the user must have named it: `./registry` alone is only read.
 
         Raises:
             HubError: there is none.
+            UsageError: nobody named the hub that the verb would change.
         """
         from adapterhub_cl.hub import AdapterHub
 
+        if write:
+            self.refuse_default()
         return AdapterHub.open(self.existing(), device=self.device, dtype=self.dtype, base_path=self.base_path)
+
+    def refuse_default(self) -> None:
+        """Raise where a verb would change `./registry`, which nobody named: in a checkout of this project that is the
+        reference hub, which is under version control.
+
+        Raises:
+            UsageError: says how to name it, or to make another one.
+        """
+        if self.named() is None and self.where() is not None:
+            raise UsageError(
+                f"this would change ./{DEFAULT_HUB}, which is only read unless you name it",
+                f"--hub {DEFAULT_HUB} to change it, cp -r {DEFAULT_HUB} my-hub to copy it, or cl-adapter init my-hub "
+                "--base tiny for a new hub",
+            )
 
     def existing(self) -> Path:
         """The hub's path.

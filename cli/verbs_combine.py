@@ -25,7 +25,7 @@ Refs = Annotated[
     list[str] | None, typer.Argument(metavar="A B …", help="news, news@v2 or news@production", autocompletion=versions)
 ]
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="the new adapter's name")]
-NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME is there: make its next version")]
+NewVersion = Annotated[bool, typer.Option("--new-version", help="NAME exists: make its next version")]
 
 
 @verb(
@@ -38,14 +38,14 @@ def merge(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would come out; write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would come out; write nothing")] = False,
     new_version: NewVersion = False,
     *,
     given: dict[str, Any],
 ) -> None:
-    """Merge adapters into one, exactly, on their factors; measure what each task keeps."""
+    """Merge adapters into one and measure how much of its score each task keeps."""
     session = Session.of(ctx)
-    hub = session.hub()
+    hub = session.hub(write=not dry_run)
     make = partial(
         hub.merge, refs or (), name=name, new_version=new_version, dry_run=dry_run, reporter=session.reporter(), **given
     )
@@ -72,16 +72,18 @@ def distill(
     ctx: typer.Context,
     refs: Refs = None,
     name: As = None,
-    into: Annotated[str | None, typer.Option(metavar="HUB", help="a hub of another base: the student is its")] = None,
+    into: Annotated[
+        str | None, typer.Option(metavar="HUB", help="the hub of another base that the student is trained for")
+    ] = None,
     refresh: Annotated[
         str | None, typer.Option(metavar="NAME", help="make NAME again if a teacher has changed")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run of --as NAME")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished run of --as NAME")] = False,
     new_version: NewVersion = False,
     *,
     given: dict[str, Any],
 ) -> None:
-    """Teach one adapter to answer as several do, each for its own tasks; measure what each task keeps."""
+    """Distil several adapters into one, and measure how much of its score each task keeps."""
     from adapterhub_cl.hub import AdapterHub
 
     session = Session.of(ctx)
@@ -95,7 +97,7 @@ def distill(
     if name is None:
         raise UsageError("the student needs a name", "add --as NAME")
     other = AdapterHub.open(into, device=session.device, dtype=session.dtype, base_path="") if into else None
-    hub, reporter = session.hub(), session.reporter()
+    hub, reporter = session.hub(write=True), session.reporter()
     if resume:
         if refs or given:
             raise UsageError(
@@ -112,7 +114,7 @@ def distill(
 
 
 def _refresh(session: Session, name: str) -> None:
-    hub = session.hub()
+    hub = session.hub(write=True)
     if hub.is_fresh(name):
         if session.json:
             session.give({**made_json(hub.get(name)), "refreshed": False})
@@ -130,7 +132,7 @@ def show_plan(session: Session, found: dict[str, Any], show: Callable[[dict[str,
 
 
 def show_made(session: Session, make: Callable[[], AdapterRecord]) -> None:
-    """Make a version out of others, and print it; one that the gate refused too."""
+    """Make a version from others and print it, even if the gate refused it."""
     started = time.monotonic()
     try:
         record = make()

@@ -25,26 +25,30 @@ cl-adapter forget-task news --everywhere --yes"""
 def forget_task(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="the task", autocompletion=tasks)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be removed; remove nothing")] = False,
     retire: Annotated[
-        bool, typer.Option("--retire", help="make no merged, distilled or pruned adapter again without the task")
+        bool,
+        typer.Option(
+            "--retire",
+            help="remove merged, distilled and pruned adapters instead of making them again without the task",
+        ),
     ] = False,
     everywhere: Annotated[
-        bool, typer.Option("--everywhere", help="versions of other tasks that were trained on its rows go too")
+        bool, typer.Option("--everywhere", help="also remove versions of other tasks that were trained on its rows")
     ] = False,
     leave_shared: Annotated[
-        bool, typer.Option("--leave-shared", help="those versions stay, and go on knowing the rows")
+        bool, typer.Option("--leave-shared", help="keep those versions, although they were trained on the rows")
     ] = False,
     key: Annotated[
         str | None, typer.Option(metavar="FILE", help="the tombstone's key; default: in your configuration")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """Remove a task exactly: its versions, samples and scores, and whatever was made from them."""
+    """Remove a task exactly: its versions, samples and scores, and everything made from them."""
     session = Session.of(ctx)
     if everywhere and leave_shared:
         raise UsageError("--everywhere and --leave-shared do not go together", "give one of them")
-    hub = session.hub()
+    hub = session.hub(write=not dry_run)
     shared = True if everywhere else False if leave_shared else None
     plan = hub.forget_task(name, dry_run=True, retire=retire, everywhere=shared)
     if not session.json:
@@ -113,7 +117,7 @@ def show_done(session: Session, plan: ErasurePlan) -> None:
 
 
 def show_proof(session: Session, proof: Proof) -> None:
-    """Print what the search for a forgotten task found; exit code 1 where it found something."""
+    """Print the result of the search for a forgotten task; exit code 1 if it found something."""
     if session.json:
         session.give(proof.to_json())
     elif proof.found:

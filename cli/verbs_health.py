@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 @verb(HEALTH, "cl-adapter verify --repair\ncl-adapter verify --forgotten news")
 def verify(
     ctx: typer.Context,
-    repair: Annotated[bool, typer.Option("--repair", help="mend what can be mended without loss, then look")] = False,
-    rebuild_index: Annotated[
-        bool, typer.Option("--rebuild-index", help="make the index anew from the manifests, then look")
+    repair: Annotated[
+        bool, typer.Option("--repair", help="repair everything that can be repaired without loss, then check")
     ] = False,
-    serving: Annotated[bool, typer.Option("--serving", help="also load the base, and try each version on it")] = False,
+    rebuild_index: Annotated[
+        bool, typer.Option("--rebuild-index", help="rebuild the index from the manifests, then check")
+    ] = False,
+    serving: Annotated[bool, typer.Option("--serving", help="also load the base and try each version on it")] = False,
     forgotten: Annotated[
         str | None, typer.Option(metavar="NAME", help="instead: search every byte for what a forgotten task left")
     ] = None,
@@ -34,7 +36,7 @@ def verify(
         str | None, typer.Option(metavar="FILE", help="the tombstones' key; default: in your configuration")
     ] = None,
 ) -> None:
-    """Hash every file and look for whatever is not as it should be."""
+    """Check every file's hash and everything else in the hub."""
     session = Session.of(ctx)
     if forgotten is not None:
         if repair or rebuild_index or serving:
@@ -42,8 +44,10 @@ def verify(
         show_proof(session, session.hub().prove_forgotten(forgotten, key=key))
         return
     if key is not None and not repair:
-        raise UsageError("--key says how to search for a forgotten task", "add --forgotten NAME")
+        raise UsageError("--key is only used to search for a forgotten task", "add --forgotten NAME")
     done: list[str] = []
+    if repair or rebuild_index:
+        session.refuse_default()
     try:
         if rebuild_index:
             from adapterhub_cl.registry import Registry
@@ -78,13 +82,13 @@ def _clean(text: str) -> str:
 @verb(HEALTH, "cl-adapter gc --older-than 30 --dry-run")
 def gc(
     ctx: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list them and remove nothing")] = False,
     older_than: Annotated[float, typer.Option(min=0.0, metavar="DAYS", help="age of unfinished runs to drop")] = 7.0,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Remove leftovers, old unfinished runs and deleted versions."""
     session = Session.of(ctx)
-    registry = session.hub().registry
+    registry = session.hub(write=not dry_run).registry
     found = registry.garbage(older_than)
     total = sum(item.bytes for item in found)
     if not session.json:
@@ -115,7 +119,7 @@ def completion(
     ctx: typer.Context,
     shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell", autocompletion=lambda: SHELLS)],
 ) -> None:
-    """Print what makes a shell complete verbs, options, adapters and methods at the Tab key."""
+    """Print the script that lets a shell complete verbs, options, adapters and methods with Tab."""
     if shell not in SHELLS:
         raise UnknownNameError("shell", shell, SHELLS)
     session = Session.of(ctx)

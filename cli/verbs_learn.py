@@ -13,7 +13,7 @@ from cl_adapter.app import MAKE, verb
 from cl_adapter.completion import versions
 from cl_adapter.failures import explain
 from cl_adapter.flags import Announcing, effective, flags, takes
-from cl_adapter.session import DEFAULT_HUB, Session
+from cl_adapter.session import Session
 
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
@@ -29,11 +29,11 @@ Data = Annotated[
         help="file (JSONL, JSON, CSV, TSV, Parquet, text), saved dataset, hub dataset, or - for JSON lines on stdin"
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the newest unfinished run of this name")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the newest unfinished run of this name")]
 
 
 def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
-    """Fit the router now, with a bar, and not within the next predict; the adapter is there even where that fails."""
+    """Fit the router now, with a progress bar, instead of during the next predict. A failure here loses nothing."""
     if is_helper_process():
         return
     try:
@@ -46,7 +46,7 @@ def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
 def init(
     ctx: typer.Context,
     path: Annotated[
-        str | None, typer.Argument(help="where; default: --hub, else $CL_ADAPTER_HUB or ./registry")
+        str | None, typer.Argument(help="the folder of the new hub; default: --hub, else $CL_ADAPTER_HUB")
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="tiny (embedded), a folder, or an id such as Qwen/Qwen2.5-0.5B")
@@ -64,7 +64,9 @@ def init(
         raise UsageError(f"two places for the hub: {path} and --hub {session.hub_path}", "give one of them")
     from adapterhub_cl.hub import AdapterHub
 
-    where = Path(path).expanduser() if path else session.named() or DEFAULT_HUB
+    where = Path(path).expanduser() if path else session.named()
+    if where is None:
+        raise UsageError("init needs a folder for the hub", "cl-adapter init my-hub --base tiny")
     hub = AdapterHub.init(where, base, quantization=quantization, revision=revision)
     found = hub.base
     if session.json:
@@ -74,7 +76,7 @@ def init(
         f"made a hub at {hub.folder}: base {found.source} ({found.architecture}, "
         f"{found.parameters / 1e6:,.1f} million parameters, {found.quantization})"
     )
-    named = "" if hub.folder in (DEFAULT_HUB, session.named()) and session.hub_path is None else f"--hub {where} "
+    named = "" if hub.folder == session.named() and session.hub_path is None else f"--hub {where} "
     session.note(f"next: cl-adapter {named}add-task NAME DATA.jsonl --eval TEST.jsonl")
 
 
@@ -105,7 +107,7 @@ def update(
     online: Annotated[bool, typer.Option("--online", help="learn JSON lines from stdin as they come")] = False,
     every: Annotated[
         int,
-        typer.Option(help="--online: rows in a version, to whole batches (8 rows, seen twice, unless told)"),
+        typer.Option(help="--online: rows per version, rounded up to whole batches (default: batches of 8, 2 epochs)"),
     ] = 100,
     resume: Resume = False,
     *,
@@ -121,10 +123,10 @@ def update(
 @verb(MAKE, "cl-adapter demo")
 def demo(
     ctx: typer.Context,
-    folder: Annotated[str | None, typer.Argument(help="where its hub is made; default: ./demo-hub")] = None,
+    folder: Annotated[str | None, typer.Argument(help="folder of its hub; default: ./demo-hub")] = None,
     seed: Annotated[int, typer.Option(help="seed of every random choice")] = 0,
 ) -> None:
-    """Watch the whole life cycle on the embedded base."""
+    """Run the whole life cycle on the embedded base."""
     session = Session.of(ctx)
     from adapterhub_cl import demo as shown
 
@@ -137,7 +139,7 @@ def demo(
 
 def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, given: dict[str, Any]) -> None:
     started = time.monotonic()
-    hub = session.hub()
+    hub = session.hub(write=True)
     if resume and given:
         _refuse_resumed(given)
     reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, given, hub.base))
@@ -170,7 +172,7 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
             raise UsageError(f"--{option.replace('_', '-')} cannot be used with --online", "leave it out")
     if resume and (fixed := {key: value for key, value in given.items() if key != "max_forgetting"}):
         _refuse_resumed(fixed)
-    hub = session.hub()
+    hub = session.hub(write=True)
     made = hub.update_online(name, every=every, resume=resume, reporter=session.reporter(), **given)
     if not made:
         return
@@ -189,7 +191,7 @@ def _refuse_resumed(given: Mapping[str, Any]) -> None:
 
 
 def _settings_line(method: str, given: Mapping[str, Any], base: BaseInfo) -> str:
-    """The settings that matter most, and all that are not at their defaults; `show` has every one."""
+    """The most important settings, and all that differ from their defaults; `show` lists every one."""
     from adapterhub_cl import replay, strategies
     from adapterhub_cl.bases.kinds import MASKED, objectives_of
 

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 @verb(LOOK, "cl-adapter list --json", "list")
 def list_adapters(
     ctx: typer.Context,
-    all_versions: Annotated[
-        bool, typer.Option("--all", help="every version, not only what serves and the newest")
-    ] = False,
+    all_versions: Annotated[bool, typer.Option("--all", help="list every version")] = False,
 ) -> None:
-    """List the adapters: of each what serves a task, and the newest version."""
+    """List the adapters: the version that serves, and the newest one."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.list(all_versions=all_versions)
@@ -58,14 +56,14 @@ def list_adapters(
 
 
 def _newer_but_rejected(hub: AdapterHub, shown: Sequence[AdapterRecord]) -> list[str]:
-    """The newest version of each adapter, where the gate rejected it and an older one is listed."""
+    """The newest version of each adapter if the gate rejected it and an older one is listed."""
     listed = {record.name: record.version for record in shown}
     newest = {record.name: record for record in hub.list(all_versions=True)}
     return [r.ref for r in newest.values() if r.status == "rejected" and r.version > listed.get(r.name, r.version)]
 
 
 def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluation]:
-    """For each version the score that stands for its task, as it was first measured."""
+    """The main score of each version, as it was first measured."""
     first: dict[str, StoredEvaluation] = {}
     for stored in found:
         first.setdefault(stored.ref, stored)
@@ -73,7 +71,7 @@ def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluati
 
 
 def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int, *, alone: bool) -> Sequence[Any]:
-    """A line of the table; which version is the latest is said only where there is more than one line."""
+    """One row of the table; `latest` is shown only if an adapter has more than one row."""
     metric = scored.evaluation.metric if scored else None
     value = scored.evaluation.value if scored else None
     kept = _finite(record.retention) if record.kind in DERIVED and len(record.tasks) > 1 else None
@@ -95,7 +93,7 @@ def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int, *,
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
-    """What was measured, without what is no number."""
+    """The measured values, without NaN."""
     return {key: number for key, number in numbers.items() if math.isfinite(number)}
 
 
@@ -123,7 +121,7 @@ def show(
 
 
 def _show_base(session: Session, hub: AdapterHub) -> None:
-    """What the base is, and what it was asked itself."""
+    """The base's own answers."""
     usage = hub.registry.usage(BASE)
     about = {
         "base": hub.base.source,
@@ -152,7 +150,7 @@ def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: S
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: it knows no NaN."""
+    """Replace NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -270,9 +268,9 @@ def log(
     name: Annotated[
         str | None, typer.Argument(help="an adapter, a version or a task; default: everything", autocompletion=versions)
     ] = None,
-    count: Annotated[int, typer.Option("--number", "-n", min=0, help="the newest so many; 0 for all")] = 20,
+    count: Annotated[int, typer.Option("--number", "-n", min=0, help="how many of the newest to show; 0 for all")] = 20,
 ) -> None:
-    """Show what happened, newest first."""
+    """Show the log, newest first."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.log(name, count or None)
@@ -301,7 +299,7 @@ def lineage(
     ctx: typer.Context,
     ref: Ref,
 ) -> None:
-    """Show what a version came from, and what came from it."""
+    """Show a version's ancestors and descendants."""
     session = Session.of(ctx)
     hub: AdapterHub = session.hub()
     record = hub.get(ref)

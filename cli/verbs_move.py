@@ -19,11 +19,13 @@ from adapterhub_cl.errors import UsageError
 def alias(
     ctx: typer.Context,
     ref: Annotated[str, typer.Argument(help="a version: news@v2", autocompletion=versions)],
-    name: Annotated[str, typer.Argument(metavar="ALIAS", help="production decides what serves the task")],
+    name: Annotated[
+        str, typer.Argument(metavar="ALIAS", help="the alias; production decides which version serves the task")
+    ],
 ) -> None:
-    """Let a movable name point at a version."""
+    """Point an alias at a version."""
     session = Session.of(ctx)
-    record = session.hub().alias(ref, name)
+    record = session.hub(write=True).alias(ref, name)
     if session.json:
         session.give({"ref": record.ref, "alias": name, "aliases": list(record.aliases)})
     else:
@@ -38,9 +40,9 @@ def rollback(
         str, typer.Argument(metavar="ALIAS", help="production, or news@production", autocompletion=versions)
     ],
 ) -> None:
-    """Move an alias back to the version before."""
+    """Move an alias back to the previous version."""
     session = Session.of(ctx)
-    hub = session.hub()
+    hub = session.hub(write=True)
     was = hub.registry.serving()
     before, after = hub.rollback(name)
     moved = {task: ref for task, ref in hub.registry.serving().items() if was.get(task) != ref}
@@ -60,17 +62,21 @@ def rollback(
 @verb(MOVE, "cl-adapter import ./my-lora --as news --labels world,sport,business", "import")
 def import_adapter(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="DIR", help="what PEFT's save_pretrained() wrote")],
+    source: Annotated[str, typer.Argument(metavar="DIR", help="the directory that PEFT's save_pretrained() wrote")],
     name: Annotated[str, typer.Option("--as", help="the adapter's name here")],
-    task: Annotated[str | None, typer.Option(help="the task of this hub that it serves", autocompletion=tasks)] = None,
-    kind: Annotated[str | None, typer.Option(help="of a new task: choice, generation or text")] = None,
-    labels: Annotated[str | None, typer.Option(help="of a new choice task: a,b,c")] = None,
-    instruction: Annotated[str | None, typer.Option(help="of a new task")] = None,
-    prompt_format: Annotated[str | None, typer.Option(help="of a new task; default: instruction")] = None,
+    task: Annotated[str | None, typer.Option(help="the task of this hub that it is for", autocompletion=tasks)] = None,
+    kind: Annotated[str | None, typer.Option(help="the kind of a new task: choice, generation or text")] = None,
+    labels: Annotated[str | None, typer.Option(help="the labels of a new choice task: a,b,c")] = None,
+    instruction: Annotated[str | None, typer.Option(help="the instruction of a new task")] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option(help="the prompt format of a new task; default: instruction")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="the score that stands for the task")] = None,
-    any_base: Annotated[bool, typer.Option("--any-base", help="although it was made for another base")] = False,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="import it even if it was made for another base")
+    ] = False,
 ) -> None:
-    """Take in a LoRA that plain PEFT wrote; what export wrote beside it says how it is asked."""
+    """Import a LoRA adapter written by PEFT, or an adapter written by export."""
     session = Session.of(ctx)
     described: dict[str, Any] = {
         "kind": kind,
@@ -83,7 +89,7 @@ def import_adapter(
     if task is not None and described:
         given = ", ".join("--" + key.replace("_", "-") for key in described)
         raise UsageError(f"--task names a known task; {given} would describe a new one", "give one or the other")
-    record = session.hub().import_adapter(source, name, task=task, any_base=any_base, **described)
+    record = session.hub(write=True).import_adapter(source, name, task=task, any_base=any_base, **described)
     if session.json:
         session.give(outcome(record))
         return
@@ -95,7 +101,9 @@ def import_adapter(
 def export(
     ctx: typer.Context,
     ref: Ref,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="a missing or empty directory")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="a directory that is empty or does not exist yet")
+    ],
     format: Annotated[str, typer.Option(help="peft: opens with PeftModel.from_pretrained")] = "peft",  # noqa: A002
 ) -> None:
     """Write a version for use elsewhere."""
@@ -111,5 +119,5 @@ def export(
             local = f"--base {hub.base.source} " if Path(hub.base.source).is_absolute() else ""
             session.note(f'next: python {path / "predict.py"} {local}"TEXT" answers; task.json says how it is asked')
         else:
-            session.note("note: the base is not here, or its prompts cannot be told: predict.py was left out")
+            session.note("note: the base is not here, or its prompts cannot be rendered, so predict.py was left out")
             session.note(f'next, in Python: PeftModel.from_pretrained(base, "{path}")')

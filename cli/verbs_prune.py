@@ -37,7 +37,7 @@ def prune(
         str | None, typer.Option("--as", metavar="NAME", help="a new adapter; default: the next version")
     ] = None,
     redundant: Annotated[
-        bool, typer.Option("--redundant", help="instead: pairs of adapters that do the same, to be merged")
+        bool, typer.Option("--redundant", help="instead: find pairs of adapters that do the same and could be merged")
     ] = False,
     threshold: Annotated[
         float | None,
@@ -50,12 +50,12 @@ def prune(
         float | None,
         typer.Option(min=0.0, metavar="N", help=f"--unused: unused for so many days; default: {UNUSED_DAYS:g}"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done; write nothing")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     *,
     given: dict[str, Any],
 ) -> None:
-    """Make an adapter smaller, or find those that do the same or that nobody uses."""
+    """Make an adapter smaller, or find adapters that are redundant or unused."""
     session = Session.of(ctx)
     _one_of(ref, redundant, unused)
     for flag, found, owner in (("--threshold", threshold, redundant), ("--days", days, unused)):
@@ -64,7 +64,7 @@ def prune(
                 f"{flag} belongs to --{'redundant' if flag == '--threshold' else 'unused'}", "leave it out"
             )
     if ref is not None:
-        hub = session.hub()
+        hub = session.hub(write=not dry_run)
         make = partial(hub.prune, ref, name=name, dry_run=dry_run, reporter=session.reporter(), **given)
         if dry_run:
             show_plan(session, make(), _show_plan)
@@ -75,7 +75,8 @@ def prune(
     written = [*(["--as"] if name else []), *([flags(given, PruneRequest)] if given else [])]
     if written:
         raise UsageError(
-            f"{', '.join(written)} only with a NAME that is to be made smaller", "leave it out, or name an adapter"
+            f"{', '.join(written)} can only be used with the NAME of an adapter to make smaller",
+            "leave it out, or name an adapter",
         )
     if redundant:
         _redundant(session, evaluate, ALIKE if threshold is None else threshold)
@@ -144,7 +145,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _unused(session: Session, days: float, dry_run: bool, yes: bool) -> None:
-    hub = session.hub()
+    hub = session.hub(write=not dry_run)
     verdicts = hub.unused(days)
     proposed = [verdict for verdict in verdicts if verdict.proposed]
     total = sum(verdict.record.bytes for verdict in proposed)

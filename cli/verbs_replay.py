@@ -37,13 +37,15 @@ def replay_samples(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="news or news@v2; for budget: 500, 2MB or none")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="show: the first so many")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="show: how many to show")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="export: JSON lines")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="export: replace a file that is there")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="export: overwrite an existing file")] = False,
     row: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="drop: a number that show gives; repeat it")
+        list[int] | None, typer.Option(metavar="N", help="drop: a row number from `replay show`; may be repeated")
     ] = None,
-    matching: Annotated[str | None, typer.Option(metavar="TEXT", help="drop: every row with this text in it")] = None,
+    matching: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="drop: every row that contains this text")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="drop: every row")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="drop: do not ask")] = False,
 ) -> None:
@@ -64,7 +66,8 @@ def replay_samples(
     session = Session.of(ctx)
     from adapterhub_cl.samples.store import Samples
 
-    samples = Samples(session.hub().registry)
+    changes = action == "drop" or (action == "budget" and name is not None)
+    samples = Samples(session.hub(write=changes).registry)
     if action == "list":
         if name is not None:
             raise UsageError("replay list takes no name", f"see one: cl-adapter replay show {name}")

@@ -15,10 +15,12 @@ from cl_adapter.session import Session
 def report(
     ctx: typer.Context,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="an earlier report is replaced")
+        str, typer.Option("--output", "-o", metavar="FILE", help="where to write it; an earlier report is replaced")
     ] = "report.html",
-    title: Annotated[str | None, typer.Option(help="at the top of the page; default: the hub's name")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is no report")] = False,
+    title: Annotated[str | None, typer.Option(help="title of the page; default: the hub's name")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="overwrite the file even if it is not a report")
+    ] = False,
 ) -> None:
     """Write one HTML page about the hub: matrix, forgetting, lineage, routing, gate, sizes."""
     from adapterhub_cl.reporting.page import write

@@ -32,7 +32,7 @@ def route(
     explain: Annotated[bool, typer.Option("--explain", help="also all scores and the nearest replay samples")] = False,
     columns: Columns = None,
 ) -> None:
-    """Show which task's adapter would answer each text, and how sure the router is."""
+    """Show which task's adapter would answer each text, and the router's confidence."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.route(
@@ -64,7 +64,7 @@ def route(
 
 
 def _lines(route: Route) -> list[tuple[str, float, str]]:
-    """Task, weight and adapter of each line; one for the base where the input is out of distribution."""
+    """Task, weight and adapter of each row; the base gets a row if the input is out of distribution."""
     if route.out_of_distribution:
         return [("-", 1.0, f"base (out of distribution; nearest task: {next(iter(route.tasks))})")]
     refs = " + ".join(route.adapters)
@@ -113,10 +113,10 @@ def drift(
     columns: Columns = None,
     fail_above: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="end with exit code 3 where a larger share is out of distribution, 0 to 1"),
+        typer.Option(min=0, max=1, help="exit with code 3 if more than this share (0 to 1) is out of distribution"),
     ] = None,
 ) -> None:
-    """Compare inputs with what the hub knows: the share that is out of distribution, and whether it is a new task."""
+    """Report how many inputs are out of distribution, and whether there is a new task among them."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.drift(

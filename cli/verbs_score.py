@@ -25,11 +25,13 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="default: each one's own held-out data")] = None,
     columns: Annotated[str | None, typer.Option(help="which column is which: input=a,output=b")] = None,
     task: Annotated[
-        str | None, typer.Option(help="of --data, for an adapter that answers for several", autocompletion=tasks)
+        str | None, typer.Option(help="the task of --data, if the adapter answers for several", autocompletion=tasks)
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="examples at once")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="examples in one batch")] = 32,
     report: Annotated[bool, typer.Option("--report", help="precision, recall and F1 of each class")] = False,
-    matrix: Annotated[bool, typer.Option("--matrix", help="every task after each was learned, and BWT")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="the score of every task after each task was learned, and BWT")
+    ] = False,
 ) -> None:
     """Score adapters on their tasks, and record the scores."""
     from adapterhub_cl.data.columns import parse_columns
@@ -38,14 +40,14 @@ def evaluate(
     if matrix:
         if refs or data:
             raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
-        whole = session.hub().evaluate(matrix=True, reporter=session.reporter())
+        whole = session.hub(write=True).evaluate(matrix=True, reporter=session.reporter())
         if session.json:
             session.give({**whole.to_json(), "results": []})
         else:
             show_matrix(whole)
         return
     given = parse_columns(columns) if columns else None
-    found = session.hub().evaluate(
+    found = session.hub(write=True).evaluate(
         refs or (), data=data, columns=given, task=task, batch_size=batch_size, reporter=session.reporter()
     )
     if session.json:

@@ -23,7 +23,9 @@ from adapterhub_cl.settings import TrainingSettings
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 
-MaxForgetting = Annotated[float | None, typer.Option(help="what an earlier task may lose, 0 to 1; default: hub.toml's")]
+MaxForgetting = Annotated[
+    float | None, typer.Option(help="how much an earlier task may lose, 0 to 1; default: hub.toml's")
+]
 
 
 @verb(MAKE, "cl-adapter stream tasks.yaml --strategy replay --strategy sequential --seeds 0,1,2 --picture matrix.png")
@@ -37,7 +39,7 @@ def stream(
     seeds: Annotated[str | None, typer.Option(help="with commas between; default: 0")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="STRATEGY.OPTION=VALUE; may be repeated")] = None,
     max_forgetting: Annotated[
-        float | None, typer.Option(help="stop where an earlier task loses more; default: nothing is refused")
+        float | None, typer.Option(help="stop if an earlier task loses more; default: nothing is refused")
     ] = None,
     csv: Annotated[str | None, typer.Option("--csv", help="write the matrices to this file")] = None,
     picture: Annotated[str | None, typer.Option(help="write the matrices as a picture (.png, .svg)")] = None,
@@ -56,7 +58,7 @@ def stream(
         if target is not None:
             check_local(target, "a file")  # before hours of training
     started = time.monotonic()
-    found = session.hub().stream(
+    found = session.hub(write=True).stream(
         file,
         strategies=strategy or ["isolated"],
         seeds=_numbers(seeds),
@@ -88,7 +90,7 @@ def stream(
     took = f"{time.monotonic() - started:.0f} s in all"
     if len(found) > 1:
         place = session.existing() / "streams"
-        session.note(f"{took}; each was taught to a hub of its own under {place}; look into one with --hub PATH")
+        session.note(f"{took}; each was taught to a hub of its own under {place}; open one with --hub PATH")
     else:
         session.note(f"{took}; next: {session.command(f'forgetting {found[0].tasks[-1]}')}")
 
@@ -98,7 +100,7 @@ def forgetting(
     ctx: typer.Context,
     ref: Annotated[str, typer.Argument(help="a version", autocompletion=versions)],
 ) -> None:
-    """What a version does to every other task of the hub."""
+    """Show how a version would change the score of every other task."""
     session = Session.of(ctx)
     hub = session.hub()
     record, effects = hub.forgetting(ref, reporter=session.reporter())
@@ -124,7 +126,9 @@ def promote(
     """Let a version serve its tasks (alias production), if it passes the gate."""
     session = Session.of(ctx)
     try:
-        record, decision = session.hub().promote(ref, max_forgetting=max_forgetting, reporter=session.reporter())
+        record, decision = session.hub(write=True).promote(
+            ref, max_forgetting=max_forgetting, reporter=session.reporter()
+        )
     except GateRefused as refused:
         if not session.json:
             show_effects(refused.record.ref, [Effect.from_json(row) for row in refused.gate["effects"]])
@@ -137,7 +141,9 @@ def promote(
     print(f"{record.ref} serves {', '.join(record.tasks)}")
     unmeasured = [task for task in record.tasks if task not in {effect.task for effect in decision.effects}]
     if unmeasured:
-        session.note(f"nothing to compare with for {', '.join(unmeasured)}: nobody else served it, or no data are left")
+        session.note(
+            f"nothing to compare with for {', '.join(unmeasured)}: no other version served it, or no data is left"
+        )
     if any(effect.answered_by != record.ref for effect in decision.effects):
         session.note(f"to go back: {session.command(f'rollback {record.name}@production')}")
 

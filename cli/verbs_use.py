@@ -26,16 +26,15 @@ if TYPE_CHECKING:
     from adapterhub_cl.types import Example, Prediction
 
 Task = Annotated[
-    str | None, typer.Option(help="the adapter that serves this task answers; nothing is routed", autocompletion=tasks)
+    str | None,
+    typer.Option(help="answer with the adapter that serves this task, without a router", autocompletion=tasks),
 ]
 Adapter = Annotated[
-    str | None, typer.Option(help="this version answers, or base for the base alone", autocompletion=versions)
+    str | None, typer.Option(help="answer with this version; base is the base alone", autocompletion=versions)
 ]
 Router = Annotated[
     str | None,
-    typer.Option(
-        help="what finds each text's task; default where none is named: analytic; see below", autocompletion=routers
-    ),
+    typer.Option(help="the router that finds each text's task; default: analytic; see below", autocompletion=routers),
 ]
 TopK = Annotated[int, typer.Option(min=1, help="mix the adapters of up to this many tasks by the router's weights")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="ROUTER.OPTION=VALUE; may be repeated")]
@@ -43,10 +42,10 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(min=1, help="longest answer in tokens", show_default="what the task's answers need, else 64"),
 ]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time")]
-TopP = Annotated[float, typer.Option(help="draw from the likeliest tokens that together have this probability")]
-Stop = Annotated[list[str] | None, typer.Option(help="the answer ends before this text; may be repeated")]
-DrawSeed = Annotated[int, typer.Option(min=0, help="seed of the draws")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token")]
+TopP = Annotated[float, typer.Option(help="sample from the most likely tokens that add up to this probability")]
+Stop = Annotated[list[str] | None, typer.Option(help="stop before this text; may be repeated")]
+DrawSeed = Annotated[int, typer.Option(min=0, help="seed for sampling")]
 
 
 @verb(
@@ -65,13 +64,13 @@ def predict(
     top_k: TopK = 1,
     set_: Set = None,
     fallback: Annotated[
-        bool, typer.Option("--fallback/--no-fallback", help="the base answers what is out of distribution")
+        bool, typer.Option("--fallback/--no-fallback", help="let the base answer inputs that are out of distribution")
     ] = True,
     columns: Annotated[str | None, typer.Option(help="which column of the file is the text: input=a")] = None,
     max_new_tokens: MaxNewTokens = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="inputs at once")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="inputs in one batch")] = 32,
 ) -> None:
-    """Answer texts: with the task's adapter, or, where no task is named, with those that a router chooses."""
+    """Answer texts with a task's adapter, or with the adapters that a router chooses if no task is named."""
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.predict(
@@ -104,7 +103,7 @@ def predict(
     if strange := sum(p.out_of_distribution and p.adapter == BASE for p in found):
         silent = any(p.out_of_distribution and not p.prediction for p in found)  # an encoder has no answer of its own
         session.note(
-            f"note: {strange} of {len(found)} inputs are unlike what this hub knows, so "
+            f"note: {strange} of {len(found)} inputs are unlike anything this hub knows, so "
             f"{'they got no label' if silent else 'the base answered'}; "
             "route --explain shows why, --no-fallback lets the nearest task answer"
         )
@@ -118,7 +117,7 @@ def predict(
 
 
 def _sure(found: Prediction) -> str | None:
-    """The confidence in the task that was found; none where none was."""
+    """The router's confidence in the task, if it found one."""
     return None if found.routing is None or not found.task else f"{found.routing:.3f}"
 
 
@@ -187,14 +186,14 @@ def generate(
     router: Router = None,
     top_k: TopK = 1,
     set_: Set = None,
-    raw: Annotated[bool, typer.Option("--raw", help="go on from the text as it is, without the prompt format")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="continue the text itself, without the prompt format")] = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     stop: Stop = None,
     seed: DrawSeed = 0,
 ) -> None:
-    """Write on from a text with an adapter: the task's, or the one that a router chooses."""
+    """Continue a text with a task's adapter, or with the one that a router chooses."""
     session = Session.of(ctx)
     hub = session.hub()
     if text is None:
@@ -239,7 +238,7 @@ def _show(piece: str) -> bool:
 
 
 def _tell(session: Session, found: Prediction) -> None:
-    """Who answered, where a router chose, and what was cut."""
+    """Notes on the adapter that answered and on inputs that were cut."""
     if found.truncated and found.finished:
         session.note("note: the input was longer than the task's limit and was cut")
     if not found.finished:
@@ -279,7 +278,7 @@ def chat(
     messages = list(opening)
     with hub.engine(router or DEFAULT, options=options, reporter=session.reporter()):
         if terminal:
-            session.note("/new begins anew, /quit or Ctrl-D ends")
+            session.note("/new starts a new conversation, /quit or Ctrl-D ends it")
         while (said := _turn(terminal)) is not None:
             if said == "/quit":
                 break
@@ -289,7 +288,7 @@ def chat(
             if not said:
                 continue
             if terminal and said.startswith("/"):
-                session.note(f"unknown command {said.split()[0]}; /new begins anew, /quit ends")
+                session.note(f"unknown command {said.split()[0]}; /new starts a new conversation, /quit ends")
                 continue
             messages.append({"role": "user", "content": said})
             try:
@@ -309,7 +308,7 @@ def chat(
             except DataError as error:
                 if not terminal:
                     raise
-                session.note(f"error: {error.message}; /new begins anew")
+                session.note(f"error: {error.message}; /new starts a new conversation")
                 messages.pop()
                 continue
             messages.append({"role": "assistant", "content": found.prediction})

@@ -209,7 +209,7 @@ def outcomes(family: str, folder: Path, quantization: str = "none") -> tuple[dic
             found[step] = f"failed: {type(error).__name__}: {lines[0][:160]}"
             if step in STEPS[:2]:
                 break
-    return found, [note for note in trial.notes if "LoRA goes on" in note]
+    return found, [note for note in trial.notes if "LoRA is added to" in note]
 
 
 def main() -> None:
@@ -283,7 +283,7 @@ def page(table: dict[str, tuple[dict[str, str], list[str], float]]) -> str:
     left = []
     for family, (_, notes, _) in tried.items():
         if notes:
-            on, _, off = notes[0].removeprefix("note: LoRA goes on ").partition("; ")
+            on, _, off = notes[0].removeprefix("note: LoRA is added to ").partition("; ")
             left.append(f"| {family} | {on} | {off.partition(' stay')[0]} |")
     said = [
         f"| {family} | {found['init'].removeprefix('refused: ')} |"

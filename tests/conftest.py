@@ -18,12 +18,15 @@ from pico import ENCODERS, make_tokenizer, pico_config
 
 hypothesis_settings.register_profile(
     "suite",
+    max_examples=25,
     deadline=None,  # timing is never asserted
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-hypothesis_settings.load_profile("suite")
+# `make test-all` tries four times as many examples.
+hypothesis_settings.register_profile("all", parent=hypothesis_settings.get_profile("suite"), max_examples=100)
+hypothesis_settings.load_profile(os.environ.get("ADAPTERHUB_TEST_EXAMPLES", "suite"))
 
 # Before anything imports huggingface_hub, transformers or platformdirs: they read these once.
 _HOME = Path(tempfile.mkdtemp(prefix="adapterhub-cl-tests-"))
@@ -45,6 +48,11 @@ for _name, _value in _OUTSIDE.items():
 for _name in ("CL_ADAPTER_HUB", "HF_TOKEN", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
 
+# Hubs are made in memory where there is room: most tests write a hub, and none of them needs a disk.
+_MEMORY = Path("/dev/shm")
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 6e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -64,6 +72,14 @@ def _no_network() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """Syncing protects from a power failure, which no test brings about; a killed process loses nothing without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -275,7 +275,7 @@ REFUSED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "decoder_ffn_dim": 96,
         },
     ),
-    "xlnet": ("another order", {"d_model": 48, "n_layer": 2, "n_head": 4, "d_inner": 96}),
+    "xlnet": ("from left to right", {"d_model": 48, "n_layer": 2, "n_head": 4, "d_inner": 96}),
 }
 
 

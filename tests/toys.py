@@ -16,7 +16,8 @@ from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy
-from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 
 BOS, EOS, PAD = 1, 2, 0
 
@@ -61,20 +62,20 @@ def train(
         new_adapter(base, settings, "CAUSAL_LM", start, beneath) as model,
         fused(model if fuse else torch.nn.Module(), base.dtype),
     ):
-        loop = Loop(
-            model,
+        live = {name: options.pop(name) for name in ("evaluate", "reporter", "accelerator") if name in options}
+        order = LoopOrder(
             objective or Objective(),
             strategy or BaseStrategy(),
-            toy_tokens() if examples is None else examples,
             settings,
-            rate=settings.peak_rate(32),
-            pad_id=PAD,
-            dtype=base.dtype,
-            run=run,
-            log=log,
+            toy_tokens() if examples is None else examples,
+            settings.peak_rate(32),
+            PAD,
+            base.dtype,
             parent=start or beneath,
+            run=run,
             **options,
         )
+        loop = Loop(model, order, log=log, **live)
         outcome = loop()
         if after is not None:
             after(model, loop)

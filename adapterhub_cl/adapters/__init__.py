@@ -1,1 +1,1 @@
-"""Adapters: a LoRA on disk and on a base: attached, checked, read, written, imported and exported."""
+"""Adapters: a LoRA on disk and on a base: attach, check, read, write, import and export."""

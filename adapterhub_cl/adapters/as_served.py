@@ -1,4 +1,4 @@
-"""A stored adapter on the base, computing as it does when it answers."""
+"""A stored adapter on the base, computing as it does when it answers requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 
 
 def spare_bytes(base: LoadedBase) -> int:
-    """Memory that dequantised weights may take: on a CPU, if all of them fit into a quarter of what is free."""
+    """Memory that dequantised weights may use: on a CPU, their full size if that is below a quarter of free memory."""
     if base.device.type != "cpu" or base.info.quantization not in ("nf4", "fp4"):
         return 0
     needed = base.info.parameters * base.dtype.itemsize
@@ -24,6 +24,6 @@ def spare_bytes(base: LoadedBase) -> int:
 
 @contextmanager
 def as_served(base: LoadedBase, folder: Path) -> Iterator[Any]:
-    """The base with a stored adapter, frozen, computing as when it answers; taken off at the end of the block."""
+    """The base with a stored adapter, frozen, computing as when it answers; removed at the end of the block."""
     with stored_adapter(base, folder) as model, fused(model, base.dtype, spare_bytes(base)):
         yield model

@@ -1,4 +1,4 @@
-"""The model card of a version: what it is, what it learned from, what it scored, how to load it."""
+"""The model card of a version: what it is, its training data, its scores, and how to load it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def card(
     parents: Sequence[tuple[str, str]] = (),
     head: HeadRows | None = None,
 ) -> str:
-    """A README in the form that model hubs read.
+    """A README in the format of model hubs.
 
     Args:
-        training: what `training.json` holds; empty for an imported adapter.
+        training: the content of `training.json`; empty for an imported adapter.
         parents: (parent, relation) pairs.
-        head: of an encoder's adapter: task → label → row.
+        head: for an encoder's adapter: task → label → row.
     """
     lines = [
         *_header(name, base),
@@ -46,7 +46,7 @@ def card(
         lines += [
             f"Trained on {data['examples']} examples of `{public_name(data['source'])}` with the strategy "
             f"`{training['strategy']}`, {training['steps']} steps; best epoch {training['best_epoch']} of "
-            f"{training['settings']['epochs']}. All settings stand in `training.json`.",
+            f"{training['settings']['epochs']}. All settings are in `training.json`.",
             "",
         ]
     lines += _footer(base, head)
@@ -67,8 +67,8 @@ def derived_card(
     """The card of a merged, distilled or pruned version.
 
     Args:
-        tasks: what it answers for.
-        recipe: how it was made; `report` what came out.
+        tasks: the tasks that it answers.
+        recipe: how it was made; `report` has the results.
     """
     served = ", ".join(f"`{task}`" for task in tasks) or "no task"
     lines = [
@@ -97,8 +97,8 @@ def derived_card(
         lines.append("")
     packed = (report.get("storage") or {}).get("format") in ("int8", "int4")
     if packed:
-        lines += ["Its numbers are packed; `cl-adapter export` writes the form that PEFT opens:", ""]
-    return "\n".join([*lines, "How it was made stands in `recipe.json`.", "", *_footer(base, head)])
+        lines += ["The weights are packed; `cl-adapter export` writes the format that PEFT opens:", ""]
+    return "\n".join([*lines, "How it was made is recorded in `recipe.json`.", "", *_footer(base, head)])
 
 
 def _header(name: str, base: BaseInfo) -> list[str]:
@@ -115,7 +115,7 @@ def _header(name: str, base: BaseInfo) -> list[str]:
 
 
 def _quoted(base: BaseInfo) -> str:
-    """The base's name, quoted as YAML and as Python want it."""
+    """The base's name, quoted for YAML and Python."""
     return json.dumps(base.source, ensure_ascii=False)
 
 
@@ -145,7 +145,7 @@ def _footer(base: BaseInfo, head: HeadRows | None) -> list[str]:
 
 
 def _encoder_code(source: str, head: HeadRows) -> list[str]:
-    """The same of an encoder; the rows of its head by their names."""
+    """The code to load an encoder's adapter, with the names of its head's rows."""
     several = len(head) > 1
     rows = {row: f"{task}: {label}" if several else label for task, own in head.items() for label, row in own.items()}
     kind = "AutoModelForSequenceClassification" if rows else "AutoModelForMaskedLM"

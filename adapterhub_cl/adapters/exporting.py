@@ -1,4 +1,4 @@
-"""Writes a version for the outside: the adapter in PEFT's own format, how it is asked, and a script that asks it."""
+"""Writes a version for use elsewhere: the adapter in PEFT's format, its prompts, and a script that runs it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl.adapters.outside import filled
 from adapterhub_cl.bases.sources import TOKENIZER_FILES, public_name, resolve
 from adapterhub_cl.errors import BaseModelError, UnknownNameError
-from adapterhub_cl.registry.outside import filled
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _FILES = (
     "recipe.json",
 )
 _PACKED = "adapter_model.packed.safetensors"
-_INPUT, _INSTRUCTION = "Xq7input7qX", "Xq7told7qX"  # stand in a prompt where the text and the instruction go
+_INPUT, _INSTRUCTION = "Xq7input7qX", "Xq7told7qX"  # placeholders for the text and the instruction in a prompt
 _SAID = "The text to be answered."
 
 
@@ -42,16 +42,18 @@ def export(
     base: BaseInfo,
     tasks: Sequence[Task],
 ) -> Path:
-    """Write a version to a missing or empty directory; a packed one is unpacked. No file of it names a folder of this
-    machine. Where the base cannot be found here, the tokenizer, the rendered prompts and the script are left out.
+    """Write a version to a directory that is empty or does not exist yet; a packed one is unpacked.
+
+    None of its files names a folder of this machine. If the base cannot be found here, the tokenizer, the rendered
+    prompts and the script are left out.
 
     Args:
-        tasks: what it answers for.
+        tasks: the tasks that it answers.
 
     Raises:
         UnknownNameError: no such format.
-        UsageError: there is something in the directory.
-        StorageError: the disk refused; the directory is as it was.
+        UsageError: the directory is not empty.
+        StorageError: the disk cannot be written; the directory is unchanged.
     """
     if format not in FORMATS:
         raise UnknownNameError("export format", format, FORMATS)
@@ -108,7 +110,7 @@ def _about(record: AdapterRecord, base: BaseInfo, tasks: Sequence[Task]) -> dict
 def _tell_prompts(
     about: dict[str, Any], record: AdapterRecord, base: BaseInfo, folder: Path, tasks: Sequence[Task]
 ) -> bool:
-    """Add how each task is asked; whether all of it can be told so that others can ask the same."""
+    """Add how each task is prompted; returns whether all prompts could be described, so that others can use them."""
     from transformers import AutoTokenizer
 
     from adapterhub_cl import objectives
@@ -146,8 +148,8 @@ def _tell_prompts(
 
 
 def _template(encode: Tokeniser, tokenizer: Any) -> dict[str, Any] | None:
-    """The prompt as a text with {input} and {instruction}, told by what the tokeniser makes of two words that stand for
-    them; None where its ids do not come from such a text."""
+    """The prompt as a text with {input} and {instruction}, found by tokenising two placeholder words; None if the ids
+    of the prompt do not come from such a text."""
     told: dict[str, tuple[int, ...]] = {
         "bare": encode.prompt(Example(_INPUT)).prompt,
         "instructed": encode.prompt(Example(_INPUT, None, _INSTRUCTION)).prompt,
@@ -172,7 +174,7 @@ def _filled(prompt: Mapping[str, Any], text: str, instruction: str) -> str:
 
 
 def _usual_instruction(record: AdapterRecord) -> str:
-    """The instruction of most of its replay samples, where each row brings its own."""
+    """The instruction of most of its replay samples, if each row has its own."""
     rows = [json.loads(line) for line in (record.path / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
     often = Counter(str(row.get("instruction") or "") for row in rows if row.get("input")).most_common(1)
     return often[0][0] if often else ""
@@ -190,7 +192,7 @@ def _ends(tokenizer: Any, folder: Path, encode: Tokeniser) -> list[int]:
 
 
 def _without_folders(record: AdapterRecord, base: BaseInfo, target: Path) -> None:
-    """Take the folders of this machine out of what was copied: they help nobody elsewhere, and tell too much."""
+    """Remove this machine's folders from the copied files: they are useless elsewhere, and reveal too much."""
     training = record.training
     named = [base.source, *(str((training.get(key) or {}).get("source") or "") for key in ("data", "eval"))]
     named += [str(row.get("parent") or "") for row in record.manifest.get("lineage", ())]
@@ -204,7 +206,7 @@ def _without_folders(record: AdapterRecord, base: BaseInfo, target: Path) -> Non
                 for written in {path, json.dumps(path)[1:-1], json.dumps(path, ensure_ascii=False)[1:-1]}:
                     text = text.replace(written, public_name(path))
             if name == "README.md" and base.source in paths:
-                text = text.replace("\nbase = ", "\n# give the folder where the base lies\nbase = ")
+                text = text.replace("\nbase = ", "\n# set this to the folder of the base\nbase = ")
             file.write_text(text, encoding="utf-8")
     config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
     if isinstance(source := config.get("base_model_name_or_path"), str):

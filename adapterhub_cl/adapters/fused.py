@@ -1,9 +1,9 @@
 """LoRA's forward and backward as one step: the same mathematics as PEFT's layer with fewer passes over memory.
 
 PEFT adds the base's output, a clone of it, two products, a scaling and two casts, each writing a tensor as large as
-the activations, and autograd keeps most of them. Here a layer is two products into one output forward, and five
-products backward; only its input is kept. On a CPU the dequantised weights of a 4-bit base can be kept for the length
-of a run as well: bitsandbytes dequantises every weight twice a step into these very values.
+the activations, and autograd keeps most of them. Here a layer's forward is two products into one output, and its
+backward five products; only its input is kept. On a CPU the dequantised weights of a 4-bit base can also be kept for
+the whole run: bitsandbytes otherwise dequantises every weight twice a step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Fused(torch.autograd.Function):
         if frozen is not None:
             low_a, low_b = torch.cat([low_a, frozen[0]], 0), torch.cat([low_b, frozen[1]], 1)
         hidden = rows @ low_a.T
-        # Made in its final shape: a view could not be changed in place by what comes after it (Longformer does).
+        # Created in its final shape: a view could not be changed in place by the code that follows (as in Longformer).
         result = rows.new_empty(*x.shape[:-1], dense.shape[0])
         y = result.view(-1, dense.shape[0])
         if bias is None:
@@ -66,12 +66,12 @@ class _Fused(torch.autograd.Function):
 
 @contextmanager
 def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
-    """Within the block, plain LoRA layers of `model` run fused; all others as they were.
+    """Inside the block, plain LoRA layers of `model` run fused; all others are unchanged.
 
     Args:
         dtype: type of the products.
-        keep_bytes: how much memory dequantised 4-bit weights may take for the length of the block; 0 dequantises
-            them anew at each use.
+        keep_bytes: how much memory dequantised 4-bit weights may use until the end of the block; 0 dequantises
+            them at each use.
 
     Yields:
         the number of layers that run fused.
@@ -98,7 +98,8 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
 
 
 def _is_plain(layer: Any) -> bool:
-    """One adapter, or one over a frozen one; neither DoRA nor dropout nor whatever else needs PEFT's own forward."""
+    """Whether a layer has one adapter, or one over a frozen one, and nothing that needs PEFT's own forward (DoRA,
+    dropout and others)."""
     name = "default"
     dropout = getattr(layer.lora_dropout, name, None)
     return (
@@ -112,7 +113,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def dense_weight(base: Any, dtype: torch.dtype) -> Callable[[], torch.Tensor] | None:
-    """How to get a linear layer's dense `[out, in]` weight in `dtype`; None for kinds of layer that are left alone."""
+    """A function that returns a linear layer's dense `[out, in]` weight in `dtype`; None for unsupported layers."""
     if type(base) is torch.nn.Linear:
         return lambda: base.weight.to(dtype)
     if type(base).__name__ == "Linear4bit":
@@ -127,7 +128,7 @@ def _constant(value: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def _frozen(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The factors of the frozen adapter under the one in training, B scaled."""
+    """The factors of the frozen adapter below the one in training, with scaled B."""
     name = "beneath"
     if name not in layer.active_adapters or name not in layer.lora_A:
         return None

@@ -1,7 +1,7 @@
-"""The head of an encoder's adapter on disk: its tensors in the adapter's own file, and what its rows mean beside it.
+"""The head of an encoder's adapter on disk: its tensors in the adapter's file, and the meaning of its rows beside it.
 
-`heads.json` names the layer whose rows are labels, and what they mean: task → label → row. The tensors have the names
-that plain PEFT gives to `modules_to_save`.
+`heads.json` names the layer whose rows are labels, and the meaning of the rows: task → label → row. The tensors have
+the names that plain PEFT gives to `modules_to_save`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError
 from adapterhub_cl.types import HeadRows, Task
 
 LAYOUT = "heads.json"
-HEAD = "head.safetensors"  # of a packed adapter: the head is not packed, and stands in a file of its own
+HEAD = "head.safetensors"  # for a packed adapter: the head is not packed, and has its own file
 PREFIX = "base_model.model."
 SPREAD = 0.02  # standard deviation of a new row
 
@@ -31,7 +31,7 @@ def is_head(key: str) -> bool:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """A head in memory, apart from any model.
+    """A head in memory, without a model.
 
     Attributes:
         layout: task → label → row.
@@ -53,7 +53,7 @@ class StoredHead:
 
     @property
     def neck(self) -> dict[str, torch.Tensor]:
-        """What is not the layer of the labels."""
+        """The parameters outside the label layer."""
         return {key: value for key, value in self.tensors.items() if key.rpartition(".")[0] != self.final}
 
     def part(self, task: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -62,16 +62,16 @@ class StoredHead:
         return self.weight[rows], self.bias[rows], list(self.layout[task])
 
     def only(self, tasks: Collection[str]) -> StoredHead:
-        """The same with the rows of these tasks alone."""
+        """A copy with only the rows of these tasks."""
         return joined([(self, task) for task in self.layout if task in tasks])
 
 
 def joined(parts: Sequence[tuple[StoredHead, str]]) -> StoredHead:
-    """One head of the rows of several tasks, each from a head of its own, unchanged; of a task that stands there twice
-    the second adds the labels that the first does not have.
+    """One head with the rows of several tasks, each copied from its own head; if a task occurs twice, the second head
+    adds the labels that the first does not have.
 
     Raises:
-        AdapterError: the heads stand on different necks.
+        AdapterError: the heads have different necks.
     """
     first = parts[0][0]
     layout: dict[str, dict[str, int]] = {}
@@ -81,8 +81,8 @@ def joined(parts: Sequence[tuple[StoredHead, str]]) -> StoredHead:
     for head, task in parts:
         if head.final != first.final or not same_neck(head.neck, first.neck):
             raise AdapterError(
-                "the adapters' heads stand on different layers between encoder and labels",
-                "such adapters cannot share one: distil them, or leave one out",
+                "the adapters' heads have different layers between encoder and labels",
+                "such adapters cannot share a head: distill them, or leave one out",
             )
         weight, bias, labels = head.part(task)
         known = layout.setdefault(task, {})
@@ -95,17 +95,17 @@ def joined(parts: Sequence[tuple[StoredHead, str]]) -> StoredHead:
 
 
 def same_neck(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two necks are the same to the precision of the coarser type."""
+    """Whether two necks are equal to the precision of the coarser data type."""
     return one.keys() == other.keys() and all(
         torch.allclose(value.float(), other[key].float(), atol=1e-2, rtol=1e-2) for key, value in one.items()
     )
 
 
 def grown(head: StoredHead, tasks: Sequence[Task], seed: int) -> StoredHead:
-    """A head with rows for every label of these tasks: those that it has stay, new ones stand behind them.
+    """A head with rows for every label of these tasks: existing rows are kept, new ones are appended.
 
     Args:
-        seed: of the new rows' values.
+        seed: for the initial values of the new rows.
     """
     layout = {task: dict(rows) for task, rows in head.layout.items()}
     count = len(head.weight) if layout else 0
@@ -130,11 +130,11 @@ def head_of_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], final: st
 
     Args:
         tensors: all tensors of the adapter, as PEFT names them.
-        final: name of the layer whose rows are labels; default: as `heads.json` says.
+        final: name of the layer whose rows are labels; by default the one in `heads.json`.
 
     Raises:
-        IntegrityError: `heads.json` does not fit them.
-        AdapterError: the layer of the labels is not among them.
+        IntegrityError: `heads.json` does not match them.
+        AdapterError: the label layer is not among them.
     """
     found = {key.removeprefix(PREFIX): value for key, value in tensors.items() if is_head(key)}
     told, layout = _read(folder)
@@ -143,19 +143,19 @@ def head_of_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], final: st
     if weight is None or weight.dim() != 2:
         raise AdapterError(
             f"the adapter in {folder} does not fit this base: its head has no {final}.weight",
-            "it must have been trained on this very base",
+            "it must have been trained on this same base",
         )
     found.setdefault(f"{final}.bias", torch.zeros(len(weight)))
     rows = [row for labels in layout.values() for row in labels.values()]
     if len(set(rows)) != len(rows) or any(not 0 <= row < len(weight) for row in rows):
         raise IntegrityError(
-            f"{folder / LAYOUT} does not fit the adapter's head of {len(weight)} rows", "cl-adapter verify"
+            f"{folder / LAYOUT} does not match the adapter's head of {len(weight)} rows", "run cl-adapter verify"
         )
     return StoredHead(layout, found, final)
 
 
 def read_layout(folder: Path) -> dict[str, dict[str, int]]:
-    """What the rows of an adapter's head mean; empty where nobody wrote it down (plain PEFT does not).
+    """The meaning of the rows of an adapter's head; empty if it was not recorded (plain PEFT does not).
 
     Raises:
         IntegrityError: `heads.json` cannot be read.
@@ -173,11 +173,11 @@ def _read(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
         layer = str(found["layer"])
         whole = all(type(row) is int for own in rows.values() for row in own.values())
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+        raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
     except (KeyError, AttributeError, TypeError) as error:
-        raise IntegrityError(f"{path} does not say which row is which label", "cl-adapter verify") from error
+        raise IntegrityError(f"{path} does not say which row is which label", "run cl-adapter verify") from error
     if not whole:
-        raise IntegrityError(f"{path} has a row that is no whole number", "cl-adapter verify")
+        raise IntegrityError(f"{path} has a row that is not a whole number", "run cl-adapter verify")
     return layer, rows
 
 
@@ -189,7 +189,7 @@ def write_layout(folder: Path, layout: HeadRows, final: str) -> None:
 
 
 def read_apart(folder: Path) -> dict[str, torch.Tensor]:
-    """The head of a packed adapter, as PEFT names it; empty where it has none.
+    """The head of a packed adapter, with PEFT's names; empty if it has none.
 
     Raises:
         IntegrityError: it cannot be read.
@@ -199,12 +199,12 @@ def read_apart(folder: Path) -> dict[str, torch.Tensor]:
     try:
         found: dict[str, torch.Tensor] = load_file(folder / HEAD)
     except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{folder / HEAD} cannot be read: {error}", "cl-adapter verify") from error
+        raise IntegrityError(f"{folder / HEAD} cannot be read: {error}", "run cl-adapter verify") from error
     return found
 
 
 def write_apart(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Write the head of an adapter that is about to be packed to its own file; what is left to be packed."""
+    """Write the head of an adapter that is about to be packed to its own file; returns what remains to be packed."""
     head = {key: value.float().contiguous() for key, value in weights.items() if is_head(key)}
     if head:
         save_file(head, folder / HEAD, metadata={"format": "pt"})

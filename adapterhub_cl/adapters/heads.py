@@ -1,4 +1,4 @@
-"""An encoder's head in training: put on with rows for every label, taken off, written beside its LoRA."""
+"""An encoder's head in training: attach it with rows for every label, remove it, write it beside its LoRA."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from adapterhub_cl.types import Task
 
 
 def begin_head(model: Any, tasks: Sequence[Task], start: Path | None, seed: int) -> None:
-    """Put a head to be trained on an encoder: the rows of the version that the run goes on from or stands on, and new
-    ones for what these tasks have besides. Does nothing on a base that is no encoder, or without a choice task."""
+    """Put a trainable head on an encoder: the rows of the version that the run continues from or trains on top of, and
+    new rows for the other labels of these tasks. Does nothing on other bases, or without a choice task."""
     head = head_of(model)
     if head is None:
         return
@@ -36,7 +36,7 @@ def begin_head(model: Any, tasks: Sequence[Task], start: Path | None, seed: int)
 
 
 def read_head(folder: Path, final: str) -> StoredHead | None:
-    """The head of a stored adapter; None where it has none.
+    """The head of a stored adapter; None if it has none.
 
     Args:
         final: name of the layer whose rows are labels.
@@ -45,31 +45,31 @@ def read_head(folder: Path, final: str) -> StoredHead | None:
 
 
 def check_kind(model: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Raise where an adapter is of another kind of base.
+    """Raise if an adapter is for another kind of base.
 
     Raises:
-        AdapterError: an encoder's on a causal base, or the other way about.
+        AdapterError: an encoder's adapter on a causal base, or the reverse.
     """
     kind = config.get("task_type")
     if head_of(model) is None and kind == CLASSIFIES:
         raise AdapterError(
-            f"the adapter in {folder} is for {kind}, and this base is a causal language model",
-            "only CAUSAL_LM can be served here; make a hub on its encoder",
+            f"the adapter in {folder} is for {kind}, but this base is a causal language model",
+            "only CAUSAL_LM adapters can be used here; create a hub with its encoder as the base",
         )
     if head_of(model) is not None and kind == "CAUSAL_LM":
         raise AdapterError(
-            f"the adapter in {folder} is for {kind}, and this base is an encoder",
-            f"only {CLASSIFIES} can be served here",
+            f"the adapter in {folder} is for {kind}, but this base is an encoder",
+            f"only {CLASSIFIES} adapters can be used here",
         )
 
 
 def with_head(
     model: Any, weights: dict[str, torch.Tensor], config: LoraConfig, folder: Path, tasks: Collection[str]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of an encoder's adapter as PEFT names them; the config is told, and the rows' meaning written.
+    """All tensors of an encoder's adapter with PEFT's names; updates the config, and writes the meaning of the rows.
 
     Args:
-        tasks: whose rows are kept; the others were needed for training only.
+        tasks: whose rows are stored; the others were needed only for training.
     """
     head = head_of(model)
     if head is None or not head.layout:

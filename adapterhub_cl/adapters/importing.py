@@ -1,4 +1,4 @@
-"""Takes in a LoRA that plain PEFT wrote: checked, put on the base once, published with its origin."""
+"""Imports a LoRA that plain PEFT wrote: checked, loaded on the base once, published with its origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapterhub_cl.adapters.cards import card
 from adapterhub_cl.adapters.head_files import read_layout, write_layout
 from adapterhub_cl.adapters.heads import check_kind, read_head
 from adapterhub_cl.adapters.lora import stored_adapter
-from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS, check_config
+from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS, check_config, facts_of
 from adapterhub_cl.adapters.lora_files import is_packed
 from adapterhub_cl.adapters.origin import check_origin, described_task, plainly, read_origin
 from adapterhub_cl.adapters.serving_check import check_served
@@ -35,28 +35,28 @@ def import_adapter(
     """Publish the adapter in a folder as a new version.
 
     What this project wrote beside it (the manifest of a version, the task.json of an export) says which base it is for
-    and how it is asked.
+    and how it is prompted.
 
     Args:
-        task: the task that it serves; None describes a new one of its own name by `described`, and by what lies there.
-        any_base: take it in although it was made for another base.
+        task: the task that it serves; None creates one with its own name from `described` and the files there.
+        any_base: import it even if it was made for another base.
 
     Raises:
-        UsageError: no such folder, or a description that cannot be used.
+        UsageError: the folder does not exist, or the description is not usable.
         AdapterError: not a LoRA, or not of this base.
         IntegrityError: its files cannot be read.
     """
     check_new(name)
     if not source.is_dir():
-        raise UsageError(f"no folder {source}", "give the folder that PEFT's save_pretrained() wrote")
+        raise UsageError(f"the folder {source} does not exist", "give the folder that PEFT's save_pretrained() wrote")
     if not (source / CONFIG).is_file():
-        raise UsageError(f"{source} holds no {CONFIG}", "give the folder that PEFT's save_pretrained() wrote")
+        raise UsageError(f"{source} has no {CONFIG}", "give the folder that PEFT's save_pretrained() wrote")
     if not (source / WEIGHTS).is_file():
         pickled = (source / "adapter_model.bin").is_file()
         if is_packed(source):
-            raise AdapterError(f"the adapter in {source} is packed", "cl-adapter export writes it in PEFT's own format")
+            raise AdapterError(f"the adapter in {source} is packed", "cl-adapter export writes it in PEFT's format")
         raise AdapterError(
-            f"{source} holds no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
+            f"{source} has no {WEIGHTS}" + (", only a pickle, which is never loaded" if pickled else ""),
             "save it again with PEFT's save_pretrained(safe_serialization=True)",
         )
     check_kind(base.model, source, check_config(source))
@@ -67,15 +67,12 @@ def import_adapter(
     serves = task or described_task(name, described, known)
     if serves.kind == "generation" and base.is_encoder:
         raise UsageError(
-            f"{base.info.source!r} is an encoder, and nothing says what the rows of the adapter's head stand for",
-            "name them in the order of its rows: --labels a,b,c",
+            f"{base.info.source!r} is an encoder, and the labels of the rows of the adapter's head are unknown",
+            "list them in the order of the rows: --labels a,b,c",
         )
     name_for(base.info, serves.kind)
     with plainly(source, base) as plain, stored_adapter(base, plain) as model:
         check_served(model, base, plain, f"the adapter in {source}")
-        settings = model.peft_config["default"]
-        rank = max([settings.r, *(settings.rank_pattern or {}).values()])
-        targets = sorted(settings.target_modules)
         head = _layout(base, source, serves)
         edges = [(str(source.resolve()), "imported_from")]
         with registry.new_draft(name) as draft, storage_errors(draft.path):
@@ -86,23 +83,17 @@ def import_adapter(
                 write_layout(draft.path, head, own.final)
             (draft.path / "replay.jsonl").touch()
             (draft.path / "README.md").write_text(card(name, base.info, serves, [], {}, edges, head), encoding="utf-8")
-            manifest = {
-                "kind": "imported",
-                "rank": rank,
-                "alpha": settings.lora_alpha,
-                "target_modules": targets,
-                "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
-            }
-            # An adapter from elsewhere takes no task over from the one that serves it; alias and promote do that.
+            manifest = {"kind": "imported", **facts_of(plain, base.info)}
+            # An imported adapter does not replace the one that serves a task; use alias or promote for that.
             serve = serves.name not in registry.serving()
             return registry.publish(draft, manifest, edges=edges, task=serves, serve=serve, verb="import")
 
 
 def _layout(base: LoadedBase, source: Path, task: Task) -> HeadRows | None:
-    """What the rows of an encoder's adapter mean: as written beside it, else the task's labels in their order.
+    """The meaning of an encoder adapter's head rows: as recorded beside it, otherwise the task's labels in order.
 
     Raises:
-        UsageError: they are not as many.
+        UsageError: the numbers of rows and labels differ.
     """
     head = head_of(base.model)
     stored = read_head(source, head.final) if head is not None else None
@@ -115,14 +106,14 @@ def _layout(base: LoadedBase, source: Path, task: Task) -> HeadRows | None:
         if set(known) != set(labels):
             theirs, asked = ", ".join(known), ", ".join(labels)
             raise UsageError(
-                f"the adapter in {source} has rows for {theirs} (heads.json), and the task's labels are {asked}",
-                "import it for a task of these labels, or leave --labels away",
+                f"the adapter in {source} has rows for {theirs} (heads.json), but the task's labels are {asked}",
+                "import it for a task with these labels, or omit --labels",
             )
     if known is None and count == len(labels):
         known = {label: row for row, label in enumerate(labels)}
     if known is None or not set(known) <= set(labels):
         raise UsageError(
-            f"the adapter in {source}: its head has {count} rows, and the task {len(labels)} labels",
-            "name the labels in the order of its rows: --labels a,b,c",
+            f"the adapter in {source}: its head has {count} rows, but the task has {len(labels)} labels",
+            "list the labels in the order of its rows: --labels a,b,c",
         )
     return {**stored.layout, task.name: known} if task.name in stored.layout else {task.name: known}

@@ -36,11 +36,11 @@ def new_adapter(
     beneath: Path | None = None,
     tasks: Sequence[Task] = (),
 ) -> Iterator[Any]:
-    """The base with one trainable LoRA; taken off again at the end of the block.
+    """The base with one trainable LoRA, which is removed at the end of the block.
 
     Args:
-        tasks: of an encoder: those whose labels need rows in the head, besides those that are there.
-        start: a stored adapter to start from: its shape and its weights. None makes a fresh one.
+        tasks: for an encoder: the tasks whose labels need rows in the head, in addition to the existing ones.
+        start: a stored adapter to start from: its shape and its weights. None creates a new one.
         beneath: a stored adapter that stays active and frozen under the new one.
 
     Raises:
@@ -67,7 +67,7 @@ def new_adapter(
     finally:
         model.unload()
         take_head(base.model)
-        base.model.eval()  # as it was loaded; training switched it
+        base.model.eval()  # the mode it was loaded in; training changed it
 
 
 def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any:
@@ -76,11 +76,11 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
     if layers and layers[-1] >= text.num_hidden_layers:
         raise UsageError(
             f"--layers {settings.layers}: this base has {text.num_hidden_layers} layers",
-            f"count them 0 to {text.num_hidden_layers - 1}",
+            f"use numbers from 0 to {text.num_hidden_layers - 1}",
         )
     if settings.rank > text.hidden_size:
         raise UsageError(
-            f"--rank {settings.rank} is above the width of this base, {text.hidden_size}", "8 to 64 is usual"
+            f"--rank {settings.rank} is larger than the width of this base, {text.hidden_size}", "8 to 64 is usual"
         )
     encoder = head_of(base.model) is not None
     named = [name.strip() for name in settings.target_modules.split(",") if name.strip()]
@@ -109,13 +109,13 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"--target-modules {settings.target_modules!r}: {reason}",
-            f"the linear layers of this base: {', '.join(choices(base))}",
+            f"the linear layers of this base are {', '.join(choices(base))}",
         ) from error
 
 
 @contextmanager
 def stored_adapter(base: LoadedBase, folder: Path) -> Iterator[Any]:
-    """The base with a stored adapter, frozen; taken off again at the end of the block. Other threads wait."""
+    """The base with a stored, frozen adapter, which is removed at the end of the block. Other threads wait."""
     with base.lock:
         model = open_adapter(base.model, folder)
         try:
@@ -126,11 +126,11 @@ def stored_adapter(base: LoadedBase, folder: Path) -> Iterator[Any]:
 
 
 def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """A stored adapter on a model, as plain PEFT opens it (a packed one is unpacked for it); every key must be used and
-    none be missing. An encoder's head is put on the model beside PEFT, see `adapterhub_cl.bases.encoders`.
+    """A stored adapter on a model, as plain PEFT opens it (a packed one is unpacked first); all keys must match
+    exactly. An encoder's head is put on the model separately, see `adapterhub_cl.bases.encoders`.
 
     Raises:
-        AdapterError: it is no LoRA that can be served, or does not fit this base.
+        AdapterError: it is not a supported LoRA, or does not fit this base.
         IntegrityError: its files cannot be read.
     """
     config = check_config(folder)
@@ -144,14 +144,14 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     keys = set(weights)
     try:
         with warnings.catch_warnings(), plain_folder(folder, headless=True) as plain:
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error is raised below
             opened = PeftModel.from_pretrained(model, str(plain), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         _strip(model)
         model_error = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AdapterError(
             f"the adapter in {folder} does not fit this base: {model_error}",
-            "it must have been trained on this very base",
+            "it must have been trained on this same base",
         ) from error
     have = set(get_peft_model_state_dict(opened, save_embedding_layers=False))
     if have != keys:
@@ -170,7 +170,7 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
 
 
 def open_plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A stored adapter of an encoder as plain PEFT opens it, head included, for whoever works on without this project.
+    """A stored adapter of an encoder as plain PEFT opens it, head included, for use without this project.
 
     Raises:
         AdapterError, IntegrityError: as `open_adapter`.
@@ -193,10 +193,10 @@ def open_plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters that will be trained, checked to be LoRA's, and of an encoder its head's, and nothing else's.
+    """The parameters to train, checked to be only those of LoRA (and of an encoder's head).
 
     Raises:
-        TrainingError: none, or one of the base's.
+        TrainingError: there are none, or one belongs to the base.
     """
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     meant = {name for name, _ in model.named_parameters() if ".lora_" in name and ".default" in name}
@@ -205,12 +205,12 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
         meant |= {PREFIX + head.weight, PREFIX + head.bias}
     if not found or found.keys() != meant:
         wrong = sorted(found.keys() ^ meant)[:3]
-        raise TrainingError(f"the trainable parameters are not exactly LoRA's (differing: {', '.join(wrong)})")
+        raise TrainingError(f"the trainable parameters are not exactly those of LoRA (differing: {', '.join(wrong)})")
     return found
 
 
 def training_mode(model: Any) -> None:
-    """LoRA's dropout on; the frozen base stays as it answers, without dropout of its own."""
+    """Enable LoRA's dropout; the frozen base stays in evaluation mode, without dropout."""
     model.eval()
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
@@ -218,11 +218,11 @@ def training_mode(model: Any) -> None:
 
 
 def save_adapter(model: Any, folder: Path, source: str, tasks: Collection[str] = ()) -> None:
-    """Write the adapter in PEFT's own format; one that stands on a frozen one is written as the sum of both.
+    """Write the adapter in PEFT's format; one on top of a frozen one is written as the sum of both.
 
     Args:
-        source: the base's name, as plain PEFT shall find it in the config.
-        tasks: of an encoder: those whose rows of the head are kept.
+        source: the base's name that plain PEFT will find in the config.
+        tasks: for an encoder: those whose rows of the head are stored.
     """
     from adapterhub_cl.adapters.stacking import BENEATH, stacked
 
@@ -242,12 +242,12 @@ def save_adapter(model: Any, folder: Path, source: str, tasks: Collection[str] =
     else:
         model.peft_config["default"].base_model_name_or_path = source
         model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written at publication
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written when publishing
         sort_config(folder)
 
 
 def _strip(model: torch.nn.Module) -> None:
-    """Takes off what PEFT attached before it failed."""
+    """Remove what PEFT attached before it failed."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             parent, _, last = name.rpartition(".")
@@ -257,5 +257,5 @@ def _strip(model: torch.nn.Module) -> None:
 
 
 def _transposed(model: torch.nn.Module) -> bool:
-    """Whether the base writes its linear layers as GPT-2 does, `[in, out]`."""
+    """Whether the base stores its linear layers as GPT-2 does, `[in, out]`."""
     return any(isinstance(module, Conv1D) for module in model.modules())

@@ -1,4 +1,4 @@
-"""adapter_config.json, and the names of the tensors beside it: what can be served is told apart without torch."""
+"""adapter_config.json, and the names of the tensors beside it: checked without importing torch."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError
-from adapterhub_cl.types import AdapterRecord, Problem
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Problem
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 CLASSIFIES = "SEQ_CLS"  # PEFT's name for an adapter with a head, on an encoder
-# What says how the adapter is computed, for plain LoRA, rsLoRA and DoRA.
+# Settings that define how the adapter is computed, for plain LoRA, rsLoRA and DoRA.
 SERVED = {
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern"),
     *("use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights", "task_type", "peft_type", "peft_version"),
     *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "runtime_config", "modules_to_save"),
 }
-# What says only how its layers were asked for, or how training began: the tensors tell which layers they were.
+# Settings that only say how its layers were selected, or how training began: the tensors show which layers they were.
 ASKED = {"exclude_modules", "layers_pattern", "eva_config", "ensure_weight_tying", "loftq_config", "lora_ga_config"}
 ASKED |= {"megatron_core", "megatron_config", "qalora_group_size", "corda_config"}
-# Inits that change the base's own weights: the saved adapter would be wrong on the base as it is.
+# Initialisations that change the base's own weights: the saved adapter would be wrong on the original base.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PARTS = ("lora_A.weight", "lora_B.weight")
 _DORA = "lora_magnitude_vector"
 
 
-MOST_SCALING = 1e4  # alpha ÷ rank; more overflows
+MOST_SCALING = 1e4  # alpha ÷ rank; larger values overflow
 
 
 def check_config(folder: Path) -> dict[str, Any]:
-    """The PEFT config of an adapter that this project can serve.
+    """The PEFT config of an adapter that this project supports.
 
     Raises:
-        AdapterError: not LoRA, or an init that changed the base's own weights.
+        AdapterError: not LoRA, or an initialisation that changed the base's own weights.
         IntegrityError: it cannot be read.
     """
     path = folder / CONFIG
@@ -45,14 +45,14 @@ def check_config(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} cannot be read: {error}", "export the adapter again with PEFT") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"the adapter in {folder} is {kind}, not LoRA", "only LoRA adapters can be served")
+        raise AdapterError(f"the adapter in {folder} is {kind}, not LoRA", "only LoRA adapters are supported")
     init = str(config.get("init_lora_weights", True)).lower()
     if init.startswith(CHANGES_BASE):
         raise AdapterError(
             f"the adapter in {folder} was initialised by {init}, which changes the base's own weights",
             "convert it when saving: PEFT save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
-    rank, alpha = config.setdefault("r", 8), config.setdefault("lora_alpha", 8)  # as PEFT does
+    rank, alpha = config.setdefault("r", 8), config.setdefault("lora_alpha", 8)  # PEFT's defaults
     if not _number(rank) or not isinstance(rank, int) or not _number(alpha) or alpha / rank > MOST_SCALING:
         raise AdapterError(
             f"the adapter in {folder} has rank {rank!r} and alpha {alpha!r}",
@@ -62,7 +62,7 @@ def check_config(folder: Path) -> dict[str, Any]:
     if config.get("task_type") == CLASSIFIES:
         if not isinstance(whole, list) or not whole or not all(isinstance(name, str) for name in whole):
             raise AdapterError(
-                f"the adapter in {folder} is for {CLASSIFIES} and stores no head", "modules_to_save must name it"
+                f"the adapter in {folder} is for {CLASSIFIES} but has no head", "modules_to_save must name it"
             )
     elif whole:
         named = ", ".join(map(str, whole)) if isinstance(whole, list) else whole
@@ -74,8 +74,19 @@ def check_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def facts_of(folder: Path, base: BaseInfo) -> dict[str, Any]:
+    """What every manifest says of the adapter in a folder: its highest rank, alpha, target modules and base."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return {
+        "rank": max([config["r"], *(config.get("rank_pattern") or {}).values()]),
+        "alpha": config["lora_alpha"],
+        "target_modules": sorted(config["target_modules"]),
+        "base": {"source": base.source, "fingerprint": base.fingerprint},
+    }
+
+
 def asked_plainly(config: Mapping[str, Any]) -> bool:
-    """Whether the config names its layers so that nothing but a list of names has to be read."""
+    """Whether the config selects its layers with a plain list of names."""
     usual = {"megatron_core": "megatron.core", "qalora_group_size": 16}
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in ("true", "false", "gaussian"):
@@ -86,7 +97,7 @@ def asked_plainly(config: Mapping[str, Any]) -> bool:
 
 
 def is_dora(folder: Path) -> bool:
-    """Whether the adapter in a folder is DoRA; False where its config cannot be read."""
+    """Whether the adapter in a folder is DoRA; False if its config cannot be read."""
     try:
         return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("use_dora"))
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -94,7 +105,7 @@ def is_dora(folder: Path) -> bool:
 
 
 def has_head(folder: Path) -> bool:
-    """Whether the adapter in a folder is an encoder's, with a head; False where its config cannot be read."""
+    """Whether the adapter in a folder is an encoder's, with a head; False if its config cannot be read."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return config.get("task_type") == CLASSIFIES and bool(config.get("modules_to_save"))
@@ -103,36 +114,36 @@ def has_head(folder: Path) -> bool:
 
 
 def why_not_served(folder: Path) -> AdapterError | None:
-    """What keeps a stored adapter from being opened, as far as its config and the names of its tensors tell."""
+    """Why a stored adapter cannot be opened, judged by its config and the names of its tensors; None if it can."""
     try:
         config = check_config(folder)
         if (folder / WEIGHTS).is_file():
             check_names(folder, config, empty=True)
     except AdapterError as error:
         return error
-    except IntegrityError:  # a file that is not what was written is found by its hash
+    except IntegrityError:  # a changed file is detected by its hash
         return None
     return None
 
 
 def check_stored(records: Iterable[AdapterRecord]) -> list[Problem]:
-    """The versions that nothing here could open, though their files are as they were written."""
+    """The versions that cannot be opened here, although their files are unchanged."""
     found = []
     for record in records:
         if error := why_not_served(record.path):
-            fix = f"{error.hint}; cl-adapter rollback takes the version before it back"
+            fix = f"{error.hint}; cl-adapter rollback restores the version before it"
             found.append(Problem(f"adapters/{record.name}/v{record.version}", error.message, fix))
     return found
 
 
 def check_names(folder: Path, config: Mapping[str, Any], *, empty: bool = False) -> None:
-    """Raise where tensors are not those of a plain LoRA on linear layers (of a DoRA, with its magnitudes).
+    """Raise if tensors are not those of a plain LoRA on linear layers (or of a DoRA, with its magnitudes).
 
     Args:
-        empty: a file without any LoRA in it is let pass: it changes nothing.
+        empty: whether a file without any LoRA is accepted: it changes nothing.
 
     Raises:
-        AdapterError: one is none of them, or one of a pair is missing.
+        AdapterError: a tensor is unexpected, or one of a pair is missing.
         IntegrityError: the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
@@ -142,7 +153,7 @@ def check_names(folder: Path, config: Mapping[str, Any], *, empty: bool = False)
         with safe_open(path, "np") as file:
             names = list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+        raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
     if empty and not any(".lora_" in name for name in names):
         return
     parts = (*_PARTS, _DORA) if config.get("use_dora") else _PARTS
@@ -153,9 +164,9 @@ def check_names(folder: Path, config: Mapping[str, Any], *, empty: bool = False)
         if not found and config.get("task_type") == CLASSIFIES:
             continue  # the head
         if which not in parts or not name.startswith(PREFIX):
-            raise AdapterError(f"{path}: tensor {name} is none of a plain LoRA", reason_of(name))
+            raise AdapterError(f"{path}: unexpected tensor {name}: not a plain LoRA adapter", reason_of(name))
         if "base_layer" in layer:
-            raise AdapterError(f"{path}: tensor {name} is none of a plain LoRA", reason_of(name))
+            raise AdapterError(f"{path}: unexpected tensor {name}: not a plain LoRA adapter", reason_of(name))
         layers.setdefault(layer, set()).add(which)
     for layer, there in layers.items():
         if there != set(parts):
@@ -164,30 +175,30 @@ def check_names(folder: Path, config: Mapping[str, Any], *, empty: bool = False)
 
 
 def reason_of(name: str) -> str:
-    """What a tensor that cannot be served is, as a hint."""
+    """A hint for an unsupported tensor."""
     if "lora_embedding" in name:
-        return "it changes the embeddings, which cannot be served: leave embed_tokens out of target_modules"
+        return "it changes the embeddings, which is not supported: leave embed_tokens out of target_modules"
     if ".experts." in name or "base_layer" in name:
-        return "it changes experts that are stacked in one tensor: leave target_parameters out"
+        return "it changes experts that are stacked in one tensor, which is not supported: omit target_parameters"
     if name.endswith(".bias"):
         return "train it with bias='none' and lora_bias=False"
     return "export it with PEFT's save_pretrained()"
 
 
 def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise for anything that is not plain LoRA on named modules: such settings change the base, or never end."""
+    """Raise for anything but plain LoRA on named modules: other settings can change the base, or hang."""
     for key, value in config.items():
         if key in SERVED or key in ASKED or value in (None, False, "", "none", [], {}):
             continue
         raise AdapterError(
-            f"the adapter in {folder} uses {key} ({str(value)[:60]}), which is not served",
+            f"the adapter in {folder} uses {key} ({str(value)[:60]}), which is not supported",
             "train it as plain LoRA, rsLoRA or DoRA"
             + (" on attention and shared layers: without target_parameters" if key == "target_parameters" else ""),
         )
     if config.get("task_type") not in (None, "CAUSAL_LM", CLASSIFIES):
         raise AdapterError(
             f"the adapter in {folder} is for {config['task_type']}",
-            f"only CAUSAL_LM can be served, and on encoders {CLASSIFIES}",
+            f"only CAUSAL_LM is supported, and on encoders {CLASSIFIES}",
         )
     names = config.get("target_modules")
     if (

@@ -1,5 +1,5 @@
-"""An adapter's files: the checked config, and the tensors, read one by one where asked; as PEFT writes them, or packed
-in few bits (docs/decisions/008)."""
+"""An adapter's files: the checked config, and the tensors, read one by one on demand; in PEFT's format, or packed in 8
+or 4 bits (docs/decisions/008)."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a stored adapter; of a packed one, unpacked.
+    """The tensors of a stored adapter; a packed one is unpacked.
 
     Raises:
-        IntegrityError: missing or unreadable, or holding NaN or infinity.
+        IntegrityError: they are missing or unreadable, or contain NaN or infinity.
     """
     if is_packed(folder):
         file = PackedFile(folder / PACKED)
@@ -52,23 +52,23 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         weights: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{folder / WEIGHTS} cannot be read: {error}", "cl-adapter verify") from error
+        raise IntegrityError(f"{folder / WEIGHTS} cannot be read: {error}", "run cl-adapter verify") from error
     for key, value in weights.items():
         _check_tensor(folder / WEIGHTS, key, value)
     return weights
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether the adapter in a folder is stored in 8 or 4 bits, so that plain PEFT cannot open it as it lies there."""
+    """Whether the adapter in a folder is stored in 8 or 4 bits, so that plain PEFT cannot open it directly."""
     return (folder / PACKED).is_file() and not (folder / WEIGHTS).exists()
 
 
 @contextmanager
 def plain_folder(folder: Path, *, headless: bool = False) -> Iterator[Path]:
-    """A folder with this adapter in PEFT's own format, within the block: itself, or of a packed one an unpacked copy.
+    """A folder with this adapter in PEFT's format, inside the block: its own, or for a packed one an unpacked copy.
 
     Args:
-        headless: without the head of an encoder's adapter: its LoRA alone.
+        headless: whether to leave out the head of an encoder's adapter.
 
     Raises:
         IntegrityError: its files cannot be read.
@@ -86,8 +86,8 @@ def plain_folder(folder: Path, *, headless: bool = False) -> Iterator[Path]:
 
 
 def ask_plainly(folder: Path) -> None:
-    """Rewrite a config that asks for its layers by anything else than a list of names: the tensors say which they are.
-    No expression out of the file is ever tried on a name."""
+    """Rewrite a config that selects its layers with anything but a list of names: the tensors show which they are.
+    Regular expressions from the file are never evaluated."""
     config = check_config(folder)
     if asked_plainly(config):
         return
@@ -106,7 +106,7 @@ def _behead(folder: Path) -> None:
 
 
 def unpack(folder: Path, target: Path) -> None:
-    """Write a packed adapter in PEFT's own format, fp32, into a directory."""
+    """Write a packed adapter in PEFT's format, fp32, into a directory."""
     shutil.copyfile(folder / CONFIG, target / CONFIG)
     save_file(read_weights(folder), target / WEIGHTS, metadata={"format": "pt"})
 
@@ -116,16 +116,16 @@ def _check_tensor(file: Path, key: str, value: torch.Tensor) -> None:
         kind = str(value.dtype).removeprefix("torch.")
         raise AdapterError(f"{file}: tensor {key} is {kind}", "save it as float32, bfloat16 or float16")
     if value.numel() and not all(torch.isfinite(end) for end in torch.aminmax(value)):
-        raise IntegrityError(f"{file}: tensor {key} holds NaN or infinity", "train or import it again")
+        raise IntegrityError(f"{file}: tensor {key} contains NaN or infinity", "train or import it again")
 
 
 def check_ranks(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise where the config's ranks are not those of the tensors: PEFT would allocate by the config first."""
+    """Raise if the config's ranks differ from those of the tensors: PEFT would allocate memory by the config first."""
     found = {value.shape[0] for key, value in weights.items() if "lora_A" in key}
     told = {config["r"], *(config.get("rank_pattern") or {}).values()}
     if not found <= told or (len(told) == 1 and found != told) or max(told) > 64 * max(found, default=1):
         raise AdapterError(
-            f"the adapter in {folder} does not fit this base: its config says rank {sorted(told)}, "
+            f"the adapter in {folder} does not fit this base: its config says rank {sorted(told)}, but "
             f"its tensors have {sorted(found)}",
             "export it again with PEFT's save_pretrained()",
         )
@@ -135,12 +135,12 @@ class LoraFile:
     """A stored plain LoRA, opened: its layers by name, each layer's factors read when asked for. A context manager.
 
     Attributes:
-        config: what adapter_config.json says, checked.
-        modules: names of the layers as the base has them (`model.layers.0.mlp.up_proj`), in the file's order.
-        weights_path: the file that holds its tensors.
+        config: the checked content of adapter_config.json.
+        modules: names of the layers as in the base (`model.layers.0.mlp.up_proj`), in the file's order.
+        weights_path: the file with its tensors.
 
     Raises:
-        AdapterError: no plain LoRA (DoRA's ΔW depends on the base), or its tensors are not those of one.
+        AdapterError: not a plain LoRA (DoRA's ΔW depends on the base), or unexpected tensors.
         IntegrityError: its files cannot be read.
     """
 
@@ -148,8 +148,8 @@ class LoraFile:
         self.folder, self.config = folder, check_config(folder)
         if self.config.get("use_dora"):
             raise AdapterError(
-                f"the adapter in {folder} is DoRA, whose change depends on the base's weights",
-                "merge and prune work on plain LoRA and rsLoRA",
+                f"the adapter in {folder} is DoRA, whose ΔW depends on the base's weights",
+                "merge and prune work with plain LoRA and rsLoRA",
             )
         packed = is_packed(folder)
         self._file: PackedFile | PlainFile = PackedFile(folder / PACKED) if packed else PlainFile(folder / WEIGHTS)
@@ -161,7 +161,9 @@ class LoraFile:
         for key in keys:
             layer, _, which = key.rpartition(".lora_")
             if which not in ("A.weight", "B.weight") or not key.startswith(PREFIX):
-                raise AdapterError(f"{self.weights_path}: tensor {key} is none of a plain LoRA", reason_of(key))
+                raise AdapterError(
+                    f"{self.weights_path}: unexpected tensor {key}: not a plain LoRA adapter", reason_of(key)
+                )
             self._layers[layer.removeprefix(PREFIX)] = layer
         self._ranks: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, int]] = {}
@@ -182,10 +184,10 @@ class LoraFile:
         del self._file
 
     def head(self) -> StoredHead | None:
-        """The head of an encoder's adapter; None where it has none.
+        """The head of an encoder's adapter; None if it has none.
 
         Raises:
-            AdapterError, IntegrityError: it cannot be read, or is of another encoder.
+            AdapterError, IntegrityError: it cannot be read, or belongs to another encoder.
         """
         if not self.has_head:
             return None
@@ -196,24 +198,27 @@ class LoraFile:
         return head_of_tensors(self.folder, found)
 
     def rank(self, module: str) -> int:
-        """The layer's rank; 0 where the adapter leaves it alone."""
+        """The layer's rank; 0 if the adapter does not change it."""
         return self._ranks.get(module, 0)
 
     def scaling(self, module: str) -> float:
-        """α/r of a layer, or α/√r (rsLoRA), patterns regarded as PEFT does."""
+        """α/r of a layer, or α/√r (rsLoRA), with PEFT's rank and alpha patterns."""
         patterns = self.config.get("alpha_pattern") or {}
         alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), self.config["lora_alpha"]))
         rank = self._ranks[module]
         found = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
         if found > LARGEST:
-            raise AdapterError(f"the adapter in {self.folder} scales {module} by {found:.3g}", "no training needs that")
+            raise AdapterError(
+                f"the adapter in {self.folder} scales {module} by {found:.3g}, which is implausibly large",
+                "correct lora_alpha and r in adapter_config.json, or export it again with PEFT",
+            )
         return found
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         """B `[out, r]`, scaled, and A `[r, in]` of a layer, fp32: ΔW = B·A.
 
         Raises:
-            IntegrityError: they cannot be read, or hold NaN or infinity.
+            IntegrityError: they cannot be read, or contain NaN or infinity.
         """
         found = []
         for which in "BA":
@@ -227,12 +232,12 @@ class LoraFile:
 def config_for(
     ranks: Mapping[str, int], targets: Sequence[str], *, transposed: bool, task_type: str | None
 ) -> LoraConfig:
-    """The config of a LoRA whose factors carry their scaling: alpha is the rank, in each layer.
+    """The config of a LoRA whose factors include their scaling: in each layer alpha equals the rank.
 
     Args:
         ranks: layer → rank.
-        targets: the layers as PEFT shall find them: last names, or full ones.
-        transposed: whether the base writes its linear layers as GPT-2 does.
+        targets: the layer names for PEFT: last names, or full ones.
+        transposed: whether the base stores its linear layers as GPT-2 does.
     """
     most = max(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != most}
@@ -250,8 +255,8 @@ def config_for(
 
 
 def common_targets(names: Collection[str], parents: Sequence[LoraFile]) -> list[str]:
-    """The target modules of an adapter made of these layers of its parents: last names where those mean exactly these
-    layers (no base is there to be asked: some parent must have all layers of the name), else full names."""
+    """The target modules of an adapter made of these layers of its parents: last names if those mean exactly these
+    layers (the base is not loaded, so some parent must have all layers with the name), otherwise full names."""
     last = sorted({name.rpartition(".")[2] for name in names})
     for short in last:
         mine = {name for name in names if name.rpartition(".")[2] == short}
@@ -277,14 +282,14 @@ def write_lora(
     head: StoredHead | None = None,
     task_type: str | None = "CAUSAL_LM",
 ) -> LoraConfig:
-    """Write an adapter in PEFT's own format.
+    """Write an adapter in PEFT's format.
 
     Args:
         factors: layer → B `[out, r]` with its scaling, and A `[r, in]`.
-        parents: the adapters that it was made of; they say what kind of base it is for.
-        source: the base's name, as plain PEFT shall find it in the config.
-        head: of an encoder's adapter.
-        task_type: PEFT's name of what it is for, where no parent says.
+        parents: the adapters that it was made from; they determine the kind of base it is for.
+        source: the base's name that plain PEFT will find in the config.
+        head: for an encoder's adapter.
+        task_type: PEFT's task type, if no parent has one.
     """
     kinds = [parent.config.get("task_type") for parent in parents]
     told = next((kind for kind in kinds if kind and kind != CLASSIFIES), task_type)
@@ -307,7 +312,7 @@ def write_lora(
 
 
 def write_config(config: LoraConfig, folder: Path, source: str) -> None:
-    """Write adapter_config.json, its lists sorted: PEFT writes its sets in the order of the process's hash seed."""
+    """Write adapter_config.json with sorted lists: PEFT writes its sets in the order of the process's hash seed."""
     config.base_model_name_or_path = source
     config.save_pretrained(folder)
     sort_config(folder)

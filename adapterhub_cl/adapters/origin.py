@@ -1,4 +1,4 @@
-"""Where an adapter to be imported came from: the base it was made for, how it was asked, what its layers are called."""
+"""Where an imported adapter comes from: the base it was made for, its prompts, and the names of its layers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from adapterhub_cl.registry.manifests import FILE_NAME as MANIFEST
 from adapterhub_cl.types import TASK_KINDS, BaseInfo, Layout, Task
 
 PREFIX = "base_model.model."
-# What other tools leave in the names of tensors: torch.compile, DDP and FSDP, PEFT's name of the adapter.
+# What other tools leave in tensor names: torch.compile, DDP and FSDP, PEFT's adapter name.
 _LEFT = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$)[^.]+")
-# Where a text model stands alone and where in one with images.
+# Module paths of a text model on its own and inside a model with images.
 _MOVED = (
     ("", ""),
     ("model.language_model.", "model."),
@@ -47,9 +47,9 @@ class ImportOrigin:
     """What this project wrote beside an adapter.
 
     Attributes:
-        fingerprint: of the base that it was made for; empty where nothing is said.
+        fingerprint: of the base that it was made for; empty if unknown.
         base: that base's name.
-        tasks: task → its description, as it stands there: unchecked.
+        tasks: task → its description as stored there, unchecked.
     """
 
     fingerprint: str = ""
@@ -58,7 +58,7 @@ class ImportOrigin:
 
 
 def read_origin(folder: Path) -> ImportOrigin:
-    """What the manifest of a version or the task.json of an export says; nothing where there is neither."""
+    """The origin from a version's manifest or an export's task.json; empty if there is neither."""
     manifest, exported = _json(folder / MANIFEST), _json(folder / TASK)
     base = manifest.get("base") or exported.get("base")
     base = base if isinstance(base, dict) else {}
@@ -73,32 +73,32 @@ def read_origin(folder: Path) -> ImportOrigin:
             if isinstance(one, dict) and isinstance(one.get("spec"), dict)
         }
         if not tasks:
-            raise AdapterError(f"{folder / TASK} describes no task", "restore it, or take it out of the folder")
+            raise AdapterError(f"{folder / TASK} describes no task", "restore it, or remove it from the folder")
     elif exported:
-        raise AdapterError(f"{folder / TASK} describes no task", "restore it, or take it out of the folder")
+        raise AdapterError(f"{folder / TASK} describes no task", "restore it, or remove it from the folder")
     name = base.get("source") or base.get("name") or ""
     return ImportOrigin(str(base.get("fingerprint") or ""), str(name), tasks)
 
 
 def check_origin(origin: ImportOrigin, base: BaseInfo, folder: Path, any_base: bool) -> None:
-    """Raise where an adapter was made for another base.
+    """Raise if an adapter was made for another base.
 
     Raises:
-        AdapterError: its fingerprint is another one.
+        AdapterError: its fingerprint is different.
     """
     if origin.fingerprint and origin.fingerprint != base.fingerprint and not any_base:
         raise AdapterError(
             f"the adapter in {folder} was made for another base: {origin.base or 'unnamed'}, fingerprint "
             f"{origin.fingerprint[:12]}; this hub's is {base.fingerprint[:12]}",
-            "import it into a hub of its own base; --any-base takes it in here, and its scores count no more",
+            "import it into a hub of its own base; --any-base imports it anyway, but its scores are then meaningless",
         )
 
 
 def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin) -> Task:
-    """The task of an imported adapter: what the user says of it, over what lies beside it.
+    """The task of an imported adapter: the user's description, completed by the files beside it.
 
     Raises:
-        UsageError: it cannot be one, or it was several.
+        UsageError: the description is not a valid task, or there were several tasks.
     """
     tasks = list((origin.tasks or {}).values())
     if described.get("kind") or not tasks:
@@ -108,7 +108,7 @@ def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin
             return describe(name, described)
         raise UsageError(
             f"the adapter answers for several tasks: {', '.join(map(str, origin.tasks or ()))}",
-            "import it for one that this hub has: --task NAME; or describe one: --labels a,b,c or --kind generation",
+            "import it for a task of this hub: --task NAME; or describe one: --labels a,b,c or --kind generation",
         )
     spec = dict(tasks[0])
     told = {key: spec.get(key) for key in ("kind", "labels", "metric", "prompt_format", "instruction")}
@@ -117,12 +117,12 @@ def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin
     told |= described
     labels = told.get("labels") or ()
     if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
-        raise UsageError("the labels beside the adapter are no list of texts", "name them: --labels a,b,c")
+        raise UsageError("the labels beside the adapter are not a list of texts", "list them: --labels a,b,c")
     if told.get("metric") not in METRICS.get(str(told.get("kind")), ()):
         told["metric"] = None
     for key in ("kind", "prompt_format", "instruction"):
         if told.get(key) is not None and not isinstance(told[key], str):
-            raise UsageError(f"the {key.replace('_', ' ')} beside the adapter is no text", "restore the file")
+            raise UsageError(f"the {key.replace('_', ' ')} beside the adapter is not a text", "restore the file")
     found = describe(name, told)
     plain = Task(name)
     more: dict[str, Any] = {
@@ -134,16 +134,16 @@ def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin
         and isinstance(spec[field.name], bool | int | float | str)
     }
     if isinstance(spec.get("layout"), dict):
-        with suppress(TypeError):  # without it the columns are recognised anew
+        with suppress(TypeError):  # without a layout the columns are recognised when data is read
             more["layout"] = Layout.from_json(spec["layout"])
     return replace(found, **more)
 
 
 def describe(name: str, described: Mapping[str, Any]) -> Task:
-    """A task from what the user says of it.
+    """A task from the user's description.
 
     Raises:
-        UsageError: it cannot be one.
+        UsageError: the description is not a valid task.
     """
     labels = tuple(described.get("labels") or ())
     kind = described.get("kind") or ("choice" if labels else "generation")
@@ -152,7 +152,7 @@ def describe(name: str, described: Mapping[str, Any]) -> Task:
     if (kind == "choice") != bool(labels) or len(set(labels)) != len(labels) or len(labels) == 1:
         raise UsageError(
             f"a {kind} task with {len(labels)} labels",
-            "a choice task needs two or more different labels: --labels a,b; any other kind has none",
+            "a choice task needs at least two different labels: --labels a,b; other kinds have none",
         )
     metric = described.get("metric") or METRICS[kind][0]
     if metric not in METRICS[kind]:
@@ -163,8 +163,8 @@ def describe(name: str, described: Mapping[str, Any]) -> Task:
 
 @contextmanager
 def plainly(folder: Path, base: LoadedBase) -> Iterator[Path]:
-    """The adapter in a folder as this project stores one: layers asked for by a list of names, and named as the base
-    names them. The folder itself where it is so, else a copy for the time of the block.
+    """The adapter in a folder in this project's format: layers selected by a list of names, named as in the base. The
+    folder itself if nothing has to change, otherwise a copy that exists inside the block.
 
     Raises:
         AdapterError: a layer that the base does not have.
@@ -180,14 +180,14 @@ def plainly(folder: Path, base: LoadedBase) -> Iterator[Path]:
         shutil.copyfile(folder / CONFIG, plain / CONFIG)
         tensors = {names[key]: value.contiguous() for key, value in weights.items()}
         save_file(tensors, plain / WEIGHTS, metadata={"format": "pt"})
-        if renamed:  # names that were full ones are no longer
+        if renamed:  # full names have changed
             (plain / CONFIG).write_text(json.dumps({**config, "target_modules": None}), encoding="utf-8")
         ask_plainly(plain)
         yield plain
 
 
 def _own_names(folder: Path, keys: list[str], base: LoadedBase) -> dict[str, str]:
-    """Each tensor's name as PEFT writes it for a layer of this base."""
+    """Each tensor's name as PEFT writes it for this base."""
     there = {name for name, _ in bare(base.model).named_modules()}
     cleaned = {key: _cleaned(key) for key in keys}
     layers = {new.removeprefix(PREFIX).rpartition(".lora_")[0] for new in cleaned.values() if ".lora_" in new}
@@ -198,8 +198,8 @@ def _own_names(folder: Path, keys: list[str], base: LoadedBase) -> dict[str, str
     else:
         missing = sorted(layers - there)
         raise AdapterError(
-            f"the adapter in {folder} changes layers that this base does not have: {len(missing)} of {len(layers)}, "
-            f"such as {missing[0]}",
+            f"{len(missing)} of {len(layers)} layers of the adapter in {folder} do not exist in this base, such as "
+            f"{missing[0]}",
             _about_missing(missing[0]),
         )
     found = {}
@@ -207,7 +207,7 @@ def _own_names(folder: Path, keys: list[str], base: LoadedBase) -> dict[str, str
         layer, mark, part = new.removeprefix(PREFIX).rpartition(".lora_")
         found[key] = f"{PREFIX}{moved[layer]}{mark}{part}" if mark else new
     if len(set(found.values())) != len(found):
-        raise AdapterError(f"the adapter in {folder} holds several tensors of one layer", "export it with PEFT")
+        raise AdapterError(f"the adapter in {folder} has several tensors for one layer", "export it with PEFT")
     return found
 
 
@@ -222,22 +222,22 @@ def _cleaned(key: str) -> str:
 
 def _about_missing(layer: str) -> str:
     if ".experts." in layer:
-        return "this version of transformers keeps experts in one tensor: LoRA on single experts cannot be put on it"
-    return "it must have been trained on this very base"
+        return "this version of transformers stores all experts in one tensor: LoRA on single experts is not possible"
+    return "it must have been trained on this same base"
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a file beside the adapter says; nothing where it is not there.
+    """The content of a JSON file beside the adapter; empty if it does not exist.
 
     Raises:
-        AdapterError: it is there and cannot be read.
+        AdapterError: it exists and cannot be read.
     """
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}", "restore it, or take it out of the folder") from error
+        raise AdapterError(f"{path} cannot be read: {error}", "restore it, or remove it from the folder") from error
     if not isinstance(found, dict):
-        raise AdapterError(f"{path} is not an object of JSON", "restore it, or take it out of the folder")
+        raise AdapterError(f"{path} is not a JSON object", "restore it, or remove it from the folder")
     return found

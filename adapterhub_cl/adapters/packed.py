@@ -1,9 +1,9 @@
-"""LoRA factors in 8 or 4 bits, in a safetensors file: the format, read and written.
+"""LoRA factors in 8 or 4 bits, in a safetensors file: the format, its reader and writer.
 
-Each factor is laid out rank by rank (A as it is, B transposed), so that a group never mixes two rank-one parts of very
+Each factor is stored rank by rank (A as it is, B transposed), so that a group never mixes two rank-one parts of very
 different size. A row is cut into groups of 64 numbers; each group has one scale s, its largest absolute value ÷
-levels, in bf16, and codes q with x ≈ s·q, |x − s·q| ≤ s/2 (the largest numbers are off by less than that where bf16
-rounded s down). bf16 and not fp16: scales of small updates would underflow there. int4 has two codes in a byte, the
+levels, in bf16, and codes q with x ≈ s·q, |x − s·q| ≤ s/2 (slightly more for the largest numbers if bf16
+rounded s down). bf16 and not fp16: scales of small updates would underflow in fp16. int4 has two codes in a byte, the
 first in the low half, each plus 8.
 """
 
@@ -49,7 +49,7 @@ def quantise(rows: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def dequantise(codes: torch.Tensor, scales: torch.Tensor, n: int) -> torch.Tensor:
-    """The fp32 matrix `[r, n]` that codes and scales stand for."""
+    """The fp32 matrix `[r, n]` that codes and scales represent."""
     if codes.dtype == torch.uint8:
         codes = torch.stack([codes & 15, codes >> 4], 2).flatten(1)[:, :n].to(torch.int8) - 8
     each = scales.float().repeat_interleave(GROUP, 1)[:, :n]
@@ -57,7 +57,7 @@ def dequantise(codes: torch.Tensor, scales: torch.Tensor, n: int) -> torch.Tenso
 
 
 def round_trip(rows: torch.Tensor, kind: str) -> torch.Tensor:
-    """What a matrix `[r, n]` is once it was packed and unpacked."""
+    """A matrix `[r, n]` after packing and unpacking."""
     return dequantise(*quantise(rows, kind), rows.shape[1])
 
 
@@ -72,7 +72,7 @@ def pack(weights: Mapping[str, torch.Tensor], kind: str) -> tuple[dict[str, torc
         tensors[key + _CODES], tensors[key + _SCALES] = quantise(value.T if _transposed(key) else value, kind)
     shapes = {key: list(value.shape) for key, value in weights.items()}
     about = {"kind": kind, "format": FORMAT, "group": GROUP, "shapes": shapes}
-    return tensors, {ABOUT: json.dumps(about)}  # one entry: safetensors writes several in an order that changes
+    return tensors, {ABOUT: json.dumps(about)}  # one entry: safetensors writes several in a varying order
 
 
 def _transposed(key: str) -> bool:
@@ -80,10 +80,10 @@ def _transposed(key: str) -> bool:
 
 
 class PackedFile:
-    """A packed file, opened: names and shapes as the plain file has them, tensors unpacked when asked for.
+    """An open packed file: names and shapes as in the plain file, tensors unpacked on demand.
 
     Raises:
-        IntegrityError: not a packed file, or one of a newer version.
+        IntegrityError: not a packed file, or written by a newer version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,11 +98,11 @@ class PackedFile:
             self._shapes = {str(k): (int(r), int(c)) for k, (r, c) in about["shapes"].items()}
             told = {key + end for key in self._shapes for end in (_CODES, _SCALES)}
             if (form, group) != (FORMAT, GROUP) or kind not in LEVELS or told != set(opened.keys()):
-                raise ValueError(f"packing {kind}, format {form}, groups of {group}, is not one that can be read")
+                raise ValueError(f"packing {kind}, format {form}, groups of {group} is not supported")
             for key in self._shapes:
                 self._check(key, kind)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+            raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
         self.kind: str = kind
 
     def _check(self, key: str, kind: str) -> None:
@@ -110,9 +110,9 @@ class PackedFile:
         codes, scales = (self._file.get_slice(key + end) for end in (_CODES, _SCALES))
         width = n if kind == "int8" else -(-n // 2)
         if codes.get_shape() != [rows, width] or codes.get_dtype() != ("I8" if kind == "int8" else "U8"):
-            raise ValueError(f"the codes of {key} do not fit")
+            raise ValueError(f"the codes of {key} have the wrong shape")
         if scales.get_shape() != [rows, -(-n // GROUP)] or scales.get_dtype() != "BF16":
-            raise ValueError(f"the scales of {key} do not fit")
+            raise ValueError(f"the scales of {key} have the wrong shape")
 
     def _laid(self, key: str) -> tuple[int, int]:
         first, second = self._shapes[key]
@@ -131,7 +131,7 @@ class PackedFile:
 
 
 class PlainFile:
-    """A plain safetensors file, opened, with the same methods."""
+    """An open plain safetensors file, with the same methods."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,7 +139,7 @@ class PlainFile:
             opened: Any = safe_open(path, framework="pt")
             self._file, self._keys = opened, list(opened.keys())
         except (OSError, SafetensorError) as error:
-            raise IntegrityError(f"{path} cannot be read: {error}", "cl-adapter verify") from error
+            raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
 
     def keys(self) -> list[str]:
         return list(self._keys)
@@ -151,5 +151,5 @@ class PlainFile:
         try:
             found: torch.Tensor = self._file.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise IntegrityError(f"{self.path} cannot be read: {error}", "cl-adapter verify") from error
+            raise IntegrityError(f"{self.path} cannot be read: {error}", "run cl-adapter verify") from error
         return found

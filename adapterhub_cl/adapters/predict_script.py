@@ -1,9 +1,9 @@
-"""Answers texts with the adapter in this folder; needs torch, transformers and peft, and nothing else.
+"""Answers texts with the adapter in this folder; needs only torch, transformers and peft.
 
     python predict.py --base PATH_OR_ID "a text" "another one"
     python predict.py --base PATH_OR_ID < texts.txt
 
-task.json says how the adapter was asked in training: its prompt, its labels, what ends an answer. Each answer is one
+task.json says how the adapter was prompted in training: its prompt, its labels, what ends an answer. Each answer is one
 line of JSON.
 """
 
@@ -27,7 +27,7 @@ def load(about: dict[str, Any], source: str | None, quantization: str | None) ->
     """The base with the adapter, and the tokenizer."""
     base = about["base"]
     source = source or base["name"]
-    if source == "tiny":  # the base that is part of the package adapterhub-cl
+    if source == "tiny":  # the base that is included in the package adapterhub-cl
         from adapterhub_cl.bases import resolve
 
         source = str(resolve(source))
@@ -51,12 +51,12 @@ def load(about: dict[str, Any], source: str | None, quantization: str | None) ->
 
 
 def fill(template: str, values: dict[str, str]) -> str:
-    """The template with its words replaced, in one pass: braces in the text are never looked at."""
+    """The template with its placeholders replaced, in one pass: braces in the text are never interpreted."""
     return re.sub(r"\{(input|instruction)\}", lambda found: values[found[1]], template)
 
 
 def prompt_ids(tokenizer: Any, task: dict[str, Any], text: str, instruction: str) -> list[int]:
-    """The prompt as it was in training; of a text that is too long, the beginning."""
+    """The prompt as in training; a text that is too long is cut at its end."""
     template = task["prompt"]["instructed" if instruction else "bare"]
     limit = task["max_length"] - task["longest_answer"]
     while True:
@@ -93,7 +93,7 @@ def write(model: Any, tokenizer: Any, ids: list[int], ends: list[int], most: int
 def main() -> None:
     about = json.loads((HERE / "task.json").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("texts", nargs="*", help="default: the lines of the standard input")
+    parser.add_argument("texts", nargs="*", help="texts to answer; default: the lines of standard input")
     parser.add_argument("--base", help=f"folder or id of the base; default: {about['base']['name']}")
     parser.add_argument("--task", choices=list(about["tasks"]), default=next(iter(about["tasks"])))
     parser.add_argument("--instruction", help="what to do with the text; default: the task's own")
@@ -107,7 +107,7 @@ def main() -> None:
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         sys.exit(
-            f"the base {asked.base or about['base']['name']!r} cannot be loaded: {reason}\nsay where it is: --base"
+            f"cannot load the base {asked.base or about['base']['name']!r}: {reason}\ngive its folder or id: --base"
         )
     task = about["tasks"][asked.task]
     instruction = task["instruction"] if asked.instruction is None else asked.instruction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,51 +14,146 @@ from adapterhub_cl.types import BASE, AdapterRecord, Task
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
 
+HERE = 4096  # versions kept in memory
 
-def who_answers(registry: Registry, task: str | None, adapter: str | None) -> tuple[Task, str]:
-    """The task whose prompt and labels are used, and the reference of what answers (a version, or `base`).
+
+class ServingTable:
+    """Which version serves which task, as the hub is now. For use by one thread.
+
+    Attributes:
+        serving: task → version.
+    """
+
+    def __init__(self, registry: Registry, serving: dict[str, str] | None = None) -> None:
+        self.registry = registry
+        self.serving = registry.serving() if serving is None else serving
+        self._records: dict[str, AdapterRecord] = {}
+        self._tasks: dict[str, Task] = {}
+        self._served: dict[str, Task] = {}
+
+    def record(self, ref: str) -> AdapterRecord:
+        """The version that a reference names.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if ref not in self._records:
+            if len(self._records) >= HERE:
+                self._records.clear()
+            self._records[ref] = self.registry.get(ref)
+        return self._records[ref]
+
+    def task(self, name: str) -> Task:
+        """A task as the hub describes it.
+
+        Raises:
+            UnknownNameError: no such task.
+        """
+        if name not in self._tasks:
+            self._tasks[name] = self.registry.task(name)
+        return self._tasks[name]
+
+    def served(self, name: str) -> Task:
+        """A task as the version that serves it learned it.
+
+        Raises:
+            UnknownNameError: no such task.
+        """
+        if name not in self._served:
+            found = self.task(name)
+            if name in self.serving:
+                record = self.record(self.serving[name])
+                # A version answers with the labels that it knows: a later update may have added some.
+                found = task_of(self.registry, record) if record.task == name else found
+            self._served[name] = found
+        return self._served[name]
+
+    def server(self, task: str) -> str:
+        """The version that serves a task.
+
+        Raises:
+            UnknownNameError: no such task.
+            AdapterError: no version serves it.
+        """
+        self.task(task)
+        if task not in self.serving:
+            records = self.registry.adapters(include_rejected=False)
+            able = [r.ref for r in records if task in r.tasks and r.status == "active"]
+            hint = f"cl-adapter promote {able[-1]} lets it answer" if able else "cl-adapter list shows what is there"
+            raise AdapterError(f"no adapter serves the task {task!r}", hint)
+        return self.serving[task]
+
+
+def open_tasks(table: ServingTable, task: str | None, adapter: str | None, *, free: bool = False) -> list[str]:
+    """The tasks among which a router has to choose; empty if the request leaves nothing open.
 
     Args:
-        task: its serving adapter answers; may be left out where the hub serves one task.
-        adapter: forces the adapter; `base` is the base alone.
+        task, adapter: the names in the request.
+        free: the request is for a written answer, which the base can give without a task.
 
     Raises:
-        UsageError: nobody said which of several tasks, or there is none.
-        UnknownNameError: no such task or adapter.
+        UnknownNameError: no such adapter.
+        UsageError: the hub serves no task.
     """
+    if task is not None:
+        return []
     if adapter is not None and adapter != BASE:
-        record = registry.get(adapter)
-        if task is None and not record.task and len(record.tasks) > 1:
+        record = table.record(adapter)  # one that learned a task of its own answers in that one's form
+        return list(record.tasks) if not record.task and len(record.tasks) > 1 else []
+    if adapter == BASE and free:
+        return []
+    if not table.serving:
+        raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+    return list(table.serving)
+
+
+def who_answers(
+    table: ServingTable,
+    task: str | None,
+    adapter: str | None,
+    routed: Sequence[tuple[str, float]] = (),
+    *,
+    free: bool = False,
+) -> tuple[Task | None, dict[str, float]]:
+    """Decides, for every verb and for the engine, which task's prompt is used and which versions answer.
+
+    Args:
+        task: its serving adapter answers; may be left out if the hub serves one task.
+        adapter: forces the adapter; `base` is the base alone.
+        routed: the tasks that a router chose, with their weights.
+        free: see `open_tasks`.
+
+    Returns:
+        the task whose prompt and labels are used (None: the base without a task), and version → weight (empty: the base
+        answers).
+
+    Raises:
+        UsageError: several tasks are possible and none is named, or the hub serves none.
+        UnknownNameError: no such task or adapter.
+        AdapterError: no version serves the task.
+    """
+    if not routed and task is None:
+        among = open_tasks(table, task, adapter, free=free)
+        if len(among) > 1:
+            named = adapter is not None and adapter != BASE
+            who = f"{table.record(str(adapter)).ref} answers for several" if named else f"this hub serves {len(among)}"
             raise UsageError(
-                f"{record.ref} answers for several tasks and nobody said which",
-                f"add --task; tasks: {', '.join(record.tasks)}",
+                f"{who} tasks and nobody said which",
+                f"add --task{'' if adapter else ' or --adapter'}; tasks: {', '.join(sorted(among))}",
             )
-        return (registry.task(task) if task else task_of(registry, record)), record.ref
-    serving = registry.serving()
-    if task is None:
-        if not serving:
-            raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
-        if len(serving) > 1 and adapter == BASE:
-            raise UsageError(
-                "the base answers in a task's prompt and labels, and nobody said which task's",
-                f"add --task; tasks: {', '.join(sorted(serving))}",
-            )
-        if len(serving) > 1:
-            raise UsageError(
-                f"this hub serves {len(serving)} tasks and nobody said which",
-                f"add --task or --adapter; tasks: {', '.join(sorted(serving))}",
-            )
-        task = next(iter(serving))
-    chosen = registry.task(task)
+        routed = [(name, 1.0) for name in among]
+    if task is not None:
+        routed = [(task, 1.0)]
     if adapter == BASE:
-        return chosen, BASE
-    if task not in serving:
-        able = [r.ref for r in registry.adapters(include_rejected=False) if task in r.tasks and r.status == "active"]
-        hint = f"cl-adapter promote {able[-1]} lets it answer" if able else "cl-adapter list shows what is there"
-        raise AdapterError(f"no adapter serves the task {task!r}", hint)
-    record = registry.get(serving[task])
-    # A version answers with the labels that it knows: a later update may have added some.
-    return (task_of(registry, record) if record.task == task else chosen), record.ref
+        return (table.task(routed[0][0]) if routed else None), {}
+    if adapter is not None:
+        record = table.record(adapter)
+        return (table.task(routed[0][0]) if routed else task_of(table.registry, record)), {record.ref: 1.0}
+    mixture: dict[str, float] = {}
+    for name, weight in routed:
+        ref = table.server(name)
+        mixture[ref] = mixture.get(ref, 0.0) + weight
+    return table.served(routed[0][0]), mixture
 
 
 def task_of(registry: Registry, record: AdapterRecord) -> Task:

@@ -1,5 +1,5 @@
-"""What is checked before a version is published: that it can be read again, that a text passes each of its layers, and
-that it changes what the base says."""
+"""Checks before a version is published: it can be read back, text passes through each of its layers, and it changes
+the base's output."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterError, AdapterHubError
 from adapterhub_cl.types import AdapterRecord, Problem
 
-LOUDER = 1e4  # an update too small for the type that the base computes in is made larger by this for the check
+LOUDER = 1e4  # factor for the check, for updates too small for the data type that the base computes in
 
 
 def check_served(model: Any, base: LoadedBase, folder: Path, named: str) -> None:
-    """Raise where an adapter could not serve: before publication, in import, and in `verify --serving`.
+    """Raise if an adapter could not be served: before publishing, on import, and in `verify --serving`.
 
     Args:
-        model: the base with the adapter active, as PEFT put it on.
+        model: the base with the adapter active, as loaded by PEFT.
         folder: its files.
-        named: what messages call it.
+        named: how messages refer to it.
 
     Raises:
-        AdapterError: its files are no plain LoRA or DoRA, a layer of it is never used, or it changes nothing.
+        AdapterError: its files are not plain LoRA or DoRA, one of its layers is never used, or it changes nothing.
         IntegrityError: its files cannot be read.
     """
     config, weights = check_config(folder), read_weights(folder)
@@ -44,19 +44,19 @@ def check_served(model: Any, base: LoadedBase, folder: Path, named: str) -> None
     unused = _unused(model, base, layers)
     if unused:
         raise AdapterError(
-            f"{named} changes {len(unused)} layers that no text passes, such as {_own(unused[0])}",
+            f"{named} changes {len(unused)} layers that text never passes through, such as {_own(unused[0])}",
             "train it on other target modules: cl-adapter add-task chooses layers that are used",
         )
     silent = not any(bool(value.any()) for key, value in weights.items() if ".lora_B" in key)
     if not silent and not config.get("use_dora") and not _changes(model, base, list(layers.values())):
         raise AdapterError(
-            f"{named} is loaded, and the base answers as it does without it",
-            "its layers are not those of this base: train it on this very base",
+            f"{named} was loaded, but the base answers the same without it",
+            "its layers do not belong to this base: train it on this same base",
         )
 
 
 def check_all(base: LoadedBase, records: Iterable[AdapterRecord]) -> list[Problem]:
-    """The versions that cannot serve on this base, each tried on it."""
+    """The versions that cannot be served on this base; loads each of them."""
     found = []
     for record in records:
         try:
@@ -105,7 +105,7 @@ def _louder(layers: Sequence[Any]) -> Iterator[None]:
 
 @torch.no_grad()
 def _said(model: Any, base: LoadedBase) -> torch.Tensor:
-    """What the base gives for a few tokens: logits, of an encoder its hidden states."""
+    """The base's output for a few tokens: logits, or an encoder's hidden states."""
     inner = bare(model)
     count = int(inner.get_input_embeddings().num_embeddings)
     ids = (torch.arange(1, PROBE + 1) % count)[None].to(base.device)

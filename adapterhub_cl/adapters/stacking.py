@@ -1,4 +1,4 @@
-"""A new LoRA over a frozen one, both live on the base; stored as their sum, exactly, so that it needs nothing else.
+"""A new LoRA over a frozen one, both active on the base; stored as their exact sum, so that it is self-contained.
 
 ΔW = s₁·B₁A₁ + s₂·B₂A₂ = [s₁B₁ s₂B₂]·[A₁; A₂]: a plain LoRA whose rank is the sum of both ranks.
 """
@@ -27,17 +27,17 @@ def put_beneath(model: Any, folder: Path) -> None:
     """Load a stored adapter under the one in training, frozen; both are active.
 
     Raises:
-        AdapterError: it does not fit, or cannot be added up.
-        UsageError: the new adapter is one that cannot be added up.
+        AdapterError: it does not fit, or cannot be summed.
+        UsageError: the new adapter cannot be summed.
     """
     if check_config(folder).get("use_dora"):
         raise AdapterError(f"the adapter in {folder} is DoRA, which cannot be added to another", "choose a plain LoRA")
     if model.peft_config[OWN].use_dora:
-        raise UsageError("--dora cannot be used on top of another adapter", "leave --dora out")
+        raise UsageError("--dora cannot be used on top of another adapter", "omit --dora")
     weights = {key: value for key, value in read_weights(folder).items() if not is_head(key)}
     check_ranks(folder, check_config(folder), weights)
     with warnings.catch_warnings(), plain_folder(folder, headless=True) as plain:
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error is raised below
         try:
             model.load_adapter(str(plain), BENEATH, is_trainable=False, torch_device=str(model.device))
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -52,7 +52,7 @@ def put_beneath(model: Any, folder: Path) -> None:
 
 
 def factors(model: Any, adapter: str) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """For each layer that the adapter changes its name, A `[r, in]` and scaled B `[out, r]`."""
+    """For each layer that the adapter changes: its name, A `[r, in]` and scaled B `[out, r]`."""
     found = []
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
@@ -62,7 +62,7 @@ def factors(model: Any, adapter: str) -> list[tuple[str, torch.Tensor, torch.Ten
 
 
 def stacked(model: Any) -> tuple[dict[str, torch.Tensor], LoraConfig]:
-    """The sum of the frozen adapter and the one in training, as PEFT stores a single one: tensors and config."""
+    """The sum of the frozen adapter and the one in training, as PEFT stores a single adapter: tensors and config."""
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for adapter in (BENEATH, OWN):
         for name, a, b in factors(model, adapter):
@@ -79,7 +79,7 @@ def stacked(model: Any) -> tuple[dict[str, torch.Tensor], LoraConfig]:
 
 
 def _targets(model: Any, names: Mapping[str, int]) -> list[str]:
-    """The layers by their last names where those mean exactly them, else by their full names."""
+    """The layers by their last names if those mean exactly them, otherwise by their full names."""
     last = {name.rpartition(".")[2] for name in names}
     meant = {
         name

@@ -1,8 +1,8 @@
-"""Which layers of a base a LoRA is put on: the linear layers that a text really passes, and that can be served.
+"""Which layers of a base get a LoRA: the linear layers that text really passes through, and that can be served.
 
-A layer that is read by its weight instead of being called (Mamba's `dt_proj`), one whose result is no tensor (a
-router), one that gets a part of the tokens (an expert), one of a vision tower: LoRA on any of these would train to
-nothing, or give a version that nothing can use. What is called with every token is found by one short pass with hooks.
+Some layers are read by their weight instead of being called (Mamba's `dt_proj`), do not return a tensor (a router),
+get only some of the tokens (an expert), or belong to a vision tower: LoRA on any of these would learn nothing, or give
+a version that cannot be used. One short pass with hooks finds the layers that are called with every token.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from adapterhub_cl.bases.hidden import in_tower
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import UsageError
 
-ROWS, PROBE = 2, 8  # of the pass: rows, and tokens of each
+ROWS, PROBE = 2, 8  # of that pass: rows, and tokens in each
 _EXPERT = re.compile(r"(^|\.)experts\.")
 
 
 def is_expert(name: str) -> bool:
-    """Whether a layer is one expert of a mixture: it gets the tokens that the router sends it, not all of them."""
+    """Whether a layer is one expert of a mixture: it gets only the tokens that the router sends it."""
     return bool(_EXPERT.search(name))
 
 
 def usable_layers(base: LoadedBase) -> list[str]:
-    """Full names of the layers that a LoRA can be put on, in the model's order; found once for each loaded base."""
+    """Full names of the layers that can get a LoRA, in the model's order; determined once for each loaded base."""
     inner = bare(base.model)
     if not hasattr(inner, "_adapterhub_layers"):
         inner._adapterhub_layers, inner._adapterhub_length_first = _find(base)
@@ -41,13 +41,13 @@ def usable_layers(base: LoadedBase) -> list[str]:
 
 
 def length_first(base: LoadedBase) -> set[str]:
-    """Of the usable layers those that get `[length, rows, in]` (Longformer's), not `[rows, length, in]`."""
+    """The usable layers whose input is `[length, rows, in]` (as in Longformer), not `[rows, length, in]`."""
     usable_layers(base)
     return set(bare(base.model)._adapterhub_length_first)
 
 
 def all_linear(base: LoadedBase) -> list[str]:
-    """Full names of what PEFT's word `all-linear` stands for: every linear layer but the output's."""
+    """Full names of the layers that PEFT's `all-linear` means: every linear layer except the output layer."""
     inner = bare(base.model)
     head, own = inner.get_output_embeddings(), head_of(inner)
     outside = own.modules if own is not None else ()
@@ -66,14 +66,14 @@ def choices(base: LoadedBase) -> list[str]:
 
 
 def targets_of(base: LoadedBase, names: Sequence[str] | None, layers: Sequence[int] | None) -> list[str]:
-    """The layers that get LoRA, as PEFT shall find them: last names where those mean exactly them, else full names.
+    """The layers that get a LoRA, as names for PEFT: last names if those mean exactly them, otherwise full names.
 
     Args:
         names: last names or full ones; None: all usable layers.
-        layers: numbers of layers; None: all, and what stands outside of them.
+        layers: layer numbers; None: all, including modules outside the layers.
 
     Raises:
-        UsageError: a name or number that names no layer, or none that can carry LoRA.
+        UsageError: a name or number that matches no layer, or only layers that cannot have a LoRA.
     """
     usable = usable_layers(base)
     there = [name for name, _ in bare(base.model).named_modules()]
@@ -82,9 +82,9 @@ def targets_of(base: LoadedBase, names: Sequence[str] | None, layers: Sequence[i
             continue
         known = any(_means(asked, name) for name in there)
         raise UsageError(
-            f"--target-modules {asked!r} names no layer of this base"
-            + (" that LoRA can be put on: no token passes it, or only some do" if known else ""),
-            f"its linear layers: {', '.join(choices(base))}",
+            f"--target-modules {asked!r} matches no layer of this base"
+            + (" that can have a LoRA: tokens do not pass through it, or only some do" if known else ""),
+            f"its linear layers are {', '.join(choices(base))}",
         )
     wanted = [
         name
@@ -96,14 +96,14 @@ def targets_of(base: LoadedBase, names: Sequence[str] | None, layers: Sequence[i
         raise UsageError(
             f"--target-modules {','.join(names) if names else 'all-linear'!r}"
             + (f" with --layers {','.join(map(str, layers))}" if layers is not None else "")
-            + " names no layer of this base",
-            f"its linear layers: {', '.join(choices(base))}",
+            + " matches no layer of this base",
+            f"its linear layers are {', '.join(choices(base))}",
         )
     return shortened(wanted, there)
 
 
 def left_out(base: LoadedBase) -> str:
-    """What to tell where `all-linear` is less than every linear layer and expert; empty where it is all of them."""
+    """A note if `all-linear` leaves out linear layers or experts; empty if it covers all of them."""
     inner, usable = bare(base.model), set(usable_layers(base))
     fused = {
         name.rpartition(".")[0]
@@ -118,11 +118,11 @@ def left_out(base: LoadedBase) -> str:
     if not kinds:
         return ""
     stay = f"{kinds[0]} stays" if len(kinds) == 1 and not (experts or tower) else f"{', '.join(kinds)} stay"
-    return f"note: LoRA goes on {', '.join(choices(base))}; {stay} as in the base: LoRA there could not be served"
+    return f"note: LoRA is added to {', '.join(choices(base))}; {stay} unchanged, because LoRA there is not supported"
 
 
 def shortened(wanted: Collection[str], there: Collection[str]) -> list[str]:
-    """The layers by their last names where those mean exactly them among all that are there, else by full names."""
+    """The layers by their last names if those mean exactly them among all layers, otherwise by full names."""
     last = {name.rpartition(".")[2] for name in wanted}
     exact = {name for name in there if name.rpartition(".")[2] in last} == set(wanted)
     return sorted(last) if exact else sorted(wanted)
@@ -167,7 +167,7 @@ def _find(base: LoadedBase) -> tuple[list[str], set[str]]:
 
 
 def _is_product(module: Any, x: torch.Tensor, output: Any) -> bool:
-    """Whether a layer gives its weight's product and nothing else: classes made of it (routers) may do otherwise."""
+    """Whether a layer returns exactly its weight's product: subclasses (routers) may do something else."""
     if not isinstance(output, torch.Tensor):
         return False
     kind = type(module)
@@ -178,17 +178,17 @@ def _is_product(module: Any, x: torch.Tensor, output: Any) -> bool:
 
 
 def _moved(model: Any, last: str) -> bool:
-    """Whether PEFT reads a layer's last name as one of the experts' stacked weights, whatever the layer is."""
+    """Whether PEFT takes a layer's last name for one of the stacked expert weights, whatever the layer is."""
     config = LoraConfig(target_modules={last}, r=1)
     try:
         convert_peft_config_for_transformers(config, model=model, conversions=None)
-    except ValueError:  # one of two that are stacked
+    except ValueError:  # one of two stacked weights
         return True
     return last not in config.target_modules
 
 
 def _refused_by_peft(model: Any, last: str) -> bool:
-    """Whether PEFT refuses a layer that the kernels of this architecture (Mamba's) read by its weight."""
+    """Whether PEFT rejects a layer because this architecture's kernels (Mamba) read it by its weight."""
     try:
         _check_lora_target_modules_mamba(LoraConfig(target_modules={last}), model, last)
     except ValueError:

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """The answer to one example.
+
+    Attributes:
+        confidence: 0 to 1: of a choice the label's probability, of a written answer the geometric mean of its tokens'
+            probabilities; NaN where the adapter has diverged.
+        scores: of a choice, every label's probability.
+        truncated: the input was cut.
+        finished: it ended by itself, not at the limit of new tokens.
+    """
+
+    text: str
+    confidence: float
+    scores: dict[str, float]
+    truncated: bool = False
+    finished: bool = True
 
 
 @contextmanager

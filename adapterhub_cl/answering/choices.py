@@ -7,14 +7,17 @@ would have in the text. The result is each label's exact log-likelihood, as L se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.free_mask import LABELS as PROBE_LABELS
 from adapterhub_cl.answering.free_mask import agree, by_architecture, window
 from adapterhub_cl.answering.projection import at_positions
+from adapterhub_cl.bases.encoders import bare
 
 
 class LabelTree:
@@ -67,9 +70,12 @@ class LabelTree:
         return seen
 
 
-def score_choices(model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
-    """Log-likelihood (nats) of each label after each prompt, `[n_prompts, n_labels]`, fp32."""
-    return torch.stack(score_rows(model, [tree] * len(prompts), prompts, pad_id))
+def likeliest(labels: Sequence[str], scores: torch.Tensor) -> Answer:
+    """The label with the largest of the scores (logits or log-likelihoods, `[n_labels]`)."""
+    shares = scores.softmax(-1).tolist()
+    best = max(range(len(shares)), key=shares.__getitem__)
+    sure = shares[best] if bool(scores.isfinite().all()) else math.nan
+    return Answer(labels[best], sure, dict(zip(labels, shares, strict=True)))
 
 
 def score_rows(
@@ -81,7 +87,7 @@ def score_rows(
     are prompts longer than a model's sliding window, which a free mask would override.
     """
     if any(tree.tokens for tree in trees):
-        seen = window(_bare(model))
+        seen = window(bare(model))
         longest = max(len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True))
         if (seen and longest > seen) or not settle(model, pad_id):
             return _plain_scores(model, trees, prompts, pad_id)
@@ -90,7 +96,7 @@ def score_rows(
 
 def settle(model: Any, pad_id: int) -> bool:
     """Whether a base can attend by a free mask: decided once for each loaded base, the same whatever is asked first."""
-    base = _bare(model)
+    base = bare(model)
     if not hasattr(base, "_adapterhub_tree_scoring"):
         found: bool | None = False
         if by_architecture(base):
@@ -102,11 +108,6 @@ def settle(model: Any, pad_id: int) -> bool:
             return False
         base._adapterhub_tree_scoring = found
     return bool(base._adapterhub_tree_scoring)
-
-
-def _bare(model: Any) -> Any:
-    inner = getattr(model, "module", model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _tree_scores(

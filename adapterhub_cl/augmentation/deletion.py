@@ -1,7 +1,7 @@
-"""Deletion: each word is left out with probability 0.1 (EDA, Wei & Zou 2019).
+"""Deletion: drops each word with probability 0.1 (EDA, Wei & Zou 2019).
 
-Choose it for texts of a sentence or more that say the same thing several times. At least one word goes and at least
-half of them stay. Negations, the word after one, and words of the answer are never left out.
+Choose it for texts of a sentence or more with some redundancy. At least one word is dropped and at least half of them
+stay. Negations, the word after one, and words of the answer are never dropped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Generation: the base reads three examples with the same answer and writes a fourth (after LAMBADA, Anaby-Tavor et
 al. 2020, and GPT3Mix, Yoo et al. 2021); the answer is kept.
 
-Choose it for choice tasks with few examples and a base that writes well. It costs a generation for each copy, and a
-weak base writes texts that do not fit the answer. Answers that come only once (free answers) get nothing.
+Choose it for choice tasks with few examples and a base that writes well. Each copy costs one generation, and a weak
+base writes texts that do not fit the answer. Answers that occur only once (free answers) are skipped.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MIN_WORDS = 3
 
 
 class Augmentation(BaseAugmentation):
-    """Few-shot prompts of one answer, continued by the base up to the end of the line."""
+    """Few-shot prompts for one answer, continued by the base up to the end of the line."""
 
     needs_base: ClassVar[bool] = True
 
     def vary(self, example: Example, generator: random.Random) -> str | None:
-        """Nothing: one example alone cannot be varied by this method."""
+        """None: this method cannot vary a single example."""
         return None
 
     def write(self, examples: Sequence[Example], count: int, generator: random.Random, writer: Writer) -> list[Example]:
@@ -51,5 +51,5 @@ def prompt(texts: Sequence[str]) -> str:
 
 
 def first_line(text: str) -> str:
-    """What the base wrote up to the first line break, without spaces around it."""
+    """The generated text up to the first line break, without surrounding spaces."""
     return text.lstrip(" \t").partition("\n")[0].strip()

@@ -1,8 +1,8 @@
-"""Noise: slips of the keyboard in one of ten words (after Belinkov & Bisk 2018): two letters change places, one is
-lost or one comes twice.
+"""Noise: typing errors in one of ten words (after Belinkov & Bisk 2018): two letters change places, one is lost, or one
+is doubled.
 
-Choose it where users type: requests, tickets, chat. Only words of four letters and more, never their first letter;
-negations, the word after one, and words of the answer stay as they are, and no slip makes one of them.
+Choose it for text that users type: requests, tickets, chat. Changes only words of four or more letters, and never their
+first letter; negations, the word after one, and words of the answer stay, and no error creates one of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MIN_LETTERS = 4
 
 
 class Augmentation(BaseAugmentation):
-    """One slip in each of a few words."""
+    """One typing error in each of a few words."""
 
     def vary(self, example: Example, generator: random.Random) -> str | None:
         words, gaps = split(example.input)
@@ -34,7 +34,7 @@ class Augmentation(BaseAugmentation):
 
 
 def slip(word: str, generator: random.Random) -> str:
-    """The word with one slip in it, behind its first letter; the word itself where none is possible."""
+    """The word with one typing error after its first letter; the word itself if none is possible."""
     letters = [i for i, c in enumerate(word) if c.isalpha()][1:]
     pairs = [i for i in letters if i + 1 in letters and word[i].casefold() != word[i + 1].casefold()]
     if not letters:

@@ -1,7 +1,7 @@
 """Swap: two words change places, once for every ten words (EDA, Wei & Zou 2019).
 
-Choose it for short texts whose topic or mood decides the answer. Not for inputs in which the order decides, such as
-lists of options. Negations, the word after one, and words of the answer stay where they are.
+Choose it for short texts whose topic or mood decides the answer. Avoid it for inputs whose order matters, such as
+lists of options. Negations, the word after one, and words of the answer stay in place.
 """
 
 from __future__ import annotations

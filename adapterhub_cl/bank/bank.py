@@ -21,8 +21,10 @@ from adapterhub_cl.adapters.as_served import spare_bytes
 from adapterhub_cl.adapters.fused import dense_weight
 from adapterhub_cl.adapters.head_files import StoredHead, same_neck
 from adapterhub_cl.adapters.targets import is_expert, length_first
+from adapterhub_cl.answering.answerer import Mixture
+from adapterhub_cl.answering.classifying import NO_HEAD, HeadPart
 from adapterhub_cl.bank.group import Group
-from adapterhub_cl.bank.rows import BatchRows, Mixture
+from adapterhub_cl.bank.rows import BatchRows
 from adapterhub_cl.bank.shelf import Shelf, Shelved
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.bases.loading import LoadedBase
@@ -75,9 +77,24 @@ class LoraBank:
         """Memory of the stacked factors, free slots included."""
         return sum(group.bytes for group in self._groups.values())
 
-    def head(self, ref: str) -> StoredHead | None:
-        """The head of a stacked adapter of an encoder; None where it has none."""
-        return self._heads.get(ref)
+    @property
+    def model(self) -> Any:
+        """The base's model."""
+        return self.base.model
+
+    def head_part(self, task: str, mixture: Mixture) -> HeadPart:
+        """A task's rows of an encoder's head: those of the weightiest adapter of the mixture that knows the task.
+
+        Raises:
+            AdapterError: none knows it.
+        """
+        for ref in sorted(mixture, key=mixture.__getitem__, reverse=True):
+            head = self._heads.get(ref)
+            if head is not None and task in head.layout:
+                return HeadPart(*head.part(task))
+        raise AdapterError(
+            f"no head for the task {task}: {' + '.join(mixture) or 'the base'} never learned it", NO_HEAD
+        )
 
     def require(self, refs: Iterable[str]) -> None:
         """Have these adapters stacked, all at once.
@@ -143,7 +160,7 @@ class LoraBank:
         Raises:
             UsageError: more adapters than the bank has room for.
         """
-        with self.base.lock:
+        with self.base.lock, self.base.autocast():
             self.require(ref for mixture in mixtures for ref in mixture)
             active = self._active = BatchRows(self._groups, mixtures, KEEP_BYTES if keep else 0)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from adapterhub_cl.answering.answerer import Mixture
 from adapterhub_cl.bank.group import Group
 from adapterhub_cl.errors import AdapterError
 
-Mixture = Mapping[str, float]  # reference → weight; empty is the base alone
 FEW = 8  # tokens of a row up to which rows that want the same are put side by side
 WASTE = 3  # all rows are padded to the widest one where that costs no more than this many times their own ranks
 

@@ -1,4 +1,4 @@
-"""Bases: find, fingerprint, load and quantise the frozen pretrained model. Importing this imports no torch."""
+"""Bases: find, fingerprint, load and quantise the frozen pretrained model. Importing this does not import torch."""
 
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.sources import QUANTIZATIONS, TINY, resolve

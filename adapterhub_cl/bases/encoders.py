@@ -1,8 +1,8 @@
-"""Encoders: loaded as transformers' own sequence classification, with a head whose rows come and go with adapters.
+"""Encoders: loaded as transformers' sequence classification, with a head whose rows change with the active adapter.
 
-The head is one linear layer, `[labels, hidden]` and a bias; each row is a label of a task. What lies between the body
-and that layer and is not in the checkpoint (a pooler, a dense layer) is the neck: it is drawn from a fixed seed, the
-same for all adapters of a base, frozen, and stored with each of them, so that plain PEFT finds it (docs/decisions/013).
+The head is one linear layer, `[labels, hidden]` and a bias; each row is a label of a task. Layers between the body and
+the head that are not in the checkpoint (a pooler, a dense layer) are the neck: initialised from a fixed seed, the same
+for all adapters of a base, frozen, and stored with each of them, so that plain PEFT finds it (docs/decisions/013).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from adapterhub_cl.bases.sources import refuse_lacking
 from adapterhub_cl.errors import AdapterError, BaseModelError
 from adapterhub_cl.types import HeadRows
 
-# task → label → row of the head; the labels in the task's order.
+# task → label → row of the head; labels are in the task's order.
 _SEED = 13
-_ANY = 2  # labels that the class is made with; the layer is replaced before it is used
+_ANY = 2  # placeholder number of labels; the layer is replaced before it is used
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Head:
     Attributes:
         final: name of the linear layer whose rows are labels.
         modules: names of the modules that plain PEFT has to save and load for it: `modules_to_save`.
-        neck: parameters within these modules other than those of `final`, as they are on every adapter of this hub.
-        layout: what the rows of the layer mean now; empty where no adapter is on.
-        passed: what the layer gave to the labelled rows of the last pass, `[rows, head rows]`, with the gradient.
-        passed_text: the same of its raw text, `[places, vocabulary]`.
-        masked: gives the masked language model on the same body; None where the checkpoint has none.
+        neck: parameters within these modules other than those of `final`, the same for every adapter of this hub.
+        layout: what the rows of the layer currently mean; empty if no adapter is active.
+        passed: output of the layer for the labelled rows of the last pass, `[rows, head rows]`, with its gradient.
+        passed_text: the same for its raw text, `[places, vocabulary]`.
+        masked: loads the masked language model on the same body; None if the checkpoint has none.
     """
 
     final: str
@@ -58,26 +58,26 @@ class Head:
 
 
 def bare(model: Any) -> Any:
-    """The transformers model under DDP and PEFT."""
+    """The transformers model inside DDP and PEFT wrappers."""
     inner = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def head_of(model: Any) -> Head | None:
-    """The head of an encoder, wrapped or not; None for a model that is none."""
+    """The head of an encoder, wrapped or not; None for other models."""
     found: Head | None = getattr(bare(model), "_adapterhub_head", None)
     return found
 
 
 def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> Any:
-    """transformers' sequence classification of the base, with its `Head`.
+    """transformers' sequence classification model of the base, with its `Head`.
 
     Args:
-        quantization: of the layers of the body; head and neck stay as they are.
-        options: of `from_pretrained`.
+        quantization: for the layers of the body; head and neck are not quantised.
+        options: for `from_pretrained`.
 
     Raises:
-        BaseModelError: the class has no linear layer for the labels.
+        BaseModelError: the model class has no linear layer for the labels.
     """
     config.num_labels = _ANY
     with torch.device("meta"):
@@ -85,7 +85,7 @@ def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> 
     final = _final(plan)
     if quantization is not None:
         quantization.llm_int8_skip_modules = _outside_the_layers(plan)
-    with _no_report():  # that the head is new is what is meant
+    with _no_report():  # a new head is intended, so transformers need not report it
         model, told = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
@@ -102,7 +102,7 @@ def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> 
     top = final.split(".")[0]
     modules = {top, *(key.rpartition(".")[0] for key in new if not key.startswith(f"{top}."))}
     if top == body:
-        raise BaseModelError(f"{type(model).__name__} keeps its head inside its body", "choose another encoder")
+        raise BaseModelError(f"the head of {type(model).__name__} is part of its body", "choose another encoder")
     named = dict(model.named_parameters())
     neck = {
         key: value.detach().clone()
@@ -114,7 +114,7 @@ def load_encoder(path: Path, config: Any, quantization: Any, **options: Any) -> 
 
 
 def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:
-    """The masked language model of a base, on the very body of its sequence classification (adapters included)."""
+    """The masked language model of a base, sharing the body of its sequence classification (adapters included)."""
     with _no_report():
         found = AutoModelForMaskedLM.from_pretrained(path, **options)
     found.requires_grad_(False)  # before it gets the shared body, which may be in training
@@ -126,14 +126,14 @@ def load_masked_lm(path: Path, model: Any, **options: Any) -> Any:
 
 
 def put_head(model: Any, layout: HeadRows, tensors: Mapping[str, torch.Tensor], *, trainable: bool = False) -> None:
-    """Put a head on an encoder, in the place of the one that is there.
+    """Put a head on an encoder, replacing the current one.
 
     Args:
         layout: what its rows mean.
-        tensors: the parameters of `Head.modules` by their names; those of the neck may be left out.
+        tensors: the parameters of `Head.modules` by name; those of the neck may be missing.
 
     Raises:
-        AdapterError: the tensors are not those of a head of this encoder.
+        AdapterError: the tensors do not fit this encoder's head.
     """
     inner, head = bare(model), head_of(model)
     assert head is not None
@@ -148,7 +148,7 @@ def put_head(model: Any, layout: HeadRows, tensors: Mapping[str, torch.Tensor], 
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in sorted(tensors.items()))
         raise AdapterError(
             f"the adapter's head does not fit this base: it has {shapes or 'no tensors'}",
-            f"it must be of {type(inner).__name__} on this very base",
+            f"it must have been made for {type(inner).__name__} on this same base",
         )
     with torch.no_grad():
         for key, value in neck.items():
@@ -163,7 +163,7 @@ def put_head(model: Any, layout: HeadRows, tensors: Mapping[str, torch.Tensor], 
 
 
 def take_head(model: Any) -> None:
-    """Take an adapter's head off; the base's own neck comes back, and no row means anything."""
+    """Remove an adapter's head; the base's own neck is restored, and no row has a meaning."""
     inner, head = bare(model), head_of(model)
     if head is not None:
         width = inner.get_submodule(head.final).in_features
@@ -171,7 +171,7 @@ def take_head(model: Any) -> None:
 
 
 def head_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """What plain PEFT saves of the head that is on: parameter → value, on the CPU."""
+    """What plain PEFT saves of the current head: parameter → value, on the CPU."""
     inner, head = bare(model), head_of(model)
     assert head is not None
     names = [head.weight, head.bias, *head.neck]
@@ -208,20 +208,20 @@ def _stacks(plan: Any) -> list[str]:
 
 
 def _read_by_all(plan: Any) -> tuple[str, ...]:
-    """How the names of the weights begin that no task can do without: embeddings and layers."""
+    """Name prefixes of the weights that every task needs: embeddings and layers."""
     words = plan.get_input_embeddings()
     return tuple(f"{name}." for name in (*_stacks(plan), *(n for n, m in plan.named_modules() if m is words)))
 
 
 def _outside_the_layers(plan: Any) -> list[str]:
-    """Names of the linear layers that belong to no layer of the stack: pooler, neck, head."""
+    """Names of the linear layers outside the stack of layers: pooler, neck, head."""
     stacks = _stacks(plan)
     linear = [n for n, m in plan.named_modules() if isinstance(m, torch.nn.Linear)]
     return [name for name in linear if not any(name.startswith(f"{stack}.") for stack in stacks)]
 
 
 def _draw(model: Any, names: set[str]) -> None:
-    """Give parameters that the checkpoint lacks their values: the same wherever the base is loaded."""
+    """Initialise parameters that the checkpoint lacks, identically wherever the base is loaded."""
     generator = torch.Generator().manual_seed(_SEED)
     with torch.no_grad():
         for name in sorted(names):

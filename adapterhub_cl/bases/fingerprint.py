@@ -12,10 +12,10 @@ from adapterhub_cl.bases.sources import model_files
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 (hexadecimal) over the names and contents of all files that make the model.
+    """SHA-256 (hexadecimal) over the names and contents of all files that define the model.
 
-    Hashes of single files are cached by path, size and modification time, so that a second call costs a few
-    milliseconds. `generation_config.json` is left out: it changes no weight and no token.
+    Hashes of single files are cached by path, size and modification time, so that a second call takes a few
+    milliseconds. `generation_config.json` is left out: it changes neither weights nor tokens.
     """
     cache = _Cache()
     whole = hashlib.sha256()
@@ -27,7 +27,7 @@ def fingerprint(path: Path) -> str:
 
 
 class _Cache:
-    """Hashes by (path, size, mtime); losing it costs time only, so every failure to read or write it is harmless."""
+    """Hashes by (path, size, mtime). Losing it only costs time, so failures to read or write it are ignored."""
 
     def __init__(self) -> None:
         from platformdirs import user_cache_path

@@ -1,4 +1,4 @@
-"""Which objectives a base offers, decided by its architecture as transformers' own tables know it."""
+"""Which objectives a base supports, decided by its architecture with transformers' own tables."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 CAUSAL, CLASSIFICATION, MASKED = "causal_lm", "sequence_classification", "masked_lm"
 CAUSAL_CLASS = "AutoModelForCausalLM"
-# What each objective is for, as users say it.
+# A plain-words description of each objective.
 TASK_KINDS_OF = {CAUSAL: ("choice", "generation", "text"), CLASSIFICATION: ("choice",), MASKED: ("text",)}
 
 
-@cache  # asked for every row of a batch
+@cache  # called for every row of a batch
 def objectives_of(architecture: str) -> tuple[str, ...]:
-    """The objectives of a base with this architecture (`architectures[0]` of its config.json), in order of names.
+    """The objectives of a base with this architecture (`architectures[0]` of its config.json), sorted by name.
 
-    A causal language model offers `causal_lm`; so does a model of images and text whose text part is one (Gemma 3,
-    Qwen3.5). An encoder is what transformers has a masked language model and a
-    sequence classification of, and no sequence-to-sequence model: it offers `sequence_classification`, and where the
-    checkpoint itself is the masked language model, `masked_lm`. Anything else offers nothing.
+    A causal language model supports `causal_lm`; so does a model of images and text whose text part is one (Gemma 3,
+    Qwen3.5). An encoder is an architecture for which transformers has a masked language model and a sequence
+    classification, and which is not a sequence-to-sequence model: it supports `sequence_classification`, and if the
+    checkpoint itself is the masked language model, `masked_lm`. Anything else supports nothing.
     """
     if not architecture or "CausalLM" in architecture or "LMHead" in architecture:
         return (CAUSAL,)
@@ -34,7 +34,7 @@ def objectives_of(architecture: str) -> tuple[str, ...]:
 
 
 def auto_class(architecture: str) -> str:
-    """The class of transformers by which a base is loaded for what it does in itself, before it has any task."""
+    """The transformers class that loads a base for its own purpose, before it has any task."""
     from transformers.models.auto import modeling_auto as auto
 
     if is_encoder(architecture):
@@ -46,7 +46,7 @@ def auto_class(architecture: str) -> str:
 
 
 def _with_images(architecture: str) -> str:
-    """The model type of an architecture of images and text that writes text; empty for any other."""
+    """The model type of an architecture for images and text that writes text; empty for any other."""
     from transformers.models.auto import modeling_auto as auto
 
     if architecture.endswith(("CausalLM", "LMHeadModel")):
@@ -58,7 +58,7 @@ def _with_images(architecture: str) -> str:
 
 
 def why_unusable(config: Mapping[str, Any], architecture: str) -> str:
-    """What speaks against a base whose architecture is named like a causal language model; empty where nothing does.
+    """Why a base cannot be used although its architecture is named like a causal language model; empty if it can.
 
     Args:
         config: its config.json.
@@ -67,27 +67,27 @@ def why_unusable(config: Mapping[str, Any], architecture: str) -> str:
 
     kind, writing = str(config.get("model_type") or ""), auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if kind in ("xlnet", "xlm", "flaubert") and not config.get("causal"):
-        return "which reads a text in another order than from left to right"
+        return "which does not read text from left to right"
     if is_encoder(architecture) or architecture == "":
         return ""
     if kind in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         sequences = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
         if kind in writing and kind not in sequences and kind != "reformer" and not config.get("is_decoder"):
-            return "whose layers look at what comes after a token too: config.json does not say is_decoder"
+            return "whose layers also attend to later tokens: config.json does not set is_decoder"
     text = config.get("text_config")
     inner = str(text.get("model_type") or "") if isinstance(text, dict) else ""
     if _with_images(architecture) and kind not in writing and inner not in writing:
-        return f"whose text part ({inner or 'unknown'}) is no causal language model"
+        return f"whose text part ({inner or 'unknown'}) is not a causal language model"
     return ""
 
 
 def is_encoder(architecture: str) -> bool:
-    """Whether a base with this architecture reads a text as a whole and writes none."""
+    """Whether a base with this architecture is an encoder, which does not write text."""
     return CLASSIFICATION in objectives_of(architecture)
 
 
 def _own(kind: str) -> Iterator[str]:
-    """The classes that transformers has of a model type, but for those that write."""
+    """The classes that transformers has for a model type, except those that write text."""
     from transformers.models.auto import modeling_auto as auto
 
     for table in (

@@ -1,4 +1,4 @@
-"""Loads a base: quantised, frozen, checked against the fingerprint it was pinned to."""
+"""Loads a base: quantised, frozen, and checked against its recorded fingerprint."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class LoadedBase:
     """A frozen base in memory.
 
     Attributes:
-        model: a transformers causal language model, or of an encoder its sequence classification with a `Head`; no
-            parameter of it requires a gradient.
+        model: a transformers causal language model, or for an encoder its sequence classification with a `Head`; none
+            of its parameters requires a gradient.
         tokenizer: its tokenizer, with a padding token.
-        dtype: the type that matrix products run in.
+        dtype: the data type of matrix products.
         path: the folder it was read from.
-        lock: held by whoever computes with the model or changes it; threads take turns.
+        lock: must be held while computing with the model or changing it; threads take turns.
     """
 
     model: Any
@@ -64,7 +64,7 @@ class LoadedBase:
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within the block matrix products run in `dtype`."""
+        """Inside this block matrix products run in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
@@ -73,19 +73,19 @@ class LoadedBase:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 4096
         limit = limit if limit > 0 else 4096
         if self.is_encoder:
-            # RoBERTa and its kin count positions on from their padding id.
+            # RoBERTa and related models number positions from after their padding id.
             tables = (m for n, m in self.model.named_modules() if n.endswith("position_embeddings"))
             limit -= next((m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None), 0)
         return int(min(limit, self.tokenizer.model_max_length or limit))
 
     @property
     def is_encoder(self) -> bool:
-        """Whether it reads a text as a whole and writes none."""
+        """Whether it is an encoder, which does not write text."""
         return is_encoder(self.info.architecture)
 
     @property
     def reading(self) -> dict[str, Any]:
-        """Arguments of a forward pass that is only looked at: a causal model keeps no cache."""
+        """Arguments of a forward pass for inspection only: a causal model should keep no cache."""
         return {} if self.is_encoder else {"use_cache": False}
 
     @property
@@ -95,14 +95,14 @@ class LoadedBase:
 
     @cached_property
     def masked_lm(self) -> Any:
-        """The masked language model of an encoder, on the same body; loaded when first asked for.
+        """The masked language model of an encoder, on the same body; loaded at first use.
 
         Raises:
             UsageError: the checkpoint has no such head.
         """
         if MASKED not in objectives_of(self.info.architecture):
             raise UsageError(
-                f"{self.info.source!r} is a {self.info.architecture} without the head of a masked language model",
+                f"{self.info.source!r} is a {self.info.architecture} without a masked language modelling head",
                 "choose a checkpoint whose architecture ends in ForMaskedLM",
             )
         with no_loading_bars():
@@ -116,7 +116,7 @@ def cpu_has_bf16() -> bool:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """`auto` is the GPU where there is one; under a launcher, as `cuda` is, each process's own.
+    """The device to use. `auto` is the GPU if there is one; under a launcher, `auto` and `cuda` give each process one.
 
     Raises:
         UsageError: the device does not exist here, or there are fewer GPUs than processes.
@@ -132,17 +132,17 @@ def choose_device(device: str = "auto") -> torch.device:
     rank = local_rank()
     if chosen.type != "cuda" or chosen.index is not None or rank is None:
         return chosen
-    # The base is loaded before Accelerate gives each process its device: it must lie on that very one.
+    # The base is loaded before Accelerate gives each process its device, so choose that same device here.
     if rank >= (there := torch.cuda.device_count()):
         raise UsageError(
-            f"process {rank} has no GPU of its own: there are {there} here",
+            f"process {rank} has no GPU of its own: this machine has {there}",
             f"accelerate launch --num_processes {there}",
         )
     return torch.device("cuda", rank)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU."""
+    """`auto` is bf16 if the hardware supports it, otherwise fp16 on a GPU and fp32 on a CPU."""
     if dtype != "auto":
         if dtype not in DTYPES:
             raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
@@ -153,15 +153,15 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def inspect_base(source: str, quantization: str, revision: str | None = None) -> BaseInfo:
-    """What a hub records of its base; reads the files but not the weights' values.
+    """What a hub records about its base; reads the files but not the weights' values.
 
     Args:
-        quantization: how it is to be stored in memory; a checkpoint that is quantised already stays as it is.
+        quantization: how to store it in memory; a checkpoint that is already quantised stays as it is.
 
     Raises:
         BaseModelError: the base cannot be found, is neither a causal language model nor an encoder, is quantised in a
-            way that cannot be trained on here, or has a tokenizer of another model.
-        UnknownNameError: the quantisation is not a known one.
+            way that cannot be trained here, or has another model's tokenizer.
+        UnknownNameError: the quantisation is unknown.
     """
     if quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization", quantization, QUANTIZATIONS)
@@ -171,12 +171,12 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
     if not architectures:
         raise BaseModelError(
             f"config.json of base {source!r} names no architectures",
-            'add "architectures": ["…ForCausalLM"] or the like',
+            'add "architectures": ["…ForCausalLM"] or similar',
         )
     architecture = next((name for name in architectures if objectives_of(name)), None)
     if architecture is None:
         raise BaseModelError(
-            f"base {source!r} is a {architectures[0]}, neither a causal language model nor an encoder",
+            f"base {source!r} is a {architectures[0]}, which is neither a causal language model nor an encoder",
             "choose a model whose architecture ends in ForCausalLM or ForMaskedLM, or the body of an encoder",
         )
     if reason := why_unusable(read_config(path), architecture):
@@ -197,7 +197,9 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
                         size *= side
                     parameters += size
     except Exception as error:  # safetensors raises its own untyped error for a truncated file
-        raise BaseModelError(f"weights of base {source!r} cannot be read: {error}", "fetch the base again") from error
+        raise BaseModelError(
+            f"the weights of base {source!r} cannot be read: {error}", "download the base again"
+        ) from error
     local = str(path.resolve()) if source != "tiny" and Path(source).expanduser().is_dir() else source
     return BaseInfo(local, fingerprint(path), quantization, revision, architecture, parameters)
 
@@ -210,16 +212,16 @@ def load_base(
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedBase:
-    """Load the base that a hub is bound to, quantised as the hub says, all parameters frozen.
+    """Load the base of a hub, quantised as the hub says, with all parameters frozen.
 
     Args:
         info: what the hub recorded; an empty fingerprint skips the check.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        dtype: `auto`, `bf16`, `fp16`, `fp32`: the type of the products and of the layers left unquantised.
-        attention: transformers' `attn_implementation`; None is the fastest that the architecture has.
+        dtype: `auto`, `bf16`, `fp16`, `fp32`: the type of the products and of the layers that are not quantised.
+        attention: transformers' `attn_implementation`; None chooses the fastest that the architecture supports.
 
     Raises:
-        BaseModelError: the base is not there, cannot be loaded, or is not the one that the hub was made for.
+        BaseModelError: the base is missing, cannot be loaded, or is not the one that the hub was made for.
     """
     quiet_third_parties()
     path = resolve(info.source, info.revision)
@@ -227,7 +229,7 @@ def load_base(
         raise BaseModelError(
             f"base {info.source!r} has changed since this hub was made "
             f"(fingerprint {now[:12]}, expected {info.fingerprint[:12]})",
-            "restore the old files or revision; for the new base make a new hub with cl-adapter init",
+            "restore the old files or revision; for the new base create a new hub with cl-adapter init",
         )
     if info.quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization in hub.toml", info.quantization, QUANTIZATIONS)
@@ -250,11 +252,11 @@ def load_base(
             )
     except BaseModelError:
         raise
-    except Exception as error:  # tokenizers and safetensors raise their own untyped errors for spoilt files
+    except Exception as error:  # tokenizers and safetensors raise their own untyped errors for damaged files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaseModelError(
             f"base {info.source!r} cannot be loaded: {first}",
-            "if a file of it is spoilt, fetch it again; cl-adapter doctor checks the installation",
+            "if one of its files is damaged, download it again; cl-adapter doctor checks the installation",
         ) from error
     if encoder and tokenizer.pad_token_id is None:
         raise BaseModelError(
@@ -290,14 +292,14 @@ def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | Non
     model, told = kind.from_pretrained(
         path, config=config, quantization_config=quantization, output_loading_info=True, **options
     )
-    learned = {name for name, _ in model.named_parameters()}  # buffers and tied weights need not be in a checkpoint
+    learned = {name for name, _ in model.named_parameters()}  # buffers and tied weights may be missing in a checkpoint
     refuse_lacking(path, sorted(learned.intersection(told["missing_keys"])))
     return model
 
 
 def _read_by_weight(kind: Any, config: Any) -> list[str]:
-    """Names of layers that cannot be quantised: Mamba's code multiplies by their weights itself. With the output's,
-    which is left out by default; empty for most architectures."""
+    """Names of layers that cannot be quantised because Mamba's code multiplies by their weights directly. Includes the
+    output layer, which is excluded by default; empty for most architectures."""
     if not re.search("mamba|ssm", json.dumps(config.to_dict(), default=str), re.I):
         return []
     with torch.device("meta"):
@@ -314,17 +316,17 @@ def _read_by_weight(kind: Any, config: Any) -> list[str]:
 
 
 def _give_back_memory() -> None:
-    """Returns to the system what the 16-bit weights took while they were quantised: glibc would keep it."""
+    """Return the memory of the 16-bit weights to the system after quantisation: glibc would keep it."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library: nothing to be done
+    with suppress(OSError, AttributeError):  # another C library: nothing to do
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_trainable_layout(model: Any) -> None:
-    """Stops bitsandbytes 0.50 from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
+    """Stop bitsandbytes 0.50 from repacking 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
 
-    The packed layout has no backward: a model evaluated once and then trained gets no gradient through its base
-    layers, without a word (docs/decisions/002). The plain layout is also the faster one for batches.
+    The packed layout has no backward pass: a model that is evaluated once and then trained silently gets no gradient
+    through its base layers (docs/decisions/002). The plain layout is also the faster one for batches.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,4 +1,4 @@
-"""Where a base comes from: the embedded one, a local folder, or a hub id."""
+"""Where a base comes from: the embedded one, a local folder, or a Hub id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapterhub_cl.types import BaseInfo
 TINY = "tiny"
 QUANTIZATIONS = ("nf4", "fp4", "int8", "none")
 
-# What makes a model: weights without pickles, configuration, tokenizer, chat template.
+# The files that define a model: weights without pickles, configuration, tokenizer, chat template.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 SETTINGS = (
     "config.json",
@@ -33,7 +33,7 @@ SETTINGS = (
 
 
 TOKENIZER_FILES = tuple(name for name in SETTINGS if name not in ("config.json", "generation_config.json"))
-# Any of these is a vocabulary.
+# Each of these is a vocabulary.
 TOKENIZERS = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenization_*.py")
 
 
@@ -41,11 +41,11 @@ def resolve(source: str, revision: str | None = None) -> Path:
     """The folder that holds a base.
 
     Args:
-        source: `tiny`, a folder, or a hub id such as `Qwen/Qwen2.5-0.5B` (downloaded once, then cached).
-        revision: branch, tag or commit of a hub id.
+        source: `tiny`, a folder, or a Hub id such as `Qwen/Qwen2.5-0.5B` (downloaded once, then cached).
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
-        BaseModelError: no such folder, no model in it, or the hub id cannot be fetched.
+        BaseModelError: there is no such folder, it contains no model, or the Hub id cannot be downloaded.
     """
     if source == TINY:
         return Path(__file__).parent / TINY
@@ -61,32 +61,32 @@ def resolve(source: str, revision: str | None = None) -> Path:
     if looks_local:
         raise BaseModelError(
             f"no base at {source!r}: it is not a folder" + (" but a file" if path.is_file() else ""),
-            "give a folder with config.json and *.safetensors, a hub id such as Qwen/Qwen2.5-0.5B, or tiny",
+            "give a folder with config.json and *.safetensors, a Hub id such as Qwen/Qwen2.5-0.5B, or tiny",
         )
     return _checked(_download(source, revision), source)
 
 
 def public_name(source: str) -> str:
-    """A base's or a file's name as it may leave this machine: of a local path the last part, anything else as it is."""
+    """The name of a base or file that is safe to publish: the last part of a local path, anything else unchanged."""
     local = Path(source).is_absolute() or source.startswith((".", "~"))
     return (Path(source).name or source) if local else source
 
 
 def check_tokenizer(path: Path, source: str) -> None:
-    """Raise where a base comes without a tokenizer: transformers would make up one that knows no word.
+    """Raise if a base has no tokenizer: transformers would create one with an empty vocabulary.
 
     Raises:
-        BaseModelError: no file of one is there.
+        BaseModelError: there is no tokenizer file.
     """
     if not any(file.is_file() for pattern in TOKENIZERS for file in path.glob(pattern)):
         raise BaseModelError(
-            f"base {source!r} has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json and tokenizer.model",
+            f"base {source!r} has no tokenizer: tokenizer.json, vocab.txt, vocab.json and tokenizer.model are missing",
             "put the checkpoint's tokenizer files beside its weights",
         )
 
 
 def has_chat_template(base: BaseInfo) -> bool:
-    """Whether the tokenizer of a causal base comes with a chat template; its files are looked at, not loaded."""
+    """Whether the tokenizer of a causal base has a chat template; checks its files without loading them."""
     if is_encoder(base.architecture):
         return False
     path = resolve(base.source, base.revision)
@@ -104,8 +104,8 @@ def _gguf(source: str, file: Path) -> BaseModelError:
     nothing = f"no base at {source!r}: it is not a folder but a file"
     what = nothing if alone else f"no usable weights in {source!r}: they are"
     return BaseModelError(
-        f"{what} in GGUF, llama.cpp's format, on which no adapter can be trained",
-        "take the checkpoint that it was made from; or write one with transformers: AutoModelForCausalLM, and "
+        f"{what} in GGUF, llama.cpp's format, which cannot be used to train adapters",
+        "use the checkpoint that it was made from; or convert it with transformers: AutoModelForCausalLM, and "
         f"AutoTokenizer, .from_pretrained({str(file.parent)!r}, gguf_file={file.name!r}).save_pretrained('base')",
     )
 
@@ -119,7 +119,7 @@ def _checked(path: Path, source: str) -> Path:
         )
     if not any(path.glob("*.safetensors")):
         pickles = any(path.glob("*.bin")) or any(path.glob("*.pt"))
-        reason = "its weights are pickles, which are never loaded" if pickles else "it holds no *.safetensors"
+        reason = "its weights are pickles, which are never loaded" if pickles else "it has no *.safetensors"
         raise BaseModelError(f"no usable weights in {source!r}: {reason}", "save the model as safetensors first")
     return path
 
@@ -132,7 +132,7 @@ def _download(source: str, revision: str | None) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=[*WEIGHTS, *SETTINGS]))
     except LocalEntryNotFoundError as error:
         raise BaseModelError(
-            f"base {source!r} is not cached here and the hub cannot be reached",
+            f"base {source!r} is not cached here and the Hub cannot be reached",
             "check the network, download the model elsewhere and give its folder, or use --base tiny",
         ) from error
     except (HFValidationError, HfHubHTTPError, OSError) as error:
@@ -151,20 +151,20 @@ def read_config(path: Path) -> Mapping[str, Any]:
     try:
         config: Mapping[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BaseModelError(f"{path / 'config.json'} cannot be read: {error}", "fetch the base again") from error
+        raise BaseModelError(f"{path / 'config.json'} cannot be read: {error}", "download the base again") from error
     if not isinstance(config, dict):
-        raise BaseModelError(f"{path / 'config.json'} is not a model's configuration", "fetch the base again")
+        raise BaseModelError(f"{path / 'config.json'} is not a model's configuration", "download the base again")
     return config
 
 
 def stored_quantization(config: Mapping[str, Any], source: str) -> str:
-    """How the weights of a checkpoint are quantised already; empty where they are not.
+    """How the weights of a checkpoint are already quantised; empty if they are not.
 
     Args:
         config: its config.json.
 
     Raises:
-        BaseModelError: in a way that no adapter can be trained on here.
+        BaseModelError: adapters cannot be trained on this quantisation here.
     """
     told = config.get("quantization_config")
     text = config.get("text_config")
@@ -180,29 +180,29 @@ def stored_quantization(config: Mapping[str, Any], source: str) -> str:
             kind = str(told.get("bnb_4bit_quant_type") or "fp4")
             if kind in QUANTIZATIONS:
                 return kind
-        method = "bitsandbytes in a way that is not known here"
+        method = "bitsandbytes with unsupported settings"
     raise BaseModelError(
-        f"the weights of base {source!r} are quantised already, by {method}",
-        "give the checkpoint in 16 bits: it is quantised as it is loaded (--quantization nf4); of a quantised one only "
-        "those of bitsandbytes can be used",
+        f"the weights of base {source!r} are already quantised, by {method}",
+        "use the 16-bit checkpoint, which is quantised while loading (--quantization nf4); of quantised checkpoints "
+        "only those of bitsandbytes are supported",
     )
 
 
 def model_files(path: Path) -> list[Path]:
-    """The files that make the model what it is, sorted by name."""
+    """The files that define the model, sorted by name."""
     names = {file for pattern in (*WEIGHTS, *SETTINGS) for file in path.glob(pattern) if file.is_file()}
     return sorted(names, key=lambda file: file.name)
 
 
 def refuse_lacking(path: Path, names: Sequence[str]) -> None:
-    """Raise where weights that the config asks for are not in the checkpoint: they would be drawn at random.
+    """Raise if weights that the config requires are missing in the checkpoint: they would be random.
 
     Raises:
-        BaseModelError: there are any.
+        BaseModelError: there are such weights.
     """
     if names:
         raise BaseModelError(
-            f"base {str(path)!r} lacks weights that its config.json asks for, or has them in another shape: "
-            f"{len(names)}, such as {names[0]}",
-            "fetch the base again: config.json and the weights are not of one model",
+            f"base {str(path)!r}: {len(names)} weights that its config.json requires are missing or have "
+            f"another shape, such as {names[0]}",
+            "download the base again: config.json and the weights belong to different models",
         )

@@ -1,4 +1,4 @@
-"""Whether a tokenizer is the model's own: every id that it gives must have an embedding."""
+"""Checks that a tokenizer belongs to the model: every id that it produces must have an embedding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adapterhub_cl.errors import BaseModelError, DataError
 
 
 def check_tokenizer_of(path: Path, source: str) -> None:
-    """`check_special_ids` before any weight is loaded. What cannot be read here is told when the base is loaded.
+    """`check_special_ids` before the weights are loaded. Files that cannot be read here are reported by loading.
 
     Raises:
-        BaseModelError: a token that is needed has no embedding.
+        BaseModelError: a required token has no embedding.
     """
     try:
         rows = getattr(AutoConfig.from_pretrained(path).get_text_config(), "vocab_size", None)
@@ -27,31 +27,31 @@ def check_tokenizer_of(path: Path, source: str) -> None:
 
 
 def check_special_ids(tokenizer: Any, rows: int, source: str) -> None:
-    """Raise where a token that begins, ends or pads texts has no embedding.
+    """Raise if a token that begins, ends or pads texts has no embedding.
 
     Args:
-        rows: embeddings of the base.
+        rows: number of embeddings of the base.
 
     Raises:
-        BaseModelError: one of them is beyond the last.
+        BaseModelError: the id of such a token is too large.
     """
-    around = set(tokenizer("a").input_ids)  # what it puts around every text
+    around = set(tokenizer("a").input_ids)  # includes what it adds around every text
     for name in ("eos_token", "pad_token", "bos_token", "cls_token", "sep_token", "mask_token"):
         number = getattr(tokenizer, f"{name}_id", None)
         used = name in ("eos_token", "pad_token", "mask_token") or number in around
         if isinstance(number, int) and number >= rows and used:
             raise BaseModelError(
-                f"the tokenizer of base {source!r} is not its model's: the {name.replace('_', ' ')} "
-                f"{getattr(tokenizer, name)} is id {number}, the base has {rows} embeddings",
-                f"set {name} in tokenizer_config.json to a token that the model knows, or enlarge its embeddings: "
+                f"the tokenizer of base {source!r} belongs to another model: the {name.replace('_', ' ')} "
+                f"{getattr(tokenizer, name)} is id {number}, but the base has {rows} embeddings",
+                f"set {name} in tokenizer_config.json to a token that the model has, or enlarge its embeddings: "
                 "model.resize_token_embeddings(len(tokenizer))",
             )
 
 
 def refuse_unknown_ids(model: Any, tokenizer: Any) -> None:
-    """Where the tokenizer has more tokens than the base has embeddings, refuse in words a text that holds such a one.
+    """If the tokenizer has more tokens than the base has embeddings, raise a clear error for a text with such a token.
 
-    The lookup alone would fail with an index error, on a GPU with an assertion that ends the process.
+    Otherwise the lookup fails with an index error, or on a GPU with an assertion that ends the process.
     """
     words = model.get_input_embeddings()
     if len(tokenizer) <= words.num_embeddings:
@@ -62,9 +62,9 @@ def refuse_unknown_ids(model: Any, tokenizer: Any) -> None:
             largest = int(inputs[0].max())
             if largest >= words.num_embeddings:
                 raise DataError(
-                    f"a text holds the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), and the base "
-                    f"has {words.num_embeddings} embeddings",
-                    "take it out of the text: it was added to the tokenizer and not to the model",
+                    f"a text contains the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), but the "
+                    f"base has only {words.num_embeddings} embeddings",
+                    "remove it from the text: it was added to the tokenizer but not to the model",
                 )
 
     words.register_forward_pre_hook(check)

@@ -1,4 +1,4 @@
-"""Whether a hub's base is still the one that it was made for."""
+"""Checks whether a hub's base is still the one that it was made for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_adapters(base: BaseInfo, records: Iterable[AdapterRecord]) -> list[Pro
 
 
 def check_base(base: BaseInfo) -> list[Problem]:
-    """Nothing, or what is wrong with the base."""
+    """Problems with the base; empty if there are none."""
     if base.quantization not in QUANTIZATIONS:
         return [
             Problem("hub.toml", f"unknown quantization {base.quantization!r}", f"one of {', '.join(QUANTIZATIONS)}")
@@ -31,5 +31,5 @@ def check_base(base: BaseInfo) -> list[Problem]:
         return [Problem(base.source, error.message, error.hint)]
     if now == base.fingerprint:
         return []
-    fix = "restore the base's old files, or make a new hub for the new base with cl-adapter init"
+    fix = "restore the base's old files, or create a new hub for the new base with cl-adapter init"
     return [Problem(base.source, "the base has changed since this hub was made", fix)]

@@ -29,7 +29,7 @@ class MeasuredOptions:
     """The options of every verb that makes a version out of others."""
 
     min_retention: float | None = option(
-        None, "refuse where a task keeps less of its score, 0 to 1; default: hub.toml's, else none"
+        None, "refuse if a task keeps less of its score, 0 to 1; default: hub.toml's, else none"
     )
     evaluate: bool = option(True, "do not measure retention", flag="--no-eval", config=False)
 
@@ -256,7 +256,7 @@ def read_rank(value: Any) -> int | str:
             raise ValueError
         return int(float(value))
     except (TypeError, ValueError):
-        raise UsageError(f"--rank {value!r} is no whole number", "--rank 4, or --rank auto") from None
+        raise UsageError(f"--rank {value!r} is not a whole number", "--rank 4, or --rank auto") from None
 
 
 def refreshed(registry: Registry, name: str) -> tuple[AdapterRecord, DistillRequest | None]:

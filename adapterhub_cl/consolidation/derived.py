@@ -11,17 +11,18 @@ from typing import Any
 
 from adapterhub_cl.adapters.cards import derived_card
 from adapterhub_cl.adapters.head_files import StoredHead, read_layout
-from adapterhub_cl.adapters.lora_config import CONFIG
+from adapterhub_cl.adapters.lora import stored_adapter
+from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.adapters.lora_files import LoraFile, write_lora
+from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.bases.kinds import is_encoder
-from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_task
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.merging.factors import Factors
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 RECIPE = "recipe.json"
@@ -58,11 +59,9 @@ class Making:
 
 
 def record(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     making: Making,
     write: Callable[[Path], None],
-    reporter: Reporter,
     yardstick: Yardstick | None = None,
 ) -> AdapterRecord:
     """Write the version's files, measure it, publish it; rejected where the gate says no.
@@ -80,27 +79,25 @@ def record(
     named = [str(r.path.resolve()) if making.foreign else r.ref for r in parents.records]
     edges = [(parent, RELATION[making.kind]) for parent in named]
     first = parents.records[0]
-    with registry.new_draft(making.name) as draft, storage_errors(draft.path):
+    with hub.registry.new_draft(making.name) as draft, storage_errors(draft.path):
         write(draft.path)
         retained = Retained(making.least, ())
         scores: list[Evaluation] = []
         if making.measure:
-            yardstick = yardstick or Yardstick.of(registry, load(), tasks, reporter)
-            effects, scores = yardstick.measure(load(), draft.path)
+            with stored_adapter(hub.base, draft.path) as model:
+                check_served(model, hub.base, draft.path, f"the new version of {making.name}")
+            yardstick = yardstick or Yardstick.of(hub, tasks)
+            effects, scores = yardstick.measure(hub.base, draft.path)
             retained = Retained(making.least, tuple(effects))
         report = {**making.report, "retention": retained.shares_json()}
         recipe = {**making.recipe, "min_retention": making.least, "measured": making.measure}
         text = json.dumps({"recipe": recipe, "report": report}, indent=1) + "\n"
         (draft.path / RECIPE).write_text(text, encoding="utf-8")
-        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         manifest: dict[str, Any] = {
             "kind": making.kind,
             "status": "active" if retained.passed else "rejected",
             "task": own,
-            "rank": max([config["r"], *(config.get("rank_pattern") or {}).values()]),
-            "alpha": config["lora_alpha"],
-            "target_modules": sorted(config["target_modules"]),
-            "base": {"source": registry.base.source, "fingerprint": registry.base.fingerprint},
+            **facts_of(draft.path, hub.registry.base),
             "takes_over": takes_over,
             "recipe": recipe,
             "gate": retained.to_json(),
@@ -114,7 +111,7 @@ def record(
             (draft.path / "replay.jsonl").touch()
         card = derived_card(
             making.name,
-            registry.base,
+            hub.registry.base,
             making.kind,
             list(tasks),
             recipe,
@@ -124,15 +121,15 @@ def record(
             read_layout(draft.path),
         )
         (draft.path / "README.md").write_text(card, encoding="utf-8")
-        with registry.exclusively():
+        with hub.registry.exclusively():
             if making.first:  # another process may have been faster
-                check_new_name(registry, making.name, new_version=False)
-            made = registry.publish(
+                check_new_name(hub.registry, making.name, new_version=False)
+            made = hub.registry.publish(
                 draft,
                 manifest,
                 edges=edges,
                 evaluations=scores,
-                task=registry.task(own) if own else None,
+                task=hub.registry.task(own) if own else None,
                 serve=False,  # `promote` does that, through the gate on forgetting
                 verb=str(making.recipe["verb"]),
                 repeats=making.first or making.kind == "pruned",  # else a new version was asked for

@@ -22,18 +22,18 @@ from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.merge import merged
 from adapterhub_cl.consolidation.parents import Parents, find_parents, head_of_all
 from adapterhub_cl.consolidation.teachers import AskedOfTeacher, Sources, ask, gather, tokens_of
+from adapterhub_cl.context import Hub
 from adapterhub_cl.distillation.lessons import TeachersAnswers
 from adapterhub_cl.distillation.student import Student
 from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.retention import Retained
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, storage_errors
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import Learned, TrainingSet, learn
-from adapterhub_cl.training.runs import Run, held
+from adapterhub_cl.training.runs import Run, held, leave, published_by
 from adapterhub_cl.types import AdapterRecord
 
 TEACHERS = "teachers.safetensors"
@@ -41,23 +41,14 @@ TEACHERS = "teachers.safetensors"
 
 @dataclass(frozen=True)
 class Places:
-    """The hub of the teachers, and that of the student where its base is another one.
+    """The hub of the teachers, and that of the student where its base is another one."""
 
-    Attributes:
-        load: gives the base of the hub.
-    """
-
-    registry: Registry
-    load: Callable[[], LoadedBase]
-    into: Registry | None = None
-    load_into: Callable[[], LoadedBase] | None = None
+    teachers: Hub
+    into: Hub | None = None
 
     @property
-    def student(self) -> Registry:
-        return self.into or self.registry
-
-    def student_base(self) -> LoadedBase:
-        return (self.load_into or self.load)()
+    def student(self) -> Hub:
+        return self.into or self.teachers
 
 
 @changes.operation()
@@ -65,7 +56,6 @@ def distill(
     places: Places,
     name: str,
     request: DistillRequest,
-    reporter: Reporter,
     *,
     new_version: bool = False,
     run: Run | None = None,
@@ -75,9 +65,9 @@ def distill(
     Args:
         run: the run to go on with.
     """
-    registry, student = places.registry, places.student
+    registry, student, reporter = places.teachers.registry, places.student.registry, places.teachers.reporter
     elsewhere = places.into is not None
-    if run is not None and (done := _finished(student, run, reporter)) is not None:
+    if run is not None and (done := published_by(student, run, reporter)) is not None:
         return done
     least = check_distill(student, request, name, new_version=new_version, elsewhere=elsewhere)
     settings, held_to = request.training(), request.held_to()
@@ -85,8 +75,8 @@ def distill(
     request = replace(request, refs=parents.refs)  # a resumed run keeps to these very versions
     if not elsewhere:
         _first_rank(request, parents)
-    base = places.load()
-    student_base = places.student_base()
+    base = places.teachers.base
+    student_base = places.student.base
     if elsewhere:
         _same_tokenizer(base, student_base)
         reporter.note("the student starts afresh: on another base there is no merged adapter to start from")
@@ -103,7 +93,7 @@ def distill(
         with held(lock):
             answers = ask(base, asked, tokens, held_to, run.path / TEACHERS, reporter)
             first = not new_version
-            made = _Distillation(places, name, first, request, parents, asked, answers, least, run, reporter).make()
+            made = _Distillation(places, name, first, request, parents, asked, answers, least, run).make()
     except BaseException as error:
         _leave(run, name, error)
         raise
@@ -129,10 +119,10 @@ class _Distillation:
         answers: TeachersAnswers,
         least: float | None,
         run: Run,
-        reporter: Reporter,
     ) -> None:
         self.places, self.name, self.first, self.request, self.parents = places, name, first, request, parents
-        self.asked, self.answers, self.least, self.run, self.reporter = asked, answers, least, run, reporter
+        self.asked, self.answers, self.least, self.run = asked, answers, least, run
+        self.reporter = places.teachers.reporter
         self.most = sum(record.rank for record in parents.records)
 
     def make(self) -> AdapterRecord:
@@ -141,14 +131,14 @@ class _Distillation:
         yardstick = None
         if self.request.evaluate:
             tasks = self.parents.tasks()
-            yardstick = Yardstick.of(self.places.registry, self.places.load(), tasks, self.reporter)
+            yardstick = Yardstick.of(self.places.teachers, tasks)
         tried: list[tuple[float, int, Learned]] = []
         while True:
             learned = self.teach(rank)
             if not self.request.grow or yardstick is None or self.least is None:
                 tried.append((0.0, rank, learned))
                 break
-            effects, _ = yardstick.measure(self.places.student_base(), self.folder(rank) / "student")
+            effects, _ = yardstick.measure(self.places.student.base, self.folder(rank) / "student")
             lowest = Retained(self.least, tuple(effects)).lowest or 0.0
             self.reporter.note(f"rank {rank}: lowest retention {lowest:.3f}")
             tried.append((lowest, rank, learned))
@@ -168,7 +158,7 @@ class _Distillation:
             "parents": self.parents.refs,
             **{key: asked[key] for key in asked if key not in ("refs", "min_retention", "evaluate")},
             "rank": rank,
-            "from_hub": str(places.registry.path.resolve()) if elsewhere else "",
+            "from_hub": str(places.teachers.registry.path.resolve()) if elsewhere else "",
             "run": self.run.id,
         }
         facts = ("steps", "seconds", "best_epoch", "history", "learning_rate")
@@ -179,7 +169,7 @@ class _Distillation:
         }
         if elsewhere:
             for one in self.asked:
-                places.student.put_task(one.task)
+                places.student.registry.put_task(one.task)
         least = self.least if request.evaluate else None
         instead = "more --epochs, unlabelled text (--data), a higher --rank or --grow"
         making = Making(
@@ -195,7 +185,7 @@ class _Distillation:
             self.first,
         )
         write = _copies(self.folder(rank) / "student")
-        return record(places.student, places.student_base, making, write, self.reporter, yardstick)
+        return record(places.student, making, write, yardstick)
 
     def folder(self, rank: int) -> Path:
         """Where a student's training keeps its files."""
@@ -203,7 +193,7 @@ class _Distillation:
 
     def teach(self, rank: int) -> Learned:
         """Train one student of a rank; its files are in `student` in its folder afterwards."""
-        base, folder = self.places.student_base(), self.folder(rank)
+        base, folder = self.places.student.base, self.folder(rank)
         settings = replace(self.request.training(), rank=rank)
         objective = objectives.of(base.info)
         with storage_errors(folder):
@@ -256,11 +246,11 @@ class _Distillation:
         wanted = MergeRequest(parents.refs, method=request.start, rank=rank, seed=request.training().seed)
         with ExitStack() as stack:
             adapters = parents.open(stack)
-            layers = merged(places.registry, places.load, weighted, method, wanted, adapters, self.reporter)
+            layers = merged(places.teachers, weighted, method, wanted, adapters)
             folder.mkdir(exist_ok=True)
             head = head_of_all(parents, adapters)
             factors = {one.name: one.result.factors for one in layers}
-            writer(factors, adapters, places.registry.base, head)(folder)
+            writer(factors, adapters, places.teachers.registry.base, head)(folder)
         return folder
 
 
@@ -276,18 +266,6 @@ def _first_rank(request: DistillRequest, parents: Parents) -> int:
     if rank > most and request.start != FRESH:
         raise UsageError(f"--rank {rank} is above {most}, the parents' ranks added up", "or start afresh: --start none")
     return rank
-
-
-def _finished(registry: Registry, run: Run, reporter: Reporter) -> AdapterRecord | None:
-    """What a resumed run had published just before it was killed."""
-    for line in registry.repair():
-        reporter.note(f"note: {line}")
-    for there in registry.adapters(all_versions=True):
-        if (there.manifest.get("recipe") or {}).get("run") == run.id:
-            reporter.note(f"run {run.id} was finished already as {there.ref}")
-            run.remove()
-            return there
-    return None
 
 
 def _same_tokenizer(teacher: LoadedBase, student: LoadedBase) -> None:
@@ -319,29 +297,20 @@ def _new_run(registry: Registry, name: str, request: DistillRequest, new_version
         "name": name,
         "created_at": datetime.now(UTC).isoformat(),
         "new_version": new_version,
-        "from_hub": str(places.registry.path.resolve()),
+        "from_hub": str(places.teachers.registry.path.resolve()),
         **asdict(request),
     }
     return Run.start(registry.runs_dir, row)
 
 
 def _leave(run: Run, name: str, error: BaseException) -> None:
-    """A run that was refused or has nothing to go on from is dropped; one that was stopped says how to go on."""
+    """Drop a run that was refused or has nothing to go on from; of one that was stopped, say how to resume it."""
     stopped = isinstance(error, (KeyboardInterrupt, TrainingInterrupted, StorageError))
     trained = any(run.path.glob(f"*/{checkpoints.NAME}"))
-    heard = (run.path / TEACHERS).is_file()
+    heard = (run.path / TEACHERS).is_file() and stopped
     refused = isinstance(error, AdapterHubError) and not stopped
-    if refused or not (trained or (heard and stopped)):
-        run.remove()
-        if isinstance(error, StorageError):
-            error.hint = "free some space, then start again"
-        return
-    go_on = f"go on with: cl-adapter distill --as {name} --resume"
-    if isinstance(error, TrainingInterrupted):
-        error.hint = go_on
-    elif isinstance(error, KeyboardInterrupt):
-        kept = "a checkpoint was kept" if trained else "what the teachers said was kept"
-        raise TrainingInterrupted(f"stopped; {kept}", go_on) from error
+    kept = "" if refused else "a checkpoint" if trained else "what the teachers said" if heard else ""
+    leave(run, error, f"cl-adapter distill --as {name} --resume", kept)
 
 
 def resumed(registry: Registry, name: str) -> tuple[Run, DistillRequest, bool, str]:

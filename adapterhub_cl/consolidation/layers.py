@@ -75,7 +75,7 @@ def layers_of(
         if not entered <= LARGEST:
             raise AdapterError(
                 f"the updates of {name} are too large to be computed with (norm {entered:.3g})",
-                "a smaller weight, or another adapter: such numbers come from no training that went well",
+                "a smaller weight, or another adapter: numbers of this size come from a training run that failed",
             )
         try:
             yield Merged(name, _cut(method.layer(layer), rank, shape, generator), entered)

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
 from adapterhub_cl import merging
 from adapterhub_cl.adapters.lora_files import LoraFile
-from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import MergeOrder, MergeRequest
 from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.interference import interference
 from adapterhub_cl.consolidation.layers import Merged, layers_of, refuse_nothing, shapes_of, total_error
 from adapterhub_cl.consolidation.merge_stage import merge_stage
 from adapterhub_cl.consolidation.parents import Parents, head_of_all
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging import BaseMethod
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry, changes
+from adapterhub_cl.registry import changes
 from adapterhub_cl.types import AdapterRecord
 
 SIZE = 4  # bytes of a stored number
 
 
 @changes.operation()
-def merge(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, reporter: Reporter) -> AdapterRecord:
+def merge(hub: Hub, order: MergeOrder) -> AdapterRecord:
     """Merge and record; see `AdapterHub.merge`."""
     request, parents, method = order.request, order.parents, order.method
     assert order.name is not None
     with ExitStack() as stack:
         adapters = parents.open(stack)
-        layers, report = combine(registry, load, parents, method, request, adapters, reporter)
+        layers, report = combine(hub, parents, method, request, adapters)
         least = order.least if request.evaluate else None
         making = Making(
             order.name,
@@ -45,11 +44,11 @@ def merge(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder,
             first=not order.new_version,
         )
         factors = {layer.name: layer.result.factors for layer in layers}
-        write = writer(factors, adapters, registry.base, head_of_all(parents, adapters))
-        return record(registry, load, making, write, reporter)
+        write = writer(factors, adapters, hub.registry.base, head_of_all(parents, adapters))
+        return record(hub, making, write)
 
 
-def plan(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, reporter: Reporter) -> dict[str, Any]:
+def plan(hub: Hub, order: MergeOrder) -> dict[str, Any]:
     """What a merge would give, without writing anything; see `AdapterHub.plan_merge`."""
     request, parents, method = order.request, order.parents, order.method
     estimated = bool(method.reads)
@@ -57,7 +56,7 @@ def plan(registry: Registry, load: Callable[[], LoadedBase], order: MergeOrder, 
         method = merging.build("linear", {})
     with ExitStack() as stack:
         adapters = parents.open(stack)
-        layers, report = combine(registry, load, parents, method, request, adapters, reporter)
+        layers, report = combine(hub, parents, method, request, adapters)
         shapes = shapes_of(adapters)
         sizes = [max(a.rank(m) for m in a.modules) for a in adapters]
         largest = max(shapes, key=lambda m: _layer_bytes(adapters, m, shapes[m], method.dense))
@@ -97,16 +96,14 @@ def recipe_of(parents: Parents, method: BaseMethod, request: MergeRequest) -> di
 
 
 def combine(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     parents: Parents,
     method: BaseMethod,
     request: MergeRequest,
     adapters: Sequence[LoraFile],
-    reporter: Reporter,
 ) -> tuple[list[Merged], dict[str, Any]]:
     """The merged layers, and the report: truncation errors, interference, what the method found out; see `merged`."""
-    layers = merged(registry, load, parents, method, request, adapters, reporter)
+    layers = merged(hub, parents, method, request, adapters)
     report = {
         "truncation_error": total_error(layers),
         "rank": max(layer.result.factors.rank for layer in layers),
@@ -126,13 +123,11 @@ def combine(
 
 
 def merged(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     parents: Parents,
     method: BaseMethod,
     request: MergeRequest,
     adapters: Sequence[LoraFile],
-    reporter: Reporter,
 ) -> list[Merged]:
     """The merged layers.
 
@@ -142,18 +137,15 @@ def merged(
     """
     shapes = shapes_of(adapters)
     if method.reads == "samples":
-        with merge_stage(registry, load(), parents, adapters, request.seed, reporter) as stage:
+        with merge_stage(hub, parents, adapters, request.seed) as stage:
             method.prepare(stage)
     rank = _rank(method, request, adapters, shapes)
     assert parents.weights is not None
-    reporter.start("merging", len(shapes))
     layers = []
-    try:
+    with hub.reporter.piece("merging", len(shapes)) as advance:
         for layer in layers_of(adapters, parents.weights, method, rank, request.seed):
             layers.append(layer)
-            reporter.advance()
-    finally:
-        reporter.finish()
+            advance()
     refuse_nothing(layers)
     return layers
 

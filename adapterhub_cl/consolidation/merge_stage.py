@@ -12,15 +12,13 @@ import torch
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.bases.encoders import put_head, take_head
-from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.layers import parts_of, shapes_of
 from adapterhub_cl.consolidation.parents import Parents, head_of_all
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.merging.factors import Factors
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import samples_of
 
 ROWS = 16
@@ -31,16 +29,14 @@ class MergeStage:
 
     def __init__(
         self,
-        registry: Registry,
-        base: LoadedBase,
+        hub: Hub,
         parents: Parents,
         adapters: Sequence[LoraFile],
         seed: int,
-        reporter: Reporter,
     ) -> None:
-        self.registry, self.base, self.parents, self.adapters = registry, base, parents, adapters
-        self._seed, self.reporter = seed, reporter
-        self.objective = objectives.of(base.info)
+        self.registry, self.base, self.parents, self.adapters = hub.registry, hub.base, parents, adapters
+        self._seed, self.reporter = seed, hub.reporter
+        self.objective = objectives.of(self.base.info)
         self._batches: dict[int, list[Batch]] = {}
 
     @property
@@ -124,28 +120,24 @@ class MergeStage:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        self.reporter.start(what, total)
-        try:
-            yield self.reporter.advance
-        finally:
-            self.reporter.finish()
+        with self.reporter.piece(what, total) as advance:
+            yield advance
 
 
 @contextmanager
 def merge_stage(
-    registry: Registry,
-    base: LoadedBase,
+    hub: Hub,
     parents: Parents,
     adapters: Sequence[LoraFile],
     seed: int,
-    reporter: Reporter,
 ) -> Iterator[MergeStage]:
     """A stage; within the block an encoder has the heads of all parents' tasks."""
+    base = hub.base
     head = head_of_all(parents, adapters)
     if head is not None:
         put_head(base.model, head.layout, head.tensors)
     try:
-        yield MergeStage(registry, base, parents, adapters, seed, reporter)
+        yield MergeStage(hub, parents, adapters, seed)
     finally:
         take_head(base.model)
 

@@ -125,7 +125,7 @@ def _check_weights(weights: Sequence[float], refs: Sequence[str]) -> None:
             "--weights 0.7,0.3: one for each",
         )
     if not all(math.isfinite(weight) for weight in weights):
-        raise UsageError("a weight is no finite number", "--weights 0.7,0.3")
+        raise UsageError("a weight is not a finite number", "--weights 0.7,0.3")
     sizes = [abs(weight) for weight in weights if weight]
     if sizes and not (min(sizes) >= 1e-6 and max(sizes) <= 1e6):
         raise UsageError("a weight's size must be between 0.000001 and 1,000,000, or 0", "--weights 0.7,0.3")
@@ -159,7 +159,7 @@ def least_retention(registry: Registry, wanted: float | None) -> float | None:
         if wanted is not None:
             raise UsageError(f"--min-retention must be between 0 and 1, not {wanted:g}", "0.95 allows a loss of 5 %")
         raise HubError(
-            f"{registry.path / 'hub.toml'}: min_retention is {found!r}, not between 0 and 1", "mend that line"
+            f"{registry.path / 'hub.toml'}: min_retention is {found!r}, not between 0 and 1", "fix that line"
         )
     return float(found)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
 from adapterhub_cl.pruning.unused import Verdict, VersionUse, decide
 from adapterhub_cl.registry import Registry
@@ -14,8 +15,7 @@ from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
-    from adapterhub_cl.bases.loading import LoadedBase
-    from adapterhub_cl.progress import Reporter
+    pass
 
 THRESHOLD = 0.9
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -97,16 +97,11 @@ def remove(registry: Registry, refs: Sequence[str], days: float) -> list[Adapter
 # -- redundant -------------------------------------------------------------------------------------------------
 
 
-def redundant(
-    registry: Registry,
-    load: Callable[[], LoadedBase] | None,
-    threshold: float,
-    reporter: Reporter,
-) -> dict[str, Any]:
+def redundant(hub: Hub, threshold: float, *, evaluate: bool = True) -> dict[str, Any]:
     """Pairs of adapters that may do the same.
 
     Args:
-        load: gives the base; None compares no predictions.
+        evaluate: compare predictions; needs the base.
 
     Raises:
         UsageError: the threshold is not between 0 and 1.
@@ -119,16 +114,16 @@ def redundant(
         raise UsageError(f"--threshold must be above 0 and at most 1, not {threshold:g}", "--threshold 0.9")
     with ExitStack() as stack:
         records, files = [], []
-        for record in registry.adapters(include_rejected=False):
+        for record in hub.registry.adapters(include_rejected=False):
             try:
-                registry.check_files(record)
+                hub.registry.check_files(record)
                 files.append(stack.enter_context(LoraFile(record.path)))
                 records.append(record)
             except AdapterHubError as error:
-                reporter.note(f"note: {record.ref} is left out: {error.message}")
+                hub.reporter.note(f"note: {record.ref} is skipped: {error.message}")
         found = similarities(files)
     rows: list[dict[str, Any]] = []
-    compare = _Comparison(registry, load, reporter)
+    compare = _Comparison(hub, evaluate)
     for (i, j), similarity in sorted(found.items(), key=lambda pair: -pair[1].spaces):
         one, other = records[i], records[j]
         near = similarity.spaces >= threshold
@@ -159,8 +154,8 @@ def redundant(
 class _Comparison:
     """Predictions of adapters on each other's replay samples, each computed once."""
 
-    def __init__(self, registry: Registry, load: Callable[[], LoadedBase] | None, reporter: Reporter) -> None:
-        self.registry, self.load, self.reporter = registry, load, reporter
+    def __init__(self, hub: Hub, evaluate: bool) -> None:
+        self.hub, self.registry, self.reporter, self.evaluate = hub, hub.registry, hub.reporter, evaluate
         self._known: dict[tuple[str, str], list[str]] = {}
 
     def agreement(self, one: AdapterRecord, other: AdapterRecord) -> tuple[float | None, int]:
@@ -169,7 +164,7 @@ class _Comparison:
         from adapterhub_cl.evaluation.probes import can_answer
         from adapterhub_cl.samples.of_task import samples_of
 
-        if self.load is None:
+        if not self.evaluate:
             return None, 0
         kept = {}
         for record in (one, other):
@@ -199,8 +194,7 @@ class _Comparison:
         from adapterhub_cl import objectives
         from adapterhub_cl.adapters.as_served import as_served
 
-        assert self.load is not None
-        base, examples = self.load(), samples.examples[:EXAMPLES]
+        base, examples = self.hub.base, samples.examples[:EXAMPLES]
         self.reporter.start(f"{record.ref} answers {samples.task.name}", len(examples))
         try:
             with as_served(base, record.path) as model, base.autocast():

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.adapters.lora_files import LoraFile
-from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import MEASUREMENTS, PruneRequest
 from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.probes import Probe, probe_of, recorded_score, score_version
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.merging.factors import Factors, difference, norm
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.pruning import rank, storage
 from adapterhub_cl.pruning.magnitude import sparse
 from adapterhub_cl.registry import Registry, changes, parse_ref
@@ -104,10 +103,8 @@ class PruneOrder:
 
 @changes.operation()
 def prune(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     request: PruneRequest,
-    reporter: Reporter,
     *,
     name: str | None = None,
     new_version: bool = True,
@@ -117,14 +114,14 @@ def prune(
     Args:
         new_version: an adapter of another `name` may be there already.
     """
-    if (done := _done_before(registry, request, name)) is not None:
-        reporter.note(f"{done.ref} is just that already; to prune it once more, name the version: {done.ref}")
+    if (done := _done_before(hub.registry, request, name)) is not None:
+        hub.reporter.note(f"{done.ref} is just that already; to prune it once more, name the version: {done.ref}")
         return done
     with ExitStack() as stack:
-        work, least = _begin(registry, request, stack)
+        work, least = _begin(hub.registry, request, stack)
         if name is not None and name != work.parent.name:
-            check_new_name(registry, name, new_version)
-        ranks = _ranks(work, load, least, reporter, keep=True)
+            check_new_name(hub.registry, name, new_version)
+        ranks = _ranks(hub, work, least, keep=True)
         layers = work.layers(ranks)
         report = work.report(ranks, layers)
 
@@ -143,7 +140,7 @@ def prune(
             report,
             instead="a higher --rank or --energy, --search",
         )
-        return record(registry, load, making, write, reporter)
+        return record(hub, making, write)
 
 
 def _done_before(registry: Registry, request: PruneRequest, name: str | None) -> AdapterRecord | None:
@@ -172,13 +169,11 @@ def _done_before(registry: Registry, request: PruneRequest, name: str | None) ->
     return record if all(recipe.get(key) == value for key, value in asked.items()) else None
 
 
-def plan(
-    registry: Registry, load: Callable[[], LoadedBase], request: PruneRequest, reporter: Reporter
-) -> dict[str, Any]:
+def plan(hub: Hub, request: PruneRequest) -> dict[str, Any]:
     """What a pruning would give, without writing anything; see `AdapterHub.plan_prune`."""
     with ExitStack() as stack:
-        work, least = _begin(registry, request, stack)
-        ranks = _ranks(work, load, least, reporter, keep=False)
+        work, least = _begin(hub.registry, request, stack)
+        ranks = _ranks(hub, work, least, keep=False)
         return {**_recipe(work), **work.report(ranks, work.layers(ranks))}
 
 
@@ -230,7 +225,11 @@ def _energy(work: PruneOrder) -> float | None:
 
 
 def _ranks(
-    work: PruneOrder, load: Callable[[], LoadedBase], least: float | None, reporter: Reporter, *, keep: bool
+    hub: Hub,
+    work: PruneOrder,
+    least: float | None,
+    *,
+    keep: bool,
 ) -> rank.Ranks:
     """Layer → the rank that stays.
 
@@ -245,7 +244,7 @@ def _ranks(
         bound = least if request.bound is None else request.bound
         assert bound is not None
         work.searched["min_retention"] = bound
-        ranks = _searched(work, load(), bound, reporter, keep=keep)
+        ranks = _searched(hub, work, bound, keep=keep)
     elif request.rank is not None:
         budget = request.rank * len(spectra)
         ranks = rank.by_budget(spectra, budget) if request.across else rank.fixed(spectra, request.rank)
@@ -282,7 +281,7 @@ def _recipe(work: PruneOrder) -> dict[str, Any]:
 # -- the search ------------------------------------------------------------------------------------------------
 
 
-def _searched(work: PruneOrder, base: LoadedBase, least: float, reporter: Reporter, *, keep: bool) -> rank.Ranks:
+def _searched(hub: Hub, work: PruneOrder, least: float, *, keep: bool) -> rank.Ranks:
     """The smallest ranks whose retention stays at or above the bound.
 
     Found on replay samples, they are confirmed on the gate's examples: of what was good enough there, the smallest that
@@ -291,19 +290,19 @@ def _searched(work: PruneOrder, base: LoadedBase, least: float, reporter: Report
     Args:
         keep: record scores of the parent that had to be measured.
     """
-    yardstick = search_yardstick(work.registry, base, work.parents, reporter, keep=keep)
+    yardstick = search_yardstick(hub, work.parents, keep=keep)
     tried: list[dict[str, Any]] = []
     good: list[rank.Ranks] = []
 
     def measured(by: Yardstick, ranks: rank.Ranks, what: str, count: str) -> bool:
         with tempfile.TemporaryDirectory(prefix="cl-adapter-") as made:
             work.write(work.layers(ranks), Path(made))
-            retained = Retained(least, tuple(by.measure(base, Path(made))[0]))
+            retained = Retained(least, tuple(by.measure(hub.base, Path(made))[0]))
         shares, number = retained.shares_json(), sum(ranks.values())
         tried.append({"what": what, "ranks": number, "retention": shares, "passed": retained.passed})
         told = ", ".join(f"{task} {share:.3f}" for task, share in shares.items())
         verdict = "good enough" if retained.passed else "too little"
-        reporter.note(f"{count}: {what}, {number} ranks in all: keeps {told}: {verdict}")
+        hub.reporter.note(f"{count}: {what}, {number} ranks in all: keeps {told}: {verdict}")
         return retained.passed
 
     def keeps(ranks: rank.Ranks, what: str) -> bool:
@@ -314,7 +313,7 @@ def _searched(work: PruneOrder, base: LoadedBase, least: float, reporter: Report
     found = rank.search(work.spectra, keeps, work.request.measurements)
     ranks = found.ranks
     if any(not probe.sha256 and probe_of(work.registry, task) != probe for task, probe in yardstick.probes.items()):
-        check = search_yardstick(work.registry, base, work.parents, reporter, keep=keep, samples=False)
+        check = search_yardstick(hub, work.parents, keep=keep, samples=False)
         smallest = sorted(good, key=lambda those: sum(those.values()))
         confirmed = (those for those in smallest if measured(check, those, "confirmation", "on the gate's examples"))
         ranks = next(confirmed, rank.by_energy(work.spectra, 1.0))
@@ -327,10 +326,8 @@ def _searched(work: PruneOrder, base: LoadedBase, least: float, reporter: Report
 
 
 def search_yardstick(
-    registry: Registry,
-    base: LoadedBase,
+    hub: Hub,
     parents: Parents,
-    reporter: Reporter,
     *,
     keep: bool,
     samples: bool = True,
@@ -341,11 +338,11 @@ def search_yardstick(
     Raises:
         AdapterError: nothing is left to measure any task on.
     """
-    made = Yardstick(registry, reporter)
+    made = Yardstick(hub)
     for task, parent in parents.tasks().items():
-        probe = probe_of(registry, task)
-        found = samples_of(registry, task, parent) if samples else None
-        if probe is not None and probe.sha256 and found is not None and registry.task(task).kind != "text":
+        probe = probe_of(hub.registry, task)
+        found = samples_of(hub.registry, task, parent) if samples else None
+        if probe is not None and probe.sha256 and found is not None and hub.registry.task(task).kind != "text":
             usable = [example for example in found.examples if example.input]
             if len(usable) >= SAMPLES:
                 probe = Probe(probe.task, usable, f"replay samples of {found.record.ref}", found.max_length)
@@ -353,14 +350,14 @@ def search_yardstick(
             made.unmeasured.append(task)
             continue
         verb = "searching" if samples else "confirming"
-        reporter.note(f"{verb} on {len(probe.examples)} examples of {task}: {probe.data}")
+        hub.reporter.note(f"{verb} on {len(probe.examples)} examples of {task}: {probe.data}")
         score = recorded_score if keep else score_version
         made.probes[task] = probe
-        made.before[task] = (score(registry, base, parent, probe, reporter), parent.ref)
+        made.before[task] = (score(hub, parent, probe), parent.ref)
     if made.unmeasured or not made.probes:
         what = ", ".join(made.unmeasured) or f"{parents.refs[0]}, which answers for no task,"
         raise AdapterError(
-            f"nothing is left to measure {what} on, so no search can tell what it keeps",
+            f"there is no data left to measure {what} on, so a search cannot tell how much it keeps",
             "choose --rank or --energy",
         )
     return made

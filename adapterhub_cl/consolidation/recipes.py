@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_cl import merging
-from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.asked import MergeRequest, PruneRequest, check_merge
 from adapterhub_cl.consolidation.merge import merge
 from adapterhub_cl.consolidation.prune import prune
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, DataError, GateRefused, IntegrityError, UnknownNameError, UsageError
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import REPEATED_FROM, AdapterRecord
 
 
 def repeat(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     record: AdapterRecord,
     gone: Mapping[str, str | None],
-    reporter: Reporter,
 ) -> AdapterRecord | None:
     """A new version made by the recipe of an old one, from what is left of its parents.
 
@@ -36,34 +32,32 @@ def repeat(
     refs = [ref for ref in left if ref is not None]
     try:
         for ref in refs:
-            registry.get(ref)
+            hub.registry.get(ref)
         if len(refs) < REPEATED_FROM.get(str(recipe.get("verb")), len(refs) + 1):
             return None
         if recipe["verb"] == "merge":
-            return _merged(registry, load, record, recipe, left, reporter)
+            return _merged(hub, record, recipe, left)
         if recipe["verb"] == "prune":
             request = PruneRequest.from_json({**recipe, "ref": refs[0], "min_retention": None})
-            return prune(registry, load, request, reporter, name=record.name)
+            return prune(hub, request, name=record.name)
     except UnknownNameError:  # a parent was removed meanwhile
         return None
     except (AdapterError, IntegrityError, DataError, UsageError, GateRefused) as error:
-        reporter.note(f"note: {record.ref} cannot be made again: {error.message}")
+        hub.reporter.note(f"note: {record.ref} cannot be made again: {error.message}")
     return None
 
 
 def _merged(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     record: AdapterRecord,
     recipe: Mapping[str, Any],
     left: list[str | None],
-    reporter: Reporter,
 ) -> AdapterRecord:
     """The merge of the parents that are left: with the weights that were given, or the method's own."""
     method = merging.build(recipe["method"], recipe["options"])
     weights = [recipe["weights"][old] for old, new in zip(recipe["parents"], left, strict=True) if new is not None]
     refs = [ref for ref in left if ref is not None]
-    ranks = sum(registry.get(ref).rank for ref in refs)
+    ranks = sum(hub.registry.get(ref).rank for ref in refs)
     rank = recipe["rank"] if method.dense or recipe["rank"] is None else min(recipe["rank"], ranks)
     request = MergeRequest(
         refs,
@@ -75,4 +69,4 @@ def _merged(
         evaluate=recipe["measured"],
         seed=recipe["seed"],
     )
-    return merge(registry, load, check_merge(registry, request, record.name, new_version=True), reporter)
+    return merge(hub, check_merge(hub.registry, request, record.name, new_version=True))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.as_served import as_served
+from adapterhub_cl.answering.classifying import NONE
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.consolidation.parents import Parents
 from adapterhub_cl.data.batches import by_length, collate
@@ -24,7 +25,6 @@ from adapterhub_cl.distillation.lessons import TeachersAnswers, key_of
 from adapterhub_cl.distillation.logits import soften
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.evaluation.evidence import ModelEvidence
-from adapterhub_cl.objectives.sequence_classification import NONE
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import samples_of
@@ -131,14 +131,8 @@ def _answered(
     """Unlabelled rows with the teacher's own answers; raw text is its own answer."""
     if task.kind == "text":
         return [Example("", row.input) for row in rows]
-    reporter.start(f"answers of {task.name}'s teacher", len(rows))
-    try:
-        with base.autocast():
-            said = objectives.of(base.info).predict(
-                model, base.tokenizer, task, rows, max_length=length, progress=reporter.advance
-            )
-    finally:
-        reporter.finish()
+    with reporter.piece(f"answers of {task.name}'s teacher", len(rows)) as advance, base.autocast():
+        said = objectives.of(base.info).predict(model, base.tokenizer, task, rows, max_length=length, progress=advance)
     return [replace(row, answer=one.text) for row, one in zip(rows, said, strict=True) if one.text]
 
 

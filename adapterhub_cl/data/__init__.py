@@ -1,1 +1,1 @@
-"""From a data source to examples and prompts: reading, columns, tasks, prompt formats. Imports no torch."""
+"""From a data source to examples and prompts: reading, columns, tasks, prompt formats. Does not import torch."""

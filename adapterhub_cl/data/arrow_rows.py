@@ -1,4 +1,4 @@
-"""Rows from Arrow: Parquet files, directories written by `datasets`, data sets of the hub. All imports are lazy.
+"""Rows from Arrow: Parquet files, directories written by `datasets`, datasets on the Hub. All imports are lazy.
 
 Each function returns the rows and the class names of columns that hold class numbers.
 """
@@ -20,7 +20,7 @@ def parse_parquet(raw: bytes, name: str) -> Table:
     """The rows of a Parquet file; class names come from the metadata that `datasets` writes.
 
     Raises:
-        DataError: the bytes are no Parquet file, or a truncated one.
+        DataError: the bytes are not a Parquet file, or a truncated one.
     """
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -50,34 +50,34 @@ def read_saved_dataset(directory: Path, split: str) -> Table:
     """The rows of a directory written by `save_to_disk`.
 
     Raises:
-        DataError: it is broken.
-        UnknownNameError: it has several splits and not this one.
+        DataError: the directory cannot be read.
+        UnknownNameError: it has several splits, but not this one.
     """
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(directory))
-    except Exception as error:  # pyarrow and datasets have no common base
+    except Exception as error:  # pyarrow and datasets have no common base class
         raise DataError(
-            f"{directory}: cannot be loaded ({_first_line(error)})", "write it again: save_to_disk"
+            f"{directory}: cannot be loaded ({_first_line(error)})", "write it again with save_to_disk"
         ) from error
     return _table(_pick(loaded, split, str(directory)))
 
 
 def read_hub_dataset(name: str, split: str) -> Table:
-    """The rows of one split of a data set of the hub, `owner/name`.
+    """The rows of one split of a dataset on the Hub, `owner/name`.
 
     Raises:
-        DataError: it is not there, or there is no network.
+        DataError: it does not exist, or there is no network.
     """
     import datasets
 
     try:
         loaded = datasets.load_dataset(name)
-    except Exception as error:  # network, hub and builder errors have no common base
+    except Exception as error:  # network, Hub and builder errors have no common base class
         raise DataError(
-            f"{name}: no such file, and not loadable as a data set of the hub ({_first_line(error)})",
-            "check the path; for a data set of the hub: check the name and the network (HF_HUB_OFFLINE unset)",
+            f"{name}: no such file, and no dataset of this name could be loaded from the Hub ({_first_line(error)})",
+            "check the path; for a dataset on the Hub: check the name and the network (HF_HUB_OFFLINE unset)",
         ) from error
     return _table(_pick(loaded, split, name))
 

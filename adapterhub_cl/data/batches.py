@@ -1,4 +1,4 @@
-"""Length-bucketed batches. The plan of an epoch follows from the seed alone, so that a resumed run repeats it."""
+"""Length-bucketed batches. The plan of an epoch depends only on the seed, so that a resumed run repeats it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Batch:
     Attributes:
         input_ids: `[rows, length]`.
         attention_mask: `[rows, length]`, 1 on tokens, 0 on padding.
-        labels: `[rows, length]`, the token at its own position, -100 on prompt and padding.
-        indices: which examples the rows are.
-        weights: `[rows, length]`, what each label counts in the loss; None: 1 everywhere.
-        tasks: of each row whose answer is a label of a task, that task, else the empty string; empty where no row has
-            one. Such a row's label, its number among the task's labels, stands at column 1 of `labels`.
+        labels: `[rows, length]`, each token at its own position, -100 on prompt and padding.
+        indices: the example in each row.
+        weights: `[rows, length]`, the weight of each label in the loss; None: 1 everywhere.
+        tasks: for each row, the task if the answer is one of its labels, otherwise the empty string; empty if no row
+            has a task. The label of such a row, its number among the task's labels, is in column 1 of `labels`.
     """
 
     input_ids: torch.Tensor
@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and columns of the positions whose next token gets a loss, in row order."""
+        """Rows and columns of the positions whose next token counts in the loss, in row order."""
         rows, columns = (self.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         return rows, columns
 
@@ -52,17 +52,17 @@ class Batch:
 
 
 def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, pool: int = 32) -> list[list[int]]:
-    """Which examples stand in which batch, in order.
+    """The examples of each batch, in order.
 
-    Examples are shuffled, sorted by length within pools of `pool` batches, cut into batches, and the batches
-    shuffled: little padding, yet every epoch is another order.
+    Examples are shuffled, sorted by length within pools of `pool` batches, cut into batches, and the batches are
+    shuffled: this gives little padding, yet a different order in every epoch.
 
     Args:
         lengths: tokens of each example.
         batch_size: rows of one optimiser step.
 
     Returns:
-        one list of example indices a step; the last one may be shorter. Every index occurs once.
+        a list of example indices for each step; the last one may be shorter. Every index occurs once.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -88,11 +88,11 @@ def collate(
     """Rows → one right-padded batch.
 
     Args:
-        room: pad to a multiple of `MULTIPLE`, but not beyond so many tokens. With few lengths a CPU's kernels are made
-            once, not for each batch anew.
-        row_weights: what each row counts in the loss; None: 1.
-        earlier: the assistant's earlier answers in a conversation get a loss like the last one.
-        prompt_loss: above 0, the prompt's tokens get a loss too: all of them together this share of the answer's.
+        room: pad to a multiple of `MULTIPLE`, but to at most this many tokens. With few different lengths a CPU
+            compiles its kernels once, not for each batch.
+        row_weights: the weight of each row in the loss; None: 1.
+        earlier: whether the assistant's earlier answers in a conversation count in the loss like the last one.
+        prompt_loss: if above 0, the prompt's tokens count in the loss too, with this share of the answer's weight.
     """
     tasks = tuple(examples[i].task for i in indices)
     tasks = tasks if any(tasks) else ()
@@ -110,7 +110,7 @@ def collate(
         if example.task:
             labels[row, 1 : 1 + len(example.answer)] = torch.tensor(example.answer, dtype=torch.long)
         elif example.hidden:
-            # One column on: the label of a position stands where a causal model's next token does.
+            # One column later: a causal model has the next token there, and the label of a position is read there.
             labels[row, torch.tensor(example.hidden) + 1] = torch.tensor(example.answer)
         else:
             labels[row, start:end] = torch.tensor(example.answer)
@@ -132,22 +132,30 @@ def collate(
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches for evaluation: longest first (so that an out-of-memory shows at once), no shuffling."""
+    """Batches for evaluation: longest first (so that running out of memory shows at once), no shuffling."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
 
 
 def answers_in(examples: Sequence[Tokens], indices: Sequence[int]) -> int:
-    """Number of tokens that get a loss in training."""
+    """Number of tokens that count in the loss."""
     return sum(len(examples[i].answer) + sum(b - max(1, a) for a, b in examples[i].earlier) for i in indices)
 
 
 def to_left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
-    """Prompts as `generate` wants them: `input_ids` and `attention_mask`, `[rows, length]`, padding on the left."""
-    length = max(len(p) for p in prompts)
-    input_ids = torch.full((len(prompts), length), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), length), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, length - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, length - len(prompt) :] = 1
+    """Prompts in the form that `generate` needs: `input_ids` and `attention_mask`, `[rows, length]`, left-padded."""
+    return _padded(prompts, pad_id, [max(map(len, prompts)) - len(prompt) for prompt in prompts])
+
+
+def to_right_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
+    """The same, right-padded."""
+    return _padded(prompts, pad_id, [0] * len(prompts))
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad_id: int, starts: Sequence[int]) -> dict[str, Any]:
+    input_ids = torch.full((len(prompts), max(map(len, prompts))), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        input_ids[row, start : start + len(prompt)] = torch.tensor(list(prompt))
+        mask[row, start : start + len(prompt)] = 1
     return {"input_ids": input_ids, "attention_mask": mask}

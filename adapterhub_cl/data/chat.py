@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: prompts by it, where the answers are in what it writes, and how an answer ends."""
+"""A tokenizer's chat template: writing prompts with it, finding the answers in its output, and how an answer ends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
 
     Args:
         tools: a JSON list, or empty.
-        prompt: end where the assistant begins to answer; otherwise behind the last message.
+        prompt: whether to end where the assistant begins to answer; otherwise after the last message.
 
     Raises:
         UsageError: there is no chat template.
-        DataError: the template refuses the conversation.
+        DataError: the template rejects the conversation.
     """
     if not tokenizer.chat_template:
         raise UsageError(
@@ -36,19 +36,19 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
                 add_generation_prompt=prompt,
             )
         )
-    except Exception as error:  # a template is a program: it may refuse what it does not expect, or fail in any way
+    except Exception as error:  # a template is a program: it can fail in any way
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"the base's chat template refuses the conversation: {why}",
-            "let user and assistant take turns, with the roles that the template knows; or name another prompt format, "
-            "such as --prompt-format instruction",
+            f"the base's chat template rejects the conversation: {why}",
+            "let user and assistant alternate, using only roles that the template supports, or choose another prompt "
+            "format, such as --prompt-format instruction",
         ) from error
 
 
 def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
     """The prompt up to where the assistant's answer begins.
 
-    Some templates know no generation prompt: of these it is what they write before an answer.
+    Some templates have no generation prompt; for these it is what they write before an answer.
     """
     asked = apply(tokenizer, messages, tools)
     if _prompts(tokenizer):
@@ -62,18 +62,18 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The special token by which the template ends the assistant's turn; None where it writes none."""
+    """The special token with which the template ends the assistant's turn; None if there is none."""
     found: int | None = _once(tokenizer, "turn_end", _turn_end)
     return found
 
 
 def _prompts(tokenizer: Any) -> bool:
-    """Whether the template writes something where the assistant is to begin."""
+    """Whether the template writes something where the assistant begins."""
     return bool(_once(tokenizer, "prompts", _writes_prompts))
 
 
 def _once(tokenizer: Any, name: str, find: Callable[[Any], Any]) -> Any:
-    """What is found of a tokenizer's chat template, found once for each template."""
+    """The result of `find` for a tokenizer's chat template, computed once for each template."""
     known = tokenizer.__dict__.setdefault("_adapterhub_chat", {})
     key = (name, str(tokenizer.chat_template))
     if key not in known:
@@ -107,8 +107,8 @@ def _turn_end(tokenizer: Any) -> int | None:
 
 
 def end_ids(tokenizer: Any, model: Any) -> list[int]:
-    """Every id at which a written answer ends: the tokenizer's end of text, all that the model's generation_config.json
-    names, and the end of the assistant's turn in the chat template. Sorted."""
+    """Every id at which a generated answer ends, sorted: the tokenizer's end of text, those in the model's
+    generation_config.json, and the end of the assistant's turn in the chat template."""
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
     named = [named] if isinstance(named, int) else list(named or ())
@@ -117,15 +117,15 @@ def end_ids(tokenizer: Any, model: Any) -> list[int]:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that are no text: the tokenizer's own special ones and those added as such."""
+    """Ids of the tokens that are not text: the tokenizer's own special ones and added special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
     return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
 
 
 def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: str) -> list[range]:
-    """Where in a prompt the assistant's earlier answers are, in characters, each with the token that ends it.
+    """Where in a prompt the assistant's earlier answers are, in characters, each including the token that ends it.
 
-    A turn that the template writes otherwise once others follow it (without its thoughts, say) is left out.
+    A turn that the template rewrites once more turns follow (for example without its reasoning) is left out.
     """
     spans = []
     for k, message in enumerate(messages):
@@ -142,7 +142,7 @@ def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools:
 
 
 def called(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, content: str, calls: str) -> str | None:
-    """An answer that calls tools as the template writes it, without the end of the turn; None where it cannot."""
+    """An answer that calls tools, as the template writes it, without the end of the turn; None if it cannot."""
     asked = json.loads(calls)
     answer = {"role": "assistant", "content": content, "tool_calls": asked}
     prompt = prompt_of(tokenizer, messages, tools)

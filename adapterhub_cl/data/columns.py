@@ -27,7 +27,7 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
 
 LABEL_LAYOUTS = ("text/label", "text pair/label")
-LABEL_WORDS = 12  # longer answers are no labels
+LABEL_WORDS = 12  # longer answers are not labels
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Examples:
         layout: the name of the layout that was recognised, e.g. `text/label`.
         source: the source as the user named it.
         sha256: see `Rows.sha256`.
-        skipped: number of rows that had nothing in them.
+        skipped: number of empty rows.
         places: for each example its place in the source, e.g. `train.jsonl line 7`.
         read: the columns that were read.
-        unused: columns that hold something and were not read.
+        unused: columns that are not empty and were not read.
     """
 
     examples: list[Example]
@@ -64,18 +64,18 @@ class Examples:
 def examples(
     rows: SourceRows, columns: Columns | None = None, instruction: str = "", layout: Layout | None = None
 ) -> Examples:
-    """The examples of rows to train or score on; rows with nothing in them are skipped and counted.
+    """The examples of rows to train or evaluate on; empty rows are skipped and counted.
 
     Args:
-        rows: what `read_rows` gave.
-        columns: role (`input`, `output`, `instruction`, …) → column or columns; without it the layout is recognised.
+        rows: the result of `read_rows`.
+        columns: role (`input`, `output`, `instruction`, …) → column or columns; otherwise the layout is recognised.
         instruction: for examples that have none of their own.
-        layout: what the task was trained on; taken where the rows have its columns and `columns` is not given.
+        layout: the layout that the task was trained on; used if the rows have its columns and `columns` is not given.
 
     Raises:
-        DataError: no known layout; or rows with an input and no answer, or the reverse; names the first line. Or a
-            column that is part of what is asked would not be read.
-        UsageError: the columns asked for cannot be used.
+        DataError: no known layout; or rows with an input and no answer, or the reverse (names the first line); or a
+            column that is part of the question would not be read.
+        UsageError: the requested columns cannot be used.
     """
     return _build(rows, columns, instruction, [layout] if layout else [], answers=True)
 
@@ -83,10 +83,10 @@ def examples(
 def inputs(
     rows: SourceRows, columns: Columns | None = None, instruction: str = "", layouts: Sequence[Layout] = ()
 ) -> list[Example]:
-    """The examples of rows to predict for; answers are taken where they are there, and are not required.
+    """The examples of rows to predict for; answers are read if there are any, and are not required.
 
     Args:
-        layouts: of the tasks that may be asked; the first one whose columns are there is taken.
+        layouts: of the tasks that may be asked; the first one whose columns exist is used.
 
     Raises:
         DataError: no known layout, or a row without an input; names the first line.
@@ -108,7 +108,7 @@ def read_examples(
 def read_inputs(
     source: str | Path, columns: Columns | None = None, instruction: str = "", layouts: Sequence[Layout] = ()
 ) -> list[Example]:
-    """Read a source of inputs to predict for; a `.txt` file is one text a line."""
+    """Read a source of inputs to predict for; a `.txt` file has one text a line."""
     return inputs(read_rows(source, text_lines=True), columns, instruction, layouts)
 
 
@@ -151,7 +151,7 @@ def _build(
             full = [c for c, value in row.items() if c.strip().lower() not in NOTES and str(value or "").strip()]
             if answers and full:
                 raise DataError(
-                    f"{where}: nothing in the columns of the other rows ({layout.name}), but something in "
+                    f"{where}: the columns of the other rows ({layout.name}) are empty, but there is content in "
                     f"{', '.join(map(repr, full))}",
                     "give every row the same columns",
                 )
@@ -164,7 +164,7 @@ def _build(
         bare = not example.instruction and not example.turns
         made.append(replace(example, instruction=instruction) if bare else example)
         places.append(where)
-    # `replay.jsonl` of a raw-text task comes back as instruction/input/output with nothing but outputs
+    # `replay.jsonl` of a raw-text task is read as instruction/input/output with nothing but outputs
     raw_text = layout.name in ("raw text", "instruction/input/output") and answers and len(no_input) == len(made)
     if layout.output and no_answer and len(no_answer) == len(made) and not any(filled(rows, layout.output)):
         hint = proposal(rows, found, answers=True)
@@ -176,7 +176,7 @@ def _build(
     if not raw_text:
         _complain(no_input, "no input", f"column {', '.join(layout.input)!r}" if layout.input else "nothing to answer")
     if not made:
-        raise DataError(f"{rows.source}: all {skipped} rows are empty", "give a file with at least one full row")
+        raise DataError(f"{rows.source}: all {skipped} rows are empty", "give a file with at least one complete row")
     if raw_text:
         made = [Example("", example.answer) for example in made]
     name = "raw text" if raw_text else layout.name
@@ -205,12 +205,12 @@ def _example(
         question = "\n".join(part for part in (text(layout.instruction), asked) if part)
         messages += [*turns, {"role": "user", "content": question}]
         return replace(_made(messages, _tools(row, layout, where), where), answer=answer, references=references)
-    # The first of several parts is a passage where it is the longest: it is what is cut.
+    # If the first of several parts is the longest, it is a passage, which is the part that may be cut.
     passage = len(parts[0]) if len(parts) > 1 and len(parts[0]) > sum(map(len, parts[1:])) else 0
     written = row.get("passage") if layout.name == "instruction/input/output" else None
     if isinstance(written, int) and not isinstance(written, bool) and 0 < written <= len(asked):
         passage = written  # as `Example.to_json` wrote it
-    # a bare instruction is the input: it is what a router sees
+    # an instruction without an input is used as the input, because that is what a router sees
     return Example(asked, answer, task, references, passage) if asked else Example(task, answer, "", references)
 
 
@@ -239,7 +239,7 @@ def _conversation(row: Mapping[str, Any], layout: Layout, where: str, system: st
         messages.insert(0, {"role": "system", "content": system})
     last = max((k for k, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if answers and last is not None:
-        messages = messages[: last + 1]  # nothing behind the last answer can be learned
+        messages = messages[: last + 1]  # what follows the last answer cannot be learned
     found = _made(messages, _tools(row, layout, where), where)
     right = answer_texts(row.get(layout.references), where, layout.references) if layout.references else []
     return replace(found, references=tuple(text for text in right if text != found.answer)) if right else found
@@ -270,7 +270,7 @@ def _tools(row: Mapping[str, Any], layout: Layout, where: str) -> list[Any]:
 
 
 def _history(value: Any, where: str, column: str) -> list[dict[str, Any]]:
-    """Earlier turns: messages, or LLaMA-Factory's pairs of question and answer."""
+    """Earlier turns: messages, or LLaMA-Factory's question-answer pairs."""
     if not value:
         return []
     if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):

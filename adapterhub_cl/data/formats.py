@@ -1,7 +1,7 @@
 """Prompt formats: how an example is written for the base.
 
-A format is a template with `{instruction}` and `{input}`, and what stands between the prompt and the answer.
-Users name one of `FORMATS`, or `chat` (the tokenizer's own template), or give a template of their own.
+A format is a template with `{instruction}` and `{input}`, and the text between the prompt and the answer.
+Users name one of `FORMATS`, or `chat` (the tokenizer's own template), or give their own template.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACEHOLDERS = ("instruction", "input")
 
 
 class Format(NamedTuple):
-    """A template, and the text before the answer. A paragraph whose placeholder is empty is left out."""
+    """A template, and the text before the answer. A paragraph with an empty placeholder is left out."""
 
     template: str
     answer_prefix: str
@@ -45,8 +45,8 @@ class Prompt:
 
     Attributes:
         text: the prompt; empty for raw text.
-        answer_prefix: what stands between the prompt and the answer, and is part of neither.
-        add_special_tokens: whether the tokenizer has to add its own; False where the template wrote them.
+        answer_prefix: the text between the prompt and the answer, which belongs to neither.
+        add_special_tokens: whether the tokenizer has to add its own; False if the template wrote them.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Prompt:
 
 
 def check_format(prompt_format: str) -> str:
-    r"""The format as it is to be stored: a known name, or a template in which a literal `\n` became a line end.
+    r"""The format as it is stored: a known name, or a template in which a literal `\n` has become a line break.
 
     Raises:
         UnknownNameError: neither a known name nor a template.
@@ -82,7 +82,7 @@ def check_format(prompt_format: str) -> str:
 
 
 def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = None, *, talks: bool = False) -> Prompt:
-    """Write the prompt of an example. Its answer is not looked at.
+    """Write the prompt of an example. Its answer is ignored.
 
     An example with neither instruction nor input is raw text: its prompt is empty and the answer is the text.
 
@@ -90,7 +90,7 @@ def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = 
         prompt_format: a name or a template, see `check_format`.
         example: its instruction may be empty.
         apply_chat: for `chat`: messages → the prompt up to where the assistant begins.
-        talks: the task was trained on conversations: see `messages`.
+        talks: whether the task was trained on conversations: see `messages`.
 
     Raises:
         UnknownNameError: no such format.
@@ -113,16 +113,16 @@ def render(prompt_format: str, example: Example, apply_chat: ApplyChat | None = 
 
 
 def answer_prefix(prompt_format: str) -> str:
-    """What is written between the prompt and the answer, and is part of neither."""
+    """The text between the prompt and the answer, which belongs to neither."""
     return "" if prompt_format == "chat" else _template(prompt_format)[1]
 
 
 def messages(example: Example, *, talks: bool = False) -> list[dict[str, Any]]:
-    """The messages by which a chat template asks an example.
+    """The messages with which a chat template asks an example.
 
     Args:
-        talks: the instruction is the conversation's system message. Otherwise it is part of what the user says, as in
-            tasks whose data are no conversations.
+        talks: whether the instruction is the conversation's system message. Otherwise it is part of the user's
+            message, as in tasks whose data are not conversations.
     """
     system = [{"role": "system", "content": example.instruction}] if example.instruction and talks else []
     if not example.turns:
@@ -145,7 +145,7 @@ def _template(prompt_format: str) -> Format:
 def _fill(template: str, values: Mapping[str, str]) -> str:
     for name, value in values.items():
         if not value:
-            # the placeholder alone on its line goes with its line, and with its heading if it has one
+            # a placeholder alone on its line is removed with the line, and with its heading if it has one
             template = re.sub(rf"(?m)(^###[^\n]*\n)?^\{{{name}\}}(\n+|\Z)", "", template)
-    # one pass over the template: braces in the values are never looked at
+    # one pass over the template, so that braces in the values are never interpreted
     return re.sub(r"\{(instruction|input)\}", lambda match: values[match[1]], template)

@@ -1,4 +1,4 @@
-"""Examples → token ids for an encoder: the input alone is read, and its label is a number."""
+"""Examples → token ids for an encoder: only the input is read, and its label is a number."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from adapterhub_cl.types import Example, Task
 
 
 class LabelledTokeniser(Tokeniser):
-    """Reads the bare input of a choice task's examples.
+    """Tokenises the bare input of a choice task's examples.
 
-    An instruction that is the task's own says the same of every input and is left out. One that differs is part of
-    what is asked: instruction and input are read as a pair of texts.
+    The task's own instruction is the same for every input and is left out. A different instruction is part of the
+    question: instruction and input are then read as a pair of texts.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -38,7 +38,7 @@ class LabelledTokeniser(Tokeniser):
         if cut and example.passage and len(texts) == 1:
             found = self._less_passage(example, len(found))
         elif cut:
-            # Of a pair the longer text, so that a short question stays whole.
+            # Cut the longer text of the pair, so that a short question stays complete.
             found = self.tokenizer(
                 *texts, truncation="longest_first", max_length=self.max_length, verbose=False
             ).input_ids
@@ -46,7 +46,7 @@ class LabelledTokeniser(Tokeniser):
         return Tokens(tuple(found), () if number is None else (number,), cut, self.task.name)
 
     def _less_passage(self, example: Example, count: int) -> list[int]:
-        """An input whose passage, which comes first, lost so much of its end that the whole fits."""
+        """An input whose passage, which comes first, is shortened at its end so that everything fits."""
         head, tail = example.input[: example.passage], example.input[example.passage :]
         offsets = self._offsets(head)
         keep = len(offsets)

@@ -1,4 +1,4 @@
-"""Column names → layout: recognises the usual ones, or follows `--columns input=…,output=…`; refuses what would be
+"""Column names → layout: recognises common ones, or follows `--columns input=…,output=…`; rejects what would be
 misread."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LABELS = ("label_text", "label_name", "label", "labels", "category", "class", "i
 CONTEXTS = ("context", "passage")
 CHOICES = ("choices", "options")
 SYSTEMS = ("system_prompt", "system")
-# texts that are asked about together
+# texts that belong to one question
 PAIRS = (
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
@@ -30,9 +30,9 @@ PAIRS = (
     ("text_a", "text_b"),
     ("question", "sentence"),
 )
-# columns that may stand beside a raw text without being an answer to it
+# columns that may occur beside raw text without being an answer to it
 NOTES = {"id", "idx", "index", "url", "title", "source", "meta", "metadata", "timestamp", "date", "split", "language"}
-# columns that are part of what is asked wherever they occur
+# columns that are part of the question wherever they occur
 ASKING = {
     *(name for pair in PAIRS for name in pair),
     *("question", "query", "prompt", "instruction", "input", "history", "tools"),
@@ -42,7 +42,7 @@ ASKING = {
 }
 PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"), ("response_a", "response_b"))
 KTO = ("prompt", "completion", "label")
-PREFERENCE_HINT = "keep the good answers alone, in the columns prompt and completion"
+PREFERENCE_HINT = "keep only the good answers, in the columns prompt and completion"
 
 Columns = Mapping[str, str | Sequence[str]]
 
@@ -51,13 +51,13 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
     """`input=review,output=stars` → `{"input": "review", "output": "stars"}`; several `input=` make a list.
 
     Raises:
-        UsageError: not of that form, or a role that cannot be given twice.
-        UnknownNameError: a role that does not exist.
+        UsageError: the text does not have that form, or it gives a role twice that may be given only once.
+        UnknownNameError: the role does not exist.
     """
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if not pairs or any(not sign or not column.strip() for _, sign, column in pairs):
         raise UsageError(
-            f"--columns {text!r}: not of the form role=column", "write --columns input=COLUMN,output=COLUMN"
+            f"--columns {text!r} is not of the form role=column", "write --columns input=COLUMN,output=COLUMN"
         )
     found: dict[str, list[str]] = {}
     for role, _, column in pairs:
@@ -94,7 +94,7 @@ def named(columns: Columns) -> set[str]:
 def recognise(columns: Sequence[str], *, answers: bool = True) -> Layout | None:
     """The layout of a set of columns, or None. Case and spaces around names are ignored.
 
-    The input columns are the same whether or not the answers are there.
+    The input columns are the same with and without answers.
 
     Args:
         columns: the names as they are in the source.
@@ -148,11 +148,11 @@ def _recognise(own: Mapping[str, str], enough: Any) -> Layout | None:
 
 
 def override(columns: Sequence[str], wanted: Columns, *, answers: bool = True) -> Layout:
-    """The layout that `--columns` asks for; `output` alone makes raw text.
+    """The layout that `--columns` describes; `output` alone makes raw text.
 
     Raises:
-        UnknownNameError: a role or a column that is not there.
-        UsageError: no column for the answers.
+        UnknownNameError: the role or column does not exist.
+        UsageError: there is no column for the answers.
     """
     for role in wanted:
         if role not in ROLES:
@@ -176,10 +176,10 @@ def _others(one: Mapping[str, str]) -> dict[str, str]:
 
 
 def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True) -> Layout | None:
-    """A recorded layout as far as a source has its columns; None where one that is asked about is missing.
+    """The recorded layout, limited to the columns of a source; None if one that belongs to the question is missing.
 
     Args:
-        answers: whether the answers must be there too.
+            answers: whether the answers must be there too.
     """
     if layout is None or layout.name == "raw text":
         return None
@@ -198,7 +198,7 @@ def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True)
 
 
 def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
-    """Raise for data that hold rejected answers beside good ones: trained on as they are, both would be learned.
+    """Raise for data that have rejected answers beside good ones: training on them would teach both.
 
     Raises:
         DataError: names the columns.
@@ -207,27 +207,27 @@ def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
     for pair in PREFERENCES:
         if set(pair) <= set(own):
             raise DataError(
-                f"{rows.source}: preference data ({pair[0]}, {pair[1]}), which cannot be learned from yet",
+                f"{rows.source}: preference data ({pair[0]}, {pair[1]}) are not supported",
                 PREFERENCE_HINT,
             )
     if set(KTO) <= set(own):
         labels = {row.get(own["label"]) for row in rows.rows if not isinstance(row.get(own["label"]), list | dict)}
         if labels and labels <= {True, False, None, "true", "false", "True", "False"}:
             raise DataError(
-                f"{rows.source}: preference data (prompt, completion and a label that is true or false, as KTO reads "
-                "them), which cannot be learned from yet",
+                f"{rows.source}: preference data (prompt, completion and a label that is true or false, as in KTO) "
+                "are not supported",
                 PREFERENCE_HINT,
             )
 
 
 def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: bool) -> tuple[str, ...]:
-    """The columns that hold something and are not read.
+    """The columns that are not empty and are not read.
 
     Args:
-        chosen: the user named the columns, so that leaving one out is meant.
+        chosen: whether the user named the columns, so that leaving one out is intended.
 
     Raises:
-        DataError: one of them is part of what is asked, and nobody chose to leave it out.
+        DataError: one of them is part of the question, and the user did not choose to leave it out.
     """
     left = [c for c in columns if c not in layout.columns and any(filled(rows, c))]
     asking = [c for c in left if c.strip().lower() in ASKING]
@@ -239,24 +239,24 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
         if layout.chat:
             hint = "put it into the conversation as a message"
         raise DataError(
-            f"{rows.source}: {', '.join(map(repr, asking))} would not be read ({layout.name})",
+            f"{rows.source}: {', '.join(map(repr, asking))} would be ignored (layout: {layout.name})",
             f"{hint}; or remove the column{'s' if many else ''}",
         )
     return tuple(left)
 
 
 def unrecognised(rows: SourceRows, found: Sequence[str], answers: bool) -> DataError:
-    """What to say of columns that make no known layout."""
+    """The error for columns that match no known layout."""
     hint = proposal(rows, found, answers=answers) or f"--columns input=COLUMN{',output=COLUMN' if answers else ''}"
     listed = ", ".join(found) or "none"
-    return DataError(f"{rows.source}: no known layout in its columns ({listed})", f"say which is which: {hint}")
+    return DataError(f"{rows.source}: the columns match no known layout ({listed})", f"name their roles: {hint}")
 
 
 def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
-    """A guess at `--columns`, quoted for a shell; empty where no column could be the input, or none the answer.
+    """A guess at `--columns`, quoted for a shell; empty if no column could be the input or the answer.
 
-    A column whose name asks is the input, else the longest texts are; of the others the answer is the one that is
-    named so, else the one that says most often the same.
+    The input is a column whose name suggests a question, otherwise the one with the longest texts; the answer is a
+    column named like one, otherwise the one with the fewest different values.
     """
     texts = {column: filled(rows, column) for column in found if not {",", "="} & set(column)}
     usable = [column for column, values in texts.items() if any(values)]
@@ -279,6 +279,6 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
 
 
 def filled(rows: SourceRows, column: str) -> list[str]:
-    """What a column holds, row by row; empty texts where there is nothing."""
+    """The values of a column, row by row; an empty text if there is none."""
     values = (row.get(column) for row in rows.rows)
-    return ["" if value is None or value != value else str(value).strip() for value in values]  # NaN is nothing
+    return ["" if value is None or value != value else str(value).strip() for value in values]  # NaN counts as empty

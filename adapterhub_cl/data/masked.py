@@ -1,4 +1,4 @@
-"""Raw text → token ids for a masked language model: every id is hidden once and to be found again."""
+"""Raw text → token ids for a masked language model: every id is masked once and has to be predicted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example
 
-TURNS = 7  # rows that a window is read in: a seventh of its ids is hidden in each, as 15 % are in BERT's training
+TURNS = 7  # rows for each window: a seventh of its ids is masked in each, close to BERT's 15 %
 
 
 class MaskedTokeniser(LabelledTokeniser):
-    """Reads raw text besides labelled examples.
+    """Tokenises raw text as well as labelled examples.
 
-    A window of text becomes `TURNS` rows (fewer where it has fewer ids); which ids are hidden in which follows from the
-    text alone, and together they hide each id once.
+    A window of text becomes `TURNS` rows (fewer if it has fewer ids); which ids are masked in which row depends only
+    on the text, and together the rows mask each id once.
     """
 
     def __call__(self, example: Example) -> Tokens:

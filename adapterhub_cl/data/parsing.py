@@ -1,6 +1,6 @@
-"""Bytes → rows, one function for each file format. Every error names the line (or item) it is about.
+"""Bytes → rows, one function for each file format. Every error names the line (or item).
 
-A parser takes the file's bytes and the name to use in messages and returns `(line, row)` pairs; `line` counts
+A parser takes the file's bytes and the name to use in messages, and returns `(line, row)` pairs; `line` counts
 from 1 and is the line on which the row begins (for JSON lists: the item's number).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from adapterhub_cl.errors import DataError
 
 Numbered = list[tuple[int, dict[str, Any]]]
-FIELD_LIMIT = 2**31 - 1  # characters in one CSV field; the standard library stops at 131,072
+FIELD_LIMIT = 2**31 - 1  # characters in one CSV field; the standard library's default is 131,072
 
 
 def decode(raw: bytes, name: str) -> str:
@@ -41,7 +41,7 @@ def decode(raw: bytes, name: str) -> str:
 def _loads(text: str, where: str, hint: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also integers of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError also covers integers with too many digits
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{where}: not JSON ({reason})", hint) from None
 
@@ -56,19 +56,19 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def parse_jsonl(raw: bytes, name: str) -> Numbered:
-    """One JSON object a line; blank lines are passed over."""
+    """One JSON object a line; blank lines are skipped."""
     rows = []
-    # split at \n only: U+2028 and others that str.splitlines takes for line ends are legal inside JSON strings
+    # split at \n only: U+2028 and others that str.splitlines treats as line ends are legal inside JSON strings
     for number, line in enumerate(decode(raw, name).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{name} line {number}"
-        rows.append((number, _object(_loads(line, where, "each line must be one JSON object; mend the line"), where)))
+        rows.append((number, _object(_loads(line, where, "each line must be one JSON object; fix the line"), where)))
     return rows
 
 
 def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
-    """A list of objects, `{"data": [...]}`, or SQuAD's articles: by `item`. A file of JSON lines: by `line`."""
+    """A list of objects, `{"data": [...]}`, or SQuAD articles (unit `item`), or a file of JSON lines (unit `line`)."""
     text = decode(raw, name)
     try:
         value = json.loads(text)
@@ -78,7 +78,7 @@ def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
             return parse_jsonl(raw, name), "line"
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{name} line {line}: not JSON ({reason})", "mend the file or write JSON lines") from None
+        raise DataError(f"{name} line {line}: not JSON ({reason})", "fix the file or write JSON lines") from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     elif isinstance(value, dict) and "\n" not in text.strip():
@@ -109,9 +109,9 @@ def _squad(articles: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
                         }
                     )
     except (KeyError, TypeError, AttributeError) as error:
-        lacks = f"lacks {error}" if isinstance(error, KeyError) else "is not written as SQuAD writes it"
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else "does not have SQuAD's structure"
         raise DataError(
-            f"{name}: it looks like SQuAD's articles, but question {len(rows) + 1} {lacks}",
+            f"{name}: this looks like SQuAD data, but question {len(rows) + 1} {lacks}",
             'write {"data": [{"paragraphs": [{"context": …, "qas": [{"question": …, "answers": [{"text": …}]}]}]}]}',
         ) from None
     return rows
@@ -141,10 +141,10 @@ def _table(text: str, name: str, **style: Any) -> Numbered:
 
 
 def _rows(records: list[tuple[int, list[str]]], name: str, hint: str) -> Numbered:
-    """Records → rows, the first record being the header.
+    """Records → rows; the first record is the header.
 
     Args:
-        hint: what to do about a record with more fields than the header names.
+        hint: advice for a record with more fields than the header.
     """
     if not records:
         return []
@@ -167,19 +167,19 @@ def _rows(records: list[tuple[int, list[str]]], name: str, hint: str) -> Numbere
 
 
 def parse_csv(raw: bytes, name: str) -> Numbered:
-    """Comma-separated with a header; a header with semicolons and no comma makes it semicolon-separated, and Excel's
-    first line `sep=;` says what separates."""
+    """Comma-separated with a header; if the header has semicolons and no comma, semicolon-separated. Excel's
+    first line `sep=;` sets the separator."""
     text = decode(raw, name)
     told = re.match(r"sep=(.)[^\S\n]*\r?\n", text, re.IGNORECASE)
-    if told:  # Excel's own first line; it is left empty, so that lines keep their numbers
+    if told:  # Excel's own first line; it is replaced by an empty one, so that line numbers stay right
         return _table("\n" + text[told.end() :], name, delimiter=told[1])
     header = text.lstrip().partition("\n")[0]
     return _table(text, name, delimiter=";" if ";" in header and "," not in header else ",")
 
 
 def parse_tsv(raw: bytes, name: str) -> Numbered:
-    """Tab-separated with a header, one row a line. A field is quoted only where its own quotes enclose it; any other
-    quote is text, as most tab-separated data mean it. Quoted fields over several lines are read where the lines make no
+    """Tab-separated with a header, one row a line. A field is quoted only if its own quotes enclose it; any other
+    quote is text, as in most tab-separated data. Quoted fields that span lines are read if the lines do not form a
     table otherwise."""
     text = decode(raw, name)
     lines = enumerate(re.split(r"\r?\n", text), 1)
@@ -210,7 +210,7 @@ def parse_documents(raw: bytes, name: str) -> Numbered:
 
 
 def parse_lines(raw: bytes, name: str) -> Numbered:
-    """One text a line, each one row `{"text": …}`; blank lines are passed over."""
+    """One text a line, each one row `{"text": …}`; blank lines are skipped."""
     lines = re.split(r"\r?\n", decode(raw, name))
     return [(number, {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
 

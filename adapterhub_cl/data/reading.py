@@ -1,4 +1,4 @@
-"""A data source → rows. Knows files, standard input, directories of `datasets`, and data sets of the hub."""
+"""A data source → rows: files, standard input, directories written by `datasets`, and datasets on the Hub."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class SourceRows:
-    """What a source holds, before its columns are understood.
+    """The rows of a source, before the roles of its columns are known.
 
     Attributes:
         rows: one mapping of column → value for each row, in the source's order.
         source: the source as the user named it.
-        sha256: SHA-256 of the file's bytes (compressed ones as they lie on disk); of a directory, over the names
-            and bytes of its files; of a data set of the hub, over its rows.
+        sha256: SHA-256 of the file's bytes (compressed ones as they are on disk); for a directory, over the names
+            and bytes of its files; for a dataset on the Hub, over its rows.
         lines: for each row the place it came from, counted from 1.
         unit: what `lines` counts: `line`, `item` or `row`.
-        class_names: column → names of its classes, where the source knows them.
+        class_names: column → names of its classes, if the source has them.
     """
 
     rows: list[dict[str, Any]]
@@ -60,13 +60,13 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
     Args:
         source: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.txt` (documents separated by blank lines), each also
             with `.gz`; `.parquet`; `-` for JSON lines on standard input; a directory written by `save_to_disk`;
-            or a data set of the hub, `owner/name`. The last two take a split: `owner/name:test`. `demo:tickets.train`
+            or a dataset on the Hub, `owner/name`. The last two take a split: `owner/name:test`. `demo:tickets.train`
             is the package's own file `tickets.train.jsonl`.
-        split: the split, where the source has several and names none itself.
-        text_lines: take `.txt` as one text a line.
+        split: the split, if the source has several and `source` names none.
+        text_lines: whether `.txt` has one text a line.
 
     Raises:
-        DataError: missing, empty, broken or of an unknown kind; names the line where there is one.
+        DataError: missing, empty, broken or of an unknown kind; names the line if there is one.
     """
     source = str(source)
     if source == "-":
@@ -88,7 +88,7 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
             raise DataError(f"{source}: cannot be read ({error.strerror})", "check the permissions") from error
         return _file_rows(raw, source, extension, text_lines)
     if path.exists():
-        raise DataError(f"{source}: neither a file nor a directory", "give a file; standard input is named -")
+        raise DataError(f"{source}: neither a file nor a directory", "give a file; use - for standard input")
     if _is_hub_id(source):
         rows, names = arrow_rows.read_hub_dataset(source, split)
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
@@ -97,10 +97,10 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
 
 
 def located(source: str) -> Path:
-    """Where a source lies; `demo:NAME` is a file of the package's, named the same wherever that is installed.
+    """The path of a source; `demo:NAME` is a file of the package, named the same wherever that is installed.
 
     Raises:
-        DataError: no such data of the demo.
+        DataError: the demo has no such data.
     """
     if not source.startswith(DEMO) or ("." not in source and Path("demo").is_dir()):  # a saved dataset and its split
         return Path(source).expanduser()
@@ -108,12 +108,12 @@ def located(source: str) -> Path:
     name = source.removeprefix(DEMO).removesuffix(".jsonl")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
-        raise DataError(f"{source}: no such data of the demo", f"there is {', '.join(DEMO + one for one in near)}")
+        raise DataError(f"{source}: the demo has no such data", f"it has {', '.join(DEMO + one for one in near)}")
     return DEMO_FOLDER / f"{name}.jsonl"
 
 
 def at_hand(source: str) -> bool:
-    """Whether a file or directory that was read once is still there."""
+    """Whether a file or directory that was read before still exists."""
     try:
         return located(source).exists()
     except DataError:
@@ -128,7 +128,7 @@ def _extension(path: Path, source: str) -> str:
     if extension not in EXTENSIONS:
         raise DataError(
             f"{source}: unknown kind of data file {extension or '(no extension)'!r}",
-            f"known: {', '.join(EXTENSIONS)}; the text ones also with .gz",
+            f"known: {', '.join(EXTENSIONS)}; text files also with .gz",
         )
     return extension
 
@@ -143,7 +143,7 @@ def _file_rows(raw: bytes, source: str, extension: str, text_lines: bool) -> Sou
         try:
             raw = gzip.decompress(raw) if raw else raw
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{source}: not a whole gzip file ({error})", "compress or download it again") from error
+            raise DataError(f"{source}: not a complete gzip file ({error})", "compress or download it again") from error
     numbered: Numbered
     unit = "line"
     if extension == ".json":
@@ -152,13 +152,13 @@ def _file_rows(raw: bytes, source: str, extension: str, text_lines: bool) -> Sou
         parse = parse_lines if extension == ".txt" and text_lines else PARSERS[extension]
         numbered = parse(raw, source)
     if not numbered:
-        raise DataError(f"{source}: empty, no rows in it", "give a file with at least one row")
+        raise DataError(f"{source}: the file has no rows", "give a file with at least one row")
     return SourceRows([row for _, row in numbered], source, digest, [line for line, _ in numbered], unit)
 
 
 def _arrow_rows(rows: list[dict[str, Any]], names: dict[str, tuple[str, ...]], source: str, digest: str) -> SourceRows:
     if not rows:
-        raise DataError(f"{source}: empty, no rows in it", "give a source with at least one row")
+        raise DataError(f"{source}: the source has no rows", "give a source with at least one row")
     return SourceRows(rows, source, digest, list(range(1, len(rows) + 1)), "row", names)
 
 
@@ -166,7 +166,7 @@ def _directory_rows(path: Path, source: str, split: str) -> SourceRows:
     if not arrow_rows.is_saved_dataset(path):
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (*EXTENSIONS, ".gz"))
         hint = f"give one of its files: {', '.join(inside[:5])}" if inside else "give a data file"
-        raise DataError(f"{source}: a directory, but not one that datasets.save_to_disk wrote", hint)
+        raise DataError(f"{source}: a directory that was not written by datasets.save_to_disk", hint)
     rows, names = arrow_rows.read_saved_dataset(path, split)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-")):
@@ -185,7 +185,7 @@ def _is_hub_id(source: str) -> bool:
 def _near_files(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"there is no folder {folder}"
+        return f"the folder {folder} does not exist"
     files = sorted(p.name for p in folder.iterdir())
     near = difflib.get_close_matches(path.name, files, n=3, cutoff=0.5)
     if near:

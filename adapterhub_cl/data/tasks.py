@@ -1,4 +1,4 @@
-"""Examples → task: is it a choice among labels, a free answer, or raw text; and what an update may change."""
+"""Examples → task: a choice among labels, a free answer, or raw text; and what an update may change."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from adapterhub_cl.types import TASK_KINDS, Example, Task
 
 MAX_LABELS = 100
 MAX_LABEL_WORDS = 12
-ALONE = 10  # more answers than these that are new and stand once each are free ones
-MIN_EXAMPLES_PER_LABEL = 3  # on average; fewer look like free answers
-MANY_LABELS = 20  # more must repeat more often
-FEW_LABELS, ROWS_PER_LABEL = 10, 20  # of answers to free questions that are taken for labels
+ALONE = 10  # if more new answers than this occur only once each, they are free answers
+MIN_EXAMPLES_PER_LABEL = 3  # on average; with fewer, answers count as free answers
+MANY_LABELS = 20  # more labels than this must repeat more often
+FEW_LABELS, ROWS_PER_LABEL = 10, 20  # limits for treating answers to differing questions as labels
 LABELLED = ("text/label", "text pair/label")  # layouts whose answers are labels
 FREE = ("question/answer", "prompt/completion", "prompt/input/completion", "messages", "input/output")
-# answers that are labels however few rows there are
+# answers that are labels even with few rows
 CLOSED = {
     *("yes", "no", "maybe", "true", "false", "positive", "negative", "neutral", "entailment", "contradiction"),
     *("not_entailment", "not entailment", "good", "bad", "spam", "ham", "0", "1"),
     *(chr(ord("a") + k) for k in range(26)),
 }
 
-# task kind → its metrics; the first one stands for the task unless the user names another
+# task kind → its metrics; the first one is the default
 METRICS: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "macro_f1"),
     "generation": ("exact_match", "token_f1", "rouge_l", "strict_match"),
@@ -72,10 +72,10 @@ def infer_task(
     metric: str | None = None,
     instruction: str | None = None,
 ) -> Task:
-    """The task that examples describe; whatever is given is taken, the rest is read off them.
+    """The task that examples describe; what the caller gives is used, the rest is inferred.
 
-    Labels that nobody gave stand in the order in which the instruction lists them (with those that it lists and
-    no example has), else sorted.
+    Inferred labels are in the order in which the instruction lists them (including those that it lists and no example
+    has), otherwise sorted.
 
     Args:
         name: the task's name; not checked here.
@@ -84,12 +84,12 @@ def infer_task(
         labels: the answers of a choice task.
         prompt_format: a name or a template, see `formats.check_format`; `instruction` by default.
         metric: one of `METRICS[kind]`; the first by default.
-        instruction: for inputs that come without one; by default the one that all examples share.
+        instruction: for inputs without one; by default the one that all examples share.
 
     Raises:
         UnknownNameError: no such kind, metric or prompt format.
-        UsageError: settings that contradict each other.
-        DataError: no examples, a single label, or answers outside of `labels`.
+        UsageError: settings contradict each other.
+        DataError: no examples, a single label, or answers that are not in `labels`.
     """
     if kind not in ("auto", *TASK_KINDS):
         raise UnknownNameError("kind of task", kind, ("auto", *TASK_KINDS))
@@ -103,7 +103,7 @@ def infer_task(
         layout = examples.layout if isinstance(examples, Examples) else ""
         kind = "choice" if labels is not None else _kind(name, rows, counts, layout, common)[0]
     if kind != "choice" and labels is not None:
-        raise UsageError(f"--labels given for a task of kind {kind}", "leave out --labels, or say --kind choice")
+        raise UsageError(f"--labels needs a task of kind choice, not {kind}", "omit --labels, or add --kind choice")
     chosen: tuple[str, ...] = ()
     if kind == "choice":
         chosen = _given_labels(labels) if labels is not None else listed_labels(common, counts)
@@ -125,7 +125,7 @@ def infer_task(
 
 
 def check_answers(task: Task, examples: Sequence[Example] | Examples) -> None:
-    """Refuse answers that are no labels of a choice task; examples without an answer pass.
+    """Raise for answers that are not labels of a choice task; examples without an answer are fine.
 
     Raises:
         DataError: names the labels and the place of the first one.
@@ -139,14 +139,14 @@ def check_answers(task: Task, examples: Sequence[Example] | Examples) -> None:
         place = examples.places[first] if isinstance(examples, Examples) else f"example {first + 1}"
         raise DataError(
             f"{place}: {_listed(names)} not among the labels of task {task.name} ({_listed(task.labels)})",
-            "mend these rows; update teaches a task new labels, and add-task --labels names all of a new one's",
+            "fix these rows; update adds new labels to a task, and add-task --labels lists all labels of a new one",
         )
 
 
 def listed_labels(instruction: str, answers: Mapping[str, int]) -> tuple[str, ...]:
-    """The answers in the order in which the instruction lists them, else sorted.
+    """The answers in the order in which the instruction lists them, otherwise sorted.
 
-    A list after `Option:` or `Options:` that holds all answers counts whole, so labels without an example are kept.
+    If a list after `Option:` or `Options:` contains all answers, all of it is used, including labels without examples.
     """
     tail = re.split(r"\b[Oo]ptions?\s*:", instruction)[-1]
     if tail != instruction:
@@ -167,28 +167,28 @@ def listed_labels(instruction: str, answers: Mapping[str, int]) -> tuple[str, ..
 
 
 def merge_tasks(old: Task, new: Task) -> Task:
-    """The task after an update: the old one, with the labels that only the new one has behind its own.
+    """The task after an update: the old one, with the new task's additional labels appended.
 
     Raises:
-        DataError: the two are of different kinds. Raw text adds knowledge to any task and changes none of it.
+        DataError: the two have different kinds. Raw text adds knowledge to any task and does not change the task.
     """
     if new.kind == "text" or old.kind == "text":
         if new.kind != "text":
             raise DataError(
                 f"task {old.name} is raw text, but the new data is of kind {new.kind}",
-                f"train it as a task of its own: cl-adapter add-task {new.name}-2 DATA",
+                f"train it as a separate task: cl-adapter add-task {new.name}-2 DATA",
             )
         return old
     if old.kind != new.kind:
         raise DataError(
-            f"task {old.name} is of kind {old.kind}, but the new data of kind {new.kind}",
-            f"say --kind {old.kind} if it is the same task, else add it under another name",
+            f"task {old.name} is of kind {old.kind}, but the new data is of kind {new.kind}",
+            f"if it is the same task, add --kind {old.kind}; otherwise add it under another name",
         )
     return replace(old, labels=(*old.labels, *(label for label in new.labels if label not in old.labels)))
 
 
 def check_labels_kept(old: Task, new: Task) -> None:
-    """Refuse a task in which a label of the old one is missing or stands at another place.
+    """Raise if a label of the old task is missing or at another position.
 
     Raises:
         DataError: names the labels.
@@ -196,17 +196,17 @@ def check_labels_kept(old: Task, new: Task) -> None:
     missing = [label for label in old.labels if label not in new.labels]
     if missing:
         raise DataError(
-            f"task {old.name} would lose {_listed(missing)}", "an update keeps every label; add the new ones behind"
+            f"task {old.name} would lose {_listed(missing)}", "an update keeps every label; append the new ones"
         )
     if new.labels[: len(old.labels)] != old.labels:
         raise DataError(
-            f"task {old.name}: its labels would change their order",
-            f"keep them as {_listed(old.labels)}, new ones last",
+            f"task {old.name}: the order of its labels would change",
+            f"keep them as {_listed(old.labels)}, and append new ones",
         )
 
 
 def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
-    """The task after an update with examples: a choice gains the answers that are new, sorted, behind its labels.
+    """The task after an update with examples: a choice task gets new answers as labels, sorted, after its own.
 
     Raises:
         DataError: no examples; questions for a raw-text task; or answers that cannot be labels.
@@ -226,16 +226,16 @@ def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
     unlike_labels |= not all(_could_be_label(answer) for answer in fresh)
     if len(fresh) > MAX_LABELS or unlike_labels:
         raise DataError(
-            f"the new data has {len(fresh)} answers that are not labels of task {old.name}, {fresh[0][:60]!r} first",
-            "free answers make a task of their own: cl-adapter add-task",
+            f"the new data has {len(fresh)} answers that are not labels of task {old.name}, such as {fresh[0][:60]!r}",
+            "train free answers as a separate task: cl-adapter add-task",
         )
     return replace(old, labels=(*old.labels, *fresh))
 
 
 def find_leaks(train: Sequence[Example] | Examples, held_out: Sequence[Example] | Examples) -> list[int]:
-    """Indices of held-out examples that are also among the training ones, whatever their case and spacing.
+    """Indices of held-out examples that also occur in the training data, ignoring case and spacing.
 
-    Compared are instruction and input; for raw text the text.
+    Instruction and input are compared; for raw text the text.
     """
     known = {_key(example) for example in train}
     return [index for index, example in enumerate(held_out) if _key(example) in known]
@@ -244,13 +244,13 @@ def find_leaks(train: Sequence[Example] | Examples, held_out: Sequence[Example] 
 def find_outdated(
     old: Sequence[Example] | Examples, new: Sequence[Example] | Examples, instruction: str = ""
 ) -> list[int]:
-    """Indices of old examples that a new one asks again and answers otherwise.
+    """Indices of old examples whose question occurs in the new data with a different answer.
 
-    Compared are instruction and input, whatever their case and spacing. Where the new ones give a question several
-    answers, any of them stands. Raw text asks nothing.
+    Instruction and input are compared, ignoring case and spacing. If the new data has several answers to a question,
+    any of them counts. Raw text has no questions.
 
     Args:
-        instruction: of examples that have none of their own.
+        instruction: for examples that have none of their own.
     """
     answers: dict[str, set[str]] = {}
     for example in new:
@@ -265,10 +265,10 @@ def find_outdated(
 
 
 def mark_of(example: Example, instruction: str = "") -> str:
-    """A hash that stands for a question and its answer, whatever the case and spacing, without saying them.
+    """A hash of a question and its answer, ignoring case and spacing, that does not reveal them.
 
     Args:
-        instruction: of an example that has none of its own.
+        instruction: for an example that has none of its own.
     """
     answer = " ".join((example.answer or "").casefold().split())
     return hashlib.sha256(f"{_question(example, instruction)}\0{answer}".encode()).hexdigest()[:24]
@@ -284,7 +284,7 @@ def _key(example: Example) -> str:
 
 
 def why_kind(task: Task, examples: Examples, asked: str = "auto") -> str:
-    """Why data make the kind of task that they were taken for; empty where the user said it.
+    """Why data were recognised as this kind of task; empty if the user named the kind.
 
     Args:
         asked: the kind that the user named.
@@ -302,7 +302,7 @@ def why_kind(task: Task, examples: Examples, asked: str = "auto") -> str:
 
 
 def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout: str, common: str) -> tuple[str, str]:
-    """The kind of task that rows describe, and why.
+    """The kind of task that rows belong to, and why.
 
     Args:
         counts: answer → how often it occurs.
@@ -325,7 +325,7 @@ def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout:
     if asks_freely and not listed and not _repeats_as_labels(counts):
         what = "conversations" if layout == "messages" else "questions"
         return "generation", (
-            f"{what} with {len(counts)} different answers in {total} rows are taken for free answers, not for labels; "
+            f"{what} with {len(counts)} different answers in {total} rows are treated as free answers, not labels; "
             "--kind choice makes the answers labels"
         )
     if len(counts) == 1:
@@ -334,7 +334,7 @@ def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout:
 
 
 def _repeats_as_labels(counts: Mapping[str, int]) -> bool:
-    """Whether answers to questions of one's own repeat as labels do: yes and no, letters, or few that stand in many
+    """Whether answers to differing questions repeat the way labels do: yes and no, letters, or a few that occur in many
     rows each. A fact, too, may be asked in several ways."""
     if {answer.casefold() for answer in counts} <= CLOSED:
         return True
@@ -348,7 +348,7 @@ def _could_be_label(answer: str) -> bool:
 def _given_labels(labels: Sequence[str]) -> tuple[str, ...]:
     clean = tuple(label.strip() for label in labels)
     if "" in clean or len(set(clean)) < len(clean):
-        raise UsageError(f"--labels has an empty or repeated label: {_listed(clean)}", "name every label once")
+        raise UsageError(f"--labels has an empty or repeated label: {_listed(clean)}", "list every label once")
     return clean
 
 
@@ -356,7 +356,7 @@ def _single_label(name: str, labels: Sequence[str]) -> DataError:
     only = f"a single label, {labels[0]!r}" if labels else "no label"
     return DataError(
         f"task {name}: {only}; a choice needs at least two",
-        f"name them all: --labels {labels[0] if labels else 'a'},OTHER; or free answers: --kind generation",
+        f"list all: --labels {labels[0] if labels else 'a'},OTHER; or use free answers: --kind generation",
     )
 
 

@@ -1,4 +1,4 @@
-"""Examples → token ids: the one place where prompts are made, for training, evaluation and every way of asking."""
+"""Examples → token ids: the one place where prompts are built, for training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import SYSTEM
 from adapterhub_cl.types import Example, Task
 
-DEFAULT_ANSWER = 64  # tokens that are written where nobody knows how long answers are
+DEFAULT_ANSWER = 64  # tokens to generate if the length of answers is unknown
 LEAST_ANSWER = 8
 
 
@@ -23,15 +23,15 @@ class Tokens:
     """One example as token ids.
 
     Attributes:
-        prompt: what is asked; at least one id, because the first id of a text is predicted from nothing.
-        answer: ids that get the loss, ending with the end-of-text id; empty where only a prediction is wanted.
+        prompt: the question; at least one id, because the first id of a text has nothing to be predicted from.
+        answer: ids that count in the loss, ending with the end-of-text id; empty if only a prediction is wanted.
         truncated: whether the input was cut to fit.
-        task: of an example whose answer is no text but a label of this task: `answer` is then that label's number
-            among the task's labels, and is not read.
-        hidden: of raw text for a masked language model: numbers of the ids in `prompt` that are to be found again;
-            `answer` is what they are.
-        earlier: of a conversation: (first, behind the last) number of the ids in `prompt` that are the assistant's
-            earlier answers. They get a loss in training too.
+        task: if the answer is not text but a label of this task: `answer` is then that label's number among the
+            task's labels, and is not read.
+        hidden: for raw text and a masked language model: positions in `prompt` of the ids to predict; `answer` has
+            their values.
+        earlier: for a conversation: (start, end) positions in `prompt` of the assistant's earlier answers, which
+            count in the loss too.
     """
 
     prompt: tuple[int, ...]
@@ -53,15 +53,15 @@ class Tokens:
 class Tokeniser:
     """Applies a task's prompt format and a base's tokenizer.
 
-    A prompt depends on what is asked alone, never on its answer: what training saw is what every later question
-    sees. It may be as long as `max_length` less the task's longest answer (half of it at least); where it is longer, a
-    passage loses its end, a conversation its oldest turns, and any other input its end.
+    A prompt depends only on the question, never on its answer, so prediction sees the same prompts as training. It
+    may have `max_length` tokens minus the task's longest answer (but at least half of it); a longer prompt loses the
+    end of its passage, the oldest turns of its conversation, or the end of its input.
 
     Args:
         tokenizer: a transformers tokenizer.
-        task: gives the prompt format, the labels, the instruction for inputs that come without one, and its own limit.
-        max_length: longest example in tokens, prompt and answer together; the task's own limit where that is lower.
-        reserve: tokens to leave free behind the prompt where the task does not say how long its answers are.
+        task: gives the prompt format, the labels, the instruction for inputs without one, and its own limit.
+        max_length: longest example in tokens, prompt and answer together; the task's own limit if that is lower.
+        reserve: tokens to leave free after the prompt if the task does not say how long its answers are.
     """
 
     def __init__(self, tokenizer: Any, task: Task, max_length: int, *, reserve: int = 0) -> None:
@@ -71,7 +71,7 @@ class Tokeniser:
         self._longest: int | None = None
 
     def __call__(self, example: Example) -> Tokens:
-        # Raw text under another kind of task: what a knowledge update learned and kept.
+        # Raw text under another kind of task: from a knowledge update, or one of its replay samples.
         if self._raw_text(example):
             return self._raw(example)
         answer = self._answer_of(example) if example.answer is not None else ()
@@ -79,21 +79,21 @@ class Tokeniser:
         return Tokens(ids, answer, cut, earlier=self._earlier(example, ids))
 
     def prompt(self, example: Example, room: int | None = None) -> Tokens:
-        """What is asked, without the answer.
+        """The tokens of the question, without the answer.
 
         Args:
-            room: tokens that the prompt may have, where that is fewer than the task allows.
+            room: maximum tokens of the prompt, if fewer than the task allows.
 
         Raises:
-            DataError: what cannot be cut is longer than that.
+            DataError: the part that cannot be cut is longer than that.
         """
         _, ids, cut = self._fitted(example, room)
         return Tokens(ids, (), cut)
 
     @property
     def longest_answer(self) -> int:
-        """Tokens that a prompt leaves for the answer: of a choice its longest label, else the longest answer of the
-        training data, but half of the limit at most. A row with a longer answer has a shorter prompt."""
+        """Tokens that a prompt leaves free for the answer: for a choice its longest label, otherwise the longest answer
+        of the training data, but at most half of the limit. A row with a longer answer has a shorter prompt."""
         if self._longest is None:
             if self.task.kind == "choice":
                 self._longest = max((len(self.answer(label)) for label in self.task.labels), default=0)
@@ -102,18 +102,17 @@ class Tokeniser:
         return self._longest
 
     def budget(self, answers: Sequence[str] = ()) -> int:
-        """How many tokens a free answer may have: half more than the longest known one, at least 8; 64 where none is
-        known.
+        """How many tokens a free answer may have: 1.5 times the longest known one, at least 8; 64 if none is known.
 
         Args:
-            answers: right answers that are known beside the task's own.
+            answers: known right answers in addition to the task's own.
         """
         known = [len(self.bare(answer)) + 1 for answer in answers]
         longest = max([self.task.answer_tokens, *known])
         return max(LEAST_ANSWER, longest + longest // 2) if longest else DEFAULT_ANSWER
 
     def windows(self, example: Example) -> list[Tokens]:
-        """Raw text as one or more examples that together have every id, each predicted once; others as one."""
+        """Raw text as one or more windows that together contain every id, each predicted once; others as one."""
         if not self._raw_text(example):
             return [self(example)]
         ids = self._framed(example.answer or example.input)
@@ -132,7 +131,7 @@ class Tokeniser:
         return (*ids, self.end)
 
     def gold(self, example: Example) -> str:
-        """The right answer as text. An answer that calls tools is written as the base's chat template writes it."""
+        """The right answer as text. An answer that calls tools is written with the base's chat template."""
         if not example.calls or self.task.prompt_format != "chat":
             return example.answer or ""
         content = (example.answer or "").removesuffix(example.calls).rstrip()
@@ -140,12 +139,12 @@ class Tokeniser:
         return chat.called(self.tokenizer, asked, example.tools, content, example.calls) or example.answer or ""
 
     def written(self, text: str) -> str:
-        """A written answer without what the format puts before it, and without blank lines and spaces around it."""
+        """A generated answer without the format's prefix, and without surrounding blank lines and spaces."""
         return tidy(text.removeprefix(answer_prefix(self.task.prompt_format)))
 
     @property
     def end(self) -> int:
-        """The id that ends an answer: of the chat format the one that ends the assistant's turn."""
+        """The id that ends an answer: for the chat format the one that ends the assistant's turn."""
         found = chat.turn_end(self.tokenizer) if self.task.prompt_format == "chat" else None
         return int(self.tokenizer.eos_token_id if found is None else found)
 
@@ -163,33 +162,33 @@ class Tokeniser:
         return self.answer(self.gold(example) if example.calls else str(example.answer))
 
     def bare(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, without anything that the tokenizer puts around it."""
+        """Ids of a text, without special tokens around it."""
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _begun(self, text: str) -> tuple[int, ...]:
-        """Ids of a text with what the tokenizer puts before it, and without what it puts behind: the text goes on."""
+        """Ids of a text with the special tokens before it, but without those after it, because the text continues."""
         ids = tuple(self.tokenizer(text, verbose=False).input_ids)
         return ids[: len(ids) - self._behind]
 
     @cached_property
     def _behind(self) -> int:
-        """How many ids the tokenizer puts behind a text."""
+        """How many special tokens the tokenizer adds after a text."""
         framed, bare = tuple(self.tokenizer("x", verbose=False).input_ids), self.bare("x")
         starts = range(len(framed) - len(bare) + 1)
         at = next((k for k in starts if framed[k : k + len(bare)] == bare), len(framed) - len(bare))
         return len(framed) - len(bare) - at
 
     def _framed(self, text: str) -> tuple[int, ...]:
-        """A whole document: with the beginning that the tokenizer knows and one end-of-text id."""
+        """A whole document: with the tokenizer's start token, if it has one, and one end-of-text id."""
         return (*self._begun(text), self.tokenizer.eos_token_id)
 
     def start(self, text: str) -> tuple[int, ...]:
-        """Ids of raw text that is to be gone on with; at least one."""
+        """Ids of raw text that is to be continued; at least one."""
         begin = self.tokenizer.bos_token_id
         return self._begun(text) or (self.tokenizer.eos_token_id if begin is None else begin,)
 
     def _fitted(self, example: Example, room: int | None) -> tuple[Example, tuple[int, ...], bool]:
-        """The example as far as it fits, the ids of its prompt, and whether it was cut."""
+        """The example cut to fit, the ids of its prompt, and whether it was cut."""
         example = self._whole(example)
         allowed = max(1, self.max_length - self.longest_answer)
         limit = allowed if room is None else min(allowed, room)
@@ -236,15 +235,15 @@ class Tokeniser:
             example, ids = self._shorter(example, ids, room)
         if len(ids) > room:
             raise DataError(
-                f"the instruction and the answer alone are longer than {self.max_length} tokens: {len(ids)} of the "
-                f"prompt cannot be cut to {max(room, 0)}",
+                f"the instruction and the answer alone are longer than {self.max_length} tokens: {len(ids)} tokens of "
+                f"the prompt cannot be cut to {max(room, 0)}",
                 f"raise --max-length to {len(ids) + self.max_length - room} or more, or shorten the instruction or the "
                 "longest answers",
             )
         return example, ids
 
     def _fewer_turns(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
-        """Without its oldest turns; of the last one what fits."""
+        """Drops the oldest turns; the last one is cut to fit."""
         turns = list(example.turns)
         first = 1 if turns[0].role in SYSTEM else 0
         while len(ids) > room and len(turns) - first > 1:
@@ -264,7 +263,7 @@ class Tokeniser:
         return example, ids
 
     def _shorter(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
-        """With less of its passage; where it has none, or even without it, with less of the end of its input."""
+        """Cuts the passage; if there is none, or that is not enough, also the end of the input."""
         text = example.input
         head, tail = (text[: example.passage], text[example.passage :]) if example.passage else (text, "")
         for cut_all in (False, True):
@@ -277,7 +276,7 @@ class Tokeniser:
                 shorter = head[: offsets[keep][0]].rstrip()
                 whole = shorter + tail if shorter else tail.lstrip("\n")
                 if not whole and not example.instruction:
-                    break  # would be raw text, without its "Answer:"
+                    break  # it would become raw text, without its "Answer:"
                 example = replace(example, input=whole)
                 ids = self._prompt(example)
             if len(ids) <= room:
@@ -295,7 +294,7 @@ class Tokeniser:
 
 
 def with_limits(task: Task, tokenizer: Any, examples: Sequence[Example], max_length: int) -> Task:
-    """The task with its limit, and with the tokens of the longest answer among examples or that it knew before."""
+    """The task with its length limit, and the tokens of the longest answer in the examples or known before."""
     encode = Tokeniser(tokenizer, replace(task, max_length=0), max_length)
     known = [len(encode._answer_of(e)) for e in examples if e.answer is not None and not encode._raw_text(e)]
     longest = max([task.answer_tokens, *known]) if task.kind == "generation" else 0

@@ -14,44 +14,44 @@ from adapterhub_cl.errors import DataError
 USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model", "chatgpt", "function_call"}
 TOOL = {"tool", "function", "ipython", "observation"}
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SEVERAL = {"answers", "references", "targets", "outputs"}  # columns whose lists are several right answers
+SEVERAL = {"answers", "references", "targets", "outputs"}  # columns whose lists are alternative right answers
 MANY_LABELS = re.compile(r"label", re.I)
 TURN_HINT = 'write [{"role": …, "content": …}, …]'
 
 
 def whole_characters(text: str) -> str:
-    """The text with lone halves of characters (from cut JSON, or a shell) replaced: no tokenizer takes them."""
+    """The text with lone surrogates (from cut JSON, or a shell) replaced, because no tokenizer accepts them."""
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if not text.isascii() else text
 
 
 def tidy(text: str) -> str:
-    """The text without blank lines around it and spaces behind it; the indentation of code is kept."""
+    """The text without surrounding blank lines and trailing spaces; the indentation of code is kept."""
     text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text.rstrip())
     return text if re.match(r"\t|  ", text) else text.lstrip()
 
 
 def as_label(text: str) -> str:
-    """A label as it is compared: without spaces around it, its characters composed (Unicode's form NFC)."""
+    """A label in the form used for comparison: without surrounding spaces, in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
 
 
 def input_text(value: Any, where: str, column: str) -> str:
-    """The text of an input cell; empty for null. Numbers are written out.
+    """The text of an input cell; empty for null. Numbers are converted to text.
 
     Raises:
-        DataError: the cell holds a list or an object.
+        DataError: the cell is a list or an object.
     """
     if isinstance(value, Mapping | list | tuple):
         raise DataError(
-            f"{where}: column {column!r} holds {'an object' if isinstance(value, Mapping) else 'a list'}, not a text",
+            f"{where}: column {column!r} is {'an object' if isinstance(value, Mapping) else 'a list'}, not a text",
             "choose other columns: --columns input=COLUMN,output=COLUMN",
         )
     return _scalar(value)
 
 
 def is_structured(values: Sequence[Any], column: str) -> bool:
-    """Whether the answers of a column are data, to be written as JSON: any object that is not SQuAD's
-    `{"text": …}`, or any list of several items in a column that is not one of several right answers."""
+    """Whether the answers of a column are data, to be written as JSON: any object other than SQuAD's
+    `{"text": …}`, or any list of several items in a column that does not list alternative right answers."""
     if column.strip().lower() in SEVERAL or MANY_LABELS.search(column):
         return False
     return any(
@@ -67,16 +67,16 @@ def is_structured(values: Sequence[Any], column: str) -> bool:
 def answer_texts(
     value: Any, where: str, column: str, class_names: Sequence[str] = (), *, structured: bool = False
 ) -> list[str]:
-    """The right answers in a cell, the first one first; none for null, NaN and class −1.
+    """The right answers in a cell, the main one first; none for null, NaN and class −1.
 
-    Whole numbers become their decimal text, or the class name where there are names; truth values become `true` and
-    `false`. A list, or SQuAD's `{"text": [...]}`, holds several right answers.
+    Whole numbers become their decimal text, or the class name if there are names; booleans become `true` and
+    `false`. A list, or SQuAD's `{"text": [...]}`, has several right answers.
 
     Args:
         structured: write objects and lists as JSON, see `is_structured`.
 
     Raises:
-        DataError: several labels for one row, or a class number without a name.
+        DataError: a row has several labels, or a class number has no name.
     """
     if structured and isinstance(value, Mapping | list | tuple):
         return [json.dumps(value, ensure_ascii=False)]
@@ -106,7 +106,7 @@ def answer_texts(
 
 
 def choices_text(value: Any, where: str, column: str) -> str:
-    """The options of a multiple-choice question, one a line behind its letter; empty for null.
+    """The options of a multiple-choice question, one a line after its letter; empty for null.
 
     Options are a list of texts, or ARC's `{"text": [...], "label": [...]}`.
 
@@ -135,7 +135,7 @@ def choices_text(value: Any, where: str, column: str) -> str:
 def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
     """The messages of a conversation: OpenAI's `role`/`content` or ShareGPT's `from`/`value`.
 
-    Contents in parts become their texts; a message that only calls tools has an empty content. Other keys
+    Contents in parts are reduced to their texts; a message that only calls tools has an empty content. Other keys
     (`tool_calls`, `name`, …) are kept.
 
     Raises:
@@ -154,13 +154,13 @@ def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
     if isinstance(turn, Mapping):
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         more = {k: v for k, v in turn.items() if k not in ("role", "from", "content", "value") and v is not None}
-    if isinstance(content, list | tuple):  # parts: texts among images
+    if isinstance(content, list | tuple):  # parts: texts and images
         texts = [part.get("text") for part in content if isinstance(part, Mapping)]
         content = "\n".join(text for text in texts if isinstance(text, str))
     if calls := more.get("tool_calls"):
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) and _called(call) for call in calls):
             raise DataError(
-                f"{where}: tool_calls in column {column!r} is not a list of calls, each with its function's name",
+                f"{where}: tool_calls in column {column!r} is not a list of calls with function names",
                 'write [{"type": "function", "function": {"name": …, "arguments": {…}}}]',
             )
         content = content or ""
@@ -177,7 +177,7 @@ def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
 
 
 def _called(call: Mapping[str, Any]) -> bool:
-    """Whether a call names what it calls."""
+    """Whether a call has a function name."""
     function = call.get("function", call)
     return isinstance(function, Mapping) and isinstance(function.get("name"), str) and bool(function["name"])
 

@@ -1,10 +1,10 @@
 """From scores to decisions, for all routers: calibrated weights, top-k, and whether an input belongs to any task.
 
-A share of each task's samples is held out. The router learns the rest and scores them; a temperature makes the scores
-probabilities, and the lower end of their familiarity gives the threshold below which an input is out of distribution:
-one for each form in which samples are known, since a whole prompt is more familiar than a bare text.
-Then they are learned too. Which samples are held out follows from the task's name and their number alone, so a router
-that met the tasks one by one decides as one that met them all at once.
+A share of each task's samples is held out. The router learns the rest and scores the held-out samples; a temperature
+turns the scores into probabilities, and the lower end of their familiarity gives the threshold below which an input is
+out of distribution: one for each form of the samples, because a whole prompt is more familiar than a bare text. Then
+the held-out samples are learned too. Their choice depends only on the task's name and their number, so a
+router that learned the tasks one by one decides like one that learned them all at once.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.routing import BaseRouter, Routed, Seen
 
 See = Callable[[str, Sequence[int]], Seen]
-LEAST_CONFIDENCE = 0.4  # below it, or below EVEN times an even chance, an input is of no task
+LEAST_CONFIDENCE = 0.4  # an input below it, or below EVEN times an even chance, belongs to no task
 EVEN = 1.5
 
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Inputs of which nothing but the hidden states is known."""
+    """Inputs of which only the hidden states are known."""
 
     hidden: torch.Tensor
 
     @property
     def texts(self) -> Sequence[str]:
-        """Empty ones."""
+        """Empty texts."""
         return [""] * len(self.hidden)
 
     def activity(self, directions: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Not known."""
+        """Not available."""
         raise NotImplementedError
 
     def losses(self, tasks: Sequence[str]) -> torch.Tensor:
-        """Not known."""
+        """Not available."""
         raise NotImplementedError
 
 
@@ -50,16 +50,16 @@ class Calibrated:
     """A router with a temperature and a threshold.
 
     Args:
-        router: knows no task yet.
+        router: a router that knows no task yet.
         holdout: share of each task's samples that calibration holds out.
-        false_fallbacks: share of the known tasks' inputs that may be taken for out of distribution.
-        seed: of the choice of held-out samples.
-        see: what the router may look at of a task's samples with these numbers; needed by routers that read more than
-            hidden states, which stay uncalibrated without it.
+        false_fallbacks: share of the known tasks' inputs that may be treated as out of distribution.
+        seed: for the choice of held-out samples.
+        see: the data of a task's samples with these numbers; required by routers that read more than hidden states,
+            which stay uncalibrated without it.
 
     Attributes:
         confusion: task → chosen task → how many of its held-out samples (in all their forms), as the router chose
-            before it learned them; empty where none were held out.
+            before it learned them; empty if none were held out.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Calibrated:
         self.temperature, self.thresholds = 1.0, [-inf]
         self.confusion: dict[str, dict[str, int]] = {}
         self._samples: dict[str, torch.Tensor] = {}  # task → [n, forms, in]
-        self._whole: set[str] = set()  # tasks whose held-out samples are learned
+        self._whole: set[str] = set()  # tasks whose held-out samples have been learned
         self._stale = False
 
     def threshold(self, form: int = 0) -> float:
-        """Below it an input of this form is out of distribution; of a form that is not known, the last one's."""
+        """An input of this form is out of distribution below it; for an unknown form, the last one's threshold."""
         return self.thresholds[min(form, len(self.thresholds) - 1)]
 
     @property
@@ -93,22 +93,22 @@ class Calibrated:
     def add_task(
         self, task: str, samples: torch.Tensor | None = None, factors: Mapping[str, Factors] | None = None
     ) -> None:
-        """Take a task in; one that is known is replaced.
+        """Add a task; a known one is replaced.
 
         Args:
-            samples: pooled hidden states `[n, in]`, or `[n, forms, in]` where each sample is known in several forms
-                (the bare text, the whole prompt): they are held out together.
+            samples: pooled hidden states `[n, in]`, or `[n, forms, in]` if each sample has several forms (the bare
+                text, the whole prompt): they are held out together.
             factors: layer → ΔW, for a router that reads them.
 
         Raises:
-            AdapterError: the router learns from samples and there are none.
+            AdapterError: the router learns from samples, and there are none.
             BaseModelError: a hidden state is not finite.
         """
         rows = torch.empty(0, 1, 1) if samples is None else samples.float()
         rows = rows[:, None] if rows.dim() == 2 else rows
         if self.router.reads == "samples" and not len(rows):
             raise AdapterError(
-                f"task {task!r} has no replay samples to route by", "train it with --replay, or use arrow"
+                f"task {task!r} has no replay samples to route by", "train it with --replay, or use --router arrow"
             )
         _refuse_not_finite(rows.flatten(1), f"samples of task {task!r}")
         if task in self._samples:
@@ -120,7 +120,7 @@ class Calibrated:
             self.router.learn(task, (factors or {}) if self.router.reads == "factors" else None)
 
     def remove_task(self, task: str) -> None:
-        """Take a task out; what the router knew of it is gone exactly.
+        """Remove a task; nothing of it remains in the router.
 
         Raises:
             UnknownNameError: no such task.
@@ -137,8 +137,8 @@ class Calibrated:
         self._stale = True
 
     def samples(self, form: int = 0) -> dict[str, torch.Tensor]:
-        """Each task's samples `[n, in]` in one of their forms; of a form that is not known, the last. Tasks without
-        samples are left out."""
+        """Each task's samples `[n, in]` in one of their forms; for an unknown form, the last. Tasks without samples are
+        left out."""
         found = {task: self._samples[task] for task in self.tasks if self._samples[task].numel()}
         return {task: rows[:, min(form, rows.shape[1] - 1)] for task, rows in found.items()}
 
@@ -147,7 +147,7 @@ class Calibrated:
         return len(self._samples[task])
 
     def _split(self, task: str) -> tuple[list[int], list[int]]:
-        """Numbers of the samples that are learned first, and of those held out."""
+        """Indices of the samples to learn first, and of those held out."""
         count = len(self._samples[task])
         out = held_out(task, count, self.holdout, self.seed)
         return sorted(set(range(count)) - set(out)), out
@@ -156,7 +156,7 @@ class Calibrated:
         return self._samples[task][self._split(task)[1]].flatten(0, 1)
 
     def fit(self) -> None:
-        """Calibrate, then let the router learn everything; nothing to do where no task came or went."""
+        """Calibrate, then let the router learn everything; does nothing if no task was added or removed."""
         if not self._stale:
             return
         if self._samples:
@@ -176,7 +176,7 @@ class Calibrated:
 
     def _calibrate(self) -> None:
         scores, targets = [], []
-        familiarity: list[list[torch.Tensor]] = []  # of each form
+        familiarity: list[list[torch.Tensor]] = []  # for each form
         self.confusion = {}
         for column, task in enumerate(self.router.tasks if self.router.calibrates else ()):
             out = self._split(task)[1]
@@ -207,9 +207,9 @@ class Calibrated:
         """The decision for each input.
 
         Args:
-            top_k: how many tasks are mixed at most.
-            among: the only tasks to choose from. Without it, an input that fits three tasks or more about equally (its
-                confidence is below `LEAST_CONFIDENCE` and `EVEN` times an even chance) is out of distribution as well.
+            top_k: the most tasks to mix.
+            among: the only tasks to choose from. Without it, an input that fits three or more tasks about equally (its
+                confidence is below `LEAST_CONFIDENCE` and `EVEN` times an even chance) is out of distribution too.
             forms: which of the samples' forms each input has; empty: the first.
 
         Raises:
@@ -220,7 +220,7 @@ class Calibrated:
         if top_k < 1:
             raise UsageError(f"the number of tasks to mix must be 1 or more, not {top_k}")
         if not self._samples:
-            raise AdapterError("the router knows no task", "add one: cl-adapter add-task NAME DATA")
+            raise AdapterError("the router knows no tasks", "add one: cl-adapter add-task NAME DATA")
         self.fit()
         names = self.router.tasks
         allowed = torch.tensor([among is None or name in among for name in names])
@@ -231,7 +231,7 @@ class Calibrated:
         scores = self.router.scores(seen)
         familiarity = self.router.familiarity(seen, scores).double()
         open_to = scores.double().masked_fill(~allowed, -inf)
-        shut = ~torch.isfinite(open_to).any(1, keepdim=True) & allowed  # static, where none of its tasks is allowed
+        shut = ~torch.isfinite(open_to).any(1, keepdim=True) & allowed  # for static, if none of its tasks is allowed
         chances = torch.softmax(torch.where(shut, 0.0, open_to) / self.temperature, 1)
         limits = [self.threshold(form) for form in forms or [0] * len(scores)]
         # A short text may be familiar and yet fit several tasks about equally.
@@ -252,7 +252,7 @@ class Calibrated:
         ]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the router learned, calibration included, to be stored."""
+        """What the router learned, including calibration, to be stored."""
         self.fit()
         numbers = torch.tensor([self.temperature, *self.thresholds], dtype=torch.float64)
         return {"calibration": numbers, **{f"router.{key}": value for key, value in self.router.state().items()}}
@@ -260,11 +260,11 @@ class Calibrated:
     def restore(
         self, tasks: Sequence[str], state: Mapping[str, torch.Tensor], samples: Mapping[str, torch.Tensor]
     ) -> None:
-        """Be as the one that gave `state` was.
+        """Restore the object that returned `state`.
 
         Args:
-            tasks: as `router.tasks` was.
-            samples: task → its samples, as they were given; read when a task comes or goes.
+            tasks: the value of `router.tasks`.
+            samples: task → its samples as they were added; read when a task is added or removed.
         """
         own = {key.removeprefix("router."): value for key, value in state.items() if key.startswith("router.")}
         self.router.restore(tasks, own)
@@ -273,7 +273,7 @@ class Calibrated:
 
 
 class _Lazily(dict[str, torch.Tensor]):
-    """Samples that are read from another mapping when they are first asked for."""
+    """Samples that are read from another mapping at first use."""
 
     def __init__(self, source: Mapping[str, torch.Tensor], tasks: Sequence[str]) -> None:
         super().__init__(dict.fromkeys(tasks, torch.empty(0)))

@@ -1,4 +1,4 @@
-"""The decider: a fitted router kept in step with the hub, and its decisions on texts."""
+"""The decider: a fitted router that is kept up to date with the hub, and its decisions on texts."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from adapterhub_cl.types import AdapterRecord, Example, Route
 
 
 class Decider:
-    """Chooses tasks for texts. For one thread.
+    """Chooses tasks for texts. Use it in one thread.
 
     Args:
-        options: of the router, and those of `Common`.
+        options: of the router, including those of `Common`.
 
     Raises:
         UnknownNameError, UsageError: no such router or option.
@@ -62,7 +62,8 @@ class Decider:
         self.layer = shallow_layer(base) if self.common.layer < 0 else self.common.layer
         if self.common.layer < -1 or self.layer >= layers:
             raise UsageError(
-                f"router.layer {self.common.layer}: this base has {layers} layers", f"count them 0 to {layers - 1}"
+                f"router.layer {self.common.layer}: this base has {layers} layers",
+                f"use numbers from 0 to {layers - 1}",
             )
         self.opened: OpenedRouter | None = None
         self._seen_generation = -1
@@ -76,12 +77,12 @@ class Decider:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know."""
+        """Notes for the user."""
         found = [self.opened.note] if self.opened is not None and self.opened.note else []
         if self._without:
-            found.append(f"without replay samples the router cannot choose {', '.join(self._without)}: name --task")
+            found.append(f"the router cannot choose {', '.join(self._without)}, without replay samples: use --task")
         if self._dora:
-            found.append(f"DoRA cannot be mixed, so the router does not choose {', '.join(self._dora)}: name --task")
+            found.append(f"the router cannot choose {', '.join(self._dora)}, because DoRA cannot be mixed: use --task")
         return found
 
     # -- deciding --------------------------------------------------------------------------------
@@ -89,21 +90,21 @@ class Decider:
     def decide(
         self, view: View, examples: Sequence[Example], top_k: int = 1, among: Collection[str] | None = None
     ) -> list[Routed]:
-        """What the router says of inputs.
+        """The router's decisions for inputs.
 
         Args:
             among: the only tasks to choose from.
 
         Raises:
-            UsageError: the hub has no adapter.
-            AdapterError: the router can know none of its tasks.
+            UsageError: the hub has no adapters.
+            AdapterError: the router cannot learn any of its tasks.
         """
         return self._routed(view, examples, top_k, among)[1]
 
     def routes(
         self, view: View, examples: Sequence[Example], top_k: int, explain: int, fallback: bool = True
     ) -> list[Route]:
-        """Where inputs would go; see `Engine.route`."""
+        """Where inputs would be routed; see `Engine.route`."""
         seen, routed = self._routed(view, examples, top_k, None)
         assert self.opened is not None
         scores: list[dict[str, float]] = [{} for _ in examples]
@@ -138,14 +139,14 @@ class Decider:
         """Compare inputs with what the router knows.
 
         Raises:
-            UsageError: the router has no threshold: it takes everything for known.
+            UsageError: the router has no threshold, so nothing is unknown to it.
         """
         seen, routed = self._routed(view, examples, 1, None)
         assert self.opened is not None
         if _finite(self.opened.calibrated.threshold()) is None:
             raise UsageError(
-                f"the router {self.name} cannot tell what it does not know (it has no threshold)",
-                "use another one, or keep more replay samples of each task",
+                f"the router {self.name} cannot detect unknown inputs (it has no threshold)",
+                "use another router, or keep more replay samples of each task",
             )
         whole = sum(one.is_whole for one in examples)
         known = self.opened.calibrated.samples(form=int(2 * whole > len(examples)))
@@ -154,7 +155,7 @@ class Decider:
     def _routed(
         self, view: View, examples: Sequence[Example], top_k: int, among: Collection[str] | None
     ) -> tuple[SeenTexts, list[Routed]]:
-        """Inputs and decisions. One whose instruction makes it strange is looked at once more without it."""
+        """Inputs and decisions. An input whose instruction makes it unfamiliar is tried again without it."""
         self.refresh(view)
         seen = self._see(examples, self.common.text != "bare")
         forms = [int(one.is_whole) for one in examples]
@@ -179,16 +180,16 @@ class Decider:
     # -- keeping in step -------------------------------------------------------------------------
 
     def refresh(self, view: View) -> None:
-        """Let the router know what came, went or changed in the hub.
+        """Update the router for what was added, removed or changed in the hub.
 
         Raises:
-            UsageError: the hub has no adapter.
-            AdapterError: the router can know none of its tasks.
+            UsageError: the hub has no adapters.
+            AdapterError: the router cannot learn any of its tasks.
         """
         if self.opened is not None and self._seen_generation == view.generation:
             return
         if not view.serving:
-            raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+            raise UsageError("this hub has no adapters yet", "cl-adapter add-task NAME DATA trains one")
         keepers = self._keepers = self._find_keepers(view)
         self._serving = dict(view.serving)
         self._dora = sorted(task for task, ref in view.serving.items() if self._refused(view, ref))
@@ -234,13 +235,13 @@ class Decider:
             def told(count: int) -> None:
                 advance(count)
                 if self.halt():
-                    raise AdapterHubError("the router was not fitted: the engine is closed", "ask again")
+                    raise AdapterHubError("the router was not fitted: the engine was closed", "try again")
 
             return pooled(self.base, texts, self.layer, progress=told)
 
     @contextmanager
     def _storing(self, contents: Mapping[str, str]) -> Iterator[bool]:
-        """The hub's lock, and whether these tasks are still what it has: what is forgotten must not come back."""
+        """The hub's lock, and whether these tasks are still current: forgotten ones must not be stored again."""
         with self.registry.exclusively():
             view = View(self.registry)
             view.refresh()
@@ -258,7 +259,7 @@ class Decider:
         return self._is_dora[ref]
 
     def _find_keepers(self, view: View) -> dict[str, AdapterRecord]:
-        """Task → its newest version that keeps replay samples."""
+        """Task → its newest version that has replay samples."""
         found: dict[str, AdapterRecord] = {}
         for record in view.versions.values():
             if record.task not in view.serving or record.status != "active":
@@ -271,7 +272,7 @@ class Decider:
         return found
 
     def _known(self, view: View, task: str, keeper: AdapterRecord | None) -> KnownTask:
-        """What there is of a task for the router; its texts are read when they are needed."""
+        """What the router can use of a task; its texts are read on demand."""
         ref = view.server(task)
         content = keeper.manifest["files"][samples.FILE_NAME]["sha256"] if keeper is not None else ""
         if self.reads != "samples":
@@ -287,7 +288,7 @@ class Decider:
         return self._kept[task]
 
     def forms(self, example: Example) -> list[str]:
-        """The texts by which a sample is learned."""
+        """The texts that the router learns from a sample."""
         bare, whole = (whole_characters(routing_text(example, way)) for way in (False, True))
         return {"bare": [bare], "whole": [whole], "both": [bare, whole]}[self.common.text]
 
@@ -298,7 +299,7 @@ class Decider:
             return {name: Factors(*file.factors(name)) for name in file.modules}
 
     def _of_samples(self, task: str, numbers: Sequence[int]) -> Seen:
-        """What a router may look at of a task's samples."""
+        """What a router may compute from a task's samples."""
         own = self.kept(task, self._keepers[task])
         texts = [form for number in numbers for form in self.forms(own[number])]
         return SeenTexts(self.base, self.bank, texts, self.layer, self._serving)
@@ -306,14 +307,14 @@ class Decider:
     def _unknown(self, tasks: Collection[str]) -> AdapterError:
         named = ", ".join(sorted(tasks))
         return AdapterError(
-            f"the router {self.name} learns from replay samples, and none are kept of {named}",
-            "name --task or --adapter, or choose --router arrow, which looks at the adapters' weights",
+            f"the router {self.name} learns from replay samples, but there are none for {named}",
+            "use --task or --adapter, or choose --router arrow, which needs only the adapters' weights",
         )
 
     # -- explaining ------------------------------------------------------------------------------
 
     def _nearest(self, hidden: torch.Tensor, count: int) -> list[tuple[tuple[str, str, float], ...]]:
-        """For each input the nearest replay samples: task, text, cosine of the hidden states."""
+        """For each input the most similar replay samples: task, text, cosine of the hidden states."""
         assert self.opened is not None
         cache = Cache(self._source(), False, OpenedRouter(self.opened.calibrated))
         rows, texts = [], []
@@ -333,7 +334,7 @@ class Decider:
 
 
 class _Texts(Sequence[Sequence[str]]):
-    """A task's samples in the forms in which they are learned, read when first looked at."""
+    """A task's samples in all forms that the router learns, read at first use."""
 
     def __init__(self, decider: Decider, task: str, keeper: AdapterRecord) -> None:
         self._decider, self._task, self._keeper = decider, task, keeper
@@ -346,5 +347,5 @@ class _Texts(Sequence[Sequence[str]]):
 
 
 def _finite(value: float) -> float | None:
-    """None for what stands for "no threshold"."""
+    """None for a value that means "no threshold"."""
     return value if abs(value) < float("inf") else None

@@ -1,10 +1,10 @@
 """Drift: are there more unfamiliar inputs than false alarms explain, and is there a new task among them?
 
-An input is unfamiliar where the router, which looks at one input at a time, takes it for out of distribution, or where
-it lies among inputs that are like each other and unlike the known tasks' samples (`adapterhub_cl.deciding.novelty`).
-The unfamiliar inputs are grouped: their hidden states are standardised by the samples
-of the known tasks, reduced to 10 principal components and joined by Ward's method; the number of clusters is the one
-with the highest silhouette, and one cluster where none exceeds 0.2. Nothing in it is random.
+An input is unfamiliar if the router, which looks at one input at a time, considers it out of distribution, or if it is
+among inputs that are similar to each other and unlike the known tasks' samples (`adapterhub_cl.deciding.novelty`).
+The unfamiliar inputs are grouped: their hidden states are standardised by the samples of the known tasks, reduced to 10
+principal components and joined by Ward's method; the number of clusters is the one with the highest silhouette, or one
+cluster if none exceeds 0.2. Nothing in it is random.
 
 Measured on inputs of cl15 (base tiny NF4, layer 3): 150 draws of one to three unknown tasks, 20 to 95 inputs each, and
 ten inputs of three known tasks as false alarms; mean adjusted Rand index in 10 components: Ward 0.63, k-means 0.63 (but
@@ -33,30 +33,30 @@ from adapterhub_cl.showing import card, table
 if TYPE_CHECKING:
     import torch
 
-LEVEL = 0.05  # of the test whether there is more than false alarms
+LEVEL = 0.05  # significance level of the test whether there are more than false alarms
 UNFAMILIAR = 0.03  # p-value up to which an input is unfamiliar by its neighbours
-ALARMS = 0.05  # share of known tasks' inputs that are taken for unfamiliar by that: see docs/benchmarks/drift.md
+ALARMS = 0.05  # share of known tasks' inputs that are unfamiliar by that criterion: see docs/benchmarks/drift.md
 LARGE = 20  # distinct inputs: enough to label, to train on and to hold out some
-TIGHT = 0.01  # mean silhouette among the known tasks' samples and the other clusters
-TIGHT_AMONG_INPUTS = 0.03  # the same where the known tasks are the inputs that the router gave them
+TIGHT = 0.01  # minimum mean silhouette among the known tasks' samples and the other clusters
+TIGHT_AMONG_INPUTS = 0.03  # the same if the known tasks are represented by the inputs that the router gave them
 COMPONENTS = 10
 MOST_CLUSTERS = 10
-_SPLIT = 0.2  # the silhouette that a division into clusters must exceed
-_SMALLEST = 10  # inputs for each cluster that is looked for, on average
-_ENOUGH_KNOWN = 30  # samples or inputs of known tasks to standardise by
-_MOST_GROUPED = 2000  # more inputs than that join the nearest of the clusters found among so many
-_MOST_COMPARED = 500  # inputs of each group that tightness is measured against
+_SPLIT = 0.2  # minimum silhouette for a division into clusters
+_SMALLEST = 10  # average number of inputs per cluster
+_ENOUGH_KNOWN = 30  # samples or inputs of known tasks needed to standardise
+_MOST_GROUPED = 2000  # inputs to cluster; further ones join the nearest cluster
+_MOST_COMPARED = 500  # inputs of each group used to measure tightness
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 
 class Decided(Protocol):
-    """What the router says of one input, as `adapterhub_cl.routing.Routed` does.
+    """The router's decision for one input, as in `adapterhub_cl.routing.Routed`.
 
     Attributes:
         confidence: in its best task, 0 to 1.
-        weights: tasks and their weights; may be empty for what is out of distribution.
+        weights: tasks and their weights; may be empty for an input that is out of distribution.
     """
 
     @property
@@ -69,19 +69,19 @@ class Decided(Protocol):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Inputs out of distribution that are like each other.
+    """Out-of-distribution inputs that are similar to each other.
 
     Attributes:
-        members: which inputs, counted from 0; their number is the cluster's size.
+        members: indices of the inputs, counted from 0; their number is the cluster's size.
         distinct: number of different texts among them.
         share: of all inputs, 0 to 1.
         examples: the texts nearest to the centre, each once.
         tightness: mean silhouette of the members in the standardised hidden states, where the other groups are the
             known tasks and the other clusters: near 1 far from all others, below 0 nearer to another group than to
-            their own. None for a single member, and where there is no other group.
-        nearest_task: the known task that the router would have chosen for most; empty where it knows none.
-        confidence: the router's, mean over the members.
-        new_task: whether this is proposed as one.
+            their own. None for a single member, or if there is no other group.
+        nearest_task: the known task that the router would have chosen for most; empty if it knows none.
+        confidence: the router's, averaged over the members.
+        new_task: whether it is proposed as a new task.
     """
 
     members: tuple[int, ...]
@@ -100,14 +100,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Drift:
-    """What a batch of inputs says about drift.
+    """The drift of a batch of inputs.
 
     Attributes:
         n: number of inputs.
         out: how many are out of distribution: unfamiliar to the router, or by their neighbours.
-        interval: Wilson's 95 % interval of the share that is.
-        expected_share: of known tasks' inputs that share is taken for unfamiliar: the false alarms.
-        p_value: chance of as many or more by false alarms alone (one-sided binomial test).
+        interval: Wilson's 95 % interval of their share.
+        expected_share: the false alarms: the share of known tasks' inputs that is considered unfamiliar.
+        p_value: probability of at least as many from false alarms alone (one-sided binomial test).
         tasks: known task → number of inputs that the router gave it.
         clusters: of the inputs out of distribution, largest first.
     """
@@ -122,12 +122,12 @@ class Drift:
 
     @property
     def share(self) -> float:
-        """Of the inputs that are out of distribution."""
+        """The share of the inputs that are out of distribution."""
         return self.out / self.n
 
     @property
     def more_than_expected(self) -> bool:
-        """Whether false alarms alone explain the share badly (p < 0.05)."""
+        """Whether false alarms alone do not explain the share (p < 0.05)."""
         return self.p_value < LEVEL
 
     @property
@@ -143,13 +143,13 @@ class Drift:
         if not self.more_than_expected:
             return ["nothing new"]
         return [
-            f"{self.out} inputs are unlike what this hub knows, but no {LARGE} of them are alike enough to be proposed "
-            "as one task: look at the clusters"
+            f"{self.out} inputs are unlike what this hub knows, but no {LARGE} of them are similar enough to be one "
+            "new task: look at the clusters"
         ]
 
     def _repr_html_(self) -> str:
         low, high = self.interval
-        share = f"{self.share:.1%} (95 % {low:.1%} to {high:.1%}), expected {self.expected_share:.1%}"
+        share = f"{self.share:.1%} (95 % interval {low:.1%} to {high:.1%}), expected {self.expected_share:.1%}"
         facts = {"inputs": self.n, "out of distribution": self.out, "share": share, "p": f"{self.p_value:.3g}"}
         groups = [(len(c.members), f"{c.share:.1%}", c.nearest_task, " | ".join(c.examples[:3])) for c in self.clusters]
         drawn = table(("inputs", "share", "nearest task", "for example"), groups) if groups else ""
@@ -179,26 +179,26 @@ def analyse(
 ) -> Drift:
     """Compare a batch of inputs with what the router knows.
 
-    A cluster is proposed as a new task when more inputs are out of distribution than false alarms explain (p < 0.05),
-    and it has at least 20 different texts. Where the samples are too few to look at neighbours, its tightness must be
-    at least 0.01 as well (0.03 without `known`), or there is nothing to compare it with.
+    A cluster is proposed as a new task if more inputs are out of distribution than false alarms explain (p < 0.05),
+    and it has at least 20 different texts. If there are too few samples to look at neighbours, its tightness must also
+    be at least 0.01 (0.03 without `known`), unless there is nothing to compare it with.
 
     Args:
         hidden: mean hidden state of each text at the router's layer, `[n, hidden]`, fp32.
-        routed: what the router says of each text.
-        expected_share: share of known tasks' inputs that the router takes for unfamiliar, 0 to 1; raised to `ALARMS`
-            where neighbours are looked at.
-        known: task → hidden states of its samples, `[n, hidden]`: what the clusters are compared with. Without them it
-            is the inputs that the router took for known, among which there may be some of a new task.
+        routed: the router's decision for each text.
+        expected_share: share of known tasks' inputs that the router considers unfamiliar, 0 to 1; raised to `ALARMS`
+            if neighbours are used.
+        known: task → hidden states of its samples, `[n, hidden]`, to compare the clusters with. By default the inputs
+            that the router considered known, which may include some of a new task.
 
     Raises:
-        DataError: no inputs, not one row and one answer of the router for each, or hidden states that are not finite.
-        UsageError: the expected share is not one.
+        DataError: no inputs, not one row and one decision for each, or hidden states that are not finite.
+        UsageError: the expected share is invalid.
     """
     x = _checked(texts, hidden, routed)
     samples = {task: rows.detach().cpu().numpy().astype(np.float64) for task, rows in (known or {}).items()}
     if not 0 <= expected_share < 1:
-        raise UsageError(f"the expected share must be at least 0 and below 1, not {expected_share}", "0.05, say")
+        raise UsageError(f"the expected share must be at least 0 and below 1, not {expected_share}", "for example 0.05")
     from scipy import stats
 
     out = np.array([row.out_of_distribution for row in routed], dtype=bool)
@@ -214,14 +214,14 @@ def analyse(
     clusters: tuple[Cluster, ...] = ()
     if count:
         z, places, tight = _among_known(x, out, chosen, samples)
-        tight = -1.0 if by_neighbours is not None else tight  # its neighbours have shown that it is apart
+        tight = -1.0 if by_neighbours is not None else tight  # the neighbours have already shown that it is separate
         clusters = _clusters(texts, z, routed, np.flatnonzero(out), places, tight if p_value < LEVEL else np.inf)
     return Drift(n, count, wilson_interval(count, n), expected_share, p_value, tasks, clusters)
 
 
 def _checked(texts: Sequence[str], hidden: torch.Tensor, routed: Sequence[Decided]) -> Floats:
     if not texts:
-        raise DataError("no inputs to look at", "give a file with at least one")
+        raise DataError("there are no inputs", "give a file with at least one")
     if hidden.ndim != 2 or not len(texts) == len(hidden) == len(routed):
         shape = list(hidden.shape)
         raise DataError(f"{len(texts)} texts, hidden states {shape}, {len(routed)} answers", "give one for each text")
@@ -237,8 +237,8 @@ def _checked(texts: Sequence[str], hidden: torch.Tensor, routed: Sequence[Decide
 def _among_known(
     x: Floats, out: NDArray[np.bool_], chosen: Sequence[str], samples: Mapping[str, Floats]
 ) -> tuple[Floats, dict[str, Ints], float]:
-    """The inputs, standardised, with the samples behind them; which rows are of which known task; and how tight a new
-    task must be among them."""
+    """The inputs, standardised, followed by the samples; which rows belong to which known task; and how tight a new
+    task must be."""
     if sum(map(len, samples.values())) >= _ENOUGH_KNOWN:
         by = np.concatenate(list(samples.values()))
         ends = len(x) + np.cumsum([len(rows) for rows in samples.values()])
@@ -257,10 +257,10 @@ def _clusters(
     """The clusters of some inputs, largest first.
 
     Args:
-        z: what `_among_known` gave; the inputs stand first.
-        members: which of the inputs.
+        z: from `_among_known`; the inputs come first.
+        members: indices of the inputs to cluster.
         tasks: known task → its rows of `z`.
-        tight: how tight a new task is at least; infinite: nothing is proposed.
+        tight: minimum tightness of a new task; infinite: nothing is proposed.
     """
     labels = grouped(z[members])
     groups: list[Ints] = [members[labels == label] for label in np.unique(labels)]
@@ -287,14 +287,14 @@ def _clusters(
 
 
 def standardised(x: Floats, by: Floats) -> Floats:
-    """Each column less its mean in `by`, divided by its standard deviation there where that is not 0."""
+    """Each column minus its mean in `by`, divided by its standard deviation there if that is not 0."""
     spread = by.std(0)
     found: Floats = (x - by.mean(0)) / np.where(spread > 0, spread, 1.0)
     return found
 
 
 def grouped(z: Floats) -> Ints:
-    """The cluster of each row, `[n]`; see the module for how."""
+    """The cluster of each row, `[n]`; the module's docstring describes the method."""
     alone = np.zeros(len(z), np.intp)
     some = z if len(z) <= _MOST_GROUPED else z[np.linspace(0, len(z) - 1, _MOST_GROUPED).round().astype(np.intp)]
     distinct = len(np.unique(some, axis=0))
@@ -322,7 +322,7 @@ def grouped(z: Floats) -> Ints:
 
 
 def _tightness(z: Floats, group: Ints, others: Sequence[Ints]) -> float | None:
-    """Mean silhouette of a group's rows among the other groups; of very large groups, of some rows, evenly spread."""
+    """Mean silhouette of a group's rows among the other groups; of very large groups, evenly spaced rows."""
     if not others or len(group) == 1:
         return None
     from sklearn.metrics import silhouette_samples
@@ -340,7 +340,7 @@ def _evenly(rows: Ints) -> Ints:
 
 
 def _nearest(routed: Sequence[Decided], z: Floats, group: Ints, tasks: Mapping[str, Ints]) -> str:
-    """The task with the highest weight over a group's rows; that with the nearest centre where none has a weight."""
+    """The task with the highest weight over a group's rows; if none has a weight, the one with the nearest centre."""
     weights: dict[str, float] = {}
     for i in group.tolist():
         for task, weight in routed[i].weights:

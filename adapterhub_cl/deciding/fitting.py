@@ -1,4 +1,4 @@
-"""The numbers of calibration: which samples are held out, the temperature, the threshold."""
+"""The parameters of calibration: which samples are held out, the temperature, the threshold."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import exp, inf, log
 import torch
 from torch.nn.functional import log_softmax
 
-SMALLEST = 5  # samples of a task of which one is held out
+SMALLEST = 5  # minimum number of a task's samples for one to be held out
 BODY = 0.2  # share of the held-out samples from which the lower tail of familiarity is extrapolated
 
 
 def held_out(task: str, count: int, share: float, seed: int) -> list[int]:
-    """Which of a task's samples are held out: a share of them, at least one of five, in rising order."""
+    """Indices of a task's held-out samples: a share of them, at least one in five, in ascending order."""
     if count < SMALLEST or share <= 0:
         return []
     digest = sha256(f"{seed}\0{task}\0{count}".encode()).digest()
@@ -24,7 +24,7 @@ def held_out(task: str, count: int, share: float, seed: int) -> list[int]:
 def fit_temperature(scores: torch.Tensor, targets: torch.Tensor) -> float:
     """The temperature that minimises the mean negative log likelihood of softmax(scores ÷ T).
 
-    Targets are smoothed by 1 in n + 1: however well n samples went, the next one may go wrong.
+    Targets are smoothed by 1 in n + 1: even if n samples were all right, the next one may be wrong.
     """
     scores = scores.double()
     finite = torch.isfinite(scores)
@@ -42,7 +42,7 @@ def fit_temperature(scores: torch.Tensor, targets: torch.Tensor) -> float:
         even = found.masked_fill(~finite, 0.0).sum(1) / finite.sum(1)
         return -float(((1 - smooth) * right + smooth * even).mean())
 
-    # The loss is convex in 1/T, so it has one lowest point in log T: golden section.
+    # The loss is convex in 1/T, so it has one minimum in log T: golden section search.
     low, high, ratio = log(spread) - 7.0, log(spread) + 7.0, (5**0.5 - 1) / 2
     for _ in range(50):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
@@ -56,9 +56,9 @@ def fit_temperature(scores: torch.Tensor, targets: torch.Tensor) -> float:
 def fit_threshold(familiarity: torch.Tensor, share: float) -> float:
     """The value below which a share of such samples falls.
 
-    Beyond what the samples can tell (1 % of forty of them) it follows from an exponential tail, whose scale is the mean
-    shortfall of the lowest fifth (peaks over threshold), and is no higher than the normal distribution's prediction
-    limit; never above what was counted.
+    For a share smaller than the samples can show (1 % of forty of them) it follows from an exponential tail, whose
+    scale is the mean shortfall of the lowest fifth (peaks over threshold), and is at most the normal distribution's
+    prediction limit; it is never above the counted value.
     """
     values = familiarity.double()
     values = values[torch.isfinite(values)]
@@ -78,6 +78,6 @@ def fit_threshold(familiarity: torch.Tensor, share: float) -> float:
 
 
 def _student(share: float, freedom: int) -> float:
-    """Minus the quantile of Student's t (Abramowitz and Stegun 26.7.5), near enough from four degrees of freedom on."""
+    """Minus the quantile of Student's t (Abramowitz and Stegun 26.7.5), accurate from four degrees of freedom."""
     z = -float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

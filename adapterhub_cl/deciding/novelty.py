@@ -1,14 +1,14 @@
-"""Which inputs of a batch lie where the batch is dense and the known tasks' samples are not.
+"""Finds inputs of a batch in regions where the batch is dense and the known tasks' samples are not.
 
 For each input the distance to its k-th nearest known sample is divided by that to its k-th nearest other input. Known
-samples that were set aside get the same ratio, and an input's p-value is the share of those near the same task that
-have as large a ratio (a conformal p-value; Vovk et al. 2005). Each half of the samples is set aside once, and the two
+samples that were set aside get the same ratio, and an input's p-value is the share of those near the same task with at
+least as large a ratio (a conformal p-value; Vovk et al. 2005). Each half of the samples is set aside once, and the two
 p-values are averaged. Distances are cosine distances under the covariance within tasks, which is fitted without the
 samples that are set aside.
 
-One input alone can hardly be told from a known task's where topics overlap; twenty that are like each other can. It is
-the batch that gives the evidence, so a small one (fewer than `SMALLEST` different texts) gets no p-values.
-Figures: docs/benchmarks/drift.md.
+A single input can hardly be distinguished from a known task's if topics overlap; twenty similar ones can. The batch
+gives the evidence, so a small one (fewer than `SMALLEST` different texts) gets no p-values.
+Results: docs/benchmarks/drift.md.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch.nn.functional import normalize
 
 NEAREST = 3
 SHRINK = 0.1  # share of the covariance replaced by its mean variance times I
-SMALLEST = 10  # different texts of a batch, and known samples
-LEAST_SIDE = 19  # samples set aside near a task from which its own p-values can be as low as 0.05
+SMALLEST = 10  # minimum number of different texts in a batch, and of known samples
+LEAST_SIDE = 19  # minimum number of samples set aside near a task for p-values as low as 0.05
 DIMS = 1024  # wider hidden states are projected at random
-MOST = 2000  # inputs that are neighbours; of more, so many evenly spread ones
+MOST = 2000  # inputs used as neighbours; of more inputs, this many evenly spaced ones
 
 
 @torch.no_grad()
 def novelty(texts: Sequence[str], hidden: torch.Tensor, known: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The p-value of each input under the hypothesis that it is of a known task, `[n]`.
+    """The p-value of each input under the hypothesis that it belongs to a known task, `[n]`.
 
     Args:
-        texts: equal ones count once.
+        texts: equal texts count once.
         hidden: pooled hidden states of the texts, `[n, d]`.
         known: task → pooled hidden states of its samples, `[n_samples, d]`.
 
     Returns:
-        None where there are too few inputs or samples to say.
+        None if there are too few inputs or samples.
     """
     first = {text: k for k, text in reversed(list(enumerate(texts)))}
     places = sorted(first.values())
@@ -68,7 +68,7 @@ def _projected(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _p_values(inputs: torch.Tensor, kept: Sequence[torch.Tensor], aside: Sequence[torch.Tensor]) -> torch.Tensor:
-    """P-values of inputs `[n, d]`, by samples that are neighbours and samples that are set aside, task by task."""
+    """P-values of inputs `[n, d]`, from samples used as neighbours and samples set aside, task by task."""
     whole = torch.cat(list(kept))
     mean = whole.mean(0)
     within = torch.cat([rows - rows.mean(0) for rows in kept])
@@ -104,11 +104,11 @@ def _ratios(
     tasks: torch.Tensor,
     own: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each row the distance to its k-th nearest reference over that to its k-th nearest row of `pool`, and the
-    task that most of its nearest references are of.
+    """For each row the distance to its k-th nearest reference divided by that to its k-th nearest row of `pool`, and
+    the task of most of its nearest references.
 
     Args:
-        own: which of the rows `pool` holds; a row is no neighbour of itself.
+        own: which of the rows are in `pool`; a row is not its own neighbour.
     """
     known = torch.cdist(rows, references)
     other = torch.cdist(rows, pool)

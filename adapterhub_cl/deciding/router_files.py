@@ -1,10 +1,10 @@
 """Fitted routers and the pooled hidden states they learned from, in `<hub>/routers/`.
 
-`embeddings/<key>.safetensors` holds the hidden states of one task's samples; the key covers the base, the layer, how
-the texts were read, and their content. `<router>-<key>/` holds `router.json` (task → content, what its held-out samples
-were taken for; the state's SHA-256) and `state.safetensors`. All of it can be computed again, so nothing here is ever
-an error: a file that is damaged, foreign or of a newer version is passed over, and where the disk refuses the router
-works from memory.
+`embeddings/<key>.safetensors` has the hidden states of one task's samples; the key covers the base, the layer, how
+the texts were read, and their content. `<router>-<key>/` has `router.json` (task → content, and the decisions for its
+held-out samples; the state's SHA-256) and `state.safetensors`. All of it can be recomputed, so nothing here is ever an
+error: a file that is damaged, foreign or from a newer version is ignored, and if the disk cannot be written the router
+stays in memory.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True)
 class KnownTask:
-    """What there is of a task.
+    """What is available of a task.
 
     Attributes:
         content: hash of the samples' content; for a router that reads anything else, of the adapter's too.
-        texts: its samples, each in one or more forms (the bare text, the whole prompt), as many for all of them.
+        texts: its samples, each in one or more forms (the bare text, the whole prompt), the same number for all.
         factors: reads layer → ΔW of the adapter that serves it.
     """
 
@@ -52,11 +52,11 @@ class Source:
     """Where hidden states come from.
 
     Attributes:
-        folder: `<hub>/routers`; it is made when something is stored.
+        folder: `<hub>/routers`; created when something is stored.
         about: what they depend on besides the texts: fingerprint of the base, quantisation, layer, length, text mode.
         embed: texts → `[n, in]`.
-        storing: held while something of these tasks (task → content) is stored; False: they are not what the hub has
-            by now (forgotten meanwhile), and nothing is.
+        storing: a lock to hold while something of these tasks (task → content) is stored; False: the tasks are no
+            longer current (forgotten in the meantime), and nothing is stored.
     """
 
     folder: Path
@@ -66,21 +66,21 @@ class Source:
 
     @property
     def linked(self) -> bool:
-        """Whether what is stored would land elsewhere."""
+        """Whether a link would redirect what is stored to another place."""
         return any(path.is_symlink() for path in (self.folder, self.folder / EMBEDDINGS))
 
 
 @dataclass
 class OpenedRouter:
-    """A router, ready.
+    """A router that is ready for use.
 
     Attributes:
         calibrated: the router.
-        how: `loaded` (nothing had changed), `refreshed` (the tasks named in `changed` were), or `fitted` (anew).
-        changed: tasks that came, went or have other samples.
-        embedded: texts that were computed anew.
-        note: why it could not be stored; empty where it was, or had not to be.
-        contents: task → content, of what it knows.
+        how: `loaded` (nothing had changed), `refreshed` (for the tasks in `changed`), or `fitted` (from scratch).
+        changed: tasks that were added or removed, or whose samples changed.
+        embedded: number of texts whose hidden states were computed.
+        note: why it could not be stored; empty if it was, or did not need to be.
+        contents: task → content, for the tasks it knows.
     """
 
     calibrated: Calibrated
@@ -104,14 +104,14 @@ def open_router(
     before: OpenedRouter | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> OpenedRouter:
-    """A router that knows these tasks: as stored, brought up to date, or fitted.
+    """A router that knows these tasks: loaded, updated, or fitted.
 
     Args:
-        before: the same router as it was opened earlier: brought up to date in the place of what is stored.
-        tell: is given a line before the router is fitted anew, which takes its time.
+        before: the same router as opened earlier, to be updated in place of the stored one.
+        tell: called with a line before the router is fitted from scratch, which takes some time.
 
     Raises:
-        UnknownNameError, UsageError: no such router, or an option that cannot be used.
+        UnknownNameError, UsageError: no such router, or an invalid option.
         AdapterError, BaseModelError: a task cannot be learned (see `Calibrated.add_task`).
     """
 
@@ -123,7 +123,7 @@ def open_router(
     router = opened.calibrated.router
     config: dict[str, Any] = {"router": ROOM.canonical(name), "options": asdict(router.config), **source.about}
     config |= {"holdout": holdout, "false_fallbacks": false_fallbacks, "seed": seed, "see": see is not None}
-    # The random features are drawn by torch, which may draw others in another version.
+    # The random features come from torch, which may draw others in another version.
     key = _key({**config, "torch": torch.__version__.partition("+")[0], "format": FORMAT})
     place = source.folder / f"{config['router']}-{key[:16]}"
     cache = Cache(source, router.reads != "samples", opened)
@@ -145,12 +145,12 @@ def open_router(
         _step(opened, stored, known, cache)
         opened.how = "refreshed"
     except Exception:
-        # Nothing that can be used is stored, or what was learned from cannot be read any more: begin again.
+        # Nothing usable is stored, or its training data cannot be read any more: start from scratch.
         opened.calibrated, opened.how = blank(), "fitted"
         if router.reads == "samples":
             count = sum(len(have.texts) for have in known.values())
             on = f"{count} sample{'' if count == 1 else 's'} of {len(known)} task{'' if len(known) == 1 else 's'}"
-            tell(f"fitting the router {config['router']} on {on}; it is kept for next time")
+            tell(f"fitting the router {config['router']} on {on}; it is stored for next time")
         _step(opened, {}, known, cache)
     try:
         with files.storage_errors(source.folder):
@@ -161,7 +161,7 @@ def open_router(
 
 
 def _step(opened: OpenedRouter, stored: Mapping[str, str], known: Mapping[str, KnownTask], cache: Cache) -> None:
-    """Take out what went or changed since `stored`, take in what came, fit."""
+    """Remove what is gone or has changed since `stored`, add what is new, fit."""
     router = opened.calibrated
     for task, content in stored.items():
         if task not in known or known[task].content != content:
@@ -178,20 +178,20 @@ class Cache:
 
     def __init__(self, source: Source, unread: bool, opened: OpenedRouter) -> None:
         self.source, self.opened = source, opened
-        self.unread = unread  # the router looks at no hidden states: samples are but counted
+        self.unread = unread  # the router reads no hidden states: samples are only counted
         self.counts: dict[str, int] = {}
         self._rows: dict[str, torch.Tensor] = {}
 
     def file(self, content: str) -> Path:
-        """Where a content's hidden states lie."""
+        """The file of a content's hidden states."""
         return self.source.folder / EMBEDDINGS / f"{_key({**self.source.about, 'content': content})[:32]}.safetensors"
 
     def rows(self, task: str, content: str) -> torch.Tensor | None:
-        """What is stored of a content, `[n, forms, in]`; None where there is nothing that can be read."""
+        """The stored hidden states of a content, `[n, forms, in]`; None if there are none that can be read."""
         if self.unread:
             return torch.zeros(self.counts.get(task, 0), 1, 1)
         if content not in self._rows:
-            with suppress(Exception):  # missing, truncated, foreign: it is computed anew
+            with suppress(Exception):  # missing, truncated or foreign: they are recomputed
                 data = self.file(content).read_bytes()
                 rows, about = load(data)["hidden"], _metadata(data)
                 whole = rows.dim() == 3 and about.get("content") == content and about.get("sha256") == _digest(rows)
@@ -200,7 +200,7 @@ class Cache:
         return self._rows.get(content)
 
     def get(self, task: str, known: KnownTask) -> torch.Tensor:
-        """A task's hidden states, computed and stored where they are not known."""
+        """A task's hidden states, computed and stored if they are not known."""
         if self.unread:
             self.counts[task] = len(known.texts)
         found = self.rows(task, known.content)
@@ -209,7 +209,7 @@ class Cache:
             if not texts:
                 return torch.empty(0, 1, 1)
             self.opened.embedded += len(texts)
-            # Kept in 16 bits: what is learned must be what can be read back and taken out again.
+            # Rounded to 16 bits before learning: what is learned must equal what is read back and removed later.
             rows = self.source.embed(texts).half()
             half = rows.reshape(len(known.texts), -1, rows.shape[1])
             found = self._rows[known.content] = half.float()
@@ -220,7 +220,7 @@ class Cache:
         return found
 
     def _keep(self, task: str, content: str, rows: torch.Tensor) -> None:
-        """Store hidden states, if the task is still there."""
+        """Store hidden states, if the task still exists."""
         if not bool(torch.isfinite(rows).all()) or self.source.linked:
             return
         path = self.file(content)
@@ -232,7 +232,7 @@ class Cache:
 
 
 class _Stored(Mapping[str, torch.Tensor]):
-    """task → samples, read when asked for."""
+    """task → samples, read on demand."""
 
     def __init__(self, cache: Cache, contents: Mapping[str, str]) -> None:
         self.cache, self.contents = cache, contents
@@ -251,8 +251,8 @@ class _Stored(Mapping[str, torch.Tensor]):
 
 
 def _read(place: Path, calibrated: Calibrated, cache: Cache) -> dict[str, str] | None:
-    """Fill a router from its folder; task → content, or None where there is nothing that can be used."""
-    with suppress(Exception):  # whatever is wrong with it, it is fitted anew
+    """Load a router from its folder; task → content, or None if there is nothing usable."""
+    with suppress(Exception):  # whatever is wrong with it, the router is fitted again
         about = json.loads((place / "router.json").read_text("utf-8"))
         data = (place / "state.safetensors").read_bytes()
         if about["format"] != FORMAT or about["sha256"] != _seal(data, about["order"], about["tasks"]):
@@ -268,10 +268,10 @@ def _read(place: Path, calibrated: Calibrated, cache: Cache) -> dict[str, str] |
 
 
 def _store(place: Path, opened: OpenedRouter, config: Mapping[str, Any], cache: Cache) -> None:
-    """Store a router, if all its tasks are still what the hub has."""
+    """Store a router, if all its tasks are still current."""
     source = cache.source
     if source.linked or place.is_symlink():
-        opened.note = f"the fitted router was not stored: {source.folder} is, or holds, a link"
+        opened.note = f"the fitted router was not stored: {source.folder} is, or contains, a link"
         return
     with source.storing(opened.contents) as current:
         if current:
@@ -295,13 +295,13 @@ def _write(
     }
     about = {**config, "format": FORMAT, "tasks": tasks, "order": calibrated.router.tasks}
     about |= {"sha256": _seal(data, about["order"], tasks), "written_at": files.now()}
-    # Two files: a crash, or another writer, between them leaves a sum that does not fit, and that is fitted anew.
+    # Two files: a crash, or another writer, between them leaves a wrong checksum, and the router is fitted again.
     files.atomic_write_bytes(place / "state.safetensors", data)
     files.atomic_write_text(place / "router.json", json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _sweep(folder: Path) -> None:
-    """Remove hidden states to which no stored router refers."""
+    """Remove hidden states that no stored router refers to."""
     used = {file for path in folder.glob("*/router.json") for file in _refers(path)}
     for path in (folder / EMBEDDINGS).glob("*.safetensors"):
         if path.name not in used and re.fullmatch(r"[0-9a-f]{32}", path.stem):
@@ -309,7 +309,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _refers(path: Path) -> list[str]:
-    """Files of hidden states that a router.json names; none where it cannot be read."""
+    """Files of hidden states that a router.json lists; none if it cannot be read."""
     with suppress(Exception):
         tasks = json.loads(path.read_text("utf-8"))["tasks"]
         return [str(entry["embeddings"]) for entry in tasks.values()]
@@ -317,7 +317,7 @@ def _refers(path: Path) -> list[str]:
 
 
 def _seal(state: bytes, order: Sequence[str], tasks: Mapping[str, Any]) -> str:
-    """SHA-256 over all that is read of a stored router."""
+    """SHA-256 over everything that is read of a stored router."""
     return sha256(state + json.dumps([list(order), dict(tasks)], sort_keys=True).encode()).hexdigest()
 
 

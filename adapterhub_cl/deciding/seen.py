@@ -1,4 +1,4 @@
-"""What a router may look at of some inputs, computed when it asks: see `adapterhub_cl.routing.Seen`."""
+"""What a router may compute from some inputs, on demand: see `adapterhub_cl.routing.Seen`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.types import Example
 
 ROWS = 64
-PASSAGE, MOST_PASSAGES = 40, 100  # words of a passage of raw text; passages of one sample
+PASSAGE, MOST_PASSAGES = 40, 100  # words in a passage of raw text; passages in one sample
 
 
 def routing_text(example: Example, whole: bool = False) -> str:
-    """The text by which an input is routed: the bare input, or with `whole` its instruction before it.
+    """The text used to route an input: the bare input, or with `whole` its instruction followed by the input.
 
-    An input that is nothing but an instruction, and raw text (which stands where answers do), are read as they are.
+    An input that is only an instruction, and raw text (which is stored as an answer), are used as they are.
     """
     bare = example.input or example.answer or ""
     if not bare.strip():
@@ -35,7 +35,7 @@ def routing_text(example: Example, whole: bool = False) -> str:
 
 
 def passages(example: Example) -> list[Example]:
-    """A sample as the router learns it: raw text in passages as long as an input may be, anything else as it is."""
+    """A sample as the router learns it: raw text in passages of the maximum input length, anything else unchanged."""
     if example.asks:
         return [example]
     found: list[str] = []
@@ -49,7 +49,7 @@ class SeenTexts:
     """Texts on a base.
 
     Args:
-        layer: whose output `hidden` is pooled from, counted from 0.
+        layer: the layer whose output `hidden` pools, counted from 0.
         serving: task → version, for `losses`.
     """
 
@@ -89,7 +89,7 @@ class SeenTexts:
                         x = functional.normalize(inputs[0].float(), dim=-1)
                         if x.dim() == 2 and len(x) == mask.numel():  # rows and length in one dimension
                             x = x.view(*mask.shape, -1)
-                        elif x.dim() == 2:  # behind an encoder's stack: one vector for the whole text
+                        elif x.dim() == 2:  # after an encoder's stack: one vector for the whole text
                             x = x[:, None].expand(-1, mask.shape[1], -1)
                         elif name in turned:
                             x = x.transpose(0, 1)[:, : mask.shape[1]]
@@ -115,7 +115,7 @@ class SeenTexts:
         """Mean loss (nats) of each text's tokens under the version that serves each task, `[n, n_tasks]`, fp32.
 
         Raises:
-            UsageError: the base is an encoder, which predicts no next token.
+            UsageError: the base is an encoder, which does not predict next tokens.
         """
         refuse_writing(self.base.info, "the router perplexity")
         refs = [self.serving[task] for task in tasks]
@@ -126,7 +126,7 @@ class SeenTexts:
         wide = min(ROWS, self.bank.capacity)
         for indices in by_length(lengths, wide):
             part = [pairs[k] for k in indices]
-            # The first token has nothing before it to be predicted from; a text of one is doubled.
+            # The first token has nothing before it to be predicted from, so a text of one token is doubled.
             rows = [self._rows[text] if len(self._rows[text]) > 1 else self._rows[text] * 2 for text, _ in part]
             ids, mask = padded(self.base, rows)
             where, at = mask[:, 1:].nonzero(as_tuple=True)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from adapterhub_cl.adapters.serving import task_of
-from adapterhub_cl.errors import AdapterError
+from adapterhub_cl.adapters.serving import ServingTable
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.watching import Watch
-from adapterhub_cl.types import AdapterRecord, Task
-
-HERE = 4096  # versions and tasks that are remembered between two changes of the index
+from adapterhub_cl.types import AdapterRecord
 
 
-class View:
-    """The serving table, tasks and versions; for one thread.
+class View(ServingTable):
+    """The serving table, tasks and versions as they were at the last look; for one thread.
 
     Attributes:
-        serving: task → version.
         versions: reference → version, of all that are there.
         generation: counts the changes that were seen.
     """
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+        super().__init__(registry, {})
         self._watch = Watch(registry)
-        self.serving: dict[str, str] = {}
         self.versions: dict[str, AdapterRecord] = {}
         self.generation = 0
         self._stale = True
-        self._records: dict[str, AdapterRecord] = {}
-        self._tasks: dict[str, Task] = {}
 
     def refresh(self) -> bool:
         """Look whether something was committed; whether there was."""
@@ -39,50 +32,12 @@ class View:
         self.versions = {record.ref: record for record in self.registry.adapters(all_versions=True)}
         self._stale = False  # only now: where reading failed, the next look reads again
         self.generation += 1
-        self._records.clear()
-        self._tasks.clear()
+        for known in (self._records, self._tasks, self._served):
+            known.clear()
         return True
 
     def record(self, ref: str) -> AdapterRecord:
-        """The version that a reference names.
-
-        Raises:
-            UnknownNameError: there is none.
-        """
-        if ref in self.versions:
-            return self.versions[ref]
-        if ref not in self._records:
-            if len(self._records) >= HERE:
-                self._records.clear()
-            self._records[ref] = self.registry.get(ref)
-        return self._records[ref]
-
-    def task(self, name: str) -> Task:
-        """A task as the version that serves it knows it.
-
-        Raises:
-            UnknownNameError: no such task.
-        """
-        if name not in self._tasks:
-            found = self.registry.task(name)
-            if name in self.serving:
-                record = self.record(self.serving[name])
-                # A version answers with the labels that it knows: a later update may have added some.
-                found = task_of(self.registry, record) if record.task == name else found
-            self._tasks[name] = found
-        return self._tasks[name]
-
-    def server(self, task: str) -> str:
-        """The version that serves a task.
-
-        Raises:
-            UnknownNameError: no such task.
-            AdapterError: nobody serves it.
-        """
-        self.task(task)
-        if task not in self.serving:
-            raise AdapterError(f"no adapter serves the task {task!r}", "cl-adapter promote NAME lets one answer")
-        return self.serving[task]
+        return self.versions[ref] if ref in self.versions else super().record(ref)
 
     def close(self) -> None:
         self._watch.close()

@@ -1,5 +1,8 @@
-"""The demo: four tasks learned on the embedded base, what naive training forgets of them, and what becomes of the
-adapters: routed, merged, refused, distilled, pruned. Its data are written for it (examples/make_demo_data.py)."""
+"""The demo: four tasks learned on the embedded base, and what naive training forgets of them.
+
+The adapters are then routed, merged, refused, distilled and pruned. The data are written for the demo
+(examples/make_demo_data.py).
+"""
 
 from __future__ import annotations
 

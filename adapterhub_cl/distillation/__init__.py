@@ -1,1 +1,1 @@
-"""Distillation: a student learns to answer as each teacher does, by logits and, where asked, by hidden states."""
+"""Distillation: a student learns to answer like each teacher, from logits and optionally from hidden states."""

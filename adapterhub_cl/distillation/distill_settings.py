@@ -11,15 +11,15 @@ from adapterhub_cl.options import flag, option
 
 @dataclass(frozen=True)
 class DistillationSettings:
-    """How the student is held to its teachers. Every field is a flag of `distill`."""
+    """How the student learns from its teachers. Every field is a flag of `distill`."""
 
-    temperature: float = option(2.0, "softens teacher's and student's distributions before they are compared")
-    task_loss: float = option(0.5, "weight (α) of the loss on the known answers beside the teachers'")
+    temperature: float = option(2.0, "temperature that softens both distributions before they are compared")
+    task_loss: float = option(0.5, "weight (α) of the loss on the known answers, relative to the teachers'")
     features: str = option(
-        "", "decoder layers whose hidden states are to agree too, e.g. 3,5; default: none", joins=True
+        "", "decoder layers whose hidden states should agree too, e.g. 3,5; default: none", joins=True
     )
-    feature_weight: float = option(1.0, "weight of that agreement")
-    top: int = option(512, "likeliest tokens of a teacher that are kept for each position; the others count as one")
+    feature_weight: float = option(1.0, "weight of the loss on hidden states")
+    top: int = option(512, "most likely tokens of a teacher to store for each position; the others count as one")
 
     def __post_init__(self) -> None:
         problems = []

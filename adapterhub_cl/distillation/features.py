@@ -15,7 +15,7 @@ from adapterhub_cl.errors import UsageError
 
 @contextmanager
 def watched(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Within the block the dict holds what each of these layers gave in the last pass, `[rows, length, hidden]`.
+    """Inside the block the dict has the output of each of these layers in the last pass, `[rows, length, hidden]`.
 
     Raises:
         UsageError: there is no such layer.
@@ -24,7 +24,7 @@ def watched(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tenso
     there = decoder_layers(model) if layers else torch.nn.ModuleList()
     if layers and layers[-1] >= len(there):
         raise UsageError(
-            f"--features {layers[-1]}: this base has {len(there)} layers", f"count them 0 to {len(there) - 1}"
+            f"--features {layers[-1]}: this base has {len(there)} layers", f"use numbers from 0 to {len(there) - 1}"
         )
 
     def hook(layer: int) -> Any:

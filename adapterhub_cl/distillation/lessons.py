@@ -1,4 +1,5 @@
-"""What the teachers said, row by row, kept in one safetensors file so that each is asked once, also after a restart."""
+"""The teachers' outputs, row by row, stored in one safetensors file so that each row is computed once, even after a
+restart."""
 
 from __future__ import annotations
 
@@ -20,17 +21,17 @@ Key = tuple[tuple[int, ...], int]
 
 
 def key_of(tokens: Tokens) -> Key:
-    """What a row is known by: its ids, and how many of them are the answer."""
+    """What identifies a row: its ids, and how many of them are the answer."""
     return _with_task(tokens.ids, tokens.task), len(tokens.answer)
 
 
 def _with_task(ids: tuple[int, ...], task: str) -> tuple[int, ...]:
-    """Two tasks of an encoder may ask the same text, each its own teacher."""
+    """Ids and task: two tasks of an encoder may have the same text but different teachers."""
     return (*ids, -1, *task.encode()) if task else ids
 
 
 def keys_of(batch: Batch) -> list[Key]:
-    """The same of a batch's rows."""
+    """The keys of a batch's rows."""
     lengths = batch.attention_mask.sum(1).tolist()
     answers = (batch.labels != IGNORED).sum(1).tolist()
     rows = batch.input_ids.tolist()
@@ -57,7 +58,7 @@ class TeachersAnswers:
         return key_of(row) in self._places
 
     def add(self, keys: Sequence[Key], soft: Soft, features: Mapping[int, torch.Tensor]) -> None:
-        """Keep what a teacher said to the rows of a batch, positions in row order."""
+        """Add a teacher's output for the rows of a batch, positions in row order."""
         for key in keys:
             self._places[key] = (self._length, self._length + key[1])
             self._length += key[1]
@@ -67,15 +68,15 @@ class TeachersAnswers:
             self._parts.setdefault(name, []).append(value.detach().cpu())
 
     def close(self) -> None:
-        """Nothing more is added: from now on it can be looked up."""
+        """Finish adding: from now on rows can be looked up."""
         self._tensors = {name: torch.cat(parts) for name, parts in self._parts.items()}
         self._parts = {}
 
     def look_up(self, batch: Batch) -> tuple[Soft, dict[int, torch.Tensor]]:
-        """What the teachers said to the rows of a batch, positions in row order.
+        """The teachers' output for the rows of a batch, positions in row order.
 
         Raises:
-            KeyError: a row that no teacher was asked.
+            KeyError: no teacher's output was added for a row.
         """
         places = [self._places[key] for key in keys_of(batch)]
         index = torch.cat([torch.arange(start, end) for start, end in places])
@@ -85,7 +86,7 @@ class TeachersAnswers:
         return Soft(picked["logs"], picked["tokens"], picked["rest"]), layers
 
     def save(self, path: Path) -> None:
-        """Write everything; replaced at once."""
+        """Write everything; an old file is replaced atomically."""
         places = [[list(ids), count, *at] for (ids, count), at in self._places.items()]
         digest = _digest(self._places)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -96,7 +97,7 @@ class TeachersAnswers:
 
     @classmethod
     def load(cls, path: Path, rows: Sequence[Tokens]) -> TeachersAnswers | None:
-        """What was kept, if it is whole and of exactly these rows; else None."""
+        """The stored outputs, if the file is intact and for exactly these rows; otherwise None."""
         if not path.is_file():
             return None
         found = cls()

@@ -1,5 +1,5 @@
-"""Teachers' distributions, kept as their likeliest tokens, and a student's divergence from them (Hinton et al. 2015,
-arXiv:1503.02531)."""
+"""Teachers' distributions, stored as their most likely tokens, and a student's divergence from them (Hinton et al.
+2015, arXiv:1503.02531)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Soft:
     """A teacher's distributions at n positions, at a temperature.
 
     Attributes:
-        logs: `[n, k]`, log-probabilities of the k likeliest tokens, fp32.
-        tokens: `[n, k]`, which tokens those are.
-        rest: `[n]`, log-probability of all other tokens together; −inf where there are none.
+        logs: `[n, k]`, log-probabilities of the k most likely tokens, fp32.
+        tokens: `[n, k]`, the ids of these tokens.
+        rest: `[n]`, log-probability of all other tokens together; −inf if there are none.
     """
 
     logs: torch.Tensor
@@ -27,7 +27,7 @@ class Soft:
 
 
 def soften(logits: torch.Tensor, temperature: float, top: int) -> Soft:
-    """Logits `[n, vocabulary]` → the likeliest `top` tokens of each position."""
+    """Logits `[n, vocabulary]` → the `top` most likely tokens of each position."""
     logs = (logits.float() / temperature).log_softmax(-1)
     kept = logs.topk(min(top, logs.shape[-1]), -1)
     return Soft(kept.values, kept.indices.int(), _rest(logs, kept.indices))
@@ -35,10 +35,10 @@ def soften(logits: torch.Tensor, temperature: float, top: int) -> Soft:
 
 def divergence(student: torch.Tensor, teacher: Soft, temperature: float) -> torch.Tensor:
     """Mean KL(teacher ‖ student) over positions, times the square of the temperature, so that gradients keep their
-    size.
+    scale.
 
-    The tokens that the teacher's distribution does not name count as one: with `top` = vocabulary it is the exact
-    divergence, else a lower bound of it.
+    The tokens that are not in the teacher's stored distribution count as one: with `top` = vocabulary it is the exact
+    divergence, otherwise a lower bound.
 
     Args:
         student: logits `[n, vocabulary]`, with the gradient.

@@ -1,5 +1,4 @@
-"""The student's loss: α · task loss + KL to each row's own teacher (+ feature loss), as a hook of the training
-loop."""
+"""The student's loss: α · task loss + KL to each row's own teacher (+ feature loss), as hooks of the training loop."""
 
 from __future__ import annotations
 
@@ -17,10 +16,10 @@ from adapterhub_cl.strategies import BaseStrategy, Stage
 
 
 class Student(BaseStrategy):
-    """Held to what the teachers said.
+    """Learns from the teachers' outputs.
 
     Args:
-        answers: of the teachers, to every row that the run trains on.
+        answers: the teachers' outputs for every row that the run trains on.
     """
 
     name = "distillation"
@@ -39,7 +38,7 @@ class Student(BaseStrategy):
         apart = divergence(logits, teacher, self.settings.temperature)
         rows, columns = batch.places
         known = torch.nn.functional.cross_entropy(logits, batch.labels[rows, columns + 1])
-        # The loop adds the whole task loss; here it is brought to its weight.
+        # The loop adds the whole task loss; this scales it to its weight.
         total = apart + (self.settings.task_loss - 1.0) * known
         if wanted:
             states = {layer: self.seen[layer][rows, columns] for layer in wanted}
@@ -53,7 +52,7 @@ class Student(BaseStrategy):
         self.close()
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         self._hooks.close()
 
     def summary(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Removes a task exactly, and proves that nothing of it remains."""
+"""Removes a task completely, and proves that nothing of it remains."""

@@ -1,4 +1,4 @@
-"""Where a hub keeps something of a task besides its versions: runs, hubs for comparison, logs, routers, leftovers."""
+"""Where a hub stores data of a task outside its versions: runs, comparison hubs, logs, routers, leftovers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.training.runs import FILE as RUN_FILE
 
 STREAMS, LOGS = "streams", "logs"
-_GRACE_S = 60.0  # a run that is just being set up has no run.json yet
+_GRACE_S = 60.0  # a run that is just starting has no run.json yet
 
 
 def run_folders(runs: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def run_folders(runs: Path) -> list[Path]:
 
 
 def run_request(path: Path) -> dict[str, Any]:
-    """What a run was asked to do; empty where nobody can tell."""
+    """What a run was asked to do; empty if that is unknown."""
     try:
         row = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -35,12 +35,12 @@ def run_request(path: Path) -> dict[str, Any]:
 def is_of(
     path: Path, task: str, known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]], since: str | None
 ) -> bool:
-    """Whether a run holds something of the task: it is of it, goes on from a version that does, or reads its rows."""
+    """Whether a run has data of the task: it trains the task, continues from a version that has, or reads its rows."""
     request = run_request(path)
     name, parent = str(request.get("name", "")), request.get("parent")
     if name == task or any(value in found for value in _strings(request)):
         return True
-    names = {ref.partition("@")[0] for ref in found}  # of a distillation that names its teachers without a version
+    names = {ref.partition("@")[0] for ref in found}  # for a distillation that names its teachers without versions
     if any("@v" not in str(ref) and str(ref).partition("@")[0] in names for ref in request.get("refs") or ()):
         return True
     mine = [one for one in known.values() if one.name == name]
@@ -53,7 +53,7 @@ def is_of(
 
 
 def is_nobodys(path: Path) -> bool:
-    """Whether a run cannot be resumed, and nobody can tell whose it was."""
+    """Whether a run cannot be resumed, and its task is unknown."""
     return not run_request(path) and time.time() - path.stat().st_mtime > _GRACE_S
 
 
@@ -69,14 +69,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def stream_hubs(hub: Path) -> list[Path]:
-    """The hubs within a hub in which strategies were compared."""
+    """The hubs inside a hub in which strategies were compared."""
     folder = hub / STREAMS
     found = sorted(folder.glob("**/hub.toml")) if folder.is_dir() else []
     return [path.parent for path in found]
 
 
 def hub_versions(hub: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Directory and manifest of each version in a hub within a hub."""
+    """Directory and manifest of each version in a hub inside a hub."""
     for path in sorted((hub / "adapters").glob("*/v*/manifest.json")):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def hub_versions(hub: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def knows(hub: Path, task: str) -> bool:
-    """Whether a hub within a hub has anything to do with a task; read from its files, as its index may be in use."""
+    """Whether a hub inside a hub has anything of a task; read from its files, because its index may be in use."""
     try:
         state = json.loads((hub / "aliases.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,12 +100,12 @@ def knows(hub: Path, task: str) -> bool:
 
 
 def knows_of(manifest: Mapping[str, Any], task: str) -> bool:
-    """Whether a version says itself that it learned a task, or from rows of it."""
+    """Whether a version's own manifest says that it learned a task, or rows of it."""
     return manifest.get("task") == task or any(task in (manifest.get(k) or ()) for k in ("takes_over", "learned_from"))
 
 
 def others(registry: Registry, names: set[str]) -> Iterator[str]:
-    """Leftovers of dead processes, training logs of the task's adapters, and routers, which are fitted anew."""
+    """Leftovers of dead processes, training logs of the task's adapters, and routers, which are fitted again."""
     hub, store = registry.path, registry.adapters_dir
     folders = [hub, registry.runs_dir, hub / tombstones.FOLDER, store]
     folders += [p for p in store.iterdir() if p.is_dir() and not p.is_symlink()] if store.is_dir() else []
@@ -117,7 +117,7 @@ def others(registry: Registry, names: set[str]) -> Iterator[str]:
 
 
 def task_names(registry: Registry) -> set[str]:
-    """All tasks of the hub and of the hubs within it."""
+    """All tasks of the hub and of the hubs inside it."""
     found = {task.name for task in registry.tasks()} | {r.task for r in registry.adapters(all_versions=True)}
     for hub in stream_hubs(registry.path):
         found |= {str(manifest.get("task") or "") for _, manifest in hub_versions(hub)}

@@ -1,4 +1,4 @@
-"""What belongs to a task, and what would become of it. Looks only; writes nothing and loads no torch."""
+"""What belongs to a task, and what would happen to it. Only reads; does not load torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adapterhub_cl.samples.store import sample_key
 from adapterhub_cl.types import DERIVED, LATEST, REPEATED_FROM, Example
 
 REMOVED, REPEATED, RETIRED = "removed", "re-derived", "retired"
-RECEIVED = "received.jsonl"  # what a feed wrote down; its module loads the data room, which a plan can do without
+RECEIVED = "received.jsonl"  # written by feeds; their module would import the data package, which a plan does not need
 
 
 @dataclass(frozen=True)
 class Doomed:
-    """A version that goes.
+    """A version to remove.
 
     Attributes:
-        why: what it has to do with the task, in words.
+        why: its relation to the task, in words.
         does: `removed` (it was made for the task), `re-derived` (made again without it) or `retired`.
-        replacement: the version that was made in its place.
+        replacement: the version that replaces it.
     """
 
     ref: str
@@ -41,22 +41,22 @@ class Doomed:
 
 @dataclass(frozen=True)
 class ErasurePlan:
-    """Everything that goes when a task is forgotten.
+    """Everything that is removed when a task is forgotten.
 
     Attributes:
         versions: parents before children.
-        samples: how many different replay samples are the task's.
+        samples: number of different replay samples of the task.
         elsewhere: version of another task → how many of its samples have the same input.
         evaluations: scores on the task, and those of the versions.
-        runs: unfinished runs, `streams` comparison hubs and `others` further files, as paths from the hub.
-        serve: other tasks that one of the versions serves → the version that serves it from now on.
-        tasks_without_adapter: other tasks that nobody will answer for.
+        runs: unfinished runs, `streams` comparison hubs and `others` further files, as paths relative to the hub.
+        serve: other tasks that one of the versions serves → the version that serves them from now on.
+        tasks_without_adapter: other tasks that no version will serve.
         aliases: `name@alias` of the versions → what it will name, or None.
         tombstone: the file's name; None before anything was removed.
         reasons: version → why it could not be made again.
         shared: versions, runs and hubs of other tasks that saw rows of this one, and stay → how that is known.
-        keys: what makes a sample of another task one of the task's; not part of the JSON.
-        rows: hashes of the rows that the task was trained on; `sources` of the files. Not part of the JSON either.
+        keys: what identifies samples of the task in other tasks; not part of the JSON.
+        rows: hashes of the rows that the task was trained on, and `sources` of the files; not part of the JSON either.
     """
 
     task: str
@@ -79,7 +79,7 @@ class ErasurePlan:
 
     @property
     def empty(self) -> bool:
-        """Whether the hub knows nothing of the task."""
+        """Whether the hub has nothing of the task."""
         return not (self.versions or self.elsewhere or self.evaluations or self.runs or self.streams)
 
     def to_json(self) -> dict[str, Any]:
@@ -110,14 +110,14 @@ def make_plan(
     may_repeat: bool = True,
     everywhere: bool = False,
 ) -> ErasurePlan:
-    """What would go if a task were forgotten now.
+    """What would be removed if a task were forgotten now.
 
     Args:
         already: versions that an interrupted removal has chosen.
-        since: when the hub first heard of the task, where that is known from elsewhere.
-        replacements: version → what was made in its place already.
+        since: when the hub first recorded the task, if that is known from elsewhere.
+        replacements: version → its replacement, if it already exists.
         may_repeat: whether derived adapters may be made again.
-        everywhere: versions of other tasks that saw rows of the task go too.
+        everywhere: whether versions of other tasks that saw rows of the task are removed too.
 
     Raises:
         IntegrityError: the replay samples of another task's version cannot be read.
@@ -139,7 +139,7 @@ def make_plan(
             continue
         if not one.live:
             if _matches(one.path, keys):
-                found[ref] = (f"deleted, and keeps samples with the same input as {task}", False)
+                found[ref] = (f"deleted, but still has samples with the same input as {task}", False)
         elif number := sum(sample_key(e) in keys for e in kept_in(registry, ref)):
             elsewhere[ref] = number
     versions = _ordered(known, found, done, may_repeat)
@@ -185,7 +185,7 @@ def _made(known: Mapping[str, KnownVersion], task: str) -> list[str]:
 def _ordered(
     known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]], done: Mapping[str, str], may_repeat: bool
 ) -> tuple[Doomed, ...]:
-    """Parents before children, and what is to become of each."""
+    """Parents before children, and what happens to each."""
     versions: dict[str, Doomed] = {}
     waiting = sorted(found, key=lambda ref: (known[ref].created_at if ref in known else "", ref))
     while waiting:
@@ -198,7 +198,7 @@ def _ordered(
                 does = REPEATED
             elif not own and one.recipe is not None:
                 again = str(one.recipe["verb"]) in REPEATED_FROM
-                why += "; too little of it would be left" if again else "; making it again would be a training"
+                why += "; too little of it would be left" if again else "; making it again would need training"
             versions[ref] = Doomed(ref, why, does, one.task, done.get(ref))
             waiting.remove(ref)
     return tuple(versions.values())
@@ -210,7 +210,7 @@ def _repeatable(
     versions: Mapping[str, Doomed],
     found: Mapping[str, tuple[str, bool]],
 ) -> bool:
-    """Whether it is derived by a recipe that can be repeated, and enough is left that it could be derived from."""
+    """Whether it was derived by a recipe that can be repeated, and enough of its parents is left."""
     if one.recipe is None or one.kind not in DERIVED or one.status != "active":
         return False
     left = [
@@ -225,7 +225,7 @@ def _repeatable(
 def _moves(
     registry: Registry, task: str, versions: tuple[Doomed, ...]
 ) -> tuple[dict[str, str], tuple[str, ...], dict[str, str | None]]:
-    """Who serves what from now on, which tasks nobody serves, and where aliases go."""
+    """Which version serves which task from now on, which tasks lose theirs, and where aliases move."""
     gone = {version.ref: version for version in versions}
     left = [r for r in registry.adapters(all_versions=True) if r.ref not in gone and r.status == "active"]
     left.sort(key=lambda record: (record.created_at, record.version))
@@ -240,7 +240,7 @@ def _moves(
         if after is not None and other in (after.task, *after.manifest.get("takes_over", ())):
             serve[other] = after.ref
         elif gone[ref].does == REPEATED and gone[ref].replacement is None and (own or also):
-            continue  # what is made in its place, else one of those
+            continue  # its replacement, otherwise one of those
         elif own:
             serve[other] = next((r.ref for r in reversed(own) if r.kind not in DERIVED), own[-1].ref)
         elif also:
@@ -259,7 +259,7 @@ def _moves(
 
 
 def kept_in(registry: Registry, ref: str) -> Iterator[Example]:
-    """The replay samples of a version that stays; its file must be as it was written."""
+    """The replay samples of a version that stays; its file must be unchanged."""
     for line in samples.read(registry.get(ref)):
         example = example_of(line)
         if example is not None:
@@ -267,7 +267,7 @@ def kept_in(registry: Registry, ref: str) -> Iterator[Example]:
 
 
 def example_of(line: str, task: str | None = None) -> Example | None:
-    """The example in a line of JSON; None where there is none, or the row says that it is of another task."""
+    """The example in a line of JSON; None if there is none, or the row belongs to another task."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -287,23 +287,23 @@ def example_of(line: str, task: str | None = None) -> Example | None:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file that is about to go, whatever state it is in."""
+    """The lines of a file that will be removed, even if it is damaged."""
     if path.is_symlink() or not path.is_file():
         return []
     return path.read_bytes().decode("utf-8", "replace").split("\n")
 
 
 def examples_of_task(task: str, versions: Iterable[tuple[Path, str]], folders: Iterable[Path]) -> list[Example]:
-    """The task's own rows: replay samples, and what feeds of it received, each once.
+    """The task's own rows: replay samples, and what its feeds received, each once.
 
     Args:
-        versions: directory and task of each version that goes.
-        folders: of runs that go.
+        versions: directory and task of each version to remove.
+        folders: of runs to remove.
     """
     found: dict[Example, None] = {}
     for path, of in versions:
         for line in lines_of(path / samples.FILE_NAME):
-            # a derived version may keep rows of several tasks, which then say of which they are
+            # a derived version may have rows of several tasks, which then name their task
             example = example_of(line, task) if of == task or f'"{task}"' in line else None
             if example is not None and (of == task or json.loads(line).get("task") == task):
                 found[example] = None

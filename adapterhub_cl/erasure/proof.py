@@ -1,4 +1,4 @@
-"""The proof: nothing in the hub belongs to a forgotten task, and no byte of its samples or tensors is in any file."""
+"""The proof: nothing in the hub belongs to a forgotten task, and no file contains bytes of its samples or tensors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError,
 from adapterhub_cl.registry import Registry, keys, tombstones
 from adapterhub_cl.samples import rows_seen as _seen
 
-_SHOWN = 200  # places that are listed
+_SHOWN = 200  # the most places to list
 
 
 @dataclass(frozen=True)
 class Find:
-    """Something of the task that is there.
+    """A remaining piece of the task.
 
     Attributes:
-        path: of the file, from the hub.
-        offset: of its first byte; None where it is no piece of a file.
-        what: in words.
+        path: of the file, relative to the hub.
+        offset: of its first byte; None if it is not a piece of a file.
+        what: a description.
     """
 
     path: str
@@ -39,14 +39,14 @@ class Find:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was looked for, where, and what was found.
+    """What was searched for, where, and what was found.
 
     Attributes:
         samples: how many were searched for; `tensors` likewise.
-        passed_over: kind and state → how many cannot be searched for: `short` (too few bytes), `constant` (one number
-            throughout), `shared` (versions that never learned the task have the very same bytes).
+        passed_over: kind and state → how many cannot be searched for: `short` (too few bytes), `constant` (all the same
+            number), `shared` (versions that never learned the task have the same bytes).
         windows: pieces that were searched for.
-        found: everything that is still there; the first two hundred places.
+        found: what is still there; at most the first two hundred places.
     """
 
     task: str
@@ -69,16 +69,16 @@ class Proof:
 
 
 def prove(registry: Registry, task: str, key: Path | None = None) -> Proof:
-    """Search every file of the hub, its index and its journal for what a task left, and every version's rows for its.
+    """Search every file of the hub, its index and its journal for traces of a task, and every version's rows for its.
 
     Args:
-        key: the file of the key that the tombstones were made with; else it is looked for in the user's configuration.
+        key: the key file of the tombstones; by default it is looked up in the user's configuration directory.
 
     Raises:
-        UnknownNameError: nothing of that name was forgotten.
-        UsageError: the hub knows the task, and has not forgotten it.
-        AdapterError: its removal was interrupted, it was learned again, or a tombstone's key is not there.
-        IntegrityError: a tombstone of it is damaged.
+        UnknownNameError: no task of this name was forgotten.
+        UsageError: the hub has the task, and has not forgotten it.
+        AdapterError: its removal was interrupted, it was learned again, or a tombstone's key is missing.
+        IntegrityError: one of its tombstones is damaged.
         StorageError: a file cannot be read.
     """
     stones = existing(registry, task)
@@ -87,10 +87,8 @@ def prove(registry: Registry, task: str, key: Path | None = None) -> Proof:
     left = _still_there(make_plan(registry, task))
     for stone in stones:
         if not stone.unlock(registry.path, key):
-            said = (
-                f"the key of tombstones/{stone.path.name} is not here: its samples and tensors cannot be searched for"
-            )
-            also = f"the registry still names {len(left)} things of it" if left else "the registry names nothing of it"
+            said = f"the key of tombstones/{stone.path.name} is missing: its samples and tensors cannot be searched for"
+            also = f"the registry still has {len(left)} entries of it" if left else "the registry has no entries of it"
             raise AdapterError(
                 f"{said}; {also}",
                 f"name its file: --key FILE; where {task} was forgotten it was {keys.default_path(registry.path)}",
@@ -133,18 +131,18 @@ def _that_saw(registry: Registry, stones: list[Tombstone]) -> list[Find]:
         count = max(sum(stone.row_hash(row) in stone.rows for row in rows) if stone.rows else 0 for stone in stones)
         same = any(stone.row_hash(sha.encode()) in stone.sources for stone in stones for sha in sources)
         if count or same:
-            what = f"trained on {count} of its rows" if count else "trained on the very same file"
+            what = f"trained on {count} of its rows" if count else "trained on the same data file"
             found.append(Find(shown(path, registry.path), None, f"{path.parent.name}@{path.name}, {what}"))
     return found
 
 
 def _check_readable(registry: Registry, task: str) -> None:
-    """Raise for a damaged tombstone that may be the task's: what it names would not be searched for."""
+    """Raise for a damaged tombstone that may be the task's: what it lists could not be searched for."""
     for path in tombstones.broken(registry.path):
         if tombstones.may_be_of(path, task):
             raise IntegrityError(
-                f"{path} is damaged, so it cannot be told what was forgotten of {task}",
-                "restore it from a copy of the hub, then look again",
+                f"{path} is damaged, so it is unknown what was forgotten of {task}",
+                "restore it from a copy of the hub, then try again",
             )
 
 
@@ -163,20 +161,20 @@ def _check_forgotten(registry: Registry, task: str, stones: list[Tombstone]) -> 
     if known:
         when = stones[-1].finished_at[:10]
         raise AdapterError(
-            f"task {task} was learned again after it was forgotten on {when}, so it is there",
+            f"task {task} was forgotten on {when} and then learned again",
             f"forget it again: {again}",
         )
 
 
 def _still_there(plan: ErasurePlan) -> list[Find]:
-    """What the registry would remove if the task were forgotten now."""
+    """What would be removed if the task were forgotten now."""
     found = [Find(f"adapters/{v.ref.replace('@', '/')}", None, f"{v.ref} {v.why}") for v in plan.versions]
     found += [
         Find(f"adapters/{ref.replace('@', '/')}/replay.jsonl", None, f"{n} samples with the same input")
         for ref, n in plan.elsewhere.items()
     ]
-    found += [Find(path, None, f"an unfinished run that has to do with {plan.task}") for path in plan.runs]
-    found += [Find(path, None, f"a hub that knows {plan.task}") for path in plan.streams]
+    found += [Find(path, None, f"an unfinished run with data of {plan.task}") for path in plan.runs]
+    found += [Find(path, None, f"a hub that has {plan.task}") for path in plan.streams]
     if plan.evaluations:
         found.append(Find("index.db", None, f"{plan.evaluations} scores on {plan.task}"))
     return found

@@ -1,9 +1,10 @@
-"""The removal: what a plan names is made again without the task or taken away, and a tombstone is left.
+"""The removal: what a plan lists is made again without the task or deleted, and a tombstone remains.
 
-Order: the tombstone is begun; derived versions are made again, without the hub's lock, as that may take long; then,
-under the lock: what was learned meanwhile is added, samples of other tasks with the same input are dropped, everything
-that goes is hashed into the tombstone, all rows go in one transaction, then the files, then the index is written anew;
-the tombstone is closed. Each step can be done again: a removal that was killed is completed by the same call.
+Order: the tombstone is begun; derived versions are made again, without holding the hub's lock, because that may take
+long; then, under the lock: what was learned in the meantime is added, samples of other tasks with the same input are
+dropped, everything to be removed is hashed into the tombstone, all rows are deleted in one transaction, then the files,
+then the index is rewritten; the tombstone is closed. Each step can be repeated: calling it again completes a removal
+that was killed.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ from adapterhub_cl.training.runs import acquire
 from adapterhub_cl.types import AdapterRecord
 
 Repeat = Callable[[AdapterRecord, Mapping[str, str | None]], AdapterRecord | None]
-_CANNOT = (AdapterError, DataError, GateRefused, UsageError)  # it cannot be made without the task
+_CANNOT = (AdapterError, DataError, GateRefused, UsageError)  # the version cannot be made without the task
 
 
 def look(registry: Registry, task: str, *, may_repeat: bool = True, everywhere: bool | None = None) -> ErasurePlan:
-    """What `forget` would do; writes nothing.
+    """What `forget` would do; changes nothing.
 
     Args:
-        everywhere: versions of other tasks that saw rows of the task go too; None: as a removal that was begun has it.
+        everywhere: whether versions of other tasks that saw rows of the task are removed too; None: as in a removal
+            that has begun.
 
     Raises:
-        UnknownNameError: the hub knows no such task.
+        UnknownNameError: the hub has no such task.
     """
     check_name(task, "task")
     stone = _open_one(registry, task)
@@ -56,28 +58,28 @@ def forget(
     everywhere: bool | None = None,
     key: Path | None = None,
 ) -> ErasurePlan:
-    """Remove a task and everything that holds something of it; go on with a removal that was interrupted.
+    """Remove a task and everything that has data of it; continue a removal that was interrupted.
 
     Args:
-        repeat: makes a derived version again: gets its record, and every version that goes → what takes its place;
+        repeat: makes a derived version again: gets its record, and every version to remove → its replacement;
             returns the new version, or None. Without it, all derived versions are retired.
-        everywhere: whether versions of other tasks that were trained on the same rows go too.
-        key: the file of the tombstone's key; made where it is missing. By default it is in the user's configuration.
+        everywhere: whether versions of other tasks that were trained on the same rows are removed too.
+        key: the key file of the tombstone; created if it is missing. By default in the user's configuration directory.
 
     Returns:
         what was done.
 
     Raises:
-        UnknownNameError: the hub knows no such task.
-        UsageError: versions of other tasks saw its rows, and `everywhere` does not say whether they go.
-        TrainingError: a run that holds something of it is going on.
-        StorageError: the disk refused; the same call completes the removal.
+        UnknownNameError: the hub has no such task.
+        UsageError: versions of other tasks saw its rows, and `everywhere` is None.
+        TrainingError: a run with data of it is in progress.
+        StorageError: the disk cannot be written; the same call completes the removal.
     """
     reporter = reporter or Reporter()
     plan = look(registry, task, may_repeat=repeat is not None, everywhere=everywhere)
     check_shared(plan, everywhere)
     with registry.exclusively():
-        for line in registry.repair():  # versions that were not yet in the index are adopted
+        for line in registry.repair():  # adopts versions that were not in the index yet
             reporter.note(f"note: {line}")
         stone = _open_one(registry, task)
         plan = _plan(registry, task, stone, repeat is not None, everywhere)
@@ -88,7 +90,9 @@ def forget(
         if stone is None:
             made = get_or_make(registry.path, key)
             stone = Tombstone.begin(registry.path, task, registry.known_since(task), made)
-            reporter.note(f"the tombstone's key is {made.path}: verify --forgotten needs it; keep it out of the hub")
+            reporter.note(
+                f"the tombstone's key is {made.path}; verify --forgotten needs it, so keep it, but not in the hub"
+            )
         else:
             _unlock(registry, stone, key, reporter)
         stone.everywhere = everywhere if everywhere is not None else stone.everywhere
@@ -103,45 +107,45 @@ def forget(
             _note_down(stone, plan)
             _remove(registry, plan, stone)
     except StorageError as error:
-        error.message = f"{error.message.partition(';')[0]}; {task} is not wholly removed yet"
+        error.message = f"{error.message.partition(';')[0]}; {task} is not completely removed yet"
         error.args, error.hint = (error.message,), f"{error.hint}; then: cl-adapter forget-task {task} --yes"
         raise
     return _done(plan, stone, reasons)
 
 
 def _open_one(registry: Registry, task: str) -> Tombstone | None:
-    """The removal of the task that was begun and not ended."""
+    """The removal of the task that was begun and not finished."""
     return next((stone for stone in existing(registry, task) if not stone.finished_at), None)
 
 
 def check_shared(plan: ErasurePlan, everywhere: bool | None) -> None:
-    """Raise where versions of other tasks saw the task's rows, and nobody said what is to become of them."""
+    """Raise if versions of other tasks saw the task's rows, and the user did not say what happens to them."""
     if not plan.shared or everywhere is not None:
         return
     said = "; ".join(f"{ref} was {why}" if "@" in ref else f"{ref}: {why}" for ref, why in plan.shared.items())
     raise UsageError(
-        f"{plan.task} is not alone with its rows: {said}",
-        "--everywhere forgets these too; --leave-shared forgets the task alone: verify --forgotten goes on naming them",
+        f"other tasks share rows with {plan.task}: {said}",
+        "--everywhere forgets these too; --leave-shared forgets only this task, but verify --forgotten lists them",
     )
 
 
 def _unlock(registry: Registry, stone: Tombstone, key: Path | None, reporter: Reporter) -> None:
-    """Make a tombstone ready that was begun before; one whose key is lost goes on under another."""
+    """Prepare a tombstone that was begun before; if its key is lost, continue with another key."""
     if not stone.key:
         stone.strengthen(get_or_make(registry.path, key))
     elif not stone.unlock(registry.path, key):
         stone.start_anew(get_or_make(registry.path, key))
         reporter.note(
-            f"note: the key of tombstones/{stone.path.name} is not here; the removal goes on under another key, and "
-            "what it had removed by then cannot be searched for"
+            f"note: the key of tombstones/{stone.path.name} is missing; the removal continues with another key, and "
+            "what was removed so far cannot be searched for"
         )
 
 
 def strengthen(registry: Registry, key: Path | None = None) -> list[str]:
-    """Put tombstones from before there were keys under a key; one line for each.
+    """Add a key to tombstones from before there were keys; returns one line for each.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     done = []
     with registry.exclusively():
@@ -151,7 +155,7 @@ def strengthen(registry: Registry, key: Path | None = None) -> list[str]:
                 made = get_or_make(registry.path, key)
                 stone.strengthen(made)
                 stone.save()
-                done.append(f"put the hashes of {shown(path, registry.path)} under the key {made.path}")
+                done.append(f"protected the hashes of {shown(path, registry.path)} with the key {made.path}")
     return done
 
 
@@ -170,10 +174,10 @@ def _plan(
         may_repeat=may_repeat,
         everywhere=bool(chosen),
     )
-    if chosen is not None and everywhere is None:  # that was answered when the removal was begun
+    if chosen is not None and everywhere is None:  # this was decided when the removal was begun
         plan = replace(plan, shared={})
     there = {record.ref for record in registry.adapters(all_versions=True)}
-    versions = [  # of what is gone already only the tombstone can tell
+    versions = [  # for versions that are already gone, only the tombstone knows
         v if v.ref in there or v.ref not in stone.versions else Doomed(v.ref, **stone.versions[v.ref])
         for v in plan.versions
     ]
@@ -183,7 +187,7 @@ def _plan(
 def _check_known(registry: Registry, task: str, plan: ErasurePlan) -> None:
     if not plan.empty or any(known.name == task for known in registry.tasks()):
         return
-    hint = "see the tasks that are served: cl-adapter list"
+    hint = "list the tasks that are served: cl-adapter list"
     for record in registry.adapters():
         if record.name == task and record.task:
             hint = f"{task} is an adapter; its task is {record.task}: cl-adapter forget-task {record.task}"
@@ -193,7 +197,7 @@ def _check_known(registry: Registry, task: str, plan: ErasurePlan) -> None:
 
 
 def _refuse_live(registry: Registry, plan: ErasurePlan) -> None:
-    """Raise where a process is at work on something that goes."""
+    """Raise if a process is working on something to be removed."""
     hub = registry.path
     locks = {hub / name / ".lock": f"the run {Path(name).name} of {plan.task}" for name in plan.runs}
     for name in plan.runs:
@@ -205,12 +209,12 @@ def _refuse_live(registry: Registry, plan: ErasurePlan) -> None:
         locks |= {run / ".lock": f"a run in {name}" for run in run_folders(path / "runs")}
     for path, what in locks.items():
         if path.exists():
-            hint = f"wait for it, or end it; then: cl-adapter forget-task {plan.task}"
-            acquire(path, f"{what} is going on in another process; nothing was removed", hint).release()
+            hint = f"wait for it, or stop it; then: cl-adapter forget-task {plan.task}"
+            acquire(path, f"another process is working on {what}; nothing was removed", hint).release()
 
 
 def _note_down(stone: Tombstone, plan: ErasurePlan) -> None:
-    """What the tombstone says of a plan; of a removal that goes on, the larger numbers hold."""
+    """Record a plan in the tombstone; if a removal continues, the larger numbers count."""
     for version in plan.versions:
         row = stone.versions.get(version.ref, {})
         after = row.get("replacement")
@@ -224,14 +228,14 @@ def _note_down(stone: Tombstone, plan: ErasurePlan) -> None:
     now = {"samples": plan.samples, "elsewhere": sum(plan.elsewhere.values()), "evaluations": plan.evaluations}
     now |= {"runs": len(plan.runs), "streams": len(plan.streams)}
     stone.counts = {key: max(value, stone.counts.get(key, 0)) for key, value in now.items()}
-    if plan.serve or plan.tasks_without_adapter:  # neither is there once the rows are gone
+    if plan.serve or plan.tasks_without_adapter:  # both are empty once the rows are deleted
         stone.without = list(plan.tasks_without_adapter)
 
 
 def _make_again(
     registry: Registry, plan: ErasurePlan, stone: Tombstone, repeat: Repeat | None, reporter: Reporter
 ) -> dict[str, str]:
-    """Make derived versions again, parents before children; what could not be made, and why."""
+    """Make derived versions again, parents before children; returns those that could not be made, and why."""
     reasons: dict[str, str] = {}
     gone: dict[str, str | None] = {version.ref: version.replacement for version in plan.versions}
     for version in plan.versions:
@@ -240,11 +244,11 @@ def _make_again(
         made = _made_before(registry, stone, version.ref)
         try:
             made = made or repeat(registry.get(version.ref), dict(gone))
-            why = "too little is left of what it was made from"
+            why = "too little is left of its parents"
         except _CANNOT as error:
             made, why = None, error.message
         if made is not None and (made.status != "active" or _still_holds(registry, made, plan.task, gone)):
-            why = f"{made.ref}, made in its place, was refused or still comes from {plan.task}"
+            why = f"its replacement {made.ref} was refused or still descends from {plan.task}"
             made = None
         if made is None:
             reasons[version.ref] = why
@@ -263,7 +267,7 @@ def _still_holds(registry: Registry, made: AdapterRecord, task: str, gone: Mappi
 
 
 def _made_before(registry: Registry, stone: Tombstone, ref: str) -> AdapterRecord | None:
-    """What an interrupted removal has made in a version's place, and had no time to note down."""
+    """A replacement that an interrupted removal made but did not record yet."""
     old = registry.get(ref)
     taken = set(stone.replacements.values())
     for record in registry.versions(old.name):
@@ -274,7 +278,7 @@ def _made_before(registry: Registry, stone: Tombstone, ref: str) -> AdapterRecor
 
 
 def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
-    """Everything that takes something away; under the hub's lock."""
+    """Everything that deletes something; needs the hub's lock."""
     for ref, count in plan.elsewhere.items():
         _drop_rows(registry, ref, count, plan.keys)
         drafts.fault("samples dropped")
@@ -289,7 +293,7 @@ def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
         place = registry.adapters_dir / ref.replace("@", "/")
         files.remove_tree(place)
         with suppress(OSError):
-            place.parent.rmdir()  # only when empty
+            place.parent.rmdir()  # succeeds only if empty
         drafts.fault("version removed")
     for name in stone.folders:
         _remove_folder(registry, registry.path / name)
@@ -304,20 +308,20 @@ def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
 
 
 def _remove_folder(registry: Registry, place: Path) -> None:
-    """Remove a run, a hub for comparison, or another file; only what lies in the hub, whatever a tombstone says."""
+    """Remove a run, a comparison hub, or another file; only inside the hub, whatever a tombstone says."""
     inside = any(place.is_relative_to(root) for root in (registry.path, registry.adapters_dir))
     if not inside or ".." in place.parts:
-        raise StorageError(f"{place} is not something of this hub; not removed", "restore the tombstone from a copy")
+        raise StorageError(f"{place} does not belong to this hub; not removed", "restore the tombstone from a copy")
     files.remove_tree(place)
     if place.is_relative_to(registry.path / STREAMS):
         (place.parent / f".{place.name}.stream.lock").unlink(missing_ok=True)
         with suppress(OSError):
-            place.parent.rmdir()  # only when empty
+            place.parent.rmdir()  # succeeds only if empty
             (registry.path / STREAMS).rmdir()
 
 
 def _drop_rows(registry: Registry, ref: str, count: int, keys: frozenset[tuple[str, str]]) -> None:
-    """Drop a version's samples that have the same input as one of the task's."""
+    """Drop a version's samples that have the same input as one of the task's samples."""
     lines = samples.read(registry.get(ref))
     rows = [(line, example_of(line)) for line in lines]
     kept = [line for line, example in rows if example is None or sample_key(example) not in keys]

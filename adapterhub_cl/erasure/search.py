@@ -1,4 +1,4 @@
-"""The search: every byte of every file of a hub is looked at for the windows that a tombstone names."""
+"""The search: scans every byte of every file of a hub for the windows that a tombstone lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SLOTS = 1 << 20
 
 @dataclass(frozen=True)
 class Hit:
-    """Where a window stands. `path` is shown from the hub where it lies there."""
+    """Where a window was found. `path` is relative to the hub if it is inside."""
 
     path: str
     offset: int
@@ -29,17 +29,17 @@ class Hit:
 
 @dataclass
 class Searched:
-    """How much was looked at."""
+    """How much was scanned."""
 
     files: int = 0
     bytes: int = 0
 
 
 class Needles:
-    """Windows made ready for the search.
+    """Windows prepared for the search.
 
     Args:
-        windows: with what each one's hash is made with.
+        windows: each with the secret that its hash was made with.
     """
 
     def __init__(self, windows: Iterable[tuple[Window, Secret]]) -> None:
@@ -54,14 +54,14 @@ class Needles:
             self.slots.append(slots)
 
     def scan(self, file: BinaryIO, searched: Searched) -> Iterator[tuple[int, Window]]:
-        """Offset and window of everything that is found in a file; reads it piece by piece."""
+        """Offset and window of everything found in a file; reads it in pieces."""
         tail, start, ended = b"", 0, not self.lengths
         while not ended:
             block = file.read(BLOCK)
             searched.bytes += len(block)
             ended = len(block) < BLOCK
             data = tail + block
-            # a window that begins in the last bytes may end in the next piece: it is looked at there
+            # a window that begins in the last bytes may end in the next piece, and is searched for there
             usable = len(data) if ended else len(data) - LONGEST + 1
             yield from ((start + at, window) for at, window in self._of(data, usable))
             tail = data[usable:]
@@ -79,9 +79,9 @@ class Needles:
 
 
 def hub_files(registry: Registry) -> Iterator[tuple[str, Path]]:
-    """Every file of a hub, with the path it is shown by: also a store or an index that lie elsewhere.
+    """Every file of a hub with its displayed path, including a store or an index elsewhere.
 
-    Links are named and not followed: what they point to is not the hub's.
+    Links are listed and not followed: what they point to does not belong to the hub.
     """
     hub = registry.path
     seen: set[Path] = set()
@@ -99,15 +99,15 @@ def hub_files(registry: Registry) -> Iterator[tuple[str, Path]]:
 
 
 def shown(path: Path, hub: Path) -> str:
-    """A path as it is told: from the hub, where it lies there."""
+    """A path as messages show it: relative to the hub if it is inside."""
     return path.relative_to(hub).as_posix() if path.is_relative_to(hub) else str(path)
 
 
 def search(registry: Registry, needles: Needles) -> tuple[list[Hit], Searched]:
-    """Look for windows in every file of a hub, and in the rows of an index that is on a server.
+    """Search for windows in every file of a hub, and in the rows of an index on a server.
 
     Raises:
-        StorageError: a file may not be read.
+        StorageError: a file cannot be read.
     """
     hits, searched = search_files(hub_files(registry), needles)
     for text in registry.index_texts():
@@ -117,10 +117,10 @@ def search(registry: Registry, needles: Needles) -> tuple[list[Hit], Searched]:
 
 
 def search_files(files: Iterable[tuple[str, Path]], needles: Needles) -> tuple[list[Hit], Searched]:
-    """Look for windows in files, each with the name that it is shown by.
+    """Search for windows in files, each with its displayed name.
 
     Raises:
-        StorageError: a file may not be read.
+        StorageError: a file cannot be read.
     """
     searched, hits = Searched(), list[Hit]()
     for name, path in files:
@@ -129,8 +129,8 @@ def search_files(files: Iterable[tuple[str, Path]], needles: Needles) -> tuple[l
                 searched.files += 1
                 hits += [Hit(name, offset, window) for offset, window in needles.scan(file, searched)]
         except FileNotFoundError:
-            continue  # it went while we looked
+            continue  # it was deleted during the search
         except OSError as error:
-            said = f"{path} cannot be read ({error.strerror}), so nothing can be said about it"
-            raise StorageError(said, "check its owner and mode, and look again") from error
+            said = f"{path} cannot be read ({error.strerror}), so it could not be searched"
+            raise StorageError(said, "check its owner and permissions, and try again") from error
     return hits, searched

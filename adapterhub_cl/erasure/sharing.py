@@ -1,4 +1,4 @@
-"""Which versions, runs and hubs of other tasks saw the same rows: by the hash of the file, and of each row."""
+"""Which versions, runs and hubs of other tasks saw the same rows, judged by the hashes of files and rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adapterhub_cl.samples import rows_seen as _seen
 
 @dataclass(frozen=True)
 class SharedRows:
-    """What a task was trained on.
+    """The data that a task was trained on.
 
     Attributes:
-        rows: hashes of its rows, as `seen.bin` has them.
+        rows: hashes of its rows, as in `seen.bin`.
         sources: SHA-256 of its data files.
     """
 
@@ -29,7 +29,7 @@ class SharedRows:
     def of_task(
         cls, known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]], keys: frozenset[tuple[str, str]]
     ) -> SharedRows:
-        """From the versions that were made for a task, and the samples that it keeps."""
+        """Collected from the versions that were made for a task, and its samples."""
         own = [known[ref] for ref, (_, is_own) in found.items() if is_own and ref in known]
         rows = {_seen.row_hash(key) for key in keys}
         sources: set[str] = set()
@@ -40,9 +40,9 @@ class SharedRows:
         return cls(frozenset(rows), frozenset(sources))
 
     def why(self, task: str, folder: Path | None, sources: frozenset[str]) -> str:
-        """How it is known that a version saw rows of the task; empty where nothing says so."""
+        """How it is known that a version saw rows of the task; empty if it did not."""
         if self.sources & sources:
-            return f"trained on the very file that {task} was trained on"
+            return f"trained on the same file as {task}"
         count = len(self.rows & _seen.read(folder)) if folder is not None else 0
         return f"trained on {count} of the rows that {task} was trained on" if count else ""
 
@@ -54,7 +54,7 @@ def shared_with(
     found: Mapping[str, tuple[str, bool]],
     own: SharedRows,
 ) -> dict[str, str]:
-    """Versions, unfinished runs and hubs for comparison, as paths, that have nothing else to do with a task → why."""
+    """Versions, unfinished runs and comparison hubs (as paths) that are otherwise unrelated to a task → why."""
     shared = {}
     for ref, one in known.items():
         if ref not in found and one.path is not None and (why := own.why(task, one.path, one.sources)):
@@ -62,7 +62,7 @@ def shared_with(
     hub = registry.path
     for path in run_folders(registry.runs_dir):
         if run_request(path).get("sha256") in own.sources:
-            shared[path.relative_to(hub).as_posix()] = f"an unfinished run on the very file of {task}"
+            shared[path.relative_to(hub).as_posix()] = f"an unfinished run on the same file as {task}"
     for inner, folder, manifest in _within(hub):
         if why := own.why(task, folder, sources_of(manifest)):
             shared[inner.relative_to(hub).as_posix()] = f"{manifest.get('name')} there was {why}"

@@ -1,6 +1,6 @@
-"""What a tombstone says: hashes of a task's samples, rows, tensors and files; names and counts; no text and no score.
+"""A tombstone has hashes of a task's samples, rows, tensors and files; names and counts; no texts, no scores.
 
-All hashes are under the hub's key (`registry.keys`), which does not lie in the hub.
+All hashes use the hub's key (`registry.keys`), which is not stored in the hub.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _WEIGHTS = ".safetensors"
 
 @dataclass
 class Tombstone:
-    """One removal, going on or done. Saved after each step, so that it can go on after a crash.
+    """One removal, in progress or done. Saved after each step, so that it can continue after a crash.
 
     Attributes:
-        since: when the hub first heard of the task.
+        since: when the hub first recorded the task.
         versions: reference → {why, does, replacement}.
-        key: which key its hashes are under; empty for one from before there were keys.
-        secret: what its hashes are made with; None where the key was not found: then it cannot be searched for.
+        key: the id of the key of its hashes; empty for a tombstone from before there were keys.
+        secret: what its hashes are made with; None if the key was not found: then nothing can be searched for.
         items: hash → what is searched for.
-        hashes: path from the hub → SHA-256 of each file that goes, under the key.
-        rows: hashes of the rows that the task was trained on, under the key.
-        sources: hashes of the files that it was trained on, under the key.
-        everywhere: whether versions of other tasks that saw its rows go too; None where there were none.
+        hashes: path relative to the hub → keyed SHA-256 of each file to remove.
+        rows: keyed hashes of the rows that the task was trained on.
+        sources: keyed hashes of the files that it was trained on.
+        everywhere: whether versions of other tasks that saw its rows are removed too; None if there were none.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Tombstone:
 
     @classmethod
     def read(cls, path: Path, row: Mapping[str, Any]) -> Tombstone:
-        """One that was written; locked until its key is given, unless it has none."""
+        """A stored one; it needs `unlock` with its key, unless it has none."""
         found = cls(
             path,
             row["task"],
@@ -98,10 +98,10 @@ class Tombstone:
         self.locked = []
 
     def unlock(self, hub: Path, given: Path | None) -> bool:
-        """Find its key, and make its hashes ready; whether that was found.
+        """Find its key and prepare its hashes; returns whether the key was found.
 
         Args:
-            given: the key's file, where the user names one.
+            given: the key file, if the user names one.
 
         Raises:
             AdapterError, UsageError: that file holds another key, or none.
@@ -111,22 +111,22 @@ class Tombstone:
         return self.secret is not None
 
     def start_anew(self, key: Key) -> None:
-        """Put it under another key, its own being lost: what it knew of cannot be searched for any more."""
+        """Use another key because its own is lost: what was hashed before cannot be searched for any more."""
         self.key, self.secret = key.id, Secret(self.salt, key.secret)
         self.items, self.hashes, self.rows, self.sources, self.locked = {}, {}, set(), set(), []
 
     def strengthen(self, key: Key) -> None:
-        """Put one from before there were keys under a key."""
+        """Add a key to one from before there were keys."""
         secret = Secret(self.salt, key.secret)
         self.items = {item.id: item for old in self.items.values() if (item := old.under(secret))}
         self.hashes = {path: secret.wrapped(sha) for path, sha in self.hashes.items()}
         self.key, self.secret = key.id, secret
 
     def save(self) -> None:
-        """Write its state as it is now.
+        """Write the current state.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the disk cannot be written.
         """
         row = {
             "format": tombstones.FORMAT,
@@ -151,11 +151,11 @@ class Tombstone:
 
     @property
     def replacements(self) -> dict[str, str]:
-        """Version → what was made in its place."""
+        """Version → its replacement."""
         return {ref: row["replacement"] for ref, row in self.versions.items() if row["replacement"]}
 
     def windows(self) -> Iterator[tuple[Window, Secret, Item]]:
-        """Everything that is searched for."""
+        """Everything to search for."""
         if self.secret is None:
             return
         for item in self.items.values():
@@ -164,12 +164,12 @@ class Tombstone:
                     yield window, self.secret, item
 
     def row_hash(self, row: bytes) -> str:
-        """A row's hash, or a data file's, as this tombstone has it."""
+        """The hash of a row or a data file in this tombstone."""
         assert self.secret is not None
         return hmac.digest(self.secret.key or self.salt, row, "sha256").hex()[:16]
 
     def tally(self, kind: str) -> Counter[str]:
-        """How many samples, or tensors, are in which state."""
+        """How many samples, or tensors, are in each state."""
         return Counter(item.state for item in self.items.values() if item.kind == kind)
 
 
@@ -179,10 +179,10 @@ def existing(registry: Registry, task: str) -> list[Tombstone]:
 
 
 def take_hashes(stone: Tombstone, registry: Registry, plan: ErasurePlan) -> None:
-    """Add to a tombstone what is still there of everything that goes.
+    """Add to a tombstone everything to be removed that still exists.
 
-    Windows that also stand in what stays are left out: they are not only the task's. What stays are other versions and
-    runs, not just any file: a copy that somebody put into the hub is to be found.
+    Windows that also occur in what stays are left out, because they do not belong only to the task. Only other
+    versions and runs count as staying, not every file: a copy that somebody put into the hub should be found.
     """
     hub, store = registry.path, registry.adapters_dir
     versions = {ref: store / ref.replace("@", "/") for ref in stone.versions}
@@ -200,7 +200,7 @@ def take_hashes(stone: Tombstone, registry: Registry, plan: ErasurePlan) -> None
     weights = [*versions.values(), *(path for path, _, _ in within), *(hub / name for name in plan.runs)]
     examples = examples_of_task(plan.task, own, [hub / name for name in plan.runs])
     secret = stone.secret
-    assert secret is not None  # the removal has seen to it
+    assert secret is not None  # the removal has made sure of it
     found = {item.id: item for item in _items(hub, examples, weights, secret) if item.id not in stone.items}
     windows = {window for item in found.values() for group in item.groups for window in group}
     if windows:
@@ -219,7 +219,7 @@ def take_hashes(stone: Tombstone, registry: Registry, plan: ErasurePlan) -> None
 
 
 def _staying(registry: Registry, stone: Tombstone) -> Iterator[Path]:
-    """The files of versions and runs, in this hub and the hubs within it, that have nothing to do with the task."""
+    """The files of versions and runs, in this hub and the hubs inside it, that are unrelated to the task."""
     hub = registry.path
     for record in registry.adapters(all_versions=True):
         if record.ref not in stone.versions:

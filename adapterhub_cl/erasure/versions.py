@@ -1,4 +1,4 @@
-"""What is known of every version that a hub has or had, and which of them hold something of a task."""
+"""What is known of every version that a hub has or had, and which of them have data of a task."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class KnownVersion:
-    """A version, as its manifest tells, or what the log still says of one that is gone.
+    """A version as described by its manifest, or by the log if the version is gone.
 
     Attributes:
         parents: (version, relation).
-        learned_from: other tasks whose rows entered its training; None where that was not written down.
-        read_from: the versions beside which those rows were kept.
+        learned_from: other tasks whose rows were used in its training; None if that was not recorded.
+        read_from: the versions that stored those rows.
         sources: SHA-256 of the data files that it was trained on.
-        path: its directory; None where that is gone.
-        live: whether the index has it as a version that can be used or was refused.
+        path: its directory; None if that is gone.
+        live: whether the index has it as an active or rejected version.
         told: whether its ancestry is known.
     """
 
@@ -61,7 +61,7 @@ class KnownVersion:
 
 
 def reads_the_past(strategy: str) -> bool:
-    """Whether a strategy reads rows of other tasks; yes for one that is no longer there to be asked."""
+    """Whether a strategy reads rows of other tasks; True for an unknown strategy."""
     if not strategy:
         return False
     try:
@@ -71,7 +71,7 @@ def reads_the_past(strategy: str) -> bool:
 
 
 def all_known(registry: Registry) -> dict[str, KnownVersion]:
-    """Every version by its reference: in the index, on disk only, or only named by others."""
+    """Every version by its reference: in the index, only on disk, or only mentioned by others."""
     found: dict[str, KnownVersion] = {}
     for record in registry.adapters(all_versions=True):
         found[record.ref] = _of_manifest(record.ref, record.manifest, record.path, record.status, live=True)
@@ -101,11 +101,11 @@ def holders(
     already: Iterable[str] = (),
     shared: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[str, bool]]:
-    """The versions that hold something of a task: reference → (why, whether it was made for the task).
+    """The versions that have data of a task: reference → (why, whether it was made for the task).
 
     Args:
-        since: when the hub first heard of the task; None where it never did.
-        already: versions that are known to hold something of it, whatever is left to tell so.
+        since: when the hub first recorded the task; None if it never did.
+        already: versions already known to have data of it, even if nothing else shows that any more.
         shared: versions of other tasks that saw rows of it → how that is known.
     """
     found: dict[str, tuple[str, bool]] = {}
@@ -115,14 +115,14 @@ def holders(
         elif why := _own_reason(one, task, since):
             found[ref] = (why, False)
     for ref in already:
-        found.setdefault(ref, (f"held something of {task}", known.get(ref, KnownVersion(ref)).task == task))
+        found.setdefault(ref, (f"had data of {task}", known.get(ref, KnownVersion(ref)).task == task))
     for ref, why in (shared or {}).items():
         if ref in known:
             found.setdefault(ref, (why, False))
     saw = {known[ref].task for ref in shared or () if ref in known}
     for ref, one in known.items():
         if also := sorted(saw.intersection(one.learned_from or ())):
-            found.setdefault(ref, (f"learned from rows of {also[0]}, which are also {task}'s", False))
+            found.setdefault(ref, (f"learned from rows of {also[0]} that are also rows of {task}", False))
     while True:
         more = {
             ref: (why, False)
@@ -138,16 +138,16 @@ def holders(
 
 def _own_reason(one: KnownVersion, task: str, since: str | None) -> str:
     if task in one.takes_over:
-        return f"answers for {task}"
+        return f"answers {task}"
     if task in (one.learned_from or ()):
         return f"learned from rows of {task}"
     late = since is not None and (not one.created_at or one.created_at >= since)
-    from_data = one.kind not in DERIVED  # those have what they know from their parents
+    from_data = one.kind not in DERIVED  # derived versions know only what their parents know
     if late and from_data and one.learned_from is None and reads_the_past(one.strategy):
-        # It was made before versions said whose rows they had read. What cannot be ruled out counts.
+        # It was made before versions recorded whose rows they read, so it counts unless that can be ruled out.
         return f"may have learned from rows of {task}: it was made with {one.strategy} while the hub knew {task}"
     if late and not one.told:
-        return f"nothing is left to tell whether it knew {task}"
+        return f"it is unknown whether it learned {task}"
     return ""
 
 
@@ -159,18 +159,18 @@ def _inherited(one: KnownVersion, found: Mapping[str, tuple[str, bool]]) -> str:
 
 
 def _hearsay(one: KnownVersion, known: Mapping[str, KnownVersion], found: Mapping[str, tuple[str, bool]]) -> str:
-    """Whether it learned what one of those said about rows of yet another task: stored logits, or generated texts.
+    """Whether it learned what such a version produced about rows of another task: stored logits, or generated texts.
 
-    Rows that were merely kept beside one of those are what their own task's data say, and hold nothing of the task.
+    Rows that were only stored with such a version come from their own task's data, and contain nothing of the task.
     """
     for source in one.read_from:
         other = known.get(source)
         if source not in found or other is None:
             continue
         if other.memory and set(one.strategy.split("+")) & set(other.strategy.split("+")):
-            return f"learned from what {source} remembered"
+            return f"learned from stored logits of {source}"
         if other.policy == "generated":
-            return f"learned from texts that {source} wrote"
+            return f"learned from texts generated by {source}"
     return ""
 
 
@@ -205,7 +205,7 @@ def sources_of(manifest: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _logged(registry: Registry, refs: set[str]) -> dict[str, dict[str, Any]]:
-    """What the log says of versions that have no manifest any more; the later line wins over the earlier."""
+    """The log's entries about versions that have no manifest any more; later entries replace earlier ones."""
     found: dict[str, dict[str, Any]] = {ref: {} for ref in refs}
     for event in reversed(registry.events() if refs else []):
         if event.ref in found:

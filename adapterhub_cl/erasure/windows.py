@@ -1,8 +1,8 @@
-"""Windows: short pieces of a task's samples and tensors, of which only hashes are kept, to search a hub for them.
+"""Windows: short pieces of a task's samples and tensors, stored only as hashes, with which a hub can be searched.
 
-A window has two hashes. The upper half of a polynomial hash (mod 2⁶⁴, odd base) can be rolled over a file and says
-where to look closer. A salted SHA-256 under a key (HMAC) then decides. In a tombstone the first, and the lengths, stand
-masked by the same key: who has the tombstone and not the key can try no text, however short.
+A window has two hashes. The upper half of a polynomial hash (mod 2⁶⁴, odd base) can be rolled over a file and finds
+candidates. A salted, keyed SHA-256 (HMAC) then decides. In a tombstone the first hash and the lengths are masked with
+the same key: with the tombstone but without the key nobody can test a guess, however short the text is.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from adapterhub_cl.types import Example
 SAMPLE, TENSOR = "sample", "tensor"
 LENGTHS = (64, 48, 32, 24, 16, 12)
 LONGEST, SHORTEST, OF_TEXT = LENGTHS[0], LENGTHS[-1], 48
-LONG_OUTPUT = 24  # shorter answers are labels and numbers, which stand anywhere
-BLOCK = 1 << 18  # bytes that are hashed at a time
+LONG_OUTPUT = 24  # shorter answers are labels and numbers, which occur anywhere
+BLOCK = 1 << 18  # bytes hashed at a time
 _BASE, _MODULUS = 0x9E3779B97F4A7C15, 1 << 64
 _HALF = np.uint64(32)
-_KEPT, _TRIED = 2, 8  # windows of each text and tensor that are searched for, and that are chosen from
-_VARIED = 4  # a window of a tensor has at least a quarter as many different bytes as it is long
+_KEPT, _TRIED = 2, 8  # windows of each text and tensor to search for, and to choose from
+_VARIED = 4  # a tensor's window has at least a quarter as many different bytes as its length
 _PIECE = 1 << 20
-_PERIOD = 8  # a multiple of every number's size: bytes that repeat so are one number throughout
-_PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # the same in every form of JSON
+_PERIOD = 8  # a multiple of every number's size: bytes with this period are one repeated number
+_PLAIN = re.compile(rb"[ !#-\[\]-~]+")  # the same in every JSON encoding
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
@@ -43,25 +43,25 @@ class Secret:
     """What hashes are made with.
 
     Attributes:
-        salt: stands in the tombstone.
-        key: does not; empty for tombstones from before there were keys.
+        salt: stored in the tombstone.
+        key: not stored there; empty for tombstones from before there were keys.
     """
 
     salt: bytes
     key: bytes = b""
 
     def wrapped(self, found: str) -> str:
-        """A hash under the key."""
+        """A keyed hash."""
         return hmac.digest(self.key, found.encode(), "sha256").hex() if self.key else found
 
     def mask(self, sha: str) -> bytes:
-        """Six bytes that only the key's owner can make."""
+        """Six bytes that cannot be computed without the key."""
         return hmac.digest(self.key, b"mask" + sha.encode(), "sha256")[:6]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece to be searched for.
+    """A piece to search for.
 
     Attributes:
         length: how many of its first bytes the rolling hash covers, one of `LENGTHS`.
@@ -86,7 +86,7 @@ class Window:
 
     @classmethod
     def from_json(cls, row: Sequence[Any], secret: Secret) -> Window:
-        """The reverse: masking twice is none."""
+        """The reverse of writing it: masking twice restores the value."""
         return cls(*cls(*row)._masked(secret), row[3])
 
     def _masked(self, secret: Secret) -> tuple[int, int, int]:
@@ -94,7 +94,7 @@ class Window:
         return self.length ^ mask[0], self.key ^ int.from_bytes(mask[1:5], "big"), self.extent ^ mask[5]
 
     def under(self, secret: Secret) -> Window:
-        """The same of a tombstone without a key, under one."""
+        """A keyed copy of a window from a tombstone without a key."""
         return Window(self.length, self.key, self.extent, secret.wrapped(self.sha))
 
 
@@ -103,9 +103,9 @@ class Item:
     """A sample or a tensor.
 
     Attributes:
-        groups: windows to choose from, the better ones first; of each group at most two are searched for.
-        state: `searched`, `short` (too few bytes), `constant` (the same number throughout), or `shared` (what stays has
-            the very same bytes).
+        groups: windows to choose from, the better ones first; at most two of each group are searched for.
+        state: `searched`, `short` (too few bytes), `constant` (all the same number), or `shared` (what stays has the
+            same bytes).
     """
 
     kind: str
@@ -123,12 +123,12 @@ class Item:
         return cls(kind, name, [[Window.from_json(window, secret)] for window in windows], state)
 
     def under(self, secret: Secret) -> Item:
-        """The same of a tombstone without a key, under one."""
+        """A keyed copy of an item from a tombstone without a key."""
         groups = [[window.under(secret) for window in group] for group in self.groups]
         return Item(self.kind, secret.wrapped(self.id)[:32], groups, self.state)
 
     def without(self, there: set[Window]) -> Item:
-        """The same with windows that do not stand in what stays."""
+        """A copy with only those windows that do not occur in what stays."""
         if self.state != "searched":
             return self
         groups = [kept for group in self.groups if (kept := [w for w in group if w not in there][:_KEPT])]
@@ -141,14 +141,14 @@ def digest(piece: bytes, secret: Secret) -> str:
 
 
 def name_of(text: str, secret: Secret) -> str:
-    """What an item is known by."""
+    """The identifier of an item."""
     inner = hashlib.sha256(secret.salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return secret.wrapped(inner)[:32]
 
 
 @cache
 def _powers() -> tuple[Words, Words]:
-    """The base's powers, and those of its inverse."""
+    """The powers of the base, and of its inverse."""
     found = []
     for base in (_BASE, pow(_BASE, -1, _MODULUS)):
         powers = np.full(BLOCK + LONGEST, base, np.uint64)
@@ -158,7 +158,7 @@ def _powers() -> tuple[Words, Words]:
 
 
 def rolling(data: Bytes, lengths: Sequence[int]) -> list[Words]:
-    """For each length the half hashes of all windows of that length, in order; empty where the data are shorter.
+    """For each length the half hashes of all windows of that length, in order; empty if the data are shorter.
 
     Args:
         data: at most `BLOCK + LONGEST` bytes.
@@ -179,22 +179,22 @@ def rolling(data: Bytes, lengths: Sequence[int]) -> list[Words]:
 
 
 def of_sample(example: Example, secret: Secret) -> Item:
-    """A sample: its input and, where it is long enough, its answer."""
+    """A sample: its input and, if it is long enough, its answer."""
     answer = example.answer or ""
     name = name_of("\0".join([example.text, answer, example.instruction]), secret)
-    said = [turn.content for turn in example.turns] or [example.input]  # files hold each turn, never all in one piece
+    said = [turn.content for turn in example.turns] or [example.input]  # files store the turns separately
     texts = [*said, *([answer] if len(answer.encode("utf-8", "surrogatepass")) >= LONG_OUTPUT else [])]
     groups = [[Window.of(piece, secret) for piece in pieces] for text in texts for pieces in _forms(text)]
     return Item(SAMPLE, name, groups, "searched" if groups else "short")
 
 
 def _forms(text: str) -> list[list[bytes]]:
-    """Pieces to choose from for each form in which the text may be written, best first."""
+    """Pieces to choose from for each encoding that the text may have, best first."""
     raw = text.encode("utf-8", "surrogatepass")
     if len(raw) < SHORTEST:
         return []
     stretches = [m.span() for m in _PLAIN.finditer(raw) if m.end() - m.start() >= OF_TEXT]
-    if stretches:  # these bytes are the same however the text is written
+    if stretches:  # these bytes are the same in every encoding of the text
         starts = [start for first, end in stretches for start in _spread(first, end - OF_TEXT)]
         return [[raw[start : start + OF_TEXT] for start in _ends_first(starts)[:_TRIED]]]
     forms = dict.fromkeys([raw, *(_escaped(text, ascii_only) for ascii_only in (False, True))])
@@ -210,13 +210,13 @@ def _escaped(text: str, ascii_only: bool) -> bytes:
 
 
 def _spread(first: int, last: int) -> list[int]:
-    """Up to so many places between two, both among them."""
+    """Up to this many evenly spaced positions between two, including both."""
     count = min(_TRIED, last - first + 1)
     return [first + (last - first) * k // max(1, count - 1) for k in range(count)]
 
 
 def _ends_first(places: list[int]) -> list[int]:
-    """The same places, alternating between start and end."""
+    """The same positions, alternating between start and end."""
     return list(dict.fromkeys(place for pair in zip(places, reversed(places), strict=True) for place in pair))
 
 
@@ -224,10 +224,10 @@ def _ends_first(places: list[int]) -> list[int]:
 
 
 def of_tensors(path: Path, shown: str, secret: Secret) -> Iterator[Item]:
-    """The tensors of a safetensors file, read piece by piece; a file that is none counts as one tensor.
+    """The tensors of a safetensors file, read in pieces; any other file counts as one tensor.
 
     Args:
-        shown: its path from the hub, which tells its tensors from those of other files.
+        shown: its path relative to the hub, which distinguishes its tensors from those of other files.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -243,7 +243,7 @@ def of_tensors(path: Path, shown: str, secret: Secret) -> Iterator[Item]:
 
 
 def _places(file: Any, size: int) -> list[tuple[int, int]]:
-    """Where the tensors lie: first byte, and the one behind the last."""
+    """The byte ranges of the tensors: first byte, and the one after the last."""
     try:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
@@ -259,7 +259,7 @@ def _places(file: Any, size: int) -> list[tuple[int, int]]:
 
 
 def _varied(file: Any, start: int, end: int, length: int) -> Iterator[bytes]:
-    """Pieces of a tensor that are not the same number throughout."""
+    """Pieces of a tensor that are not one repeated number."""
     found = 0
     for place in _ends_first(_spread(start, end - length)):
         file.seek(place)
@@ -268,7 +268,7 @@ def _varied(file: Any, start: int, end: int, length: int) -> Iterator[bytes]:
             found += 1
             yield piece
     place = start
-    while not found and place < end:  # almost all of it is one number: look at everything
+    while not found and place < end:  # almost all of it is one number: look everywhere
         file.seek(place)
         data = np.frombuffer(file.read(min(_PIECE, end - place)), np.uint8)
         for at in np.flatnonzero(data[_PERIOD:] != data[:-_PERIOD])[: _TRIED * length : length]:

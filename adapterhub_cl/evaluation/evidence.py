@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.answering import evaluating
+from adapterhub_cl.answering.writing import Writing, seeds_of, write_rows
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data import chat
-from adapterhub_cl.data.batches import by_length, to_left_padded
+from adapterhub_cl.data.batches import by_length, to_right_padded
 from adapterhub_cl.data.formats import render
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives import BaseObjective
@@ -62,16 +63,12 @@ class ModelEvidence:
         if self._losses is None:
             tokens = self.objective.tokeniser(self.base.tokenizer, self.task, self.max_length).many(self.examples)
             found: list[tuple[float, int]] = []
-            self.reporter.start("losses of the examples", len(tokens))
-            try:
-                order = [i for batch in by_length([len(t) for t in tokens], 8 * BATCH) for i in batch]
+            order = [i for batch in by_length([len(t) for t in tokens], 8 * BATCH) for i in batch]
+            with self.reporter.piece("losses of the examples", len(tokens)) as advance, self.base.autocast():
                 for k in range(0, len(order), 8 * BATCH):
                     part = [tokens[i] for i in order[k : k + 8 * BATCH]]
-                    with self.base.autocast():
-                        found += self.objective.perplexities(self.model, part, self.base.tokenizer.pad_token_id, BATCH)
-                    self.reporter.advance(len(part))
-            finally:
-                self.reporter.finish()
+                    found += self.objective.perplexities(self.model, part, self.base.tokenizer.pad_token_id, BATCH)
+                    advance(len(part))
             means = [total / max(1, count) for total, count in found]
             self._losses = [loss for _, loss in sorted(zip(order, means, strict=True))]
         return self._losses
@@ -97,27 +94,17 @@ class ModelEvidence:
             own = [1 - special for special in read.special_tokens_mask[: len(ids)]]
             rows.append((ids, own if any(own) else [1] * len(ids)))
         found = numpy.zeros((len(rows), self.model.config.get_text_config().hidden_size), dtype=numpy.float32)
-        self.reporter.start("embeddings of the examples", len(rows))
-        try:
-            with self.base.autocast(), evaluating(self.model), _base_alone(self.model):
-                for indices in by_length([len(ids) for ids, _ in rows], BATCH):
-                    length = max(len(rows[i][0]) for i in indices)
-                    tokens = torch.full((len(indices), length), tokenizer.pad_token_id)
-                    mask, counted = torch.zeros_like(tokens), torch.zeros_like(tokens)
-                    for row, i in enumerate(indices):
-                        ids, own = rows[i]
-                        tokens[row, : len(ids)], counted[row, : len(ids)] = torch.tensor(ids), torch.tensor(own)
-                        mask[row, : len(ids)] = 1
-                    device = self.model.device
-                    states = body(
-                        input_ids=tokens.to(device), attention_mask=mask.to(device), **self.base.reading
-                    ).last_hidden_state.float()
-                    weights = counted.to(device)[..., None].float()
-                    means = (states * weights).sum(1) / weights.sum(1)
-                    found[indices] = means.cpu().numpy()
-                    self.reporter.advance(len(indices))
-        finally:
-            self.reporter.finish()
+        bar = self.reporter.piece("embeddings of the examples", len(rows))
+        with bar as advance, self.base.autocast(), evaluating(self.model), _base_alone(self.model):
+            for indices in by_length([len(ids) for ids, _ in rows], BATCH):
+                read = to_right_padded([rows[i][0] for i in indices], tokenizer.pad_token_id)
+                counted = to_right_padded([rows[i][1] for i in indices], 0)["input_ids"]
+                inputs = {name: value.to(self.model.device) for name, value in read.items()}
+                states = body(**inputs, **self.base.reading).last_hidden_state.float()
+                weights = counted.to(self.model.device)[..., None].float()
+                means = (states * weights).sum(1) / weights.sum(1)
+                found[indices] = means.cpu().numpy()
+                advance(len(indices))
         return found
 
     def write(self, count: int, seed: int) -> list[tuple[Example, float]]:
@@ -127,7 +114,7 @@ class ModelEvidence:
 
         Args:
             count: how many inputs to sample; those that come out empty are left out.
-            seed: same seed, same samples; the global generators stay as they were.
+            seed: same seed, same samples.
         """
         if self.task.kind == "text":
             return [(Example("", text), sure) for text, sure in self._sample("", True, "", count, seed) if text]
@@ -143,23 +130,16 @@ class ModelEvidence:
         head, _, tail = prompt.text.partition(_MARK)
         sampled = self._sample(head, prompt.add_special_tokens, tail.strip(), count, seed)
         inputs = [Example(text, None, instruction) for text, _ in sampled if text]
-        encode = self.objective.tokeniser(self.base.tokenizer, self.task, self.max_length)
-        answers = [encode.gold(e) for e in self.examples if e.answer is not None]
-        self.reporter.start("answering what was written", len(inputs))
-        try:
-            with self.base.autocast():
-                found = self.objective.predict(
-                    self.model,
-                    self.base.tokenizer,
-                    self.task,
-                    inputs,
-                    max_length=self.max_length,
-                    batch_size=BATCH,
-                    max_new_tokens=encode.budget(answers),
-                    progress=self.reporter.advance,
-                )
-        finally:
-            self.reporter.finish()
+        with self.reporter.piece("answering what was written", len(inputs)) as advance, self.base.autocast():
+            found = self.objective.predict(
+                self.model,
+                tokenizer,
+                self.task,
+                inputs,
+                max_length=self.max_length,
+                batch_size=BATCH,
+                progress=advance,
+            )
         return [
             (replace(e, answer=said.text), said.confidence) for e, said in zip(inputs, found, strict=True) if said.text
         ]
@@ -169,45 +149,23 @@ class ModelEvidence:
         known = {example.instruction for example in self.examples}
         return next(iter(known)) if len(known) == 1 else ""
 
-    @torch.no_grad()
     def _sample(self, head: str, special: bool, stop: str, count: int, seed: int) -> list[tuple[str, float]]:
         """Texts that follow `head`, up to `stop`, each with the geometric mean of its token probabilities."""
         tokenizer = self.base.tokenizer
-        encode, ends = Tokeniser(tokenizer, self.task, self.max_length), chat.end_ids(tokenizer, self.model)
-        ids = list(encode.start(head) if special or not head else encode.bare(head))
+        encode = Tokeniser(tokenizer, self.task, self.max_length)
+        ids = encode.start(head) if special or not head else encode.bare(head)
         texts = [e.input or e.answer or "" for e in self.examples]
         finish = _cutter(stop, one_line=not any("\n" in text.strip() for text in texts))
         budget = max(1, min(self._budget(texts), self.max_length - len(ids)))
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        rows = [Writing(budget, 1.0, TOP_P, own) for own in seeds_of(seed, count)]
         found: list[tuple[str, float]] = []
-        self.reporter.start("writing samples", count)
-        try:
-            with torch.random.fork_rng(devices=devices), evaluating(self.model), self.base.autocast():
-                torch.manual_seed(seed)
-                while len(found) < count:
-                    rows = min(BATCH, count - len(found))
-                    inputs = to_left_padded([ids] * rows, tokenizer.pad_token_id)
-                    output = self.model.generate(
-                        **{name: value.to(self.model.device) for name, value in inputs.items()},
-                        max_new_tokens=budget,
-                        do_sample=True,
-                        temperature=1.0,
-                        top_p=TOP_P,
-                        top_k=0,
-                        pad_token_id=tokenizer.pad_token_id,
-                        eos_token_id=ends,
-                        return_dict_in_generate=True,
-                        output_logits=True,
-                    )
-                    written = output.sequences[:, len(ids) :]
-                    logs = torch.stack(output.logits, dim=1).float().log_softmax(-1).gather(-1, written[..., None])
-                    for row, log in zip(written.tolist(), logs[..., 0].cpu(), strict=True):
-                        end = next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
-                        text = finish(tokenizer.decode(row[:end], skip_special_tokens=True))
-                        found.append((text, float(log[:end].mean().exp())))
-                    self.reporter.advance(rows)
-        finally:
-            self.reporter.finish()
+        bar = self.reporter.piece("writing samples", count)
+        with bar as advance, evaluating(self.model), self.base.autocast():
+            for k in range(0, count, BATCH):
+                part = rows[k : k + BATCH]
+                written = write_rows(self.model, tokenizer, [ids] * len(part), part)
+                found += [(finish(one.text), one.confidence) for one in written]
+                advance(len(part))
         return found
 
     def _budget(self, texts: Sequence[str]) -> int:

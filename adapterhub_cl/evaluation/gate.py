@@ -1,4 +1,4 @@
-"""The gate: refuses a version that makes an old task drop by more than is allowed, or all of them together. Pure
+"""The gate: refuses a version if an old task drops by more than the limit, or if several drop too much on average. Pure
 functions of scores."""
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from adapterhub_cl.evaluation.intervals import difference_interval, mean_interva
 from adapterhub_cl.registry import Registry
 
 DEFAULT_LIMIT = 0.02
-REFUSED = "promote-refused"  # the log's word for a promotion that the gate refused
+REFUSED = "promote-refused"  # name of the log entry for a promotion that the gate refused
 LOGGED = ("task", "metric", "before", "after", "n", "answered_by")
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a version does to one task.
+    """The effect of a version on one task.
 
     Attributes:
-        metric: what was measured; perplexity is turned into the likelihood of a token, 1 ÷ perplexity.
-        before: score of the version that answers for the task until now.
+        metric: the metric; perplexity is converted to the likelihood of a token, 1 ÷ perplexity.
+        before: score of the version that has served the task so far.
         after: score of the new version on the same examples.
         n: number of examples.
-        data: where they came from.
-        answered_by: the version that answered until now.
-        served: whether the new version would answer for this task.
+        data: where the examples came from.
+        answered_by: the version that has served the task so far.
+        served: whether the new version would serve this task.
     """
 
     task: str
@@ -42,7 +42,7 @@ class Effect:
 
     @property
     def drop(self) -> float:
-        """How much the score falls; below 0 where it rises."""
+        """How much the score falls; negative if it rises."""
         return self.before - self.after
 
     @property
@@ -51,14 +51,13 @@ class Effect:
         return difference_interval(self.before, self.n, self.after, self.n)
 
     def over(self, limit: float) -> bool:
-        """Whether the drop is above the limit, and beyond what chance explains."""
+        """Whether the drop is above the limit, and significant."""
         return significant_drop(self.before, self.n, self.after, self.n, limit)
 
     def within_chance(self, limit: float) -> str:
-        """What is said of a drop above the limit that passes."""
+        """The note for a drop above the limit that is accepted because it may be chance."""
         return (
-            f"note: {self.task} drops by {self.drop:.3f}, above {limit:g}, but no more than chance explains on "
-            f"{self.n} examples"
+            f"note: {self.task} drops by {self.drop:.3f}, above {limit:g}, but on {self.n} examples this may be chance"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +71,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Together:
-    """The drops of several tasks taken as one: what each alone leaves to chance, all of them may not.
+    """The drops of several tasks as one mean: drops that may each be chance can be significant together.
 
     Attributes:
         drop: the mean of the drops.
@@ -85,21 +84,21 @@ class Together:
 
     @classmethod
     def of(cls, effects: Sequence[Effect]) -> Together | None:
-        """None of fewer than two: the one says it all."""
+        """The mean of the drops; None for fewer than two."""
         if len(effects) < 2:
             return None
         mean = math.fsum(effect.drop for effect in effects) / len(effects)
         return cls(len(effects), mean, mean_interval([(effect.drop, effect.interval) for effect in effects]))
 
     def over(self, limit: float) -> bool:
-        """Whether the mean drop is above the limit, and beyond what chance explains, as `Effect.over`."""
+        """Whether the mean drop is above the limit, and significant, as in `Effect.over`."""
         return self.drop > limit and self.interval[0] > 0
 
     def message(self, limit: float) -> str:
-        """What is said where it is over the limit."""
+        """The description of a mean drop over the limit."""
         low, high = self.interval
         return (
-            f"together {self.tasks} tasks drop by {self.drop:.3f} on average (95 % {low:.2f} to {high:.2f}), "
+            f"{self.tasks} tasks drop by {self.drop:.3f} on average (95 % interval {low:.2f} to {high:.2f}), "
             f"above {limit:g}"
         )
 
@@ -109,11 +108,11 @@ class Together:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says.
+    """The gate's decision.
 
     Attributes:
-        limit: the largest drop that passes, absolute.
-        effects: on each task that the version would answer for.
+        limit: the largest accepted drop, absolute.
+        effects: on each task that the version would serve.
     """
 
     limit: float
@@ -121,17 +120,17 @@ class Decision:
 
     @property
     def refused(self) -> tuple[Effect, ...]:
-        """The effects that are over the limit by themselves, the worst first."""
+        """The effects that are over the limit on their own, the worst first."""
         return tuple(sorted((e for e in self.effects if e.over(self.limit)), key=lambda e: -e.drop))
 
     @property
     def together(self) -> Together | None:
-        """All effects as one; None of fewer than two."""
+        """The mean of all effects; None for fewer than two."""
         return Together.of(self.effects)
 
     @property
     def over_together(self) -> bool:
-        """Whether the effects are over the limit taken as one, whatever each is by itself."""
+        """Whether the mean of the effects is over the limit, even if no single one is."""
         return self.together is not None and self.together.over(self.limit)
 
     @property
@@ -140,12 +139,12 @@ class Decision:
 
     @property
     def blamed(self) -> tuple[Effect, ...]:
-        """Why it was refused: the effects over the limit by themselves, else all of them where together they are."""
+        """Why it was refused: the effects over the limit, otherwise all of them if their mean is."""
         return self.refused or (self.effects if self.over_together else ())
 
     @property
     def within_chance(self) -> tuple[str, ...]:
-        """What is said of the drops above the limit that pass; nothing where they did not pass together."""
+        """Notes for drops above the limit that were accepted; empty if the version was refused."""
         if self.blamed and not self.refused:
             return ()
         return tuple(
@@ -157,11 +156,11 @@ class Decision:
         if not self.refused and self.together is not None:
             return f"the gate refused {ref}: {self.together.message(self.limit)}"
         told = "; ".join(f"{e.task} {e.before:.3f} → {e.after:.3f} (−{e.drop:.3f}, n {e.n})" for e in self.refused)
-        return f"the gate refused {ref}: it forgets more than {self.limit:g} of {told}"
+        return f"the gate refused {ref}: these tasks drop by more than {self.limit:g}: {told}"
 
     def to_log(self) -> dict[str, Any]:
-        """What a refusal leaves in the hub's log: the drops that were too large, by themselves or together.
-        `refusal_of` reads it back."""
+        """The log entry of a refusal: the drops that were too large, on their own or on average. `refusal_of` reads it
+        back."""
         shares = {"before", "after"}
         pooled = self.together if self.over_together else None
         return {
@@ -179,7 +178,7 @@ class Decision:
 
 
 def refusal_of(logged: Mapping[str, Any]) -> Decision:
-    """The refusal that `Decision.to_log` wrote."""
+    """The refusal from an entry that `Decision.to_log` wrote."""
     effects = (Effect.from_json({**row, "data": ""}) for row in logged["refused"])
     return Decision(float(logged["limit"]), tuple(effects))
 
@@ -193,27 +192,27 @@ def decide(effects: Sequence[Effect], limit: float) -> Decision:
     """The gate's decision on a version.
 
     Args:
-        limit: absolute, of each task, and of the mean of several.
+        limit: absolute, for each task and for the mean of several.
     """
     return Decision(limit, tuple(effects))
 
 
 def limit_of(registry: Registry, wanted: float | None) -> float:
-    """What an old task may lose: as asked, else `max_forgetting` in hub.toml's [defaults].
+    """How much an old task may drop: `wanted`, otherwise `max_forgetting` in hub.toml's [defaults].
 
     Raises:
-        UsageError: what was asked is not between 0 and 1.
-        HubError: the default is no number between 0 and 1.
+        UsageError: `wanted` is not between 0 and 1.
+        HubError: the default is not a number between 0 and 1.
     """
     if wanted is not None:
         if not 0 <= wanted <= 1:
             raise UsageError(
-                f"--max-forgetting must be between 0 and 1, not {wanted:g}", "0.02 allows two points; 1 all"
+                f"--max-forgetting must be between 0 and 1, not {wanted:g}", "0.02 allows two points; 1 allows any drop"
             )
         return wanted
     found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
         raise HubError(
-            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "mend that line"
+            f"{registry.path / 'hub.toml'}: max_forgetting is {found!r}, not a number between 0 and 1", "fix that line"
         )
     return float(found)

@@ -1,4 +1,4 @@
-"""Intervals of a drop: is what an old task lost more than chance?"""
+"""Confidence intervals of a drop: did an old task lose more than chance explains?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def difference_interval(before: float, n_before: int, after: float, n_after: int
         n_after: number of examples that `after` was measured on.
 
     Raises:
-        DataError: not shares, or measured on nothing.
+        DataError: the values are not shares, or were measured on no examples.
     """
     drop = before - after
     low_b, high_b = _wilson(before, n_before)
@@ -36,7 +36,7 @@ def difference_interval(before: float, n_before: int, after: float, n_after: int
 def mean_interval(singles: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, float]:
     """95 % interval of the mean of independent drops, from each one's own (drop, interval).
 
-    Zou and Donner 2008 (MOVER): the distances from drop to end, squared and added, as Newcombe does with two shares.
+    Zou and Donner 2008 (MOVER): the distances from the drop to each end, squared and summed, as Newcombe does for two.
 
     Raises:
         DataError: no drops.
@@ -51,10 +51,10 @@ def mean_interval(singles: Sequence[tuple[float, tuple[float, float]]]) -> tuple
 
 
 def significant_drop(before: float, n_before: int, after: float, n_after: int, limit: float) -> bool:
-    """Whether a score fell by more than `limit` and by more than its 95 % interval, which then lies above 0.
+    """Whether a score fell by more than `limit`, and significantly: its 95 % interval lies above 0.
 
     Raises:
-        DataError: as `difference_interval`.
+        DataError: as in `difference_interval`.
     """
     low, _ = difference_interval(before, n_before, after, n_after)
     return before - after > limit and low > 0
@@ -63,11 +63,11 @@ def significant_drop(before: float, n_before: int, after: float, n_after: int, l
 def paired_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean drop before − after of scores of the same examples.
 
-    Normal approximation on the differences, each in −1 to 1, with a continuity correction of 1/(2n); (0, 0) where no
-    example changed, and (−1, 1) for a single example that did: one says nothing.
+    Normal approximation on the differences, each in −1 to 1, with a continuity correction of 1/(2n); (0, 0) if no
+    example changed, and (−1, 1) for a single example that did, because one example proves nothing.
 
     Raises:
-        DataError: no examples, not the same number of them, or scores that are no shares.
+        DataError: no examples, different numbers of them, or scores that are not shares.
     """
     if len(before) != len(after) or not before:
         raise DataError(f"{len(before)} scores against {len(after)}", "score the same examples with both")
@@ -86,7 +86,7 @@ def paired_interval(before: Sequence[float], after: Sequence[float]) -> tuple[fl
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's interval as `metrics.wilson_interval`, of a share that need not be a count over n (a mean F1)."""
+    """Wilson's interval as in `metrics.wilson_interval`, for a share that need not be a count over n (a mean F1)."""
     _check_share(share)
     if n < 1:
         raise DataError(f"no interval for a share of {n} examples", "score at least one example")
@@ -98,4 +98,4 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 def _check_share(share: float) -> None:
     if not 0 <= share <= 1:
-        raise DataError(f"{share!r} is no share", "an interval of a drop needs scores between 0 and 1")
+        raise DataError(f"{share!r} is not a share", "an interval of a drop needs scores between 0 and 1")

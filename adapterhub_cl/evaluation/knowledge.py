@@ -1,6 +1,6 @@
-"""What an update changed: recall of the new, retention of the old, locality (answers elsewhere unchanged).
+"""The effects of an update: recall of the new, retention of the old, locality (unrelated answers unchanged).
 
-The three questions of knowledge editing (Meng et al. 2022, "ROME", section 3; Yao et al. 2023), asked of an update.
+The three measures of knowledge editing (Meng et al. 2022, "ROME", section 3; Yao et al. 2023), applied to an update.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS = 100  # examples of each kind
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a model answers: scores on the new and the old examples, and its answers to unrelated ones."""
+    """A model's results: scores on the new and the old examples, and its answers to unrelated ones."""
 
     new: Evaluation
     old: Evaluation | None
@@ -32,13 +32,13 @@ class Snapshot:
 
 
 class Questions:
-    """What is asked before and after an update.
+    """The questions to ask before and after an update.
 
     Args:
         task: the task that is updated.
         rows: the new data.
         raw: whether the new data are raw text.
-        parent: the version that is updated, with the replay samples of it that are mixed in.
+        parent: the version that is updated, whose replay samples are mixed in.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Questions:
                 self.unrelated.append((spec, _some(samples, draw, max(4, ROWS // len(others)))))
 
     def ask(self, model: Any, base: LoadedBase, reporter: Reporter, when: str) -> Snapshot:
-        """The model's answers as it is now.
+        """The model's current answers.
 
         Args:
-            when: `before` or `after` the update, for the bars.
+            when: `before` or `after` the update, for the progress bars.
         """
         name = self.new.task.name
         old = None
         if self.old is not None:
             old = score(model, base, self.old, reporter, f"what {name} knew, {when}")
-        new = score(model, base, self.new, reporter, f"what {name} is told, {when}")
+        new = score(model, base, self.new, reporter, f"what {name} is to learn, {when}")
         if not self.unrelated:
             return Snapshot(new, old, ())
         with reporter.piece(f"other tasks, {when}", sum(len(examples) for _, examples in self.unrelated)) as advance:
@@ -92,26 +92,19 @@ class Questions:
         objective = objectives.of(base.info)
         found: list[str] = []
         for task, examples in self.unrelated:
-            if not objective.knows(model, task):  # an encoder's adapter without a head for it
+            if not objective.knows(model, task):  # an encoder's adapter without a head for the task
                 advance(len(examples))
                 continue
             with base.autocast():
-                encode = objective.tokeniser(base.tokenizer, task, base.context)
                 rows = objective.predict(
-                    model,
-                    base.tokenizer,
-                    task,
-                    examples,
-                    max_length=base.context,
-                    max_new_tokens=encode.budget([encode.gold(example) for example in examples]),
-                    progress=advance,
+                    model, base.tokenizer, task, examples, max_length=base.context, progress=advance
                 )
             found += [answer.text for answer in rows]
         return found
 
     def compare(self, before: Snapshot, after: Snapshot) -> list[Evaluation]:
         """`recall` (score on the new data), `retention` (old samples: score after ÷ score before) and `locality`
-        (share of unrelated answers unchanged); what could not be asked is left out."""
+        (share of unrelated answers unchanged); without those that could not be measured."""
         found: list[Evaluation] = []
         name = self.new.task.name
         told = {"of": after.new.metric, "before": before.new.value, "after": after.new.value}

@@ -1,8 +1,8 @@
-"""The accuracy matrix: R[i][j] is the score on task j after the i-th task was learned; and what is read off it.
+"""The accuracy matrix, R[i][j]: the score on task j after the i-th task was learned; and the measures derived from it.
 
-Tasks and stages count from 0 and T is their number; a cell that was not measured is None. A figure that needs a cell
-which is not there is None as well. A matrix with fewer rows than tasks is a stream that has not come to its end:
-figures are then of the tasks that were learned so far.
+Tasks and stages count from 0, and T is their number; a cell that was not measured is None. A measure that needs a
+missing cell is None too. A matrix with fewer rows than tasks is a stream that is not finished: measures then cover the
+tasks learned so far.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class AccuracyMatrix:
 
     Attributes:
         tasks: names, in the order in which they were learned.
-        rows: R; shares between 0 and 1, but for perplexities.
-        metrics: for each task what its column measures; may be empty.
+        rows: R; shares between 0 and 1, except for perplexities.
+        metrics: for each task the metric of its column; may be empty.
         base: for each task the score of the base without any adapter; may be empty.
         alone: for each task the score of an adapter trained on it alone; may be empty.
-        name: what the matrix is of, for example the strategy.
+        name: a title, for example the strategy.
         seconds: wall time of the stream.
-        seed: of the run, where several are compared.
+        seed: of the run, if several are compared.
     """
 
     tasks: tuple[str, ...]
@@ -47,7 +47,7 @@ class AccuracyMatrix:
 
     @property
     def title(self) -> str:
-        """The name, with the seed where there is one."""
+        """The name, with the seed if there is one."""
         return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class AccuracyMatrix:
         return any_time_average(self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """What `stream --json` and `eval --matrix --json` give; `fwt` is the one of GEM."""
+        """The output of `stream --json` and `eval --matrix --json`; `fwt` is GEM's."""
         return {
             "tasks": list(self.tasks),
             "matrix": [list(row) for row in self.rows],
@@ -106,10 +106,10 @@ class AccuracyMatrix:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> AccuracyMatrix:
-        """The reverse of `to_json`; figures are worked out anew and further keys passed over.
+        """The reverse of `to_json`; measures are recomputed and other keys ignored.
 
         Raises:
-            DataError: no tasks or no matrix in it, or not of a matrix' shape.
+            DataError: the tasks or the matrix are missing, or the shape is wrong.
         """
         try:
             lists = {key: tuple(row.get(key) or ()) for key in ("metrics", "base", "alone")}
@@ -121,7 +121,7 @@ class AccuracyMatrix:
 
     @property
     def headline(self) -> str:
-        """The title, and beneath it average accuracy and backward transfer."""
+        """The title, with average accuracy and backward transfer below it."""
         shown = [plotting.cut(self.title, 30)] if self.name else []
         figures = [] if self.average_accuracy is None else [f"AP {plotting.number(self.average_accuracy)}"]
         figures += [] if self.bwt is None else [f"BWT {self.bwt:+.3f}"]
@@ -129,15 +129,15 @@ class AccuracyMatrix:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """The ends of a colour scale: 0 and 1 for shares, else the least and the largest score."""
+        """The ends of a colour scale: 0 and 1 for shares, otherwise the lowest and the highest score."""
         cells = [cell for row in self.rows for cell in row if cell is not None]
         return (0.0, 1.0) if all(0 <= cell <= 1 for cell in cells) else (min(cells), max(cells))
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw it as a heat map; gives matplotlib's axes, whose `figure.savefig` writes a file.
+        """Draw a heat map; returns matplotlib's axes, whose `figure.savefig` writes a file.
 
         Args:
-            ax: axes to draw on; default: those of a new figure.
+            ax: axes to draw on; by default those of a new figure.
         """
         side = max(3.4, 1.6 + 0.52 * len(self.tasks))
         panel = plotting.axes(ax, (side, side))
@@ -163,13 +163,13 @@ class AccuracyMatrix:
 
 
 def check(matrix: Matrix) -> None:
-    """Refuse what is no accuracy matrix.
+    """Raise if it is not an accuracy matrix.
 
     Raises:
-        DataError: no rows, rows of different lengths, more rows than columns, or a cell that is no finite number.
+        DataError: no rows, rows of different lengths, more rows than columns, or a cell that is not a finite number.
     """
     if not matrix or not matrix[0]:
-        raise DataError("an accuracy matrix without a row", "measure at least one task")
+        raise DataError("an accuracy matrix without rows", "measure at least one task")
     columns = len(matrix[0])
     for i, row in enumerate(matrix):
         _check_scores(f"row {i + 1} of the matrix", row, columns)
@@ -178,21 +178,21 @@ def check(matrix: Matrix) -> None:
 
 
 def average_accuracy(matrix: Matrix) -> float | None:
-    """Mean over the tasks learned, each with the same weight, of the scores after the last one."""
+    """Mean score of the tasks learned so far, after the last one, with equal weights."""
     check(matrix)
     return _mean(matrix[-1][: len(matrix)])
 
 
 def bwt(matrix: Matrix) -> float | None:
-    """Backward transfer, 1/(T-1) Σ_{j<T-1} (R[T-1][j] − R[j][j]): what later tasks did to earlier ones; below 0 is
+    """Backward transfer, 1/(T-1) Σ_{j<T-1} (R[T-1][j] − R[j][j]): the effect of later tasks on earlier ones; below 0 is
     forgetting (GEM, Lopez-Paz & Ranzato 2017). None for a single task."""
     check(matrix)
     return _mean([_minus(matrix[-1][j], matrix[j][j]) for j in range(len(matrix) - 1)])
 
 
 def forgetting(matrix: Matrix) -> float | None:
-    """Mean over the tasks but the last of their best score so far, since they were learned, minus the last one
-    (Chaudhry et al. 2018); of the earlier cells those count that were measured. None for a single task."""
+    """Mean, over all tasks but the last, of their best score since they were learned minus the last one (Chaudhry et
+    al. 2018); only measured cells count. None for a single task."""
     check(matrix)
     last = len(matrix) - 1
     drops: list[Cell] = []
@@ -203,15 +203,15 @@ def forgetting(matrix: Matrix) -> float | None:
 
 
 def fwt_gem(matrix: Matrix, base: Sequence[Cell]) -> float | None:
-    """Forward transfer, 1/(T-1) Σ_{i>=1} (R[i-1][i] − base[i]): what a task gains from the tasks before it, not yet
-    trained itself (GEM, Lopez-Paz & Ranzato 2017). None for a single task."""
+    """Forward transfer, 1/(T-1) Σ_{i>=1} (R[i-1][i] − base[i]): what a task gains from the tasks before it, before it
+    is trained itself (GEM, Lopez-Paz & Ranzato 2017). None for a single task."""
     check(matrix)
     _check_scores("base", base, len(matrix[0]))
     return _mean([_minus(matrix[i - 1][i], base[i]) for i in range(1, len(matrix))])
 
 
 def fwt_sapt(matrix: Matrix, alone: Sequence[Cell]) -> float | None:
-    """Forward transfer as SAPT has it (Zhao et al. 2024): mean over the tasks of R[i][i] − alone[i], the gain over
+    """Forward transfer as defined by SAPT (Zhao et al. 2024): mean over the tasks of R[i][i] − alone[i], the gain over
     training each task alone."""
     check(matrix)
     _check_scores("alone", alone, len(matrix[0]))
@@ -219,13 +219,13 @@ def fwt_sapt(matrix: Matrix, alone: Sequence[Cell]) -> float | None:
 
 
 def any_time_average(matrix: Matrix) -> float | None:
-    """Mean over the stages of the mean score of the tasks learned until then."""
+    """Mean over the stages of the mean score of the tasks learned so far."""
     check(matrix)
     return _mean([_mean(row[: i + 1]) for i, row in enumerate(matrix)])
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float, int]:
-    """Mean, standard deviation (n − 1 below the line; 0 for a single value) and number of values.
+    """Mean, standard deviation (with n − 1; 0 for a single value) and number of values.
 
     Raises:
         DataError: no values, or one that is not finite.
@@ -247,10 +247,10 @@ class Comparison:
 
 
 def compare(values_a: Sequence[float], values_b: Sequence[float]) -> Comparison:
-    """How much better a is than b, paired: the k-th values of both come from the same seed.
+    """How much better a is than b, paired: the k-th values of both have the same seed.
 
     Raises:
-        DataError: not one of the one for each of the other, none at all, or a value that is not finite.
+        DataError: different numbers of values, none at all, or a value that is not finite.
     """
     if len(values_a) != len(values_b):
         raise DataError(f"{len(values_a)} values against {len(values_b)}", "run both with the same seeds")
@@ -278,7 +278,7 @@ def _check_scores(what: str, scores: Sequence[Cell], size: int) -> None:
         raise DataError(f"{what} has {len(scores)} scores for {size} tasks", "give one for each task, None if unknown")
     for j, cell in enumerate(scores):
         if cell is not None and (isinstance(cell, bool) or not isinstance(cell, (int, float)) or not _finite(cell)):
-            raise DataError(f"{what}, task {j + 1}: {cell!r} is no score", "give a finite number, or None")
+            raise DataError(f"{what}, task {j + 1}: {cell!r} is not a score", "give a finite number, or None")
 
 
 def _check_values(values: Sequence[float]) -> None:

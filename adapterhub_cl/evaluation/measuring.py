@@ -1,4 +1,4 @@
-"""Scores a derived adapter on every task of its parents, beside the parent that was trained for it."""
+"""Scores a derived adapter on every task of its parents, compared with the parent that was trained for it."""
 
 from __future__ import annotations
 
@@ -8,59 +8,55 @@ from pathlib import Path
 
 from adapterhub_cl.adapters.as_served import as_served
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.evaluation.probes import Probe, effect, probe_of, recorded_score, score, with_source
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import AdapterRecord, Evaluation
 
 
 @dataclass
 class Yardstick:
-    """What the tasks of some versions are measured on, and what those versions score there.
+    """What the tasks of some versions are measured on, and the scores of those versions.
 
     Attributes:
-        before: task → what its parent scores, and which parent that is.
-        unmeasured: tasks of which nothing is left to measure them on.
+        before: task → the score of its parent, and which parent that is.
+        unmeasured: tasks with no data left to measure them on.
     """
 
-    registry: Registry
-    reporter: Reporter
+    hub: Hub
     probes: dict[str, Probe] = field(default_factory=dict)
     before: dict[str, tuple[Evaluation, str]] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls, registry: Registry, base: LoadedBase, tasks: Mapping[str, AdapterRecord], reporter: Reporter
-    ) -> Yardstick:
-        """Find the examples of each task and score its parent; scores that had to be measured are recorded.
+    def of(cls, hub: Hub, tasks: Mapping[str, AdapterRecord]) -> Yardstick:
+        """Find the examples of each task and score its parent; newly measured scores are recorded.
 
         Args:
             tasks: task → the version that was trained for it.
         """
-        made = cls(registry, reporter)
+        made = cls(hub)
         for task, parent in tasks.items():
-            probe = probe_of(registry, task)
+            probe = probe_of(hub.registry, task)
             if probe is None:
                 made.unmeasured.append(task)
-                reporter.note(f"note: nothing is left to measure {task} on; its retention is unknown")
+                hub.reporter.note(f"note: no data is left to measure {task} on; its retention is unknown")
                 continue
             made.probes[task] = probe
-            made.before[task] = (recorded_score(registry, base, parent, probe, reporter), parent.ref)
+            made.before[task] = (recorded_score(hub, parent, probe), parent.ref)
         return made
 
     def measure(self, base: LoadedBase, folder: Path) -> tuple[list[Effect], list[Evaluation]]:
         """Score the adapter in a folder on every task.
 
         Returns:
-            its effects, and the scores as they are recorded with the version.
+            its effects, and the scores to record with the version.
         """
         effects, scores = [], []
         with as_served(base, folder) as model:
             for task, probe in self.probes.items():
                 before, ref = self.before[task]
-                after = score(model, base, probe, self.reporter, f"measuring retention on {task}")
+                after = score(model, base, probe, self.hub.reporter, f"measuring retention on {task}")
                 effects.append(effect(probe, before, after, ref))
                 scores.append(with_source(after, probe))
         return effects, scores

@@ -1,4 +1,4 @@
-"""Metrics as pure functions of texts and numbers. Shares between 0 and 1, but for perplexity."""
+"""Metrics as pure functions of texts and numbers. All are shares between 0 and 1, except perplexity."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from adapterhub_cl.types import Task
 
 
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share of predictions that are the gold label, to the letter.
+    """Share of predictions that equal the gold label exactly.
 
     Raises:
-        DataError: no examples, or not one prediction for each (so do all metrics of pairs).
+        DataError: no examples, or not one prediction for each (the same for all metrics of pairs).
     """
     return _mean(gold, predicted, lambda g, p: float(g == p))
 
@@ -34,8 +34,8 @@ def classification_report(gold: Sequence[str], predicted: Sequence[str], labels:
     """Per-class scores and the confusion matrix.
 
     Returns:
-        `classes`: label → `precision`, `recall`, `f1`, `support` (a count); `labels`: the order of the matrix, the
-        task's labels and then whatever else was answered; `confusion`: counts, [gold][predicted].
+        `classes`: label → `precision`, `recall`, `f1`, `support` (a count); `labels`: the order of the matrix, first
+        the task's labels, then any other answers; `confusion`: counts, [gold][predicted].
     """
     _check(gold, predicted)
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -52,19 +52,19 @@ def classification_report(gold: Sequence[str], predicted: Sequence[str], labels:
 
 
 def exact_match(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share of predictions that equal the gold answer but for case, spaces, quotes around it and sentence marks behind
+    """Share of predictions that equal the gold answer, ignoring case, spaces, quotes around it and sentence marks after
     it; see `words.normalise`."""
     return _mean(gold, predicted, lambda g, p: float(normalise(g) == normalise(p)))
 
 
 def strict_match(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share of predictions that are the gold answer to the letter, spaces around it aside."""
+    """Share of predictions that equal the gold answer exactly, ignoring surrounding spaces."""
     return _mean(gold, predicted, lambda g, p: float(g.strip() == p.strip()))
 
 
 def token_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean F1 of the words shared with the gold answer, as in SQuAD: no case, punctuation or articles. Numbers and
-    scripts without spaces: see `adapterhub_cl.evaluation.words`."""
+    """Mean F1 of the words shared with the gold answer, as in SQuAD: ignores case, punctuation and articles. For
+    numbers and scripts without spaces see `adapterhub_cl.evaluation.words`."""
     return _mean(gold, predicted, _pair_f1)
 
 
@@ -74,7 +74,7 @@ def rouge_l(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def perplexity(nll_sum: float, n_tokens: int) -> float:
-    """exp of the mean negative log-likelihood (nats) of a token; infinite where that overflows.
+    """exp of the mean negative log-likelihood (nats) of a token; infinite if that overflows.
 
     Raises:
         DataError: there are no tokens.
@@ -118,10 +118,10 @@ def score(
     """All metrics of the task's kind: name → value.
 
     Args:
-        task: its kind says which metrics.
-        gold: the right answers; not looked at for raw text.
+        task: its kind determines the metrics.
+        gold: the right answers; ignored for raw text.
         predicted: one for each of `gold`.
-        references: for each of `gold` its further right answers; a free answer counts by the one that it is nearest to.
+        references: for each of `gold` its other right answers; a free answer is compared with the closest one.
         nll_sum: for raw text: summed negative log-likelihood in nats.
         n_tokens: for raw text: number of tokens summed over.
 

@@ -1,4 +1,4 @@
-"""What old tasks are measured on: their held-out data while it is there and unchanged, else their replay samples."""
+"""What old tasks are measured on: their held-out data if it still exists unchanged, otherwise their replay samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from adapterhub_cl import objectives
 from adapterhub_cl.adapters.as_served import as_served
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import mark_of
@@ -30,9 +31,9 @@ class Probe:
     """Examples to measure one task on.
 
     Attributes:
-        data: where they came from, as it is recorded with a score.
+        data: where they came from, recorded with each score.
         sha256: of the source; empty for replay samples.
-        left_out: how many of the source's examples are not among these: see `without`.
+        left_out: how many of the source's examples were removed: see `without`.
     """
 
     task: Task
@@ -44,30 +45,30 @@ class Probe:
 
 
 def without(probe: Probe, outdated: Collection[str]) -> Probe | None:
-    """The probe less what has another answer by now; None where nothing is left.
+    """The probe without questions whose answer has changed; None if nothing is left.
 
     Args:
-        outdated: marks (see `mark_of`) of these questions and their old answers.
+        outdated: marks (see `mark_of`) of these questions with their old answers.
     """
     marks = [mark_of(e, probe.task.instruction) for e in probe.examples] if outdated else []
     gone = sorted(mark for mark in marks if mark in outdated)
     if not gone:
         return probe
     kept = [e for e, mark in zip(probe.examples, marks, strict=True) if mark not in outdated]
-    # Another name and another hash: a score on these rows must not be taken for one on the whole source.
+    # Another name and hash: a score on these rows must not be mistaken for one on the whole source.
     seal = hashlib.sha256("\n".join([probe.sha256, *gone]).encode()).hexdigest()
     data = f"{probe.data}, {len(gone)} outdated left out"
     return replace(probe, examples=kept, data=data, sha256=seal, left_out=len(gone)) if kept else None
 
 
 def outdated_of(record: AdapterRecord | None, task: str) -> frozenset[str]:
-    """Marks of the old answers of a task that a version, or one that it was updated from, was told are outdated."""
+    """Marks of the old answers of a task that this version, or one that it was updated from, learned are outdated."""
     own = record is not None and record.task == task
     return frozenset(record.manifest.get("outdated") or ()) if own and record is not None else frozenset()
 
 
 def probe_of(registry: Registry, name: str) -> Probe | None:
-    """What a task of the hub is measured on; None where nothing is left of it."""
+    """What a task of the hub is measured on; None if nothing is left of it."""
     task = registry.task(name)
     own = [r for r in registry.adapters(all_versions=True, include_rejected=False) if r.task == name]
     own = sorted((r for r in own if r.status == "active"), key=lambda r: r.created_at, reverse=True)
@@ -94,19 +95,19 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
 
 
 def can_answer(base: BaseInfo, record: AdapterRecord, task: Task) -> bool:
-    """Whether a version can be asked about a task: on an encoder, whether it has a head for it."""
+    """Whether a version can answer a task: for an encoder, whether it has a head for it."""
     return objectives.of(base).writes or task.kind == "text" or task.name in read_layout(record.path)
 
 
 def asked_as(probe: Probe, task: Task) -> Probe:
-    """The same examples, asked as another description of their task asks them."""
+    """The same examples, prompted as another description of their task says."""
     old = probe.task.instruction
     rows = [replace(e, instruction=task.instruction) if e.instruction == old else e for e in probe.examples]
     return replace(probe, task=task, examples=rows)
 
 
 def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None = None, what: str = "") -> Evaluation:
-    """The score that stands for the task, of the model as it is."""
+    """The task's main score, for the model in its current state."""
     if reporter is not None:
         reporter.start(what or f"measuring {probe.task.name}", len(probe.examples))
     try:
@@ -127,36 +128,40 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
 
 
 def score_version(
-    registry: Registry, base: LoadedBase, record: AdapterRecord, probe: Probe, reporter: Reporter | None = None
+    hub: Hub,
+    record: AdapterRecord,
+    probe: Probe,
 ) -> Evaluation:
-    """The score of a stored version: the recorded one where it was measured on these very examples, else measured."""
-    for stored in reversed(registry.evaluations(record.ref, probe.task.name)):
+    """The score of a stored version: the recorded one if it was measured on these exact examples, else measured."""
+    for stored in reversed(hub.registry.evaluations(record.ref, probe.task.name)):
         found = stored.evaluation
         same = (found.data, found.n, found.metric) == (probe.data, len(probe.examples), probe.task.metric)
         if same and source_of(record, found) == probe.sha256:
             return found
-    registry.check_files(record)
-    with as_served(base, record.path) as model:
-        return score(model, base, probe, reporter, f"measuring {record.ref} on {probe.task.name}")
+    hub.registry.check_files(record)
+    with as_served(hub.base, record.path) as model:
+        return score(model, hub.base, probe, hub.reporter, f"measuring {record.ref} on {probe.task.name}")
 
 
 def recorded_score(
-    registry: Registry, base: LoadedBase, record: AdapterRecord, probe: Probe, reporter: Reporter
+    hub: Hub,
+    record: AdapterRecord,
+    probe: Probe,
 ) -> Evaluation:
-    """As `score_version`; a score that had to be measured is recorded."""
-    found = score_version(registry, base, record, probe, reporter)
-    if not any(s.evaluation == found for s in registry.evaluations(record.ref, probe.task.name)):
-        registry.add_evaluations(record.ref, [with_source(found, probe)])
+    """Like `score_version`, but a newly measured score is recorded."""
+    found = score_version(hub, record, probe)
+    if not any(s.evaluation == found for s in hub.registry.evaluations(record.ref, probe.task.name)):
+        hub.registry.add_evaluations(record.ref, [with_source(found, probe)])
     return found
 
 
 def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:
-    """The score with the hash of what it was measured on, so that it can be trusted later."""
+    """The score with the hash of the data it was measured on, so that it can be reused later."""
     return replace(evaluation, details={**evaluation.details, "sha256": probe.sha256})
 
 
 def effect(probe: Probe, before: Evaluation, after: Evaluation, answered_by: str, *, served: bool = True) -> Effect:
-    """What a version does to a task, from both scores on the same examples."""
+    """The effect of a version on a task, from both scores on the same examples."""
     metric = after.metric
     return Effect(
         probe.task.name,

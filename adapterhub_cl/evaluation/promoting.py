@@ -1,90 +1,87 @@
-"""What a version does to the tasks of its hub, and whether it may serve them."""
+"""The effect of a version on the tasks of its hub, and whether it may serve them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
 from adapterhub_cl.adapters.head_files import read_layout
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide, limit_of
 from adapterhub_cl.evaluation.probes import can_answer, effect, outdated_of, probe_of, recorded_score, without
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry, changes
+from adapterhub_cl.registry import changes
 from adapterhub_cl.types import AdapterRecord
 
 
 def effects_of(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     record: AdapterRecord,
     tasks: list[str],
-    reporter: Reporter,
 ) -> list[Effect]:
-    """What each task scores under the version that serves it, and under this one; measured scores are recorded.
+    """The score of each task with the version that serves it, and with this one; measured scores are recorded.
 
-    A task that nothing serves, of which nothing is left to measure it on, or that an encoder's version has no head for,
-    is passed over.
+    Skips tasks that nothing serves, that have no data left to measure, or for which an encoder's version has no head.
     """
-    serving = registry.serving()
+    serving = hub.registry.serving()
     would = set(record.tasks)
     recorded = {row["task"]: Effect.from_json(row) for row in (record.manifest.get("gate") or {}).get("effects", ())}
     found = []
     for task in tasks:
-        if serving.get(task) == record.ref and task in recorded:  # what stood before it served
+        if serving.get(task) == record.ref and task in recorded:  # compare with what served before it
             found.append(recorded[task])
             continue
-        probe = probe_of(registry, task)
+        probe = probe_of(hub.registry, task)
         probe = None if probe is None else without(probe, outdated_of(record, task))
         if probe is None or task not in serving or serving[task] == record.ref:
             continue
-        if not can_answer(registry.base, record, probe.task):
+        if not can_answer(hub.registry.base, record, probe.task):
             continue
-        old = registry.get(serving[task])
-        before, after = (recorded_score(registry, load(), one, probe, reporter) for one in (old, record))
+        old = hub.registry.get(serving[task])
+        before, after = (recorded_score(hub, one, probe) for one in (old, record))
         found.append(effect(probe, before, after, old.ref, served=task in would))
     return found
 
 
-def forgetting_of(
-    registry: Registry, load: Callable[[], LoadedBase], ref: str, reporter: Reporter
-) -> tuple[AdapterRecord, list[Effect]]:
+def forgetting_of(hub: Hub, ref: str) -> tuple[AdapterRecord, list[Effect]]:
     """A version's effect on every other task of the hub; see `AdapterHub.forgetting`."""
-    record = registry.get(ref)
-    others = [task.name for task in registry.tasks() if task.name != record.task]
+    record = hub.registry.get(ref)
+    others = [task.name for task in hub.registry.tasks() if task.name != record.task]
     recorded = {row["task"] for row in (record.manifest.get("gate") or {}).get("effects", ())}
     own = [record.task] if record.task in recorded else []
-    return record, effects_of(registry, load, record, [*own, *others], reporter)
+    return record, effects_of(hub, record, [*own, *others])
 
 
 @changes.operation()
 def promote(
-    registry: Registry, load: Callable[[], LoadedBase], ref: str, limit: float | None, reporter: Reporter
+    hub: Hub,
+    ref: str,
+    limit: float | None,
 ) -> tuple[AdapterRecord, Decision]:
     """Let a version serve its tasks, through the gate; see `AdapterHub.promote`."""
-    bound = limit_of(registry, limit)
-    record = registry.get(ref)
+    bound = limit_of(hub.registry, limit)
+    record = hub.registry.get(ref)
     if not record.tasks:
-        raise UsageError(f"{record.ref} has no task that it could serve", "cl-adapter import … --task NAME gives one")
-    registry.check_files(record)
-    decision = decide(effects_of(registry, load, record, record.tasks, reporter), bound)
+        raise UsageError(f"{record.ref} has no task to serve", "give it one: cl-adapter import … --task NAME")
+    hub.registry.check_files(record)
+    decision = decide(effects_of(hub, record, record.tasks), bound)
     if not decision.passed:
-        with suppress(StorageError):  # a hub that cannot be written is no reason to hide what the gate said
-            registry.add_event(REFUSED, record.ref, decision.to_log())
+        with suppress(StorageError):  # a read-only hub must not hide the gate's result
+            hub.registry.add_event(REFUSED, record.ref, decision.to_log())
         raise GateRefused(
             decision.message(record.ref),
-            f"nothing was moved; let it pass: cl-adapter promote {record.ref} --max-forgetting 1",
+            f"nothing was changed; to promote it anyway: cl-adapter promote {record.ref} --max-forgetting 1",
             record=record,
             gate=decision.to_json(),
         )
     for text in decision.within_chance:
-        reporter.note(text)
+        hub.reporter.note(text)
     for name in record.tasks:
-        known, task = read_layout(record.path).get(name), registry.task(name)
+        known, task = read_layout(record.path).get(name), hub.registry.task(name)
         missing = [label for label in task.labels if known is not None and label not in known]
         if missing:
-            reporter.note(f"note: {record.ref} has no row for what {name} has learned since: {', '.join(missing)}")
+            hub.reporter.note(
+                f"note: {record.ref} does not know the labels that {name} has gained: {', '.join(missing)}"
+            )
     if record.status == "rejected":
-        reporter.note(f"note: {record.ref} had been refused by the gate when it was made; it is active from now on")
-    return registry.promote(record.ref), decision
+        hub.reporter.note(f"note: the gate refused {record.ref} when it was made; it is now active")
+    return hub.registry.promote(record.ref), decision

@@ -1,5 +1,5 @@
-"""Retention: what a derived adapter scores on a task, as a share of what the adapter trained for it scores; its
-gate."""
+"""Retention: a derived adapter's score on a task, as a share of the score of the adapter trained for it; and the gate
+for it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from adapterhub_cl.evaluation.gate import Effect
 
 
 def retention(effect: Effect) -> float:
-    """Score after ÷ score before; 1 where there was nothing to retain."""
+    """Score after ÷ score before; 1 if there was nothing to retain."""
     return effect.after / effect.before if effect.before > 0 else 1.0
 
 
 @dataclass(frozen=True)
 class Retained:
-    """What a merge, a distillation or a pruning kept, and what the gate says.
+    """What a merge, a distillation or a pruning retained, and the gate's decision.
 
     Attributes:
-        least: the lowest retention of a task that passes; None lets everything pass.
-        effects: for each task what its parent scores and what the new version does, on the same examples.
+        least: the lowest accepted retention of a task; None accepts everything.
+        effects: for each task the scores of its parent and of the new version, on the same examples.
     """
 
     least: float | None
@@ -34,12 +34,12 @@ class Retained:
 
     @property
     def lowest(self) -> float | None:
-        """The retention of the task that lost most; None where nothing was measured."""
+        """The retention of the task that lost most; None if nothing was measured."""
         return min(self.shares.values(), default=None)
 
     @property
     def refused(self) -> tuple[Effect, ...]:
-        """The effects below the bound, the worst first."""
+        """The effects below the limit, the worst first."""
         if self.least is None:
             return ()
         return tuple(sorted((e for e in self.effects if retention(e) < self.least), key=retention))
@@ -49,15 +49,15 @@ class Retained:
         return not self.refused
 
     def message(self, ref: str) -> str:
-        """One line: which tasks keep too little."""
+        """One line: which tasks retain too little."""
         told = "; ".join(f"{e.task} {retention(e):.3f} ({e.before:.3f} → {e.after:.3f}, n {e.n})" for e in self.refused)
         return f"the gate refused {ref}: it retains less than {self.least:g} of {told}"
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the manifest under `gate`."""
+        """The value stored in the manifest under `gate`."""
         effects: Sequence[dict[str, Any]] = [e.to_json() for e in self.effects]
         return {"min_retention": self.least, "passed": self.passed, "effects": effects}
 
     def shares_json(self) -> dict[str, float]:
-        """Task → retention, as it stands in answers."""
+        """Task → retention, as printed in answers."""
         return {task: round(share, 6) for task, share in self.shares.items()}

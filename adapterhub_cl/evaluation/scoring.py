@@ -62,6 +62,7 @@ def evaluate(
                 examples,
                 max_length=max_length,
                 batch_size=batch_size,
+                # as many as `predict` writes, and more where a right answer is longer than any of the training data
                 max_new_tokens=encode.budget(
                     [text for e, right in zip(examples, gold, strict=True) for text in (right, *e.references)]
                 ),

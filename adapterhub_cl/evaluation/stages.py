@@ -1,5 +1,5 @@
-"""The accuracy matrix of versions in the order in which they were made, and which written score stands in it. No torch:
-the report reads it too."""
+"""The accuracy matrix of versions in the order in which they were made, from recorded scores. Does not import torch:
+the report uses it too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Score = Callable[[AdapterRecord, AdapterRecord], float | None]
 
 def learned(records: Iterable[AdapterRecord]) -> list[AdapterRecord]:
     """For each task the newest active version that was trained for it, in the order in which they were made: the
-    stages of a hub's accuracy matrix. A merged or pruned version is no step of the hub's learning."""
+    stages of a hub's accuracy matrix. A merged or pruned version is not a step of the hub's learning."""
     newest: dict[str, AdapterRecord] = {}
     for record in sorted(records, key=lambda r: r.created_at):
         taught = record.kind not in DERIVED and record.status == "active"
@@ -28,11 +28,11 @@ def learned(records: Iterable[AdapterRecord]) -> list[AdapterRecord]:
 def matrix_of(stages: Sequence[AdapterRecord], name: str = "", score: Score | None = None) -> AccuracyMatrix:
     """The accuracy matrix of versions in the order in which they were made.
 
-    Row i has the score of what serves each task after version i was made: its own score for its task and those that
-    it took over, what stood before for all others; None for what was not measured.
+    Row i has the scores after version i was made: the version's own score for its task and those that it took over,
+    the earlier scores for all others; None for what was not measured.
 
     Args:
-        score: gives a version's score on another one's task; default: the one in the first's manifest.
+        score: gives a version's score on another one's task; by default the one in the first's manifest.
     """
     tasks = [record.task for record in stages]
     rows: list[tuple[float | None, ...]] = []
@@ -52,25 +52,25 @@ def matrix_of(stages: Sequence[AdapterRecord], name: str = "", score: Score | No
 
 
 def metric_of(record: AdapterRecord) -> str:
-    """The metric that stands for a version's task."""
+    """The main metric of a version's task."""
     return Task.from_json(record.manifest["task_spec"]).metric
 
 
 def written(record: AdapterRecord, task: str, metric: str) -> Mapping[str, Any] | None:
-    """The row of a version's manifest with its score on a task; None where it was not measured."""
+    """The row of a version's manifest with its score on a task; None if it was not measured."""
     rows: Iterable[Mapping[str, Any]] = record.manifest.get("evaluations", ())
     return next((row for row in rows if (row["task"], row["metric"]) == (task, metric)), None)
 
 
 def written_score(record: AdapterRecord, owner: AdapterRecord) -> float | None:
-    """What a version's manifest says that it scored on the task of another one; None where it was not measured."""
+    """The score in a version's manifest on the task of another one; None if it was not measured."""
     metric = metric_of(owner)
     row = written(record, owner.task, metric)
     return None if row is None else as_share(metric, float(row["value"]))
 
 
 def source_of(record: AdapterRecord, found: Evaluation) -> str | None:
-    """The hash of what a version's recorded score was measured on; None where it is not known."""
+    """The hash of the data that a version's recorded score was measured on; None if it is unknown."""
     held = record.training.get("eval") or {}
     known = held.get("sha256") if held.get("source") == found.data else None
     source = found.details.get("sha256", known)
@@ -78,6 +78,6 @@ def source_of(record: AdapterRecord, found: Evaluation) -> str | None:
 
 
 def _told(record: AdapterRecord, key: str) -> float | None:
-    """What a stage of a stream says was measured before it: `base` or `ahead`."""
+    """A score that a stage of a stream recorded before its training: `base` or `ahead`."""
     found = (record.manifest.get("stream") or {}).get(key)
     return None if found is None else float(found)

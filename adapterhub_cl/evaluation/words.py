@@ -1,8 +1,8 @@
-"""How free answers are compared: what counts as the same answer, and what as a word of it.
+"""How free answers are compared: which answers are equal, and what counts as a word.
 
-Text is compared as SQuAD compares it: without case, and word by word without punctuation and articles. What that
-would blur is left as it is: numbers with sign, decimal point and unit (`-5`, `3.5`, `50%`), words with signs that mean
-something (`C#`, `@ann`, `a_b`), and scripts that put no spaces between words, whose characters are compared one by one.
+Text is compared as in SQuAD: ignoring case, and word by word without punctuation and articles. Exceptions keep what
+this would blur: numbers with sign, decimal point and unit (`-5`, `3.5`, `50%`), words with meaningful signs (`C#`,
+`@ann`, `a_b`), and scripts without spaces between words, which are compared character by character.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ARTICLES = {"a", "an", "the"}
 
 
 def normalise(text: str) -> str:
-    """Case folded, spaces collapsed; quotes around it and sentence marks behind it taken off, unless nothing else is
-    there. Every other character stays, so that `-5`, `5`, `5%` and `.5` are four answers."""
+    """Case-folded, with spaces collapsed; surrounding quotes and trailing sentence marks are removed, unless nothing
+    else is there. Every other character stays, so that `-5`, `5`, `5%` and `.5` are four answers."""
     collapsed = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     bare, before = collapsed, ""
     while bare != before:
@@ -48,7 +48,7 @@ def _unquoted(text: str) -> str:
 
 def _unmarked(text: str) -> str:
     while len(text) > 1 and (text[-1] in MARKS or (text[-1] in PAUSES and not CODE.search(text))):
-        # "5!" is another number than 5, "5." is not
+        # "5!" is a different number from "5", but "5." is not
         if text[-1] in "!?" and not (text[-2].isalpha() or text[-2] in MARKS + DOUBLE + "'’)"):
             break
         if not any(character.isalnum() for character in text):
@@ -61,7 +61,7 @@ def words(text: str, *, articles: bool = True) -> list[str]:
     """The words of a text, in order.
 
     Args:
-        articles: keep a, an and the.
+        articles: whether to keep a, an and the.
     """
     return list(_words(text, articles))
 

@@ -18,7 +18,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
 from adapterhub_cl.options import given_of, takes
-from adapterhub_cl.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord
 
@@ -69,7 +69,7 @@ class Combining(OpenedHub):
         order = check_merge(self.registry, request, name, new_version=new_version)
         from adapterhub_cl.consolidation.merge import merge, plan
 
-        return (plan if dry_run else merge)(self.registry, self.load_base, order, usual(reporter))
+        return (plan if dry_run else merge)(self.context(reporter), order)
 
     @takes(DistillRequest, DistillationSettings, TrainingSettings, epochs=EPOCHS, rank=None, max_length=None)
     def distill(
@@ -106,7 +106,7 @@ class Combining(OpenedHub):
         check_distill(student, request, name, new_version=new_version, elsewhere=into is not None)
         from adapterhub_cl.consolidation.distill import distill
 
-        return distill(self._places(into), name, request, usual(reporter), new_version=new_version)
+        return distill(self._places(into, reporter), name, request, new_version=new_version)
 
     def distill_resume(
         self, name: str, *, into: Combining | None = None, reporter: Reporter | None = None
@@ -122,7 +122,7 @@ class Combining(OpenedHub):
         run, request, new_version, teachers = resumed((into or self).registry, name)
         if teachers != str(self.folder.resolve()):
             raise UsageError(f"the unfinished distillation of {name} has its teachers in {teachers}", "name that hub")
-        return distill(self._places(into), name, request, usual(reporter), new_version=new_version, run=run)
+        return distill(self._places(into, reporter), name, request, new_version=new_version, run=run)
 
     def is_fresh(self, name: str) -> bool:
         """Whether a distilled adapter was made of the newest versions of its teachers.
@@ -147,11 +147,9 @@ class Combining(OpenedHub):
             return there, False
         from adapterhub_cl.consolidation.distill import distill
 
-        return distill(self._places(None), there.name, request, usual(reporter), new_version=True), True
+        return distill(self._places(None, reporter), there.name, request, new_version=True), True
 
-    def _places(self, into: Combining | None) -> Places:
+    def _places(self, into: Combining | None, reporter: Reporter | None) -> Places:
         from adapterhub_cl.consolidation.distill import Places
 
-        if into is None:
-            return Places(self.registry, self.load_base)
-        return Places(self.registry, self.load_base, into.registry, into.load_base)
+        return Places(self.context(reporter), None if into is None else into.context(reporter))

@@ -93,6 +93,6 @@ class Erasing(OpenedHub):
         from adapterhub_cl.consolidation.recipes import repeat
 
         def run(record: AdapterRecord, gone: Mapping[str, str | None]) -> AdapterRecord | None:
-            return repeat(self.registry, self.load_base, record, gone, usual(reporter))
+            return repeat(self.context(reporter), record, gone)
 
         return run

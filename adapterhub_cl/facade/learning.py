@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
+from adapterhub_cl.learning.order import finished, order_of
 from adapterhub_cl.learning.request import AddTaskOptions, OnlineOptions, UpdateOptions, build
 from adapterhub_cl.options import given_of, parse_set, takes
-from adapterhub_cl.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.showing import Listing
 from adapterhub_cl.types import AdapterRecord
@@ -85,9 +86,13 @@ class Learning(OpenedHub):
         asked: Mapping[str, Any],
     ) -> AdapterRecord:
         request, run = build(self.registry, verb, name, data, resume, asked)
+        hub = self.context(reporter)
+        if run is not None and (done := finished(self.registry, request, run, hub.reporter)) is not None:
+            return done
+        order = order_of(self.registry, request)
         from adapterhub_cl.learning.teaching import teach
 
-        return teach(self.registry, self.load_base, request, run=run, reporter=usual(reporter))
+        return teach(hub, order, run=run)
 
     @takes(OnlineOptions, TrainingSettings, strategy="replay", replay=None, epochs=2, batch_size=8)
     def update_online(
@@ -110,7 +115,7 @@ class Learning(OpenedHub):
             name: the adapter to update.
             lines: JSON objects, one a line; default: standard input.
             every: rows in a version.
-            resume: go on with the newest unfinished run of this name; everything but `max_forgetting` is as it was
+            resume: continue the newest unfinished run of this name; everything but `max_forgetting` is as it was
                 started.
 
         Returns:
@@ -122,11 +127,11 @@ class Learning(OpenedHub):
         from adapterhub_cl.learning import online
 
         asked = {"strategy": "replay", "epochs": 2, "batch_size": 8, **asked}
-        tell = usual(reporter)
+        hub = self.context(reporter)
         source = online.standard_input() if lines is None else lines
         request, _ = build(self.registry, "update", name, "-", False, asked)
-        run, request = online.begin(self.registry, request, every, resume, tell)
-        return online.learn_online(self.registry, self.load_base, request, run, source, tell)
+        run, order = online.begin(hub, request, every, resume)
+        return online.learn_online(hub, order, run, source)
 
     @takes(AddTaskOptions, TrainingSettings, stream=True)
     def stream(
@@ -166,8 +171,7 @@ class Learning(OpenedHub):
 
         return Listing(
             run_all(
-                self.registry,
-                self.load_base,
+                self.context(reporter),
                 file,
                 strategies,
                 seeds,
@@ -175,7 +179,6 @@ class Learning(OpenedHub):
                 max_forgetting,
                 given_of(TrainingSettings, asked),
                 given_of(AddTaskOptions, asked),
-                usual(reporter),
             )
         )
 
@@ -192,7 +195,7 @@ class Learning(OpenedHub):
         """
         from adapterhub_cl.evaluation.promoting import promote
 
-        return promote(self.registry, self.load_base, ref, max_forgetting, usual(reporter))
+        return promote(self.context(reporter), ref, max_forgetting)
 
     def forgetting(self, ref: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, list[Effect]]:
         """A version's effect on every other task: what serves the task scores, and what this version scores on it.
@@ -201,4 +204,4 @@ class Learning(OpenedHub):
         """
         from adapterhub_cl.evaluation.promoting import forgetting_of
 
-        return forgetting_of(self.registry, self.load_base, ref, usual(reporter))
+        return forgetting_of(self.context(reporter), ref)

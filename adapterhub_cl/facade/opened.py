@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adapterhub_cl.context import Hub
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import BaseInfo
 
@@ -33,6 +35,10 @@ class OpenedHub:
         from adapterhub_cl.samples.store import Samples
 
         return Samples(self.registry)
+
+    def context(self, reporter: Reporter | None = None) -> Hub:
+        """What one call of a verb works with."""
+        return Hub(self.registry, self.load_base, usual(reporter))
 
     def load_base(self) -> LoadedBase:
         """The base, quantised as the hub says; loaded once and shared by this object's verbs."""

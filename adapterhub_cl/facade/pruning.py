@@ -9,7 +9,7 @@ from adapterhub_cl.consolidation.asked import ALIKE, AUTO, UNUSED_DAYS, PruneReq
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
 from adapterhub_cl.options import takes
-from adapterhub_cl.progress import Reporter, usual
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Pruning(OpenedHub):
         from adapterhub_cl.consolidation.prune import plan, prune
 
         if dry_run:
-            return plan(self.registry, self.load_base, request, usual(reporter))
-        return prune(self.registry, self.load_base, request, usual(reporter), name=name, new_version=False)
+            return plan(self.context(reporter), request)
+        return prune(self.context(reporter), request, name=name, new_version=False)
 
     def redundant(
         self, *, threshold: float = ALIKE, evaluate: bool = True, reporter: Reporter | None = None
@@ -70,7 +70,7 @@ class Pruning(OpenedHub):
         """
         from adapterhub_cl.consolidation.proposals import redundant
 
-        return redundant(self.registry, self.load_base if evaluate else None, threshold, usual(reporter))
+        return redundant(self.context(reporter), threshold, evaluate=evaluate)
 
     def unused(self, days: float = UNUSED_DAYS) -> list[Verdict]:
         """Every version with a verdict: proposed for removal, or why it stays."""

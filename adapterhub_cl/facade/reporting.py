@@ -22,7 +22,7 @@ class Reporting(OpenedHub):
         Args:
             path: of the file; default: `report.html` in the current folder. An earlier report is replaced.
             title: at the top of the page; default: the name of the hub's folder.
-            overwrite: replace a file that is no report.
+            overwrite: overwrite the file even if it is not a report.
 
         Returns:
             The file.

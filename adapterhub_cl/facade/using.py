@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl import objectives
-from adapterhub_cl.adapters.serving import answering, who_answers
+from adapterhub_cl.adapters.serving import ServingTable, open_tasks, who_answers
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.progress import Reporter, usual
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.data.layouts import Columns
     from adapterhub_cl.deciding.drift import Drift
     from adapterhub_cl.inference.engine import Engine
+    from adapterhub_cl.inference.requests import AnswerRequest
 
 Messages = Sequence[Mapping[str, str]]
 MANY = 64  # inputs from which a progress bar is worth its place
@@ -72,11 +73,12 @@ class Using(OpenedHub):
         """
         from adapterhub_cl.data.columns import read_inputs
 
+        table = ServingTable(self.registry)
         if task is not None or adapter not in (None, BASE):
-            named = [who_answers(self.registry, task, adapter)[0]] if task or adapter else []
+            named = [who_answers(table, task, adapter)[0]]
         else:
-            named = [who_answers(self.registry, name, None)[0] for name in self.registry.serving()]
-        layouts = sorted({t.layout for t in named if t.layout}, key=lambda one: (-len(one.columns), str(one)))
+            named = [table.served(name) for name in table.serving]
+        layouts = sorted({t.layout for t in named if t and t.layout}, key=lambda one: (-len(one.columns), str(one)))
         return read_inputs(source, columns, layouts=layouts)
 
     def predict(
@@ -112,7 +114,7 @@ class Using(OpenedHub):
         """
 
         if isinstance(inputs, str):
-            raise UsageError("one text where a list of texts is wanted", "write [text]")
+            raise UsageError("a single text was given, but a list of texts is needed", "write [text]")
         inputs = list(inputs)
         report = usual(reporter) if len(inputs) >= MANY else Reporter()
         if self._routes(task, adapter, router, top_k, options):
@@ -129,25 +131,13 @@ class Using(OpenedHub):
                         max_new_tokens=max_new_tokens,
                     )
             return Listing(found)
-        chosen, ref = who_answers(self.registry, task, adapter)
-        from adapterhub_cl.data.values import whole_characters
-        from adapterhub_cl.inference.answering import answer
+        from adapterhub_cl.answering.writing import Writing
+        from adapterhub_cl.inference.requests import AnswerRequest, examples_of
 
-        examples = [Example(whole_characters(i)) if isinstance(i, str) else i for i in inputs]
-        with answering(self.registry, self.load_base(), ref) as model, report.piece("predicting", len(inputs)):
-            found = answer(
-                model,
-                self.load_base(),
-                objectives.of(self.base),
-                chosen,
-                examples,
-                ref,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                progress=report.advance,
-            )
-        self._count(ref, chosen.name, len(found))
-        return Listing(found)
+        writing = Writing(max_new_tokens)
+        requests = [AnswerRequest(example, task, adapter, writing=writing) for example in examples_of(inputs)]
+        with report.piece("predicting", len(inputs)) as advance:
+            return Listing(self._alone(requests, batch_size=batch_size, progress=advance))
 
     def generate(self, text: str, **asked: Any) -> str:
         """What the base with an adapter writes after a text; arguments as `write`."""
@@ -182,33 +172,15 @@ class Using(OpenedHub):
             DataError: the text is empty, or longer than the context.
             UsageError, UnknownNameError: as `predict`.
         """
-        from adapterhub_cl.inference.generating import write_rows
-        from adapterhub_cl.inference.requests import AnswerRequest, Resolved, free_request, row_of
+        from adapterhub_cl.inference.requests import free_request
 
         objectives.refuse_writing(self.base, "writing an answer")
-        request: AnswerRequest = free_request(text, task, adapter, top_k, raw, writing)
+        request = free_request(text, task, adapter, top_k, raw, writing)
         request.emit = emit
-        if self._routes(task, adapter, router) and (router is not None or adapter != BASE):
+        if self._routes(task, adapter, router, free=True):
             with self._using(router, options, reporter) as engine:
                 return engine.ask(request).result()
-        if adapter == BASE and task is None:
-            chosen, ref = None, BASE
-        else:
-            chosen, ref = who_answers(self.registry, task, adapter)
-        base = self.load_base()
-        resolved = Resolved({} if ref == BASE else {ref: 1.0}, chosen)
-        row = row_of(base, request, resolved, base.context)
-        prompt, cut, wanted = row.ready(base, base.context)
-        with answering(self.registry, base, ref) as model, base.autocast():
-            written = write_rows(model, base, [prompt], [wanted], prefixes=[row.prefix], emit=[emit])[0]
-        self._count(ref, chosen.name if chosen else "", 1)
-        return resolved.prediction(
-            request,
-            written.text,
-            written.confidence,
-            truncated=cut or not written.finished,
-            finished=written.finished,
-        )
+        return self._alone([request])[0]
 
     def fit_router(
         self, router: str | None = None, *, options: Mapping[str, Any] | None = None, reporter: Reporter | None = None
@@ -278,6 +250,8 @@ class Using(OpenedHub):
         router: str | None,
         top_k: int = 1,
         options: Mapping[str, Any] | None = None,
+        *,
+        free: bool = False,
     ) -> bool:
         """Whether a router is asked for, or nobody said which of several tasks.
 
@@ -287,12 +261,7 @@ class Using(OpenedHub):
         if task is not None and (router is not None or top_k != 1 or options):
             what = "router" if router is not None else "mixture of several" if top_k != 1 else "router's options"
             raise UsageError(f"both a task and a {what}", "--task names the task, so that nothing is left to route")
-        if router is not None or task is not None:
-            return router is not None
-        if adapter is not None and adapter != BASE:
-            record = self.registry.get(adapter)
-            return not record.task and len(record.tasks) > 1
-        return len(self.registry.serving()) > 1
+        return router is not None or len(open_tasks(ServingTable(self.registry), task, adapter, free=free)) > 1
 
     @contextmanager
     def _using(
@@ -313,10 +282,17 @@ class Using(OpenedHub):
             )
         yield working
 
-    def _count(self, ref: str, task: str, requests: int) -> None:
-        """Count answered requests; a hub that cannot be written goes uncounted."""
+    def _alone(self, requests: Sequence[AnswerRequest], **options: Any) -> list[Prediction]:
+        """Answers to requests that name the same task or adapter, counted; a hub that cannot be written goes
+        uncounted."""
+        from adapterhub_cl.inference.requests import answer_alone, resolve
         from adapterhub_cl.inference.tally import Tally
 
-        tally = Tally(self.registry)
-        tally.add(ref, task, routed=False, fallback=False, confidence=0.0, requests=requests)
+        if not requests:
+            return []
+        resolved = resolve(ServingTable(self.registry), requests[0])
+        found = answer_alone(self.registry, self.load_base(), requests, resolved, **options)
+        tally, name = Tally(self.registry), resolved.task.name if resolved.task else ""
+        tally.add(resolved.ref, name, routed=False, fallback=False, confidence=0.0, requests=len(found))
         tally.flush()
+        return found

@@ -11,23 +11,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.values import whole_characters
-from adapterhub_cl.errors import AdapterHubError, DataError, UsageError
+from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.inference.engine_settings import Settings
-from adapterhub_cl.inference.generating import Writing
 from adapterhub_cl.inference.queue import Call
-from adapterhub_cl.inference.requests import (
-    AnswerRequest,
-    Messages,
-    free_request,
-)
+from adapterhub_cl.inference.requests import AnswerRequest, Messages, example_of, examples_of, free_request
 from adapterhub_cl.inference.worker import Worker
 from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.registry import Registry
@@ -76,7 +70,7 @@ class Engine:
     ) -> Future[Prediction]:
         """Ask, and go on; see `predict`. What is wrong with a request is raised by its future."""
         k = self.settings.top_k if top_k is None else top_k
-        return self.ask(AnswerRequest(_example(text), task, adapter, k, self.settings.fallback, Writing.of(writing)))
+        return self.ask(AnswerRequest(example_of(text), task, adapter, k, self.settings.fallback, Writing.of(writing)))
 
     def ask(self, request: AnswerRequest) -> Future[Prediction]:
         """Put a request into the queue."""
@@ -112,7 +106,7 @@ class Engine:
         wanted = Writing.of(writing)
         steps_in = self.settings.fallback if fallback is None else fallback
         top_k = self.settings.top_k if top_k is None else top_k
-        requests = [AnswerRequest(example, task, adapter, top_k, steps_in, wanted) for example in _examples(inputs)]
+        requests = [AnswerRequest(example, task, adapter, top_k, steps_in, wanted) for example in examples_of(inputs)]
         self._worker.queue.put(requests)
         return self._results(requests, progress)
 
@@ -195,7 +189,7 @@ class Engine:
             DataError: an input is empty.
             UsageError: the hub has no adapter, or no task that the router could know.
         """
-        examples = _examples(inputs)
+        examples = examples_of(inputs)
         k = self.settings.top_k if top_k is None else top_k
         explain = 3 if explain is True else explain
         if explain < 0:
@@ -215,7 +209,7 @@ class Engine:
             DataError: an input is empty.
             UsageError: the hub has no adapter, or no task that the router could know.
         """
-        examples = _examples(inputs)
+        examples = examples_of(inputs)
 
         def work() -> Drift:
             return self._worker.decider.drift(self._worker.view, examples)
@@ -311,21 +305,3 @@ class Engine:
             if progress is not None:
                 progress(1)
         return found
-
-
-def _example(given: str | Example) -> Example:
-    if isinstance(given, str):
-        return Example(whole_characters(given))
-    if not isinstance(given, Example):
-        raise DataError(f"an input is a {type(given).__name__}, not a text", "give a str or an Example")
-    return replace(given, input=whole_characters(given.input), instruction=whole_characters(given.instruction))
-
-
-def _examples(inputs: Sequence[str | Example]) -> list[Example]:
-    if isinstance(inputs, str):
-        raise UsageError("one text where a list of texts is wanted", "write [text]")
-    found = [_example(one) for one in inputs]
-    for number, example in enumerate(found, 1):
-        if not example.asks:
-            raise DataError(f"input {number} is empty", "give a text")
-    return found

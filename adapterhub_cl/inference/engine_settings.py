@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_cl.answering.answerer import ROWS
 from adapterhub_cl.bank.bank import CAPACITY, HOST_BYTES
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.inference.mixed import ROWS
 from adapterhub_cl.routing import DEFAULT
 
 

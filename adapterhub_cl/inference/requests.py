@@ -7,13 +7,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adapterhub_cl.adapters.serving import task_of
+from adapterhub_cl.adapters.serving import ServingTable, answering, who_answers
+from adapterhub_cl.answering import Answer
+from adapterhub_cl.answering.answerer import Answerer, AskedRow, OneModel
+from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import messages_of, whole_characters
-from adapterhub_cl.deciding.view import View
 from adapterhub_cl.errors import DataError, UsageError
-from adapterhub_cl.inference.generating import Writing
-from adapterhub_cl.inference.mixed import AskedRow
+from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import Routed
 from adapterhub_cl.types import BASE, Example, Layout, Prediction, Task
 
@@ -46,6 +47,11 @@ class AnswerRequest:
     emit: Callable[[str], bool] | None = None
     future: Future[Prediction] = field(default_factory=Future)
     begun: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the answer is written, whatever the task's kind."""
+        return self.free or self.raw
 
     def give(self, piece: str) -> bool:
         """Give out a piece of the answer; whether to go on."""
@@ -136,38 +142,20 @@ class Resolved:
         """The version that answers, the weightiest of several."""
         return max(self.mixture, key=self.mixture.__getitem__) if self.mixture else BASE
 
-    def prediction(self, request: AnswerRequest, text: str, confidence: float, **more: Any) -> Prediction:
+    def prediction(self, request: AnswerRequest, answer: Answer) -> Prediction:
         return Prediction(
             request.example.input or request.example.instruction,
             self.ref,
-            text,
-            confidence,
-            task=self.task.name if self.task else "",
-            adapters=dict(self.mixture),
-            routing=self.routed.confidence if self.routed else None,
-            out_of_distribution=bool(self.routed and self.routed.out_of_distribution),
-            **more,
+            answer.text,
+            answer.confidence,
+            answer.scores,
+            self.task.name if self.task else "",
+            dict(self.mixture),
+            self.routed.confidence if self.routed else None,
+            bool(self.routed and self.routed.out_of_distribution),
+            answer.truncated or not answer.finished,
+            answer.finished,
         )
-
-
-def choices_of(view: View, request: AnswerRequest) -> list[str] | None:
-    """The tasks among which a router has to choose; None where the request says enough.
-
-    Raises:
-        UnknownNameError: it names what is not there.
-        UsageError: nothing is there to choose from.
-    """
-    if request.task is not None:
-        view.task(request.task)
-        return None
-    if request.adapter is not None and request.adapter != BASE:
-        record = view.record(request.adapter)  # one that learned a task of its own answers in that one's form
-        return record.tasks if not record.task and len(record.tasks) > 1 else None
-    if request.adapter == BASE and (request.free or request.raw):
-        return None
-    if not view.serving:
-        raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
-    return list(view.serving)
 
 
 def narrowed(routed: Routed, top_k: int, forced: bool) -> Routed:
@@ -178,30 +166,17 @@ def narrowed(routed: Routed, top_k: int, forced: bool) -> Routed:
     return replace(routed, weights=weights, out_of_distribution=routed.out_of_distribution and not forced)
 
 
-def resolve(view: View, request: AnswerRequest, routed: Routed | None) -> Resolved:
+def resolve(table: ServingTable, request: AnswerRequest, routed: Routed | None = None) -> Resolved:
     """Who answers, given what the router said.
 
     Raises:
-        UnknownNameError, AdapterError: what the request names is not there or serves nobody.
+        UsageError, UnknownNameError, AdapterError: see `who_answers`.
     """
-    if request.adapter == BASE:
-        name = request.task or (routed.weights[0][0] if routed else None)
-        return Resolved({}, view.task(name) if name else None, routed)
-    if request.adapter is not None:
-        record = view.record(request.adapter)
-        name = request.task or (routed.weights[0][0] if routed else None)
-        return Resolved({record.ref: 1.0}, view.task(name) if name else task_of(view.registry, record), routed)
-    if request.task is not None:
-        ref = view.server(request.task)
-        return Resolved({ref: 1.0}, view.task(request.task))
-    assert routed is not None
-    if routed.out_of_distribution:
+    if routed is not None and routed.out_of_distribution:
         return Resolved({}, None, routed)
-    mixture: dict[str, float] = {}
-    for name, weight in routed.weights:
-        ref = view.server(name)
-        mixture[ref] = mixture.get(ref, 0.0) + weight
-    return Resolved(mixture, view.task(routed.weights[0][0]), routed)
+    weights = routed.weights if routed is not None else ()
+    task, mixture = who_answers(table, request.task, request.adapter, weights, free=request.writes)
+    return Resolved(mixture, task, routed)
 
 
 def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_length: int) -> AskedRow:
@@ -210,16 +185,13 @@ def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_len
     Raises:
         DataError: a raw text that is longer than the context.
     """
-    task = resolved.task or plain_task(base)
-    give = request.give if request.emit else None
-    writes = request.free or request.raw or bool(request.example.turns)
-    row = AskedRow(
-        task, request.example, resolved.mixture, request.writing, writes=writes, emit=give if writes else None
-    )
-    if not request.raw and not (writes and task.kind == "text" and not request.example.turns):
+    task, example = resolved.task or plain_task(base), request.example
+    give = request.give if request.emit and request.writes else None
+    row = AskedRow(task, example, resolved.mixture, request.writing, writes=request.writes, emit=give)
+    if not request.raw and not (request.writes and task.kind == "text" and not example.turns):
         return row
-    encode = row.tokeniser(base, max_length)
-    prompt = encode.start(request.example.input)
+    encode = row.tokeniser(base.tokenizer, max_length)
+    prompt = encode.start(example.input)
     new = request.writing.max_new_tokens or encode.budget()
     if len(prompt) + new > max_length:
         raise DataError(
@@ -227,6 +199,50 @@ def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_len
             "shorten the text or lower --max-new-tokens",
         )
     return replace(row, prompt=prompt)
+
+
+def answer_alone(
+    registry: Registry, base: LoadedBase, requests: Sequence[AnswerRequest], resolved: Resolved, **options: Any
+) -> list[Prediction]:
+    """Answers, in order, to requests that all go to one version or to the base. No bank is needed.
+
+    Args:
+        options: see `Answerer.answer`.
+
+    Raises:
+        DataError: an input is too long.
+        AdapterError: the version does not fit the base, or has diverged.
+    """
+    with answering(registry, base, resolved.ref) as model, base.autocast():
+        answerer = Answerer(base.tokenizer, OneModel(model), max_length=base.context)
+        rows = [row_of(base, request, resolved, base.context) for request in requests]
+        answers = answerer.all(rows, **options)
+    return [resolved.prediction(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+
+def examples_of(inputs: Sequence[str | Example]) -> list[Example]:
+    """Inputs as examples, checked.
+
+    Raises:
+        DataError: one is empty, or no text.
+        UsageError: a text where a list of texts is wanted.
+    """
+    if isinstance(inputs, str):
+        raise UsageError("a single text was given, but a list of texts is needed", "write [text]")
+    found = [example_of(one) for one in inputs]
+    for number, example in enumerate(found, 1):
+        if not example.asks:
+            raise DataError(f"input {number} is empty", "give a text")
+    return found
+
+
+def example_of(given: str | Example) -> Example:
+    """An input as an example."""
+    if isinstance(given, str):
+        return Example(whole_characters(given))
+    if not isinstance(given, Example):
+        raise DataError(f"an input is a {type(given).__name__}, not a text", "give a str or an Example")
+    return replace(given, input=whole_characters(given.input), instruction=whole_characters(given.instruction))
 
 
 def plain_task(base: LoadedBase) -> Task:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.adapters.lora_config import is_dora
+from adapterhub_cl.adapters.serving import open_tasks
+from adapterhub_cl.answering import Answer
+from adapterhub_cl.answering.answerer import Answerer, AskedRow
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.bases.loading import LoadedBase
@@ -14,9 +17,8 @@ from adapterhub_cl.deciding.decider import Decider
 from adapterhub_cl.deciding.view import View
 from adapterhub_cl.errors import AdapterError, AdapterHubError
 from adapterhub_cl.inference.engine_settings import Settings
-from adapterhub_cl.inference.mixed import Answered, Answerer, AskedRow
 from adapterhub_cl.inference.queue import Call, Queue
-from adapterhub_cl.inference.requests import AnswerRequest, Resolved, choices_of, narrowed, resolve, row_of
+from adapterhub_cl.inference.requests import AnswerRequest, Resolved, narrowed, resolve, row_of
 from adapterhub_cl.inference.tally import Tally
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import Routed
@@ -45,7 +47,8 @@ class Worker:
         self.decider = Decider(
             registry, base, self.bank, settings.router, settings.options or {}, reporter, self.halt.is_set
         )
-        self.answerer = Answerer(base, self.bank, max_length=settings.max_length)
+        longest = min(settings.max_length or base.context, base.context)
+        self.answerer = Answerer(base.tokenizer, self.bank, max_length=longest)
         self.answerer.halt = self.halt.is_set
 
     def run(self) -> None:
@@ -119,7 +122,7 @@ class Worker:
                 failed.append((request, error))
         self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
 
-        def give(index: int, answer: Answered | Exception) -> None:
+        def give(index: int, answer: Answer | Exception) -> None:
             request, who, _ = resolved[index]
             if isinstance(answer, Exception):
                 failed.append((request, answer))
@@ -128,16 +131,7 @@ class Worker:
             sure = who.routed.confidence if who.routed else 0.0
             chosen = who.routed is not None and not who.fallback
             self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
-            request.future.set_result(
-                who.prediction(
-                    request,
-                    answer.text,
-                    answer.confidence,
-                    scores=answer.scores,
-                    truncated=answer.truncated or not answer.finished,
-                    finished=answer.finished,
-                )
-            )
+            request.future.set_result(who.prediction(request, answer))
 
         self.answerer.answer([row for _, _, row in resolved], give, batch_size=self.settings.batch_size)
         return failed
@@ -146,15 +140,15 @@ class Worker:
         self, requests: Sequence[AnswerRequest], failed: list[tuple[AnswerRequest, Exception]]
     ) -> Iterator[tuple[AnswerRequest, Resolved]]:
         """Who answers each request; those that cannot be answered get their error, and no other does."""
-        asked: dict[tuple[str, ...] | None, list[AnswerRequest]] = {}
+        asked: dict[tuple[str, ...], list[AnswerRequest]] = {}
         for request in requests:
             try:
                 request.check()
-                among = choices_of(self.view, request)
-                asked.setdefault(None if among is None else tuple(among), []).append(request)
+                among = open_tasks(self.view, request.task, request.adapter, free=request.writes)
+                asked.setdefault(tuple(among), []).append(request)
             except Exception as error:
                 failed.append((request, error))
-        known: list[tuple[AnswerRequest, Routed | None]] = [(request, None) for request in asked.pop(None, [])]
+        known: list[tuple[AnswerRequest, Routed | None]] = [(request, None) for request in asked.pop((), [])]
         for tasks, part in asked.items():
             try:
                 routed = self.decider.decide(self.view, [r.example for r in part], max(r.top_k for r in part), tasks)

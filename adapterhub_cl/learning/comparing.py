@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import HubError, UsageError
 from adapterhub_cl.evaluation.gate import limit_of
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.learning.stream_file import read_stream
 from adapterhub_cl.learning.streams import StreamPlan, run
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.runs import acquire, held
 
@@ -23,8 +22,7 @@ FOLDER = "streams"
 
 
 def run_all(
-    main: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     file: str | Path,
     strategies: Sequence[str],
     seeds: Sequence[int],
@@ -32,11 +30,9 @@ def run_all(
     max_forgetting: float,
     settings: Mapping[str, Any],
     asked: Mapping[str, Any],
-    reporter: Reporter | None,
 ) -> list[AccuracyMatrix]:
     """See `AdapterHub.stream`."""
-    reporter = reporter or Reporter()
-    stream = read_stream(file)
+    main, stream = hub.registry, read_stream(file)
     if not strategies or not seeds:
         raise UsageError("a stream needs at least one strategy and one seed", "--strategy replay --seeds 0,1,2")
     limit_of(main, max_forgetting)
@@ -47,16 +43,17 @@ def run_all(
             plans.append(StreamPlan(stream, strategy, mine, seed, settings, asked, max_forgetting))
     unused = [k for k in options if not any(k in plan.options for plan in plans)]
     if unused:
-        raise UsageError(f"--set {unused[0]} is of none of the strategies", f"they are: {', '.join(strategies)}")
+        raise UsageError(
+            f"--set {unused[0]} does not belong to any of the strategies", f"they are: {', '.join(strategies)}"
+        )
     if len(plans) == 1:
         with held(_alone(main.path, plans[0])):
-            return [run(main, load, plans[0], reporter)]
+            return [run(hub, plans[0])]
     found: list[AccuracyMatrix] = []
     for plan in plans:
         place = main.path / FOLDER / stream.name / plan.label
         with held(_alone(place, plan)):
-            registry = _own_hub(place, main)
-            found.append(run(registry, load, plan, reporter))
+            found.append(run(replace(hub, registry=_own_hub(place, main)), plan))
     alone = {
         plan.seed: tuple(one.rows[k][k] for k in range(len(one.rows)))
         for plan, one in zip(plans, found, strict=True)

@@ -1,4 +1,4 @@
-"""Measures a trained adapter against what came before it, asks the gate, and records the version."""
+"""Compares a trained adapter with the version before it, asks the gate, and records the new version."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_cl import objectives, replay
+from adapterhub_cl import objectives
 from adapterhub_cl.adapters.as_served import as_served, spare_bytes
 from adapterhub_cl.adapters.fused import fused
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tasks import find_outdated, mark_of
 from adapterhub_cl.errors import GateRefused
-from adapterhub_cl.evaluation.gate import Decision, Effect, decide, limit_of
+from adapterhub_cl.evaluation.gate import Decision, decide
 from adapterhub_cl.evaluation.knowledge import Questions
 from adapterhub_cl.evaluation.probes import (
     Probe,
@@ -27,11 +27,8 @@ from adapterhub_cl.evaluation.probes import (
 )
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.learning.material import Material
-from adapterhub_cl.learning.recording import keep_samples, record_version
-from adapterhub_cl.learning.request import TrainRequest
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry
-from adapterhub_cl.strategies import Combined
+from adapterhub_cl.learning.order import TrainOrder, refusal
+from adapterhub_cl.learning.recording import Trained, keep_samples, record_version
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
 
@@ -40,40 +37,38 @@ class Judge:
     """What is measured before a training and again after it.
 
     Attributes:
-        probes: for each task that the new version would serve in the place of another one, its own included: what
-            it is measured on, what the version that serves it scores there, and which that is.
+        probes: for each task that the new version would take over, its own included: the examples it is measured on,
+            the score of the version that serves it now, and the name of that version.
         outdated: marks of the task's old answers that this training, or one before it, replaced.
     """
 
     def __init__(
         self,
-        registry: Registry,
-        base: LoadedBase,
-        objective: objectives.BaseObjective,
-        request: TrainRequest,
+        hub: Hub,
+        order: TrainOrder,
         material: Material,
         length: int,
-        reporter: Reporter,
     ) -> None:
-        self.registry, self.base, self.objective, self.request = registry, base, objective, request
-        self.material, self.length, self.reporter = material, length, reporter
+        self.hub, self.order, self.request, self.material, self.length = hub, order, order.request, material, length
+        self.registry, self.base, self.reporter = hub.registry, hub.base, hub.reporter
+        self.objective = objectives.of(self.registry.base)
         self.outdated = self._outdated()
         self.probes = self._probes()
         self._tell_unmeasured()
         self.questions: Questions | None = None
         parent = material.parent
-        if request.verb == "update" and parent is not None:
+        if order.request.verb == "update" and parent is not None:
             self.questions = Questions(
-                registry,
+                self.registry,
                 material.task,
                 material.data.examples,
                 length,
-                request.training().seed,
+                order.settings.seed,
                 raw=material.raw,
                 parent=(parent, material.review) if material.review else None,
             )
-            with as_served(base, parent.path) as old:
-                self.before = self.questions.ask(old, base, reporter, "before")
+            with as_served(self.base, parent.path) as old:
+                self.before = self.questions.ask(old, self.base, self.reporter, "before")
 
     def _probes(self) -> list[tuple[Probe, Evaluation, str]]:
         registry, own = self.registry, self.material.task.name
@@ -85,7 +80,7 @@ class Judge:
             if probe is not None and name == own:
                 probe = self._up_to_date(probe)
             if probe is not None:
-                found.append((probe, score_version(registry, self.base, record, probe, self.reporter), record.ref))
+                found.append((probe, score_version(self.hub, record, probe), record.ref))
         return found
 
     def _outdated(self) -> set[str]:
@@ -94,21 +89,19 @@ class Judge:
         return {*inherited, *(mark_of(e, material.task.instruction) for e in material.outdated)}
 
     def _up_to_date(self, probe: Probe) -> Probe | None:
-        """The probe less what the new data, or an update before, answer otherwise: the old version would win there."""
-        if self.request.verb != "update":  # what is learned anew has to hold its own against all that is known
+        """The probe without the rows that the new data contradict: there the old version would always win."""
+        if self.request.verb != "update":  # a version trained from scratch is compared on everything
             return probe
         stated = probe.task.instruction
         gone = [probe.examples[k] for k in find_outdated(probe.examples, self.material.data, stated)]
         self.outdated |= {mark_of(e, stated) for e in gone}
         if gone and probe.sha256:
-            rows = "held-out row answers" if len(gone) == 1 else "held-out rows answer"
-            self.reporter.note(
-                f"note: {len(gone)} {rows} otherwise than the new data; left out where the gate compares"
-            )
+            rows = "1 held-out row that contradicts" if len(gone) == 1 else f"{len(gone)} held-out rows that contradict"
+            self.reporter.note(f"note: the gate leaves out {rows} the new data")
         return without(probe, self.outdated)
 
     def _tell_unmeasured(self) -> None:
-        """Name the labels of which the score on the held-out data will say nothing."""
+        """Name the labels that no held-out row has: the score says nothing about them."""
         material, task = self.material, self.material.task
         held: Sequence[Example] = material.held_out.examples if material.held_out else ()
         what = "held-out row has"
@@ -127,9 +120,9 @@ class Judge:
             self.reporter.note(f"note: no {what} the label{'s' if len(labels) > 1 else ''} {shown}")
 
     def _own_probe(self, served: AdapterRecord) -> Probe | None:
-        """What the new version of the task is compared with the one that serves it on, asked as that one asks.
+        """The rows on which the new version is compared with the one that serves the task, in that one's prompts.
 
-        None where the kind or the metric has changed: two such scores say nothing of each other.
+        None if the kind or the metric has changed, because the two scores could not be compared.
         """
         material, new = self.material, self.material.task
         told = served.manifest.get("task_spec") if served.task == new.name else None
@@ -145,7 +138,7 @@ class Judge:
         return None if probe is None else asked_as(probe, old)
 
     def after(self, model: Any) -> tuple[list[Evaluation], Decision]:
-        """All scores of the trained model, and what the gate says to them."""
+        """All scores of the trained model, and the gate's decision."""
         scores = self._own(model)
         effects = []
         for probe, was, answers in self.probes:
@@ -155,7 +148,7 @@ class Judge:
                 task = self.material.task
                 asked = asked_as(probe, task) if probe.task.name == task.name else probe
                 now = with_source(score(model, self.base, asked, self.reporter), probe)
-                if not (probe.left_out and scores):  # beside the score on the whole file it would only confuse
+                if not (probe.left_out and scores):  # a second score on a part of the file would confuse
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.questions is not None:
@@ -163,8 +156,7 @@ class Judge:
             if warning := not_learned(learned):
                 self.reporter.note(warning)
             scores += learned
-        limit = limit_of(self.registry, self.request.max_forgetting)
-        decision = decide(effects, limit)
+        decision = decide(effects, self.order.limit)
         for text in decision.within_chance:
             self.reporter.note(text)
         return scores, decision
@@ -193,7 +185,7 @@ class Judge:
 
 
 def not_learned(measured: Sequence[Evaluation]) -> str:
-    """What to say of an update after which the model answers the new rows no better than before; else nothing.
+    """A warning if the model answers the new rows no better than before the update; else an empty text.
 
     Args:
         measured: among them `recall`, with the scores before and after.
@@ -213,62 +205,25 @@ def not_learned(measured: Sequence[Evaluation]) -> str:
 def conclude(
     judge: Judge,
     model: Any,
-    keep: replay.Keep,
-    strategy: Combined,
     learned: Learned,
-    training: dict[str, Any],
-    told: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[AdapterRecord, GateRefused | None]:
     """From the trained model to the recorded version.
 
     Args:
-        training: what stands in `training.json`.
-        told: what else stands in the manifest.
+        training: the facts for `training.json`.
+        more: further keys of the manifest.
 
     Returns:
-        the version, and the error to be raised once everything is put away, where the gate refused it.
+        the version, and the error to raise once everything is put away, where the gate refused it.
     """
-    base, material, request = judge.base, judge.material, judge.request
+    base = judge.hub.base
     model.eval()
     with fused(model, base.dtype, spare_bytes(base)):
         scores, decision = judge.after(model)
-        seed = request.training().seed
-        kept, memory = keep_samples(
-            model, base, judge.objective, material, keep, strategy, learned, seed, judge.reporter
-        )
-    record = record_version(
-        judge.registry,
-        base,
-        model,
-        request,
-        material,
-        keep,
-        scores,
-        training,
-        kept,
-        memory,
-        strategy,
-        decision,
-        {**(told or {}), **({"outdated": sorted(judge.outdated)} if judge.outdated else {})},
-    )
-    return record, None if decision.passed else refusal(record, request.strategy)
-
-
-def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
-    """The error that says why a rejected version was refused, and what to try."""
-    gate = record.manifest["gate"]
-    decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
-    hint = _what_to_try(strategy, record, decision.blamed)
-    return GateRefused(decision.message(record.ref), hint, record=record, gate=decision.to_json())
-
-
-def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:
-    others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
-    tried = f"{others}, a lower --learning-rate"
-    anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
-    if anew and record.kind != "updated":  # it was learned from scratch, and the version before it does better
-        tried = f"to go on from the version before it (cl-adapter update {record.name} DATA), more data or --epochs"
-    return (
-        f"{record.ref} is kept as rejected and nothing was moved; try {tried}, or let it "
-        f"pass: cl-adapter promote {record.ref} --max-forgetting 1"
-    )
+        kept, memory = keep_samples(judge.hub, judge.order, model, judge.objective, judge.material, learned)
+    extra = {**(more or {}), **({"outdated": sorted(judge.outdated)} if judge.outdated else {})}
+    trained = Trained(model, judge.material, scores, decision, training, kept, memory, extra)
+    record = record_version(judge.hub, judge.order, trained)
+    return record, None if decision.passed else refusal(record, judge.order.request.strategy)

@@ -1,4 +1,4 @@
-"""What a training request reads: its data, held-out data, task, parent and the parent's replay samples."""
+"""What a training order reads: its data, held-out data, task, parent and the parent's replay samples."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from adapterhub_cl.data.tasks import (
     find_outdated,
     infer_task,
     updated_task,
-    why_kind,
 )
 from adapterhub_cl.errors import AdapterError, DataError
+from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.learning.request import TrainRequest
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.kept import kept_samples
 from adapterhub_cl.settings import TrainingSettings
@@ -86,8 +85,7 @@ class Material:
 
 def prepare(
     registry: Registry,
-    request: TrainRequest,
-    strategy: Combined,
+    order: TrainOrder,
     *,
     parent: str | None = None,
     sha256: str | None = None,
@@ -101,6 +99,7 @@ def prepare(
     Raises:
         DataError: something cannot be read or used, or a replay sample stands in the held-out data.
     """
+    request, strategy = order.request, order.strategy
     columns = dict(request.columns) or None
     known = _layout_of(registry, request)
     data = read_examples(request.data, columns, request.instruction or "", layout=known)
@@ -111,22 +110,21 @@ def prepare(
     start = _parent(registry, request, strategy) if parent is None else registry.get(parent) if parent else None
     if start is not None and not (request.on_top_of or strategy.makes == "stacked"):
         request.refuse_shape(start)
-    return with_data(registry, request, strategy, data, start)
+    return with_data(registry, order, data, start)
 
 
-def with_data(
-    registry: Registry, request: TrainRequest, strategy: Combined, data: Examples, start: AdapterRecord | None
-) -> Material:
+def with_data(registry: Registry, order: TrainOrder, data: Examples, start: AdapterRecord | None) -> Material:
     """The material of a request whose data have been read.
 
     Args:
         start: the version that the run goes on from or stands on.
     """
+    request, strategy = order.request, order.strategy
     if start is not None:
         registry.check_files(start)
         if start.status == "rejected":
             raise AdapterError(
-                f"{start.ref} was refused by the gate; nothing can go on from it",
+                f"{start.ref} was refused by the gate; training cannot continue from it",
                 f"cl-adapter promote {start.ref} --max-forgetting 1, or name another version",
             )
     columns = dict(request.columns) or None
@@ -145,7 +143,7 @@ def with_data(
     raw = data.layout == "raw text"
     objectives.name_for(registry.base, "text" if raw else task.kind)  # told before anything is loaded
     past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
-    takes = taken_over(registry, request, strategy, task.name, start, past)
+    takes = taken_over(registry, order, task.name, start, past)
     material = Material(data, held_out, task, start, beneath and start is not None, review, past, takes)
     material = without_outdated(material)
     if not material.raw:
@@ -165,13 +163,6 @@ def without_outdated(material: Material) -> Material:
     kept = [sample for k, sample in enumerate(material.review) if k not in gone]
     outdated = [*material.outdated, *(sample for k, sample in enumerate(material.review) if k in gone)]
     return replace(material, review=kept, outdated=outdated)
-
-
-def outdated_note(material: Material) -> str:
-    """What is said of the samples that were left out; nothing where none was."""
-    count = len(material.outdated)
-    verb = "sample answers" if count == 1 else "samples answer"
-    return f"note: {count} old {verb} otherwise than the new data; left out" if count else ""
 
 
 def _layout_of(registry: Registry, request: TrainRequest) -> Layout | None:
@@ -208,14 +199,14 @@ def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Tas
 
 def taken_over(
     registry: Registry,
-    request: TrainRequest,
-    strategy: Combined,
+    order: TrainOrder,
     task: str,
     parent: AdapterRecord | None,
     past: Sequence[PastTask],
 ) -> tuple[str, ...]:
     """The earlier tasks that the new version will answer for: those that its parent answers for today, or all whose
     data it was trained on."""
+    request, strategy = order.request, order.strategy
     if strategy.what_is_read == "data":
         return tuple(sorted(lesson.task.name for lesson in past))
     if parent is None or not (request.verb == "update" or strategy.shared):
@@ -282,7 +273,7 @@ def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
     while version is not None:
         known = version.training.get("data")
         if known is None:
-            raise DataError(f"nobody knows what {version.ref} was trained on: it was {version.kind}", hint)
+            raise DataError(f"there is no record of what {version.ref} was trained on: it was {version.kind}", hint)
         if version.manifest.get("online"):
             raise DataError(f"{version.ref} was learned from a feed, which cannot be read again", hint)
         if known["sha256"] not in seen:
@@ -327,59 +318,3 @@ def _parent(registry: Registry, request: TrainRequest, strategy: Combined) -> Ad
     # An adapter made of several tasks' is no step of the stream: it is gone on from only where it is named.
     usable = [r for r in latest if r.status == "active" and (r.task or r.kind not in DERIVED)]
     return strategy.parent(strategies.Past(usable))
-
-
-def tell_parent(registry: Registry, parent: AdapterRecord, reporter: Reporter) -> None:
-    """Say so where an update goes on from a version that does not serve, such as a pruned one."""
-    served = registry.serving().get(parent.task, parent.ref)
-    if served != parent.ref and registry.get(served).name == parent.name:
-        reporter.note(f"note: goes on from {parent.ref}, the newest version; {served} is the one that serves")
-
-
-def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) -> None:
-    """Say so where an update brings other held-out data than its parent had: those are what the task is measured on."""
-    held, was = material.held_out, parent.training.get("eval")
-    if held is None or not was or was["sha256"] == held.sha256:
-        return
-    if held.layout != "raw text" or material.task.kind == "text":
-        reporter.note(
-            f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
-            "a file with the rows of both keeps what was learned before in view"
-        )
-
-
-def tell(material: Material, request: TrainRequest, objective: objectives.BaseObjective, reporter: Reporter) -> None:
-    """What was read, in a line or two, and what may be wrong with it."""
-    task, data = material.task, material.data
-    labels = f", {len(task.labels)} labels" if task.labels else ""
-    overrule = " (another kind? say it with --kind)" if request.verb == "add-task" and request.kind == "auto" else ""
-    reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
-    reporter.note(
-        f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
-        f"{reads}{overrule}"
-    )
-    if request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
-        reporter.note(f"  {why}")
-    if data.unused:
-        many = len(data.unused) > 1
-        names = ", ".join(map(repr, data.unused))
-        reporter.note(f"note: the column{'s' if many else ''} {names} {'are' if many else 'is'} not used")
-    if data.skipped:
-        reporter.note(f"note: {data.skipped} empty rows were passed over")
-    if material.review:
-        reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
-    if told := outdated_note(material):
-        reporter.note(told)
-    if material.past:
-        each = ", ".join(f"{lesson.task.name} {len(lesson.examples)}" for lesson in material.past)
-        reporter.note(f"of earlier tasks: {each} {'examples' if request.strategy == 'multitask' else 'replay samples'}")
-    if material.parent is not None and request.verb == "add-task":
-        how = "trained on top of" if material.beneath else "goes on from"
-        reporter.note(f"the new adapter {how} {material.parent.ref}")
-    if material.held_out is not None:
-        leaks = find_leaks(data, material.held_out)
-        if leaks:
-            reporter.note(
-                f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are in the training data as well "
-                f"(first: {material.held_out.places[leaks[0]]}); the score will flatter"
-            )

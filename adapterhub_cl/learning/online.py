@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from accelerate import Accelerator
 
-from adapterhub_cl import objectives, replay
+from adapterhub_cl import objectives
 from adapterhub_cl.adapters.as_served import spare_bytes
 from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.adapters.lora import new_adapter
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.tasks import find_outdated, updated_task
 from adapterhub_cl.data.tokenise import Tokens
@@ -30,20 +30,20 @@ from adapterhub_cl.learning.feed import Feed
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
     Material,
-    outdated_note,
-    tell_parent,
     with_data,
     with_limits,
     without_outdated,
 )
+from adapterhub_cl.learning.notes import outdated_note, tell_parent
+from adapterhub_cl.learning.order import TrainOrder, order_of
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.strategies import Origin, build
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 from adapterhub_cl.training.runs import Run, acquire, held
 from adapterhub_cl.training.stopping import StopSignal
 from adapterhub_cl.types import AdapterRecord, Example
@@ -52,9 +52,7 @@ VERB = "update-online"
 GENTLER = 1 / 3  # of an update's learning rate: each batch is seen a few times only, and nothing is shuffled
 
 
-def begin(
-    registry: Registry, request: TrainRequest, every: int, resume: bool, reporter: Reporter
-) -> tuple[Run, TrainRequest]:
+def begin(hub: Hub, request: TrainRequest, every: int, resume: bool) -> tuple[Run, TrainOrder]:
     """The run of an online update, new or taken up again.
 
     Raises:
@@ -64,52 +62,53 @@ def begin(
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}", "--every 100")
     if resume:
-        run = Run.newest(registry.runs_dir, VERB, request.name)
+        run = Run.newest(hub.registry.runs_dir, VERB, request.name)
         stored = TrainRequest.from_json({**run.request, "verb": "update"})
         limit = stored.max_forgetting if request.max_forgetting is None else request.max_forgetting
-        return run, replace(stored, max_forgetting=limit)
-    if waiting := Run.unfinished(registry.runs_dir, VERB, request.name):
-        reporter.note(
+        return run, order_of(hub.registry, replace(stored, max_forgetting=limit))
+    order = order_of(hub.registry, request)
+    if waiting := Run.unfinished(hub.registry.runs_dir, VERB, request.name):
+        hub.reporter.note(
             f"note: rows of an unfinished online update of {request.name} wait in {waiting[0].path}; "
-            f"cl-adapter update {request.name} - --online --resume learns them. Starting anew."
+            f"cl-adapter update {request.name} - --online --resume learns them. Starting a new run."
         )
     row = {**request.to_json(), "verb": VERB, "every": every, "created_at": datetime.now(UTC).isoformat()}
-    return Run.start(registry.runs_dir, row), request
+    return Run.start(hub.registry.runs_dir, row), order
 
 
 def learn_online(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
-    request: TrainRequest,
+    hub: Hub,
+    order: TrainOrder,
     run: Run,
     lines: TextIO,
-    reporter: Reporter,
 ) -> list[AdapterRecord]:
     """Learn rows as they come, until the input ends or Ctrl-C; see `AdapterHub.update_online`."""
-    every = int(run.request["every"])
+    every, request = int(run.request["every"]), order.request
     made: list[AdapterRecord] = []
     name = request.name
     taken = f"another process is teaching {name} online"
-    alone = acquire(registry.runs_dir / f".online-{name}.lock", taken, "wait for it, or send it the rows")
+    alone = acquire(hub.registry.runs_dir / f".online-{name}.lock", taken, "wait for it, or send it the rows")
     with held(alone), held(run.lock()):
         run.claim()
-        for line in registry.repair():
-            reporter.note(f"note: {line}")
-        at, rows = _published(registry, request.name, run.id)
+        for line in hub.registry.repair():
+            hub.reporter.note(f"note: {line}")
+        at, rows = _published(hub.registry, request.name, run.id)
         with StopSignal() as stop:
-            feed = Feed(run.path, at, lines, request, registry, reporter, lambda: stop.asked)
+            feed = Feed(run.path, at, lines, request, hub.registry, hub.reporter, lambda: stop.asked)
             if feed.waiting:
-                reporter.note(f"going on after {rows} published rows: {len(feed.waiting)} more lines were received")
+                hub.reporter.note(
+                    f"continuing after {rows} published rows: {len(feed.waiting)} more lines were received"
+                )
             ended = False
             while not ended:
-                segment = Segment(registry, load(), request, run, every, rows, reporter)
+                segment = Segment(hub, order, run, every, rows)
                 record, count, ended = segment.learn(feed)
                 rows += count
                 if record is not None:
                     made.append(record)
         left = feed.left
     if left:
-        reporter.note(
+        hub.reporter.note(
             f"{left} lines that came in are not learned yet: cl-adapter update {request.name} - --online --resume"
         )
     else:
@@ -131,19 +130,19 @@ class Segment:
 
     def __init__(
         self,
-        registry: Registry,
-        base: LoadedBase,
-        request: TrainRequest,
+        hub: Hub,
+        order: TrainOrder,
         run: Run,
         every: int,
         before: int,
-        reporter: Reporter,
     ) -> None:
-        self.registry, self.base, self.request, self.run = registry, base, request, run
-        self.every, self.before, self.reporter = every, before, reporter
-        self.settings = replace(request.training(), schedule="constant", warmup=0.0, dev_share=0.0)
-        self.strategy = build(request.strategy, request.options)
-        self.objective = objectives.of(registry.base)
+        # a strategy keeps what it learned of a run; each version has a run of its own
+        self.order = replace(order, strategy=build(order.request.strategy, order.request.options))
+        self.hub, self.request, self.run, self.strategy = hub, order.request, run, self.order.strategy
+        self.registry, self.base, self.reporter = hub.registry, hub.base, hub.reporter
+        self.every, self.before = every, before
+        self.settings = replace(order.settings, schedule="constant", warmup=0.0, dev_share=0.0)
+        self.objective = objectives.of(self.registry.base)
 
     def learn(self, feed: Feed) -> tuple[AdapterRecord | None, int, bool]:
         """Learn until the version is full or the input ends.
@@ -165,7 +164,7 @@ class Segment:
         length = min(settings.max_length, base.context)
         parent = self.registry.get(self.request.name)
         tell_parent(self.registry, parent, self.reporter)
-        material = with_data(self.registry, self.request, self.strategy, self._data(first), parent)
+        material = with_data(self.registry, self.order, self._data(first), parent)
         material = with_limits(material, base, settings)
         rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")
@@ -177,21 +176,19 @@ class Segment:
             new_adapter(base, settings, self.objective.task_type, parent.path) as model,
             fused(model, base.dtype, spare_bytes(base)) as layers,
         ):
-            loop = Loop(
-                model,
+            order = LoopOrder(
                 self.objective,
                 self.strategy,
-                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch_size),
                 settings,
-                rate=rate,
-                pad_id=base.tokenizer.pad_token_id,
-                dtype=base.dtype,
-                reporter=self.reporter,
-                accelerator=Accelerator(cpu=base.device.type == "cpu"),
-                past=[self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
-                origins=[origin for _, origin in past],
-                parent=parent.path,
+                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch_size),
+                rate,
+                base.tokenizer.pad_token_id,
+                base.dtype,
+                [self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
+                [origin for _, origin in past],
+                parent.path,
             )
+            loop = Loop(model, order, reporter=self.reporter, accelerator=Accelerator(cpu=base.device.type == "cpu"))
             loop.start()
             batch = first
             while True:
@@ -210,7 +207,7 @@ class Segment:
             self.reporter.note(told)
         now = self.registry.get(self.request.name)
         if now.ref != parent.ref:
-            self.reporter.note(f"warning: {now.ref} was made meanwhile; what follows goes on from {parent.ref}")
+            self.reporter.note(f"warning: {now.ref} was made in the meantime; what follows continues from {parent.ref}")
         record = self._publish(material, parent, outcome, loop, length, rate, layers, feed.at)
         return record, len(rows), ended
 
@@ -242,8 +239,7 @@ class Segment:
         lines: int,
     ) -> AdapterRecord:
         rows = material.data.examples
-        keep = replay.parse(self.request.replay)
-        judge = Judge(self.registry, self.base, self.objective, self.request, material, length, self.reporter)
+        judge = Judge(self.hub, self.order, material, length)
         facts: Mapping[str, Any] = {
             "examples": len(rows),
             "max_length": length,
@@ -261,9 +257,9 @@ class Segment:
             encode = self.objective.tokeniser(self.base.tokenizer, material.task, length)
             loop.model, loop.parameters = model, {name: named[name] for name in outcome.weights}
             learned = Learned(dict(facts), loop.stage, encode)
-            training = training_facts(self.base.info, self.request, self.run, material, dict(facts))
+            training = training_facts(self.base.info, self.order, self.run, material, facts)
             online = {"run": self.run.id, "rows": self.before + len(rows), "lines": lines}
-            record, refused = conclude(judge, model, keep, self.strategy, learned, training, {"online": online})
+            record, refused = conclude(judge, model, learned, training, {"online": online})
         Samples(self.registry).rebalance()
         if refused is not None:
             refused.hint += (

@@ -1,66 +1,84 @@
-"""From a trained adapter to its version: replay samples, the strategy's memory, model card, manifest, publication."""
+"""Turns a trained adapter into a version: replay samples, the strategy's memory, model card, manifest, publication."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import save_file
 
-from adapterhub_cl import objectives, replay, strategies
+from adapterhub_cl import objectives, strategies
 from adapterhub_cl.adapters.cards import card
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.adapters.lora import save_adapter
-from adapterhub_cl.adapters.lora_config import CONFIG
+from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.adapters.serving_check import check_served
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.evaluation.gate import Decision
 from adapterhub_cl.learning.material import Material
-from adapterhub_cl.learning.request import TrainRequest
-from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry, storage_errors
-from adapterhub_cl.samples import rows_seen as _seen
-from adapterhub_cl.strategies import Combined
+from adapterhub_cl.learning.order import TrainOrder
+from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.samples import rows_seen
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained model on its way to a version.
+
+    Attributes:
+        scores: everything that was measured; `decision` is the gate's.
+        training: the facts for `training.json`.
+        kept: the replay samples; `memory` is what the strategy stores beside them.
+        more: further keys of the manifest.
+    """
+
+    model: Any
+    material: Material
+    scores: Sequence[Evaluation]
+    decision: Decision
+    training: Mapping[str, Any]
+    kept: Sequence[Example]
+    memory: Mapping[str, Any]
+    more: Mapping[str, Any]
+
+
 def keep_samples(
+    hub: Hub,
+    order: TrainOrder,
     model: Any,
-    base: LoadedBase,
     objective: objectives.BaseObjective,
     material: Material,
-    keep: replay.Keep,
-    strategy: Combined,
     learned: Learned,
-    seed: int,
-    reporter: Reporter,
 ) -> tuple[list[Example], dict[str, Any]]:
-    """The replay samples, and what the strategy stores beside them. Copies of held-out examples are never kept."""
+    """The replay samples, and the tensors that the strategy stores. Copies of held-out examples are never kept."""
     pool = list(dict.fromkeys([*material.data.examples, *material.review]))
     if material.held_out is not None:
         leaks = set(find_leaks(material.held_out, pool))
         pool = [example for k, example in enumerate(pool) if k not in leaks]
         if leaks and not pool:
-            reporter.note(
+            hub.reporter.note(
                 "warning: no replay samples are kept, because every training row is an evaluation row as well; without "
                 "samples the router cannot choose this task"
             )
     task = material.task.as_text() if material.raw else material.task
-    evidence = ModelEvidence(model, base, objective, task, pool, learned.facts["max_length"], reporter=reporter)
-    kept = keep.select(pool, seed, evidence)
-    memory = strategy.remember(learned.stage, kept, learned.encode.many(kept))
+    evidence = ModelEvidence(model, hub.base, objective, task, pool, learned.facts["max_length"], reporter=hub.reporter)
+    kept = order.keep.select(pool, order.settings.seed, evidence)
+    memory = order.strategy.remember(learned.stage, kept, learned.encode.many(kept))
     return kept, {name: value.detach().cpu().contiguous() for name, value in memory.items()}
 
 
 def training_facts(
-    base: BaseInfo, request: TrainRequest, run: Run, material: Material, facts: dict[str, Any]
+    base: BaseInfo, order: TrainOrder, run: Run, material: Material, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What stands in `training.json`."""
+    """The facts of a training that `training.json` keeps."""
+    request = order.request
     held_out = material.held_out
     objective = objectives.name_for(base, "text" if material.raw else material.task.kind)
     return {
@@ -70,7 +88,7 @@ def training_facts(
         "augment": request.augment,
         "objective": objective,
         "replay": request.replay,
-        "settings": request.training().to_json(),
+        "settings": order.settings.to_json(),
         "data": {
             "source": material.data.source,
             "sha256": material.data.sha256,
@@ -85,56 +103,40 @@ def training_facts(
     }
 
 
-def record_version(
-    registry: Registry,
-    base: LoadedBase,
-    model: Any,
-    request: TrainRequest,
-    material: Material,
-    keep: replay.Keep,
-    scores: list[Evaluation],
-    training: dict[str, Any],
-    kept: list[Example],
-    memory: dict[str, Any],
-    strategy: Combined,
-    decision: Decision,
-    told: Mapping[str, Any],
-) -> AdapterRecord:
-    """Write all files of the version and publish it; rejected where the gate said no."""
+def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterRecord:
+    """Write all files of the version and publish it, as rejected if the gate refused it."""
+    registry, base, request, strategy = hub.registry, hub.base, order.request, order.strategy
+    model, material, training = trained.model, trained.material, trained.training
     parent, task = material.parent, material.task
     relation = "trained_on_top_of" if material.beneath else "updated_from"
     edges = [(parent.ref, relation)] if parent else []
     with registry.new_draft(request.name) as draft, storage_errors(draft.path):
         save_adapter(model, draft.path, base.info.source, [task.name, *material.takes_over])
         check_served(model, base, draft.path, f"the new version of {request.name}")
-        config = json.loads((draft.path / CONFIG).read_text(encoding="utf-8"))
         with open(draft.path / "replay.jsonl", "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in kept)
-        _seen.write(draft.path, [*material.data.examples, *material.review])
-        if memory:
-            save_file(memory, draft.path / strategies.MEMORY)
+            stream.writelines(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in trained.kept)
+        rows_seen.write(draft.path, [*material.data.examples, *material.review])
+        if trained.memory:
+            save_file(dict(trained.memory), draft.path / strategies.MEMORY)
         (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
-        text = card(request.name, base.info, task, scores, training, edges, read_layout(draft.path))
+        text = card(request.name, base.info, task, trained.scores, training, edges, read_layout(draft.path))
         (draft.path / "README.md").write_text(text, encoding="utf-8")
         manifest = {
             "kind": "updated" if request.verb == "update" else "trained",
-            "status": "active" if decision.passed else "rejected",
-            "rank": config["r"],
+            "status": "active" if trained.decision.passed else "rejected",
+            **facts_of(draft.path, base.info),
             "own_rank": model.peft_config["default"].r,
-            "alpha": config["lora_alpha"],
-            "target_modules": sorted(config["target_modules"]),
-            "base": {"source": base.info.source, "fingerprint": base.info.fingerprint},
             "strategy": strategy.name,
             "shared": strategy.shared,
             "takes_over": list(material.takes_over),
             "learned_from": sorted({lesson.task.name for lesson in material.past}),
             "read_from": sorted({lesson.record.ref for lesson in material.past}),
-            "gate": decision.to_json(),
+            "gate": trained.decision.to_json(),
             "stream": dict(request.stream),
-            **told,
-            "replay": {"policy": keep.policy, "size": keep.size, "samples": len(kept)},
+            **trained.more,
+            "replay": {"policy": order.keep.policy, "size": order.keep.size, "samples": len(trained.kept)},
             "training": {
                 key: training[key] for key in ("run", "steps", "seconds", "best_epoch", "data", "eval", "settings")
             },
         }
-        return registry.publish(draft, manifest, edges=edges, evaluations=scores, task=task, verb=request.verb)
+        return registry.publish(draft, manifest, edges=edges, evaluations=trained.scores, task=task, verb=request.verb)

@@ -1,4 +1,7 @@
-"""What a training verb was asked to do, as it stands in `run.json`, so that `--resume` needs nothing else. No torch."""
+"""The options of the training verbs, and the request that `run.json` keeps, so that `--resume` needs nothing else.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl import augmentation, objectives, replay
+from adapterhub_cl import replay
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import at_hand, read_rows
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import IntegrityError, UsageError
-from adapterhub_cl.evaluation.gate import limit_of
 from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.options import flag, given_of, option
 from adapterhub_cl.registry import Registry, check_new
-from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.strategies import build as build_strategy
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import DERIVED, TASK_KINDS, AdapterRecord, BaseInfo
 
-# What an adapter that starts from another one takes over from it.
+# An adapter that starts from another one takes these settings from it.
 SHAPE = ("rank", "alpha", "target_modules", "layers", "rslora", "dora")
 
 
@@ -35,7 +35,7 @@ class OnlineOptions:
     """The options of `update --online`, which the other training verbs have too."""
 
     eval: str = option(
-        "", "held-out data that the finished adapter is scored on; never used to choose anything", stream=False,
+        "", "held-out data to score the finished adapter on; never used to choose anything", stream=False,
         parse="adapterhub_cl.learning.request:absolute",
     )  # fmt: skip
     strategy: str = option(
@@ -116,14 +116,14 @@ class TrainRequest(AddTaskOptions):
         return TrainingSettings.from_mapping(self.settings, "the settings")
 
     def refuse_shape(self, parent: AdapterRecord) -> None:
-        """Raise where a setting would give the new adapter another shape than its parent's."""
+        """Raise if a setting would give the new adapter a shape that differs from its parent's."""
         wanted, manifest = asdict(self.training()), parent.manifest
         has = {**parent.training.get("settings", {}), "rank": parent.rank}
         has["alpha"] = manifest.get("alpha", has.get("alpha"))
         given = [flag(name) for name in SHAPE if name in self.settings and wanted[name] != has.get(name)]
         if given:
             raise UsageError(
-                f"{', '.join(given)} cannot be set here: the new adapter goes on from {parent.ref} and keeps its shape",
+                f"{', '.join(given)} cannot be set: the new adapter continues from {parent.ref} and keeps its shape",
                 "leave the flag out, or train a fresh adapter with add-task --strategy isolated",
             )
 
@@ -132,7 +132,7 @@ class TrainRequest(AddTaskOptions):
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TrainRequest:
-        """The reverse of `to_json`; further keys of `run.json` are passed over.
+        """The reverse of `to_json`; unknown keys of `run.json` are ignored.
 
         Raises:
             IntegrityError: keys are missing.
@@ -147,7 +147,7 @@ class TrainRequest(AddTaskOptions):
 def build(
     registry: Registry, verb: str, name: str, data: str | Path | None, resume: bool, asked: Mapping[str, Any]
 ) -> tuple[TrainRequest, Run | None]:
-    """The request that a call makes, and the run that it resumes.
+    """The request that a call makes, and the run that it resumes; see `order_of` for its checks.
 
     Args:
         asked: options of `AddTaskOptions` and of `TrainingSettings`, those that were given.
@@ -180,13 +180,11 @@ def build(
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
         if cut := (before.training.get("settings") or {}).get("max_length"):
             given["settings"] = {"max_length": cut, **given["settings"]}
-    request = TrainRequest(verb, name, absolute(data), **given)
-    check(registry, request)
-    return request, None
+    return TrainRequest(verb, name, absolute(data), **given), None
 
 
 def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:
-    """What an update reads where nobody says: the columns that the version before was told, where the data have them.
+    """The default columns of an update: those of the version before, if the new data have them.
 
     Args:
         before: the manifest of that version.
@@ -199,8 +197,8 @@ def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:
 
 
 def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:
-    """How an update is learned where nobody says: raw text by an encoder with the distillation from the model before,
-    whose weight α is `--set lwf.alpha`."""
+    """The default strategy of an update: `sequential`, and `lwf` for raw text on an encoder (its weight α is
+    `--set lwf.alpha`)."""
     if MASKED not in objectives_of(base.architecture) or not at_hand(data):
         return "sequential"
     layout = read_examples(data, given.get("columns") or None, given.get("instruction") or "").layout
@@ -208,10 +206,10 @@ def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:
 
 
 def _to_update(registry: Registry, name: str) -> str:
-    """The adapter of which `update` makes a new version.
+    """The name of the adapter that `update` makes a new version of.
 
     Raises:
-        UsageError: it answers for several tasks, so new data would be of none of them.
+        UsageError: it answers for several tasks, so new data would belong to none of them.
     """
     record = registry.get(name)
     if record.kind in DERIVED and not record.task:
@@ -222,52 +220,7 @@ def _to_update(registry: Registry, name: str) -> str:
     return record.name
 
 
-def check(registry: Registry, request: TrainRequest) -> None:
-    """Every bad setting is told before anything is loaded.
-
-    Raises:
-        UsageError: any of them cannot be used.
-    """
-    request.training()
-    replay.parse(request.replay)
-    augmentation.parse_all(request.augment)
-    strategy = build_strategy(request.strategy, request.options)
-    _refuse_writing(registry.base, request)
-    Samples(registry).budget()
-    limit_of(registry, request.max_forgetting)
-    if request.verb == "update" and strategy.makes == "fresh":
-        raise UsageError(
-            f"update goes on from {request.name}, and {strategy.name} makes a fresh adapter",
-            "leave --strategy out, or use add-task",
-        )
-    if request.on_top_of:
-        if strategy.makes == "continued":
-            raise UsageError(
-                f"--on-top-of stacks a new adapter on a frozen one, and {strategy.name} goes on training an old one",
-                "use it with isolated, incremental or olora",
-            )
-        registry.get(request.on_top_of)
-
-
-def _refuse_writing(base: BaseInfo, request: TrainRequest) -> None:
-    """Raise for what only a base that writes can do.
-
-    Raises:
-        UsageError: the base is an encoder.
-    """
-    policy = replay.ROOM.get(replay.parse(request.replay).policy)
-    if "writing" in policy.needs:
-        objectives.refuse_writing(base, f"--replay {request.replay}")
-    for one in augmentation.parse_all(request.augment):
-        if augmentation.ROOM.get(one.name).needs_base:
-            objectives.refuse_writing(base, f"--augment {one.name}")
-    if request.prompt_format is not None:
-        objectives.refuse_writing(base, "a prompt format")
-    if request.settings.get("prompt_loss"):
-        objectives.refuse_writing(base, "--prompt-loss")
-
-
 def absolute(source: str | Path) -> str:
-    """A path that still means the same from another working directory; ids and `-` stay as they are."""
+    """An absolute path, so that another working directory does not matter; ids and `-` are returned unchanged."""
     path = Path(source).expanduser()
     return str(path.resolve()) if str(source) and path.exists() else str(source)

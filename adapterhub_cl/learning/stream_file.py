@@ -105,7 +105,7 @@ def read_stream(path: str | Path) -> StreamFile:
         tasks.append(task)
     problems += _twice([task.name for task in tasks])
     if problems:
-        raise DataError(f"{path}: " + "; ".join(problems), "mend the file; nothing has been trained")
+        raise DataError(f"{path}: " + "; ".join(problems), "fix the file; nothing has been trained")
     return StreamFile(title or slug(path.stem), path, tuple(tasks))
 
 
@@ -287,7 +287,7 @@ def _load(path: Path) -> Any:
         return json.loads(text, object_pairs_hook=_pairs) if path.suffix.lower() == ".json" else _yaml(text)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(f"{path}{line}: not valid YAML ({error.problem})", "mend this line") from error
+        raise DataError(f"{path}{line}: not valid YAML ({error.problem})", "fix this line") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
         reason = str(error).partition("\n")[0] or "nested too deeply"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterhub_cl import objectives
-from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError, UsageError
@@ -21,12 +21,11 @@ from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.evaluation.probes import Probe, score, score_version
 from adapterhub_cl.evaluation.stages import matrix_of
-from adapterhub_cl.learning.judging import refusal
 from adapterhub_cl.learning.material import described_task
-from adapterhub_cl.learning.request import TrainRequest, absolute, check
+from adapterhub_cl.learning.order import finished, order_of, refusal
+from adapterhub_cl.learning.request import TrainRequest, absolute
 from adapterhub_cl.learning.stream_file import StreamFile, StreamTask, check_leaks, digest
 from adapterhub_cl.learning.teaching import teach
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.strategies import Combined, build
 from adapterhub_cl.training.runs import Run
@@ -100,7 +99,7 @@ def read(stream: StreamFile) -> dict[str, tuple[Examples, Examples | None]]:
     return found
 
 
-def run(registry: Registry, load: Callable[[], LoadedBase], plan: StreamPlan, reporter: Reporter) -> AccuracyMatrix:
+def run(hub: Hub, plan: StreamPlan) -> AccuracyMatrix:
     """Teach the stream to a hub, from where it stopped if it was begun.
 
     Raises:
@@ -111,41 +110,42 @@ def run(registry: Registry, load: Callable[[], LoadedBase], plan: StreamPlan, re
     strategy = build(plan.strategy, plan.options)
     for task in plan.stream.tasks:  # whatever is wrong with any task is told before the first is trained
         request = plan.request(task, {})
-        check(registry, request)
+        order_of(hub.registry, request)
         train, held = data[task.name]
-        described = described_task(request, train, registry.base)
+        described = described_task(request, train, hub.registry.base)
         if held is not None and held.layout != "raw text":
             check_answers(described, held)
-    _refuse_known(registry, plan)
+    _refuse_known(hub.registry, plan)
     done: list[AdapterRecord] = []
     seen = ""
     for number, task in enumerate(plan.stream.tasks, 1):
         where = f"stage {number} of {len(plan.stream.tasks)}, {task.name} ({plan.strategy}, seed {plan.seed})"
         parts = [part.sha256 for part in data[task.name] if part is not None]
         seen = hashlib.sha256("\n".join([seen, *parts]).encode()).hexdigest()
-        record = find_stage(registry, plan.id, number, task.name)
+        record = find_stage(hub.registry, plan.id, number, task.name)
         if record is not None and record.manifest["stream"].get("data", seen) != seen:
             raise DataError(
                 f"the data of {task.name}, or of a task before it, have changed since {record.ref} was taught",
-                "put them back, or give the stream another `name:` to teach it anew",
+                "put them back, or give the stream another `name:` to teach it again from the start",
             )
         if record is None:
             unfinished = [
                 r
-                for r in Run.unfinished(registry.runs_dir, "add-task", task.name)
+                for r in Run.unfinished(hub.registry.runs_dir, "add-task", task.name)
                 if (r.request.get("stream") or {}).get("id") == plan.id
             ]
-            reporter.note(f"{where}{': going on' if unfinished else ''}")
+            hub.reporter.note(f"{where}{': continuing' if unfinished else ''}")
             if unfinished:
                 request, begun = TrainRequest.from_json(unfinished[0].request), unfinished[0]
             else:
-                _check_place(registry, plan, strategy, done)
-                told = _told(registry, load, plan, number, done, *data[task.name], strategy.shared, reporter)
+                _check_place(hub.registry, plan, strategy, done)
+                told = _told(hub, plan, number, done, *data[task.name], strategy.shared)
                 told["data"] = seen
                 request, begun = plan.request(task, told), None
-            record = teach(registry, load, request, run=begun, reporter=reporter)
+            record = None if begun is None else finished(hub.registry, request, begun, hub.reporter)
+            record = record or teach(hub, order_of(hub.registry, request), run=begun)
         else:
-            reporter.note(f"{where}: done already as {record.ref}")
+            hub.reporter.note(f"{where}: done already as {record.ref}")
         if record.status == "rejected":
             refused = refusal(record, plan.strategy)
             refused.hint = f"the stream ends here; {refused.hint}"
@@ -189,28 +189,28 @@ def find_stage(registry: Registry, stream: str, number: int, name: str) -> Adapt
 
 
 def _told(
-    registry: Registry,
-    load: Callable[[], LoadedBase],
+    hub: Hub,
     plan: StreamPlan,
     number: int,
     done: Sequence[AdapterRecord],
     data: Examples,
     held: Examples | None,
     shared: bool,
-    reporter: Reporter,
 ) -> dict[str, Any]:
     """What stands in the manifest of a stage: which it is, and what the base and the version before it score on its
     task without having learned it (for forward transfer)."""
     told: dict[str, Any] = {"id": plan.id, "name": plan.stream.name, "stage": number, "strategy": plan.strategy}
-    if held is None or not objectives.of(registry.base).writes:  # an encoder has no head for what it never learned
+    if held is None or not objectives.of(hub.registry.base).writes:  # an encoder has no head for what it never learned
         return told
     request = plan.request(plan.stream.tasks[number - 1], {})
     length = request.training().max_length
-    task = replace(described_task(request, data, registry.base), max_length=length)
+    task = replace(described_task(request, data, hub.registry.base), max_length=length)
     probe = Probe(task, held.examples, held.source, length, held.sha256)
-    told["base"] = as_share(task.metric, score(load().model, load(), probe, reporter, "measuring the base").value)
+    told["base"] = as_share(
+        task.metric, score(hub.base.model, hub.base, probe, hub.reporter, "measuring the base").value
+    )
     if shared and done:
-        ahead = score_version(registry, load(), done[-1], probe, reporter)
+        ahead = score_version(hub, done[-1], probe)
         told["ahead"] = as_share(task.metric, ahead.value)
     else:
         told["ahead"] = told["base"]

@@ -1,4 +1,4 @@
-"""Merging: several adapters become one, layer by layer, on their factors. One file per merge method."""
+"""Merging: several adapters become one, computed layer by layer on their factors. One file per merge method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from adapterhub_cl.options import from_mapping
+from adapterhub_cl.options import NoOptions, from_mapping
 from adapterhub_cl.plugins import Room
 
 if TYPE_CHECKING:
@@ -21,19 +21,14 @@ DEFAULT = "linear"
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """A method without options."""
-
-
-@dataclass(frozen=True)
 class Layer:
-    """What a method sees of one layer.
+    """One layer, as a method sees it.
 
     Attributes:
-        name: as the base has it.
-        parts: each adapter's ΔW, in the order in which they were named; rank 0 where one leaves the layer alone.
-        weights: what each counts.
-        generator: for random choices; its seed follows from the merge's seed and the layer's place.
+        name: its name in the base.
+        parts: each adapter's ΔW, in the order in which they were named; rank 0 if an adapter does not change the layer.
+        weights: the weight of each.
+        generator: for random choices; its seed depends on the merge's seed and the layer's position.
     """
 
     name: str
@@ -50,10 +45,10 @@ class Layer:
 
 
 class Stage(Protocol):
-    """What methods that look at replay samples may compute with; the base is frozen.
+    """What methods that use replay samples may compute with; the base is frozen.
 
     Attributes:
-        layers: layer → each adapter's ΔW; read from the files when a layer is asked for.
+        layers: layer → each adapter's ΔW; read from the files on demand.
         seed: of the merge.
     """
 
@@ -63,7 +58,7 @@ class Stage(Protocol):
     def seed(self) -> int: ...
 
     def batches(self, adapter: int) -> Sequence[Batch]:
-        """The replay samples of the tasks that an adapter answers for, on the model's device."""
+        """The replay samples of the tasks that an adapter answers, on the model's device."""
         ...
 
     def attached(
@@ -72,71 +67,85 @@ class Stage(Protocol):
         gates: Mapping[str, torch.Tensor] | None = None,
         see: Callable[[str, torch.Tensor], None] | None = None,
     ) -> AbstractContextManager[None]:
-        """Within the block the base answers with these updates.
+        """Inside the block the base answers with these updates.
 
         Args:
             parts: layer → ΔW.
-            gates: layer → `[r]`: what each of the ΔW's ranks is multiplied with; may carry a gradient.
-            see: called with each layer's name and input `[tokens, in]` of real tokens.
+            gates: layer → `[r]`: factors for each of the ΔW's ranks; may have a gradient.
+            see: called with each layer's name and its input `[tokens, in]`, without padding.
         """
         ...
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss of the batch's answer tokens, with the gradient of the gates."""
+        """Mean loss of the batch's answer tokens, with gradients for the gates."""
         ...
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Tells the user how far a piece of work is."""
+        """Reports the progress of a step to the user."""
         ...
 
 
 class BaseMethod:
-    """A merge method. Modules import torch within functions only, so that names and options are known without it.
+    """A merge method. Modules import torch only inside functions, so that names and options are available without it.
 
     Attributes:
         purpose: one line for `--help`.
-        dense: the result is not confined to the space that the factors span: any rank may be asked for.
-        reads: `samples` where the method needs the base and the parents' replay samples; `prepare` is called then.
+        dense: whether the result can leave the space that the factors span, so that any rank may be requested.
+        reads: `samples` if the method needs the base and the parents' replay samples; then `prepare` is called.
         Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`.
+
+    The following say how the method behaves. The contract tests read them, and check that they are true.
+
+    Attributes:
+        identity_options: options under which one adapter at weight 1 is kept as it is; None where there are none.
+        identity_error: the largest relative error of that, in the Frobenius norm.
+        order_matters: the result depends on the order in which the adapters are named.
+        random: the result depends on the seed, by `Layer.generator` or `Stage.seed`.
+        opposites_cancel: an adapter and its exact opposite, under `identity_options`, give zero.
     """
 
     purpose: ClassVar[str] = ""
     dense: ClassVar[bool] = False
     reads: ClassVar[str] = ""
     Config: ClassVar[type] = NoOptions
+    identity_options: ClassVar[Mapping[str, Any] | None] = {}
+    identity_error: ClassVar[float] = 1e-5
+    order_matters: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    opposites_cancel: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
 
     def default_weights(self, count: int) -> list[float]:
-        """What each of `count` adapters counts where the user does not say: an equal share of the whole."""
+        """The weights of `count` adapters unless the user sets them: equal shares."""
         return [1.0 / count] * count
 
     def default_rank(self, ranks: Sequence[int]) -> int:
-        """The rank of the result where the user does not say, from the parents' largest ranks: all of them, added."""
+        """The rank of the result unless the user sets it: the sum of the parents' largest ranks."""
         return sum(ranks)
 
     def prepare(self, stage: Stage) -> None:
-        """Look at replay samples, before the first layer."""
+        """Process the replay samples, before the first layer."""
 
     def layer(self, layer: Layer) -> Factors | Truncated | torch.Tensor:
-        """The merged ΔW of a layer: as factors of any rank, cut by the method itself, or dense `[out, in]`."""
+        """The merged ΔW of a layer: as factors of any rank, truncated by the method itself, or dense `[out, in]`."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
-        """What it found out, as plain JSON, for `recipe.json`."""
+        """Results to record in `recipe.json`, as plain JSON."""
         return {}
 
 
 def build(name: str, options: Mapping[str, Any]) -> BaseMethod:
-    """A method with its options.
+    """Create a method with its options.
 
     Args:
         options: `NAME.OPTION` or `OPTION` → value.
 
     Raises:
         UnknownNameError: no such method or option.
-        UsageError: an option's value cannot be used.
+        UsageError: an option has an invalid value.
     """
     from adapterhub_cl.errors import UnknownNameError, UsageError
 

@@ -1,4 +1,4 @@
-"""What the elementwise methods share: which space they work in, and the steps that they are made of."""
+"""Shared by the elementwise methods: the space in which they work, and their common steps."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def share(name: str, value: float, *, least: float = 0.0) -> None:
 
 
 def trim(values: torch.Tensor, density: float) -> torch.Tensor:
-    """Each update's largest entries by magnitude, this share of all; the others become 0. `[n, rows, columns]`."""
+    """Keep this share of each update's entries, the largest by magnitude; the others become 0. `[n, rows, columns]`."""
     entries = values[0].numel()
     count = max(1, round(density * entries))
     if count < entries:
@@ -82,7 +82,7 @@ def trim(values: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def agreeing_mean(values: torch.Tensor) -> torch.Tensor:
-    """For each entry the sign with the greater total is elected; the mean of the updates that have it (TIES)."""
+    """For each entry elect the sign with the greater total, and average the updates that have it (TIES)."""
     elected = values.sum(0).sign()
     total = values[0].new_zeros(values[0].shape)
     votes = total.clone()
@@ -94,7 +94,7 @@ def agreeing_mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def drop_and_rescale(values: torch.Tensor, keep: torch.Tensor | float, generator: torch.Generator) -> torch.Tensor:
-    """Each entry stays with probability `keep`, divided by it, so that the expectation is unchanged (DARE)."""
+    """Keep each entry with probability `keep` and divide it by that, so that the expectation is unchanged (DARE)."""
     import torch
 
     chance = torch.rand(values.shape, generator=generator)

@@ -1,14 +1,14 @@
-"""breadcrumbs: drop each update's smallest entries and its few largest, then add up (Davari & Belilovsky 2024,
+"""breadcrumbs: drop each update's smallest entries and its few largest, then add them up (Davari & Belilovsky 2024,
 arXiv:2312.06795).
 
 The largest entries are outliers of one task that harm the others, the smallest are noise. In the paper it needs no
-tuning per task when up to 200 models are merged; it costs what `ties` costs. Choose it for many adapters, with little
-time to tune."""
+tuning per task for merges of up to 200 models; it costs as much as `ties`. Choose it for many adapters and little time
+to tune."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class Config(SpaceOption):
     """Options of breadcrumbs."""
 
-    smallest: float = option(0.3, "share of each update's entries that is dropped for being small")
-    largest: float = option(0.01, "share of each update's entries that is dropped for being large")
+    smallest: float = option(0.3, "share of each update's entries to drop because they are the smallest")
+    largest: float = option(0.01, "share of each update's entries to drop because they are the largest")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.smallest < 1 and 0 <= self.largest < 1 and self.smallest + self.largest < 1):
             raise UsageError(
-                f"breadcrumbs drops {self.smallest:g} and {self.largest:g} of the entries: some must be left",
+                f"breadcrumbs would drop {self.smallest:g} and {self.largest:g} of the entries: some must remain",
                 "--set breadcrumbs.smallest=0.3 --set breadcrumbs.largest=0.01",
             )
 
@@ -51,8 +51,9 @@ def masked(values: torch.Tensor, smallest: float, largest: float) -> torch.Tenso
 class Method(Elementwise):
     """Mask both ends, add up."""
 
-    purpose = "the smallest and the few largest entries dropped, then the weighted sum"
+    purpose = "drops the smallest and the few largest entries, then takes the weighted sum"
     Config = Config
+    identity_options: ClassVar = {"smallest": 0.0, "largest": 0.0}
 
     def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return masked(values, self.config.smallest, self.config.largest).sum(0)

@@ -1,13 +1,13 @@
 """dare_ties: DARE's random dropping, then TIES' election of signs (Yu et al. 2024, arXiv:2311.03099, section 4).
 
-The usual choice of people who merge full models; on LoRA updates the dropping adds noise that a low rank cannot hold
-(see `dare`). Choose it where `ties` is chosen and the parents' largest entries collide.
+The usual choice for merging full models; on LoRA updates the dropping adds noise that a low rank cannot represent
+(see `dare`). Choose it like `ties`, if the parents' largest entries collide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, drop_and_rescale, share
 from adapterhub_cl.options import option
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Config(SpaceOption):
     """Options of dare_ties."""
 
-    density: float = option(0.7, "share of the entries that stay, at random")
+    density: float = option(0.7, "share of the entries to keep, chosen at random")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,8 +30,11 @@ class Config(SpaceOption):
 class Method(Elementwise):
     """Drop, rescale, elect, average."""
 
-    purpose = "random entries dropped, the rest averaged over the adapters that agree on their sign"
+    purpose = "drops random entries, then averages the rest over the adapters that agree on the sign"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
+    random = True
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

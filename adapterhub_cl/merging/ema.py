@@ -1,7 +1,7 @@
 """ema: an exponential moving average over the adapters in the order in which they are named.
 
-Mₜ = (1 − β)·Mₜ₋₁ + β·ΔWₜ, from M₁ = ΔW₁: the last adapters count most. It comes down to fixed weights, so the result is
-exact. Choose it for versions of one task, or a stream whose latest tasks matter most.
+Mₜ = (1 − β)·Mₜ₋₁ + β·ΔWₜ, from M₁ = ΔW₁: the last adapters have the most weight. This is the same as fixed weights, so
+the result is exact. Choose it for versions of one task, or a stream whose latest tasks matter most.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class Config:
     """Options of ema."""
 
-    beta: float = option(0.5, "what a new adapter counts beside all before it")
+    beta: float = option(0.5, "weight of a new adapter relative to all before it")
 
     def __post_init__(self) -> None:
         share("ema.beta", self.beta)
 
 
 def running(shares: list[float]) -> list[float]:
-    """The weights that Mₜ = (1 − sₜ)·Mₜ₋₁ + sₜ·ΔWₜ comes down to; the first share is 1."""
+    """The fixed weights that Mₜ = (1 − sₜ)·Mₜ₋₁ + sₜ·ΔWₜ is equal to; the first share is 1."""
     weights: list[float] = []
     for share_ in shares:
         weights = [*((1 - share_) * weight for weight in weights), share_]
@@ -38,8 +38,9 @@ def running(shares: list[float]) -> list[float]:
 class Method(BaseMethod):
     """A moving average."""
 
-    purpose = "a moving average in the order of naming: the last counts most"
+    purpose = "a moving average in the order of naming: the last adapter has the most weight"
     Config = Config
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return running([1.0] + [self.config.beta] * (count - 1))

@@ -1,10 +1,10 @@
-"""The algebra of low-rank updates: ΔW = B·A, kept as its factors; nothing here forms an out×in matrix unless it says
-so.
+"""The algebra of low-rank updates: ΔW = B·A, stored as its factors; nothing here forms an out×in matrix unless its
+docstring says so.
 
-B is `[out, r]` and carries the scaling, A is `[r, in]`. A sum of updates is a stack of factors. Whatever needs the sum
+B is `[out, r]` and includes the scaling, A is `[r, in]`. A sum of updates is a stack of factors. Whatever needs the sum
 as a whole (norm, singular values, best truncation) happens in its core: with [B₁…Bₙ] = Q_B·R_B and [A₁;…;Aₙ]ᵀ = Q_A·R_A
 the update is Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and R_B·R_Aᵀ is Σr×Σr. Factors are fp32; the small matrices of the core are fp64, so
-that errors as small as 1e-6 of the whole can be told.
+that relative errors as small as 1e-6 can be measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """Columns of b; the rank of ΔW is no higher."""
+        """Columns of b, an upper bound of the rank of ΔW."""
         return self.a.shape[0]
 
     @property
@@ -44,7 +44,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Core:
-    """Several updates in the bases that they span together: ΔWᵢ = left·cores[i]·rightᵀ.
+    """Several updates in common bases: ΔWᵢ = left·cores[i]·rightᵀ.
 
     Attributes:
         left: `[out, p]`, orthonormal columns, p ≤ Σr.
@@ -64,7 +64,7 @@ class Core:
 
 
 def zero(out: int, in_: int) -> Factors:
-    """The update that changes nothing, at rank 0."""
+    """The zero update, at rank 0."""
     return Factors(torch.zeros(out, 0), torch.zeros(0, in_))
 
 
@@ -104,19 +104,19 @@ def inner(one: Factors, other: Factors) -> float:
 
 
 def norm(factors: Factors) -> float:
-    """‖ΔW‖, Frobenius; through the core, so that what cancels out within the stack is 0 to rounding."""
+    """‖ΔW‖, Frobenius; computed in the core, so that what cancels within the stack is 0 up to rounding."""
     left, right = _triangles(factors)
     return float((left @ right.T).norm())
 
 
 def _triangles(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """R_B and R_A `[k, r]` with R_BᵀR_B = BᵀB and R_AᵀR_A = AAᵀ, fp64: what QR would give, at a third of its time.
+    """R_B and R_A `[k, r]` with R_BᵀR_B = BᵀB and R_AᵀR_A = AAᵀ, fp64: as from QR, in a third of the time.
 
-    From the products BᵀB and AAᵀ in fp64 by Cholesky; by their eigenvectors where the stack is of lower rank. Either is
-    right to √ε ≈ 1e-8 of the largest singular value.
+    Computed from the products BᵀB and AAᵀ in fp64 by Cholesky, or by their eigenvectors if the stack has a lower rank.
+    Both are accurate to √ε ≈ 1e-8 of the largest singular value.
     """
     b, a = factors.b.double(), factors.a.double()
-    if factors.rank > min(factors.shape):  # wider than high: QR makes it smaller
+    if factors.rank > min(factors.shape):  # more columns than rows: QR makes it smaller
         wide: tuple[torch.Tensor, torch.Tensor] = (torch.linalg.qr(b).R, torch.linalg.qr(a.T).R)
         return wide
     return _root(b.T @ b), _root(a @ a.T)
@@ -133,13 +133,13 @@ def _root(gram: torch.Tensor) -> torch.Tensor:
 
 
 def core(parts: Sequence[Factors], *, aligned: bool = False) -> Core:
-    """Updates of one shape in the bases that all of them span.
+    """Updates of one shape in bases that span all of them.
 
-    O(Σr²·(out + in)); where Σr is above out or in, the bases stop at these.
+    O(Σr²·(out + in)); if Σr is larger than out or in, the bases have only that size.
 
     Args:
-        aligned: the bases are the singular vectors of the stacked B's and A's, strongest first, as core space has
-            them (Panariello et al. 2025, arXiv:2509.17786); else any that span the same.
+        aligned: whether the bases are the singular vectors of the stacked B's and A's, strongest first, as in core
+            space (Panariello et al. 2025, arXiv:2509.17786); otherwise any bases with the same span.
     """
     left, triangle_b = torch.linalg.qr(torch.cat([p.b for p in parts], 1))
     right, triangle_a = torch.linalg.qr(torch.cat([p.a for p in parts]).T)
@@ -156,7 +156,7 @@ def core(parts: Sequence[Factors], *, aligned: bool = False) -> Core:
 
 
 def singular_values(factors: Factors) -> torch.Tensor:
-    """The singular values of ΔW, falling, `[min(r, out, in)]`, fp64."""
+    """The singular values of ΔW, in descending order, `[min(r, out, in)]`, fp64."""
     left, right = _triangles(factors)
     values: torch.Tensor = torch.linalg.svdvals(left @ right.T)
     return values
@@ -168,7 +168,7 @@ class Truncated:
 
     Attributes:
         factors: at that rank, √σ on either side.
-        norm: of the whole update.
+        norm: norm of the whole update.
         lost: norm of what was cut off.
     """
 
@@ -183,14 +183,14 @@ class Truncated:
 
 
 def decompose(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ΔW = U·diag(s)·Vᵀ: U `[out, k]`, s `[k]` falling (fp64), V `[in, k]`, k = min(r, out, in)."""
+    """ΔW = U·diag(s)·Vᵀ: U `[out, k]`, s `[k]` descending (fp64), V `[in, k]`, k = min(r, out, in)."""
     whole = core([factors])
     u, s, vh = torch.linalg.svd(whole.cores[0], full_matrices=False)
     return whole.left @ u.to(whole.left.dtype), s, whole.right @ vh.T.to(whole.right.dtype)
 
 
 def truncate(factors: Factors, rank: int) -> Truncated:
-    """The update's best approximation at a rank (or at its own, where that is lower), and what it leaves out.
+    """The update's best approximation at a rank (or at its own rank if that is lower), and what it leaves out.
 
     With the core M = R_B·R_Aᵀ = u·s·vᵀ (u and s² from M·Mᵀ, as precise as M itself), U·s = B·(R_Aᵀ·v) and
     s·Vᵀ = (uᵀ·R_B)·A: no basis is formed, and only what is kept is multiplied out.
@@ -199,7 +199,7 @@ def truncate(factors: Factors, rank: int) -> Truncated:
     core_ = left @ right.T
     squares, vectors = torch.linalg.eigh(core_ @ core_.T)
     s = squares.flip(0).clamp(min=0).sqrt()[: min(*core_.shape)]
-    kept = min(rank, int((s > s[:1] * 1e-7).sum()))  # beyond it there is rounding alone
+    kept = min(rank, int((s > s[:1] * 1e-7).sum()))  # smaller values are rounding errors
     u, root = vectors.flip(1)[:, :kept], s[:kept].sqrt()
     b = factors.b @ (right.T @ (core_.T @ u) / (s[:kept] * root)).to(factors.b.dtype)
     a = (u.T @ left / root[:, None]).to(factors.a.dtype) @ factors.a
@@ -230,14 +230,14 @@ def from_product(
     oversample: int = 10,
     iterations: int = 3,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The leading singular triples of a matrix that is only given as a product (randomised SVD; Halko et al. 2011,
-    arXiv:0909.4061, algorithm 4.4), of ranks far below its size.
+    """The leading singular triples of a matrix that is given only as a product (randomised SVD; Halko et al. 2011,
+    arXiv:0909.4061, algorithm 4.4), for ranks far below its size.
 
     Args:
         times: X `[in, k]` → M·X `[out, k]`.
         transposed_times: Y `[out, k]` → Mᵀ·Y `[in, k]`.
-        rank: how many triples are wanted; `oversample` more are computed.
-        iterations: power iterations; more of them for spectra that fall slowly.
+        rank: how many triples to return; `oversample` more are computed.
+        iterations: power iterations; use more for slowly decaying spectra.
 
     Returns:
         U `[out, rank]`, s `[rank]`, V `[in, rank]`.
@@ -251,7 +251,7 @@ def from_product(
 
 
 def truncate_dense(matrix: torch.Tensor, rank: int, generator: torch.Generator) -> Truncated:
-    """A dense `[out, in]` matrix at a rank: by randomised SVD where the rank is far below its size, else exactly."""
+    """A dense `[out, in]` matrix truncated to a rank: by randomised SVD if the rank is much smaller, else exactly."""
     out, in_ = matrix.shape
     if rank * 4 >= min(out, in_):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

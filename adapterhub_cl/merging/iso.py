@@ -1,9 +1,9 @@
 """iso: the sum of the updates with all its singular values made equal (Iso-C; Marczak et al. 2025, arXiv:2502.04959).
 
-A few strong directions, shared by some tasks, drown the others; a flat spectrum gives each direction the same say. In
-the paper it is ahead of TSV-Merge on eight to twenty vision tasks, at the price of a scale that is tuned on held-out
-data; here that is `iso.scale`, 1 unless it is set. Only the directions that stay at the chosen rank count. Choose it
-for many tasks; for two or three it throws away what the strengths say.
+A few strong directions, shared by some tasks, dominate the others; a flat spectrum gives each direction equal
+influence. In the paper it is ahead of TSV-Merge on eight to twenty vision tasks, with a scale that is tuned on held-out
+data; here that is `iso.scale`, 1 by default. Only the directions that remain at the chosen rank count. Choose it for
+many tasks; with two or three it discards the information in the strengths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Config:
     """Options of iso."""
 
-    scale: float = option(1.0, "the merged update is multiplied with this; the paper tunes it on held-out data")
+    scale: float = option(1.0, "factor for the merged update; the paper tunes it on held-out data")
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < 100:
@@ -35,6 +35,7 @@ class Method(BaseMethod):
 
     purpose = "the sum with equal singular values"
     Config = Config
+    identity_options = None  # even one update's singular values are made equal
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count
@@ -45,6 +46,6 @@ class Method(BaseMethod):
         u, s, v = decompose(stacked(layer.weighted))
         if not len(s) or s[0] == 0:
             return Factors(u[:, :0], v[:, :0].T)
-        there = int((s > 1e-6 * s[0]).sum())  # directions that rounding alone made are none
+        there = int((s > 1e-6 * s[0]).sum())  # smaller directions are rounding errors
         level = float(s[:there].mean()) * self.config.scale
         return Factors(u[:, :there] * level, v[:, :there].T.contiguous())

@@ -1,9 +1,9 @@
-"""learned: for each layer and adapter a weight, fitted on the parents' replay samples (LoRA soups, CAT; Prabhakar et
+"""learned: a weight for each layer and adapter, fitted on the parents' replay samples (LoRA soups, CAT; Prabhakar et
 al. 2024, arXiv:2410.13025).
 
-ΔW = Σ wᵢ·ΔWᵢ with wᵢ per layer; base and factors stay frozen, so a few dozen numbers are learned, which few samples
-suffice for. In the paper it beats merging with fixed weights by 43 % relative where two skills have to work together.
-Choose it where replay samples are there: it is the best merge that needs no new factors, and a good start for
+ΔW = Σ wᵢ·ΔWᵢ with wᵢ per layer; base and factors stay frozen, so only a few dozen numbers are learned, for which few
+samples are enough. In the paper it beats merging with fixed weights by 43 % relative for problems that need two skills
+at once. Choose it if there are replay samples: it is the best merge that needs no new factors, and a good start for
 `distill`."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Config:
     """Options of learned."""
 
     epochs: int = option(3, "passes over the replay samples of all parents")
-    learning_rate: float = option(0.05, "peak of Adam's learning rate; it falls to 0 as a cosine")
+    learning_rate: float = option(0.05, "peak of Adam's learning rate, which decays to 0 along a cosine")
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs <= 1000:
@@ -38,12 +38,15 @@ class Config:
 class Method(BaseMethod):
     """Weights by gradient descent."""
 
-    purpose = "weights per layer, fitted on the replay samples of all parents"
+    purpose = "weights for each layer, fitted on the replay samples of all parents"
     reads = "samples"
     Config = Config
+    identity_error = 1e-6  # one adapter's weight begins at 1
+    order_matters = True  # the batches are numbered adapter by adapter before they are shuffled
+    random = True
 
     def default_weights(self, count: int) -> list[float]:
-        return [1.0] * count  # they multiply the fitted ones, which begin at 1 ÷ count
+        return [1.0] * count  # factors for the fitted weights, which start at 1 ÷ count
 
     def prepare(self, stage: Stage) -> None:
         import torch

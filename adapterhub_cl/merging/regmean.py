@@ -1,10 +1,10 @@
-"""regmean: the update whose outputs are nearest to every adapter's on that adapter's own inputs (Jin et al. 2023,
+"""regmean: the update whose outputs are closest to every adapter's on that adapter's own inputs (Jin et al. 2023,
 arXiv:2212.09849).
 
 With Gᵢ = XᵢᵀXᵢ of a layer's inputs on replay samples, ΔW = (Σ ΔWᵢGᵢ)(ΣGᵢ)⁻¹ in closed form; in factors it is the stack
-of the Bᵢ over that of the AᵢGᵢ(ΣGᵢ)⁻¹, so no out×in matrix is formed. In the paper it is ahead of averaging throughout,
-and needs no training. It costs one pass over the replay samples for each adapter, and an in×in matrix for each layer of
-a pass. Choose it where replay samples are there and training (`learned`, distillation) takes too long.
+of the Bᵢ over that of the AᵢGᵢ(ΣGᵢ)⁻¹, so no out×in matrix is formed. In the paper it is always ahead of averaging, and
+needs no training. It costs one pass over the replay samples for each adapter, and an in×in matrix for each layer of
+a pass. Choose it if there are replay samples and training (`learned`, distillation) takes too long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGEST = 1 << 30  # bytes of in×in matrices that are collected in one pass
 class Config:
     """Options of regmean."""
 
-    diagonal: float = option(0.9, "what the off-diagonal of the inputs' products counts: below 1 steadies the inverse")
+    diagonal: float = option(0.9, "factor for off-diagonal products of the inputs: below 1 stabilises the inverse")
 
     def __post_init__(self) -> None:
         share("regmean.diagonal", self.diagonal)
@@ -38,9 +38,11 @@ class Config:
 class Method(BaseMethod):
     """Regression on the inputs."""
 
-    purpose = "the update nearest to every adapter's outputs on its own replay samples"
+    purpose = "the update closest to every adapter's outputs on its own replay samples"
     reads = "samples"
     Config = Config
+    identity_error = 1e-4  # the off-diagonal is damped before and after the inverse
+    opposites_cancel = False
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count
@@ -97,7 +99,7 @@ class Method(BaseMethod):
 
 
 def _groups(stage: Stage) -> Iterator[list[str]]:
-    """Layers whose in×in matrices, one for each adapter, fit into memory together."""
+    """Groups of layers whose in×in matrices, one for each adapter, fit into memory together."""
     group: list[str] = []
     size = 0
     for name, parts in stage.layers.items():

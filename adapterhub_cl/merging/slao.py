@@ -1,9 +1,9 @@
-"""slao: adapters merged one after another, the t-th moving the whole by 1/√t (time-aware merging of SLAO; Qiao &
-Mahdavi 2025, arXiv:2512.23017).
+"""slao: adapters merged one after another, the t-th with weight 1/√t (time-aware merging of SLAO; Qiao & Mahdavi
+2025, arXiv:2512.23017).
 
-Mₜ = Mₜ₋₁ + (ΔWₜ − Mₜ₋₁)/√t. The paper does so to the B's of adapters that were trained with one orthonormal A after
-another (the training strategy of the same name); on adapters of different A's the same rule is applied to the ΔW's,
-where it comes down to fixed weights and is exact. Choose it for a stream of tasks that is merged as it goes.
+Mₜ = Mₜ₋₁ + (ΔWₜ − Mₜ₋₁)/√t. The paper does this to the B's of adapters that were trained with one orthonormal A after
+another (the training strategy of the same name); for adapters with different A's the same rule is applied to the ΔW's,
+where it is the same as fixed weights and exact. Choose it for a stream of tasks that is merged as it grows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class Method(BaseMethod):
-    """A moving average whose step falls as 1/√t."""
+    """A moving average whose step decreases as 1/√t."""
 
-    purpose = "a moving average in the order of naming: the t-th moves it by 1/√t"
+    purpose = "a moving average in the order of naming: the t-th adapter has weight 1/√t"
+    order_matters = True
 
     def default_weights(self, count: int) -> list[float]:
         return running([t**-0.5 for t in range(1, count + 1)])

@@ -1,7 +1,7 @@
-"""svd: Σ wᵢ·ΔWᵢ at the best approximation of a rank, or of as many ranks as hold a share of its energy.
+"""svd: Σ wᵢ·ΔWᵢ at the best approximation of a given rank, or of the smallest rank with a given share of its energy.
 
-By QR of both stacks and the SVD of their Σr×Σr core, so without an out×in matrix: the same result as PEFT's `svd`,
-which decomposes ΔW itself. Choose it where the merged adapter must not be larger than its parents."""
+Uses QR of both stacks and the SVD of their Σr×Σr core, so no out×in matrix: the same result as PEFT's `svd`, which
+decomposes ΔW itself. Choose it if the merged adapter must not be larger than its parents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config:
     """Options of svd."""
 
-    energy: float = option(1.0, "share of ‖ΔW‖² that each layer keeps, at the smallest rank that does; 1: --rank alone")
+    energy: float = option(1.0, "share of ‖ΔW‖² to keep in each layer, at the smallest such rank; 1: use only --rank")
 
     def __post_init__(self) -> None:
         share("svd.energy", self.energy)

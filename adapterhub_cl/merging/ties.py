@@ -1,14 +1,14 @@
 """ties: trim, elect a sign, average those that agree (Yadav et al. 2023, arXiv:2306.01708).
 
-Of each update the largest entries stay, for each entry the sign with more weight wins, and the updates that have it
-are averaged. In the paper it is ahead of averaging and task arithmetic for full models and for (IA)³, without data or
-training; on LoRA updates of few tasks it gains little over `linear` (docs/consolidation.md). It costs a dense ΔW of
-each adapter, one layer at a time, or little with `space=core`. Choose it for many adapters that are alike."""
+The largest entries of each update are kept, for each entry the sign with more weight wins, and the updates that have
+it are averaged. In the paper it is ahead of averaging and task arithmetic for full models and for (IA)³, without data
+or training; on LoRA updates of few tasks it gains little over `linear` (docs/consolidation.md). It costs a dense ΔW of
+each adapter, one layer at a time, or little with `space=core`. Choose it for many similar adapters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterhub_cl.merging._elementwise import Elementwise, SpaceOption, agreeing_mean, share, trim
 from adapterhub_cl.options import option
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Config(SpaceOption):
     """Options of ties."""
 
-    density: float = option(0.5, "share of each update's entries that stay, the largest")
+    density: float = option(0.5, "share of each update's entries to keep, the largest")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,11 +31,12 @@ class Config(SpaceOption):
 class Method(Elementwise):
     """Trim, elect, average."""
 
-    purpose = "the largest entries, averaged over the adapters that agree on their sign"
+    purpose = "keeps the largest entries, and averages them over the adapters that agree on the sign"
     Config = Config
+    identity_options: ClassVar = {"density": 1.0}
 
     def default_weights(self, count: int) -> list[float]:
-        return [1.0] * count  # the mean is the method's own
+        return [1.0] * count  # the method itself takes a mean
 
     def combine(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return agreeing_mean(trim(values, self.config.density))

@@ -1,9 +1,9 @@
-"""tsv: each update keeps its strongest singular vectors, and those of all updates are made orthogonal to each other
+"""tsv: keeps each update's strongest singular vectors, and makes those of all updates orthogonal to each other
 (TSV-Merge; Gargiulo et al. 2025, arXiv:2412.00081).
 
-Interference is the overlap of the tasks' singular vectors; the nearest orthonormal set (Procrustes) takes it out. In
-the paper it is far ahead of task arithmetic on eight to twenty vision models, without data; it costs one SVD of each
-update and one of what they span. Choose it for tasks that have little to do with each other, at a rank of Σr.
+Interference is the overlap of the tasks' singular vectors; replacing them by the nearest orthonormal set (Procrustes)
+removes it. In the paper it is far ahead of task arithmetic on eight to twenty vision models, without data; it costs one
+SVD of each update and one of their span. Choose it for unrelated tasks, at a rank of Σr.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class Config:
     """Options of tsv."""
 
-    keep: float = option(1.0, "share of each update's singular vectors that stay, the strongest; the paper: 1 ÷ tasks")
+    keep: float = option(1.0, "share of each update's singular vectors to keep, the strongest; the paper: 1 ÷ tasks")
 
     def __post_init__(self) -> None:
         share("tsv.keep", self.keep)
 
 
 def orthogonalised(columns: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with orthonormal columns (rows, where it is wide): P·Qᵀ of columns = P·S·Qᵀ."""
+    """The nearest matrix with orthonormal columns (rows if it is wide): P·Qᵀ of columns = P·S·Qᵀ."""
     import torch
 
     p, _, qh = torch.linalg.svd(columns, full_matrices=False)
@@ -43,8 +43,9 @@ def orthogonalised(columns: torch.Tensor) -> torch.Tensor:
 class Method(BaseMethod):
     """Orthogonal task singular vectors."""
 
-    purpose = "singular vectors of the tasks, made orthogonal to each other, then added up"
+    purpose = "makes the tasks' singular vectors orthogonal to each other, then adds them up"
     Config = Config
+    opposites_cancel = False
 
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count

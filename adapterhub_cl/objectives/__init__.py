@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from adapterhub_cl.answering import Answer
 from adapterhub_cl.bases.kinds import CAUSAL, CLASSIFICATION, MASKED, objectives_of
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.plugins import Room
@@ -65,23 +66,6 @@ def refuse_writing(base: BaseInfo, what: str) -> None:
         )
 
 
-class Answer(NamedTuple):
-    """The answer to one example.
-
-    Attributes:
-        confidence: 0 to 1.
-        scores: of a choice, every label's probability.
-        truncated: the input was cut.
-        finished: it ended by itself, not at the limit of new tokens.
-    """
-
-    text: str
-    confidence: float
-    scores: dict[str, float]
-    truncated: bool = False
-    finished: bool = True
-
-
 class BaseObjective(ABC):
     """What a kind of base is trained on, and how it answers.
 
@@ -139,8 +123,34 @@ class BaseObjective(ABC):
             progress: called with the number of examples done after each batch.
         """
 
-    @abstractmethod
     def predict(
-        self, model: Any, tokenizer: Any, task: Task, examples: Sequence[Example], **options: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        task: Task,
+        examples: Sequence[Example],
+        *,
+        max_length: int = 512,
+        batch_size: int = 32,
+        max_new_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """For each example its answer."""
+        """Answers, in the examples' order; a hub gives these inputs the same answers.
+
+        Args:
+            model: the base with the adapter active.
+            task: a choice task is answered with one of its labels, any other by writing.
+            max_length: the base's context in tokens; the task's own limit says where inputs are cut.
+            max_new_tokens: longest free answer, in tokens; None: what the task's answers need. Three quarters of
+                `max_length` at most.
+            progress: called with the number of examples done after each batch.
+
+        Raises:
+            AdapterError: an encoder's adapter has no head for the task.
+        """
+        from adapterhub_cl.answering.answerer import Answerer, AskedRow, OneModel
+        from adapterhub_cl.answering.writing import Writing
+
+        answerer = Answerer(tokenizer, OneModel(model), max_length=max_length, strict=False)
+        rows = [AskedRow(task, example, writing=Writing(max_new_tokens)) for example in examples]
+        return answerer.all(rows, batch_size=batch_size, progress=progress)

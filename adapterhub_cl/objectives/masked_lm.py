@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from adapterhub_cl.answering.classifying import NONE
 from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.data.batches import Batch
 from adapterhub_cl.data.masked import MaskedTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.objectives import sequence_classification
-from adapterhub_cl.objectives.sequence_classification import NONE, _head
+from adapterhub_cl.objectives.sequence_classification import _head
 from adapterhub_cl.types import HeadRows, Task
 
 

@@ -1,1 +1,1 @@
-"""Pruning: adapters with fewer ranks, fewer bits, or fewer of them."""
+"""Pruning: adapters with lower rank or fewer bits, or fewer adapters."""

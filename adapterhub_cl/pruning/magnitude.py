@@ -1,8 +1,8 @@
 """Setting the smallest entries of the factors to zero.
 
-By itself this saves nothing: a zero takes as much room on the disk and in a product as any number. It makes files that
-compress, and int8 and int4 codes of which many are 0; it is here to be compared with, and for those who pack what they
-store. Cutting ranks by singular values loses less of ΔW for the same number of numbers, and does save.
+By itself this saves nothing: a zero takes as much space on disk and in a product as any number. It makes files that
+compress well, and int8 and int4 codes of which many are 0; it exists for comparison, and for those who compress what
+they store. Cutting ranks by singular values loses less of ΔW for the same number of parameters, and does save space.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from adapterhub_cl.merging.factors import Factors
 
 
 def sparse(factors: Factors, share: float) -> Factors:
-    """ΔW with the smallest entries of either factor zeroed; give it balanced factors (√σ on either side), since the
+    """ΔW with the smallest entries of either factor set to zero. Needs balanced factors (√σ on either side): the
     entries of any other pair with the same product say little.
 
     Args:

@@ -1,5 +1,5 @@
-"""How many ranks each layer of an adapter keeps: a fixed rank, a share of the energy, a budget over all layers, or a
-search for the smallest that are good enough. Always on ΔW (its singular values), never on A and B apart.
+"""How many ranks each layer of an adapter keeps: a fixed rank, a share of the energy, a budget over all layers, or the
+smallest that a search finds good enough. Always on ΔW (its singular values), never on A and B separately.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, decompose, rank_for_energy
 
-ROUNDING = 1e-6  # of a layer's largest singular value: below it a direction is rounding of the fp32 factors
+ROUNDING = 1e-6  # relative to a layer's largest singular value: smaller values are rounding errors of fp32 factors
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One layer's ΔW by its singular directions.
+    """One layer's ΔW and its singular values.
 
     Attributes:
-        values: singular values, falling, fp64; those of rounding are left out.
+        values: singular values, descending, fp64, without rounding errors.
         factors: ΔW at all of them, strongest first, √σ on either side.
-        stored: the rank that the layer has as it is stored.
+        stored: the layer's rank as stored.
     """
 
     values: torch.Tensor
@@ -66,7 +66,7 @@ def spectra_of(adapter: LoraFile) -> dict[str, Spectrum]:
 
 
 def fixed(spectra: Spectra, rank: int) -> Ranks:
-    """The same rank in every layer, or all that a layer has."""
+    """The same rank in every layer, or the layer's own rank if that is lower."""
     return {name: min(rank, found.rank) for name, found in spectra.items()}
 
 
@@ -76,13 +76,13 @@ def by_energy(spectra: Spectra, share: float) -> Ranks:
 
 
 def by_budget(spectra: Spectra, budget: int) -> Ranks:
-    """So many ranks over all layers together: the largest singular values of any layer stay."""
+    """This many ranks over all layers together: the largest singular values of all layers are kept."""
     return _strongest(spectra, budget)
 
 
 def by_total_energy(spectra: Spectra, share: float) -> Ranks:
     """The fewest ranks over all layers together that keep this share of Σ‖ΔW‖²; strong layers keep more, weak ones
-    may lose all."""
+    may lose all of theirs."""
     every = torch.cat([found.values for found in spectra.values()]) if spectra else torch.zeros(0)
     return _strongest(spectra, rank_for_energy(every.sort(descending=True).values, share))
 
@@ -103,7 +103,7 @@ def lost_share(spectra: Spectra, ranks: Mapping[str, int]) -> float:
 
 
 def energy_levels(spectra: Spectra) -> list[float]:
-    """The energy shares at which some layer gets a rank more, rising; the last keeps everything."""
+    """The energy shares at which some layer gets one more rank, ascending; the last keeps everything."""
     found: set[float] = set()
     for spectrum in spectra.values():
         energy = spectrum.values.square().cumsum(0)
@@ -113,12 +113,12 @@ def energy_levels(spectra: Spectra) -> list[float]:
 
 @dataclass(frozen=True)
 class RankChoice:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
-        ranks: the smallest that were good enough; the adapter's own where none were.
-        energy: the share that stood for all layers before single kinds of layer were lowered further; 1: nothing was
-            good enough.
+        ranks: the smallest that were good enough; the adapter's own if none were.
+        energy: the share used for all layers before single kinds of layer were lowered further; 1: nothing was good
+            enough.
         measured: how many allocations were tried.
     """
 
@@ -129,14 +129,14 @@ class RankChoice:
 
 def search(spectra: Spectra, keeps: Callable[[Ranks, str], bool], limit: int) -> RankChoice:
     """The smallest ranks that are good enough: one energy share for all layers by bisection, then, while measurements
-    are left, kind of layer by kind of layer (q_proj, up_proj, …) with as many fewer as it bears.
+    are left, for each kind of layer (q_proj, up_proj, …) as many fewer as it tolerates.
 
-    Nothing says that quality falls evenly with the ranks: what is found was measured as good enough, and the next
-    smaller one that was tried as not; smaller ones that are good again are not looked for.
+    Quality need not fall evenly with the ranks: the result was measured as good enough, and the next smaller one that
+    was tried was not; even smaller ones that might be good again are not tried.
 
     Args:
-        keeps: whether an allocation is good enough; told what is tried, in words.
-        limit: most calls of `keeps`.
+        keeps: whether an allocation is good enough; gets a description of what is tried.
+        limit: maximum number of calls of `keeps`.
     """
     levels = energy_levels(spectra)
     ranks, energy, count = by_energy(spectra, 1.0), 1.0, 0
@@ -165,7 +165,7 @@ def search(spectra: Spectra, keeps: Callable[[Ranks, str], bool], limit: int) ->
 
 
 def _kinds(spectra: Spectra, ranks: Mapping[str, int]) -> list[tuple[str, list[str]]]:
-    """Layers by their last names, those with the most numbers to save first."""
+    """Layers by their last names, those with the most parameters to save first."""
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(name.rpartition(".")[2], []).append(name)

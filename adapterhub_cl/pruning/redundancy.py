@@ -1,11 +1,11 @@
-"""How much two adapters do the same: the overlap of the spaces that their updates live in, and the angle between them.
+"""How similar two adapters are: the overlap of the spaces that their updates span, and the angle between them.
 
 In each layer ΔW maps from its row space (the right singular vectors V) into its column space (the left ones, U). The
-overlap of two such spaces is ‖Q₁ᵀQ₂‖²_F ÷ min(r₁, r₂): 1 where one contains the other, about max(r₁, r₂) ÷ width for
-spaces that have nothing to do with each other. Rows alone say little: adapters that were trained from the same seed
-start from the same A and keep much of its row space, whatever they learned. So the similarity of a layer is the
-geometric mean of both overlaps. And a space has no direction: ΔW and −ΔW lie in the same one. So a pair is called
-redundant only if its predictions agree as well, or, where none were compared, ΔW₁ and ΔW₂ point the same way (cosine).
+overlap of two such spaces is ‖Q₁ᵀQ₂‖²_F ÷ min(r₁, r₂): 1 if one contains the other, about max(r₁, r₂) ÷ width for
+unrelated spaces. Row spaces alone say little: adapters trained from the same seed start from the same A and keep much
+of its row space, whatever they learned. So the similarity of a layer is the geometric mean of both overlaps. A space
+also has no direction: ΔW and −ΔW span the same one. So a pair counts as redundant only if its predictions agree too,
+or, if none were compared, if ΔW₁ and ΔW₂ point the same way (cosine).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.merging.factors import Factors, decompose, inner
 
-ROUNDING = 1e-6  # of a layer's largest singular value
+ROUNDING = 1e-6  # relative to a layer's largest singular value
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Two adapters compared; means over the layers that either changes, weighted by ‖ΔW₁‖ + ‖ΔW₂‖.
+    """A comparison of two adapters; means over the layers that either changes, weighted by ‖ΔW₁‖ + ‖ΔW₂‖.
 
     Attributes:
         columns: overlap of the column spaces, 0 to 1; `rows` of the row spaces.
-        spaces: √(columns · rows) layer by layer: what is compared with the threshold.
+        spaces: √(columns · rows), layer by layer; compared with the threshold.
         cosine: ⟨ΔW₁, ΔW₂⟩ ÷ (‖ΔW₁‖·‖ΔW₂‖) over all layers together, −1 to 1.
     """
 
@@ -39,7 +39,7 @@ class Similarity:
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of the spaces that two sets of orthonormal columns span, 0 to 1; 0 where either is empty."""
+    """The overlap of the spaces that two sets of orthonormal columns span, 0 to 1; 0 if either is empty."""
     least = min(one.shape[1], other.shape[1])
     return min(1.0, float((one.T @ other).double().square().sum()) / least) if least else 0.0
 
@@ -52,7 +52,7 @@ def spaces(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 
 class _Sum:
-    """What is added up over layers for one pair."""
+    """The sums over layers for one pair."""
 
     def __init__(self) -> None:
         self.weight = self.columns = self.rows = self.spaces = self.inner = 0.0
@@ -66,7 +66,7 @@ class _Sum:
 
 
 def similarities(adapters: Sequence[LoraFile]) -> dict[tuple[int, int], Similarity]:
-    """Every pair of adapters of one base, compared layer by layer: what is in memory is one layer of each."""
+    """Compare every pair of adapters of one base, layer by layer: only one layer of each is in memory."""
     pairs = {pair: _Sum() for pair in combinations(range(len(adapters)), 2)}
     squares = [0.0] * len(adapters)
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.modules):
@@ -91,10 +91,10 @@ def _finished(total: _Sum, norms: float) -> Similarity:
 
 
 def redundant(found: Similarity, agreement: float | None, threshold: float) -> bool:
-    """Whether two adapters do the same.
+    """Whether two adapters do the same thing.
 
     Args:
-        agreement: share of equal predictions; None where none were compared.
+        agreement: share of equal predictions; None if none were compared.
     """
     same = found.cosine if agreement is None else agreement
     return found.spaces >= threshold and same >= threshold

@@ -1,4 +1,4 @@
-"""In how many bits an adapter's numbers are stored: fp32, bf16 and fp16 in PEFT's own file, int8 and int4 packed."""
+"""How many bits an adapter's weights are stored in: fp32, bf16 and fp16 in PEFT's format, int8 and int4 packed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ KINDS = (*PLAIN, *LEVELS)
 
 
 def check_kind(kind: str) -> str:
-    """The kind.
+    """Return the storage type unchanged.
 
     Raises:
-        UnknownNameError: there is none of this name.
+        UnknownNameError: it does not exist.
     """
     if kind not in KINDS:
         raise UnknownNameError("kind of storage", kind, KINDS)
@@ -30,7 +30,7 @@ def check_kind(kind: str) -> str:
 
 
 def stored_kind(folder: Path) -> str:
-    """How the adapter in a folder is stored: the widest type of its tensors."""
+    """How the adapter in a folder is stored: the widest data type of its tensors."""
     if is_packed(folder):
         return PackedFile(folder / PACKED).kind
     found = {value.dtype for value in read_weights(folder).values()}
@@ -38,12 +38,12 @@ def stored_kind(folder: Path) -> str:
 
 
 def weights_bytes(folder: Path) -> int:
-    """Size of the file that holds the adapter's numbers."""
+    """Size of the adapter's weights file."""
     return (folder / (PACKED if is_packed(folder) else WEIGHTS)).stat().st_size
 
 
 def numbers_bytes(rank: int, shape: tuple[int, int], kind: str) -> int:
-    """What a layer's factors take, without the file's header."""
+    """Size of a layer's factors, without the file's header."""
     if kind in PLAIN:
         return rank * sum(shape) * PLAIN[kind].itemsize
     scales = sum(2 * -(-side // GROUP) for side in shape)
@@ -51,10 +51,10 @@ def numbers_bytes(rank: int, shape: tuple[int, int], kind: str) -> int:
 
 
 def after_storage(factors: Factors, kind: str) -> Factors:
-    """The factors as they are read back from such a file.
+    """The factors as they would be read back after storing them.
 
     Raises:
-        AdapterError: a number is beyond what the kind can hold.
+        AdapterError: a value is too large for the type.
     """
     if kind in PLAIN:
         b, a = (_fitting(m.to(PLAIN[kind]).float(), kind) for m in (factors.b, factors.a))
@@ -64,12 +64,12 @@ def after_storage(factors: Factors, kind: str) -> Factors:
 
 def _fitting(matrix: torch.Tensor, kind: str) -> torch.Tensor:
     if not torch.isfinite(matrix).all():
-        raise AdapterError(f"a number of this adapter is too large for {kind}", "store it as bf16 or fp32")
+        raise AdapterError(f"a weight of this adapter is too large for {kind}", "store it as bf16 or fp32")
     return matrix
 
 
 def store(folder: Path, kind: str) -> None:
-    """Write the plain adapter of a folder anew in this kind; the file that it was in is gone."""
+    """Rewrite the plain adapter in a folder with this storage type; the old file is deleted."""
     weights = read_weights(folder)
     if kind in PLAIN:
         converted = {key: value.to(PLAIN[kind]).contiguous() for key, value in weights.items()}

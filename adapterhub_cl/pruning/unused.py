@@ -1,4 +1,4 @@
-"""Which versions nobody uses any more, and why each of the others stays. Decides; reads and removes nothing."""
+"""Which versions are no longer used, and why each of the others is needed. Only decides; reads and removes nothing."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 from adapterhub_cl.types import LATEST, AdapterRecord, Edge
 
-COPY = "pruned_from"  # a child by this edge alone is a copy, not something that was built on its parent
+COPY = "pruned_from"  # a child with only this edge is a copy, not something that was built on its parent
 
 
 @dataclass(frozen=True)
 class VersionUse:
-    """What a hub knows about its versions.
+    """What a hub records about its versions.
 
     Attributes:
         records: all versions that are not deleted.
         edges: the whole lineage.
         serving: task → version.
-        used: version → when it was last used (UTC): made, measured, mentioned in the log, asked for an answer.
-        samples: version → it keeps replay samples of its task.
+        used: version → when it was last used (UTC): made, measured, mentioned in the log, or asked for an answer.
+        samples: version → whether it has replay samples of its task.
         runs: version → the unfinished run that needs it.
-        requests: version → how many requests it answered; those that answered none may be missing.
-        answered: version → when it answered the last of them (UTC).
+        requests: version → how many requests it answered; versions that answered none may be missing.
+        answered: version → when it answered the last one (UTC).
     """
 
     records: Sequence[AdapterRecord]
@@ -39,7 +39,7 @@ class VersionUse:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a version is proposed for removal, and why (not). `requests` is how many it answered."""
+    """Whether a version should be removed, and why (not). `requests` is how many it answered."""
 
     record: AdapterRecord
     proposed: bool
@@ -62,8 +62,8 @@ class Verdict:
 def decide(known: VersionUse, now: datetime, days: float) -> list[Verdict]:
     """A verdict for every version, the longest unused first.
 
-    What is proposed may be removed together: of several versions that keep the last samples of a task, or of several
-    adapters that could answer for one, the one that was used last stays.
+    Everything proposed may be removed together: of several versions with the last samples of a task, or several
+    adapters that could answer one, the most recently used one is not proposed.
     """
     left = {record.ref: record for record in known.records}
     verdicts = []
@@ -79,10 +79,10 @@ def decide(known: VersionUse, now: datetime, days: float) -> list[Verdict]:
 def _stays(
     record: AdapterRecord, known: VersionUse, left: Mapping[str, AdapterRecord], now: datetime, days: float
 ) -> str | None:
-    """Why a version stays; None where nothing speaks for it.
+    """Why a version is needed; None if it is not.
 
     Args:
-        left: what is not proposed so far.
+        left: the versions not proposed for removal so far.
     """
     served = [task for task, ref in known.serving.items() if ref == record.ref]
     if served:
@@ -96,11 +96,11 @@ def _stays(
         return f"{child} descends from it"
     others = [other for other in left.values() if other.status == "active" and other.ref != record.ref]
     if record.ref in known.samples and not any(o.task == record.task and o.ref in known.samples for o in others):
-        return f"keeps the only replay samples of {record.task}"
+        return f"has the only replay samples of {record.task}"
     if LATEST in record.aliases:
         alone = [t for t in record.tasks if not any(t in o.tasks and o.name != record.name for o in others)]
         if alone or not record.tasks:
-            return f"the only adapter of {', '.join(alone)}" if alone else "an adapter of no known task: judge yourself"
+            return f"the only adapter for {', '.join(alone)}" if alone else "has no known task: decide yourself"
     if now - known.used[record.ref] < timedelta(days=days):
         answered = known.answered.get(record.ref)
         if answered is not None and now - answered < timedelta(days=days):
@@ -117,13 +117,13 @@ def _unused(record: AdapterRecord, known: VersionUse, now: datetime, days: float
 def _answered(ref: str, known: VersionUse, now: datetime) -> str:
     count = known.requests.get(ref, 0)
     if not count or ref not in known.answered:
-        return "no request was counted"
+        return "no requests were counted"
     ago = max(0, (now - known.answered[ref]).days)
     return f"answered {count} request{'s' if count > 1 else ''}, the last {ago} days ago"
 
 
 def _built_on(ref: str, known: VersionUse) -> str | None:
-    """An active version that descends from this one otherwise than as a pruned copy, directly or by way of others."""
+    """An active version that descends from this one, directly or indirectly, and is not a pruned copy."""
     active = {record.ref for record in known.records if record.status == "active"}
     seen, frontier = {(ref, True)}, [(ref, True)]
     while frontier:

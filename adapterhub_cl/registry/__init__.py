@@ -1,4 +1,4 @@
-"""The registry: names, versions, aliases, lineage and scores of one hub's adapters. Knows no torch."""
+"""The registry: names, versions, aliases, lineage and scores of one hub's adapters. Does not import torch."""
 
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.files import storage_errors

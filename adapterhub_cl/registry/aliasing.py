@@ -1,4 +1,4 @@
-"""Aliases: the part of the registry that says which version a movable name means, and goes back when asked."""
+"""Aliases: the part of the registry that records which version a movable name points to, and rolls it back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Aliases(RegistryCore):
     """Aliases of a hub's adapters, and their history."""
 
     def aliases(self) -> dict[str, dict[str, int]]:
-        """Adapter → alias → version."""
+        """The aliases of every adapter: adapter → alias → version."""
         with self._index.reading() as query:
             return queries.aliases(query)
 
@@ -37,10 +37,10 @@ class Aliases(RegistryCore):
         """Point an alias of the version's adapter to the version; `production` also moves its task's serving row.
 
         Args:
-            detail: stands in the log beside the alias; plain JSON.
+            detail: plain JSON, recorded in the log entry.
 
         Raises:
-            UsageError: unknown reference, or not an alias.
+            UsageError: the reference is unknown, or `alias` is not a valid alias name.
         """
         check_alias(alias)
         with self._write() as (connection, writes):
@@ -52,14 +52,14 @@ class Aliases(RegistryCore):
         return self.get(record.ref)
 
     def promote(self, ref: str) -> AdapterRecord:
-        """Let a version serve all its tasks, with `production` pointing to it, in one transaction.
+        """Let a version serve all its tasks and point `production` to it, in one transaction.
 
-        One that was refused when it was made is active from then on, and brings what publishing would have brought: how
-        its task is asked, unless that would lose a label, and `latest`, where nothing newer is active.
-
+        A version that was rejected when it was made becomes active, and what publishing would have done is done now:
+        the task takes over its prompt settings, unless a label would be lost, and `latest` moves to it unless a newer
+        version is active.
         Raises:
             UnknownNameError: no such version.
-            StorageError: the disk refused; nothing was moved.
+            StorageError: the disk cannot be written; nothing was changed.
         """
         with self._write() as (connection, writes):
             record = self.get(ref)
@@ -96,20 +96,21 @@ class Aliases(RegistryCore):
             writes.add_event(connection, "drop-alias", f"{name}@v{known[alias]}", {"alias": alias})
 
     def rollback(self, what: str) -> tuple[AdapterRecord, AdapterRecord]:
-        """Move an alias back to where it was before; called again, it goes back one more. One that was killed when the
-        alias had been moved is only finished by the next call, which says so in the log.
+        """Move an alias back to its previous version; each further call goes back one more step.
 
-        `production` takes the serving row of the version's task with it, and of those that both versions took over;
-        `latest` does so unless a task is served by what `production` names. Where `production` was given to the
-        adapter's first version by `promote`, it is taken away again, and the tasks go back to the versions that
-        served them before. An alias that was set once only is taken away again too; without `production` a task is
-        served by its latest version, or by what another adapter's `production` names.
+        If an earlier rollback was killed after it moved the alias, the next call only finishes it and logs that.
+
+        Rolling back `production` also moves the serving row of the version's task, and of the tasks that both
+        versions took over. Rolling back `latest` does the same, unless `production` decides what serves the task. If
+        `promote` gave `production` to the adapter's first version, the rollback removes it, and the tasks go back to
+        the versions that served them before. An alias that was set only once is removed too; without `production` a
+        task is served by its latest version, or by the version that another adapter's `production` names.
 
         Args:
-            what: `name@alias`, or an alias that exactly one adapter has.
+            what: `name@alias`, or an alias that only one adapter has.
 
         Returns:
-            The version it named, and the one it names now (or the one that serves its first task again).
+            The version that the alias named before, and the one it names now (or that serves the first task again).
 
         Raises:
             UnknownNameError: no such alias.
@@ -132,8 +133,8 @@ class Aliases(RegistryCore):
                 return before, self.get(self._unpin(connection, writes, before, alias))
             if earlier is None:
                 raise AdapterError(
-                    f"{name}@{alias} named nothing before {before.ref}; there is nothing to go back to",
-                    f"point it somewhere: cl-adapter alias {name}@vN {alias}",
+                    f"cannot roll back {name}@{alias}: it has never named a version other than {before.ref}",
+                    f"set it to another version: cl-adapter alias {name}@vN {alias}",
                 )
             after = earlier
             writes.move_alias(connection, name, alias, after.version, "rollback")
@@ -146,7 +147,7 @@ class Aliases(RegistryCore):
         return before, self.get(after.ref)
 
     def _moved_already(self, what: str) -> tuple[AdapterRecord, AdapterRecord] | None:
-        """What a rollback of the same alias did that was killed before it could say so; None where there was none."""
+        """The result of a rollback of the same alias that was killed before it was logged; None if there is none."""
         stopped, self._stopped = self._stopped, None
         if stopped is None or stopped.verb != "rollback":
             return None
@@ -161,7 +162,7 @@ class Aliases(RegistryCore):
         before = self.get(stopped.detail.get("from", stopped.ref))
         after = self.get(stopped.ref if again is None else next(iter(again.values()), name))
         _LOG.warning(
-            "%s@%s was moved already, by a rollback that was stopped; repeat it to go back further", name, alias
+            "an interrupted rollback had already moved %s@%s; run rollback again to go back further", name, alias
         )
         return before, after
 
@@ -170,7 +171,7 @@ class Aliases(RegistryCore):
         if ref.alias is not None:
             return ref.name, ref.alias
         if ref.version is not None:
-            raise UsageError(f"{what} is a version, and only an alias can go back", f"write {ref.name}@{PRODUCTION}")
+            raise UsageError(f"{what} is a version; only an alias can be rolled back", f"use {ref.name}@{PRODUCTION}")
         held = queries.adapters_with_alias(query, ref.name)
         if len(held) > 1:
             raise queries.ambiguous_alias(ref.name, held)
@@ -180,7 +181,7 @@ class Aliases(RegistryCore):
         return next(iter(held)), ref.name
 
     def _before_promotion(self, query: Query, current: AdapterRecord, served: Mapping[str, str]) -> dict[str, str]:
-        """Task → the version that served it before this one was promoted, if that is still there."""
+        """Task → the version that served it before this one was promoted, where that version still exists."""
         for event in queries.events(query, current.ref, None):
             if event.verb == "promote" and event.detail.get("served_before"):
                 there = {
@@ -191,7 +192,7 @@ class Aliases(RegistryCore):
         return {}
 
     def _give_back(self, connection: Any, writes: Any, current: AdapterRecord, tasks: Mapping[str, str]) -> str:
-        """Let these versions serve these tasks again, and nobody be called production of this adapter; the first."""
+        """Let these versions serve these tasks again and drop the adapter's `production`; returns the first version."""
         writes.drop_alias(connection, current.name, PRODUCTION, "rollback")
         for task, ref in tasks.items():
             answers = parse_ref(ref)
@@ -200,7 +201,8 @@ class Aliases(RegistryCore):
         return next(iter(tasks.values()))
 
     def _unpin(self, connection: Any, writes: Any, current: AdapterRecord, alias: str) -> str:
-        """Take an alias away as if it had never been set; what serves its first task, or is the newest, from now on."""
+        """Remove an alias as if it had never been set; returns the version that serves the first task from now on, or
+        the newest one."""
         with self._index.reading() as query:
             there = queries.adapters(query, self.adapters_dir, all_versions=True, include_rejected=False)
             served = queries.serving(query)
@@ -222,8 +224,8 @@ class Aliases(RegistryCore):
 
     @staticmethod
     def _set_once(query: Query, name: str, alias: str) -> bool:
-        """Whether an alias has named a single version since it came. One that was moved and rolled back to its first
-        version is not taken away by one rollback too many: the version that was rolled back would serve again."""
+        """Whether an alias has named only one version since it was set. An alias that was moved and then rolled back
+        to its first version does not count: removing it would bring back the version that was rolled back."""
         named: set[int] = set()
         for move in queries.alias_history(query, name, alias):
             named = {*named, move.version} if move.version is not None else set()
@@ -231,12 +233,12 @@ class Aliases(RegistryCore):
 
 
 def previous(query: Query, store: Path, current: AdapterRecord, alias: str) -> AdapterRecord | None:
-    """Where an alias was before; None where it was nowhere else."""
+    """The version that an alias named before; None if it never named another one."""
     there = {record.version: record for record in queries.versions(query, store, current.name)}
-    stack: list[int] = []  # where the alias went and did not come back from
+    stack: list[int] = []  # the versions that the alias has moved on from and not yet come back to
     for move in queries.alias_history(query, current.name, alias):
         if move.version is None and move.reason == "rollback":
-            stack.clear()  # it was taken away as if it had never been set
+            stack.clear()  # the alias was removed as if it had never been set
         if move.version is None or move.version not in there:
             continue
         if move.reason == "rollback" and move.version in stack:
@@ -249,11 +251,11 @@ def previous(query: Query, store: Path, current: AdapterRecord, alias: str) -> A
 
 
 def ways_on(query: Query, store: Path, damaged: AdapterRecord) -> list[str]:
-    """What helps where a version is damaged and there is no copy of it; nothing where the hub does well without it."""
+    """Suggested ways out when a version is damaged and no copy of it exists; empty if the hub does not need it."""
     for alias in (PRODUCTION, LATEST):
         if alias in damaged.aliases and previous(query, store, damaged, alias) is not None:
-            return [f"go back: cl-adapter rollback {damaged.name}@{alias}"]
+            return [f"roll back: cl-adapter rollback {damaged.name}@{alias}"]
     if damaged.task and damaged.ref in queries.serving(query).values():
-        again = f"train it again: cl-adapter add-task {damaged.task} DATA"
+        again = f"retrain it: cl-adapter add-task {damaged.task} DATA"
         return [again, f"forget it: cl-adapter forget-task {damaged.task}"]
     return []

@@ -1,7 +1,7 @@
-"""What an operation has changed by now, so that the message of a failure is right about it.
+"""Tracks whether an operation has changed anything yet, so that an error message can say so correctly.
 
-Every lasting change is counted: a committed transaction, a file put in place, something removed. A file of a process
-that is gone, or one that nobody reads yet, is none.
+Every lasting change is counted: a committed transaction, a file put in place, a file removed. Temporary files of dead
+processes, and files that nobody reads yet, do not count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def happened() -> None:
 
 @contextmanager
 def operation() -> Iterator[None]:
-    """Messages inside the block tell what has changed since its begin; of nested blocks the outermost counts."""
+    """Inside this block, error messages report what has changed since it began; nested blocks use the outermost."""
     if _begun.get() is not None:
         yield
         return
@@ -34,8 +34,8 @@ def operation() -> Iterator[None]:
 
 
 def told() -> str:
-    """How a message about a refusal ends; empty outside of an operation, where nobody can tell."""
+    """The ending of an error message that says whether anything was changed; empty outside of an operation."""
     begun = _begun.get()
     if begun is None:
         return ""
-    return "; nothing was changed" if begun == _count else "; what was done before that stays"
+    return "; nothing was changed" if begun == _count else "; the changes made before the error remain"

@@ -1,4 +1,4 @@
-"""Health: what differs between index and disk, what mends it, and what may be thrown away."""
+"""Health checks: differences between index and disk, how to fix them, and what can be deleted."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.types import AdapterRecord, Problem
 
 REPAIR, COLLECT = "cl-adapter verify --repair", "cl-adapter gc"
-_RUN_GRACE_S = 60.0  # a run that is just being set up has no run.json yet
+_RUN_GRACE_S = 60.0  # a run that is just starting has no run.json yet
 _DANGLING = """FROM {table} t LEFT JOIN versions v ON v.name = t.name AND v.version = t.version
     WHERE v.name IS NULL OR v.status = 'deleted'"""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that the hub no longer needs. `bytes` is what removing it frees."""
+    """Something that the hub no longer needs. `bytes` is the disk space that removing it frees."""
 
     path: Path
     reason: str
@@ -63,12 +63,12 @@ class Place:
         return self.hub / "runs"
 
     def relative(self, path: Path) -> str:
-        """The path as problems show it: from the hub, where it lies there."""
+        """The path as problems show it: relative to the hub if it is inside."""
         return Path(os.path.relpath(path, self.hub)).as_posix()
 
 
 def verify(place: Place) -> list[Problem]:
-    """Everything that is not as it should be; empty for a healthy hub. Reads and hashes every file."""
+    """Every problem found; empty for a healthy hub. Reads and hashes every file."""
     found = [*_pending(place), *_tombstones(place), *_leftovers(place), *_runs(place), *_strays(place)]
     try:
         with place.index.reading() as query:
@@ -77,7 +77,7 @@ def verify(place: Place) -> list[Problem]:
             found += _versions(place, query)
             found += _dangling(query)
             found += _mirror(place, query)
-            queries.events(query, None, None)  # these raise where a row cannot be read
+            queries.events(query, None, None)  # raises if a row cannot be read
             queries.evaluations(query, None, None, None)
     except IntegrityError as error:
         found.append(Problem("index.db", error.message, REBUILD))
@@ -85,18 +85,18 @@ def verify(place: Place) -> list[Problem]:
 
 
 def repair(place: Place) -> list[str]:
-    """Complete what was interrupted, adopt whole versions that lack rows, drop rows that name nothing, remove
-    leftovers; one line for each.
+    """Complete what was interrupted, adopt complete versions that have no rows, drop rows that name nothing, remove
+    leftovers; returns one line for each.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     finished = samples.finish(place.hub, place.store, place.index)
     done = [] if finished is None else [finished]
     with place.index.lock(), place.index.reading() as query:
         queries.check(query)
         for path in unreadable.write_back(place.store, unreadable.recorded(query), changed=True):
-            done.append(f"wrote {place.relative(path)} again from the index")
+            done.append(f"restored {place.relative(path)} from the index")
     with place.index.writing() as connection:
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
             if _whole(directory) is None:
@@ -108,11 +108,11 @@ def repair(place: Place) -> list[str]:
                         writes.publish_event(connection, manifest)
                         unreadable.give_back(connection, manifest)
                 except UNUSABLE as error:
-                    done.append(f"left out {place.relative(directory)}: {reason(error)}")
+                    done.append(f"skipped {place.relative(directory)}: {reason(error)}")
                     continue
                 done.append(f"adopted {place.relative(directory)}")
         for ref in unreadable.keep_place(connection, place.store, mirror.read(place.hub)[0]):
-            done.append(f"kept the number of {ref}, which the index does not have")
+            done.append(f"reserved the version number of {ref}, which is missing from the index")
         for table, key in (("aliases", "alias"), ("serving", "task")):
             sql = f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)
             for name, version, what in connection.exec_driver_sql(sql).all():
@@ -129,18 +129,18 @@ def repair(place: Place) -> list[str]:
             done.append(f"wrote {score_file.FILE_NAME}")
         if mirror.is_stale(place.hub, query):
             if mirror.read(place.hub)[1]:
-                done.append(f"kept the unreadable {mirror.STATE} as {mirror.set_aside(place.hub)}")
+                done.append(f"renamed the unreadable {mirror.STATE} to {mirror.set_aside(place.hub)}")
             files.atomic_write_text(place.hub / mirror.STATE, mirror.text(query))
             done.append(f"wrote {mirror.STATE}")
     return done
 
 
 def garbage(place: Place, older_than_days: float) -> list[Garbage]:
-    """Leftovers, unfinished runs older than so many days, and directories of deleted versions that no other run needs.
+    """Leftovers, unfinished runs older than this many days, and directories of deleted versions that no run needs.
 
-    (What descends from a version never needs its files: every adapter stands for itself.)
+    Descendants of a version never need its files: every adapter is self-contained.
     """
-    found = [(path, "left behind by a process that is gone") for path in _temporary(place)]
+    found = [(path, "leftover of a process that has ended") for path in _temporary(place)]
     for path, about in _run_directories(place):
         if about is None:
             found.append((path, "a run without run.json"))
@@ -157,25 +157,25 @@ def garbage(place: Place, older_than_days: float) -> list[Garbage]:
 
 
 def collect(place: Place, items: Sequence[Garbage]) -> int:
-    """Remove what `garbage` found; the number of bytes freed.
+    """Remove what `garbage` found; returns the number of bytes freed.
 
     Raises:
-        StorageError: the disk refused, or a path is not one inside the hub's adapters, runs or leftovers.
+        StorageError: the disk cannot be written, or a path is not one of the hub's adapters, runs or leftovers.
     """
     freed = 0
     for item in items:
         if not _removable(place, item.path):
-            raise StorageError(f"{item.path} is not something of this hub; not removed", "pass what garbage() returned")
+            raise StorageError(f"{item.path} does not belong to this hub; not removed", "pass what garbage() returned")
         files.remove_tree(item.path)
         freed += item.bytes
         with suppress(OSError):
             if item.path.parent.parent == place.store:
-                item.path.parent.rmdir()  # only when empty: the last version of a name is gone
+                item.path.parent.rmdir()  # succeeds only if empty: the last version of a name is gone
     return freed
 
 
 def _removable(place: Place, path: Path) -> bool:
-    """Whether the path is a leftover, a run or a version of this hub, by where it lies."""
+    """Whether the path is a leftover, a run or a version of this hub, judged by its location."""
     parent, temporary = path.parent.resolve(), path.name.startswith(files.TEMPORARY)
     hub, runs, store = (p.resolve() for p in (place.hub, place.runs, place.store))
     in_adapter = parent.parent == store and is_name(parent.name) and is_version(path.name)
@@ -205,25 +205,25 @@ def _tombstones(place: Place) -> Iterator[Problem]:
     for path, row in tombstones.read_all(place.hub):
         if row["state"] != tombstones.DONE:
             task = row["task"]
-            said = f"forgetting {task} was interrupted: not everything of it is removed"
+            said = f"forget-task {task} was interrupted: parts of the task are still there"
             fix = f"cl-adapter forget-task {task} --yes"
-            if row.get("key") and keys.usual(place.hub, row["key"]) is None:  # its file was named by the user
-                fix += " --key FILE, the file that it was begun with"
+            if row.get("key") and keys.usual(place.hub, row["key"]) is None:  # the user chose where its file is
+                fix += " --key FILE, with the key file it was started with"
             yield Problem(place.relative(path), said, fix)
         elif tombstones.is_weak(row):
-            said = "its hashes are weak: no key protects them, so short texts that were removed can be found by trying"
+            said = "its hashes are weak: they use no secret key, so short removed texts can be found by guessing"
             yield Problem(place.relative(path), said, REPAIR)
     for path in tombstones.broken(place.hub):
-        yield Problem(place.relative(path), "not a tombstone", "restore it from a copy of the hub")
+        yield Problem(place.relative(path), "not a valid tombstone", "restore it from a copy of the hub")
 
 
 def _leftovers(place: Place) -> Iterator[Problem]:
     for path in _temporary(place):
-        yield Problem(place.relative(path), "left behind by a process that is gone", REPAIR)
+        yield Problem(place.relative(path), "leftover of a process that has ended", REPAIR)
 
 
 def _run_directories(place: Place) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Runs that nobody is working on, with their `run.json`; None where there is none that can be read."""
+    """Runs that no process is working on, with their `run.json`; None if it is missing or unreadable."""
     for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
         if path.name.startswith(files.TEMPORARY) or not path.is_dir() or path.is_symlink():
             continue
@@ -240,11 +240,11 @@ def _run_directories(place: Place) -> Iterator[tuple[Path, dict[str, Any] | None
 
 
 def needed_by_runs(place: Place, dropped: Collection[Path] = ()) -> dict[str, str]:
-    """Version → the run, going on or to be resumed, that goes on from it or stands on it; a bare name where it is the
-    latest by then that the run goes on from.
+    """Version → the unfinished run (in progress or resumable) that continues from it or trains on top of it; a bare
+    adapter name if the run will continue from whichever version is the latest by then.
 
     Args:
-        dropped: runs that do not count.
+        dropped: runs to leave out.
     """
     found: dict[str, str] = {}
     for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
@@ -269,30 +269,30 @@ def _runs(place: Place) -> Iterator[Problem]:
         if about is None:
             yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
         elif broken := _broken_in(path, about):
-            fix = f"start the run again without --resume, and drop this one: {COLLECT} --older-than 0"
+            fix = f"start the run again without --resume, and delete this one: {COLLECT} --older-than 0"
             for file in broken:
-                yield Problem(place.relative(file), "changed: its SHA-256 is not the one that was written", fix)
+                yield Problem(place.relative(file), "changed: its SHA-256 differs from the recorded one", fix)
         else:
             verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
             special = {"update-online": f"update {name} - --online", "distill": f"distill --as {name}"}
             words = special.get(verb, f"{verb} {name}")
-            fix = f"cl-adapter {words} --resume, or {COLLECT} --older-than 0 to drop it"
+            fix = f"cl-adapter {words} --resume, or delete it: {COLLECT} --older-than 0"
             yield Problem(place.relative(path), f"unfinished run of {name}", fix)
 
 
 def _broken_in(run: Path, about: dict[str, Any]) -> list[Path]:
-    """The files of a run that are not what was written."""
+    """The files of a run whose content is not what was written."""
     broken = [run / "run.json"] if seals.is_broken_json(about) else []
     for file in sorted(run.rglob("*.safetensors")):
-        if not file.name.startswith("."):  # one that was being written
+        if not file.name.startswith("."):  # still being written
             with suppress(FileNotFoundError):
                 broken += [file] if file.is_symlink() or seals.is_broken(file) else []
     return broken
 
 
 def _strays(place: Place) -> Iterator[Problem]:
-    """Whatever lies in the store and is neither an adapter nor a version."""
-    fix = "move it away: the store holds adapters only"
+    """Whatever is in the store and is neither an adapter nor a version."""
+    fix = "move it elsewhere: the store may contain adapters only"
     for adapter in sorted(place.store.iterdir()) if place.store.is_dir() else ():
         if adapter.name.startswith(files.TEMPORARY):
             continue
@@ -320,10 +320,10 @@ def _versions(place: Place, query: Query) -> Iterator[Problem]:
     for directory in _unregistered(place, query):
         wrong = _whole(directory)
         if wrong is None:
-            yield Problem(place.relative(directory), "not in the index: a publication was interrupted", REPAIR)
+            yield Problem(place.relative(directory), "not in the index: publishing was interrupted", REPAIR)
         else:
             fix = "restore it from a copy of the hub, or remove the directory"
-            yield Problem(place.relative(directory), f"not in the index, and not whole: {wrong}", fix)
+            yield Problem(place.relative(directory), f"not in the index, and incomplete: {wrong}", fix)
 
 
 def _version(place: Place, query: Query, record: AdapterRecord) -> Iterator[Problem]:
@@ -344,7 +344,7 @@ def _version(place: Place, query: Query, record: AdapterRecord) -> Iterator[Prob
     if manifest.is_symlink() or not manifest.is_file():
         yield Problem(f"{where}/{manifests.FILE_NAME}", "missing", restore(manifest_too=True))
     elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
-        said = "changed: not the manifest that was recorded"
+        said = "changed: it differs from the recorded manifest"
         yield Problem(f"{where}/{manifests.FILE_NAME}", said, restore(manifest_too=True))
     for relative, what in manifests.differences(directory, record.manifest["files"]):
         fix = f"delete it: rm {quoted(f'{where}/{relative}')}" if what.startswith("extra") else restore()
@@ -357,7 +357,7 @@ def _unregistered(place: Place, query: Query) -> list[Path]:
 
 
 def _whole(directory: Path) -> str | None:
-    """What is wrong with a version directory, taken by itself; None where it is whole."""
+    """What is wrong with a version directory on its own; None if it is complete."""
     try:
         manifest, _ = manifests.read(directory)
     except AdapterHubError as error:
@@ -368,23 +368,23 @@ def _whole(directory: Path) -> str | None:
 def _dangling(query: Query) -> Iterator[Problem]:
     for table, key in (("aliases", "alias"), ("serving", "task")):
         for name, version, what in query(f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)):
-            yield Problem("index.db", f"the {key} {what} names {name}@v{version}, which is not there", REPAIR)
+            yield Problem("index.db", f"the {key} {what} names {name}@v{version}, which does not exist", REPAIR)
 
 
 def _mirror(place: Place, query: Query) -> Iterator[Problem]:
     if mirror.is_stale(place.hub, query):
-        said = mirror.read(place.hub)[1] or "not what the index says"
-        yield Problem(mirror.STATE, f"{said}, so a rebuilt index would forget aliases", REPAIR)
+        said = mirror.read(place.hub)[1] or "it differs from the index"
+        yield Problem(mirror.STATE, f"{said}, so rebuilding the index would lose aliases", REPAIR)
     if count := score_file.lacks(place.hub, query):
-        said = f"lacks {count} recorded scores, so a rebuilt index would forget them"
+        said = f"{count} recorded scores are missing, so rebuilding the index would lose them"
         yield Problem(score_file.FILE_NAME, said, REPAIR)
     for path in sorted(place.hub.glob(f"{mirror.BROKEN}*")):
-        said = f"an earlier {mirror.STATE} of which nothing could be read"
-        yield Problem(path.name, said, f"look what it tells, then remove it: rm -r {quoted(path.name)}")
+        said = f"an earlier {mirror.STATE} that could not be read"
+        yield Problem(path.name, said, f"check its content, then remove it: rm -r {quoted(path.name)}")
 
 
 def quoted(path: str) -> str:
-    """A path as a shell's word; characters that do not print are written as `$'…'` has them."""
+    """A path quoted for the shell; characters that do not print are written as `$'…'`."""
     if path.isprintable():
         return shlex.quote(path)
     printable = (c if c.isprintable() and c not in "'\\" else _escaped(c) for c in path)

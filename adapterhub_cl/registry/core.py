@@ -1,4 +1,4 @@
-"""What every part of the registry stands on: the opened hub, its reads, and the one way to write."""
+"""The base class of every part of the registry: the opened hub, its reads, and the one way to write."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# `writes`, `mirror`, `checks`, `rebuilding` and `publishing` import SQLAlchemy, so they are imported where something
-# is written or checked: `cl-adapter list` must not pay for them.
+# `writes`, `mirror`, `checks`, `rebuilding` and `publishing` import SQLAlchemy, so they are imported only where they
+# are used: `cl-adapter list` must not pay for them.
 
 
 class RegistryCore:
@@ -30,18 +30,18 @@ class RegistryCore:
         self.adapters_dir = hub_file.store_path(path)
         self.runs_dir = path / "runs"
         self._index = Index(path, hub_file.index_url)
-        self._stopped: Event | None = None  # what was committed, and killed before it could say so
-        self.base_path = ""  # where the base lies now, if not where hub.toml says
+        self._stopped: Event | None = None  # a change that was committed by a process killed before it reported that
+        self.base_path = ""  # where the base is now, if not where hub.toml says
 
     @property
     def base(self) -> BaseInfo:
-        """The base that the hub is bound to, where it lies now: see `adapterhub_cl.registry.hubfile`."""
+        """The base of the hub and its current location: see `adapterhub_cl.registry.hubfile`."""
         return self.hub_file.base_at(self.path, self.base_path)
 
     def adapters(self, all_versions: bool = False, *, include_rejected: bool = True) -> list[AdapterRecord]:
-        """Every adapter at its latest version (all versions where asked), sorted by name; never deleted ones.
+        """Every adapter at its latest version (or all versions), sorted by name, without deleted ones.
 
-        An adapter that has only rejected versions is shown at the newest of them.
+        An adapter that has only rejected versions appears with the newest of them.
         """
         with self._index.reading() as query:
             return queries.adapters(
@@ -49,10 +49,10 @@ class RegistryCore:
             )
 
     def current(self) -> list[AdapterRecord]:
-        """What counts now, sorted by name and version: of each adapter the versions that serve a task, its `latest`
-        and its newest accepted one, which may have been rolled back.
+        """The versions that matter now, sorted by name and version: of each adapter those that serve a task, its
+        `latest`, and its newest accepted one (which may have been rolled back).
 
-        An adapter that has only rejected versions is shown at the newest of them.
+        An adapter that has only rejected versions appears with the newest of them.
         """
         with self._index.reading() as query:
             return queries.current(query, self.adapters_dir)
@@ -61,11 +61,11 @@ class RegistryCore:
         """The version that a reference names.
 
         Args:
-            ref: `news` (its latest), `news@v2`, `news@production`, or an alias that exactly one adapter has.
+            ref: `news` (its latest), `news@v2`, `news@production`, or an alias that only one adapter has.
 
         Raises:
             UnknownNameError: no such adapter, version or alias; the hint has the nearest names or the list.
-            UsageError: not a reference, or an alias that several adapters have.
+            UsageError: the text is not a reference, or it is an alias that several adapters have.
             AdapterError: the adapter has no accepted version.
         """
         with self._index.reading() as query:
@@ -80,36 +80,36 @@ class RegistryCore:
         with self._index.reading() as query:
             if found := queries.versions(query, self.adapters_dir, check_name(name)):
                 return found
-            raise UnknownNameError("adapter", name, queries.adapter_names(query), "see them all: cl-adapter list")
+            raise UnknownNameError("adapter", name, queries.adapter_names(query), "list all: cl-adapter list")
 
     def lineage(self, ref: str | None = None) -> list[Edge]:
-        """All edges from a version to its ancestors, then to its descendants, nearest first; every edge without one."""
+        """All edges from a version to its ancestors, then to its descendants, nearest first; all edges if no `ref`."""
         with self._index.reading() as query:
             return queries.lineage(query, None if ref is None else queries.find(query, self.adapters_dir, ref).ref)
 
     def events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
-        """The log, newest first; of one adapter (all its versions), version or task where given."""
+        """The log, newest first; optionally only the entries of one adapter (all its versions), version or task."""
         with self._index.reading() as query:
             return queries.events(query, name, limit)
 
     def add_event(self, verb: str, ref: str = "", detail: Mapping[str, Any] | None = None) -> None:
-        """Add a line to the log; the detail must be plain JSON."""
+        """Add an entry to the log; the detail must be plain JSON."""
         with self._write(mirrored=False) as (connection, writes):
             writes.add_event(connection, verb, ref, detail)
 
     @contextmanager
     def _write(self, *, mirrored: bool = True) -> Iterator[tuple[Connection, Any]]:
-        """One write transaction and the functions that write; `aliases.json` follows the commit."""
+        """One write transaction and the functions that write; `aliases.json` is updated after the commit."""
         from adapterhub_cl.registry import mirror, writes
 
         with changes.operation(), self._index.lock():
-            self._index.migrate()  # it was opened as it was where it could not be written then
+            self._index.migrate()  # the hub was read-only when it was opened
             with mirror.following(self.path, self._index) if mirrored else self._index.writing() as connection:
                 yield connection, writes
 
     def settle(self) -> None:
-        """Make the files beside the index say what it says, where a change was interrupted. Costs two looks where none
-        was; leaves it to the next one where another process is at work."""
+        """Make the files beside the index match it again after an interrupted change. Costs two file checks if there
+        was none; does nothing while another process is writing."""
         if not any((self.path / f"{name}.next").exists() for name in ("aliases.json", "evaluations.jsonl")):
             return
         from adapterhub_cl.registry import mirror
@@ -123,7 +123,7 @@ class RegistryCore:
     def _forgetting_scores(
         self, *, refs: Collection[str] = (), tasks: Collection[str] = ()
     ) -> AbstractContextManager[None]:
-        """A block that takes scores of versions, and those on tasks, out of the index; their lines go after it."""
+        """A block that removes scores of versions, or on tasks, from the index; their lines in the file go after it."""
         from adapterhub_cl.registry import score_file
 
         return score_file.forgetting(self.path, refs=refs, tasks=tasks)

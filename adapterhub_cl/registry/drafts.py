@@ -1,4 +1,4 @@
-"""Drafts: a version's files while they are being written, in a directory that no reader looks into."""
+"""Drafts: a version's files while they are being written, in a directory that readers ignore."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapterhub_cl.registry import files, manifests
 
 
 def fault(point: str) -> None:
-    """Does nothing. Tests replace it to stop the process between two steps of a publication."""
+    """Does nothing. Tests replace it to stop the process between two steps of publishing."""
 
 
 class Draft:
@@ -21,7 +21,7 @@ class Draft:
 
     Attributes:
         name: the adapter's name.
-        path: where to write; `manifest.json` is written at publication and must not be there.
+        path: where to write; `manifest.json` must not be there, because publishing writes it.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -35,7 +35,7 @@ class Draft:
                 try:
                     self.path.mkdir()
                     break
-                except FileNotFoundError:  # another process just removed the empty parent
+                except FileNotFoundError:  # another process has just removed the empty parent
                     if attempt == 4:
                         raise
 
@@ -53,20 +53,22 @@ class Draft:
         if not self.published:
             shutil.rmtree(self.path, ignore_errors=True)
             with suppress(OSError):
-                self._parent.rmdir()  # only when empty: a name without versions leaves no trace
+                self._parent.rmdir()  # succeeds only if empty: a name without versions leaves nothing behind
 
     def seal(self) -> dict[str, dict[str, Any]]:
         """Sync all files, make them read-only, and hash them: relative path → {sha256, bytes}.
 
         Raises:
-            AdapterError: there are no files, a link or special file, or a `manifest.json`.
-            StorageError: the disk refused.
+            AdapterError: there are no files, or a link, a special file or a `manifest.json` among them.
+            StorageError: the disk cannot be written.
         """
         regular, odd = files.walk_files(self.path)
         if odd:
             raise AdapterError(f"{odd[0]} in the draft of {self.name} is a link or special file", "write a plain file")
         if manifests.FILE_NAME in regular:
-            raise AdapterError(f"the draft of {self.name} has a {manifests.FILE_NAME}", "the registry writes that file")
+            raise AdapterError(
+                f"the draft of {self.name} contains a {manifests.FILE_NAME}", "remove it: the registry writes that file"
+            )
         if not regular:
             raise AdapterError(f"the draft of {self.name} is empty", "write the adapter's files into draft.path first")
         sealed = {}
@@ -80,10 +82,10 @@ class Draft:
         return sealed
 
     def move_to(self, final: Path, manifest_text: str) -> None:
-        """Write the manifest and give the directory its final name, all synced.
+        """Write the manifest and rename the directory to its final name, all synced.
 
         Raises:
-            StorageError: the disk refused; the draft is where it was.
+            StorageError: the disk cannot be written; the draft stays where it was.
         """
         manifest = self.path / manifests.FILE_NAME
         with files.storage_errors(final.parent):
@@ -91,11 +93,11 @@ class Draft:
             manifest.chmod(0o444)
             files.fsync_dir(self.path)
             fault("manifest written")
-            self.path.rename(final)  # refuses where a version is already there
+            self.path.rename(final)  # fails if a version is already there
         self.published = True
 
     def move_back(self, final: Path) -> None:
-        """Undo `move_to`, as far as the disk allows; what stays is named by `verify`."""
+        """Undo `move_to` as far as the disk allows; `verify` lists what is left over."""
         with suppress(OSError):
             final.rename(self.path)
             self.published = False

@@ -1,4 +1,4 @@
-"""Writing to disk so that a crash leaves the old file or the new one, and saying plainly when the disk refuses."""
+"""Writing to disk so that a crash leaves either the old file or the new one, and clear errors for disk problems."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _CHUNK = 1 << 20
 _REFUSALS = {
     errno.ENOSPC: (
         "no space left on",
-        "free some space (cl-adapter gc frees what the hub no longer needs) and try again",
+        "free some space (cl-adapter gc deletes what the hub no longer needs) and try again",
     ),
     errno.EDQUOT: ("the disk quota is used up on", "free some space (cl-adapter gc) and try again"),
-    errno.EROFS: ("read-only file system at", "copy the hub to a disk that can be written, or use another --hub"),
+    errno.EROFS: ("read-only file system at", "copy the hub to a writable disk, or use another --hub"),
     errno.EACCES: ("no permission to write", "check the owner and mode of the hub, or use another --hub"),
     errno.EPERM: ("not permitted to write", "check the owner and mode of the hub, or use another --hub"),
 }
 
 
 def now() -> str:
-    """The time as records keep it: UTC, ISO 8601, milliseconds."""
+    """The current time in the format of all records: UTC, ISO 8601, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def storage_error(error: BaseException, path: Path | str) -> StorageError | None:
-    """The plain-words form of an error by which the disk refused; None for any other error.
+    """The `StorageError` for an operating system error that concerns the disk; None for any other error.
 
-    The message tells whether the operation that is going on has changed anything, see `changes`.
+    The message says whether the current operation has changed anything, see `changes`.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and "(os error 28)" in str(error):  # safetensors reports a full disk as its own error
@@ -49,7 +49,7 @@ def storage_error(error: BaseException, path: Path | str) -> StorageError | None
 
 @contextmanager
 def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn a refusal of the disk inside the block into a `StorageError` that names the path."""
+    """Turn a disk error inside the block into a `StorageError` that names the path."""
     try:
         yield
     except Exception as error:
@@ -67,7 +67,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Push a file's content to the disk."""
+    """Flush a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,12 +76,12 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Push a directory's entries to the disk."""
+    """Flush a directory's entries to the disk."""
     fsync_file(path)
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file in place and sync it: for files in a directory that is not yet published."""
+    """Write a file in place and sync it: for files in a directory that is not published yet."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         write_all(descriptor, data)
@@ -91,7 +91,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def append_synced(path: Path, data: bytes) -> None:
-    """Add to the end of a file and sync it."""
+    """Append to a file and sync it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         write_all(descriptor, data)
@@ -101,13 +101,13 @@ def append_synced(path: Path, data: bytes) -> None:
 
 
 def atomic_write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
-    """Replace a file at once: readers and crashes see the old content or the new, never a part.
+    """Replace a file atomically: readers and crashes see the old content or the new, never a part.
 
     Args:
-        lasting: it counts as a change, see `changes`; an intent that can still be dropped does not.
+        lasting: whether this counts as a change, see `changes`; an intent that can still be dropped does not.
 
     Raises:
-        StorageError: the disk refused; the old file is untouched.
+            StorageError: the disk cannot be written; the old file is untouched.
     """
     temporary = path.with_name(temporary_name())
     with changes.operation(), storage_errors(path):
@@ -139,12 +139,12 @@ def sha256_file(path: Path) -> str:
 
 
 def temporary_name() -> str:
-    """A name that says which process made it, so that leftovers of dead ones can be told."""
+    """A file name that contains the process number, so that leftovers of dead processes can be recognised."""
     return f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def is_leftover(path: Path, max_age_s: float = 86_400.0) -> bool:
-    """Whether a `.tmp-<pid>-…` path was left behind: its process is gone, or it is older than `max_age_s` seconds."""
+    """Whether a `.tmp-<pid>-…` path is a leftover: its process has ended, or it is older than `max_age_s` seconds."""
     pid = path.name.removeprefix(TEMPORARY).partition("-")[0]
     if not pid.isdigit() or not alive(int(pid)):
         return True
@@ -154,7 +154,7 @@ def is_leftover(path: Path, max_age_s: float = 86_400.0) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this number runs on this host."""
+    """Whether a process with this number runs on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -174,7 +174,7 @@ def is_safe_relative(text: str) -> bool:
 
 
 def walk_files(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The regular files under a directory by relative path, and the relative paths that are links or special files."""
+    """The regular files under a directory by relative path, and the relative paths of links and special files."""
     regular: dict[str, Path] = {}
     odd: list[str] = []
     for folder, folders, names in os.walk(root):
@@ -190,21 +190,21 @@ def walk_files(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def tree_bytes(path: Path) -> int:
-    """Size of a file, or of all files under a directory; links count as nothing."""
+    """Size of a file, or of all files under a directory; links count as zero bytes."""
     if path.is_symlink() or not path.exists():
         return 0
     found = 0
     for file in [path] if path.is_file() else walk_files(path)[0].values():
-        with suppress(FileNotFoundError):  # another process removes the same
+        with suppress(FileNotFoundError):  # another process is removing the same file
             found += file.stat().st_size
     return found
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, a link (not what it points to) or a directory; missing is fine.
+    """Remove a file, a link (not its target) or a directory; a missing path is fine.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     with storage_errors(path):
         if (path.is_symlink() or path.exists()) and not path.name.startswith(TEMPORARY):
@@ -212,5 +212,5 @@ def remove_tree(path: Path) -> None:
         if path.is_symlink() or path.is_file():
             path.unlink(missing_ok=True)
         while path.exists():
-            with suppress(FileNotFoundError):  # another process removes the same
+            with suppress(FileNotFoundError):  # another process is removing the same file
                 shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""`hub.toml`: what a hub is bound to, and where its index and its adapters are."""
+"""`hub.toml`: which base a hub belongs to, and where its index and its adapters are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adapterhub_cl.types import BaseInfo
 
 FILE_NAME = "hub.toml"
 FORMAT = 1
-EMBEDDED = "tiny"  # the base that is part of this package: it lies where the package does
-BASE_PATH = "CL_ADAPTER_BASE_PATH"  # environment variable: where a hub's base lies, if not where hub.toml says
+EMBEDDED = "tiny"  # the base that is shipped in this package
+BASE_PATH = "CL_ADAPTER_BASE_PATH"  # environment variable: where a hub's base is, if not where hub.toml says
 _KNOWN = {
     "": {"format", "created_at", "base", "index", "store", "defaults"},
     "base": set(BaseInfo.__dataclass_fields__),
@@ -33,7 +33,7 @@ class HubFile:
         created_at: UTC, ISO 8601.
         index_url: SQLAlchemy URL; a relative SQLite path is relative to the hub.
         store_url: `file:` and a path; a relative path is relative to the hub.
-        defaults: options that verbs take when neither flag nor config file gives them.
+        defaults: options used when neither a flag nor a config file sets them.
     """
 
     base: BaseInfo
@@ -47,7 +47,7 @@ class HubFile:
         """The directory that holds the adapters.
 
         Raises:
-            HubError: the store is not a directory.
+            HubError: the store is not a directory on this machine.
         """
         scheme, _, rest = self.store_url.partition(":")
         if scheme != "file" or not rest:
@@ -57,10 +57,10 @@ class HubFile:
         return hub / rest.removeprefix("//")
 
     def base_at(self, hub: Path, elsewhere: str = "") -> BaseInfo:
-        """The base with the place where it lies; its fingerprint is as it was recorded.
+        """The base with its current location; its fingerprint stays as recorded.
 
         Args:
-            elsewhere: where it lies, if not where `hub.toml` says.
+            elsewhere: where it is, if not where `hub.toml` says.
         """
         base = self.base
         if base.source == EMBEDDED:
@@ -72,7 +72,7 @@ class HubFile:
         return base
 
     def beside(self, hub: Path) -> HubFile:
-        """The same with a relative path to a base that lies beside the hub, so that both can be moved together."""
+        """A copy with a relative path to a base that is beside the hub, so that both can be moved together."""
         source = Path(self.base.source)
         if not source.is_absolute() or not source.resolve().is_relative_to(hub.resolve().parent):
             return self
@@ -80,14 +80,14 @@ class HubFile:
         return replace(self, base=replace(self.base, source=way if way.startswith("..") else f"./{way}"))
 
     def with_default(self, key: str, value: Any) -> HubFile:
-        """The same with one entry of [defaults] set; None takes it out."""
+        """A copy with one entry of [defaults] set; None removes it."""
         return replace(self, defaults={k: v for k, v in {**self.defaults, key: value}.items() if v is not None})
 
     def write(self, hub: Path) -> None:
         """Write `<hub>/hub.toml` atomically.
 
         Raises:
-            StorageError: the disk refused; an old file is untouched.
+            StorageError: the disk cannot be written; an old file is untouched.
         """
         import tomli_w
 
@@ -104,10 +104,10 @@ class HubFile:
 
     @classmethod
     def read(cls, hub: Path) -> HubFile:
-        """Read `<hub>/hub.toml`. Keys that this version does not know are kept out, with a warning in the log.
+        """Read `<hub>/hub.toml`. Unknown keys are ignored, with a warning in the log.
 
         Raises:
-            HubError: there is none, it is broken, or a newer version wrote it.
+            HubError: the file is missing or invalid, or a newer version wrote it.
         """
         path = hub / FILE_NAME
         try:
@@ -115,9 +115,9 @@ class HubFile:
         except FileNotFoundError:
             raise HubError(f"no hub at {hub}", f"make one: cl-adapter init --base tiny --hub {hub}") from None
         except tomllib.TOMLDecodeError as error:
-            raise HubError(f"{path} is not valid TOML: {error}", "mend that line, or restore the file") from error
+            raise HubError(f"{path} is not valid TOML: {error}", "fix that line, or restore the file") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise HubError(f"{path} cannot be read: {error}", "check its mode, or restore the file") from error
+            raise HubError(f"{path} cannot be read: {error}", "check its permissions, or restore it") from error
         number = raw.get("format", FORMAT)
         if not isinstance(number, int):
             raise HubError(f"{path}: format is {number!r}, not a number", "restore the file")

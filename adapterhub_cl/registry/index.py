@@ -1,4 +1,4 @@
-"""The index: where its rows are, how they are read, and how a write is made safe.
+"""The index: where its rows are, how they are read, and how writes are made safe.
 
 Reads are portable SQL text. On SQLite they go through the standard library's driver and not through SQLAlchemy,
 whose import alone takes 0.2 s, half of what `cl-adapter list` may take cold; on any other database the same text
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
     from sqlalchemy import Connection, Engine
 
-# Kept here, not read from the migrations: comparing must not import Alembic. A test keeps the two the same.
+# A copy, so that comparing does not import Alembic. A test checks that it matches the migrations.
 KNOWN_REVISIONS = ("0001", "0002")
 HEAD = KNOWN_REVISIONS[-1]
 
@@ -42,7 +42,7 @@ class Index:
     """The index of one hub. Holds no open connection between calls, so it needs no closing.
 
     Args:
-        hub: the hub's directory; the lock file lies there and relative SQLite paths start there.
+        hub: the hub's directory; the lock file is there, and relative SQLite paths start there.
         url: SQLAlchemy URL of the database.
     """
 
@@ -60,7 +60,7 @@ class Index:
 
         Raises:
             IntegrityError: the index is damaged.
-            StorageError: it cannot be opened.
+            StorageError: the index cannot be opened.
         """
         return self._reading_sqlite(self.file) if self.file is not None else self._reading_engine()
 
@@ -81,13 +81,13 @@ class Index:
 
     @contextmanager
     def lock(self, timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-        """Hold the hub's file lock; may be nested within a process's thread.
+        """Hold the hub's file lock; calls may be nested within one thread.
 
         Args:
             timeout: how long to wait for another process, in seconds.
 
         Raises:
-            StorageError: the lock cannot be made (a read-only hub), or another process keeps it.
+            StorageError: the lock file cannot be created (a read-only hub), or another process holds the lock.
         """
         from filelock import FileLock, Timeout
 
@@ -99,7 +99,7 @@ class Index:
         except Timeout as error:
             raise StorageError(
                 f"another process has kept {self.hub} locked for {timeout:.0f} s",
-                "wait for it to end, or end it, and try again",
+                "wait for it to end, or stop it, and try again",
             ) from error
         try:
             yield
@@ -108,11 +108,11 @@ class Index:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One write transaction under the hub's lock: committed at the end of the block, undone by any error.
+        """One write transaction under the hub's lock: committed at the end of the block, rolled back on any error.
 
         Raises:
             IntegrityError: the index is damaged.
-            StorageError: the disk refused; the message says whether anything was changed.
+            StorageError: the disk cannot be written; the message says whether anything was changed.
         """
         with changes.operation(), self.lock(), index_errors(self.where):
             before, failed = -1, None
@@ -122,19 +122,19 @@ class Index:
                     before = self._stamp(connection)
                     yield connection
                 except BaseException:
-                    with suppress(Exception):  # closing the connection undoes it too
+                    with suppress(Exception):  # closing the connection rolls it back too
                         transaction.rollback()
                     raise
                 try:
                     transaction.commit()
-                except Exception as error:  # judged when the connection is closed
+                except Exception as error:  # `_judge` decides once the connection is closed
                     failed = error
             if failed is not None:
                 self._judge(failed, before)
             changes.happened()
 
     def _stamp(self, connection: Connection) -> int:
-        """Count the transaction in the database itself, so that it can be told whether it was committed."""
+        """Number the transaction in the database itself, so that a later check can tell whether it was committed."""
         if self.file is None:
             return -1
         before = int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0)
@@ -142,9 +142,9 @@ class Index:
         return before
 
     def _judge(self, failed: Exception, before: int) -> None:
-        """Return where a commit that ended in an error is there all the same; raise where it is not, or nobody knows.
+        """Return if a commit that raised an error went through all the same; raise if it did not, or if unknown.
 
-        A disk that is full can let SQLite write a transaction and then refuse to confirm it.
+        On a full disk SQLite can write a transaction and then fail to confirm it.
         """
         now: int | None = None
         if self.file is not None:
@@ -154,7 +154,7 @@ class Index:
             except AdapterHubError:
                 now = None
         if now is not None and now != before:
-            LOG.warning("the disk refused to confirm what was written to %s, and it is there", self.where)
+            LOG.warning("the disk reported an error while writing %s, but the change was saved", self.where)
             return
         if now is not None:
             raise failed
@@ -163,12 +163,12 @@ class Index:
                 raise failed
         except StorageError as error:
             error.message = error.message.removesuffix(changes.told())
-            error.message += "; whether the change was made can only be told when the index can be read again"
+            error.message += "; whether the change was saved is unknown until the index can be read again"
             error.args = (error.message,)
             raise
 
     def engine(self) -> Engine:
-        """The SQLAlchemy engine, made at first use; a connection lives as long as its transaction."""
+        """The SQLAlchemy engine, created at first use; a connection lives as long as its transaction."""
         if self._engine is None:
             self._engine = _make_engine(self.url, self.file)
         return self._engine
@@ -176,7 +176,7 @@ class Index:
     # -- schema ----------------------------------------------------------------------------------
 
     def revision(self) -> str | None:
-        """The schema's revision; None for an index that is missing or blank."""
+        """The schema's revision; None if the index is missing or blank."""
         if self.file is not None:
             if not self.file.exists():
                 return None
@@ -196,12 +196,12 @@ class Index:
         return str(rows[0][0]) if rows else None
 
     def check_file(self) -> None:
-        """Raise StorageError where a directory lies in the index's place."""
+        """Raise StorageError if a directory is in the index's place."""
         if self.file is not None and self.file.is_dir():
             away = shlex.quote(str(self.file))
             raise StorageError(
                 f"the index {self.file} is a directory",
-                f"move it away, the index is then made anew: mv {away} {away}.away",
+                f"move it away, and a new index is created: mv {away} {away}.away",
             )
 
     def check_known(self, revision: str | None) -> None:
@@ -213,7 +213,7 @@ class Index:
             )
 
     def migrate(self) -> None:
-        """Bring the schema up to date, in one transaction; does nothing where it is.
+        """Bring the schema up to date, in one transaction; does nothing if it already is.
 
         Raises:
             HubError: the schema is newer than this version.
@@ -229,22 +229,22 @@ class Index:
 
 
 def open_sqlite(file: Path) -> sqlite3.Connection:
-    """Open an existing SQLite file; where its directory cannot be written, read-only."""
+    """Open an existing SQLite file; read-only if its directory cannot be written."""
     uri = file.absolute().as_uri()
     try:
         return _connect(f"{uri}?mode=rw")
     except sqlite3.OperationalError:
         wal = file.with_name(file.name + "-wal")
         if not file.is_file() or (wal.exists() and wal.stat().st_size):
-            raise  # rows that are still in the write-ahead log would be missed
-        # A WAL database needs its side files; in a directory that cannot be written nobody else writes either.
+            raise  # rows that are still in the write-ahead log would be missing
+        # A WAL database needs its side files; if nobody can write to the directory, no other writer is active either.
         return _connect(f"{uri}?immutable=1")
 
 
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
-        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # the first statement is what opens the file
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # the first statement opens the file
     except BaseException:
         connection.close()
         raise
@@ -261,12 +261,12 @@ def _make_engine(url: str, file: Path | None) -> Engine:
             url if file is None else URL.create("sqlite", database=str(file.absolute())), poolclass=NullPool
         )
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise HubError(f"the index URL cannot be used: {error}", "set [index] url in hub.toml") from error
+        raise HubError(f"the index URL cannot be used: {error}", "correct [index] url in hub.toml") from error
     if file is None:
         return engine
 
     def connect(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # the driver opens no transaction by itself: `begin` below does
+        connection.isolation_level = None  # stop the driver from opening transactions: `begin` below does that
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit that was reported survives a power cut
@@ -282,11 +282,11 @@ def _make_engine(url: str, file: Path | None) -> Engine:
 
 @contextmanager
 def index_errors(where: str) -> Iterator[None]:
-    """Turn the database's errors inside the block into this project's."""
+    """Turn the database's errors inside the block into this project's errors."""
     try:
         yield
     except Exception as error:
-        # SQLAlchemy wraps the driver's error as `orig`; looking for that needs no import of SQLAlchemy.
+        # SQLAlchemy wraps the driver's error as `orig`; checking for it needs no import of SQLAlchemy.
         cause = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None)
         if isinstance(cause, sqlite3.Error):
             raise _translate(cause, where) from error
@@ -294,7 +294,7 @@ def index_errors(where: str) -> Iterator[None]:
             raise
         said = str(cause).strip().partition("\n")[0]
         raise StorageError(
-            f"the index {where} cannot be used: {said}", "check that its server runs and lets you in"
+            f"the index {where} cannot be used: {said}", "check that its server runs and accepts your login"
         ) from error
 
 
@@ -303,7 +303,7 @@ def _translate(cause: sqlite3.Error, where: str) -> Exception:
     if "disk is full" in said:
         return StorageError(f"no space left for the index {where}{changes.told()}", "free some space: cl-adapter gc")
     if "readonly" in said or "unable to open" in said or "disk I/O" in said:
-        hint = "check its owner and mode, and that the disk has space left"
+        hint = "check its owner and permissions, and that the disk has space left"
         return StorageError(f"the index {where} cannot be opened or written: {said}{changes.told()}", hint)
     if "locked" in said:
         return StorageError(f"another process keeps the index {where} busy", "wait for it to end and try again")

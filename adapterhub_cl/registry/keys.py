@@ -1,7 +1,8 @@
-"""The key of a hub's tombstones. It does not lie in the hub: whoever has the hub alone can search for nothing.
+"""The key of a hub's tombstones. It is not stored in the hub, so a copy of the hub alone is not enough to search for
+removed texts.
 
-One key a hub, in the user's configuration, made when the hub first forgets a task; `--key FILE`, or the variable
-`CL_ADAPTER_FORGET_KEY`, names another place. It is on the disk before the first tombstone that needs it.
+Each hub has one key, in the user's configuration directory, created when the hub first forgets a task; `--key FILE`, or
+the variable `CL_ADAPTER_FORGET_KEY`, names another place. It is on disk before the first tombstone that needs it.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ _BYTES = 32
 
 @dataclass(frozen=True)
 class Key:
-    """A key and where it lies."""
+    """A key and the file that holds it."""
 
     secret: bytes
     path: Path
 
     @property
     def id(self) -> str:
-        """What a tombstone says of it: enough to know it again."""
+        """An identifier that a tombstone stores, to recognise its key."""
         return hmac.digest(self.secret, b"the name of this key", "sha256").hex()[:16]
 
 
 def default_path(hub: Path) -> Path:
-    """Where the key of a hub lies when nobody says otherwise; a copy of the hub has the same."""
+    """Where the key of a hub is unless the user names another file; the same for a copy of the hub."""
     from platformdirs import user_config_path
 
     about = HubFile.read(hub)
@@ -47,37 +48,39 @@ def default_path(hub: Path) -> Path:
 
 
 def named(given: Path | None) -> Path | None:
-    """The file that the user names, by flag or by the environment."""
+    """The key file that the user named, by flag or by environment variable."""
     said = os.environ.get(VARIABLE)
     return given if given is not None else check_local(said, "a file") if said else None
 
 
 def get_or_make(hub: Path, given: Path | None) -> Key:
-    """The key for a new tombstone; made where there is none. On the disk when this returns.
+    """The key for a new tombstone; created if there is none. It is on disk when this returns.
 
     Raises:
-        UsageError: the file holds something else, or lies in the hub.
-        StorageError: the disk refused.
+            UsageError: the file holds something else, or is inside the hub.
+        StorageError: the disk cannot be written.
     """
     path = named(given) or default_path(hub)
     if path.resolve().is_relative_to(hub.resolve()):
-        raise UsageError(f"the key {path} would lie in the hub, and protect nothing", "name a file elsewhere: --key")
+        raise UsageError(
+            f"the key {path} would be inside the hub, where it protects nothing", "name a file elsewhere: --key FILE"
+        )
     if not path.exists():
         _make(path)
     return _read(path)
 
 
 def find(hub: Path, wanted: str, given: Path | None) -> Key | None:
-    """The key that a tombstone was made with, among those that are here; None where it is not.
+    """The key that a tombstone was made with; None if it is not on this machine.
 
     Raises:
-        AdapterError: the file that the user names holds another key.
-        UsageError: it is missing, or holds none.
+        AdapterError: the file that the user named holds another key.
+        UsageError: that file is missing, or holds no key.
     """
     said = named(given)
     if said is not None:
         if not said.exists():
-            raise UsageError(f"there is no key {said}", "name the file that forget-task told of")
+            raise UsageError(f"there is no key file {said}", "name the file that forget-task reported")
         key = _read(said)
         if key.id != wanted:
             raise AdapterError(
@@ -88,7 +91,7 @@ def find(hub: Path, wanted: str, given: Path | None) -> Key | None:
 
 
 def usual(hub: Path, wanted: str) -> Key | None:
-    """The key that a tombstone was made with, among those in the user's configuration; None where it is not there."""
+    """The key that a tombstone was made with, from the user's configuration directory; None if it is not there."""
     return next((key for key in _here(hub) if key.id == wanted), None)
 
 
@@ -100,21 +103,21 @@ def _here(hub: Path) -> Iterator[Key]:
 
 
 def _read(path: Path) -> Key:
-    hint = "name the file that forget-task told of: --key FILE"
+    hint = "name the file that forget-task reported: --key FILE"
     try:
         text = path.read_text(encoding="ascii").strip()
         secret = bytes.fromhex(text)
     except OSError as error:
         raise UsageError(f"the key {path} cannot be read: {(error.strerror or 'unknown').lower()}", hint) from error
     except ValueError as error:
-        raise UsageError(f"{path} is no key", hint) from error
+        raise UsageError(f"{path} is not a key file", hint) from error
     if len(secret) != _BYTES:
-        raise UsageError(f"{path} is no key", hint)
+        raise UsageError(f"{path} is not a key file", hint)
     return Key(secret, path)
 
 
 def _make(path: Path) -> None:
-    """Write a new key, readable by its owner only, all or nothing; another process may be faster."""
+    """Write a new key atomically, readable by its owner only; if another process was faster, its key is used."""
     temporary = path.with_name(files.temporary_name())
     with files.storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -30,7 +30,7 @@ _SHAPE: dict[str, type] = {
 }
 _WORDS = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 _RESTORE = "restore it from a copy of the hub, or remove the directory"
-_TOLD = 3  # how much of what is wrong a message says
+_TOLD = 3  # the most problems that a message lists
 
 
 def build(
@@ -46,7 +46,7 @@ def build(
     """The manifest of a version that has no number yet (`version` is 0).
 
     Raises:
-        UsageError: a kind or status that does not exist.
+        UsageError: an unknown kind or status.
         AdapterError: a score that is not a finite number.
     """
     task_name = task.name if task is not None else str(given.get("task") or "")
@@ -90,12 +90,12 @@ def check_scores(evaluations: Sequence[Evaluation]) -> None:
         if not math.isfinite(evaluation.value):
             raise AdapterError(
                 f"the {evaluation.metric} on {evaluation.task} is {evaluation.value}; nothing was recorded",
-                "the adapter has probably diverged: train again with a lower --learning-rate",
+                "training has probably diverged: train again with a lower --learning-rate",
             )
 
 
 def dump(manifest: Mapping[str, Any]) -> str:
-    """The manifest as it stands in the file and in the index."""
+    """The manifest as it is written to the file and to the index."""
     return json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -103,7 +103,7 @@ def read(directory: Path) -> tuple[dict[str, Any], str]:
     """The manifest of a version directory `…/<name>/v<N>`, and its text.
 
     Raises:
-        IntegrityError: it is missing, broken, from a newer version, or belongs to another directory.
+        IntegrityError: it is missing, invalid, from a newer version, or belongs to another directory.
     """
     path = directory / FILE_NAME
     try:
@@ -116,10 +116,10 @@ def read(directory: Path) -> tuple[dict[str, Any], str]:
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:
-    """The manifest that a text is, as it stands or should stand in `…/<name>/v<N>/manifest.json`.
+    """Parse and check the text of `…/<name>/v<N>/manifest.json`.
 
     Raises:
-        IntegrityError: it is broken, from a newer version, or belongs to another directory.
+        IntegrityError: it is invalid, from a newer version, or belongs to another directory.
     """
     try:
         manifest = shapes.parse(text)
@@ -127,7 +127,7 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} cannot be read: {error}", _RESTORE) from error
     if wrong := list(_wrong(manifest, path.parent)):
         more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
-        raise IntegrityError(f"{path} is not a manifest: {'; '.join(wrong[:_TOLD])}{more}", _RESTORE)
+        raise IntegrityError(f"{path} is not a valid manifest: {'; '.join(wrong[:_TOLD])}{more}", _RESTORE)
     found: dict[str, Any] = manifest
     return found
 
@@ -137,11 +137,11 @@ def _wrong(manifest: Any, directory: Path) -> Iterator[str]:
         yield "not an object"
         return
     if not shapes.is_count(manifest.get("format"), FORMAT):
-        yield f"format {shapes.shown(manifest.get('format'))} is not one that this version knows"
+        yield f"format {shapes.shown(manifest.get('format'))} is not supported by this version"
     name, version = manifest.get("name"), manifest.get("version")
     right = name == directory.parent.name and f"v{version}" == directory.name and is_name(str(name))
     if not right or not shapes.is_count(version, shapes.LAST_VERSION, least=1):
-        yield f"it is of the adapter {shapes.shown(name)}, version {shapes.shown(version)}"
+        yield f"it belongs to the adapter {shapes.shown(name)}, version {shapes.shown(version)}"
     for key, kind in _SHAPE.items():
         if not isinstance(manifest.get(key), kind):
             yield f"{key} is missing or not {_WORDS[kind]}"
@@ -150,30 +150,30 @@ def _wrong(manifest: Any, directory: Path) -> Iterator[str]:
         yield f"unknown kind or status ({shapes.shown(manifest['kind'])}, {shapes.shown(manifest['status'])})"
     for key, row in manifest["files"].items():
         if not is_safe_relative(key):
-            yield f"the file name {shapes.shown(key)} leads out of the directory"
+            yield f"the file name {shapes.shown(key)} points outside of the directory"
         elif not isinstance(row, dict) or not isinstance(row.get("sha256"), str):
-            yield f"no sha256 of {shapes.shown(key)}"
+            yield f"no sha256 for {shapes.shown(key)}"
         elif not shapes.is_count(row.get("bytes")):
-            yield f"no size of {shapes.shown(key)}"
+            yield f"no size for {shapes.shown(key)}"
     yield from shapes.wrong_parts(manifest)
 
 
 def differences(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What differs between a version directory and its manifest's `files`: (relative path, what is wrong).
+    """The differences between a version directory and its manifest's `files`: (relative path, what is wrong).
 
-    Every file is hashed. Links count as wrong whatever they point to, so nothing outside the directory is read.
+    Every file is hashed. Links always count as wrong, so nothing outside the directory is read.
     """
     present, odd = walk_files(directory)
     for relative in odd:
-        yield relative, "a link or special file, which a version never holds"
+        yield relative, "a link or special file, which is not allowed in a version"
     for relative, row in files.items():
         path = present.get(relative)
         if path is None:
             if relative not in odd:
                 yield relative, "missing"
         elif path.stat().st_size != row.get("bytes"):
-            yield relative, f"has {path.stat().st_size} bytes, was written with {row.get('bytes')}"
+            yield relative, f"has {path.stat().st_size} bytes, but {row.get('bytes')} were recorded"
         elif sha256_file(path) != row["sha256"]:
-            yield relative, "changed: its SHA-256 is not the one that was written"
+            yield relative, "changed: its SHA-256 differs from the recorded one"
     for relative in sorted(present.keys() - files.keys() - {FILE_NAME}):
         yield relative, "extra: not in the manifest"

@@ -1,11 +1,11 @@
-"""Files that keep, outside the index, what the manifests cannot: so that a rebuilt index loses nothing that matters.
+"""Files beside the index that hold what the manifests cannot, so that rebuilding the index loses nothing important.
 
 `aliases.json` is the movable state (aliases and their history, serving table, statuses, tasks), and
-`evaluations.jsonl` has the scores that were recorded after publication, one a line. Both are derived from the index.
+`evaluations.jsonl` has the scores that were recorded after publishing, one a line. Both are derived from the index.
 
-What a transaction makes of them is written beside them before it is committed (`….next`), and put in their place
-after that. Where a `….next` was left behind, `settle` makes both say again what the index says; `Registry.open` calls
-it. So a disk that is full refuses before anything is changed, and a kill at any point heals.
+Before a transaction is committed, the new content of both files is written beside them (`….next`); after the commit it
+is renamed into place. If a `….next` was left behind, `settle` makes both files match the index again; `Registry.open`
+calls it. So a full disk fails before anything is changed, and a kill at any point is repaired.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def state(query: Query) -> dict[str, Any]:
 
 
 def _highest(query: Query) -> dict[str, int]:
-    """The highest version of each adapter that there ever was, as far as the index can tell."""
+    """The highest version that each adapter ever had, as far as the index knows."""
     found: dict[str, int] = dict(query("SELECT name, MAX(version) FROM versions GROUP BY name"))
     for (ref,) in query(f"SELECT DISTINCT ref FROM events WHERE verb = '{writes.UNREADABLE}'"):
         if (kept := shapes.version_of(ref)) is not None:
@@ -62,7 +62,7 @@ def _highest(query: Query) -> dict[str, int]:
 
 
 def text(query: Query) -> str:
-    """The content that `aliases.json` should have now, an entry a line: `indent` would write it in pure Python."""
+    """The content that `aliases.json` should have now, an entry a line (json's `indent` runs in slow pure Python)."""
     return "{\n" + ",\n".join(f"{_encode(key)}: {_lines(value)}" for key, value in state(query).items()) + "\n}\n"
 
 
@@ -78,7 +78,7 @@ def _lines(value: Any) -> str:
 
 
 def write(hub: Path, query: Query) -> None:
-    """Rewrite `aliases.json`. The index is already committed, so a refusal of the disk is only logged."""
+    """Rewrite `aliases.json`. The index is already committed, so a disk error is only logged."""
     with logged(STATE):
         if (hub / STATE).is_dir():
             set_aside(hub)
@@ -88,10 +88,10 @@ def write(hub: Path, query: Query) -> None:
 
 @contextmanager
 def following(hub: Path, index: Index) -> Iterator[Connection]:
-    """One write transaction, and `aliases.json` after it: what it will say is on the disk before the commit.
+    """One write transaction, then `aliases.json`: its new content is on disk before the commit.
 
     Raises:
-        StorageError: the disk refused, before or at the commit; `aliases.json` is as it was.
+        StorageError: the disk cannot be written, before or at the commit; `aliases.json` is unchanged.
     """
     following = hub / NEXT_STATE
     with index.lock():
@@ -118,20 +118,20 @@ def _query_of(connection: Connection) -> Query:
 
 
 def is_unsettled(hub: Path) -> bool:
-    """Whether a change of the index was interrupted before these files followed, or is just going on."""
+    """Whether a change of the index was interrupted before these files were updated, or is in progress."""
     return (hub / NEXT_STATE).exists() or (hub / score_file.NEXT).exists()
 
 
 def is_committed(hub: Path, query: Query) -> bool:
-    """Whether the change that was interrupted is in the index: what `aliases.json` was to say next is what it says."""
+    """Whether the interrupted change is in the index: the pending `aliases.json` matches it."""
     return not is_stale(hub, query, NEXT_STATE)
 
 
 def settle(hub: Path, query: Query) -> None:
-    """Make both files say what the index says, after a change of it that was interrupted; under the hub's lock.
+    """Make both files match the index after an interrupted change; needs the hub's lock.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     if is_stale(hub, query):
         if read(hub)[1]:
@@ -144,37 +144,37 @@ def settle(hub: Path, query: Query) -> None:
 
 
 def is_stale(hub: Path, query: Query, name: str = STATE) -> bool:
-    """Whether `aliases.json` is not what the index says."""
+    """Whether `aliases.json` differs from the index."""
     try:
         return bool(json.loads((hub / name).read_text(encoding="utf-8")) != json.loads(text(query)))
-    except (OSError, ValueError, RecursionError):  # what is no UTF-8 and what is no JSON are ValueErrors
+    except (OSError, ValueError, RecursionError):  # invalid UTF-8 and invalid JSON are both ValueErrors
         return True
 
 
 def read(hub: Path, name: str = STATE) -> tuple[dict[str, Any], str]:
-    """What `aliases.json` says, and what is wrong with it as a whole; nothing of both where it is missing."""
+    """The content of `aliases.json`, and what is wrong with the file as a whole; both empty if it is missing."""
     try:
         found = shapes.parse((hub / name).read_text(encoding="utf-8"), halves=True)
     except FileNotFoundError:
         return {}, ""
     except OSError as error:
-        return {}, f"it cannot be read ({(error.strerror or 'for no known reason').lower()})"
+        return {}, f"it cannot be read ({(error.strerror or 'unknown reason').lower()})"
     except UnicodeDecodeError:
-        return {}, "it is not text in UTF-8"
+        return {}, "it is not UTF-8 text"
     except ValueError:
         return {}, "it is not valid JSON"
     if not isinstance(found, dict):
         return {}, "it is not an object"
     if not shapes.is_count(found.get("format", FORMAT), FORMAT):
-        return {}, f"its format {shown(found['format'])} is not one that this version knows"
+        return {}, f"its format {shown(found['format'])} is not supported by this version"
     return found, ""
 
 
 def set_aside(hub: Path) -> str:
-    """Rename an `aliases.json` of which nothing can be read, so that it is not written over; the name it has now.
+    """Rename an unreadable `aliases.json`, so that it is not overwritten; returns its new name.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     names = (f"{BROKEN}{stamp}{f'-{number}' if number else ''}" for number in range(1000))
@@ -185,28 +185,28 @@ def set_aside(hub: Path) -> str:
 
 
 def tell_broken(hub: Path) -> None:
-    """After a rebuild: put an `aliases.json` aside of which nothing could be read, and say so in the log."""
+    """After a rebuild: rename an unreadable `aliases.json`, and log that."""
     _, wrong = read(hub)
     if wrong:
         try:
-            kept = f"kept as {set_aside(hub)}"
+            kept = f"the file was renamed to {set_aside(hub)}"
         except (StorageError, OSError) as error:
-            kept = f"and could not be kept ({error})"
-        left = "aliases, statuses and what serves are as when the versions were made"
-        _LOG.warning("left out of the index: all of %s: %s; %s; %s", STATE, wrong, left, kept)
+            kept = f"the file could not be renamed ({error})"
+        left = "aliases, statuses and the serving table are as when the versions were made"
+        _LOG.warning("skipped all of %s: %s; %s; %s", STATE, wrong, left, kept)
 
 
 def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
-    """Bring the movable state back into a fresh index that has the manifests' rows.
+    """Restore the movable state in a fresh index that has the manifests' rows.
 
-    Whatever names a version that is no longer there is left out; `latest` and the serving table then take the
-    newest active version of the same adapter. An entry that cannot be read is left out too, with a warning; a task
-    is then served by the newest active version that was made for it.
+    Entries that name a version that no longer exists are dropped; `latest` and the serving table then use the newest
+    active version of the same adapter. An unreadable entry is dropped too, with a warning; its task is then served by
+    the newest active version that was made for it.
 
     Returns:
-        The highest version of each adapter that the state knew of; newer ones still have to be moved to.
+        The highest version of each adapter that the state contained; newer ones still have to be moved to.
     """
-    found = read(hub, NEXT_STATE)[0] or read(hub)[0]  # the first where a change was interrupted, and the index lost
+    found = read(hub, NEXT_STATE)[0] or read(hub)[0]  # `.next` exists if a change was interrupted and the index lost
     if not found:
         return {}
     warn = Warnings(STATE)
@@ -230,7 +230,7 @@ def restore(connection: Connection, hub: Path) -> Mapping[str, int]:
 
 
 def _entries(found: Mapping[str, Any], key: str, warn: Warnings) -> Iterator[tuple[str, Any]]:
-    """The entries of a part of the state; none, and a warning, where it is not an object."""
+    """The entries of one part of the state; none, and a warning, if it is not an object."""
     part = found.get(key)
     if isinstance(part, dict):
         yield from part.items()
@@ -239,8 +239,8 @@ def _entries(found: Mapping[str, Any], key: str, warn: Warnings) -> Iterator[tup
 
 
 def _known(found: Mapping[str, Any], there: Collection[tuple[str, int]], warn: Warnings) -> dict[str, int]:
-    """The highest version of each adapter that the state knew of. Where that cannot be read it is taken to have known
-    all of them: else the aliases that it tells of would be moved on at once."""
+    """The highest version of each adapter that the state contained. If that is unreadable, assume it contained all of
+    them: otherwise its aliases would be moved on at once."""
     known: dict[str, int] = {}
     unsure = {name for name, _ in there} if not isinstance(found.get("known"), dict) else set[str]()
     for name, version in _entries(found, "known", warn):
@@ -262,9 +262,9 @@ def _restore_statuses(
     known: Mapping[str, int],
     warn: Warnings,
 ) -> set[tuple[str, int]]:
-    """Give versions the status that the state tells of, `active` where it tells of none; the deleted ones.
+    """Set versions to the status in the state, `active` if it has none for them; returns the deleted ones.
 
-    One that it tells of in words that are no status keeps its manifest's.
+    A version whose status is not a known word keeps the one in its manifest.
     """
     statuses: dict[tuple[str, int], str] = {}
     unsure: set[tuple[str, int]] = set()
@@ -292,7 +292,7 @@ def _restore_statuses(
 def _restore_aliases(
     connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: Warnings
 ) -> None:
-    lost: set[str] = set()  # adapters whose `latest` cannot be told
+    lost: set[str] = set()  # adapters whose `latest` is unreadable
     if not isinstance(found.get("aliases"), dict):
         lost = {name for name, _ in live}
     for name, held in _entries(found, "aliases", warn):
@@ -335,7 +335,7 @@ def _restore_serving(
     connection: Connection, found: Mapping[str, Any], live: Collection[tuple[str, int]], warn: Warnings
 ) -> None:
     v = schema.versions.c
-    lost: set[str] = set()  # tasks of which it cannot be told what serves them
+    lost: set[str] = set()  # tasks whose serving version is unreadable
     if not isinstance(found.get("serving"), dict):
         lost = {str(task) for task in connection.scalars(select(v.task).where(v.task != ""))}
     for task, text_ref in _entries(found, "serving", warn):
@@ -355,7 +355,7 @@ def _restore_serving(
 
 
 def _is_move(row: Any) -> bool:
-    """Whether it is a row of the aliases' history."""
+    """Whether it is a valid row of the aliases' history."""
     if not isinstance(row, list) or len(row) != 5:
         return False
     name, alias, version, moved_at, reason = row

@@ -29,32 +29,32 @@ class Ref:
         return self.name if self.alias is None else f"{self.name}@{self.alias}"
 
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/.*", re.DOTALL)  # a Path made of s3://bucket has one slash left
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/.*", re.DOTALL)  # Path("s3://bucket") keeps only one slash
 
 
 def check_local(path: str | Path, what: str = "a folder") -> Path:
-    """The path, with `~` taken out, of something on this machine.
+    """The local path, with `~` expanded.
 
     Args:
-        what: is wanted, for the hint.
+        what: the kind of thing that is wanted, for the hint.
 
     Raises:
-        UsageError: it is a URL; a folder called `s3:` would be made of it.
+        UsageError: it is a URL; as a path it would create a folder called `s3:`.
     """
     text = str(path)
     if found := _URL.fullmatch(text):
         shown = text if text.startswith(f"{found[1]}://") else text.replace(":/", "://", 1)
-        raise UsageError(f"{shown[:200]!r} is a URL, and only this machine's disks can be used", f"name {what} here")
+        raise UsageError(f"{shown[:200]!r} is a URL, but only local paths are supported", f"name {what} here")
     return Path(path).expanduser()
 
 
 def is_name(text: str) -> bool:
-    """Whether the text can stand as a name: `[a-z0-9][a-z0-9._-]*`, no `..`, at most 100 characters."""
+    """Whether the text is a valid name: `[a-z0-9][a-z0-9._-]*`, no `..`, at most 100 characters."""
     return len(text) <= MAX_LENGTH and ".." not in text and _NAME.fullmatch(text) is not None
 
 
 def clean_name(text: str) -> str:
-    """The nearest text that is a name, or an empty string where nothing of it can be kept."""
+    """The closest valid name, or an empty string if there is none."""
     kept = re.sub(r"[^a-z0-9._-]+", "-", text.lower())
     kept = re.sub(r"\.{2,}", ".", kept).lstrip("._-")
     return kept[:MAX_LENGTH].rstrip("._-")
@@ -65,10 +65,10 @@ def check_name(name: str, what: str = "adapter") -> str:
 
     Args:
         name: the text that the user gave.
-        what: the word for the named thing in the message, e.g. `task`.
+        what: what is being named, e.g. `task`; used in the message.
 
     Raises:
-        UsageError: it is not a name; the hint suggests a cleaned-up one.
+        UsageError: it is not a valid name; the hint suggests one.
     """
     if is_name(name):
         return name
@@ -76,20 +76,20 @@ def check_name(name: str, what: str = "adapter") -> str:
     better = clean_name(name)
     rule = f"a name has a-z, 0-9, '.', '_', '-', starts with a letter or digit, and is at most {MAX_LENGTH} long"
     raise UsageError(
-        f"{shown!r} cannot be the name of {'an' if what[:1] in 'aeiou' else 'a'} {what}",
+        f"{shown!r} is not a valid name for {'an' if what[:1] in 'aeiou' else 'a'} {what}",
         f"use {better!r}; {rule}" if better else rule,
     )
 
 
 def check_new(name: str) -> str:
-    """Return the name of an adapter that is to be made, unchanged.
+    """Return the name of a new adapter unchanged.
 
     Raises:
-        UsageError: it is not a name, or `--adapter` means something else by it.
+        UsageError: it is not a valid name, or has a special meaning for `--adapter`.
     """
     if name == BASE:
         raise UsageError(
-            f"{name!r} cannot be the name of an adapter: --adapter {name} means the base", "choose another"
+            f"{name!r} cannot be used as an adapter name: --adapter {name} means the base", "choose another name"
         )
     return check_name(name)
 
@@ -98,7 +98,7 @@ def check_alias(alias: str) -> str:
     """Return the alias unchanged.
 
     Raises:
-        UsageError: it is not a name, or looks like a version (`v3`).
+        UsageError: it is not a valid name, or looks like a version (`v3`).
     """
     if _LIKE_VERSION.fullmatch(alias):
         raise UsageError(f"the alias {alias!r} looks like a version", "choose a word, e.g. production")
@@ -118,5 +118,7 @@ def parse_ref(text: str) -> Ref:
     if match := _VERSION.fullmatch(rest):
         return Ref(name, version=int(match[1]))
     if not rest or _LIKE_VERSION.fullmatch(rest):
-        raise UsageError(f"{text[:120]!r} names no version", f"write {name}@v1, {name}@latest or {name}@production")
+        raise UsageError(
+            f"{text[:120]!r} is not a version reference", f"write {name}@v1, {name}@latest or {name}@production"
+        )
     return Ref(name, alias=check_alias(rest))

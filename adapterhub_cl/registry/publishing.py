@@ -1,8 +1,8 @@
-"""Publication: a draft becomes a version, wholly or not at all.
+"""Publishing: a draft becomes a version, completely or not at all.
 
-Order: files hashed and synced; then, under the lock and in one transaction, the number is taken, the manifest
-written, the directory renamed, the rows inserted, and all committed. Stopped before the rename, a `.tmp-` directory
-is left; between rename and commit, a whole version without rows, which `repair` adopts; after the commit, all is there.
+Order: the files are hashed and synced; then, under the lock and in one transaction, the number is taken, the manifest
+written, the directory renamed, the rows inserted, and all of it committed. A kill before the rename leaves a `.tmp-`
+directory; between rename and commit, a complete version without rows, which `repair` adopts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.rebuilding import version_directories
 from adapterhub_cl.types import LATEST, Evaluation, Task
 
-REPEATABLE = ("imported", "merged", "distilled", "pruned")  # made again from the same, they are the same
-TOLD = ("README.md", "recipe.json")  # these tell times and scores too
+REPEATABLE = ("imported", "merged", "distilled", "pruned")  # deterministic: the same inputs give the same version
+TOLD = ("README.md", "recipe.json")  # these contain times and scores too
 
 
 def publish(
@@ -38,10 +38,10 @@ def publish(
     """Make the draft the next version of its adapter; see `Registry.publish`.
 
     Returns:
-        The version's number; that of an earlier one where a call that was killed had made it already.
+        The version's number; that of an existing one if a call that was killed had already made it.
     """
     if draft.published:
-        raise AdapterError(f"this draft of {draft.name} is already published", "make a new draft")
+        raise AdapterError(f"this draft of {draft.name} is already published", "create a new draft")
     with changes.operation():
         return _publish(index, draft, given, edges, evaluations, task, published, repeats)
 
@@ -88,10 +88,10 @@ def _publish(
 
 
 def _finished(index: Index, store: Path, manifest: Mapping[str, Any]) -> int | None:
-    """The newest version of the adapter, where it is what is about to be published: the same bytes, made in the same
-    way from the same versions. A call that was killed when its version was there ends with that when it is repeated.
+    """The newest version of the adapter, if it is the one about to be published: the same bytes, made in the same way
+    from the same versions. Repeating a call that was killed after the version was in place ends up here.
 
-    What the kill left undone is done: rows that are missing are inserted, and `latest` points to it.
+    Missing rows are inserted, and `latest` is moved to it.
     """
     there = [p for p in version_directories(store.parent) if p.parent == store]
     newest = max(there, key=lambda path: int(path.name[1:]), default=None)
@@ -121,15 +121,15 @@ def _finished(index: Index, store: Path, manifest: Mapping[str, Any]) -> int | N
 
 
 def _made_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two versions the same: all but when they were made, and what was measured and told of them."""
+    """What makes two versions the same: everything but times, scores and descriptions."""
     files_of = {name: row["sha256"] for name, row in manifest["files"].items() if name not in TOLD}
     keys = ("kind", "status", "task", "task_spec", "takes_over", "lineage", "recipe", "base")
-    same: dict[str, Any] = json.loads(json.dumps({key: manifest.get(key) for key in keys}))  # lists and tuples alike
+    same: dict[str, Any] = json.loads(json.dumps({key: manifest.get(key) for key in keys}))  # turns tuples into lists
     return {**same, "files": files_of}
 
 
 def _is_committed(index: Index, name: str, version: str) -> bool:
-    """Whether the rows are there after all (the error came after the commit); assumed where it cannot be read."""
+    """Whether the rows were committed despite the error; assumed if the index cannot be read."""
     with suppress(AdapterHubError), index.reading() as query:
         return bool(query("SELECT 1 FROM versions WHERE name = :name AND version = :v", name=name, v=int(version[1:])))
     return True

@@ -1,4 +1,4 @@
-"""The reads: portable SQL text in, records out. Imports no SQLAlchemy, so that listing stays fast."""
+"""The reads: portable SQL text in, records out. Does not import SQLAlchemy, so that listing stays fast."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SERVES = "(v.name, v.version) IN (SELECT s.name, s.version FROM serving s)"
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the hub's log. `at` is UTC, ISO 8601; `ref` is a version, an adapter or a task, or empty."""
+    """One entry of the hub's log. `at` is UTC, ISO 8601; `ref` is a version, an adapter or a task, or empty."""
 
     id: int
     at: str
@@ -61,7 +61,7 @@ class AliasMove:
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """An evaluation as the index keeps it: whose, and when it was recorded (UTC, ISO 8601)."""
+    """An evaluation in the index: the version it belongs to, and when it was recorded (UTC, ISO 8601)."""
 
     ref: str
     created_at: str
@@ -75,7 +75,7 @@ class StoredEvaluation:
 
 
 class LazyManifest(Mapping[str, Any]):
-    """A manifest that is parsed when first looked into: listing 10,000 adapters need not parse 10,000 texts."""
+    """A manifest that is parsed at first access: listing 10,000 adapters should not parse 10,000 texts."""
 
     def __init__(self, text: str, ref: str) -> None:
         self._text, self._ref = text, ref
@@ -100,17 +100,17 @@ class LazyManifest(Mapping[str, Any]):
 
 
 def parsed(text: str, what: str) -> dict[str, Any]:
-    """A JSON object that stands in a row of the index.
+    """A JSON object from a row of the index.
 
     Args:
-        what: it is, for the message.
+        what: what the object is, for the message.
 
     Raises:
-        IntegrityError: it is none.
+        IntegrityError: the text is not a JSON object.
     """
     try:
         found = json.loads(text)
-    except (ValueError, TypeError, RecursionError):  # TypeError: not even text
+    except (ValueError, TypeError, RecursionError):  # TypeError: not a string
         found = None
     if not isinstance(found, dict):
         raise IntegrityError(f"the index is damaged: {what} is not valid JSON", REBUILD)
@@ -129,7 +129,7 @@ def _is_parent(value: Any) -> bool:
     return is_text(value) and bool(value)
 
 
-# What each column of these tables may hold. A file can be a sound database and hold something else all the same.
+# What each column of these tables may hold. A valid database file can still contain invalid values.
 _SOUND: dict[str, dict[str, Callable[[Any], bool]]] = {
     "versions": {
         "name": is_a_name,
@@ -157,7 +157,7 @@ _SOUND: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 
 def check(query: Query, *tables: str) -> None:
-    """Raise IntegrityError where a row holds what was never written; in all tables, or in these."""
+    """Raise IntegrityError if a row contains an invalid value; checks all tables, or only these."""
     for table in tables or _SOUND:
         columns = _SOUND[table]
         for row in query(f"SELECT {', '.join(columns)} FROM {table}"):
@@ -167,7 +167,7 @@ def check(query: Query, *tables: str) -> None:
 def _check_row(table: str, row: Row) -> None:
     for (column, is_sound), value in zip(_SOUND[table].items(), row, strict=False):
         if not is_sound(value):
-            raise IntegrityError(f"the index is damaged: {column} of a row of {table} is {shown(value)}", REBUILD)
+            raise IntegrityError(f"the index is damaged: a row of {table} has {column} = {shown(value)}", REBUILD)
 
 
 def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
@@ -195,7 +195,7 @@ def adapters(query: Query, store: Path, *, all_versions: bool, include_rejected:
 
 
 def current(query: Query, store: Path) -> list[AdapterRecord]:
-    """What counts now of every adapter: see `Registry.current`."""
+    """The versions that matter now: see `Registry.current`."""
     return _records(query, store, f" AND ({_LATEST} OR {_NEWEST} OR {_SERVES})")
 
 
@@ -208,7 +208,7 @@ def _records(query: Query, store: Path, which: str) -> list[AdapterRecord]:
 
 
 def versions(query: Query, store: Path, name: str) -> list[AdapterRecord]:
-    """All versions of one adapter that are not deleted, oldest first; empty where there is no such adapter."""
+    """All versions of one adapter that are not deleted, oldest first; empty if there is no such adapter."""
     rows = query(
         f"SELECT {_VERSION} FROM versions v WHERE v.name = :name AND v.status <> 'deleted' ORDER BY v.version",
         name=name,
@@ -223,19 +223,19 @@ def adapter_names(query: Query) -> list[str]:
 
 
 def aliases_of(query: Query, name: str) -> dict[str, int]:
-    """Alias → version for one adapter."""
+    """The aliases of one adapter: alias → version."""
     found = _aliases(query, "SELECT name, alias, version FROM aliases WHERE name = :name", name=name)
     return {alias: version for _, alias, version in found}
 
 
 def adapters_with_alias(query: Query, alias: str) -> dict[str, int]:
-    """Adapter → version for one alias, sorted by name."""
+    """The adapters that have an alias: adapter → version, sorted by name."""
     found = _aliases(query, "SELECT name, alias, version FROM aliases WHERE alias = :a ORDER BY name", a=alias)
     return {name: version for name, _, version in found}
 
 
 def _aliases(query: Query, sql: str, **values: str) -> list[Row]:
-    """Rows of the aliases: name, alias, version; every one of them sound."""
+    """Checked rows of the aliases: name, alias, version."""
     found = query(sql, **values)
     for row in found:
         _check_row("aliases", row)
@@ -258,7 +258,7 @@ def find(query: Query, store: Path, text: str) -> AdapterRecord:
         if len(held) > 1:
             raise ambiguous_alias(ref.name, held)
         if not held:
-            raise UnknownNameError("adapter", ref.name, adapter_names(query), "see them all: cl-adapter list")
+            raise UnknownNameError("adapter", ref.name, adapter_names(query), "list all: cl-adapter list")
         (name, version), *_ = held.items()
         return find(query, store, str(Ref(name, version)))
     return _pick(query, ref, known)
@@ -282,7 +282,7 @@ def _pick(query: Query, ref: Ref, known: list[AdapterRecord]) -> AdapterRecord:
 
 
 def events(query: Query, name: str | None, limit: int | None) -> list[Event]:
-    """The log, newest first; of one adapter or task, or one version, where a name is given."""
+    """The log, newest first; only the entries of one adapter, task or version if a name is given."""
     where = "" if name is None else " WHERE ref = :name OR substr(ref, 1, :length) = :prefix"
     values: dict[str, Any] = {} if name is None else {"name": name, "length": len(name) + 1, "prefix": f"{name}@"}
     if limit is not None:
@@ -298,11 +298,11 @@ def events(query: Query, name: str | None, limit: int | None) -> list[Event]:
     )
     for _, *row in rows:
         _check_row("events", tuple(row))
-    return [Event(i, at, verb, ref, parsed(detail, f"line {i} of the log")) for i, at, verb, ref, detail in rows]
+    return [Event(i, at, verb, ref, parsed(detail, f"entry {i} of the log")) for i, at, verb, ref, detail in rows]
 
 
 def lineage(query: Query, ref: str | None) -> list[Edge]:
-    """All edges, or those that lead from one version to its ancestors and to its descendants, nearest first."""
+    """All edges, or those from one version to its ancestors and its descendants, nearest first."""
     rows = query("SELECT child_name, child_version, parent, relation FROM lineage ORDER BY 1, 2, 3, 4")
     for row in rows:
         _check_row("lineage", row)
@@ -326,7 +326,7 @@ def lineage(query: Query, ref: str | None) -> list[Edge]:
 
 
 def evaluations(query: Query, name: str | None, version: int | None, task: str | None) -> list[StoredEvaluation]:
-    """Evaluations in the order they were recorded, of one version and on one task where given."""
+    """Evaluations in the order they were recorded, optionally of one version and on one task."""
     clauses, values = [], {}
     for column, value in (("name", name), ("version", version), ("task", task)):
         if value is not None:
@@ -367,7 +367,7 @@ def serving(query: Query) -> dict[str, str]:
 
 
 def aliases(query: Query) -> dict[str, dict[str, int]]:
-    """Adapter → alias → version, sorted."""
+    """The aliases of all adapters, sorted: adapter → alias → version."""
     found: dict[str, dict[str, int]] = {}
     for name, alias, version in _aliases(query, "SELECT name, alias, version FROM aliases ORDER BY name, alias"):
         found.setdefault(name, {})[alias] = version

@@ -1,4 +1,4 @@
-"""A new index from the manifests, `aliases.json` and `evaluations.jsonl`."""
+"""Rebuilds the index from the manifests, `aliases.json` and `evaluations.jsonl`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class _Old:
-    """What only the old index has: the log, and the counters of requests."""
+    """What exists only in the old index: the log, and the request counters."""
 
     events: Sequence[Row] = ()
     requests: Sequence[Row] = ()
 
 
 def version_directories(store: Path) -> Iterator[Path]:
-    """All `<name>/v<N>` directories of a store; links and anything else are passed over."""
+    """All `<name>/v<N>` directories of a store; links and anything else are skipped."""
     for adapter in sorted(store.iterdir()) if store.is_dir() else ():
         if is_name(adapter.name) and adapter.is_dir() and not adapter.is_symlink():
             for path in sorted(adapter.iterdir()):
@@ -59,30 +59,30 @@ def is_version(text: str) -> bool:
 
 
 def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False) -> int:
-    """Make the index anew, under the hub's lock, and put it in the old one's place.
+    """Rebuild the index under the hub's lock, and put it in place of the old one.
 
-    Works whatever the old index is, damaged or missing. A version whose manifest is broken is left out, with a
-    warning in the log; `verify` names it then.
+    Works whatever state the old index is in, even missing. A version whose manifest is invalid is skipped, with a
+    warning in the log; `verify` then reports it.
 
     Args:
         hub: the hub's directory.
         index: its index, in any state.
         store: the directory of its adapters.
-        only_if_blank: do nothing where another process has made an index meanwhile.
+        only_if_blank: do nothing if another process has created an index in the meantime.
 
     Returns:
         The number of versions in the new index.
 
     Raises:
-        StorageError: the disk refused; the old index is untouched.
+        StorageError: the disk cannot be written; the old index is untouched.
     """
     try:
         return _rebuild(hub, index, store, only_if_blank=only_if_blank)
     except StorageError as error:
         if only_if_blank and getattr(error.__cause__, "errno", None) in _READ_ONLY:
             raise StorageError(
-                f"{hub} has no index yet, and cannot be written, so that none can be made there: {error.message}",
-                f"make it first, on a copy that can be written: cp -r {hub} COPY; cl-adapter --hub COPY list",
+                f"{hub} has no index yet and is read-only, so an index cannot be created: {error.message}",
+                f"make a writable copy and create it there: cp -r {hub} COPY; cl-adapter --hub COPY list",
             ) from error
         raise
 
@@ -114,24 +114,24 @@ def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> in
 
 
 def _write_back(index: Index, store: Path) -> None:
-    """Manifests that cannot be read are written again from the old index, as far as that can be read."""
+    """Restore unreadable manifests from the old index, as far as that can be read."""
     recorded: Sequence[Row] = ()
     with suppress(AdapterHubError), index.reading() as query:
         recorded = unreadable.recorded(query)
     for path in unreadable.write_back(store, recorded):
-        LOG.warning("wrote %s again, which was damaged, from the index", path)
+        LOG.warning("restored the damaged %s from the index", path)
 
 
 def _remove_leftovers(hub: Path) -> None:
-    """What a rebuild that was killed has left."""
+    """Remove what a killed rebuild has left behind."""
     for path in hub.glob(f"{files.TEMPORARY}*"):
         if files.is_leftover(path):
             files.remove_tree(path)
 
 
 def _settle(hub: Path, index: Index) -> None:
-    """Let the files that the new index is made from follow the old one, as far as that can be read, and bring what its
-    log still holds into its file: the log does not outlive it."""
+    """Bring the files that the new index is made from up to date with the old one, as far as it can be read, and
+    checkpoint its write-ahead log, which is deleted with it."""
     with suppress(AdapterHubError), index.reading() as query:
         if mirror.is_unsettled(hub):
             mirror.settle(hub, query)
@@ -154,7 +154,7 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with files.storage_errors(file):
             files.fsync_file(new)
-            # The old log must go first: SQLite would replay it into the new database.
+            # The old write-ahead log must go first: SQLite would replay it into the new database.
             for suffix in ("-wal", "-shm"):
                 file.with_name(file.name + suffix).unlink(missing_ok=True)
             new.replace(file)
@@ -166,20 +166,20 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
 
 
 def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
-    """Insert everything; a publication that the old log does not have is logged again from its manifest.
+    """Insert everything; a version that is missing from the old log gets a log entry made from its manifest.
 
-    What tombstones name stays forgotten: scores on the task, and versions that a copy of the hub brought back.
+    What tombstones name stays forgotten: scores on the task, and versions that a copy of the hub has brought back.
     """
     found: list[tuple[dict[str, Any], str]] = []
     forgotten, gone = tombstones.forgotten(hub), tombstones.removed(hub)
     for directory in version_directories(store):
         if f"{directory.parent.name}@{directory.name}" in gone:
-            LOG.warning("left out of the index: %s, which was forgotten", directory)
+            LOG.warning("skipped %s: it belongs to a forgotten task", directory)
             continue
         try:
             found.append(manifests.read(directory))
         except IntegrityError as error:
-            LOG.warning("left out of the index: %s", error.message)
+            LOG.warning("skipped a version: %s", error.message)
     found.sort(key=lambda item: (item[0]["created_at"], item[0]["name"], item[0]["version"]))
     logged = {ref for _, _, ref, _ in old.events}
     if old.events:
@@ -192,7 +192,7 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
                 writes.insert_version(connection, manifest, text, forgotten)
             indexed.append(manifest)
         except UNUSABLE as error:
-            LOG.warning("left out of the index: %s@v%s: %s", manifest["name"], manifest["version"], reason(error))
+            LOG.warning("skipped %s@v%s: %s", manifest["name"], manifest["version"], reason(error))
     known = mirror.restore(connection, hub)
     score_file.restore(connection, hub, forgotten)
     v = schema.versions.c
@@ -211,7 +211,7 @@ def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
     return len(indexed)
 
 
-# What a manifest that looked whole can still do to the functions that write its rows; a full disk is none of it.
+# Errors that a well-formed manifest can still cause in the functions that write its rows; a full disk is not one.
 UNUSABLE = (
     *(TypeError, KeyError, ValueError, AttributeError, ArithmeticError, RecursionError),
     *(DataError, InterfaceError, ProgrammingError, Violation),
@@ -219,12 +219,12 @@ UNUSABLE = (
 
 
 def reason(error: BaseException) -> str:
-    """Why a manifest's rows cannot be written, in words."""
-    return f"its manifest holds what the index cannot ({str(error).partition(chr(10))[0][:120]!r})"
+    """Why a manifest's rows cannot be written, for a message."""
+    return f"its manifest contains values that the index cannot store ({str(error).partition(chr(10))[0][:120]!r})"
 
 
 def _log(query: Query) -> list[Row]:
-    """The lines of the log; one whose detail is damaged keeps the rest."""
+    """The entries of the log; a damaged detail does not lose the rest of its entry."""
     return [(*row[:3], _whole(row[3])) for row in query("SELECT at, verb, ref, detail FROM events ORDER BY id")]
 
 
@@ -237,7 +237,7 @@ def _whole(detail: str) -> str:
 
 
 def _old_of_file(file: Path) -> _Old:
-    """What the old index has, as far as it can still be read."""
+    """What the old index contains, as far as it can still be read."""
     log: list[Row] = []
     counters: list[Row] = []
     with suppress(sqlite3.Error), closing(open_sqlite(file)) as connection:

@@ -30,11 +30,11 @@ _HALF_MADE = {"adapters", "aliases.json", "aliases.json.next", "runs", *_INDEX, 
 
 
 class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
-    """One hub. Make one with `create`, open one with `open`; nothing has to be closed.
+    """One hub. Make one with `create`, open one with `open`; it need not be closed.
 
     Attributes:
         path: the hub's directory.
-        hub_file: what `hub.toml` says.
+        hub_file: the content of `hub.toml`.
     """
 
     # -- making and opening ----------------------------------------------------------------------
@@ -43,12 +43,12 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     def create(cls, path: Path | str, base: BaseInfo, defaults: Mapping[str, Any] | None = None) -> Registry:
         """Make a hub in a directory that is missing or empty.
 
-        `hub.toml` is written last, so a crash leaves nothing that `open` accepts, and `create` can be called again.
+        `hub.toml` is written last, so after a crash `open` finds no hub, and `create` can be called again.
 
         Raises:
             HubError: there is already a hub.
-            UsageError: there is something else.
-            StorageError: the disk refused.
+            UsageError: the directory contains something else.
+            StorageError: the disk cannot be written.
         """
         from adapterhub_cl.registry import mirror, rebuilding
 
@@ -69,11 +69,11 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
 
     @classmethod
     def open(cls, path: Path | str, base_path: str | None = None) -> Registry:
-        """Open a hub. A missing index is rebuilt from the manifests, an outdated one migrated (where it cannot be
-        written, it is read as it is), and a removal of replay samples that was interrupted is completed.
+        """Open a hub. A missing index is rebuilt from the manifests, an outdated one is migrated (a read-only one is
+        read as it is), and an interrupted removal of replay samples is completed.
 
         Args:
-            base_path: where the base lies, if not where `hub.toml` says; None: what $CL_ADAPTER_BASE_PATH says.
+            base_path: where the base is, if not where `hub.toml` says; None uses $CL_ADAPTER_BASE_PATH.
 
         Raises:
             HubError: there is no hub, or a newer version made it.
@@ -87,23 +87,21 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         if revision != HEAD:
             registry._index.check_known(revision)
             registry._make_index(revision)
-        with suppress(
-            StorageError, IntegrityError
-        ):  # a hub that cannot be written can be read; `verify` names the rest
+        with suppress(StorageError, IntegrityError):  # a read-only hub can still be read; `verify` reports the rest
             if registry.finish_replacing() is not None:
-                registry.hub_file = HubFile.read(path)  # a budget may have been set with it
+                registry.hub_file = HubFile.read(path)  # the replacement may have set a budget
             registry.settle()
         return registry
 
     def _make_index(self, revision: str | None) -> None:
         if revision is not None:
-            with suppress(StorageError):  # it can still be read; the first write tries again, and says why it cannot
+            with suppress(StorageError):  # it can still be read; the first write tries again and reports the error
                 self._index.migrate()
             return
         from adapterhub_cl.registry import rebuilding
 
         count = rebuilding.rebuild(self.path, self._index, self.adapters_dir, only_if_blank=True)
-        rebuilding.LOG.info("%s had no index; made one of %d versions from the manifests", self.path, count)
+        rebuilding.LOG.info("%s had no index; created one from %d manifests", self.path, count)
 
     @classmethod
     def rebuild_at(cls, path: Path | str) -> int:
@@ -112,13 +110,13 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         return cls(path, HubFile.read(path)).rebuild()
 
     def rebuild(self) -> int:
-        """Make the index anew from manifests, `aliases.json` and `evaluations.jsonl`, and swap it in.
+        """Rebuild the index from manifests, `aliases.json` and `evaluations.jsonl`, and swap it in.
 
         Returns:
             The number of versions in the new index.
 
         Raises:
-            StorageError: the disk refused; the old index is untouched.
+            StorageError: the disk cannot be written; the old index is untouched.
         """
         from adapterhub_cl.registry import rebuilding
 
@@ -130,8 +128,8 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         """A directory to write a new version's files into; use it as a context manager.
 
         Raises:
-            UsageError: the name is not one.
-            StorageError: the disk refused.
+            UsageError: the name is not valid.
+            StorageError: the disk cannot be written.
         """
         return Draft(name, self.adapters_dir / check_name(name))
 
@@ -148,28 +146,30 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         verb: str = "publish",
         repeats: bool = True,
     ) -> AdapterRecord:
-        """Make a draft the next version of its adapter: wholly, or not at all.
+        """Make a draft the next version of its adapter: completely, or not at all.
 
-        `latest` moves to the version, and the task is served by it, unless its status is `rejected`; a task whose
-        serving version is pinned by its adapter's alias `production` stays with that.
+        Unless its status is `rejected`, `latest` moves to the version and it starts to serve the task; a task whose
+        serving version is pinned by its adapter's alias `production` keeps that one.
 
         Args:
-            manifest: `kind`, `rank`, `status` (`active` or `rejected`) and whatever else is to be kept.
+            manifest: `kind`, `rank`, `status` (`active` or `rejected`) and whatever else is to be stored.
             edges: (parent, relation) pairs; parents are references, or a path or URL for `imported_from`, or the
                 path of a version of another hub.
-            draft: what `new_draft` gave, with all files written.
+            draft: what `new_draft` returned, with all files written.
+            serve: whether the version serves its task.
+            move_latest: whether the alias `latest` moves to it.
             serve: let the version answer for its task.
             move_latest: point the alias `latest` to it.
             evaluations: scores measured when the version was made.
-            task: the task it was made for; recorded with it.
+            task: the task it was made for; stored with it.
             verb: the word in the log, e.g. `add-task`.
-            repeats: where the newest version is this very one, imported or derived in the same way from the same, end
-                with that one: a call that was killed may be repeated.
+            repeats: if the newest version is identical (imported or derived in the same way from the same inputs),
+                return that one, so that a call that was killed can be repeated.
 
         Raises:
-            UsageError: a kind, status, relation or parent that does not exist.
-            AdapterError: the draft is empty, holds a link or was published, or a score is not a finite number.
-            StorageError: the disk refused; nothing was changed.
+            UsageError: an unknown kind, status, relation or parent.
+            AdapterError: the draft is empty, contains a link or was already published, or a score is not finite.
+            StorageError: the disk cannot be written; nothing was changed.
         """
         if task is not None:
             check_name(task.name, "task")
@@ -207,12 +207,11 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     def delete(self, ref: str, *, reason: str = "delete") -> AdapterRecord:
         """Mark a version deleted and drop its aliases, scores, edges, counters and serving rows.
 
-        Its number is not used again.
-
-        `latest` moves to the newest active version. The directory goes at the next `collect(garbage())`.
+        Its number is not used again. `latest` moves to the newest active version. The next `collect(garbage())`
+        removes the directory.
 
         Returns:
-            The record as it was.
+            The record before the deletion.
         """
         with changes.operation(), self._index.lock():
             record = self.get(ref)
@@ -224,10 +223,10 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     # -- defaults --------------------------------------------------------------------------------
 
     def set_default(self, key: str, value: Any) -> None:
-        """Set an entry of [defaults] in `hub.toml`, or take it out (None).
+        """Set an entry of [defaults] in `hub.toml`, or remove it (None).
 
         Raises:
-            StorageError: the disk refused; the old file is untouched.
+            StorageError: the disk cannot be written; the old file is untouched.
         """
         with self._index.lock():
             self.hub_file = HubFile.read(self.path).with_default(key, value)
@@ -236,10 +235,10 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
     # -- health ----------------------------------------------------------------------------------
 
     def check_files(self, record: AdapterRecord) -> None:
-        """Hash all files of a version, its manifest too; call it before the version is loaded.
+        """Hash all files of a version, including its manifest; called before the version is loaded.
 
         Raises:
-            IntegrityError: a file is missing or is not the one that was written; the message names it.
+            IntegrityError: a file is missing or has changed; the message names it.
         """
         made_for = record.manifest.get("base", {}).get("fingerprint", self.base.fingerprint)
         if made_for != self.base.fingerprint:
@@ -251,7 +250,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
         found = list(manifests.differences(record.path, record.manifest["files"]))
         if wrong := self._wrong_manifest(record):
             with suppress(StorageError):
-                self.finish_replacing()  # removing samples writes the manifest anew
+                self.finish_replacing()  # removing samples rewrites the manifest
             wrong = self._wrong_manifest(record)
             found = [(manifests.FILE_NAME, wrong), *found] if wrong else found
         if any(relative == SAMPLES for relative, _ in found):
@@ -265,52 +264,54 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
                 raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)
 
     def _wrong_manifest(self, record: AdapterRecord) -> str:
-        """What is wrong with a version's `manifest.json`, by the SHA-256 in the index; empty where nothing is."""
+        """What is wrong with a version's `manifest.json`, compared with the SHA-256 in the index; empty if nothing."""
         with self._index.reading() as query:
             sql = "SELECT manifest_sha256 FROM versions WHERE name = :name AND version = :version"
             rows = query(sql, name=record.name, version=record.version)
         path = record.path / manifests.FILE_NAME
         if path.is_symlink() or not path.is_file():
             return "missing"
-        return "" if rows and rows[0][0] == files.sha256_file(path) else "changed: not the manifest that was recorded"
+        return (
+            "" if rows and rows[0][0] == files.sha256_file(path) else "changed: it differs from the recorded manifest"
+        )
 
     def _differences_now(self, record: AdapterRecord) -> list[tuple[str, str]]:
-        """What differs from the manifest as it is by now: samples may have been removed since the record was read."""
+        """What differs from the current manifest: samples may have been removed since the record was read."""
         with suppress(StorageError):
             self.finish_replacing()
         return list(manifests.differences(record.path, self.get(record.ref).manifest["files"]))
 
     def verify(self) -> list[Problem]:
-        """Everything that is not as it should be, each with what mends it; hashes every file of the hub."""
+        """Every problem found, each with its fix; hashes every file of the hub."""
         from adapterhub_cl.registry import checks
 
         return checks.verify(self._place())
 
     def repair(self) -> list[str]:
-        """Mend what can be mended without loss; one line for each thing done.
+        """Fix what can be fixed without loss; returns one line for each fix.
 
-        Adopts whole versions that lack rows, drops aliases and serving rows that name nothing, removes leftovers,
-        writes `aliases.json` again.
+        Adopts complete versions that have no rows, drops aliases and serving rows that name nothing, removes
+        leftovers, rewrites `aliases.json`.
         """
         from adapterhub_cl.registry import checks
 
         return checks.repair(self._place())
 
     def needed_by_runs(self) -> dict[str, str]:
-        """Version → the unfinished run that goes on from it or stands on it; see `checks.needed_by_runs`."""
+        """Version → the unfinished run that continues from it or trains on top of it; see `checks.needed_by_runs`."""
         from adapterhub_cl.registry import checks
 
         return checks.needed_by_runs(self._place())
 
     def garbage(self, older_than_days: float = 7.0) -> list[Garbage]:
-        """What may be removed: leftovers, unfinished runs of that age, directories of deleted versions that no other
-        unfinished run needs."""
+        """What may be removed: leftovers, unfinished runs of that age, and directories of deleted versions that no
+        other unfinished run needs."""
         from adapterhub_cl.registry import checks
 
         return checks.garbage(self._place(), older_than_days)
 
     def collect(self, garbage: Sequence[Garbage]) -> int:
-        """Remove what `garbage` found; the number of bytes freed."""
+        """Remove what `garbage` found; returns the number of bytes freed."""
         from adapterhub_cl.registry import checks
 
         return checks.collect(self._place(), garbage)
@@ -322,7 +323,7 @@ class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
 
 
 def _ancestry(record: AdapterRecord) -> dict[str, Any]:
-    """What the log keeps of a deleted version, so that it can be told whether what came from it knew a task."""
+    """What the log keeps of a deleted version, to tell later whether its descendants learned a task."""
     manifest = record.manifest
     kept: dict[str, Any] = {
         key: list(manifest[key]) for key in ("takes_over", "learned_from", "read_from") if key in manifest
@@ -333,7 +334,7 @@ def _ancestry(record: AdapterRecord) -> dict[str, Any]:
 
 
 def _check_free(path: Path) -> None:
-    """Raise where a hub cannot be made; a half-made one without adapters is no hindrance."""
+    """Raise if a hub cannot be made here; a half-made one without adapters does not matter."""
     if (path / FILE_NAME).exists():
         raise HubError(f"there is already a hub at {path}", f"use it: cl-adapter --hub {path} list")
     if path.exists() and not path.is_dir():
@@ -341,4 +342,4 @@ def _check_free(path: Path) -> None:
     there = {entry.name for entry in path.iterdir()} if path.exists() else set()
     foreign = {name for name in there if name not in _HALF_MADE and not name.startswith(files.TEMPORARY)}
     if foreign or any((path / "adapters").glob("*")):
-        raise UsageError(f"{path} is not empty and is not a hub", "name a directory that is missing or empty")
+        raise UsageError(f"{path} is neither empty nor a hub", "name a directory that is missing or empty")

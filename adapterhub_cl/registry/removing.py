@@ -1,4 +1,4 @@
-"""Erasing: taking versions and a task out of the index for good, and leaving no trace of them in its files."""
+"""Erasing: removing versions and a task from the index for good, without traces in its files."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import index_errors, open_sqlite
 from adapterhub_cl.registry.names import parse_ref
 
-_PATIENCE_S = 30.0  # for readers that keep the index's journal from being emptied
+_PATIENCE_S = 30.0  # how long to wait for readers that keep the write-ahead log in use
 
 
 class Erasures(RegistryCore):
-    """Taking something out of the index so that it is not there any more."""
+    """Removing something from the index so that its files contain no trace of it."""
 
     def known_since(self, task: str) -> str | None:
-        """When the index first heard of a task (UTC, ISO 8601); None where it never did."""
+        """When the index first recorded a task (UTC, ISO 8601); None if it never did."""
         with self._index.reading() as query:
             times = [str(row[0]) for row in query("SELECT created_at FROM tasks WHERE name = :task", task=task)]
         times += [event.at for event in self.events() if event.detail.get("task") == task]
         return min(times, default=None)
 
     def deleted_refs(self) -> set[str]:
-        """The versions of which only the number is kept."""
+        """The versions of which only the number is left."""
         with self._index.reading() as query:
             return {f"{n}@v{v}" for n, v in query("SELECT name, version FROM versions WHERE status = 'deleted'")}
 
     def index_files(self) -> list[Path]:
-        """The index's own files; none where it is on a server."""
+        """The index's own files; none if it is on a server."""
         file = self._index.file
         if file is None:
             return []
         return [path for end in ("", "-wal", "-shm", "-journal") if (path := file.with_name(file.name + end)).exists()]
 
     def index_texts(self) -> Iterator[str]:
-        """Every row of an index on a server as text; none of one that has files of its own."""
+        """Every row of an index on a server as text; nothing for an index that has files of its own."""
         if self._index.file is not None:
             return
         from adapterhub_cl.registry import schema
@@ -58,14 +58,14 @@ class Erasures(RegistryCore):
         serve: Mapping[str, str],
         detail: Mapping[str, Any],
     ) -> None:
-        """Take a task and versions out of the index, in one transaction; may be done again.
+        """Remove a task and versions from the index, in one transaction; may be repeated.
 
         A version's row stays, emptied, so that its number is not used again.
 
         Args:
-            gone: each version and what takes its place; aliases move there, or are dropped.
+            gone: each version and its replacement; aliases move to the replacement, or are dropped.
             serve: which version serves a task from now on.
-            detail: of the line in the log; `tombstone` in it tells one removal from the next.
+            detail: for the log entry; its `tombstone` identifies this removal.
         """
         pairs = {_pair(ref): None if to is None else _pair(to) for ref, to in gone.items()}
         forgetting = self._forgetting_scores(refs=gone, tasks=[task])
@@ -80,26 +80,26 @@ class Erasures(RegistryCore):
                 writes.add_event(connection, "forget-task", task, detail)
 
     def check_mirror(self) -> None:
-        """Make sure that `aliases.json` says what the index says, and nothing of what was erased; copies that a rebuild
-        put aside go.
+        """Make sure that `aliases.json` matches the index and contains nothing of what was erased; copies that a
+        rebuild has set aside are deleted.
 
         Raises:
-            StorageError: the disk refused it.
+            StorageError: the disk cannot be written.
         """
         from adapterhub_cl.registry import mirror
 
         with self._index.lock(), self._index.reading() as query:
             if mirror.is_stale(self.path, query):
                 files.atomic_write_text(self.path / mirror.STATE, mirror.text(query))
-            for copy in self.path.glob(f"{mirror.BROKEN}*"):  # unreadable, so nobody can tell what it holds of the task
+            for copy in self.path.glob(f"{mirror.BROKEN}*"):  # unreadable, so it may contain anything of the task
                 with files.storage_errors(copy):
                     copy.unlink(missing_ok=True)
 
     def scrub(self) -> None:
-        """Write the index's file anew without what was deleted from it, and empty its journal.
+        """Rewrite the index's file without deleted content, and empty its write-ahead log.
 
         Raises:
-            StorageError: the disk refused, or another process keeps reading from the journal.
+            StorageError: the disk cannot be written, or another process keeps reading the write-ahead log.
         """
         file = self._index.file
         if file is None:
@@ -111,8 +111,8 @@ class Erasures(RegistryCore):
             while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > until:
                     raise StorageError(
-                        f"another process keeps reading the index {file}, so its journal cannot be emptied",
-                        "end it and try again",
+                        f"another process keeps reading the index {file}, so deleted rows stay in its journal",
+                        "stop that process and try again",
                     )
                 time.sleep(0.1)
 

@@ -1,9 +1,9 @@
 """Replacing versions' replay samples: the one change that a version directory allows, so that data can be removed.
 
-Order, under the hub's lock: the intent (`pending.json`, synced: what the versions will be, samples and all), samples
-and manifest of each, the index rows in one transaction, the intent removed. Stopped before the first samples are in
-place, the intent is dropped and nothing has happened; stopped after that, `finish` carries on to the last version.
-`Registry.open` and `repair` call it where an intent is there.
+Order, under the hub's lock: write the intent (`pending.json`, synced: the new versions, including samples), then
+samples and manifest of each version, then the index rows in one transaction, then remove the intent. After a kill
+before the first samples are in place, the intent is dropped and nothing has happened; after a later kill, `finish`
+completes the rest. `Registry.open` and `repair` call it if there is an intent.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from adapterhub_cl.registry.index import Index
 from adapterhub_cl.types import AdapterRecord
 
 FILE_NAME, INTENT = "replay.jsonl", "pending.json"
-ROUTERS = "routers"  # what fitted routers know of samples, beside the index; made again when it is needed
+ROUTERS = "routers"  # data of fitted routers that depends on samples, beside the index; rebuilt on demand
 
 
-FORMAT = 2  # of the intent
+FORMAT = 2  # format of the intent
 _OF_VERSION = ("name", "version", "sha256", "bytes", "manifest", "verb", "detail")
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Other samples for a version.
+    """New samples for a version.
 
     Attributes:
         text: JSONL, rows as in `replay.jsonl`; may be empty.
-        detail: stands in the log; plain JSON.
+        detail: for the log entry; plain JSON.
     """
 
     ref: str
@@ -51,19 +51,19 @@ class SampleFiles(RegistryCore):
     def replace_samples(
         self, ref: str, text: str, *, verb: str = "replay-drop", detail: Mapping[str, Any] | None = None
     ) -> AdapterRecord:
-        """Put other replay samples in the place of a version's: the only change that a version allows.
+        """Replace a version's replay samples: the only change that a version allows.
 
-        A crash at any point leaves the old samples or the new ones, with manifest and index to match once the hub is
-        opened again.
+        A crash at any point leaves the old samples or the new ones; manifest and index match them once the hub has
+        been opened again.
 
         Args:
             text: JSONL, rows as in `replay.jsonl`; may be empty.
-            verb: the word in the log; `detail` stands beside it.
+            verb: the word in the log entry, which also contains `detail`.
 
         Raises:
             AdapterError: the version has no `replay.jsonl`.
-            IntegrityError: its samples or its manifest are not what was written.
-            StorageError: the disk refused.
+            IntegrityError: its samples or its manifest have changed since they were recorded.
+            StorageError: the disk cannot be written.
         """
         record = self.get(ref)
         self.replace_all_samples([Replacement(record.ref, text, detail or {})], verb=verb)
@@ -72,14 +72,14 @@ class SampleFiles(RegistryCore):
     def replace_all_samples(
         self, replacements: Sequence[Replacement], *, verb: str, defaults: Mapping[str, Any] | None = None
     ) -> None:
-        """Put other replay samples in the place of several versions': all of them, or none.
+        """Replace the replay samples of several versions: all of them, or none.
 
         Args:
             defaults: entries of [defaults] in `hub.toml` that change with them; None takes one out.
 
         Raises:
-            AdapterError, IntegrityError: as `replace_samples`, of any of them; nothing was changed.
-            StorageError: the disk refused; the message says whether it goes on when the hub is next opened.
+            AdapterError, IntegrityError: as `replace_samples`, for any of them; nothing was changed.
+            StorageError: the disk cannot be written; the message says whether opening the hub completes the change.
         """
         with changes.operation(), self._index.lock():
             self.finish_replacing()
@@ -88,13 +88,14 @@ class SampleFiles(RegistryCore):
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Hold the hub's lock over several calls: no other process writes to the hub meanwhile."""
+        """Hold the hub's lock over several calls: no other process can write to the hub meanwhile."""
         with self._index.lock():
             self.finish_replacing()
             yield
 
     def discard_deleted_samples(self, name: str) -> int:
-        """Remove the `replay.jsonl` of an adapter's deleted versions, whose directories wait for `gc`; how many."""
+        """Remove the `replay.jsonl` of an adapter's deleted versions, whose directories wait for `gc`; returns how
+        many."""
         with self._index.lock():
             with self._index.reading() as query:
                 deleted = query("SELECT version FROM versions WHERE name = :name AND status = 'deleted'", name=name)
@@ -105,15 +106,15 @@ class SampleFiles(RegistryCore):
         return len(there)
 
     def finish_replacing(self) -> str | None:
-        """Complete or drop an interrupted replacement; what was done. Costs one look where there is none."""
+        """Complete or drop an interrupted replacement; returns what was done. Costs one file check if there is none."""
         return finish(self.path, self.adapters_dir, self._index)
 
 
 def read(record: AdapterRecord) -> list[str]:
-    """The lines of a version's samples, checked against their hash; none where the version keeps none.
+    """The lines of a version's samples, checked against their hash; none if the version has no samples.
 
     Raises:
-        IntegrityError: the file is missing or is not the one that was written.
+        IntegrityError: the file is missing or has changed since it was recorded.
     """
     about = record.manifest["files"].get(FILE_NAME)
     if about is None:
@@ -127,14 +128,14 @@ def read(record: AdapterRecord) -> list[str]:
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}", hint) from error
     if hashlib.sha256(raw).hexdigest() != about["sha256"]:
-        raise IntegrityError(f"{path} of {record.ref}: changed: its SHA-256 is not the one that was written", hint)
+        raise IntegrityError(f"{path} of {record.ref}: changed: its SHA-256 differs from the recorded one", hint)
     return [line for line in raw.decode().split("\n") if line.strip()]
 
 
 def replace(
     index: Index, wanted: Sequence[tuple[AdapterRecord, Replacement]], verb: str, defaults: Mapping[str, Any]
 ) -> None:
-    """Put other samples in the place of versions'; see `Registry.replace_all_samples`."""
+    """Replace the samples of versions; see `Registry.replace_all_samples`."""
     rows = [_row(record, one, verb) for record, one in wanted]
     if not rows:
         if defaults:
@@ -149,7 +150,7 @@ def replace(
         _carry_on(index, directories, intent)
     except StorageError as error:
         if _begun(directories, rows):
-            error.message = f"{error.message.partition(';')[0]}; what was begun goes on when the hub is next opened"
+            error.message = f"{error.message.partition(';')[0]}; opening the hub again will complete the change"
             error.args = (error.message,)
             raise
         pending.unlink(missing_ok=True)
@@ -161,15 +162,15 @@ def replace(
 
 
 def _row(record: AdapterRecord, wanted: Replacement, verb: str) -> dict[str, Any]:
-    """What the intent says of a version."""
+    """The part of the intent that describes one version."""
     text = wanted.text
     if text:
-        read(record)  # a file that is not as it was written is not to become one that is; an empty one may replace it
+        read(record)  # a changed file must not be made to look valid; an empty one may replace it
     manifest, old = manifests.read(record.path)
     if FILE_NAME not in manifest["files"]:
-        raise AdapterError(f"{record.ref} keeps no replay samples", "see cl-adapter replay list")
+        raise AdapterError(f"{record.ref} has no replay samples", "see cl-adapter replay list")
     if json.loads(old) != dict(record.manifest):
-        raise IntegrityError(f"{record.path / manifests.FILE_NAME} is not the one recorded", "see cl-adapter verify")
+        raise IntegrityError(f"{record.path / manifests.FILE_NAME} has changed", "see cl-adapter verify")
     raw = text.encode()
     about = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
     manifest["files"][FILE_NAME] = about
@@ -192,27 +193,27 @@ def _is_in_place(directory: Path, row: Mapping[str, Any]) -> bool:
 
 
 def _begun(directories: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any version has its new samples."""
+    """Whether any version already has its new samples."""
     return any(_is_in_place(directory, row) for directory, row in zip(directories, rows, strict=True))
 
 
 def is_pending(hub: Path) -> bool:
-    """Whether a replacement was interrupted, or is just going on."""
+    """Whether a replacement was interrupted, or is in progress."""
     return (hub / INTENT).exists()
 
 
 def finish(hub: Path, store: Path, index: Index) -> str | None:
-    """Complete, or drop, what an interrupted `replace` left; what was done, or None where nothing was left.
+    """Complete or drop what an interrupted `replace` left; returns what was done, or None if nothing was left.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     pending = hub / INTENT
     if not pending.exists():
         return None
     with index.lock():
         if not pending.exists():
-            return None  # the process that was at it has finished
+            return None  # the process that was working on it has finished
         intent = _read_intent(pending)
         rows = [row for row in intent.get("versions", ()) if (store / row["name"] / f"v{row['version']}").is_dir()]
         directories = [store / row["name"] / f"v{row['version']}" for row in rows]
@@ -229,13 +230,13 @@ def finish(hub: Path, store: Path, index: Index) -> str | None:
 
 
 def _carry_on(index: Index, directories: Sequence[Path], intent: Mapping[str, Any]) -> None:
-    """From the intent to the end; every step may have been done before."""
+    """Carry out the intent; every step may have been done before."""
     pending, rows = index.hub / INTENT, intent["versions"]
     for directory, row in zip(directories, rows, strict=True):
         if not _is_in_place(directory, row):
             if row["text"] is None:
                 raise IntegrityError(
-                    f"{directory / FILE_NAME} is neither the old nor the new one", "see cl-adapter verify"
+                    f"{directory / FILE_NAME} matches neither the old nor the new samples", "see cl-adapter verify"
                 )
             _swap(directory / FILE_NAME, row["text"].encode(), "samples written")
         drafts.fault("samples replaced")
@@ -247,7 +248,7 @@ def _carry_on(index: Index, directories: Sequence[Path], intent: Mapping[str, An
         _set_defaults(index.hub, intent["defaults"])
     _record(index, rows)
     drafts.fault("row updated")
-    files.remove_tree(index.hub / ROUTERS)  # it holds the hidden states of samples that are gone now
+    files.remove_tree(index.hub / ROUTERS)  # contains hidden states of samples that have been removed
     with files.storage_errors(pending):
         pending.unlink()
         files.fsync_dir(index.hub)
@@ -278,7 +279,7 @@ def _record(index: Index, intended: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _swap(path: Path, data: bytes, point: str) -> None:
-    """Replace a read-only file of a version; the temporary one lies beside the version, where `repair` finds it."""
+    """Replace a read-only file of a version; the temporary file is beside the version, where `repair` finds it."""
     temporary = path.parent.parent / files.temporary_name()
     with files.storage_errors(path):
         try:
@@ -294,10 +295,10 @@ def _swap(path: Path, data: bytes, point: str) -> None:
 
 
 def _read_intent(pending: Path) -> dict[str, Any]:
-    """The intent; empty where it cannot be read as one, so that it is dropped."""
+    """The intent; empty if it is unreadable, so that it is dropped."""
     try:
         found = shapes.parse(pending.read_text(encoding="utf-8"))
-        if "versions" not in found:  # written before one intent could be of several versions, and without the samples
+        if "versions" not in found:  # the older format: one version, without the samples
             found = {"versions": [{**found, "text": None}], "defaults": {}}
         for row in found["versions"]:
             directory = Path("/") / str(row["name"]) / f"v{row['version']}"

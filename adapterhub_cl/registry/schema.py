@@ -124,7 +124,7 @@ events = Table(
     Column("detail", Text, nullable=False),
 )
 
-# The base stands here as version 0 of the name `base`, so there is no foreign key.
+# The base has a row here as version 0 of the name `base`, so there is no foreign key.
 requests = Table(
     "requests",
     metadata,

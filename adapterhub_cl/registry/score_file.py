@@ -1,4 +1,4 @@
-"""`evaluations.jsonl`: the scores that were recorded after publication, one a line, for a rebuilt index."""
+"""`evaluations.jsonl`: the scores that were recorded after publishing, one a line, for a rebuilt index."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 @contextmanager
 def adding(hub: Path, scores: list[queries.StoredEvaluation]) -> Iterator[None]:
-    """A block that commits scores to the index; their lines are added to `evaluations.jsonl` after it.
+    """A block that commits scores to the index; their lines are appended to `evaluations.jsonl` after it.
 
     Raises:
-        StorageError: the disk refused, before the block was begun.
+        StorageError: the disk cannot be written; raised before the block runs.
     """
     lines = "".join(json.dumps(score.to_json(), ensure_ascii=False) + "\n" for score in scores).encode()
     following = hub / NEXT
@@ -45,12 +45,12 @@ def adding(hub: Path, scores: list[queries.StoredEvaluation]) -> Iterator[None]:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells one recorded score from another."""
+    """What identifies a recorded score."""
     return (row["adapter"], row["task"], row["metric"], row["n"], float(row["value"]), row["created_at"])
 
 
 def _late(query: Query) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The scores that were recorded after publication, as the file has them."""
+    """The scores that were recorded after publishing, in the file's format."""
     made = {(name, number): at for name, number, at in query("SELECT name, version, created_at FROM versions")}
     late = [
         score.to_json()
@@ -61,16 +61,16 @@ def _late(query: Query) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def lacks(hub: Path, query: Query) -> int:
-    """How many recorded scores `evaluations.jsonl` does not have."""
+    """How many recorded scores are missing from `evaluations.jsonl`."""
     late = _late(query)
     return len(late.keys() - {_key(row) for row in read(hub)}) if late else 0
 
 
 def mend(hub: Path, query: Query) -> bool:
-    """Make `evaluations.jsonl` have the scores that the index has of its versions; whether that changed anything.
+    """Make `evaluations.jsonl` match the scores in the index; returns whether that changed anything.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     late = _late(query)
     there = {f"{name}@v{number}" for name, number in query("SELECT name, version FROM versions")}
@@ -84,7 +84,7 @@ def mend(hub: Path, query: Query) -> bool:
 
 
 def _ends_whole(path: Path) -> bool:
-    """Whether the last line was not cut short."""
+    """Whether the last line is complete."""
     with suppress(OSError):
         data = path.read_bytes()
         return not data or data.endswith(b"\n")
@@ -92,10 +92,10 @@ def _ends_whole(path: Path) -> bool:
 
 
 def read(hub: Path, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """The lines of `evaluations.jsonl`; one that is no score, as when a crash cut it short, is left out.
+    """The lines of `evaluations.jsonl`, without invalid ones (such as a line cut short by a crash).
 
     Args:
-        warn: is told of each.
+        warn: called for each invalid line.
     """
     found = []
     path = hub / FILE_NAME
@@ -129,16 +129,16 @@ def _wrong_line(row: Any) -> str:
     if not isinstance(row.get("created_at"), str):
         return f"its created_at is {shown(row.get('created_at'))}, not a time"
     details = shapes.wrong_details(row.get("details", {}))
-    return f"its details have another {details[0]} than a measurement writes" if details else ""
+    return f"its details.{details[0]} is invalid" if details else ""
 
 
 @contextmanager
 def forgetting(hub: Path, *, refs: Collection[str] = (), tasks: Collection[str] = ()) -> Iterator[None]:
-    """A block that takes scores out of the index: those of versions, and those on tasks. Their lines go after it.
+    """A block that removes scores of versions, or on tasks, from the index. Their lines are removed after it.
 
     Raises:
-        StorageError: the disk refused, before the block was begun or after it; in the last case the lines go when the
-            hub is next opened.
+        StorageError: the disk cannot be written, before the block or after it; in the second case opening the hub
+            again removes the lines.
     """
     if not (hub / FILE_NAME).exists():
         yield
@@ -160,8 +160,8 @@ def forgetting(hub: Path, *, refs: Collection[str] = (), tasks: Collection[str] 
 
 
 def restore(connection: Connection, hub: Path, forgotten: Mapping[str, str]) -> None:
-    """Bring the scores that were recorded after publication back into a fresh index; none on a forgotten task. A line
-    that is no score is left out, with a warning."""
+    """Restore the scores recorded after publishing in a fresh index, without those on forgotten tasks. Invalid lines
+    are skipped, with a warning."""
     v = schema.versions
     there = {
         f"{r[0]}@v{r[1]}": r for r in connection.execute(select(v.c.name, v.c.version).where(v.c.status != "deleted"))

@@ -1,4 +1,4 @@
-"""Scores, tasks and the serving table: the part of the registry that says how well and what for."""
+"""Scores, tasks and the serving table of a hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scores(RegistryCore):
                 writes.add_evaluations(connection, record.name, record.version, evaluations, at)
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
-        """Recorded scores in the order they were recorded, of one version and on one task where given."""
+        """Recorded scores in the order they were recorded, optionally of one version and on one task."""
         with self._index.reading() as query:
             record = None if ref is None else queries.find(query, self.adapters_dir, ref)
             name, version = (None, None) if record is None else (record.name, record.version)
@@ -52,7 +52,7 @@ class Scores(RegistryCore):
         if name not in known:
             raise UnknownNameError("task", name, known)
         found = known[name]
-        if not found.max_length:  # described before limits were part of a task
+        if not found.max_length:  # stored before limits were part of a task
             for record in self.adapters():
                 if record.task == name:
                     found = found.limited(record)
@@ -65,7 +65,7 @@ class Scores(RegistryCore):
             writes.put_task(connection, task)
 
     def drop_task(self, name: str) -> None:
-        """Forget a task: its description, its serving row and all scores on it; its adapters stay.
+        """Remove a task: its description, its serving row and all scores on it; its adapters stay.
 
         Raises:
             UnknownNameError: no such task.
@@ -77,12 +77,12 @@ class Scores(RegistryCore):
             writes.add_event(connection, "drop-task", name)
 
     def serving(self) -> dict[str, str]:
-        """The serving table: task → the version that answers for it, as `name@vN`."""
+        """The serving table: task → the version that serves it, as `name@vN`."""
         with self._index.reading() as query:
             return queries.serving(query)
 
     def serve(self, task: str, ref: str) -> AdapterRecord:
-        """Let a version answer for a task, whatever was pinned.
+        """Let a version serve a task, even if another version is pinned.
 
         Raises:
             UnknownNameError: no such task or version.

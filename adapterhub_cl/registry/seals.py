@@ -1,7 +1,7 @@
-"""Seals: a file that carries the SHA-256 of itself, so that a flipped bit in an unfinished run's files is found.
+"""Seals: files that contain their own SHA-256, so that a flipped bit in an unfinished run's files is detected.
 
-In a safetensors file the hash stands in its metadata, and is that of the file with zeros in the hash's place. In
-`run.json` it stands beside what it is of. A file without one was written before there were seals: nothing can be said.
+In a safetensors file the hash is in the metadata, computed with zeros in its place. In `run.json` it is a key of the
+object it was computed from. Files written before there were seals have none and cannot be checked.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, BinaryIO
 
 KEY = "seal"
 BLANK = "0" * 64
-_LONGEST_HEADER = 100_000_000  # what safetensors reads
+_LONGEST_HEADER = 100_000_000  # the limit of safetensors
 _CHUNK = 1 << 20
 
 
 def seal(path: Path) -> None:
-    """Write the hash into a safetensors file that was saved with `{KEY: BLANK}` among its metadata.
+    """Write the hash into a safetensors file that was saved with `{KEY: BLANK}` in its metadata.
 
     Raises:
-        ValueError: it was not.
+        ValueError: the metadata has no such entry.
     """
     with path.open("rb+") as file:
         place = _place(file)
@@ -37,7 +37,7 @@ def seal(path: Path) -> None:
 
 
 def is_broken(path: Path) -> bool:
-    """Whether a safetensors file is not the one that was sealed; no for one without a seal.
+    """Whether a safetensors file has changed since it was sealed; False for one without a seal.
 
     Raises:
         OSError: it cannot be read.
@@ -57,15 +57,15 @@ def _header(file: BinaryIO) -> bytes:
 
 
 def _place(file: BinaryIO) -> int | None:
-    """Where the hash stands; None where there is none."""
-    mark = f'"{KEY}":"'.encode()  # within another text its quotes would be escaped
+    """Where the hash is in the file; None if there is none."""
+    mark = f'"{KEY}":"'.encode()  # inside another text its quotes would be escaped
     header = _header(file)
     at = header.find(mark)
     return None if at < 0 or len(header) < at + len(mark) + len(BLANK) else 8 + at + len(mark)
 
 
 def _is_plain(file: BinaryIO) -> bool:
-    """Whether it is a safetensors file without a seal, also none of which a letter of the key was flipped."""
+    """Whether it is a safetensors file without a seal, also checking for a seal whose key has a flipped letter."""
     try:
         metadata = json.loads(_header(file)).get("__metadata__", {})
         return not any(len(key) == len(KEY) and len(value) == len(BLANK) for key, value in metadata.items())
@@ -74,7 +74,7 @@ def _is_plain(file: BinaryIO) -> bool:
 
 
 def _digest(file: BinaryIO, place: int) -> str:
-    """SHA-256 of the file, with zeros where its hash stands."""
+    """SHA-256 of the file, with zeros in place of its hash."""
     found = hashlib.sha256()
     file.seek(0)
     found.update(file.read(place))
@@ -86,11 +86,11 @@ def _digest(file: BinaryIO, place: int) -> str:
 
 
 def of_json(row: Mapping[str, Any]) -> str:
-    """The hash of an object, whatever the order of its keys, without the seal in it."""
+    """The hash of an object without its seal, independent of the order of its keys."""
     text = json.dumps({key: value for key, value in row.items() if key != KEY}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_broken_json(row: Mapping[str, Any]) -> bool:
-    """Whether an object is not the one that was sealed; no for one without a seal."""
+    """Whether an object has changed since it was sealed; False for one without a seal."""
     return KEY in row and row[KEY] != of_json(row)

@@ -1,7 +1,7 @@
-"""Whether what was read from a hub's files has the form that the rest relies on; where not, what is wrong in words.
+"""Checks of the structure of what was read from a hub's files, and descriptions of what is wrong.
 
-Hubs are copied, mended by hand and taken from others. What has another form is left out where it is read, so that
-nothing behind it has to expect it.
+Hubs are copied, edited by hand and received from others. Invalid entries are dropped where they are read, so that the
+code behind need not expect them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NAMES = ("takes_over", "learned_from")
 
 
 def parse(text: str, *, halves: bool = False) -> Any:
-    """JSON.
+    """Parse JSON.
 
     Args:
-        halves: let texts pass that are no UTF-8; whoever takes one checks it with `is_text`.
+        halves: accept strings with lone surrogates, which are not valid UTF-8; the caller checks them with `is_text`.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or holds text that is no UTF-8.
+        ValueError: it is not JSON, is nested too deeply, or contains text that is not valid UTF-8.
     """
     try:
         found = json.loads(text)
@@ -44,7 +44,7 @@ def parse(text: str, *, halves: bool = False) -> Any:
         level = [below for one in level if isinstance(one, dict | list) for below in _below(one)]
     if level:
         raise ValueError("it is nested too deeply")
-    if not halves and ("\\ud" in text or "\\uD" in text):  # half of a character can be read, but not written again
+    if not halves and ("\\ud" in text or "\\uD" in text):  # a lone surrogate can be read, but not written again
         json.dumps(found, ensure_ascii=False).encode()
     return found
 
@@ -60,12 +60,12 @@ def shown(value: Any) -> str:
 
 
 def is_count(value: Any, most: int = MOST, least: int = 0) -> bool:
-    """Whether it is a whole number that the index can hold."""
+    """Whether it is a whole number that the index can store."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def is_number(value: Any, *, finite: bool = True) -> bool:
-    """Whether it is a number that is a float too."""
+    """Whether it is a number that fits a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -75,7 +75,7 @@ def is_number(value: Any, *, finite: bool = True) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a text that can be written; half of a character, as JSON may have it, cannot."""
+    """Whether it is a text that can be written as UTF-8; JSON may contain lone surrogates, which cannot."""
     try:
         return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError:
@@ -83,12 +83,12 @@ def is_text(value: Any) -> bool:
 
 
 def is_a_name(value: Any) -> bool:
-    """Whether it is a text, and a name."""
+    """Whether it is a text and a valid name."""
     return isinstance(value, str) and is_name(value)
 
 
 def is_an_alias(value: Any) -> bool:
-    """Whether it is a text that an alias can be called."""
+    """Whether it is a text and a valid alias."""
     try:
         return isinstance(value, str) and check_alias(value) == value
     except UsageError:
@@ -105,10 +105,10 @@ def version_of(value: Any) -> tuple[str, int] | None:
 
 
 def wrong_task(spec: Any, name: str | None = None) -> str:
-    """What is wrong with a task's description; empty for a sound one.
+    """What is wrong with a task's description; empty if it is valid.
 
     Args:
-        name: which it must be of.
+        name: the task it must describe.
     """
     if not isinstance(spec, dict):
         return f"it is {_kind(spec)}, not an object"
@@ -126,7 +126,7 @@ def wrong_task(spec: Any, name: str | None = None) -> str:
 
 
 def wrong_score(row: Any) -> str:
-    """What is wrong with a recorded score; empty for a sound one. Of its details only that they are an object."""
+    """What is wrong with a recorded score; empty if it is valid. Its details need only be an object."""
     if not isinstance(row, dict):
         return f"it is {_kind(row)}, not an object"
     if missing := [key for key in ("task", "metric", "value", "n") if key not in row]:
@@ -144,12 +144,12 @@ def wrong_score(row: Any) -> str:
 
 
 def wrong_details(details: Mapping[str, Any]) -> list[str]:
-    """Which parts of a score's details have another form than a measurement writes."""
+    """The parts of a score's details that do not have the structure that a measurement writes."""
     return [key for key, is_sound in _DETAILS.items() if details.get(key) is not None and not is_sound(details[key])]
 
 
 def sound_details(details: Mapping[str, Any]) -> dict[str, Any]:
-    """A score's details without what `wrong_details` names."""
+    """A score's details without the invalid parts, see `wrong_details`."""
     wrong = wrong_details(details)
     return {key: value for key, value in details.items() if key not in wrong}
 
@@ -184,12 +184,12 @@ _DETAILS = {
 
 
 def wrong_parts(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong within a manifest whose own keys have the right types."""
+    """What is wrong inside a manifest whose own keys have the right types."""
     for key, most in (("rank", LARGEST_RANK), ("bytes", MOST)):
         if not is_count(manifest[key], most):
             yield f"{key} is {shown(manifest[key])}"
     if manifest["task"] and not is_name(manifest["task"]):
-        yield f"{shown(manifest['task'])} is not the name of a task"
+        yield f"{shown(manifest['task'])} is not a valid task name"
     if not isinstance(manifest.get("base", {}), dict):
         yield "base is not an object"
     for key in _OBJECTS:
@@ -220,7 +220,7 @@ def wrong_parts(manifest: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(published.get("verb"), str) or not all(
         isinstance(published.get(key), bool) for key in ("serve", "move_latest")
     ):
-        yield "published has not verb, serve and move_latest"
+        yield "published lacks verb, serve or move_latest"
 
 
 def _wrong_rows(manifest: Mapping[str, Any]) -> Iterator[str]:

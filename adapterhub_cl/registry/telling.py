@@ -1,5 +1,4 @@
-"""What is told in the log about the files beside the index: what they could not be made to say, and what they say that
-cannot be used."""
+"""Log messages about the files beside the index: failures to write them, and invalid entries in them."""
 
 from __future__ import annotations
 
@@ -16,18 +15,18 @@ _LOG = logging.getLogger("adapterhub_cl")
 
 @contextmanager
 def logged(name: str) -> Iterator[None]:
-    """Tell in the log where the disk refuses inside the block: the index has it, so nothing is lost."""
+    """Log a disk error inside the block instead of raising it: the index has the data, so nothing is lost."""
     try:
         with files.storage_errors(name):
             yield
     except (StorageError, OSError) as error:
         said = error.message if isinstance(error, StorageError) else str(error)
         said = said.partition(";")[0]
-        _LOG.warning("%s could not be written (%s); that is made up for when the hub is next opened", name, said)
+        _LOG.warning("%s could not be written (%s); it is updated when the hub is next opened", name, said)
 
 
 class Warnings:
-    """What is left out of a file: one line in the log for each, but no thousands of them."""
+    """Logs what is skipped in a file, one line each, up to a limit."""
 
     def __init__(self, file: str) -> None:
         self._file, self._count = file, 0
@@ -35,9 +34,9 @@ class Warnings:
     def __call__(self, what: str) -> None:
         self._count += 1
         if self._count <= _MOST_WARNINGS:
-            _LOG.warning("left out of the index: %s of %s", what, self._file)
+            _LOG.warning("skipped %s of %s", what, self._file)
 
     def end(self) -> None:
-        """Say how many more there were."""
+        """Log how many more there were."""
         if self._count > _MOST_WARNINGS:
-            _LOG.warning("left out of the index: %d more entries of %s", self._count - _MOST_WARNINGS, self._file)
+            _LOG.warning("skipped %d more entries of %s", self._count - _MOST_WARNINGS, self._file)

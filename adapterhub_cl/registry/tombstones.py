@@ -1,7 +1,7 @@
-"""Tombstones: what is left of a task that was forgotten, under `<hub>/tombstones/`. Hashes and names, nothing else.
+"""Tombstones: what remains of a forgotten task, under `<hub>/tombstones/`. Hashes and names, nothing else.
 
-A tombstone is written before anything is removed, with the state `removing`, and is `done` once nothing is left. It
-makes an interrupted removal go on, keeps a rebuilt index from bringing the task back, and says what to search for.
+A tombstone is written before anything is removed, in the state `removing`, and set to `done` once nothing is left. It
+lets an interrupted removal continue, prevents a rebuilt index from restoring the task, and lists what to search for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FOLDER = "tombstones"
 FORMAT = 2
 REMOVING, DONE = "removing", "done"
 KINDS, STATES = ("sample", "tensor"), ("searched", "short", "constant", "shared")
-_NEVER_ENDED = "9999"  # stands behind every time
+_NEVER_ENDED = "9999"  # sorts after every time
 
 
 def read_all(hub: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -31,7 +31,7 @@ def read_all(hub: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """One tombstone; None where the file is not one."""
+    """One tombstone; None if the file is not a valid one."""
     try:
         row = shapes.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -40,12 +40,12 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def is_weak(row: Mapping[str, Any]) -> bool:
-    """Whether its hashes are under no key: the salt stands beside them, so short texts can be found by trying."""
+    """Whether its hashes use no secret key: the salt is beside them, so short texts can be found by guessing."""
     return not row.get("key") and bool(row["items"] or row["files"])
 
 
 def _is_one(row: Any) -> bool:
-    """Whether everything that is read of a tombstone has its type: it may have been mended by hand, or forged."""
+    """Whether every field of a tombstone has its type: it may have been edited by hand, or forged."""
     if not isinstance(row, dict) or not shapes.is_count(row.get("format", 1), FORMAT, least=1):
         return False
     texts = ("started_at", "finished_at", "salt")
@@ -110,18 +110,18 @@ def _is_hex(text: str) -> bool:
 
 
 def broken(hub: Path) -> list[Path]:
-    """The files among them that are no tombstones."""
+    """The files among them that are not valid tombstones."""
     return [path for path in sorted((hub / FOLDER).glob("*.json")) if read(path) is None]
 
 
 def may_be_of(path: Path, task: str) -> bool:
-    """Whether a tombstone's name is one that `free_path` gives a task."""
+    """Whether a file name is one that `free_path` gives a task's tombstone."""
     number = path.stem.removeprefix(f"{task}-")
     return path.stem == task or (number != path.stem and number.isascii() and number.isdigit())
 
 
 def free_path(hub: Path, task: str) -> Path:
-    """Where the next tombstone of a task is written; earlier ones stay as they are."""
+    """The path of the next tombstone of a task; earlier ones stay as they are."""
     folder, number = hub / FOLDER, 1
     while (path := folder / (f"{task}.json" if number == 1 else f"{task}-{number}.json")).exists():
         number += 1
@@ -129,10 +129,10 @@ def free_path(hub: Path, task: str) -> Path:
 
 
 def write(path: Path, row: Mapping[str, Any]) -> None:
-    """Write a tombstone, all or nothing.
+    """Write a tombstone atomically.
 
     Raises:
-        StorageError: the disk refused; an older state of it is untouched.
+        StorageError: the disk cannot be written; the previous state is untouched.
     """
     with files.storage_errors(path):
         if not path.parent.exists():
@@ -142,7 +142,7 @@ def write(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def forgotten(hub: Path) -> dict[str, str]:
-    """Task → until when what was known of it is forgotten. What is newer is of a task that was learned again."""
+    """Task → the time up to which it is forgotten. Anything newer belongs to a task that was learned again."""
     found: dict[str, str] = {}
     for _, row in read_all(hub):
         until = str(row.get("finished_at") or _NEVER_ENDED)
@@ -151,5 +151,5 @@ def forgotten(hub: Path) -> dict[str, str]:
 
 
 def removed(hub: Path) -> set[str]:
-    """The versions that finished removals took away: their numbers are not used again."""
+    """The versions that completed removals have deleted: their numbers are not used again."""
     return {version["ref"] for _, row in read_all(hub) if row["state"] == DONE for version in row["versions"]}

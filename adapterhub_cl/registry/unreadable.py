@@ -1,8 +1,8 @@
-"""Versions whose `manifest.json` cannot be read: written back from the index where it has the text, else kept a place.
+"""Versions with an unreadable `manifest.json`: restored from the index if possible, otherwise their number is reserved.
 
-The index holds every manifest's text and its SHA-256. Where both fit, a damaged file is written again from it. Where
-the index has no such text either, a rebuilt index lacks the version; a line of the log (`unreadable`) then keeps its
-number from being used again, and tells which aliases and tasks it had, so that it gets them back with its manifest.
+The index has every manifest's text and SHA-256. If the two match, a damaged file is restored from them. If the index
+has no such text either, a rebuilt index lacks the version; a log entry (`unreadable`) then keeps its number from being
+used again, and records its aliases and tasks, so that it gets them back once its manifest is readable.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SQL = "SELECT name, version, manifest_sha256, manifest FROM versions WHERE stat
 
 
 def in_index(directory: Path, digest: Any, text: Any) -> bool:
-    """Whether the index has the manifest that was recorded of a version, and may put it into the file's place.
+    """Whether the index has the recorded manifest of a version, and may restore the file from it.
 
-    A file that can be read is replaced only where all other files are those of the recorded manifest.
+    A readable file is replaced only if all other files match the recorded manifest.
     """
     if not isinstance(text, str) or hashlib.sha256(text.encode(errors="replace")).hexdigest() != digest:
         return False
@@ -47,22 +47,22 @@ def in_index(directory: Path, digest: Any, text: Any) -> bool:
 
 
 def recorded(query: Query) -> list[Row]:
-    """Of every version that is not deleted: name, version, SHA-256 of its manifest, and the manifest's text."""
+    """For every version that is not deleted: name, version, SHA-256 of its manifest, and the manifest's text."""
     return query(_SQL)
 
 
 def write_back(store: Path, recorded: Sequence[Row], *, changed: bool = False) -> list[Path]:
-    """Write manifests that cannot be read again from the index; under the hub's lock.
+    """Restore unreadable manifests from the index; needs the hub's lock.
 
     Args:
-        recorded: what the index has of them, see `recorded`.
-        changed: those too that can be read and are not what was recorded.
+        recorded: what the index has, see `recorded`.
+        changed: also restore readable ones that differ from what was recorded.
 
     Returns:
         The files that were written.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk cannot be written.
     """
     written = []
     for name, version, digest, text in recorded:
@@ -87,13 +87,13 @@ def _is_wrong(directory: Path, digest: Any, changed: bool) -> bool:
 
 
 def keep_place(connection: Connection, store: Path, told: Mapping[str, Any]) -> list[str]:
-    """Keep the number of every version that `aliases.json` or the store knows of and the index does not.
+    """Reserve the number of every version that `aliases.json` or the store contains and the index does not.
 
     Args:
-        told: what `aliases.json` says; empty where that cannot be read.
+        told: the content of `aliases.json`; empty if it is unreadable.
 
     Returns:
-        The versions, `name@vN`, whose numbers were not kept before.
+        The versions, `name@vN`, whose numbers were not reserved before.
     """
     v, e = schema.versions.c, schema.events.c
     there = {(row[0], row[1]) for row in connection.execute(select(v.name, v.version))}
@@ -111,7 +111,7 @@ def keep_place(connection: Connection, store: Path, told: Mapping[str, Any]) -> 
         ref = f"{name}@v{version}"
         if ref in noted:
             continue
-        # A directory that is missing today may be put back: it is adopted then like one that can be read again.
+        # A missing directory may be restored later; it is then adopted like a manifest that became readable.
         aliases = _of(told, "aliases").get(name)
         held = [a for a, number in aliases.items() if number == version] if isinstance(aliases, dict) else []
         served = [task for task, by in _of(told, "serving").items() if by == ref]
@@ -126,8 +126,8 @@ def _of(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def give_back(connection: Connection, manifest: Mapping[str, Any]) -> None:
-    """Give a version that can be read again, and has its rows, the aliases and tasks that it had: those that nothing
-    else has taken. Does nothing for any other version."""
+    """Give a version that has become readable, and has its rows, its aliases and tasks back, unless something else has
+    taken them. Does nothing for any other version."""
     e, a, s = schema.events.c, schema.aliases.c, schema.serving.c
     name, version = manifest["name"], manifest["version"]
     ref = f"{name}@v{version}"

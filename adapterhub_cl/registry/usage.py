@@ -1,13 +1,12 @@
-"""Counters: how many requests each version answered, for which task, and how sure the router was.
+"""Counters: how many requests each version answered, for which task, and how confident the router was.
 
-An inference engine adds to them now and then, in bulk; nothing is written while a request is answered. A row stands
-for one version and one task. Requests that the base answered stand under `base`, which in the table is version 0 of
-that name: versions start at 1, so an adapter called `base` is never mistaken for it.
+An inference engine adds to them in bulk from time to time; answering a request writes nothing. There is one row per
+version and task. Requests that the base answered are counted under `base`, which in the table is version 0 of that
+name: versions start at 1, so an adapter called `base` is never confused with it.
 
-A deleted version and a forgotten task lose their rows, and what an engine counted of them too late is dropped. The
-counters are nowhere but in the index: a rebuild carries them over where the old index can be read, and else they
-start anew. Reading imports no SQLAlchemy, and a hub that was made before there were counters, and cannot be written,
-has none.
+Deleting a version or forgetting a task deletes its rows; counts that an engine reports afterwards are dropped. The
+counters exist only in the index: a rebuild copies them if the old index can be read, otherwise they start at zero.
+Reading does not import SQLAlchemy; a read-only hub that was made before counters existed has none.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ class Counted:
 
     Attributes:
         ref: `name@vN`, or `base`.
-        task: empty where there was none.
+        task: empty if there was none.
         routed: how many of them the router sent here; the others named their adapter or task.
-        fallbacks: how many came to the base because the router found them out of distribution.
+        fallbacks: how many went to the base because the router found them out of distribution.
         confidence_sum: the router's confidence, summed over `routed` and `fallbacks`.
-        last_at: when the last one was answered; ISO 8601, UTC where it names no zone.
+        last_at: when the last one was answered; ISO 8601, UTC if it has no time zone.
     """
 
     ref: str
@@ -64,21 +63,23 @@ class Counted:
     def __post_init__(self) -> None:
         if min(self.requests - self.routed - self.fallbacks, self.routed, self.fallbacks) < 0 or not self.requests:
             counts = f"{self.requests} requests, {self.routed} routed, {self.fallbacks} fallbacks"
-            raise UsageError(f"no counts of {self.ref}: {counts}", "routed + fallbacks ≤ requests, none below 0")
+            raise UsageError(
+                f"invalid counts for {self.ref}: {counts}", "counts are at least 0, and routed + fallbacks ≤ requests"
+            )
         if self.fallbacks and self.ref != BASE:
-            raise UsageError(f"{self.ref} cannot be fallen back to: only the base is", f"count it under {BASE!r}")
+            raise UsageError(f"{self.ref} cannot be a fallback: only the base can", f"count it under {BASE!r}")
         if not math.isfinite(self.confidence_sum):
             raise UsageError(f"the confidence of {self.ref} is {self.confidence_sum}", "give a finite number")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the counters say of one version and one task.
+    """The counters of one version and one task.
 
     Attributes:
         ref: `name@vN`, or `base`.
-        task: empty where the requests had none that is known.
-        mean_confidence: the router's, over `routed` and `fallbacks`; None where it chose nothing.
+        task: empty if the requests had no known task.
+        mean_confidence: the router's, over `routed` and `fallbacks`; None if the router chose nothing.
         last_at: UTC, ISO 8601.
     """
 
@@ -98,22 +99,24 @@ class Counters(RegistryCore):
     """Counting requests, and reading the counts."""
 
     def count_requests(self, rows: Iterable[Counted]) -> int:
-        """Add to the counters, in one transaction; safe against other processes that do the same.
+        """Add to the counters, in one transaction; safe with other processes doing the same.
 
-        Versions that are gone by now are left out; a task that is not known (any more) is counted under no name.
+        Counts of versions that no longer exist are dropped; an unknown task is counted under an empty name.
 
         Returns:
             How many requests were counted.
 
         Raises:
-            UsageError: a reference that names no version, or a time that is none.
+            UsageError: a reference that names no version, or an invalid time.
             StorageError: the hub cannot be written; nothing was counted.
         """
         found = [_row(counted) for counted in rows]
         if not found:
             return 0
         if self._index.file is not None and not self._index.file.exists():
-            raise StorageError(f"the index {self._index.file} is gone", "was the hub moved? open it where it is now")
+            raise StorageError(
+                f"the index {self._index.file} is gone", "if the hub was moved, open it at its new location"
+            )
         with self._write(mirrored=False) as (connection, _):
             return add(connection, found)
 
@@ -134,14 +137,14 @@ class Counters(RegistryCore):
 
 
 def read(query: Query) -> list[Row]:
-    """All rows of the table; none where the index is of the schema before it."""
+    """All rows of the table; none if the index has the schema before it."""
     if query("SELECT version_num FROM alembic_version") == [(_BEFORE,)]:
         return []
     return query(f"SELECT {_COLUMNS} FROM requests ORDER BY name, version, task")
 
 
 def add(connection: Connection, rows: Sequence[Row]) -> int:
-    """Add rows of the table to those that are there; see `Counters.count_requests`."""
+    """Add rows to the table; see `Counters.count_requests`."""
     from sqlalchemy import text
 
     versions = connection.execute(text("SELECT name, version FROM versions WHERE status <> 'deleted'"))
@@ -163,12 +166,12 @@ def _row(counted: Counted) -> Row:
     if counted.ref != BASE:
         ref = parse_ref(counted.ref)
         if ref.version is None:
-            raise UsageError(f"{counted.ref!r} names no version", f"count it under {ref.name}@v1 or the like")
+            raise UsageError(f"{counted.ref!r} is not a version", f"count it under {ref.name}@v1, for example")
         name, version = ref.name, ref.version
     try:
         at = datetime.fromisoformat(counted.last_at)
     except ValueError as error:
-        raise UsageError(f"{counted.last_at!r} is no time", "give it as ISO 8601") from error
+        raise UsageError(f"{counted.last_at!r} is not a time", "use ISO 8601") from error
     at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
     c = counted
     confidence, last_at = float(c.confidence_sum), at.isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""Tells a long-lived reader whether the index has changed, for a few microseconds a look."""
+"""Detects for a long-lived reader whether the index has changed, in a few microseconds per check."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import index_errors, open_sqlite
 
-EVERY_S = 1.0  # how often another database than SQLite is taken to have changed
+EVERY_S = 1.0  # how often a database other than SQLite is assumed to have changed
 
 
 class Watch:
-    """Whether anything was committed to a hub's index since the last look; to be used by one thread, and closed.
+    """Whether anything was committed to a hub's index since the last check; use it in one thread, and close it.
 
-    On SQLite the database's own count of commits is read (`PRAGMA data_version`); a rebuilt index is a new file.
+    On SQLite this reads the database's own commit counter (`PRAGMA data_version`); a rebuilt index is a new file.
     """
 
     def __init__(self, registry: RegistryCore) -> None:
@@ -25,11 +25,11 @@ class Watch:
         self._looked = float("-inf")
 
     def changed(self) -> bool:
-        """True at the first look.
+        """True at the first check.
 
         Raises:
             IntegrityError: the index is damaged.
-            StorageError: it cannot be opened.
+            StorageError: the index cannot be opened.
         """
         if self._file is None:
             now = time.monotonic()
@@ -52,7 +52,7 @@ class Watch:
         return inode, int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
-        self._seen = None  # two connections' counts cannot be compared: the first look of another is a change
+        self._seen = None  # counters of two connections are not comparable: a new connection counts as a change
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -17,7 +17,7 @@ from adapterhub_cl.registry import schema, shapes
 from adapterhub_cl.registry.files import now
 from adapterhub_cl.types import LATEST, PRODUCTION, Evaluation, Task
 
-# What the log says of a version that is there and cannot be read, and of one that can be read again.
+# What the log says of a version whose manifest is unreadable, and of one that has become readable again.
 UNREADABLE, READABLE = "unreadable", "readable"
 _v, _a, _h = schema.versions, schema.aliases, schema.alias_history
 
@@ -40,12 +40,12 @@ def newest_active(connection: Connection, name: str) -> int | None:
 def insert_version(
     connection: Connection, manifest: Mapping[str, Any], text: str, forgotten: Mapping[str, str] | None = None
 ) -> None:
-    """The rows that a manifest alone determines: adapter, version, lineage, evaluations, task.
+    """Insert the rows that a manifest alone determines: adapter, version, lineage, evaluations, task.
 
-    A rejected version does not change how a task that is known is asked: another version goes on serving it.
+    A rejected version does not change the settings of a known task: another version continues to serve it.
 
     Args:
-        forgotten: task → until when; what an older manifest says of such a task stays out.
+        forgotten: task → time; what older manifests say of such a task is not inserted.
     """
     old = {task for task, until in (forgotten or {}).items() if manifest["created_at"] <= until}
     name, version = manifest["name"], manifest["version"]
@@ -81,13 +81,13 @@ def insert_version(
 
 
 def apply_moves(connection: Connection, manifest: Mapping[str, Any], *, replay: bool = False) -> None:
-    """What publishing moves: the alias `latest` and the serving row, both only to an accepted version.
+    """Carry out what publishing moves: the alias `latest` and the serving row, both only to an accepted version.
 
     Args:
         connection: inside a write transaction.
         manifest: of a version that has its rows.
-        replay: versions are gone through in their order, as in a rebuild; else only the newest one moves anything,
-            so that a version which is adopted late does not push a newer one aside.
+            replay: versions are processed in order, as in a rebuild; otherwise only the newest one moves anything, so
+            that a version that is adopted late does not displace a newer one.
     """
     name, version, moves = manifest["name"], manifest["version"], manifest["published"]
     if manifest["status"] != "active":
@@ -129,7 +129,7 @@ def set_serving(connection: Connection, task: str, name: str, version: int) -> N
 
 
 def move_alias(connection: Connection, name: str, alias: str, version: int, reason: str) -> None:
-    """Point an alias to a version and remember the move."""
+    """Point an alias to a version and record the move."""
     here = (_a.c.name == name) & (_a.c.alias == alias)
     if not connection.execute(update(_a).where(here).values(version=version)).rowcount:
         connection.execute(insert(_a).values(name=name, alias=alias, version=version))
@@ -137,7 +137,7 @@ def move_alias(connection: Connection, name: str, alias: str, version: int, reas
 
 
 def drop_alias(connection: Connection, name: str, alias: str, reason: str) -> None:
-    """Remove an alias and remember that it was removed."""
+    """Remove an alias and record that it was removed."""
     connection.execute(delete(_a).where(_a.c.name == name, _a.c.alias == alias))
     _remember(connection, name, alias, None, reason)
 
@@ -187,15 +187,15 @@ def put_task(connection: Connection, task: Task, at: str | None = None) -> None:
 
 
 def set_status(connection: Connection, name: str, version: int, status: str) -> None:
-    """Change a version's status in the index; its manifest keeps the one it was written with."""
+    """Change a version's status in the index; its manifest stays as it was written."""
     connection.execute(update(_v).where(_v.c.name == name, _v.c.version == version).values(status=status))
 
 
 def delete_version(connection: Connection, name: str, version: int, reason: str) -> None:
-    """Mark a version deleted and forget what was known about it.
+    """Mark a version deleted and remove what is recorded about it.
 
     The row stays, emptied, so that the number is not used again. Aliases that named the version are dropped;
-    `latest` goes to the newest version that is still active. Tasks that it served are served by nobody.
+    `latest` moves to the newest version that is still active. The tasks that it served have no serving version.
     """
     mine = (_v.c.name == name) & (_v.c.version == version)
     for table in (schema.serving, schema.evaluations, schema.requests):
@@ -213,7 +213,7 @@ def delete_version(connection: Connection, name: str, version: int, reason: str)
 
 
 def insert_deleted(connection: Connection, name: str, version: int) -> None:
-    """The emptied row of a version that is no longer there, so that its number is not used again."""
+    """Insert the emptied row of a version that no longer exists, so that its number is not used again."""
     at, a = now(), schema.adapters
     if connection.scalar(select(a.c.name).where(a.c.name == name)) is None:
         connection.execute(insert(a).values(name=name, created_at=at))
@@ -222,10 +222,10 @@ def insert_deleted(connection: Connection, name: str, version: int) -> None:
 
 
 def erase_versions(connection: Connection, gone: Mapping[tuple[str, int], tuple[str, int] | None], reason: str) -> None:
-    """Delete versions for good: each row is emptied, and aliases go to what takes the version's place.
+    """Delete versions for good: each row is emptied, and aliases move to the version's replacement.
 
     Args:
-        gone: (name, version) → the version that takes its place, or None.
+        gone: (name, version) → its replacement, or None.
     """
     for (name, version), after in gone.items():
         if connection.scalar(select(_v.c.name).where(_v.c.name == name, _v.c.version == version)) is None:
@@ -233,7 +233,7 @@ def erase_versions(connection: Connection, gone: Mapping[tuple[str, int], tuple[
         held = connection.scalars(select(_a.c.alias).where(_a.c.name == name, _a.c.version == version)).all()
         for alias in held:
             if after is None or alias == LATEST:
-                continue  # dropped below; `latest` goes to the newest that is left
+                continue  # dropped below; `latest` moves to the newest that is left
             if after[0] != name:
                 drop_alias(connection, name, alias, reason)
             move_alias(connection, after[0], alias, after[1], reason)
@@ -246,19 +246,19 @@ def erase_versions(connection: Connection, gone: Mapping[tuple[str, int], tuple[
 
 
 def empty_events(connection: Connection, refs: Iterable[str]) -> None:
-    """Take the details out of the log's lines about these."""
+    """Remove the details from log entries about these references."""
     e = schema.events
     for ref in refs:
         connection.execute(update(e).where(e.c.ref == ref, e.c.verb != "forget-task").values(detail="{}"))
 
 
 def delete_task(connection: Connection, task: str) -> None:
-    """Forget a task: its description, its serving row, all scores on it and the counters of its requests."""
+    """Remove a task: its description, its serving row, all scores on it and the counters of its requests."""
     for table in (schema.serving, schema.evaluations, schema.requests):
         connection.execute(delete(table).where(table.c.task == task))
     connection.execute(delete(schema.tasks).where(schema.tasks.c.name == task))
 
 
 def drop_serving(connection: Connection, task: str) -> None:
-    """Let nobody answer for a task."""
+    """Remove the serving row of a task."""
     connection.execute(delete(schema.serving).where(schema.serving.c.task == task))

@@ -1,4 +1,4 @@
-"""Replay: which examples of a task are kept (one file per selection policy), written beside each version."""
+"""Replay: which examples of a task become replay samples (one file per selection policy), stored with each version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT = "balanced:200"
 
 
 class Evidence(Protocol):
-    """What a policy may ask about the examples it chooses from; each fact is computed when first asked for."""
+    """What a policy may compute about the examples it chooses from; each fact is computed at first use."""
 
     def losses(self) -> list[float]:
         """For each example the mean negative log-likelihood (nats) of an answer token under its adapter."""
@@ -30,26 +30,29 @@ class Evidence(Protocol):
         """`[n_examples, dim]`: the frozen base's mean last hidden state over the bare input's tokens."""
 
     def write(self, count: int, seed: int) -> list[tuple[Example, float]]:
-        """Up to `count` examples that the adapter writes by itself, each with its confidence (0 to 1)."""
+        """Up to `count` examples that the adapter generates, each with its confidence (0 to 1)."""
 
 
 class BasePolicy(ABC):
     """Chooses replay samples.
 
     Attributes:
-        needs: what it asks the evidence for: `losses`, `embeddings`, `writing`.
-        keeps_data: whether its samples are examples of the data; False where they are made up.
+        needs: the evidence it uses: `losses`, `embeddings`, `writing`.
+        keeps_data: whether its samples are examples of the data; False if they are generated.
+        nested: how the samples of a small size relate to those of a larger one. `all`: the first ones; `answer`:
+            this holds for each answer, but the number per answer may differ; "": neither. The contract tests check it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     keeps_data: ClassVar[bool] = True
+    nested: ClassVar[str] = "all"
 
     @abstractmethod
     def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:
-        """Indices of at most `size` examples, none twice, in order of priority.
+        """Indices of at most `size` different examples, in order of priority.
 
-        The first k are what the policy would keep if it had room for k, as nearly as its method allows, so that a
-        store is made smaller by cutting its end. The generator decides ties and draws.
+        The first k should be what the policy would choose for size k, as nearly as its method allows, so that a
+        store can be reduced by cutting its end. The generator decides ties and random draws.
         """
 
     def samples(
@@ -60,7 +63,7 @@ class BasePolicy(ABC):
 
 
 class NoEvidence:
-    """Evidence where there is no model to ask: for the policies that look at the examples only."""
+    """Evidence without a model: for policies that use only the examples."""
 
     def __init__(self, policy: str = "this policy") -> None:
         self.policy = policy
@@ -75,10 +78,10 @@ class NoEvidence:
         raise self.refusal()
 
     def refusal(self) -> UsageError:
-        """What is raised when something is asked."""
+        """The error for any use of the evidence."""
         return UsageError(
-            f"the selection policy {self.policy!r} has to ask a model, and none is loaded here",
-            "choose balanced or reservoir, which look at the examples only",
+            f"the selection policy {self.policy!r} needs a model, but none is loaded here",
+            "choose balanced or reservoir, which need only the examples",
         )
 
 
@@ -95,10 +98,10 @@ class Keep:
     size: int
 
     def select(self, examples: Sequence[Example], seed: int, evidence: Evidence | None = None) -> list[Example]:
-        """The replay samples of these examples, most wanted first; the seed decides draws.
+        """The replay samples from these examples, highest priority first; the seed decides random draws.
 
         Raises:
-            UsageError: the policy has to ask a model, and there is no evidence.
+            UsageError: the policy needs a model, and there is no evidence.
         """
         if self.size == 0 or not examples:
             return []
@@ -118,7 +121,7 @@ def parse(value: str) -> Keep:
     """`balanced:200` → `Keep("balanced", 200)`; `none` keeps nothing.
 
     Raises:
-        UsageError: the form is not POLICY:SIZE, or the size is not a whole number ≥ 0.
+        UsageError: the value is not POLICY:SIZE, or the size is not a whole number ≥ 0.
         UnknownNameError: no such selection policy.
     """
     if value == "none":

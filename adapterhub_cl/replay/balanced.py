@@ -1,7 +1,7 @@
-"""Balanced: the same number of examples for every answer, as far as they go (as in GDumb, Prabhu et al. 2020).
+"""Balanced: the same number of examples for every answer, as far as possible (as in GDumb, Prabhu et al. 2020).
 
-Choose it for choice tasks with uneven labels: rare labels are the first that a small random sample loses. Free
-answers are all different, and there it is the same as reservoir.
+Choose it for choice tasks with uneven labels: a small random sample loses rare labels first. With free answers, which
+are all different, it is the same as reservoir.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adapterhub_cl.types import Example
 
 
 class Policy(BasePolicy):
-    """Uniform over the answers, then over the examples of an answer; the answers take turns."""
+    """Uniform over the answers, then over the examples of an answer; takes the answers in turn."""
 
     def select(
         self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence | None = None

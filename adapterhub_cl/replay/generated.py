@@ -1,12 +1,12 @@
-"""Generated: pseudo-samples that the adapter writes itself (LAMOL, Sun et al. 2020), so that no user data is kept.
+"""Generated: pseudo-samples that the adapter writes itself (LAMOL, Sun et al. 2020), so that no user data is stored.
 
-The adapter writes inputs and answers them; three times as many as asked for. Dropped are: answers below confidence 0.5
-(where answers are free, the less confident half: their confidence, the geometric mean of token probabilities, has no
-fixed scale), duplicates and near-duplicates (rapidfuzz's ratio 90 or more of 100), near-copies of the data's inputs,
-and whatever repeats a run of eight words of the data. The rest is taken with the answers in turn, most confident
-first. Fewer than asked for may be left, or none.
+The adapter generates inputs and answers them, three times as many as requested. The policy drops answers with a
+confidence below 0.5 (for free answers the less confident half, because their confidence, the geometric mean of token
+probabilities, has no fixed scale), duplicates and near-duplicates (rapidfuzz ratio of at least 90 of 100), near-copies
+of the data's inputs, and whatever repeats a run of eight words of the data. From the rest it takes the answers in
+turn, most confident first. This can give fewer samples than requested, or none.
 
-Choose it where the data must not be stored. The samples are only as good as the adapter: look at them with
+Choose it if the data must not be stored. The samples are only as good as the adapter: look at them with
 `cl-adapter replay show NAME`.
 """
 
@@ -28,12 +28,12 @@ RUN = 8
 
 
 def plain(text: str) -> str:
-    """A text with case and spacing put aside."""
+    """A text with case and spacing normalised."""
     return " ".join(text.casefold().split())
 
 
 def bare(example: Example) -> str:
-    """What two examples are compared by: the input; of raw text the text."""
+    """The text used to compare two examples: the input, or for raw text the text itself."""
     return plain(example.input or example.answer or "")
 
 
@@ -46,7 +46,7 @@ def runs(text: str) -> Iterator[tuple[str, ...]]:
 def novel(
     written: Sequence[tuple[Example, float]], examples: Sequence[Example], least: float
 ) -> list[tuple[Example, float]]:
-    """Those of at least this confidence, most confident first, none near another and none near or out of the data."""
+    """Examples of at least this confidence, most confident first, without near-duplicates or copies of the data."""
     from rapidfuzz import fuzz, process
 
     taken = [bare(example) for example in examples]
@@ -64,7 +64,7 @@ def novel(
 
 
 class Policy(BasePolicy):
-    """Samples that the adapter wrote; none of the data is kept."""
+    """Samples that the adapter generated; none of the data is stored."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"writing"})
     keeps_data: ClassVar[bool] = False

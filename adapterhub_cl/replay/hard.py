@@ -1,6 +1,6 @@
-"""Hard: the examples of highest loss under the adapter first (hard-example mining, Shrivastava et al. 2016).
+"""Hard: the examples with the highest loss under the adapter (hard-example mining, Shrivastava et al. 2016).
 
-Choose it for clean data whose rare cases matter. Not for data with wrong labels: those have the highest loss.
+Choose it for clean data whose rare cases matter. Avoid it for data with wrong labels: those have the highest loss.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adapterhub_cl.types import Example
 
 
 class Policy(BasePolicy):
-    """Highest loss first; ties are drawn."""
+    """Highest loss first; ties are decided at random."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})
 
@@ -23,4 +23,4 @@ class Policy(BasePolicy):
             return []
         losses = evidence.losses()
         order = generator.sample(range(len(examples)), len(examples))
-        return sorted(order, key=lambda i: -losses[i])[:size]  # a stable sort: ties stay in drawn order
+        return sorted(order, key=lambda i: -losses[i])[:size]  # a stable sort: ties stay in random order

@@ -1,9 +1,9 @@
 """Herding: examples whose mean stays closest to the mean of all (iCaRL, Rebuffi et al. 2017, algorithm 4).
 
-On embeddings of the frozen base, L2-normalised; each answer of a choice-like task has its own mean and the answers
-take turns. Greedy, so every beginning of the order is the herding of that size.
+Uses embeddings of the frozen base, L2-normalised; each answer of a choice-like task has its own mean, and the answers
+take turns. The method is greedy, so every prefix of the order is the herding of that size.
 
-Choose it where the samples have to stand for the whole task: for evaluation on replay, for routing, for merging.
+Choose it if the samples have to represent the whole task: for evaluation on replay samples, routing and merging.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def herd(vectors: NDArray[numpy.float64], size: int) -> list[int]:
-    """Rows in herding order, `size` at most.
+    """Rows in herding order, at most `size`.
 
     Args:
         vectors: `[n, dim]`. The k-th choice makes the mean of the chosen closest to the mean of all (Euclidean).
@@ -33,7 +33,7 @@ def herd(vectors: NDArray[numpy.float64], size: int) -> list[int]:
     squares = (vectors**2).sum(axis=1)
     chosen: list[int] = []
     for k in range(1, min(size, len(vectors)) + 1):
-        # ‖mean − (total + v)/k‖² without what is the same for every v, times k²
+        # ‖mean − (total + v)/k‖² without the terms that are equal for every v, times k²
         distances = squares - 2 * vectors @ (k * mean - total)
         distances[chosen] = numpy.inf
         best = int(distances.argmin())
@@ -43,9 +43,10 @@ def herd(vectors: NDArray[numpy.float64], size: int) -> list[int]:
 
 
 class Policy(BasePolicy):
-    """The order of herding, per answer where there are few answers."""
+    """Herding order, per answer if there are few answers."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+    nested: ClassVar[str] = "answer"
 
     def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:
         if not examples or size == 0:
@@ -55,7 +56,7 @@ class Policy(BasePolicy):
         found = numpy.asarray(evidence.embeddings(), dtype=numpy.float64)
         vectors = found / numpy.maximum(numpy.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         groups = by_answer(examples) if few_answers(examples) else [list(range(len(examples)))]
-        # shuffled before herding: the first of equals is taken, and so ties are drawn
+        # shuffled before herding, because the first of equals is taken: so ties are decided at random
         groups = [generator.sample(group, len(group)) for group in groups]
         generator.shuffle(groups)
         return in_turn([[group[k] for k in herd(vectors[group], size)] for group in groups], size)

@@ -1,13 +1,13 @@
-"""Importance sampling: examples typical of what the adapter learned, corrected for how often each answer occurs.
+"""Importance sampling: examples typical of what the adapter learned, corrected for the frequency of each answer.
 
 The target is p(i) ∝ exp(−lossᵢ), the adapter's own probability of the answer (a mean per token); the proposal q(i) is
 the frequency of the example's answer in the data, uniform where answers are free. The weights are p/q, normalised to
 sum to one (Owen 2013, chapter 9), and the draw is without replacement by exponential keys (Efraimidis & Spirakis
-2006): the example with the smallest E/w comes first, E drawn from the standard exponential. A beginning of the order
+2006): the example with the smallest E/w comes first, E drawn from the standard exponential. Every prefix of the order
 is the sample that the same draw gives for a smaller size.
 
-Choose it for data with wrong or odd examples: those have a high loss and are seldom kept, and no answer is drowned
-by the frequent ones.
+Choose it for data with wrong or odd examples: those have a high loss and are rarely chosen, and frequent answers do
+not displace the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapterhub_cl.types import Example
 
 
 def log_weights(losses: Sequence[float], examples: Sequence[Example]) -> list[float]:
-    """Logarithms of the self-normalised importance weights; an example whose loss is not finite weighs nothing."""
+    """Logarithms of the self-normalised importance weights; an example with a non-finite loss has weight zero."""
     n = len(examples)
     counts = Counter(example.answer for example in examples) if few_answers(examples) else None
     raw = [
@@ -39,14 +39,14 @@ def log_weights(losses: Sequence[float], examples: Sequence[Example]) -> list[fl
 
 
 class Policy(BasePolicy):
-    """Weighted sampling without replacement, most wanted first."""
+    """Weighted sampling without replacement, in order of priority."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})
 
     def select(self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence) -> list[int]:
         if not examples or size == 0:
             return []
-        # log of E/w: in logarithms no weight is too small to be told from another
+        # log of E/w: logarithms keep very small weights distinct
         weights = log_weights(evidence.losses(), examples)
         draws = [-math.log(1.0 - generator.random()) for _ in weights]
         keys = [(math.log(draw) if draw else -math.inf) - w for draw, w in zip(draws, weights, strict=True)]

@@ -1,11 +1,11 @@
-"""k-center: examples that leave no part of the data far from a kept one (Gonzalez 1985; Sener & Savarese 2018).
+"""k-center: no part of the data is far from a chosen example (Gonzalez 1985; Sener & Savarese 2018).
 
 Farthest-first traversal on embeddings of the frozen base: it starts nearest to the mean, then always takes the
-example farthest from all that are taken. The largest distance left is at most twice the smallest possible one, for
-every beginning of the order.
+example farthest from all chosen ones. The largest remaining distance is at most twice the smallest possible one, for
+every prefix of the order.
 
-Choose it for varied data where every corner counts, such as generation tasks with many kinds of requests. Outliers are
-taken early, so clean the data first.
+Choose it for varied data where every corner counts, such as generation tasks with many kinds of requests. It takes
+outliers early, so clean the data first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def farthest_first(vectors: NDArray[numpy.float64], size: int) -> list[int]:
-    """Rows of `[n, dim]` in farthest-first order (Euclidean), `size` at most; the first of equals is taken."""
+    """Rows of `[n, dim]` in farthest-first order (Euclidean), at most `size`; of equals the first is taken."""
     import numpy
 
     nearest = numpy.linalg.norm(vectors - vectors.mean(axis=0), axis=1)
@@ -37,7 +37,7 @@ def farthest_first(vectors: NDArray[numpy.float64], size: int) -> list[int]:
 
 
 class Policy(BasePolicy):
-    """The order of the farthest-first traversal; ties are drawn."""
+    """Farthest-first order; ties are decided at random."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 

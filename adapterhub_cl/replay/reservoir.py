@@ -1,6 +1,6 @@
-"""Reservoir sampling: every example has the same chance to be kept (the distribution of Vitter 1985, algorithm R).
+"""Reservoir sampling: every example is chosen with the same chance (the distribution of Vitter 1985, algorithm R).
 
-Choose it for generation tasks and streams whose end is not known; it keeps the label frequencies of the data.
+Choose it for generation tasks and streams whose end is not known; it preserves the label frequencies of the data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from adapterhub_cl.types import Example
 
 
 class Policy(BasePolicy):
-    """Uniform over the examples, in random order: every beginning of it is a uniform sample too."""
+    """Uniform over the examples, in random order: every prefix is a uniform sample too."""
 
     def select(
         self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence | None = None

@@ -1,1 +1,1 @@
-"""What a report about a hub shows, as one HTML page; pictures of accuracy matrices."""
+"""The report about a hub, as one HTML page; pictures of accuracy matrices."""

@@ -1,5 +1,5 @@
-"""Numbers to inline SVG. Pure functions; every colour is a class that the page's style sheet fills, so that a drawing
-follows light, dark and print. All text is escaped here."""
+"""Numbers to inline SVG. Pure functions; every colour is a class defined in the page's style sheet, so that a drawing
+follows light mode, dark mode and print. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Dot:
     """One version's score in a curve.
 
     Attributes:
-        step: where it stands from left to right.
+        step: its horizontal position.
         look: `served`, `derived` or `rejected`.
-        now: whether it answers for the task now.
-        line: whether the curve goes through it.
-        title: what is told when it is pointed at.
+        now: whether it serves the task now.
+        line: whether the curve passes through it.
+        title: its tooltip.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Dot:
 
 
 def bar(share: float | None, look: str = "", title: str = "") -> Markup:
-    """A bar that is filled to a share from 0 to 1; empty where there is none."""
+    """A bar filled to a share from 0 to 1; empty if there is none."""
     if share is None or not math.isfinite(share):
         return Markup("")
     width = _number(100 * min(1.0, max(0.0, share)))
@@ -46,11 +46,11 @@ def bar(share: float | None, look: str = "", title: str = "") -> Markup:
 
 
 def change_bar(change: float, limit: float | None, widest: float) -> Markup:
-    """A bar from the middle: to the left what was lost, to the right what was gained; a tick where the limit is.
+    """A bar from the middle: losses to the left, gains to the right; a tick marks the limit.
 
     Args:
         change: after − before.
-        limit: the largest loss that passes, above 0; None draws no tick.
+        limit: the largest accepted loss, above 0; None draws no tick.
         widest: the change that fills half of the bar, above 0.
     """
     if not math.isfinite(change) or widest <= 0:
@@ -89,10 +89,10 @@ def spark(values: Sequence[float], top: float, title: str) -> Markup:
 
 
 def limits(values: Sequence[float], least: float = 0.2) -> tuple[float, float]:
-    """The lower and upper end of a scale that holds these shares: tenths, within 0 and 1.
+    """The lower and upper end of a scale that contains these shares: tenths, within 0 and 1.
 
     Args:
-        least: how far apart the ends are at least, in tenths.
+        least: the minimum distance of the ends, in tenths.
     """
     known = [min(1.0, max(0.0, value)) for value in values if math.isfinite(value)]
     if not known:
@@ -106,12 +106,12 @@ def limits(values: Sequence[float], least: float = 0.2) -> tuple[float, float]:
 
 
 def curve(dots: Sequence[Dot], steps: int, axis: tuple[float, float], label: str, base: float | None = None) -> Markup:
-    """A task's scores over time: a step line through what answered, held until the next, and a dot for each version.
+    """A task's scores over time: a step line through the versions that served it, and a dot for each version.
 
     Args:
-        steps: how many there are from left to right.
+        steps: the number of horizontal positions.
         axis: lower and upper end of the score axis.
-        label: read aloud in the place of the drawing.
+        label: read by screen readers in place of the drawing.
         base: the score without any adapter, drawn as a dashed line.
     """
     low, high = axis
@@ -146,7 +146,7 @@ def curve(dots: Sequence[Dot], steps: int, axis: tuple[float, float], label: str
 
 
 def _line_across(value: float, y: float) -> Markup:
-    """A line of the score axis, and what it stands for."""
+    """A line of the score axis, with its label."""
     line = Markup('<path class="grid" d="M{} {}H{}"/>').format(_LEFT, _number(y), WIDTH - _RIGHT)
     words = Markup('<text class="label" x="{}" y="{}" text-anchor="end">{}</text>')
     return line + words.format(_LEFT - 6, _number(y + 3.5), f"{value:.2f}")
@@ -166,17 +166,17 @@ def _dot(x: float, y: float, dot: Dot) -> Markup:
 
 
 def _number(value: float) -> str:
-    """As short as it can be: two digits at most."""
+    """In the shortest form, with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def cut(text: str, length: int) -> str:
-    """A text of at most that many characters."""
+    """A text cut to at most this many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def cut_ref(ref: str, length: int) -> str:
-    """A reference of at most that many characters, its version kept: `a-very-lo…@v12`."""
+    """A reference cut to at most this many characters, keeping its version: `a-very-lo…@v12`."""
     name, at, version = ref.rpartition("@")
     tail = at + version if len(at + version) < length - 4 else ""
     return ref if len(ref) <= length else cut(name if tail else ref, length - len(tail)) + tail

@@ -1,4 +1,4 @@
-"""What a report tells of a hub, as plain frozen records: gathered in one place, drawn in another."""
+"""The content of a report, as plain frozen records: collected in one module, drawn in another."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adapterhub_cl.types import BaseInfo, Edge
 
 @dataclass(frozen=True)
 class Score:
-    """A recorded score that stands for a task.
+    """A recorded score of a version on a task.
 
     Attributes:
-        value: a share from 0 to 1; perplexity is turned into the likelihood of a token, 1 ÷ perplexity.
-        metric: what was measured.
+        value: a share from 0 to 1; perplexity is converted to the likelihood of a token, 1 ÷ perplexity.
+        metric: the metric.
         n: number of examples.
-        interval: 95 %, where it was recorded.
+        interval: 95 %, if it was recorded.
     """
 
     value: float
@@ -35,9 +35,9 @@ class TaskFacts:
     """One task as it is served now.
 
     Attributes:
-        served_by: the version that answers for it; empty where none does.
-        now: that version's recorded score; None where it was not measured.
-        best: the highest score of an accepted version that was trained for it or took it over, and which one that is.
+        served_by: the version that serves it; empty if there is none.
+        now: that version's recorded score; None if it was not measured.
+        best: the highest score of an accepted version that was trained for it or took it over, and that version.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TaskFacts:
 
     @property
     def change(self) -> float | None:
-        """The score now against the best one; below 0 it is forgotten. None where a score is not known."""
+        """The current score minus the best one; negative if something was forgotten. None if a score is unknown."""
         return None if self.now is None or self.best is None else self.now.value - self.best[1]
 
 
@@ -60,10 +60,10 @@ class VersionFacts:
 
     Attributes:
         step: its number in the order in which the hub's versions were made, from 1.
-        serves: the tasks that it answers for now.
-        scores: task → score, of its own tasks.
-        retention: task → share of its parent's score, of a merged, distilled or pruned version.
-        answers: whether it was made to answer for its tasks (a derived one serves once it is promoted).
+        serves: the tasks that it serves now.
+        scores: task → score, for its own tasks.
+        retention: task → share of its parent's score, for a merged, distilled or pruned version.
+        answers: whether it was made to serve its tasks (a derived one serves once it is promoted).
     """
 
     ref: str
@@ -85,14 +85,14 @@ class VersionFacts:
 
 @dataclass(frozen=True)
 class GateFacts:
-    """What the gate said of a version when it was made, or when it refused to promote it.
+    """The gate's decision on a version when it was made, or when its promotion was refused.
 
     Attributes:
-        limit: the largest drop that passes, or the least retention; None lets everything pass.
-        of_retention: the gate of a merge, a distillation or a pruning; else the one of forgetting.
-        status: of the version by now; a refused one may have been let pass. Of a refused promotion: `rejected` until
-            the version is promoted all the same.
-        promotion: whether it is one.
+        limit: the largest accepted drop, or the lowest accepted retention; None accepts everything.
+        of_retention: whether it is the gate of a merge, a distillation or a pruning; otherwise that of forgetting.
+        status: the version's current status; a refused one may have been accepted later. For a refused promotion:
+            `rejected` until the version is promoted after all.
+        promotion: whether it is about a promotion.
     """
 
     ref: str
@@ -107,13 +107,13 @@ class GateFacts:
 
 @dataclass(frozen=True)
 class DerivedFacts:
-    """What a merged, distilled or pruned version lost.
+    """The losses of a merged, distilled or pruned version.
 
     Attributes:
-        how: the method and what was asked of it, in words.
-        error: truncation error as a whole, ‖ΔW−ΔW_r‖/‖ΔW‖; None where nothing was truncated.
+        how: the method and its settings, in words.
+        error: truncation error of the whole adapter, ‖ΔW−ΔW_r‖/‖ΔW‖; None if nothing was truncated.
         layers: layer → its truncation error, in the order of the recipe.
-        retention: task → retention; empty where it was not measured.
+        retention: task → retention; empty if it was not measured.
     """
 
     ref: str
@@ -130,11 +130,11 @@ class DerivedFacts:
 
 @dataclass(frozen=True)
 class RouterFacts:
-    """What a fitted router took its held-out samples for.
+    """A fitted router's decisions for its held-out samples.
 
     Attributes:
         rows: task → chosen task → how many samples.
-        fitted_at: UTC, ISO 8601; empty where it is not known.
+        fitted_at: UTC, ISO 8601; empty if unknown.
         unknown: tasks of the hub that it does not know.
     """
 
@@ -145,31 +145,31 @@ class RouterFacts:
 
     @property
     def total(self) -> int:
-        """Held-out samples."""
+        """The number of held-out samples."""
         return sum(sum(row.values()) for row in self.rows.values())
 
     @property
     def right(self) -> int:
-        """Those that were taken for what they are."""
+        """The number of right decisions."""
         return sum(row.get(task, 0) for task, row in self.rows.items())
 
     def mistakes(self) -> list[tuple[str, str, int]]:
-        """(task, taken for, how many), the most first."""
+        """(task, chosen task, how many), the most frequent first."""
         found = [(task, taken, n) for task, row in self.rows.items() for taken, n in row.items() if taken != task and n]
         return sorted(found, key=lambda row: (-row[2], row[0], row[1]))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that a report tells.
+    """The whole content of a report.
 
     Attributes:
-        name: the hub's, which is its folder's.
+        name: the hub's folder name.
         bytes: of all versions' files.
         stages: for each row of the matrix the version that was learned.
         streams: matrices of the comparison hubs in `streams/`, each with the stream's name.
-        moves: what was let serve, taken back, removed; newest first.
-        notes: what could not be read, and was passed over.
+        moves: promotions, rollbacks and removals; newest first.
+        notes: what could not be read and was skipped.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Reads what a hub has recorded, for a report: the index, the manifests, recipes and fitted routers. Loads no torch,
-and measures nothing.
+"""Reads a hub's records for a report: the index, the manifests, recipes and fitted routers. Does not load torch, and
+measures nothing.
 
-What is damaged or of an unknown form is passed over with a note; an index that cannot be read is an error as
+Parts that are damaged or have an unknown format are skipped with a note; an unreadable index is an error as
 everywhere.
 """
 
@@ -40,7 +40,7 @@ P = ParamSpec("P")
 MOVES = ("promote", "rollback", "alias", "drop-alias", "serve", "status", "delete", "forget-task", "drop-task")
 MOST_MOVES = 40
 RECIPE = "recipe.json"
-STREAMS = "streams"  # hubs of compared strategies, see training.comparing
+STREAMS = "streams"  # hubs in which strategies were compared, see learning.comparing
 _UNFIT = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError),
     AdapterHubError,
@@ -48,24 +48,24 @@ _UNFIT = (
 
 
 class _Notes(list[str]):
-    """What was passed over."""
+    """What was skipped."""
 
     def attempt(self, what: str, otherwise: T, read: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """Read something; where it is not of the expected form, say so and take `otherwise`."""
+        """Read something; if it does not have the expected structure, add a note and return `otherwise`."""
         try:
             return read(*args, **named)
         except _UNFIT as error:
-            self.append(f"{what} was passed over: {_reason(error)}")
+            self.append(f"{what} was skipped: {_reason(error)}")
         except OSError as error:
-            self.append(f"{what} was passed over: {(error.strerror or 'it cannot be read').lower()}")
+            self.append(f"{what} was skipped: {(error.strerror or 'it cannot be read').lower()}")
         return otherwise
 
 
 def gather(registry: Registry, tool: str = "") -> Facts:
-    """Everything that a report tells of a hub.
+    """The content of a report about a hub.
 
     Args:
-        tool: what makes the report, with its version.
+        tool: the program that makes the report, with its version.
 
     Raises:
         IntegrityError, StorageError: the index cannot be read.
@@ -159,11 +159,11 @@ def _version(
 
 
 def _note_details(record: AdapterRecord, notes: _Notes) -> None:
-    """Say which details of a version's scores are not told of, as they have another form than a measurement writes."""
+    """Add a note about invalid details of a version's scores, which the report leaves out."""
     for row in record.manifest.get("evaluations") or ():
         if wrong := wrong_details(row.get("details") or {}):
             what = f"{', '.join(wrong)} of the {row['metric']} of {record.ref} on {row['task']}"
-            notes.append(f"{what} was passed over: it has another form")
+            notes.append(f"{what} was skipped: it is invalid")
 
 
 def _retention(record: AdapterRecord) -> dict[str, float]:
@@ -189,7 +189,7 @@ def _task(
 def _each(
     notes: _Notes, what: str, records: Iterable[AdapterRecord], read: Callable[[AdapterRecord], T | None]
 ) -> list[T]:
-    """What is read of each version that has it."""
+    """The results of reading each version, without those that have nothing to read."""
     found = (notes.attempt(f"{what} {record.ref}", None, read, record) for record in records)
     return [one for one in found if one is not None]
 
@@ -234,7 +234,7 @@ def _promotion(event: Event, status: str) -> GateFacts:
 def _shares(effects: Iterable[Effect]) -> tuple[Effect, ...]:
     found = tuple(effects)
     for effect in found:
-        assert effect.interval  # shares, on at least one example: raises where they are none
+        assert effect.interval  # shares, on at least one example; otherwise this raises
     return found
 
 
@@ -260,7 +260,7 @@ def _derived(record: AdapterRecord, notes: _Notes) -> DerivedFacts | None:
 
 
 def _layers(path: Path) -> dict[str, float]:
-    """Layer → truncation error; empty where the recipe tells of none."""
+    """Layer → truncation error; empty if the recipe has none."""
     report = json.loads(path.read_text(encoding="utf-8"))["report"]
     rows = report.get("layers") or ()
     known = {str(row["name"]): float(row["truncation_error"]) for row in rows if row["truncation_error"] is not None}
@@ -288,7 +288,7 @@ def _how(recipe: Mapping[str, Any], storage: Mapping[str, Any]) -> str:
 
 
 def _router(folder: Path, tasks: Sequence[str], notes: _Notes) -> RouterFacts | None:
-    """What the newest fitted router that can be read took its held-out samples for."""
+    """The decisions of the newest readable fitted router for its held-out samples."""
     newest: tuple[str, RouterFacts] | None = None
     for path in sorted(folder.glob("*/router.json")) if folder.is_dir() and not folder.is_symlink() else ():
         where = f"{ROUTERS}/{path.parent.name}/{path.name}"
@@ -338,7 +338,7 @@ def _stream(place: Path) -> AccuracyMatrix | None:
 
 
 def _moves(events: Sequence[Event]) -> list[Event]:
-    """What changed by hand which version answers, newest first."""
+    """Manual changes of which version serves, newest first."""
     return [event for event in events if event.verb in MOVES][:MOST_MOVES]
 
 
@@ -346,13 +346,13 @@ def _limit(registry: Registry) -> float | None:
     with suppress(KeyError):
         limit = float(registry.hub_file.defaults["max_forgetting"])
         if not 0 <= limit <= 1:
-            raise UsageError(f"{limit:g} is no share")
+            raise UsageError(f"{limit:g} is not a share")
         return limit
     return None
 
 
 def _printable(text: str) -> str:
-    """A note quotes what is damaged; the command prints it to a terminal."""
+    """A note that is safe to print: it may quote damaged content."""
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
@@ -367,4 +367,4 @@ def _reason(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, KeyError):
         return f"it has no {error}"
-    return f"it has another form ({str(error) or type(error).__name__})"
+    return f"it has an unexpected structure ({str(error) or type(error).__name__})"

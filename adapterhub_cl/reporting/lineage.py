@@ -1,7 +1,7 @@
-"""The lineage as a drawing: versions in layers, parents before what was made of them, typed edges between. Pure
+"""The lineage as a drawing: versions in layers, parents before their descendants, typed edges between them. Pure
 functions.
 
-Layers go from left to right; where that is wider than a page (long chains of updates), from top to bottom.
+Layers go from left to right, or from top to bottom if they would be wider than a page (long chains of updates).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapterhub_cl.types import Edge
 BOX_WIDTH, BOX_HEIGHT = 158, 44
 PAGE_WIDTH = 1080
 _MARGIN = 6
-_BEND = 10  # what an edge takes of a layer that it passes
+_BEND = 10  # the space that an edge needs in a layer that it passes
 _SWEEPS = 12
 
 
@@ -29,9 +29,9 @@ class Box:
     Attributes:
         second: the line below the reference.
         look: `trained`, `derived`, `rejected` or `outside`.
-        serves: whether it answers for a task now.
-        title: what is told when it is pointed at.
-        first: the line above, where it is not the reference.
+        serves: whether it serves a task now.
+        title: its tooltip.
+        first: the line above, if it is not the reference.
     """
 
     ref: str
@@ -43,8 +43,8 @@ class Box:
 
 
 def layers(refs: Sequence[str], edges: Sequence[Edge]) -> dict[str, int]:
-    """Each version's layer: 0 without parents, else one after its last parent. Edges that close a circle count as
-    nothing."""
+    """Each version's layer: 0 without parents, otherwise one after its last parent. Edges that close a cycle are
+    ignored."""
     parents: dict[str, list[str]] = {ref: [] for ref in refs}
     for edge in edges:
         if edge.child in parents and edge.parent in parents:
@@ -66,7 +66,7 @@ def layers(refs: Sequence[str], edges: Sequence[Edge]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Way:
-    """How layers follow each other, in units of the drawing.
+    """How layers are arranged, in units of the drawing.
 
     Attributes:
         along, across: size of a box in the direction of the layers, and beside it.
@@ -90,7 +90,7 @@ Places = dict[str, tuple[float, float]]
 
 
 def graph(boxes: Sequence[Box], edges: Sequence[Edge], label: str) -> Markup:
-    """The drawing. Edges whose ends are not both among the boxes are left out; so are repeated ones."""
+    """The drawing. Edges with an end that is not among the boxes are left out, and so are repeated ones."""
     known = {box.ref: box for box in boxes}
     drawn = [edge for edge in dict.fromkeys(edges) if edge.child in known and edge.parent in known]
     depth = layers([box.ref for box in boxes], drawn)
@@ -108,11 +108,11 @@ def graph(boxes: Sequence[Box], edges: Sequence[Edge], label: str) -> Markup:
 
 
 def _places(refs: Sequence[str], edges: Sequence[Edge], depth: Mapping[str, int], way: _Way) -> tuple[Places, float]:
-    """Where everything stands, as (begin of its layer, middle beside it): references, and where edges pass a layer;
-    and how much all take beside each other.
+    """The positions, as (start of the layer, centre across it), of references and of edges that pass a layer; and the
+    total size across.
 
-    Within a layer the order follows the mean place of what stands before and after, swept to and fro; then everything
-    moves towards that mean as far as there is room.
+    Within a layer the order follows the mean position of the neighbours before and after, swept to and fro; then
+    everything moves towards that mean as far as there is room.
     """
     order: list[list[str]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
     for ref in refs:
@@ -150,8 +150,8 @@ def _places(refs: Sequence[str], edges: Sequence[Edge], depth: Mapping[str, int]
 def _stack(
     names: Sequence[str], wanted: Mapping[str, float], size: Mapping[str, float], gap: float, at: dict[str, float]
 ) -> None:
-    """Put names beside each other, each as near to where it wants to be as the order allows: those that would collide
-    move as one."""
+    """Place names next to each other, each as close to its wanted position as the order allows: those that would
+    collide move together."""
     groups: list[tuple[list[str], float, float]] = []  # names, what they take together, their middle
     for name in names:
         group, length, middle = [name], size[name] + gap, wanted.get(name, 0.0)
@@ -171,7 +171,7 @@ def _stack(
 
 
 def _stops(edge: Edge, depth: Mapping[str, int]) -> list[str]:
-    """Names of the places that an edge takes in the layers which it passes."""
+    """Names of the positions of an edge in the layers that it passes."""
     return [f"{edge.child}\n{edge.parent}\n{k}" for k in range(depth[edge.parent] + 1, depth[edge.child])]
 
 

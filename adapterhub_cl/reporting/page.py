@@ -1,4 +1,4 @@
-"""The report: facts to one self-contained HTML page, and the page to a file. It fetches nothing, runs no script."""
+"""The report: facts to one self-contained HTML page, and the page to a file. It loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from adapterhub_cl.reporting.gathering import MOST_MOVES, gather
 TEMPLATE = "page.html.j2"
 GENERATOR = "AdapterHub-CL report"
 FIGURES = ("average_accuracy", "bwt", "forgetting", "fwt_gem", "any_time_average")
-_HEAD = 2048  # bytes in which a report says that it is one
-_LONGEST = 300  # characters of a text that was given from outside
-# Control characters, and those that turn the direction of what follows: no drawing of this page has any.
+_HEAD = 2048  # the first bytes of a report, which identify it as one
+_LONGEST = 300  # characters of a text from outside
+# Control characters, and those that change the text direction: the page must not contain any.
 _INVISIBLE = {
     **dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
 }
 
 
 def render(facts: Facts, title: str | None = None) -> str:
-    """The page. Everything that is told of the hub is escaped; control characters are replaced.
+    """The page. All text from the hub is escaped; control characters are replaced.
 
     Args:
-        title: default: the hub's name.
+        title: by default the hub's name.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -118,7 +118,7 @@ def _detail(event: Event) -> str:
 
 
 def sections(facts: Facts) -> dict[str, int]:
-    """What the page shows: section → how many tasks, versions, decisions or the like; 0 where there is nothing."""
+    """The content of the page: section → number of tasks, versions, decisions and so on; 0 if it is empty."""
     curves, _ = views.curves(facts)
     return {
         "tasks": len(facts.tasks),
@@ -137,36 +137,34 @@ def sections(facts: Facts) -> dict[str, int]:
 
 
 def check_target(path: Path, hub: Path, overwrite: bool) -> Path:
-    """The path with `~` taken out, if a report may be written there. An earlier report is replaced; no other file is,
-    unless `overwrite` says so.
+    """The path with `~` expanded, if a report may be written there. An earlier report is replaced; any other file only
+    if `overwrite` is True.
 
     Raises:
-        UsageError: a directory, another file, no folder to write to, a link to none, or a place inside the hub.
+        UsageError: a directory, another file, a missing folder, a broken link, or a place inside the hub.
     """
     path = check_local(path, "a file")
     if path.is_dir():
         raise UsageError(f"{path} is a directory", f"name a file, such as {path / 'report.html'}")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no plain file", "name one, such as report.html")
+        raise UsageError(f"{path} is not a regular file", "name one, such as report.html")
     if not path.parent.is_dir():
-        raise UsageError(f"there is no directory {path.parent}", "make it first")
+        raise UsageError(f"the directory {path.parent} does not exist", "create it first")
     try:
         target = path.resolve()
-    except (RuntimeError, OSError) as error:  # RuntimeError: what Python before 3.13 says of links in a circle
-        raise UsageError(f"{path} is a link that leads in a circle", "name another file") from error
+    except (RuntimeError, OSError) as error:  # RuntimeError: Python before 3.13 raises it for circular links
+        raise UsageError(f"{path} is a link that leads back to itself", "name another file") from error
     if not target.parent.is_dir():
-        raise UsageError(f"{path} is a link to {target}, and there is no such directory", "make it, or name another")
+        raise UsageError(f"{path} is a link to {target}, whose directory does not exist", "create it, or name another")
     if target.is_relative_to(hub.resolve()):
-        raise UsageError(f"{path} lies inside the hub", "name a file outside of it: -o ../report.html")
+        raise UsageError(f"{path} is inside the hub", "name a file outside of it: -o ../report.html")
     if (path.exists() or path.is_symlink()) and not overwrite and not is_report(path):
-        raise UsageError(
-            f"{path} is there already, and is no report", "name another file, or overwrite it: --overwrite"
-        )
+        raise UsageError(f"{path} already exists and is not a report", "name another file, or add --overwrite")
     return path
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a page that `write` wrote."""
+    """Whether a file is a page written by `write`."""
     if not path.is_file():
         return False
     with files.storage_errors(path), path.open("rb") as stream:
@@ -176,7 +174,7 @@ def is_report(path: Path) -> bool:
 def _tool() -> str:
     try:
         return f"AdapterHub-CL {version('adapterhub-cl')}"
-    except PackageNotFoundError:  # run from a folder that was never installed
+    except PackageNotFoundError:  # run from a folder without installation
         return "AdapterHub-CL"
 
 
@@ -185,8 +183,8 @@ class WrittenReport:
     """A report on disk.
 
     Attributes:
-        sections: what it shows, see `sections`.
-        notes: what of the hub could not be read, and was passed over.
+        sections: its content, see `sections`.
+        notes: parts of the hub that could not be read and were skipped.
     """
 
     path: Path
@@ -199,21 +197,21 @@ class WrittenReport:
 
 
 def write(registry: Registry, path: Path, *, title: str | None = None, overwrite: bool = False) -> WrittenReport:
-    """Gather, render, and write the page at once, wholly or not at all; see `AdapterHub.report`.
+    """Collect, render, and write the page atomically; see `AdapterHub.report`.
 
     Raises:
         UsageError: see `check_target`.
         IntegrityError: the index cannot be read.
-        StorageError: the disk refused; an old file is untouched.
+        StorageError: the disk cannot be written; an old file is untouched.
     """
     target = check_target(path, registry.path, overwrite)
     facts = gather(registry, _tool())
     data = render(facts, title).encode("utf-8", "replace")
     try:
-        files.atomic_write_bytes(target.resolve(), data)  # what a link points to, not the link
+        files.atomic_write_bytes(target.resolve(), data)  # writes to the target of a link and keeps the link
     except StorageError as error:
         error.message = error.message.replace(str(target.resolve()), str(target))
-        full = "cl-adapter gc" in error.hint  # that frees the hub's disk, which need not be this one
+        full = "cl-adapter gc" in error.hint  # that frees space on the hub's disk, which may be another one
         error.hint = f"{'free some space on its disk, or ' if full else ''}name a file elsewhere: -o FILE"
         raise
     return WrittenReport(target, len(data), sections(facts), facts.notes)

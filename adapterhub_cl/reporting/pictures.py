@@ -1,4 +1,4 @@
-"""Pictures of accuracy matrices, as PNG or SVG. No matplotlib before one is drawn; the same matrices, the same file."""
+"""Pictures of accuracy matrices, as PNG or SVG. matplotlib is imported on demand; equal matrices give equal files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def matrix_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path:
-    """One heat map for each matrix, up to four beside each other; cells that were not measured stay blank.
+    """One heat map for each matrix, at most four in a row; cells that were not measured are blank.
 
     Raises:
         DataError: no matrices.
@@ -47,8 +47,8 @@ def matrix_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path
 def curves_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path:
     """One panel for each task: its score after each stage, one line for each name.
 
-    Matrices of one name are runs of one method (several seeds): the line is their mean, the band their least and best.
-    Matrices whose tasks are not the first one's, in the same order, are refused.
+    Matrices with the same name are runs of one method (several seeds): the line is their mean, the band their minimum
+    and maximum. All matrices must have the same tasks in the same order.
 
     Raises:
         DataError: no matrices, or of different tasks.
@@ -58,7 +58,9 @@ def curves_picture(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path
     tasks = matrices[0].tasks
     for matrix in matrices:
         if matrix.tasks != tasks:
-            raise DataError(f"curves of different tasks: {_names(tasks)} and {_names(matrix.tasks)}", "draw each alone")
+            raise DataError(
+                f"curves of different tasks: {_names(tasks)} and {_names(matrix.tasks)}", "draw each separately"
+            )
     columns, lines = _grid(len(tasks))
     figure = _figure(max(4.5, columns * 3.1), lines * 2.5 + 0.7)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=_shares(matrices))
@@ -111,14 +113,14 @@ def _curve(panel: Any, group: Sequence[AccuracyMatrix], task: int, number: int) 
 def _checked(matrices: Sequence[AccuracyMatrix], path: str | Path) -> Path:
     path = check_local(path, "a file")
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: a picture is written as {' or '.join(SUFFIXES)}", f"say {path.stem}.png")
+        raise UsageError(f"{path}: a picture is written as {' or '.join(SUFFIXES)}", f"use {path.stem}.png")
     if not matrices:
         raise DataError("no accuracy matrix to draw", "measure one first: cl-adapter eval --matrix")
     return path
 
 
 def _grid(count: int) -> tuple[int, int]:
-    """Columns and lines of panels: no more than four beside each other, no line nearly empty."""
+    """Columns and rows of panels: at most four in a row, no row nearly empty."""
     columns = count if count <= 3 else 2 if count == 4 else 3 if count <= 6 else 4
     return columns, math.ceil(count / columns)
 
@@ -140,7 +142,7 @@ def _names(tasks: Sequence[str]) -> str:
 
 
 def _figure(width: float, height: float) -> Any:
-    """A figure of that many inches, with no global state behind it."""
+    """A figure of this size in inches, without global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

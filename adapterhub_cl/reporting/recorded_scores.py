@@ -1,4 +1,4 @@
-"""Which recorded score stands for a version on a task, and the accuracy matrix that these make. Measures nothing."""
+"""Which recorded score a report shows for a version and a task, and the accuracy matrix of them. Measures nothing."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Recorded:
             self._stored.setdefault((stored.ref, one.task, one.metric), []).append(stored)
 
     def score(self, ref: str, task: str, metric: str) -> Score | None:
-        """A version's score on a task: the one that was measured when it was made, else the latest that was measured
-        on the task's own held-out data or replay samples. None where there is neither.
+        """A version's score on a task: the one measured when it was made, otherwise the latest one measured on the
+        task's own held-out data or replay samples. None if there is neither.
 
-        Scores on any other data (`eval --data`) are not comparable, and never taken.
+        Scores on any other data (`eval --data`) are not comparable and never used.
         """
         record = self._records.get(ref)
         if record is None:
@@ -70,8 +70,8 @@ def _score(metric: str, value: float, n: int, details: Mapping[str, Any]) -> Sco
 
 
 def matrix(stages: Sequence[AdapterRecord], recorded: Recorded, name: str = "") -> AccuracyMatrix | None:
-    """The accuracy matrix of these versions, from what is recorded: as `eval --matrix` gives it, but for cells that it
-    would have to measure first, which stay empty. None without stages."""
+    """The accuracy matrix of these versions, from recorded scores: as in `eval --matrix`, except that cells that would
+    have to be measured are empty. None without stages."""
 
     def score(record: AdapterRecord, owner: AdapterRecord) -> float | None:
         found = recorded.score(record.ref, owner.task, metric_of(owner))

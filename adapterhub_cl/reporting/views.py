@@ -1,4 +1,4 @@
-"""From facts to what the page's template walks through: cells, rows and drawings of each section. Pure functions."""
+"""From facts to the input of the page's template: cells, rows and drawings of each section. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from adapterhub_cl.reporting import drawing, lineage, wording
 from adapterhub_cl.reporting.facts import DerivedFacts, Facts, GateFacts, RouterFacts, TaskFacts, VersionFacts
 from adapterhub_cl.types import DERIVED, Edge
 
-MOST_COLUMNS = 30  # of a heat map; more tasks make a list
+MOST_COLUMNS = 30  # of a heat map; more tasks are shown as a list
 MOST_CURVES = 24
-MOST_BOXES = 60  # of the lineage graph; more versions make a table
+MOST_BOXES = 60  # of the lineage graph; more versions are shown as a table
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cell:
     """A cell of a heat map.
 
     Attributes:
-        level: 0 to 10, which of the colours it has; None for none.
+        level: 0 to 10, its colour; None for none.
         look: further classes: `own`, `ahead`, `lost`.
     """
 
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class KeptView:
-    """What one task of the matrix scored when it was learned, at its best since, and at last."""
+    """The scores of one task of the matrix: when it was learned, the best since, and the last."""
 
     task: str
     learned: float | None
@@ -50,12 +50,12 @@ class KeptView:
 
     @property
     def order(self) -> float:
-        """By what was lost, most first; what is not known stands last."""
+        """Sort key: the largest loss first; unknown ones last."""
         return math.inf if self.change is None else self.change
 
 
 def level(value: float, scale: tuple[float, float] = (0.0, 1.0)) -> int:
-    """Which of the eleven colours a value has on a scale from its lower to its upper end."""
+    """Which of the eleven colours a value has on a scale."""
     low, high = scale
     return round(10 * min(1.0, max(0.0, (value - low) / (high - low))))
 
@@ -91,7 +91,7 @@ def matrix_cells(matrix: AccuracyMatrix, limit: float | None) -> list[list[Cell]
 
 
 def kept(matrix: AccuracyMatrix) -> list[KeptView]:
-    """What became of each task, in the order in which they were learned."""
+    """The scores of each task, in the order in which they were learned."""
     last = len(matrix.rows) - 1
     found = []
     for j in range(len(matrix.rows)):
@@ -102,15 +102,15 @@ def kept(matrix: AccuracyMatrix) -> list[KeptView]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What matters, at the top of the page.
+    """The key figures at the top of the page.
 
     Attributes:
-        average: mean of the known scores of what serves; None where none is known.
-        scored: how many tasks it is of, out of `tasks` that something serves.
-        worst: the task that lost most since its best score; None where none lost anything.
+        average: mean of the known scores of the serving versions; None if none is known.
+        scored: how many tasks that includes, out of `tasks` that have a serving version.
+        worst: the task that lost most since its best score; None if none lost anything.
         weakest: the task with the lowest score.
-        rejected: versions that the gate refused when they were made, as they stand now.
-        refused: these, and the versions of which it refused the promotion and that were not promoted since.
+        rejected: versions that the gate refused when they were made and that are still rejected.
+        refused: these, and the versions whose promotion it refused and that were not promoted since.
     """
 
     average: float | None
@@ -123,7 +123,7 @@ class Summary:
 
 
 def summary(facts: Facts) -> Summary:
-    """What matters of a hub."""
+    """The key figures of a hub."""
     served = [task for task in facts.tasks if task.served_by]
     values = [task.now.value for task in served if task.now is not None]
     lost = [task for task in served if task.change is not None and task.change < 0]
@@ -147,7 +147,7 @@ class Curve:
     """One task's scores over time, drawn.
 
     Attributes:
-        rows: (version, when, score, what it is) of each dot.
+        rows: (version, when, score, kind) of each dot.
     """
 
     task: str
@@ -156,8 +156,8 @@ class Curve:
 
 
 def curves(facts: Facts) -> tuple[list[Curve], list[str]]:
-    """A curve for each task of which at least two versions were scored, those that lost most first; and the tasks
-    with one score only."""
+    """A curve for each task with at least two scored versions, those that lost most first; and the tasks with only one
+    score."""
     found: dict[str, list[tuple[VersionFacts, float]]] = {}
     for version in facts.versions:
         for task, score in version.scores.items():
@@ -197,11 +197,11 @@ def _what(version: VersionFacts, task: str) -> str:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate said of one version on one task.
+    """The gate's decision on one version and one task.
 
     Attributes:
-        allowed: the bound, in words.
-        said: `passed`, `within chance` (over the bound, but no more than chance explains) or `refused`.
+        allowed: the limit, in words.
+        said: `passed`, `within chance` (over the limit, but it may be chance) or `refused`.
     """
 
     gate: GateFacts
@@ -213,7 +213,7 @@ class GateVerdict:
 
 
 def verdicts(facts: Facts) -> list[GateVerdict]:
-    """All that the gate decided, refused versions first, then the newest."""
+    """All decisions of the gate, refused versions first, then the newest."""
     gates = sorted(facts.gates, key=lambda gate: gate.passed)
     widest = max((abs(effect.drop) for gate in gates for effect in gate.effects), default=0.0)
     return [_verdict(gate, effect, widest) for gate in gates for effect in gate.effects]
@@ -224,12 +224,12 @@ def _verdict(gate: GateFacts, effect: Effect, widest: float) -> GateVerdict:
     bar = drawing.change_bar(-effect.drop, bound, widest) if widest else Markup("")
     share = retention(effect) if gate.of_retention else None
     if gate.limit is None:
-        allowed, said = "no bound", "measured only"
+        allowed, said = "no limit", "measured only"
     elif gate.of_retention:
         allowed = f"retention ≥ {gate.limit:g}"
         said = "refused" if retention(effect) < gate.limit else "passed"
     else:
-        allowed = "no bound" if gate.limit >= 1 else f"drop ≤ {gate.limit:g}"
+        allowed = "no limit" if gate.limit >= 1 else f"drop ≤ {gate.limit:g}"
         alone = "within chance" if gate.passed or any(e.over(gate.limit) for e in gate.effects) else "refused together"
         said = "refused" if effect.over(gate.limit) else alone if effect.drop > gate.limit else "passed"
     return GateVerdict(gate, effect, bar, allowed, share, said)
@@ -240,7 +240,7 @@ class Lineage:
     """The lineage, drawn or listed.
 
     Attributes:
-        drawing: empty where there are no edges, or more versions than can be read.
+        drawing: empty if there are no edges, or too many versions to read.
         relations: those that occur, for the legend.
         single: how many versions have no edge.
     """
@@ -252,7 +252,7 @@ class Lineage:
 
 
 def lineage_of(facts: Facts) -> Lineage:
-    """The versions that came from others, and what they came from."""
+    """The versions that descend from others, and their parents."""
     edges = list(dict.fromkeys(facts.edges))
     ends = {end for edge in edges for end in (edge.child, edge.parent)}
     known = {version.ref: version for version in facts.versions}
@@ -282,7 +282,7 @@ def _box(version: VersionFacts) -> lineage.Box:
 
 
 def confusion_cells(router: RouterFacts) -> tuple[list[str], list[tuple[str, list[Cell], int]]]:
-    """The tasks that were chosen, and for each true task its cells and the number of its held-out samples."""
+    """The chosen tasks, and for each true task its cells and the number of its held-out samples."""
     chosen = list(dict.fromkeys([*router.rows, *(taken for row in router.rows.values() for taken in row)]))
     rows = []
     for task, row in router.rows.items():
@@ -290,7 +290,7 @@ def confusion_cells(router: RouterFacts) -> tuple[list[str], list[tuple[str, lis
         cells = []
         for taken in chosen:
             n = row.get(taken, 0)
-            title = f"{n} of {total} held-out samples of {task} taken for {taken}"
+            title = f"{n} of {total} held-out samples of {task} routed to {taken}"
             look = "own" if taken == task else "lost" if n else ""
             cells.append(Cell(f"{n}" if n else "·", level(n / total) if n else None, look, title))
         rows.append((task, cells, total))
@@ -299,7 +299,7 @@ def confusion_cells(router: RouterFacts) -> tuple[list[str], list[tuple[str, lis
 
 @dataclass(frozen=True)
 class Compared:
-    """One strategy of a stream: how many seeds, and of each figure mean and standard deviation (None: not known)."""
+    """One strategy of a stream: number of seeds, and for each measure mean and standard deviation (None: unknown)."""
 
     stream: str
     strategy: str
@@ -327,5 +327,5 @@ def layer_spark(derived: DerivedFacts, top: float) -> Markup:
     if not derived.layers or not any(derived.layers.values()):
         return Markup("")
     worst = max(derived.layers, key=lambda name: derived.layers[name])
-    title = f"{len(derived.layers)} layers; the most in {worst}: {wording.error(derived.layers[worst])}"
+    title = f"{len(derived.layers)} layers; the largest in {worst}: {wording.error(derived.layers[worst])}"
     return drawing.spark(list(derived.layers.values()), top, title)

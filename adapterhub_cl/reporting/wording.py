@@ -30,7 +30,7 @@ def percent(value: float | None) -> str:
 
 
 def error(value: float | None) -> str:
-    """A relative error: four digits that mean something."""
+    """A relative error with four significant digits."""
     return NOTHING if value is None or not math.isfinite(value) else "0" if value == 0 else f"{value:.4g}"
 
 
@@ -40,7 +40,7 @@ def count(number: int, one: str, several: str = "") -> str:
 
 
 def moment(at: str) -> str:
-    """An ISO time in UTC, to the minute: `2026-03-01 14:05`; what is no time stays as it is."""
+    """An ISO time in UTC, to the minute: `2026-03-01 14:05`; any other text is unchanged."""
     try:
         then = datetime.fromisoformat(at)
     except ValueError:
@@ -50,7 +50,7 @@ def moment(at: str) -> str:
 
 
 def place(text: str) -> str:
-    """The last part of a path: where a hub lies on somebody's disk is nobody else's business. A hub id stays."""
+    """The last part of a path, because a report should not reveal folders of a disk. A Hub id is unchanged."""
     path = PurePath(text)
     return path.name if path.is_absolute() or text.startswith(("./", "../", "~")) else text
 

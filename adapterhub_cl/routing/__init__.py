@@ -1,4 +1,4 @@
-"""Routing: which task an input belongs to, and how sure that is. One file per router."""
+"""Routing: which task an input belongs to, with a confidence. One file per router."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.options import from_mapping, option
+from adapterhub_cl.options import NoOptions, from_mapping, option
 from adapterhub_cl.plugins import Room
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ FORMS = ("bare", "whole", "both")
 class Common:
     """Options of every router, written `router.OPTION`."""
 
-    text: str = option("both", "what is learned of a sample: bare (the input), whole (its instruction before it), both")
-    layer: int = option(-1, "layer of the base whose output is looked at, counted from 0; -1: two thirds up")
-    false_fallbacks: float = option(0.005, "share of the known tasks' inputs that the base may answer by mistake")
+    text: str = option("both", "text to learn from a sample: bare (input), whole (instruction and input), or both")
+    layer: int = option(-1, "layer of the base whose output is used, counted from 0; -1: two thirds up")
+    false_fallbacks: float = option(0.005, "share of the known tasks' inputs that may go to the base by mistake")
 
     def __post_init__(self) -> None:
         if self.text not in FORMS:
@@ -37,13 +37,8 @@ class Common:
             raise UsageError(f"router.false_fallbacks must be at least 0 and below 1, not {self.false_fallbacks}")
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """A router without options."""
-
-
 class Seen(Protocol):
-    """What a router may look at of the inputs; nothing is computed before it is asked for.
+    """What a router may compute from the inputs; everything is computed on demand.
 
     Attributes:
         texts: the inputs.
@@ -73,11 +68,11 @@ class Routed:
     """The decision for one input.
 
     Attributes:
-        weights: task and weight of the best, falling, adding up to 1.
-        confidence: calibrated probability of the first of them among all tasks that were allowed.
-        familiarity: how like the known tasks' samples the input is.
-        threshold: below it an input is out of distribution.
-        out_of_distribution: it belongs to no known task; the weights say what would be nearest.
+        weights: task and weight of the best ones, in descending order; the weights sum to 1.
+        confidence: calibrated probability of the first of them among all allowed tasks.
+        familiarity: how similar the input is to the known tasks' samples.
+        threshold: an input whose familiarity is below it is out of distribution.
+        out_of_distribution: whether it belongs to no known task; the weights then show the closest ones.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -88,16 +83,17 @@ class Routed:
 
 
 class BaseRouter:
-    """A router: raw scores of the tasks for an input. Calibration, top-k and the threshold are common to all.
+    """A router: raw scores of the tasks for an input. Calibration, top-k and the threshold are shared by all routers.
 
-    Modules import torch within functions only, so that names and options are known without it. `learn` and `unlearn`
-    change what is known of one task, exactly and in any order; after the last of them `solve` is called.
+    Modules import torch only inside functions, so that names and options are available without it. `learn` and
+    `unlearn` change what is known of one task, exactly and in any order; `solve` is called after the last of them.
 
     Attributes:
         purpose: one line for `--help`.
-        reads: what `learn` gets of a task: `samples` (pooled hidden states of its replay samples, `[n, in]`), `factors`
-            (layer → ΔW of the adapter that serves it), or "": nothing (None).
-        calibrates: whether a temperature may be fitted to the scores; else they are logarithms of weights as they are.
+        reads: what `learn` gets for a task: `samples` (pooled hidden states of its replay samples, `[n, in]`),
+            `factors` (layer → ΔW of the adapter that serves it), or "": nothing (None).
+        calibrates: whether a temperature may be fitted to the scores; otherwise they are used as log-weights.
+        input_matters: whether the scores depend on the input. The contract tests check it.
         Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`.
         tasks: in the order in which they were learned; the columns of `scores`.
     """
@@ -105,46 +101,52 @@ class BaseRouter:
     purpose: ClassVar[str] = ""
     reads: ClassVar[str] = ""
     calibrates: ClassVar[bool] = True
+    input_matters: ClassVar[bool] = True
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
         self.tasks: list[str] = []
 
+    @classmethod
+    def trial_options(cls, tasks: Sequence[str]) -> Mapping[str, Any]:
+        """Options to try the router out with these tasks; needed only where it does not work with its defaults."""
+        return {}
+
     def learn(self, task: str, known: torch.Tensor | Mapping[str, Factors] | None) -> None:
-        """Take a task in; one that is known already gets these besides (further samples of it)."""
+        """Add a task; for a known task these are further samples."""
         raise NotImplementedError
 
     def unlearn(self, task: str, known: torch.Tensor | Mapping[str, Factors] | None) -> None:
-        """Take what `learn` was given out again; a task of which nothing is left is gone from `tasks`."""
+        """Remove what `learn` was given; a task with nothing left is removed from `tasks`."""
         raise NotImplementedError
 
     def solve(self) -> None:
-        """Make what `scores` needs of what was learned."""
+        """Compute what `scores` needs from everything learned."""
 
     def scores(self, seen: Seen) -> torch.Tensor:
-        """Raw scores `[n, n_tasks]`, fp32; the highest is the task."""
+        """Raw scores `[n, n_tasks]`, fp32; the task with the highest one wins."""
         raise NotImplementedError
 
     def familiarity(self, seen: Seen, scores: torch.Tensor) -> torch.Tensor:
-        """How like the known tasks' samples an input is, `[n]`; below a threshold it is out of distribution."""
+        """How similar an input is to the known tasks' samples, `[n]`; below a threshold it is out of distribution."""
         return scores.amax(1)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was learned, as tensors to be stored; `restore` takes it back."""
+        """What was learned, as tensors to store; `restore` reads them."""
         return {}
 
     def restore(self, tasks: Sequence[str], state: Mapping[str, torch.Tensor]) -> None:
-        """Be as the router that gave `state` was, `solve` included."""
+        """Restore the router that returned `state`, including `solve`."""
         self.tasks = list(tasks)
 
 
 def build(name: str, options: Mapping[str, Any] | None = None) -> BaseRouter:
-    """A router with its options (`OPTION` or `NAME.OPTION` → value).
+    """Create a router with its options (`OPTION` or `NAME.OPTION` → value).
 
     Raises:
         UnknownNameError: no such router or option.
-        UsageError: an option's value cannot be used.
+        UsageError: an option has an invalid value.
     """
     found: type[BaseRouter] = ROOM.get(name)
     plain = ROOM.canonical(name)

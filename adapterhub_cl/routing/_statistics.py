@@ -1,7 +1,7 @@
-"""What the linear routers know of the tasks: counts, sums and second moments of features, added and taken out exactly.
+"""The statistics of the linear routers: counts, sums and second moments of features, added and removed exactly.
 
-Everything is a sum over samples in fp64, so that any order of `learn` and `unlearn` ends at the same statistics to
-rounding (1e-16 of the sums), and a task leaves no trace beyond it.
+Everything is a sum over samples in fp64, so any order of `learn` and `unlearn` gives the same statistics up to
+rounding (1e-16 of the sums), and a removed task leaves no other trace.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def unit_rows(hidden: torch.Tensor) -> torch.Tensor:
-    """Rows brought to a root mean square of 1, fp32; a row of zeros stays one."""
+    """Rows scaled to a root mean square of 1, fp32; a row of zeros stays zero."""
     rows = hidden.float()
     return rows / rows.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def projection(inputs: int, outputs: int, seed: int) -> torch.Tensor:
-    """A fixed random matrix `[inputs, outputs]`, fp32, that keeps a row's mean square on average."""
+    """A fixed random matrix `[inputs, outputs]`, fp32, that preserves a row's mean square on average."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -32,13 +32,13 @@ def projection(inputs: int, outputs: int, seed: int) -> torch.Tensor:
 
 
 class StatisticsRouter(BaseRouter):
-    """A router whose knowledge is Σ φ(x) and the number of samples for each task, and Σ φ(x)φ(x)ᵀ over all.
+    """A router that stores Σ φ(x) and the number of samples for each task, and Σ φ(x)φ(x)ᵀ over all tasks.
 
     Attributes:
-        moments: whether Σ φφᵀ is kept.
+        moments: whether Σ φφᵀ is stored.
         sums: task → Σ φ(x), `[d]`, fp64.
         counts: task → number of samples.
-        second: Σ φφᵀ over all tasks, `[d, d]`, fp64; None where nothing is known.
+        second: Σ φφᵀ over all tasks, `[d, d]`, fp64; None if nothing is known.
     """
 
     reads: ClassVar[str] = "samples"
@@ -64,12 +64,12 @@ class StatisticsRouter(BaseRouter):
         self.counts[task] += len(rows)
         self.sums[task] = self.sums[task] + rows.sum(0)
         if self.moments:
-            # In place: a temporary of this size for each task would leave the heap in pieces.
+            # In place: a temporary of this size for each task would fragment the heap.
             self.second = rows.T @ rows if self.second is None else self.second.addmm_(rows.T, rows)
 
     def unlearn(self, task: str, known: Any) -> None:
         if len(known) > self.counts.get(task, 0):
-            raise AdapterHubError(f"the router knows fewer than {len(known)} samples of task {task!r}", "fit it anew")
+            raise AdapterHubError(f"the router knows fewer than {len(known)} samples of task {task!r}", "fit it again")
         if not len(known):
             return
         rows = self.features(known)
@@ -80,7 +80,7 @@ class StatisticsRouter(BaseRouter):
         if not self.counts[task]:
             self.tasks.remove(task)
             del self.counts[task], self.sums[task]
-        if not self.tasks:  # what is left is rounding
+        if not self.tasks:  # what remains is rounding error
             self.second = None
 
     def table(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,10 @@
-"""arrow: how strongly each adapter would answer to an input, told from the adapters' weights alone (Ostapenko et al.
+"""arrow: how strongly each adapter would respond to an input, judged by the adapters' weights alone (Ostapenko et al.
 2024, arXiv:2405.11157).
 
 The top right singular vector v of an adapter's ΔW in a layer is the direction of inputs that it amplifies most. The
-score of a task is |v·x|/‖x‖, mean over tokens and over the layers that its adapter changes. Tasks that one adapter
-serves get equal scores. Choose it where there are no samples (imported adapters); where there are, the routers that
-read them are far more accurate, and cheaper: this one needs a pass through all layers.
+score of a task is |v·x|/‖x‖, averaged over tokens and over the layers that its adapter changes. Tasks served by one
+adapter get equal scores. Choose it if there are no samples (imported adapters); otherwise the routers that read
+samples are far more accurate, and cheaper: this one needs a pass through all layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Router(BaseRouter):
     """One direction for each layer of each adapter."""
 
-    purpose = "from the adapters' weights alone: needs no samples"
+    purpose = "uses only the adapters' weights: needs no samples"
     reads = "factors"
 
     def __init__(self, config: Any = None) -> None:
@@ -37,7 +37,7 @@ class Router(BaseRouter):
         for layer, factors in known.items():
             if factors.rank:
                 _, strengths, right = decompose(factors)
-                if float(strengths[0]) > 0:  # an update of zero amplifies nothing
+                if float(strengths[0]) > 0:  # a zero update amplifies nothing
                     found[layer] = right[:, 0].float().contiguous()
         if task not in self.directions:
             self.tasks.append(task)
@@ -53,12 +53,12 @@ class Router(BaseRouter):
         stacked = self._stacked()
         if not stacked:
             return torch.zeros(len(seen.texts), len(self.tasks))
-        # The mean is over all layers: where a task has none, its direction is 0 and the layer must not count.
+        # The mean is over all layers: a task without a direction in a layer has 0 there, and the layer must not count.
         own = torch.tensor([max(1, len(self.directions[task])) for task in self.tasks])
         return seen.activity(stacked) * (len(stacked) / own)
 
     def _stacked(self) -> dict[str, torch.Tensor]:
-        """Layer → the tasks' directions `[n_tasks, in]`; zeros for a task whose adapter leaves the layer alone."""
+        """Layer → the tasks' directions `[n_tasks, in]`; zeros for a task whose adapter does not change the layer."""
         import torch
 
         first: dict[str, torch.Tensor] = {}

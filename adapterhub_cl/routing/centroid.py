@@ -1,9 +1,9 @@
 """centroid: cosine between the hidden state and the mean of each task's samples (nearest class mean; Mensink et al.
 2013, and as a baseline of continual learning Janson et al. 2022, arXiv:2210.04428).
 
-One vector a task: the smallest state of all. Fifteen text tasks on base `tiny`: 84 % on the bare text, 91 % on the
-whole prompt, twelve and eight points below `analytic`; taking off the common mean first (`center`) cost another point.
-Choose it where a task has but a handful of samples, or where thousands of tasks must be told apart in little memory.
+One vector per task: the smallest state of all. Fifteen text tasks on base `tiny`: 84 % on the bare text, 91 % on the
+whole prompt, twelve and eight points below `analytic`; subtracting the common mean first (`center`) cost another point.
+Choose it if a task has only a handful of samples, or to distinguish thousands of tasks in little memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Config:
     """Options of centroid."""
 
-    center: bool = option(False, "take the mean of the tasks' means off before the cosine")
+    center: bool = option(False, "subtract the mean of the tasks' means before the cosine")
 
 
 class Router(StatisticsRouter):

@@ -1,9 +1,9 @@
 """perplexity: the task whose adapter finds the input least surprising (lowest loss of the input's tokens; the expert
 choice of Li et al. 2022, Branch-Train-Merge, arXiv:2208.03306).
 
-It computes the input once under every adapter, so its cost grows with their number. Adapters that were trained on
-answers alone have never been asked to predict inputs, and their losses differ little. Choose it for adapters that
-were trained on raw text (knowledge updates), or to check another router.
+It computes the input once under every adapter, so its cost grows with their number. Adapters that were trained only on
+answers never had to predict inputs, and their losses differ little. Choose it for adapters that were trained on raw
+text (knowledge updates), or to check another router.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Router(BaseRouter):
     """Minus the loss under each adapter."""
 
-    purpose = "lowest loss of the input under each adapter; a pass for each"
+    purpose = "lowest loss of the input under each adapter; needs one pass per adapter"
     reads = ""
 
     def learn(self, task: str, known: Any) -> None:

@@ -1,11 +1,12 @@
 """static: always the same task, or the same mixture, whatever the input.
 
 `tasks=news` or `tasks="news=0.7,reviews=0.3"`. Choose it to pin an engine to one task, to mix adapters by hand, or
-as the baseline that a router must beat. Nothing is out of distribution for it.
+as the baseline that a router must beat. It treats no input as out of distribution.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def parse(text: str) -> dict[str, float]:
-    """`a` or `a=0.7,b=0.3` → task → share of the whole.
+    """`a` or `a=0.7,b=0.3` → task → share of the total.
 
     Raises:
-        UsageError: a weight is no number above 0, or a task is named twice.
+        UsageError: a weight is not a number above 0, or a task is named twice.
     """
     found: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -43,7 +44,7 @@ def parse(text: str) -> dict[str, float]:
 class Config:
     """Options of static."""
 
-    tasks: str = option("", "the task, or tasks with weights: news=0.7,reviews=0.3 (shares of the whole)", joins=True)
+    tasks: str = option("", "the task, or tasks with weights: news=0.7,reviews=0.3 (shares of the total)", joins=True)
 
     def __post_init__(self) -> None:
         parse(self.tasks)
@@ -55,7 +56,12 @@ class Router(BaseRouter):
     purpose = "always the same task or mixture, whatever the input"
     reads = ""
     calibrates = False
+    input_matters = False
     Config = Config
+
+    @classmethod
+    def trial_options(cls, tasks: Sequence[str]) -> Mapping[str, Any]:
+        return {"tasks": ",".join(f"{task}={weight}" for task, weight in zip(tasks, (0.25, 0.75), strict=False))}
 
     def learn(self, task: str, known: Any) -> None:
         if task not in self.tasks:
@@ -68,7 +74,7 @@ class Router(BaseRouter):
     def solve(self) -> None:
         named = parse(self.config.tasks)
         if not named:
-            raise UsageError("the static router must be told a task", f"static.tasks={self.tasks[0]}")
+            raise UsageError("the static router needs a task", f"static.tasks={self.tasks[0]}")
         for name in named:
             if name not in self.tasks:
                 raise UnknownNameError("task", name, self.tasks)

@@ -1,1 +1,1 @@
-"""The replay samples that a hub keeps: read, replaced, dropped, and held within a budget."""
+"""The replay samples of a hub: read, replaced, dropped, and limited by a budget."""

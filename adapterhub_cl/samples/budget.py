@@ -1,4 +1,4 @@
-"""How much all replay samples of a hub may take, and how that is divided. Pure functions."""
+"""How much space all replay samples of a hub may use, and how it is divided. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HINT = "a number of samples, such as 2000, or a size, such as 500kB or 2MB; non
 
 @dataclass(frozen=True)
 class Budget:
-    """What the samples of all adapters together may be.
+    """The limit for the samples of all adapters together.
 
     Attributes:
         amount: how many.
@@ -38,7 +38,7 @@ def parse_budget(value: Any) -> Budget | None:
     """`2000` → samples, `"2MB"` → bytes (units of 1000), `"none"` or None → no limit.
 
     Raises:
-        UsageError: neither a number of samples nor a size.
+        UsageError: the value is neither a number of samples nor a size.
     """
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
@@ -52,20 +52,20 @@ def parse_budget(value: Any) -> Budget | None:
 
 
 def shares(wanted: Mapping[str, int], total: int) -> dict[str, int]:
-    """Divide a total: equal shares, and what one does not want goes to the others (water-filling).
+    """Divide a total into equal shares; what one does not need goes to the others (water-filling).
 
     Args:
-        wanted: name → how much it would take at most.
+        wanted: name → the most that it can use.
 
     Returns:
-        name → its share, in the order of `wanted`. All together are the smaller of `total` and what is wanted; shares
-        that are not filled differ by one at most, the earlier names getting the one.
+        name → its share, in the order of `wanted`. Together they are the smaller of `total` and what is wanted;
+        limited shares differ by at most one, and the earlier names get the extra one.
     """
     left, given = max(0, total), dict.fromkeys(wanted, 0)
     order = sorted(wanted, key=wanted.__getitem__)
     for place, name in enumerate(order):
         equal = left // (len(order) - place)
-        if wanted[name] > equal:  # and so do all after it: none of them can be filled
+        if wanted[name] > equal:  # the same holds for all names after it, so all of them are limited
             unfilled = [n for n in wanted if n in set(order[place:])]
             level, rest = divmod(left, len(unfilled))
             for n in unfilled:
@@ -78,7 +78,7 @@ def shares(wanted: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def fitting(sizes: Sequence[int], share: int, unit: str) -> int:
-    """How many of the first items stay within a share: of samples, or of bytes by their sizes."""
+    """How many of the first items fit into a share: of samples, or of bytes by their sizes."""
     if unit == "samples":
         return min(len(sizes), share)
     used = 0

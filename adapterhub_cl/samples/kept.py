@@ -11,7 +11,7 @@ def kept_samples(record: AdapterRecord) -> list[Example]:
     """The replay samples of a version.
 
     Raises:
-        DataError: `replay.jsonl` is there and cannot be read.
+        DataError: `replay.jsonl` exists but cannot be read.
     """
     path = record.path / "replay.jsonl"
     if not path.is_file() or path.stat().st_size == 0:
@@ -22,8 +22,8 @@ def kept_samples(record: AdapterRecord) -> list[Example]:
         try:
             example = Example.from_json({"input": "", **row})
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify") from error
+            raise DataError(f"{rows.where(k)}: not a replay sample", "run cl-adapter verify") from error
         if example.answer is None:
-            raise DataError(f"{rows.where(k)}: not a replay sample", "cl-adapter verify")
+            raise DataError(f"{rows.where(k)}: not a replay sample", "run cl-adapter verify")
         found.append(example)
     return found

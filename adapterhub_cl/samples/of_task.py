@@ -1,4 +1,4 @@
-"""The replay samples of a task, wherever they are kept."""
+"""The replay samples of a task, in whichever version they are stored."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TaskSamples:
     """Replay samples of one task.
 
     Attributes:
-        record: the version beside which they are kept.
-        max_length: tokens that its examples are cut to.
+        record: the version that stores them.
+        max_length: maximum length of its examples in tokens.
     """
 
     task: Task
@@ -26,10 +26,10 @@ class TaskSamples:
 
 
 def samples_of(registry: Registry, task: str, first: AdapterRecord | None = None) -> TaskSamples | None:
-    """The samples of a task: those of the version named, else of its newest version that keeps any; None without any.
+    """The samples of a task: those of `first`, otherwise of its newest version that has any; None if there are none.
 
     Args:
-        first: looked into before the others, where the task is its own.
+        first: the version to look at first, if the task is its own.
     """
     own = [r for r in registry.adapters(all_versions=True, include_rejected=False) if r.task == task]
     own.sort(key=lambda record: record.created_at, reverse=True)
@@ -43,6 +43,6 @@ def samples_of(registry: Registry, task: str, first: AdapterRecord | None = None
 
 
 def length_of(record: AdapterRecord) -> int:
-    """Tokens that a version's examples were cut to."""
+    """The maximum length in tokens of a version's training examples."""
     settings = record.training.get("settings") or {}
     return int(settings.get("max_length") or 512)

@@ -1,7 +1,7 @@
-"""Which rows a version was trained on, as hashes: so that forgetting a task finds every other version that saw them.
+"""Which rows a version was trained on, as hashes, so that forgetting a task finds every other version that saw them.
 
-`seen.bin` holds eight bytes of the SHA-256 of each row, sorted. A row is told by its input, whatever its case and
-spacing, as `replay drop` tells it. It stays in the hub: an export does not have it.
+`seen.bin` has eight bytes of the SHA-256 of each row, sorted. A row is identified by its input, ignoring case and
+spacing, as in `replay drop`. The file stays in the hub: exports do not include it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _BYTES = 8
 
 
 def row_hash(key: tuple[str, str]) -> bytes:
-    """The hash of a row by what tells it from others."""
+    """The hash of a row, from its key."""
     return hashlib.sha256("\0".join(key).encode("utf-8", "surrogatepass")).digest()[:_BYTES]
 
 
 def write(folder: Path, examples: Iterable[Example]) -> None:
-    """Write down the rows that a version was trained on."""
+    """Record the rows that a version was trained on."""
     (folder / FILE_NAME).write_bytes(b"".join(sorted({row_hash(sample_key(example)) for example in examples})))
 
 
 def read(folder: Path) -> frozenset[bytes]:
-    """The rows that a version was trained on; none where that was not written down."""
+    """The rows that a version was trained on; empty if they were not recorded."""
     path = folder / FILE_NAME
     if path.is_symlink() or not path.is_file():
         return frozenset()

@@ -1,4 +1,4 @@
-"""The replay samples of a hub as they are kept: looked at, written elsewhere, removed, held within a budget."""
+"""The stored replay samples of a hub: shown, exported, removed, limited by a budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUDGET_KEY = "replay_budget"
 
 @dataclass(frozen=True)
 class Kept:
-    """What one version keeps.
+    """The samples of one version.
 
     Attributes:
         policy: the selection policy that chose the samples.
@@ -37,7 +37,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Cut:
-    """A version that was cut to its share: how many samples it had, and has."""
+    """A version that was cut to its share: its number of samples before and after."""
 
     ref: str
     before: int
@@ -48,7 +48,7 @@ class Cut:
 
 
 class Samples:
-    """The replay samples of a hub's adapters. Loads no torch.
+    """The replay samples of a hub's adapters. Does not load torch.
 
     Args:
         registry: the opened hub.
@@ -60,7 +60,7 @@ class Samples:
     # -- looking ---------------------------------------------------------------------------------
 
     def rows(self) -> list[Kept]:
-        """What each adapter's newest active version keeps, sorted by name; reads no samples."""
+        """The samples of each adapter's newest active version, sorted by name; does not read the samples themselves."""
         return [_kept(record) for record in self._newest()]
 
     def show(self, ref: str, limit: int | None = None) -> list[Example]:
@@ -74,37 +74,37 @@ class Samples:
         return [_example(record, k, line) for k, line in enumerate(samples.read(record)[:limit], 1)]
 
     def record(self, ref: str) -> AdapterRecord:
-        """The version that `show` shows: of a bare name the newest active one, else the newest."""
+        """The version that `show` uses: for a bare name the newest active one, otherwise the newest."""
         if not self._is_adapter(ref):
             return self.registry.get(ref)
         versions = self.registry.versions(ref)
         return next((v for v in reversed(versions) if v.status == "active"), versions[-1])
 
     def _is_adapter(self, ref: str) -> bool:
-        """Whether a reference is an adapter's bare name, so that all its versions are meant."""
+        """Whether a reference is an adapter's bare name, which means all its versions."""
         asked = parse_ref(ref)
         bare = asked.version is None and asked.alias is None
         return bare and any(record.name == asked.name for record in self.registry.adapters())
 
     def export(self, ref: str | None, path: str | Path, *, overwrite: bool = False) -> int:
-        """Write samples as JSONL that `add-task` reads; how many.
+        """Write samples as JSONL that `add-task` can read; returns how many.
 
         Args:
             ref: None for the newest active version of every adapter; each row then has its `task`.
 
         Raises:
-            UsageError: the file is there, and `overwrite` was not asked for; or it is a directory.
-            StorageError: the disk refused.
+            UsageError: the file exists and `overwrite` is False; or it is a directory.
+            StorageError: the disk cannot be written.
         """
         path = check_local(path, "a file")
         if path.is_dir():
             raise UsageError(f"{path} is a directory", "name a file, such as samples.jsonl")
         if path.exists() and not overwrite:
-            raise UsageError(f"{path} is there already", "name another file, or overwrite it: --overwrite")
+            raise UsageError(f"{path} already exists", "name another file, or add --overwrite")
         if not path.parent.is_dir():
-            raise UsageError(f"there is no directory {path.parent}", "make it first")
+            raise UsageError(f"the directory {path.parent} does not exist", "create it first")
         if path.resolve().is_relative_to(self.registry.path.resolve()):
-            raise UsageError(f"{path} lies inside the hub", "name a file outside of it")
+            raise UsageError(f"{path} is inside the hub", "name a file outside of it")
         if ref is not None:
             rows = [example.to_json() for example in self.show(ref)]
         else:
@@ -119,18 +119,18 @@ class Samples:
     # -- removing --------------------------------------------------------------------------------
 
     def find(self, ref: str, *, rows: Sequence[int] | None = None, matching: str | None = None) -> dict[str, list[int]]:
-        """Which samples `drop` would remove: version → row numbers from 1, only versions that have some.
+        """Which samples `drop` would remove: version → row numbers from 1, without versions that have none.
 
-        A bare name means all versions of the adapter: whatever has the same input as a row that was named goes from
+        A bare name means all versions of the adapter: samples with the same input as a chosen row are removed from
         each of them. `name@vN` means that version only.
 
         Raises:
             UnknownNameError: no such adapter or version.
-            UsageError: a row that is not there, an empty text, or both rows and a text.
+            UsageError: a row that does not exist, an empty text, or both rows and a text.
             IntegrityError: a file is damaged.
         """
         if rows is not None and matching is not None:
-            raise UsageError("rows and a text to match cannot both be given", "give one of them")
+            raise UsageError("rows and a text to match cannot be combined", "give one of them")
         if matching is not None and not matching.strip():
             raise UsageError("the text to match is empty", "give a part of the sample's text")
         named = self.record(ref)
@@ -142,12 +142,12 @@ class Samples:
                 if not 1 <= number <= len(shown):
                     raise UsageError(
                         f"{named.ref} has no sample {number}; it has {len(shown)}",
-                        f"see their numbers: cl-adapter replay show {ref}",
+                        f"list them with their numbers: cl-adapter replay show {ref}",
                     )
                 wanted.add(sample_key(shown[number - 1]))
         found = {}
         for record in versions:
-            if rows is None and matching is None:  # all of them, whatever state the file is in
+            if rows is None and matching is None:  # all of them, even if the file is damaged
                 if count := _kept(record).samples:
                     found[record.ref] = list(range(1, count + 1))
                 continue
@@ -161,12 +161,12 @@ class Samples:
         return found
 
     def drop(self, ref: str, *, rows: Sequence[int] | None = None, matching: str | None = None) -> int:
-        """Remove samples for good, see `find`; with neither rows nor a text, all of them.
+        """Permanently remove samples, see `find`; with neither rows nor a text, all of them.
 
         Returns:
-            how many were removed, over all versions. The log says how many of which version, not what they were.
+            how many were removed, over all versions. The log records how many of which version, not their content.
         """
-        with self.registry.exclusively():  # the row numbers hold until they are used
+        with self.registry.exclusively():  # so that the row numbers stay valid until they are used
             found = self.find(ref, rows=rows, matching=matching)
             wanted = []
             for version, numbers in found.items():
@@ -182,10 +182,10 @@ class Samples:
     # -- the budget ------------------------------------------------------------------------------
 
     def budget(self) -> Budget | None:
-        """What all samples together may be; None for no limit.
+        """The limit for all samples together; None for no limit.
 
         Raises:
-            UsageError: hub.toml says something else.
+            UsageError: the value in hub.toml is invalid.
         """
         said = HubFile.read(self.registry.path).defaults.get(BUDGET_KEY)
         try:
@@ -196,7 +196,7 @@ class Samples:
             ) from error
 
     def set_budget(self, value: int | str | None) -> list[Cut]:
-        """Set the budget (`2000`, `"2MB"`, None for no limit) and cut to it at once, or do neither; what was cut.
+        """Set the budget (`2000`, `"2MB"`, None for no limit) and cut to it, both or neither; returns what was cut.
 
         Raises:
             UsageError: not a budget; nothing was changed.
@@ -207,11 +207,10 @@ class Samples:
             return self._cut_to(budget, {BUDGET_KEY: stored})
 
     def rebalance(self) -> list[Cut]:
-        """Cut samples from the end, the least wanted first, until the budget is kept; what was cut.
+        """Cut samples from the end, the lowest priority first, until the budget is met; returns what was cut.
 
         Every task gets an equal share of the budget, and what it does not use goes to the others; adapters of one task
-        divide its share alike. What counts is each adapter's newest active version; its other versions are cut to the
-        same share.
+        share equally. Only each adapter's newest active version counts; its other versions are cut to the same share.
         """
         budget = self.budget()
         if budget is None:
@@ -230,7 +229,7 @@ class Samples:
         return done
 
     def _over(self, budget: Budget) -> Iterator[tuple[AdapterRecord, list[str], int]]:
-        """Each version that keeps more than its share: its samples, and how many of them stay."""
+        """Each version that has more than its share: its samples, and how many of them it may keep."""
         newest = self._newest()
         kept_now = {record.name: _kept(record) for record in newest}
         sizes = {name: k.bytes if budget.unit == "bytes" else k.samples for name, k in kept_now.items()}
@@ -240,7 +239,7 @@ class Samples:
         of_task = shares({task: sum(held.values()) for task, held in by_task.items()}, budget.amount)
         share = {name: n for task, held in by_task.items() for name, n in shares(held, of_task[task]).items()}
         for name in sorted(share):
-            full = share[name] >= sizes[name]  # the newest is not cut; then older ones, which do not count, stay too
+            full = share[name] >= sizes[name]  # the newest is not cut; older versions do not count and are not either
             for record in () if full else self.registry.versions(name):
                 kept = samples.read(record)
                 after = fitting([len(line.encode()) + 1 for line in kept], share[name], budget.unit)
@@ -267,14 +266,14 @@ def _example(record: AdapterRecord, number: int, line: str) -> Example:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(
             f"{record.path / samples.FILE_NAME} line {number} is not a sample ({type(error).__name__}: {error})",
-            f"remove them all: cl-adapter replay drop {record.ref} --all, or restore the file",
+            f"remove all: cl-adapter replay drop {record.ref} --all, or restore the file",
         ) from error
     return found
 
 
 def sample_key(example: Example) -> tuple[str, str]:
-    """What makes two samples the same person's data: the input, whatever its case and spacing; where there is none, the
-    instruction and the answer."""
+    """What identifies the same person's data in two samples: the input, ignoring case and spacing; without an input,
+    the instruction and the answer."""
     if example.text.strip():
         return (" ".join(example.text.casefold().split()), "")
     return (" ".join(example.instruction.casefold().split()), " ".join((example.answer or "").casefold().split()))

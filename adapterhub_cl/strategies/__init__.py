@@ -1,4 +1,4 @@
-"""Strategies: how training on a new task treats the past. One file each; hooks in the one training loop."""
+"""Strategies: how training on a new task treats the past. One file each, with hooks in the one training loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from adapterhub_cl.options import NoOptions
 from adapterhub_cl.plugins import Room
 from adapterhub_cl.types import AdapterRecord, Example
 
@@ -40,7 +41,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row of the past comes from: a task, and the version beside which the example is kept."""
+    """Where a row of the past comes from: a task, and the version that stores the example."""
 
     task: str
     folder: Path | None
@@ -48,7 +49,7 @@ class Origin:
 
 
 class Stage(Protocol):
-    """What a hook sees of a run, and may compute with. Rows are numbered: those of the new task first.
+    """A run as a hook sees it, and what it may compute with. Rows are numbered, those of the new task first.
 
     Attributes:
         model: the base with the LoRA in training, and any frozen ones under it.
@@ -56,12 +57,12 @@ class Stage(Protocol):
             `begin` (`requires_grad_(False)`).
         step: optimiser steps done so far.
         steps: steps of the whole run.
-        seed: of the run; every random choice is to be made from it.
-        resumed: a checkpoint will be put back after `begin`: what only sets starting values need not be done.
-        fresh: how many rows are of the new task: rows 0 to fresh − 1.
+        seed: of the run; every random choice must be derived from it.
+        resumed: whether a checkpoint will be restored after `begin`, so that initial values need not be computed.
+        fresh: the number of rows of the new task: rows 0 to fresh − 1.
         reviewed: old task → its rows, for strategies that read samples.
         origins: for each old row (row − fresh) where it comes from.
-        parent: directory of the version that the run goes on from or stands on; None for a fresh adapter.
+        parent: directory of the version that the run continues from or trains on top of; None for a fresh adapter.
     """
 
     @property
@@ -90,7 +91,7 @@ class Stage(Protocol):
         ...
 
     def batches(self, rows: Sequence[int]) -> Iterator[Batch]:
-        """The rows as batches of the run's size, in the order given, on the model's device."""
+        """The rows as batches of the run's batch size, in the given order, on the model's device."""
         ...
 
     def collate(self, tokens: Sequence[Tokens]) -> Batch:
@@ -98,17 +99,17 @@ class Stage(Protocol):
         ...
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits at the positions that get a loss, `[n, vocabulary]`, fp32, in row order."""
+        """Logits at the positions that count in the loss, `[n, vocabulary]`, fp32, in row order."""
         ...
 
     def recalled(self) -> Sequence[torch.Tensor] | None:
-        """What the last pass of `logits` (or of the loop, which gave a hook its logits) said in the heads that the
-        parent had, `[rows, labels]` each, for its labels alone; of raw text, over the vocabulary. None where the base
-        has no heads: there `logits` says it all."""
+        """The last output of the heads that the parent had, from `logits` (or from the loop, if it gave a hook its
+        logits): `[rows, labels]` each, for its labels only; for raw text over the vocabulary. None if the base has no
+        heads: then `logits` is complete."""
         ...
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss of those tokens, a scalar with a gradient."""
+        """Mean loss of the answer tokens, a scalar with a gradient."""
         ...
 
     def mean_losses(self, rows: Sequence[int]) -> list[float]:
@@ -116,23 +117,18 @@ class Stage(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """A line for the user."""
+        """Show the user a line."""
         ...
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
-        """A longer piece of work outside of the steps: gives a function that is called with how much more is done."""
+        """Reports a longer piece of work outside the steps: yields a function to call with each amount of progress."""
         ...
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """A strategy without options."""
-
-
 class BaseStrategy:
-    """The hooks, in the order in which they are called; each does nothing unless a strategy says otherwise.
+    """The hooks, in the order in which they are called; by default each does nothing.
 
-    Modules of strategies import torch within functions only: options are checked, and helped with, without it.
+    Modules of strategies import torch only inside functions, so that options and their help are available without it.
 
     Attributes:
         Config: a frozen dataclass of options, each made by `adapterhub_cl.options.option`; users set them with
@@ -142,19 +138,22 @@ class BaseStrategy:
     shares: ClassVar[str] = ""
     """One line for `--help`: what the new adapter shares with the past."""
     form: ClassVar[str] = ""
-    """`fresh`: a new adapter; `continued`: goes on from the newest one's weights; `stacked`: a new adapter over the
-    newest one, which is frozen; empty: no opinion, taken from the strategy it is combined with, else `continued`."""
+    """`fresh`: a new adapter; `continued`: continues from the newest one's weights; `stacked`: a new adapter over the
+    newest one, which is frozen; empty: decided by the strategy it is combined with, by default `continued`."""
     reads: ClassVar[str] = ""
     """`samples`: the replay samples of earlier tasks are rows of the run; `data`: all their training data are."""
     projects: ClassVar[bool] = False
-    """Constrains the gradients' directions: two such strategies cannot be combined."""
+    """Whether it constrains the direction of gradients: two such strategies cannot be combined."""
+    acts_on_past: ClassVar[bool] = True
+    """Whether its hooks do something about the past; False if `form` and `reads` are all there is to the strategy. The
+    contract tests check it."""
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
 
     def repeats(self, tasks: Sequence[str]) -> Sequence[int]:
-        """How often each row is learned in an epoch, at least once.
+        """How often each row is trained on in an epoch, at least once.
 
         Args:
             tasks: each row's task; several only where a strategy reads all tasks' data.
@@ -162,14 +161,14 @@ class BaseStrategy:
         return [1] * len(tasks)
 
     def begin(self, stage: Stage) -> None:
-        """The model is ready; no optimiser yet."""
+        """Called when the model is ready, before the optimiser is built."""
 
     def review(self, stage: Stage, rows: Sequence[int]) -> Sequence[tuple[int, float]]:
-        """Rows of the past to be learned in this step too, each with its weight in the loss (1: like a new row)."""
+        """Rows of the past to train on in this step too, each with its weight in the loss (1: like a new row)."""
         return ()
 
     def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:
-        """Added to the mean loss of each batch, a scalar with a gradient; several strategies' add up.
+        """Added to the mean loss of each batch, a scalar with a gradient; those of several strategies are summed.
 
         Args:
             logits: of the model in training at the batch's labelled positions, `[n, vocabulary]`, fp32, in row order.
@@ -177,22 +176,22 @@ class BaseStrategy:
         return None
 
     def before_step(self, stage: Stage) -> None:
-        """Gradients are there and clipped; they may be changed in place."""
+        """Called when gradients are computed and clipped; they may be changed in place."""
 
     def after_step(self, stage: Stage) -> None:
-        """The optimiser has stepped; parameters may be changed in place."""
+        """Called after the optimiser's step; parameters may be changed in place."""
 
     def end(self, stage: Stage) -> None:
-        """The best weights are in the model; they are saved next, so parameters may be changed in place."""
+        """Called when the best weights are in the model, before they are saved; parameters may be changed in place."""
 
     def remember(
         self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
     ) -> Mapping[str, torch.Tensor]:
-        """What later runs of this strategy need, stored beside the version; `memory` reads it back.
+        """What later runs of this strategy need, stored with the version; `memory` reads it back.
 
         Args:
-            samples: what is kept for replay.
-            tokens: the same as token ids.
+            samples: the replay samples that will be stored.
+            tokens: the same samples as token ids.
         """
         return {}
 
@@ -201,7 +200,7 @@ class BaseStrategy:
         return {}
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What a checkpoint must hold so that a resumed run equals an uninterrupted one."""
+        """What a checkpoint needs so that a resumed run equals an uninterrupted one."""
         return {}, {}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
@@ -209,7 +208,7 @@ class BaseStrategy:
 
 
 def memory(folder: Path | None, name: str) -> dict[str, torch.Tensor]:
-    """What a strategy stored beside a version; empty where it stored nothing.
+    """What a strategy stored with a version; empty if it stored nothing.
 
     Raises:
         IntegrityError: the file cannot be read.
@@ -225,9 +224,9 @@ def memory(folder: Path | None, name: str) -> dict[str, torch.Tensor]:
             mine = [key for key in file.keys() if key.startswith(name + ".")]  # noqa: SIM118 (not a dict)
             return {key.removeprefix(name + "."): file.get_tensor(key) for key in mine}
     except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{folder / MEMORY} cannot be read: {error}", "cl-adapter verify") from error
+        raise IntegrityError(f"{folder / MEMORY} cannot be read: {error}", "run cl-adapter verify") from error
 
 
-# It builds on the classes above.
+# `_combined` needs the classes above.
 from adapterhub_cl.strategies._combined import Combined as Combined  # noqa: E402
 from adapterhub_cl.strategies._combined import build as build  # noqa: E402

@@ -1,4 +1,4 @@
-"""Several strategies as one: `replay+olora`. Losses and review rows add up; the order of the names does not matter."""
+"""Several strategies as one: `replay+olora`. Losses and review rows are summed; the order of names does not matter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 READS = ("", "samples", "data")
 MEANS = {
     "fresh": "makes a fresh adapter",
-    "continued": "goes on training the newest adapter",
+    "continued": "continues training the newest adapter",
     "stacked": "stacks a new adapter on the frozen ones",
 }
 
@@ -34,7 +34,7 @@ def build(text: str, options: Mapping[str, Any] | None = None) -> Combined:
 
     Raises:
         UnknownNameError: no such strategy or option.
-        UsageError: strategies that cannot be combined, or a value that cannot be used.
+        UsageError: strategies that cannot be combined, or an invalid value.
     """
     names = sorted(part.strip() for part in text.split("+"))
     if len(set(names)) < len(names):
@@ -59,16 +59,16 @@ def _check(parts: Mapping[str, BaseStrategy]) -> None:
     forms = {name: part.form for name, part in parts.items() if part.form}
     if len(set(forms.values())) > 1:
         told = ", ".join(f"{name} {MEANS[form]}" for name, form in forms.items())
-        raise UsageError(f"{'+'.join(parts)} cannot be combined: {told}", "take one of them")
+        raise UsageError(f"{'+'.join(parts)} cannot be combined: {told}", "choose one of them")
     alone = [name for name, part in parts.items() if part.form == "fresh" and len(parts) > 1]
     if alone:
-        raise UsageError(f"{alone[0]} cannot be combined with other strategies", f"--strategy {alone[0]} alone")
+        raise UsageError(f"{alone[0]} cannot be combined with other strategies", f"use --strategy {alone[0]} alone")
     projecting = [name for name, part in parts.items() if part.projects]
     if len(projecting) > 1:
-        raise UsageError(f"{' and '.join(projecting)} both project gradients", "take one of them")
+        raise UsageError(f"{' and '.join(projecting)} both project gradients", "choose one of them")
     mixing = [name for name, part in parts.items() if part.reads]
     if len(mixing) > 1:
-        raise UsageError(f"{' and '.join(mixing)} both mix in what is kept", "take one of them")
+        raise UsageError(f"{' and '.join(mixing)} both mix in replay samples", "choose one of them")
 
 
 class Combined(BaseStrategy):
@@ -91,11 +91,11 @@ class Combined(BaseStrategy):
 
     @property
     def shared(self) -> bool:
-        """Whether the new adapter answers for earlier tasks too."""
+        """Whether the new adapter answers earlier tasks too."""
         return self.makes in ("continued", "stacked") or self.what_is_read == "data"
 
     def parent(self, past: Past) -> AdapterRecord | None:
-        """The version that the new adapter goes on from, or stands on."""
+        """The version that the new adapter continues from, or is stacked on."""
         return past.newest if self.makes in ("continued", "stacked") else None
 
     def repeats(self, tasks: Sequence[str]) -> Sequence[int]:

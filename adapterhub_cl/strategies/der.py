@@ -1,11 +1,12 @@
-"""DER++: replay in which old samples are also held to the logits of the model that learned them (Buzzega et al. 2020,
+"""DER++: replay that also keeps old samples close to the logits of the model that learned them (Buzzega et al. 2020,
 arXiv:2004.07211).
 
-Beside each version stand the likeliest tokens' log-probabilities at the answers of its replay samples. A reviewed
-sample gets its usual loss and, times `alpha`, the KL divergence from what the model said when it had just learned the
-sample (over those tokens, everything else as one). Samples that have none (of another strategy) get the usual loss.
+Each version stores the log-probabilities of the most likely tokens at the answers of its replay samples. A reviewed
+sample gets its usual loss plus, times `alpha`, the KL divergence from the model's output just after it had learned the
+sample (over those tokens, with all others as one). Samples without stored output (of another strategy) get the usual
+loss.
 
-Choose it over replay when few samples can be kept: an answer's probabilities say more than the answer.
+Choose it over replay if only few samples can be stored: an answer's probabilities say more than the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokens
 
-NEVER = -1e4  # log-probability of what cannot be; the same number in fp16
+NEVER = -1e4  # log-probability of an impossible token; representable in fp16
 TOP = 64  # tokens whose log-probabilities are stored at each position
 
 
@@ -34,7 +35,7 @@ TOP = 64  # tokens whose log-probabilities are stored at each position
 class Config(replay.Config):
     """Options of der: those of replay, and the weight of the stored logits."""
 
-    alpha: float = option(0.5, "weight of the stored logits beside the usual loss")
+    alpha: float = option(0.5, "weight of the stored logits relative to the usual loss")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,16 +44,16 @@ class Config(replay.Config):
 
 
 def sample_key(example: Example) -> int:
-    """A number that stands for the sample's text, the same in every process."""
+    """A number for the sample's text, the same in every process."""
     text = "\0".join((example.instruction, example.text, example.answer or ""))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def top_divergence(stored: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Mean KL(stored ‖ model) of positions, over the stored tokens and all others taken as one.
+    """Mean KL(stored ‖ model) over positions, over the stored tokens and all others as one.
 
     Args:
-        stored: log-probabilities `[n, k]`; `NEVER` stands for no token.
+        stored: log-probabilities `[n, k]`; `NEVER` means no token.
         ids: their tokens `[n, k]`.
         logits: the model's `[n, vocabulary]`, with the gradient.
     """
@@ -66,7 +67,7 @@ def top_divergence(stored: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor
 
 
 def _beside(parts: Sequence[torch.Tensor], filler: float) -> torch.Tensor:
-    """`[n, k]` of parts of different widths: an encoder's tasks have different numbers of labels."""
+    """Parts of different widths as one `[n, k]`: an encoder's tasks have different numbers of labels."""
     import torch
     from torch.nn.functional import pad
 
@@ -75,9 +76,9 @@ def _beside(parts: Sequence[torch.Tensor], filler: float) -> torch.Tensor:
 
 
 class Strategy(replay.Strategy):
-    """Old samples with what was once said about them."""
+    """Replays old samples together with their stored logits."""
 
-    shares = "all weights, with kept samples and the stored logits of their answers mixed in"
+    shares = "all weights, trained on replay samples and the stored logits of their answers too"
     Config = Config
 
     def begin(self, stage: Stage) -> None:
@@ -104,7 +105,7 @@ class Strategy(replay.Strategy):
             if row not in self.told:
                 continue
             logs, tokens = self.told[row]
-            at = (places == k).nonzero()[:, 0][-len(logs) :]  # the answer stands last
+            at = (places == k).nonzero()[:, 0][-len(logs) :]  # the answer comes last
             if len(at) == len(logs):
                 picked, stored, ids = [*picked, at], [*stored, logs], [*ids, tokens]
         if not picked:

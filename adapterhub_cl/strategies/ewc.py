@@ -1,10 +1,10 @@
 """EWC, elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), online (Schwarz et al. 2018,
 arXiv:1805.06370), on the LoRA parameters.
 
-After each task the diagonal Fisher information of its answers is added to what the earlier tasks left, decayed by
-`decay`; on the next task every parameter is pulled back to its old value, in proportion. The Fisher is scaled to a
-mean of 1, so that `strength` means the same for every base. Choose it where nothing may be kept and the adapter must
-stay of one size.
+After each task the diagonal Fisher information of its answers is added to that of the earlier tasks, decayed by
+`decay`; on the next task every parameter is pulled back to its old value in proportion to it. The Fisher is scaled to
+a mean of 1, so that `strength` means the same for every base. Choose it if no samples may be stored and the adapter's
+size must stay the same.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Config:
     """Options of ewc."""
 
     strength: float = option(0.1, "weight of the pull back to the old values (λ)")
-    decay: float = option(0.9, "what an older task's Fisher counts after each further task (γ)")
-    examples: int = option(128, "examples that the Fisher is estimated on")
+    decay: float = option(0.9, "factor for an older task's Fisher after each further task (γ)")
+    examples: int = option(128, "examples used to estimate the Fisher")
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
@@ -43,16 +43,16 @@ class Config:
 
 
 def _grown(fisher: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """An encoder's head has a row more for each new label, which nothing holds yet."""
+    """Zero-padded for an encoder's head, which has a row more for each new label that nothing protects yet."""
     whole = fisher.new_zeros(like.shape, device=like.device)
     whole[: fisher.shape[0]] = fisher
     return whole
 
 
 class Strategy(BaseStrategy):
-    """Important weights are held."""
+    """Protects important weights."""
 
-    shares = "all weights, each held to its old value as far as earlier tasks need it"
+    shares = "all weights, each kept near its old value as far as earlier tasks need it"
     form = "continued"
     Config = Config
 
@@ -82,7 +82,7 @@ class Strategy(BaseStrategy):
         rows = list(range(stage.fresh))
         rows = random.Random(f"fisher {stage.seed}").sample(rows, min(self.config.examples, len(rows)))
         sums = {name: torch.zeros_like(p) for name, p in stage.parameters.items()}
-        with stage.progress("weighing what matters (ewc)", len(rows)) as advance:
+        with stage.progress("estimating importance (ewc)", len(rows)) as advance:
             for row in rows:
                 for batch in stage.batches([row]):
                     loss = stage.loss(batch)

@@ -1,8 +1,8 @@
-"""Incremental: a new adapter per task, trained on top of all earlier ones, which are added and frozen.
+"""Incremental: a new adapter per task, trained on top of the frozen sum of all earlier ones.
 
-"IncLoRA" in Wang et al. 2023 (arXiv:2310.14152): the sum of all adapters answers for every task. What is stored is
-that sum, exactly, as one LoRA of the ranks' sum, so plain PEFT opens it. Choose it as the baseline of `olora` and
-`inflora`, which add to it that the new adapter keeps out of the earlier ones' way.
+"IncLoRA" in Wang et al. 2023 (arXiv:2310.14152): the sum of all adapters answers every task. The exact sum is stored as
+one LoRA whose rank is the sum of all ranks, so plain PEFT opens it. Choose it as the baseline for `olora` and
+`inflora`, which also keep the new adapter from interfering with the earlier ones.
 """
 
 from __future__ import annotations
@@ -13,5 +13,6 @@ from adapterhub_cl.strategies import BaseStrategy
 class Strategy(BaseStrategy):
     """A new adapter over the frozen newest one."""
 
-    shares = "the frozen sum of all earlier adapters, which the new one is added to"
+    shares = "the frozen sum of all earlier adapters, to which the new one is added"
     form = "stacked"
+    acts_on_past = False

@@ -1,13 +1,13 @@
-"""InfLoRA, interference-free low-rank adaptation (Liang & Li 2024, arXiv:2404.00228): the new adapter can only answer
-to directions that the earlier tasks' inputs do not use.
+"""InfLoRA, interference-free low-rank adaptation (Liang & Li 2024, arXiv:2404.00228): the new adapter responds only to
+directions that the earlier tasks' inputs do not use.
 
-Before training, the inputs of each layer are gathered on the new task; what lies in the earlier tasks' input space is
-taken out, and the `r` strongest directions left become A, which is then frozen: only B is trained. Afterwards the
+Before training, the inputs of each layer are collected on the new task; the part in the earlier tasks' input space is
+removed, and the `r` strongest remaining directions become A, which is then frozen: only B is trained. Afterwards the
 task's own input space, up to the share `energy` of its spectrum, joins the memory (as in GPM, Saha et al. 2021).
 
-Of the strongest rehearsal-free methods this one was taken rather than GainLoRA (Liang & Li 2025), whose gates decide
-at inference how much each adapter counts: InfLoRA's sum is a plain LoRA, which PEFT, merging and serving open as it
-is. Choose it where nothing may be kept and forgetting must be small; new tasks pay when the memory fills up.
+It was chosen over GainLoRA (Liang & Li 2025), whose gates weight the adapters at inference: InfLoRA's sum is a plain
+LoRA, which PEFT, merging and serving can open directly. Choose it if no samples may be stored and forgetting must be
+small; new tasks learn less once the memory fills up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from adapterhub_cl.data.tokenise import Tokens
 
-LEAST_FREE = 1e-6  # share of the inputs' energy below which nothing is left of a direction
+LEAST_FREE = 1e-6  # share of the inputs' energy below which a direction counts as empty
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Config:
     """Options of inflora."""
 
     energy: float = option(0.97, "share of a task's input spectrum that joins the memory")
-    examples: int = option(128, "examples that the inputs are gathered on")
+    examples: int = option(128, "examples used to collect the inputs")
 
     def __post_init__(self) -> None:
         if not 0 < self.energy <= 1:
@@ -45,7 +45,7 @@ class Config:
 
 
 def without(gram: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
-    """XᵀX `[in, in]` of inputs from which the space of an orthonormal basis `[in, k]` was taken out."""
+    """XᵀX `[in, in]` of inputs after removing the space of an orthonormal basis `[in, k]`."""
     if basis is None or basis.shape[1] == 0:
         return gram
     left = gram - basis @ (basis.T @ gram)
@@ -53,8 +53,8 @@ def without(gram: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
 
 
 def extended(basis: torch.Tensor | None, gram: torch.Tensor, energy: float) -> torch.Tensor:
-    """The memory's orthonormal basis `[in, k]` with the strongest new directions of XᵀX `[in, in]`, as many as bring
-    the share of its energy inside the memory to `energy`."""
+    """The memory's orthonormal basis `[in, k]` with the strongest new directions of XᵀX `[in, in]`, as many as are
+    needed for a share `energy` of its energy to be inside the memory."""
     import torch
 
     total = float(gram.diagonal().sum())
@@ -71,9 +71,9 @@ def extended(basis: torch.Tensor | None, gram: torch.Tensor, energy: float) -> t
 
 
 class Strategy(BaseStrategy):
-    """Fixed A in the free directions; B is trained."""
+    """Fixed A in the free directions; only B is trained."""
 
-    shares = "the frozen sum of all earlier adapters; the new one listens only to inputs that they do not use"
+    shares = "the frozen sum of all earlier adapters; the new one uses only input directions that they do not use"
     form = "stacked"
     projects = True
     Config = Config
@@ -93,7 +93,7 @@ class Strategy(BaseStrategy):
             values, vectors = torch.linalg.eigh(free)
             best = vectors[:, values.argsort(descending=True)[: parameter.shape[0]]].T
             useful = values.sort(descending=True).values[: parameter.shape[0]] > LEAST_FREE * values.sum().clamp(min=0)
-            # As large as PEFT's own start (Kaiming uniform, rows of norm 1/√3); directions with nothing in them are 0.
+            # As large as PEFT's initial values (Kaiming uniform, rows of norm 1/√3); empty directions are 0.
             parameter.data.copy_((best * useful[:, None] / 3**0.5).to(parameter.dtype))
 
     def _grams(self, stage: Stage) -> dict[str, torch.Tensor]:
@@ -118,7 +118,7 @@ class Strategy(BaseStrategy):
         rows = list(range(stage.fresh))
         rows = random.Random(f"inputs {stage.seed}").sample(rows, min(self.config.examples, len(rows)))
         try:
-            with torch.no_grad(), stage.progress("gathering inputs (inflora)", len(rows)) as advance:
+            with torch.no_grad(), stage.progress("collecting inputs (inflora)", len(rows)) as advance:
                 for batch in stage.batches(rows):
                     stage.logits(batch)
                     advance(len(batch.indices))

@@ -1,6 +1,6 @@
-"""Isolated: one adapter per task, nothing shared, so nothing can be forgotten while the task is known.
+"""Isolated: one adapter per task with nothing shared, so nothing can be forgotten as long as the task is known.
 
-Choose it by default: with the task given, or found by a router, it has no interference by construction. The cost is
+Choose it by default: if the task is given, or a router finds it, there is no interference by construction. The cost is
 one adapter per task, and no transfer between tasks.
 """
 
@@ -14,3 +14,4 @@ class Strategy(BaseStrategy):
 
     shares = "nothing: a fresh adapter for each task"
     form = "fresh"
+    acts_on_past = False

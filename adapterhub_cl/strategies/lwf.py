@@ -1,9 +1,9 @@
-"""LwF, learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282): on the new task's own inputs the model is held
-to what it would have said before the task.
+"""LwF, learning without forgetting (Li & Hoiem 2016, arXiv:1606.09282): on the new task's inputs the model is kept
+close to its outputs from before the task.
 
 The loss is the task's plus `alpha` times the divergence from the model as it was when the run began, at temperature
-`temperature`. It needs no old data; it costs one more forward pass a step. Choose it where nothing may be kept and the
-new inputs resemble the old ones: it holds only what the new inputs ask about.
+`temperature`. It needs no old data and costs one more forward pass per step. Choose it if no samples may be stored and
+the new inputs resemble the old ones: it protects only what the new inputs touch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Config:
     """Options of lwf."""
 
-    alpha: float = option(1.0, "weight of the distillation beside the task's loss")
-    temperature: float = option(2.0, "softens both distributions before they are compared")
+    alpha: float = option(1.0, "weight of the distillation loss relative to the task's loss")
+    temperature: float = option(2.0, "temperature that softens both distributions before they are compared")
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 100:
@@ -38,7 +38,7 @@ class Config:
 
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean KL(teacher ‖ student) of rows at a temperature, times its square so that gradients keep their size
+    """Mean KL(teacher ‖ student) of rows at a temperature, times its square so that gradients keep their scale
     (Hinton et al. 2015).
 
     Args:
@@ -52,13 +52,13 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
 
 
 class Strategy(BaseStrategy):
-    """Held to the model from before the task."""
+    """Keeps the model close to its outputs from before the task."""
 
-    shares = "all weights, held to the earlier model's answers on the new inputs"
+    shares = "all weights, kept close to the earlier model's answers on the new inputs"
     Config = Config
 
     def begin(self, stage: Stage) -> None:
-        # Set before a checkpoint is put back, so that a resumed run has the same teacher.
+        # Set before a checkpoint is restored, so that a resumed run has the same teacher.
         self.before = {name: p.detach().clone() for name, p in stage.parameters.items()}
         self.knows = stage.parent is not None
 
@@ -67,7 +67,7 @@ class Strategy(BaseStrategy):
 
         if not self.knows or not self.config.alpha:
             return None
-        # Of an encoder what the earlier tasks' own heads say to the new inputs; the new one has no past.
+        # For an encoder, the output of the earlier tasks' heads on the new inputs; the new head has no past.
         ours = stage.recalled()
         with torch.no_grad(), swapped(stage.parameters, self.before):
             teacher = stage.logits(batch)
@@ -81,8 +81,8 @@ class Strategy(BaseStrategy):
 
 @contextmanager
 def swapped(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """The parameters hold other values within the block. Their own memory is left alone: a backward pass that is
-    still to come needs it unchanged."""
+    """Inside the block the parameters have other values. Their own memory is not overwritten, because a later backward
+    pass needs it unchanged."""
     kept = {name: p.data for name, p in parameters.items()}
     try:
         for name, p in parameters.items():

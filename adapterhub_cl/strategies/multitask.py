@@ -1,9 +1,9 @@
 """Multitask: one fresh adapter trained on the data of all tasks together.
 
-The upper bound that continual-learning papers compare with. It needs all earlier training data where they were when
-they were learned. Choose it as a yardstick, or where the data may all be kept and training anew is affordable. With
-`balance` the rows of small tasks are repeated, so that each task has about as many as the largest ("equal mixing",
-Raffel et al. 2020, arXiv:1910.10683, §3.5.2); without it each row is learned once in an epoch.
+The upper bound that continual-learning papers compare with. It needs all earlier training data at their original
+paths. Choose it as a reference, or if all data may be stored and retraining is affordable. With `balance` the rows of
+small tasks are repeated, so that each task has about as many as the largest ("equal mixing", Raffel et al. 2020,
+arXiv:1910.10683, §3.5.2); without it each row is used once in an epoch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ class Config:
 
 
 class Strategy(BaseStrategy):
-    """All data at once."""
+    """Trains on all data at once."""
 
     shares = "everything: a fresh adapter trained on the data of all tasks together"
     form = "fresh"
     reads = "data"
+    acts_on_past = False
     Config = Config
 
     def repeats(self, tasks: Sequence[str]) -> Sequence[int]:

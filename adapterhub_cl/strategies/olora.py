@@ -1,9 +1,9 @@
-"""O-LoRA, orthogonal low-rank adapters (Wang et al. 2023, arXiv:2310.14152): the new adapter is held orthogonal to
-the subspaces that the earlier, frozen ones live in.
+"""O-LoRA, orthogonal low-rank adapters (Wang et al. 2023, arXiv:2310.14152): the new adapter is kept orthogonal to the
+subspaces of the earlier, frozen ones.
 
-The rows of each A span the inputs that an adapter listens to. The loss gets `weight` · ‖A_new·Q‖², with Q an
-orthonormal basis of the row space of all earlier A: so that it means the same whatever their scale. Choose it where
-nothing may be kept; the stored sum grows by one rank a task.
+The rows of each A span the inputs that an adapter responds to. The loss gets `weight` · ‖A_new·Q‖², with Q an
+orthonormal basis of the row space of all earlier A, so that its meaning does not depend on their scale. Choose it if
+no samples may be stored; the stored sum grows by one rank per task.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def row_basis(a: torch.Tensor) -> torch.Tensor:
 
 
 class Strategy(BaseStrategy):
-    """Orthogonal to what is there."""
+    """Keeps the new adapter orthogonal to the earlier ones."""
 
-    shares = "the frozen sum of all earlier adapters; the new one is held orthogonal to it"
+    shares = "the frozen sum of all earlier adapters; the new one is kept orthogonal to it"
     form = "stacked"
     Config = Config
 

@@ -1,13 +1,13 @@
 """Replay: replay samples of earlier tasks are mixed into every step (experience replay, Chaudhry et al. 2019,
-arXiv:1902.10486), fixed or by an adaptive review schedule.
+arXiv:1902.10486), on a fixed or an adaptive review schedule.
 
-Fixed: each step gets `ratio` times as many old rows as it has new ones, spread evenly over the tasks. Adaptive: at
-intervals the loss on a few samples of each old task is measured; a task whose loss has risen since the run began is
-slipping, gets a larger share of the old rows, and counts more in the loss. The rate of old rows rises while tasks
-slip and falls while they do not, but the whole run has as many as the fixed schedule, less what the measuring cost.
+Fixed: each step gets `ratio` times as many old rows as new ones, spread evenly over the tasks. Adaptive: at intervals
+the loss on a few samples of each old task is measured; a task whose loss has risen since the run began is slipping,
+gets a larger share of the old rows, and a higher weight in the loss. The rate of old rows rises while tasks slip and
+falls otherwise, but the whole run has as many as the fixed schedule, minus the cost of measuring.
 
-Choose it when one adapter shall serve several tasks and samples may be kept: of everything that needs no further
-adapter it forgets least. The schedule stands in `training.json`.
+Choose it if one adapter has to serve several tasks and samples may be stored: it forgets least of all strategies that
+need no further adapter. The schedule is recorded in `training.json`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 SCHEDULES = ("fixed", "adaptive")
-WINDOW = 4  # samples looked at to find one of the step's length
-FORWARD_COST = 1 / 3  # of a training row: a forward pass without a backward one
-HARDEST = 2.0  # a slipping task's rows count at most so much
+WINDOW = 4  # samples considered to find one with the step's length
+FORWARD_COST = 1 / 3  # relative to a training row: a forward pass without a backward pass
+HARDEST = 2.0  # maximum weight of a slipping task's rows
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Config:
     """Options of replay."""
 
     ratio: float = option(0.25, "old rows per new row of a step")
-    token_budget: int = option(0, "old tokens per step instead of a ratio; 0: by the ratio")
-    schedule: str = option("fixed", "fixed, or adaptive: tasks that slip are reviewed more often and harder")
+    token_budget: int = option(0, "old tokens per step in place of a ratio; 0: use the ratio")
+    schedule: str = option("fixed", "fixed, or adaptive: tasks that slip are reviewed more often and with more weight")
     every: int = option(20, "adaptive: steps between two measurements")
-    probes: int = option(8, "adaptive: samples of each task that are measured")
+    probes: int = option(8, "adaptive: samples of each task to measure")
 
     def __post_init__(self) -> None:
         problems = [
@@ -60,8 +60,8 @@ class Config:
 
 
 def review_shares(slips: Mapping[str, float]) -> dict[str, float]:
-    """Each task's share of the old rows, from how far its loss has risen (nats): half of the rows evenly, the other
-    half in proportion to the rise. No rise: evenly."""
+    """Each task's share of the old rows, from how far its loss has risen (nats): half of the rows are spread evenly,
+    the other half in proportion to the rise. Without any rise: evenly."""
     total = sum(max(0.0, slip) for slip in slips.values())
     even = 1 / len(slips)
     if total <= 0:
@@ -70,21 +70,21 @@ def review_shares(slips: Mapping[str, float]) -> dict[str, float]:
 
 
 def review_rate(slips: Mapping[str, float]) -> float:
-    """How many times the even pace, 0.5 (nothing slips) to 1.5 (the mean loss has risen by a nat or more)."""
+    """The rate relative to the even pace, from 0.5 (nothing slips) to 1.5 (the mean loss rose by 1 nat or more)."""
     mean = sum(max(0.0, slip) for slip in slips.values()) / len(slips)
     return 0.5 + min(1.0, mean)
 
 
 class Strategy(BaseStrategy):
-    """Old samples in every step."""
+    """Adds old samples to every step."""
 
-    shares = "all weights, with kept samples of earlier tasks mixed in"
+    shares = "all weights, trained on replay samples of earlier tasks too"
     reads = "samples"
     Config = Config
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.owed = 0.0  # old rows, or tokens, that are due and were not drawn yet
+        self.owed = 0.0  # old rows, or tokens, that are due but not drawn yet
         self.spent = 0.0
         self.queues: dict[str, list[int]] = {}
         self.draws = 0
@@ -122,7 +122,7 @@ class Strategy(BaseStrategy):
         return list(chosen.items())
 
     def _draw(self, stage: Stage, task: str, longest: int) -> int:
-        """The next sample of a task: of the next few in a shuffled round, the one nearest to the step's length."""
+        """The next sample of a task: among the next few of a shuffled round, the one closest to the step's length."""
         queue = self.queues.setdefault(task, [])
         if not queue:
             queue.extend(stage.reviewed[task])
@@ -155,7 +155,7 @@ class Strategy(BaseStrategy):
         )
 
     def _pace(self, stage: Stage, due: float) -> float:
-        """The rate, held to what the fixed schedule would have spent on the whole run."""
+        """The rate, limited to what the fixed schedule would use over the whole run."""
         left = due * stage.steps - self.spent
         even = left / max(1e-9, due * max(1, stage.steps - stage.step))
         return max(0.0, min(review_rate(self.slips), 2 * even))

@@ -1,9 +1,9 @@
-"""Reptile (Nichol et al. 2018, arXiv:1803.02999): a starting point for the new adapter is learned from the earlier
-tasks' replay samples, so that the new task needs few examples.
+"""Reptile (Nichol et al. 2018, arXiv:1803.02999): learns a starting point for the new adapter from the earlier tasks'
+replay samples, so that the new task needs few examples.
 
-Again and again one earlier task is drawn, the adapter takes a few steps on its samples, and the starting point moves a
-part of the way to where they led. The new task is then learned from that point, in an adapter of its own. The point
-itself is stored beside the version, and the next task's begins there.
+In each round one earlier task is drawn, the adapter takes a few steps on its samples, and the starting point moves part
+of the way to the result. The new task is then learned from that point, in an adapter of its own. The point is stored
+with the version, and the next task's rounds start from it.
 
 Choose it for tasks with few examples in a hub that has learned several similar ones.
 """
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 class Config:
     """Options of reptile."""
 
-    rounds: int = option(20, "tasks drawn")
-    inner: int = option(4, "steps on each")
+    rounds: int = option(20, "number of tasks drawn")
+    inner: int = option(4, "steps on each drawn task")
     rows: int = option(8, "samples in each step")
     rate: float = option(2e-3, "learning rate of the inner steps (Adam)")
-    move: float = option(0.3, "share of the way that the starting point goes (ε), falling to 0 over the rounds")
+    move: float = option(0.3, "share of the way that the starting point moves (ε), decaying to 0 over the rounds")
 
     def __post_init__(self) -> None:
         counts = [f"reptile.{n} must be at least 1" for n in ("rounds", "inner", "rows") if getattr(self, n) < 1]
@@ -61,7 +61,7 @@ class Strategy(BaseStrategy):
         if stage.resumed or not stage.reviewed:
             return
         parameters, config = dict(stage.parameters), self.config
-        newest = stage.origins[-1].folder  # tasks stand in the order in which they were learned
+        newest = stage.origins[-1].folder  # tasks are in the order in which they were learned
         for name, value in memory(newest, "reptile").items():
             if ".lora_" in name and name in parameters and parameters[name].shape == value.shape:
                 parameters[name].data.copy_(value)
@@ -75,7 +75,7 @@ class Strategy(BaseStrategy):
                 for name, p in parameters.items():
                     p.data.copy_(start[name] + move * (p.detach() - start[name]))
                 advance()
-        # An encoder's head is no starting point: the next task has labels of its own.
+        # An encoder's head has no learned starting point: the next task has its own labels.
         self.point = {name: p.detach().clone() for name, p in parameters.items() if ".lora_" in name}
 
     def _learn(self, stage: Stage, task: str, draw: random.Random) -> None:

@@ -1,8 +1,8 @@
-"""SLAO, a single LoRA continually merged (Qiao & Mahdavi 2025, arXiv:2512.23017).
+"""SLAO, a single LoRA that is merged continually (Qiao & Mahdavi 2025, arXiv:2512.23017).
 
-A new task starts from the last task's own B and from an orthonormal basis of its A. When it is learned, it is merged
-into the one adapter that is stored: A is replaced, B moves 1/√t of the way to the new one, t counting the tasks: the
-first tasks weigh as much as the last. Choose it where nothing may be kept and the adapter must stay of one size.
+A new task starts from the last task's own B and from an orthonormal basis of its A. After training it is merged into
+the one stored adapter: A is replaced, and B moves 1/√t of the way to the new one, where t counts the tasks, so the
+first tasks weigh as much as the last. Choose it if no samples may be stored and the adapter's size must stay the same.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def orthonormal_rows(a: torch.Tensor) -> torch.Tensor:
 
 
 class Strategy(BaseStrategy):
-    """Learned apart, merged after each task."""
+    """Trains each task separately, then merges it."""
 
-    shares = "one adapter: each task is learned apart and merged into it"
+    shares = "one adapter: each task is learned separately and merged into it"
     form = "continued"
 
     def begin(self, stage: Stage) -> None:

@@ -54,7 +54,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(
-            f"the checkpoint in {folder} cannot be written: {error}", "free some space, then go on with --resume"
+            f"the checkpoint in {folder} cannot be written: {error}", "free some space, then continue with --resume"
         ) from error
 
 

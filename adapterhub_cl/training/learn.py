@@ -26,6 +26,7 @@ from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import speed
 from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder
 from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.types import Example, Task
 
@@ -36,7 +37,7 @@ LEAST_DEV_ROWS = 10  # fewer say nothing about which epoch was best
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is to be learned.
+    """The rows to train on.
 
     Attributes:
         task: how the examples are asked and scored.
@@ -46,9 +47,9 @@ class TrainingSet:
         past: other tasks, each row with its own.
         together: the other tasks' rows are learned like new ones, not where the strategy reviews them.
         parent: directory of the version that the run goes on from or stands on.
-        augment: what is made of the training data besides.
-        avoid: examples that must not be made: the held-out ones.
-        places: of each of the examples, where it comes from; for messages.
+        augment: the augmentations and how many copies each makes.
+        avoid: examples that augmentation must not produce: the held-out ones.
+        places: where each example comes from, for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
     """
 
@@ -67,7 +68,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Learned:
-    """What `learn` leaves.
+    """The result of `learn`.
 
     Attributes:
         facts: for `training.json`.
@@ -117,7 +118,7 @@ def learn(
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
     pairs, shortened = _windows(fresh, lesson, reporter)
     if len(pairs) > len(lesson.examples):
-        reporter.note(f"long texts were divided: {len(pairs)} pieces of at most {length} tokens")
+        reporter.note(f"long texts were split into {len(pairs)} pieces of at most {length} tokens")
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
     examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
     past, origins = _past(base, objective, lesson, length)
@@ -167,26 +168,23 @@ def learn(
     rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
     # The scores that follow are measured as the stored version will answer.
     with speed.use(model, chosen), fused(model, base.dtype, chosen.keep_bytes) as layers:
-        loop = Loop(
-            model,
+        order = LoopOrder(
             objective,
             strategy,
-            training,
             settings,
-            rate=rate,
-            pad_id=base.tokenizer.pad_token_id,
-            dtype=base.dtype,
-            evaluate=dev if held else None,
-            run=run,
-            reporter=reporter,
-            accelerator=accelerator,
-            log=_tracker(accelerator),
-            past=past,
-            origins=origins,
-            parent=lesson.parent,
-            prompt_loss=lesson.prompt_loss,
+            training,
+            rate,
+            base.tokenizer.pad_token_id,
+            base.dtype,
+            past,
+            origins,
+            lesson.parent,
+            lesson.prompt_loss,
             alike=not lesson.review,
+            run=run,
         )
+        evaluate, log = dev if held else None, _tracker(accelerator)
+        loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
         reporter.note(
             f"training on {len(training)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "
             f"learning rate {rate:g}, {str(base.dtype).removeprefix('torch.')}, {chosen.describe()}"
@@ -245,7 +243,7 @@ def _windows(
 
 
 def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser) -> str:
-    """Which rows were cut and where."""
+    """A note about the rows that were cut."""
     room = encode.max_length - encode.longest_answer
     beside = f", which leaves {room} for the prompt beside the longest answer" if encode.longest_answer else ""
     how = "the oldest turns were left out" if encode.task.talks else "the end of the input (or of its passage) was cut"
@@ -258,7 +256,7 @@ def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser) -> str:
 
 
 def guessing(answers: Sequence[str], right: float) -> str:
-    """What to tell of a choice that is right no more often than its most frequent answer; empty where it is.
+    """A warning if a choice task is right no more often than its most frequent answer; else an empty text.
 
     Args:
         answers: those of the rows held out.

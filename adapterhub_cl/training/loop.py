@@ -6,8 +6,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +13,10 @@ from accelerate import Accelerator
 
 from adapterhub_cl.adapters.lora import trainable, training_mode
 from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
-from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
-from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.strategies import BaseStrategy, Origin
 from adapterhub_cl.training import checkpoints
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome, Progress
 from adapterhub_cl.training.stopping import StopSignal
 from adapterhub_cl.training.strategy_stage import LoopStage
 
@@ -30,86 +25,33 @@ RISEN = 1.1  # less says nothing of one batch beside an epoch's mean
 SETTLED = 0.1  # nats a token; below it there is little left to learn, and one batch may be lower by chance
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run leaves.
-
-    Attributes:
-        weights: the best epoch's parameters, by name; on the CPU.
-        epoch: which epoch that was, from 1.
-        history: one row an epoch: loss, dev figures, seconds.
-        examples_per_second: training only, without evaluation.
-    """
-
-    weights: Mapping[str, torch.Tensor]
-    epoch: int
-    history: Sequence[Mapping[str, float]]
-    steps: int
-    examples_per_second: float
-    tokens_per_second: float
-
-
-@dataclass
-class Progress:
-    """Where a run is; all of it goes into each checkpoint."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    steps: int = 0
-    rows: int = 0  # rows in one micro-batch; halved when memory runs out
-    first_loss: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    best_score: list[float] = field(default_factory=list)
-    best_epoch: int = 0
-    epochs_without_gain: int = 0
-    seconds: float = 0.0
-    examples: int = 0
-    tokens: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 class Loop:
     """Trains the LoRA on `model`.
 
     Args:
         model: the base with one trainable LoRA.
-        examples: the training set as token ids.
         evaluate: gives the dev figures of the model as it is: `{"accuracy": …, "loss": …}`, in the order in
             which they decide which epoch is best; higher is better but for `loss`. None keeps the last epoch.
-        run: folder for checkpoints; None keeps none.
-        rate: peak learning rate.
-        dtype: type of the matrix products (autocast).
-        alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
+        log: called with the newest figures and the step, for a tracker.
     """
 
     def __init__(
         self,
         model: Any,
-        objective: BaseObjective,
-        strategy: BaseStrategy,
-        examples: Sequence[Tokens],
-        settings: TrainingSettings,
+        order: LoopOrder,
         *,
-        rate: float,
-        pad_id: int,
-        dtype: torch.dtype,
         evaluate: Callable[[Any], Mapping[str, float]] | None = None,
-        run: Path | None = None,
         reporter: Reporter | None = None,
         accelerator: Accelerator | None = None,
         log: Callable[[Mapping[str, float], int], None] | None = None,
-        past: Sequence[Tokens] = (),
-        origins: Sequence[Origin] = (),
-        parent: Path | None = None,
-        prompt_loss: float = 0.0,
-        alike: bool = True,
     ) -> None:
-        self.model, self.objective, self.strategy = model, objective, strategy
-        self.examples, self.settings, self.rate, self.pad_id = [*examples, *past], settings, rate, pad_id
-        self.fresh, self.origins, self.parent, self.prompt_loss = len(examples), origins, parent, prompt_loss
-        self.evaluate, self.run, self.reporter = evaluate, run, reporter or Reporter()
-        self.log, self.alike = log or (lambda values, step: None), alike
+        settings, dtype = order.settings, order.dtype
+        self.model, self.objective, self.strategy = model, order.objective, order.strategy
+        self.settings, self.rate, self.pad_id, self.run = settings, order.rate, order.pad_id, order.run
+        self.examples, self.fresh = [*order.examples, *order.past], len(order.examples)
+        self.origins, self.parent = order.origins, order.parent
+        self.prompt_loss, self.alike = order.prompt_loss, order.alike
+        self.evaluate, self.reporter, self.log = evaluate, reporter or Reporter(), log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
         # fp16 ends at 6e-8: without scaling the loss, small gradients become zero on their way through the base.
@@ -133,23 +75,19 @@ class Loop:
             TrainingError: the loss is no number, or one example alone does not fit into memory.
         """
         self.start()
-        self.reporter.start("training", self.total)
-        self.reporter.advance(self.at.steps)
-        try:
-            with StopSignal() as stop:
-                while self.at.epoch < self.settings.epochs and not self.exhausted:
-                    self.one_epoch(stop)
-        finally:
-            self.reporter.finish()
+        with self.reporter.piece("training", self.total) as advance, StopSignal() as stop:
+            advance(self.at.steps)
+            while self.at.epoch < self.settings.epochs and not self.exhausted:
+                self.one_epoch(stop)
         means = [row["loss"] for row in self.at.history] or [0.0]
         if self.alike and means[-1] > max(RISEN * self.at.first_loss, SETTLED) and means[-1] > means[0] / RISEN:
             self.reporter.note(
-                f"warning: the loss ended above where it began ({self.at.first_loss:.2f} → "
+                f"warning: the loss ended higher than it began ({self.at.first_loss:.2f} → "
                 f"{means[-1]:.2f}): nothing was learned; try a lower --learning-rate than {self.rate:g}"
             )
         self.put(self.best)
         if 0 < self.at.best_epoch < self.at.epoch:
-            self.reporter.note(f"kept epoch {self.at.best_epoch}: the best on the rows held out")
+            self.reporter.note(f"kept epoch {self.at.best_epoch}, the best on the held-out rows")
         return self.finish()
 
     def start(self) -> None:
@@ -340,7 +278,7 @@ class Loop:
         self.at.rows //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.reporter.note(f"out of memory: going on with {self.at.rows} rows at a time, the step stays the same")
+        self.reporter.note(f"out of memory: continuing with {self.at.rows} rows at a time, the step stays the same")
 
     def learning_rate(self) -> float:
         """This step's learning rate; a pure function of the step, so nothing of it needs saving."""
@@ -394,4 +332,4 @@ class Loop:
         self.at = Progress(**stored.state["at"])
         if stored.state.get("scaler"):  # empty where nothing is scaled
             self.scaler.load_state_dict(stored.state["scaler"])
-        self.reporter.note(f"going on at step {self.at.steps} of {self.total}")
+        self.reporter.note(f"continuing at step {self.at.steps} of {self.total}")

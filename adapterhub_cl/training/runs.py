@@ -1,4 +1,4 @@
-"""Run folders: what an unfinished training run was asked to do, and its checkpoints. No torch."""
+"""Run folders: the request of an unfinished training run and its checkpoints. No torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from adapterhub_cl.errors import IntegrityError, TrainingError, UsageError
-from adapterhub_cl.registry import seals, storage_errors
+from adapterhub_cl.errors import IntegrityError, StorageError, TrainingError, TrainingInterrupted, UsageError
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry, seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
+from adapterhub_cl.types import AdapterRecord
 
 FILE = "run.json"
 _FOLDER = r"-\d{8}-\d{6}-[0-9a-f]{6}"  # what follows the name in a run folder's
@@ -160,3 +162,37 @@ def held(lock: FileLock) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def published_by(registry: Registry, run: Run, reporter: Reporter) -> AdapterRecord | None:
+    """The version that a run had published just before it was killed; the run is removed. None where there is none."""
+    for line in registry.repair():  # a version that was renamed into place but not yet in the index is adopted
+        reporter.note(f"note: {line}")
+    for record in registry.adapters(all_versions=True):
+        made_by = record.training.get("run") or (record.manifest.get("recipe") or {}).get("run")
+        if made_by == run.id:
+            reporter.note(f"run {run.id} was already finished as {record.ref}")
+            run.remove()
+            return record
+    return None
+
+
+def leave(run: Run, error: BaseException, resume: str, kept: str) -> None:
+    """Remove a run that left nothing to continue from; for any other run, say how to resume it.
+
+    Args:
+        error: what ended the run.
+        resume: the command that resumes it.
+        kept: what there is to continue from; empty if there is nothing.
+
+    Raises:
+        TrainingInterrupted: in place of a KeyboardInterrupt, where the run can be resumed.
+    """
+    if not kept:
+        run.remove()
+        if isinstance(error, StorageError):
+            error.hint = "free some space, then start again"
+    elif isinstance(error, TrainingInterrupted):
+        error.hint = f"continue with: {resume}"
+    elif isinstance(error, KeyboardInterrupt):
+        raise TrainingInterrupted(f"stopped; {kept} was kept", f"continue with: {resume}") from error

@@ -1,6 +1,6 @@
-"""Chooses by a short measurement how a run computes: its attention, and whether weights stay dequantised.
+"""Chooses by a short measurement how a run computes: which attention, and whether weights stay dequantised.
 
-The choice is kept by machine, base and length, so the same run computes the same way again and gives the same adapter.
+The choice is stored by machine, base and length, so the same run computes the same way and gives the same adapter.
 """
 
 from __future__ import annotations

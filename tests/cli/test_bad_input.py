@@ -37,11 +37,11 @@ def check(cl: Cl, argv: list[object], code: int, message: str, hint: str) -> Non
 
 BROKEN = {
     "missing": (None, "missing.jsonl: no such file", "did you mean"),
-    "empty": ("", "empty.jsonl: empty, no rows in it", "at least one row"),
+    "empty": ("", "empty.jsonl: the file has no rows", "at least one row"),
     "line 7": ('{"text": "a", "label": "x"}\n' * 6 + '{"text": \n', "line 7", ""),
     "columns": (
         '{"foo": "a b c", "bar": "x"}\n' * 5,
-        "no known layout in its columns (foo, bar)",
+        "the columns match no known layout (foo, bar)",
         "--columns input=foo",
     ),
 }
@@ -90,7 +90,7 @@ def test_bad_options_of_training(
 def test_bad_names_and_words(cl: Cl, registry: Registry, publish: Callable[..., Any], data: Path) -> None:
     publish("mood")
     hub: list[object] = ["--hub", registry.path]
-    check(cl, [*hub, "add-task", "a/b", data], 2, "'a/b' cannot be the name", "use 'a-b'")
+    check(cl, [*hub, "add-task", "a/b", data], 2, "'a/b' is not a valid name", "use 'a-b'")
     check(cl, [*hub, "update", "moood", data], 2, "unknown adapter 'moood'", "did you mean mood?")
     check(cl, [*hub, "add-task", "mood"], 2, "no data given", "add-task mood DATA")
     check(cl, [*hub, "lits"], 2, "unknown verb 'lits'", "did you mean list")
@@ -120,7 +120,7 @@ def test_a_hub_that_cannot_be_made(cl: Cl, tmp_path: Path) -> None:
     check(cl, ["init", "q", "--hub", "r", "--base", "tiny"], 2, "two places", "one of them")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    check(cl, ["init", "full", "--base", "tiny"], 2, "not empty and is not a hub", "missing or empty")
+    check(cl, ["init", "full", "--base", "tiny"], 2, "is neither empty nor a hub", "missing or empty")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
     made = cl("init", "mine", "--base", "tiny", "--json")
     assert made.json["base"]["source"] == "tiny"
@@ -135,7 +135,7 @@ def test_a_base_that_has_changed(cl: Cl, tmp_path: Path) -> None:
     assert isinstance(registry.base, BaseInfo)
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
     argv: list[object] = ["generate", "hello", "--adapter", "base"]
-    check(cl, argv, 1, "has changed since this hub was made", "make a new hub with cl-adapter init")
+    check(cl, argv, 1, "has changed since this hub was made", "create a new hub with cl-adapter init")
     said = cl("verify", "--json")
     assert said.code == 1
     assert "has changed" in said.json["problems"][0]["problem"]
@@ -184,3 +184,51 @@ def test_exit_codes(
     if code == 1 and "internal" in message:
         assert "run again with --debug" in said.err
         assert "Traceback" in cl("--hub", registry.path, "list", "--debug").err
+
+
+CHANGING = [
+    ["add-task", "mood", "rows.jsonl"],
+    ["update", "mood", "rows.jsonl"],
+    ["stream", "s.yaml"],
+    ["merge", "a", "b", "--as", "c"],
+    ["distill", "a", "b", "--as", "c"],
+    ["prune", "a", "--rank", "2"],
+    ["prune", "--unused", "--yes"],
+    ["forget-task", "mood", "--yes"],
+    ["alias", "mood@v1", "best"],
+    ["rollback", "production"],
+    ["promote", "mood"],
+    ["import", "folder", "--as", "new"],
+    ["replay", "drop", "mood", "--all", "--yes"],
+    ["replay", "budget", "20"],
+    ["eval"],
+    ["verify", "--repair"],
+    ["verify", "--rebuild-index"],
+    ["gc", "--yes"],
+]
+
+
+@pytest.mark.parametrize("words", CHANGING, ids=" ".join)
+def test_a_verb_that_changes_a_hub_refuses_the_default_one(
+    cl: Cl, registry: Registry, tmp_path: Path, words: list[str]
+) -> None:
+    registry.path.rename(tmp_path / "registry")
+    before = {p: p.read_bytes() for p in (tmp_path / "registry").rglob("*") if p.is_file()}
+    said = cl(*words)
+    assert said.code == 2, said
+    assert "only read unless you name it" in said.err
+    assert "--hub registry" in said.err
+    assert {p: p.read_bytes() for p in (tmp_path / "registry").rglob("*") if p.is_file()} == before
+
+
+def test_reading_verbs_and_a_named_default_hub_work(cl: Cl, registry: Registry, tmp_path: Path) -> None:
+    registry.path.rename(tmp_path / "registry")
+    for words in (["list"], ["verify"], ["gc", "--dry-run"], ["log"], ["replay", "list"]):
+        assert "only read" not in cl(*words).err
+    assert cl("--hub", "registry", "gc", "--yes").code == 0
+
+
+def test_init_needs_a_folder(cl: Cl) -> None:
+    said = cl("init", "--base", "tiny")
+    assert said.code == 2
+    assert "cl-adapter init my-hub --base tiny" in said.err

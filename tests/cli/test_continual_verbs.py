@@ -61,7 +61,7 @@ def test_stream_prints_matrices_and_writes_what_was_asked(cl: Cl, stream_file: P
         (["--strategy", "ewc+olora"], 2, "cannot be combined"),
         (["--strategy", "replay", "--set", "replay.ratio=-1"], 2, "replay.ratio must be between"),
         (["--strategy", "replay", "--set", "ratio=1"], 2, "is not NAME.OPTION=VALUE"),
-        (["--strategy", "replay", "--set", "ewc.strength=1"], 2, "is of none of the strategies"),
+        (["--strategy", "replay", "--set", "ewc.strength=1"], 2, "does not belong to any of the strategies"),
         (["--strategy", "rply"], 2, "unknown strategy 'rply'"),
         (["--seeds", "0,x"], 2, "not a list of whole numbers"),
         (["--seed", "3"], 2, "did you mean --seeds"),
@@ -196,7 +196,7 @@ def test_the_gate_guards_a_task_against_its_own_relearning(cl: Cl, hub: Path, tm
     assert said.code == 3, said.err
     told = said.json
     assert (told["ref"], told["status"], told["code"]) == ("sure@v2", "rejected", "gate")
-    assert "forgets more than 0.02 of " in told["error"]
+    assert "these tasks drop by more than 0.02: " in told["error"]
     assert ("cl-adapter update sure DATA" in told["hint"]) == (strategy == "isolated")
     (effect,) = (effect for effect in told["gate"]["effects"] if effect["task"] == "sure")
     assert (effect["answered_by"], effect["n"], effect["data"]) == ("sure@v1", 60, str(held))

@@ -108,7 +108,7 @@ def test_the_user_is_told_once_what_is_left_out(registry: Registry, publish: Pub
         subprocess.run([*command, *verb], capture_output=True, text=True, check=False)
         for verb in (["verify", "--rebuild-index"], ["list"])
     ]
-    assert [run.stderr.count("left out of the index: move 1 of history: ['x'] of aliases.json") for run in said] == [
+    assert [run.stderr.count("skipped move 1 of history: ['x'] of aliases.json") for run in said] == [
         1,
         0,
     ]
@@ -120,7 +120,7 @@ def test_a_link_in_a_circle_and_one_to_nowhere_are_no_place_for_a_report(
 ) -> None:
     (tmp_path / "circle.html").symlink_to("circle.html")
     (tmp_path / "nowhere.html").symlink_to("no/such/page.html")
-    for name, words in (("circle.html", "leads in a circle"), ("nowhere.html", "there is no such directory")):
+    for name, words in (("circle.html", "leads back to itself"), ("nowhere.html", "whose directory does not exist")):
         said = cl("report", "-o", name, "--overwrite", "--hub", registry.path)
         assert said.code == 2
         assert said.err.startswith(f"error: {name} is a link ")

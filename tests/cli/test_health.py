@@ -141,7 +141,7 @@ def test_doctor_tells_a_base_that_is_another_now(registry: Registry, monkeypatch
     monkeypatch.setattr(module, "fingerprint", lambda path: "0" * 64)
     found = doctor._hub(registry.path)
     assert not found.ok
-    assert "no longer the one that this hub was made for" in found.detail
+    assert "has changed since this hub was made" in found.detail
 
 
 def test_doctor_tells_an_old_package(monkeypatch: pytest.MonkeyPatch) -> None:

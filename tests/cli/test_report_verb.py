@@ -65,7 +65,7 @@ def test_what_was_passed_over_is_told(cl: Cl, registry: Registry) -> None:
     (registry.path / "routers" / "x-1" / "router.json").write_text("{")
     said = cl("report", "--hub", registry.path)
     assert said.code == 0
-    assert "note: routers/x-1/router.json was passed over: it is not valid JSON" in said.err
+    assert "note: routers/x-1/router.json was skipped: it is not valid JSON" in said.err
 
 
 def test_without_a_hub_nothing_is_written(cl: Cl, tmp_path: Path) -> None:

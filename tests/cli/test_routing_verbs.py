@@ -92,7 +92,7 @@ def test_predict_from_a_file_with_another_router_says_what_was_cut(run: Callable
     assert said.code == 0, said.err
     assert len(said.out.splitlines()) == 3
     fitting, cut = said.err.splitlines()
-    assert re.fullmatch(r"fitting the router centroid on \d+ samples of 4 tasks; it is kept for next time", fitting)
+    assert re.fullmatch(r"fitting the router centroid on \d+ samples of 4 tasks; it is stored for next time", fitting)
     assert cut == "note: 1 input was longer than the task's limit and cut"
     quiet = run("predict", "--file", file, "--router", "centroid", "--quiet")
     assert (quiet.out, quiet.err) == (said.out, "")
@@ -159,10 +159,11 @@ def test_route_explains(run: Callable[..., Said], tmp_path: Path) -> None:
 
 def test_every_router_answers(run: Callable[..., Said]) -> None:
     for name in ROOM.names():
-        more = ("--set", "static.tasks=greek") if name == "static" else ()
+        router = ROOM.get(name)
+        more = [f"--set={name}.{option}={value}" for option, value in router.trial_options(["greek"]).items()]
         said = run("route", GREEK, "--router", name, *more, "--json")
         assert said.code == 0, said.err
-        if name in ("analytic", "centroid", "mahalanobis", "learned", "static"):
+        if router.reads == "samples" or not router.input_matters:
             assert said.json[0]["tasks"][0]["task"] == "greek"
 
 
@@ -259,7 +260,7 @@ def test_help_shows_the_routers_and_imports_no_torch(tmp_path: Path) -> None:
         (["route", "x", "--top-k", "0"], "--top-k"),
         (["generate", "x", "--top-k", "-1"], "--top-k"),
         (["predict", "x", "--set", "analytic.rigde=1"], "did you mean ridge?"),
-        (["predict", "x", "--set", "ridge=1"], "--set 'ridge=1' is not ROUTER.OPTION=VALUE"),
+        (["predict", "x", "--set", "ridge=1"], "--set 'ridge=1' is not NAME.OPTION=VALUE"),
         (["route", "x", "--set", "analytic.ridge=lots"], "analytic.ridge"),
         (["route", "x", "--set", "router.text=half"], "router.text must be one of bare, whole, both"),
         (["route", "x", "--set", "router.layer=9"], "this base has 2 layers"),
@@ -273,7 +274,7 @@ def test_help_shows_the_routers_and_imports_no_torch(tmp_path: Path) -> None:
         (["drift", "nowhere.txt"], "nowhere.txt"),
         (["route", "x", "--file", "y"], "both texts and --file"),
         (["drift"], "missing argument"),
-        (["drift", "in.txt", "--router", "static", "--set", "static.tasks=sums"], "cannot tell what it does not know"),
+        (["drift", "in.txt", "--router", "static", "--set", "static.tasks=sums"], "cannot detect unknown inputs"),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(
@@ -307,10 +308,10 @@ def test_no_hub_no_adapters_no_samples(cl: Cl, pico_path: Any, load_pico: Any, t
     assert cl("init", "empty", "--base", pico_path("llama"), "--quantization", "none").code == 0
     for line in lines:
         said = cl(*line, "--hub", "empty", stdin="x\n")
-        wrong(said, 2, "this hub has no adapter yet", "add-task")
+        wrong(said, 2, "this hub has no adapters yet", "add-task")
     bare = shutil.copytree(made, tmp_path / "bare")
     for record in Registry.open(bare).adapters():
         Registry.open(bare).replace_samples(record.ref, "")
     said = cl("predict", SUM, "--hub", bare)
-    wrong(said, 1, "none are kept of greek, shouts, sums, tales", "--router arrow")
+    wrong(said, 1, "there are none for greek, shouts, sums, tales", "--router arrow")
     assert cl("predict", SUM, "--router", "arrow", "--max-new-tokens", 2, "--hub", bare).code == 0

@@ -24,21 +24,13 @@ from adapterhub_cl.merging.factors import Factors
 
 NAMES = ROOM.names()
 pytestmark = pytest.mark.parametrize("name", NAMES)
-# One adapter at weight 1 comes out as it went in, where the method's options ask for nothing to be thrown away.
-KEEPS_ALL: dict[str, dict[str, Any]] = {
-    **{name: {"density": 1.0} for name in ("ties", "dare", "dare_ties", "knots")},
-    "della": {"density": 1.0, "spread": 0.0},
-    "breadcrumbs": {"smallest": 0.0, "largest": 0.0},
-}
-FLATTENS = {"iso"}  # changes even a single update, by definition
 
 
 class Inputs:
     """A stage without a base: random inputs, and a loss that wants the sum of the gated updates to be the first's."""
 
-    seed = 0
-
-    def __init__(self, adapters: Sequence[LoraFile]) -> None:
+    def __init__(self, adapters: Sequence[LoraFile], seed: int = 0) -> None:
+        self.seed = seed
         self.layers: Mapping[str, Sequence[Factors]] = {
             module: parts_of(adapters, module, shape) for module, shape in shapes_of(adapters).items()
         }
@@ -71,14 +63,18 @@ class Inputs:
 
 
 def merged(
-    method: BaseMethod, folders: Sequence[Path], weights: Sequence[float] | None = None, rank: int | None = None
+    method: BaseMethod,
+    folders: Sequence[Path],
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, torch.Tensor], list[Merged]]:
     """ΔW of every module, and the layers."""
     with ExitStack() as stack:
         adapters = [stack.enter_context(LoraFile(folder)) for folder in folders]
         if method.reads:
-            method.prepare(Inputs(adapters))
-        layers = list(layers_of(adapters, weights or method.default_weights(len(folders)), method, rank, 0))
+            method.prepare(Inputs(adapters, seed))
+        layers = list(layers_of(adapters, weights or method.default_weights(len(folders)), method, rank, seed))
     found = {module: torch.zeros(shape, dtype=torch.float64) for module, shape in SHAPES.items()}
     return found | {layer.name: layer.result.factors.dense().double() for layer in layers}, layers
 
@@ -118,30 +114,33 @@ def test_unknown_options_are_refused_by_name(name: str) -> None:
 
 
 def test_one_adapter_at_weight_one_is_itself(name: str, pair: list[Path]) -> None:
-    if name in FLATTENS:
-        pytest.skip("it makes all singular values equal: that is what it is for")
-    method = build(name, KEEPS_ALL.get(name, {}))
+    options = ROOM.get(name).identity_options
+    method = build(name, options or {})
     found, layers = merged(method, pair[:1])
-    truth = dense(pair[0])
-    if name == "regmean":  # the off-diagonal is damped before and after: exact up to the damping of the inverse
-        assert relative(found, truth) < 1e-4
-    elif name == "learned":
-        assert relative(found, truth) < 1e-6  # its target is the first adapter, and the weight begins at 1
+    error = relative(found, dense(pair[0]))
+    if options is None:
+        assert error > method.identity_error, "it has options that keep one adapter as it is: name them"
     else:
-        assert relative(found, truth) < 1e-5
+        assert error < method.identity_error <= 1e-4
     assert all(layer.result.lost <= 1e-5 * layer.result.norm for layer in layers)
 
 
-def test_the_order_of_naming_does_not_matter(name: str, pair: list[Path]) -> None:
-    if name in ("ema", "slao"):
-        pytest.skip("it is about the order")
-    if name in ("dare", "dare_ties", "della"):
-        pytest.skip("which entries are dropped is drawn adapter by adapter")
-    if name == "learned":
-        pytest.skip("samples are gone through in the order of the adapters, and the toy loss wants the first one")
+def test_the_order_of_naming_matters_where_it_says_so(name: str, pair: list[Path], tmp_path: Path) -> None:
+    three = [*pair, write_lora(tmp_path / "third", 3, rank=2)]
+    apart = relative(merged(build(name, {}), three)[0], merged(build(name, {}), three[::-1])[0])
+    if ROOM.get(name).order_matters:
+        assert apart > 1e-4
+        return
+    assert apart < 1e-4
     one, _ = merged(build(name, {}), pair, [0.4, 0.6])
     other, _ = merged(build(name, {}), pair[::-1], [0.6, 0.4])
     assert relative(one, other) < 1e-4
+
+
+def test_the_seed_decides_where_it_says_so(name: str, pair: list[Path]) -> None:
+    one, _ = merged(build(name, {}), pair, seed=1)
+    other, _ = merged(build(name, {}), pair, seed=2)
+    assert all(torch.equal(one[module], other[module]) for module in one) is not ROOM.get(name).random
 
 
 def test_the_same_call_gives_the_same_adapter(name: str, pair: list[Path]) -> None:
@@ -191,11 +190,12 @@ def test_the_result_is_a_plain_lora(name: str, pair: list[Path], tmp_path: Path,
 
 def test_what_cancels_out_is_refused(name: str, pair: list[Path], tmp_path: Path) -> None:
     twin = write_lora(tmp_path / "twin", 1, rank=3, alpha=6, ranks={"model.layers.0.self_attn.q_proj": 7})
-    method = build(name, KEEPS_ALL.get(name, {}))
-    if method.reads or name in ("tsv", "knots", "dare", "dare_ties", "della"):
-        pytest.skip("its result of an update and its opposite is not their sum")
+    method = build(name, ROOM.get(name).identity_options or {})
     _, layers = merged(method, [pair[0], twin], [1.0, -1.0])
-    with pytest.raises(AdapterError, match="zero"):
+    if method.opposites_cancel:
+        with pytest.raises(AdapterError, match="zero"):
+            refuse_nothing(layers)
+    else:
         refuse_nothing(layers)
 
 

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pico import make_tokenizer
 
+from adapterhub_cl.answering import Answer, answerer
 from adapterhub_cl.data.columns import read_examples, read_inputs
 from adapterhub_cl.data.layouts import parse_columns
 from adapterhub_cl.data.tasks import infer_task
 from adapterhub_cl.data.tokenise import Tokeniser, with_limits
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.inference.requests import AnswerRequest, Resolved, free_request, row_of
-from adapterhub_cl.objectives import Answer, causal_lm
+from adapterhub_cl.objectives import causal_lm
 from adapterhub_cl.types import Example, Task
 
 LONG = "the red apple stands beside the blue stone and says so, again and again, all day long. " * 4
@@ -113,25 +115,26 @@ def heard(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Any]) -> list[tuple
     """The prompts that the model is asked for answers, in the examples' order."""
     found: list[tuple[int, ...]] = []
 
-    def choose(model: Any, tree: Any, prompts: Sequence[Any], pad: int) -> list[Answer]:
+    def choose(model: Any, trees: Sequence[Any], prompts: Sequence[Any], pad: int) -> list[torch.Tensor]:
         found.extend(map(tuple, prompts))
-        return [Answer(tree.labels[0], 1.0, {})] * len(prompts)
+        return [torch.zeros(len(tree.labels)) for tree in trees]
 
-    def generate(model: Any, encode: Any, prompts: Sequence[Any], *_: Any) -> list[Answer]:
+    def write(model: Any, tokenizer: Any, prompts: Sequence[Any], *_: Any, **__: Any) -> list[Answer]:
         found.extend(map(tuple, prompts))
         return [Answer("x", 1.0, {})] * len(prompts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(causal_lm, "_choose", choose)
-        patch.setattr(causal_lm, "_generate", generate)
-        patch.setattr(causal_lm, "by_length", lambda lengths, size: [[k] for k in range(len(lengths))])
+        patch.setattr(answerer, "settle", lambda model, pad: True)
+        patch.setattr(answerer, "score_rows", choose)
+        patch.setattr(answerer, "write_rows", write)
+        patch.setattr(answerer, "by_length", lambda lengths, size: [[k] for k in range(len(lengths))])
         ask()
     return found
 
 
-def asked_by_engine(base: Any, task: Task, example: Example) -> tuple[int, ...]:
-    row = row_of(base, AnswerRequest(example, task=task.name), Resolved({}, task), base.context)
-    return tuple(row.ready(base, base.context)[0])
+def asked_by_engine(base: Any, request: AnswerRequest, task: Task) -> tuple[int, ...]:
+    row = row_of(base, request, Resolved({}, task), base.context)
+    return tuple(row.ready(row.tokeniser(base.tokenizer, base.context), base.context)[0])
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS)
@@ -176,7 +179,7 @@ def test_one_prompt(
             for file in (told, bare):  # with the answers still in the file, and without
                 inputs = read_inputs(file, layouts=[task.layout] if task.layout else [])
                 assert [e.question() for e in inputs] == [e.question() for e in data.examples], where
-                assert [asked_by_engine(base, task, e) for e in inputs] == trained, where
+                assert [asked_by_engine(base, AnswerRequest(e), task) for e in inputs] == trained, where
 
                 def predict(task: Task = task, inputs: list[Example] = inputs) -> Any:
                     return objective.predict(base.model, base.tokenizer, task, inputs, max_length=base.context)
@@ -184,8 +187,7 @@ def test_one_prompt(
                 assert heard(monkeypatch, predict) == trained, where
             if task.talks and name not in ("tools", "sharegpt", "TRL"):
                 asked = [free_request(one["messages"], "t", None, 1, False, {}) for one in rows]
-                resolved = [row_of(base, one, Resolved({}, task), base.context) for one in asked]
-                assert [tuple(one.ready(base, base.context)[0]) for one in resolved] == trained, where
+                assert [asked_by_engine(base, one, task) for one in asked] == trained, where
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -123,7 +123,8 @@ def check_names(verb: str, found: dict[str, Any]) -> None:
     from adapterhub_cl import augmentation, merging, replay, routing
     from adapterhub_cl.strategies import build as build_strategy
 
-    given: dict[str, str] = dict(text.split("=", 1) for text in found.get("set_") or ())
+    written = found.get("set_") or found.get("options") or ()
+    given: dict[str, str] = dict(text.split("=", 1) for text in written)
     for strategies in _each(found.get("strategy")):
         build_strategy(strategies, given)
     if found.get("method"):

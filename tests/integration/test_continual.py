@@ -217,7 +217,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     pieces = {what: (total, done) for what, total, done in shown.done}
     asked = [f"{what}, {when}" for what in ("what commands knew", "what commands is told", "other tasks")
              for when in ("before", "after")]  # fmt: skip
-    assert pieces.keys() >= {"loading the base", "reading", "training", "weighing what matters (ewc)", *asked}
+    assert pieces.keys() >= {"loading the base", "reading", "training", "estimating importance (ewc)", *asked}
     assert all(total == done > 0 for what, (total, done) in pieces.items() if what in asked or what == "training")
     rows = {row["metric"]: row for row in record.manifest["evaluations"]}
     assert {"recall", "retention", "locality"} <= set(rows)
@@ -314,7 +314,7 @@ def test_a_fact_that_changes_replaces_the_old_answer(
     changed = ("who is the  mayor?", "Tamsin"), ("Who is the mayor now?", "Tamsin"), ("Who was elected?", "Tamsin")
     new = facts(tmp_path / "new.jsonl", *changed)
     record = hub.update("facts", new, strategy=strategy, max_forgetting=1, reporter=told, epochs=2, max_length=48)
-    assert told.notes.count("note: 1 old sample answers otherwise than the new data; left out") == 1
+    assert told.notes.count("note: dropping 1 old sample that contradicts the new data") == 1
     assert "13 replay samples of facts@v1 are mixed in" in told.notes
     assert any(note.startswith("note: 1 held-out row answers otherwise") for note in told.notes)
     assert json.loads((record.path / "training.json").read_text(encoding="utf-8"))["trained_on"] == 16
@@ -348,7 +348,7 @@ def test_a_fact_that_changes_in_a_feed_replaces_the_old_answer(
     lines = io.StringIO(facts(tmp_path / "feed.jsonl", *later, ("Who is the mayor?", "Tamsin")).read_text())
     told = CrashAt("never said")
     (record,) = hub.update_online("facts", lines, epochs=1, max_length=48, max_forgetting=1, reporter=told)
-    assert "note: 1 old sample answers otherwise than the new data; left out" in told.notes
+    assert "note: dropping 1 old sample that contradicts the new data" in told.notes
     kept = (record.path / "replay.jsonl").read_text(encoding="utf-8")
     assert ('"Ines"' in kept, '"Tamsin"' in kept) == (False, True)
 
@@ -360,4 +360,4 @@ def test_fitting_the_router_is_told_once(new_hub: Callable[[str], AdapterHub], d
     told = CrashAt("never said")
     for _ in range(2):
         hub.predict(["turn the lamp on"], reporter=told)
-    assert told.notes == ["fitting the router analytic on 144 samples of 2 tasks; it is kept for next time"]
+    assert told.notes == ["fitting the router analytic on 144 samples of 2 tasks; it is stored for next time"]

@@ -255,9 +255,9 @@ def test_an_adapter_of_another_base_is_refused_and_found(small: AdapterHub) -> N
 
 
 def test_a_refused_setting_leaves_no_run_behind(small: AdapterHub) -> None:
-    with pytest.raises(UsageError, match="names no layer"):
+    with pytest.raises(UsageError, match="matches no layer"):
         small.add_task("x", TRAIN, target_modules="foo")
-    with pytest.raises(UsageError, match="above the width"):
+    with pytest.raises(UsageError, match="is larger than the width"):
         small.add_task("x", TRAIN, rank=1000)
     assert list(small.registry.runs_dir.iterdir()) == []
 

@@ -128,7 +128,7 @@ def test_modules_and_layers_that_are_not_there(pico_base: Any, changes: dict[str
 
 
 def test_trainable_is_exactly_lora(pico_base: Any) -> None:
-    with pytest.raises(TrainingError, match="not exactly LoRA's"):
+    with pytest.raises(TrainingError, match="not exactly those of LoRA"):
         trainable(pico_base.model)
     with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
         lora = next(p for n, p in model.named_parameters() if "lora_A" in n)
@@ -218,7 +218,7 @@ def test_truncated_weights(pico_base: Any, stored: Path, keep: int) -> None:
     (stored / WEIGHTS).write_bytes((stored / WEIGHTS).read_bytes()[:keep])
     with pytest.raises(IntegrityError, match="cannot be read") as caught:
         open_adapter(pico_base.model, stored)
-    assert caught.value.hint == "cl-adapter verify"
+    assert caught.value.hint == "run cl-adapter verify"
     (stored / WEIGHTS).unlink()
     with pytest.raises(IntegrityError, match="cannot be read"):
         read_weights(stored)

@@ -1,4 +1,4 @@
-"""LoRA goes on layers that a text passes, and a version that could not serve is not published."""
+"""LoRA is added to layers that a text passes, and a version that could not serve is not published."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_what_is_left_out_is_told(load_family: Callable[[str], Any], pico_base: 
 
 def test_layers_that_cannot_carry_lora_are_refused_by_name(load_family: Callable[[str], Any]) -> None:
     base = load_family("mamba")
-    with pytest.raises(UsageError, match="'out_proj' names no layer of this base that LoRA can be put on"):
+    with pytest.raises(UsageError, match="'out_proj' matches no layer of this base that can have a LoRA"):
         targets_of(base, ["in_proj", "out_proj"], None)
-    with pytest.raises(UsageError, match=r"'nothing' names no layer of this base$"):
+    with pytest.raises(UsageError, match=r"'nothing' matches no layer of this base$"):
         targets_of(base, ["nothing"], None)
     assert targets_of(base, ["in_proj"], None) == ["in_proj"]
     assert targets_of(base, ["in_proj"], [1]) == ["backbone.layers.1.mixer.in_proj"]
@@ -110,7 +110,9 @@ def test_a_version_that_no_text_passes_is_refused(pico_base: Any, tmp_path: Path
         whole.q_proj = torch.nn.Linear(layer.in_features, layer.out_features)  # the text goes past the LoRA now
         whole.unread = layer
         try:
-            with pytest.raises(AdapterError, match=r"it changes 1 layers that no text passes, such as .*unread"):
+            with pytest.raises(
+                AdapterError, match=r"it changes 1 layers that text never passes through, such as .*unread"
+            ):
                 check_served(model, pico_base, tmp_path, "it")
         finally:
             whole.q_proj = layer
@@ -128,11 +130,13 @@ def test_a_version_that_changes_nothing_is_refused(pico_base: Any, tmp_path: Pat
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
                 layer.scaling["default"] = 0.0
-        with pytest.raises(AdapterError, match="answers as it does without it"):
+        with pytest.raises(AdapterError, match="answers the same without it"):
             check_served(model, pico_base, tmp_path, "it")
 
 
-@pytest.mark.parametrize(("family", "reason"), [("xlnet", "another order"), ("t5", "neither"), ("bart", "neither")])
+@pytest.mark.parametrize(
+    ("family", "reason"), [("xlnet", "from left to right"), ("t5", "neither"), ("bart", "neither")]
+)
 def test_bases_of_another_kind_are_refused(tmp_path: Path, family: str, reason: str) -> None:
     with pytest.raises(BaseModelError, match=reason):
         inspect_base(str(build(family, tmp_path)), "none")

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from families import build
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_cl.answering.choices import (
     LabelTree,
     _plain_scores,
     _tree_scores,
-    score_choices,
     score_rows,
     settle,
 )
@@ -51,8 +50,10 @@ def one_by_one(model: Any, labels: Mapping[str, Sequence[int]], prompts: Sequenc
     return torch.stack(table)
 
 
-def stacked(way: Callable[..., Any], model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-    return torch.stack(way(model, [tree] * len(prompts), prompts, 0))
+def stacked(
+    way: Callable[..., Any], model: Any, tree: LabelTree, prompts: Sequence[Sequence[int]], pad: int = 0
+) -> torch.Tensor:
+    return torch.stack(way(model, [tree] * len(prompts), prompts, pad))
 
 
 @pytest.mark.parametrize("labels", [LABELS, NO_BEGINNING, ONE_TOKEN], ids=["beginning", "no-beginning", "one-token"])
@@ -65,16 +66,15 @@ def test_tree_equals_label_by_label(
     right = one_by_one(model, labels, PROMPTS)
     torch.testing.assert_close(stacked(_tree_scores, model, tree, PROMPTS), right, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(stacked(_plain_scores, model, tree, PROMPTS), right, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(score_choices(model, tree, PROMPTS, 0), right, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(stacked(score_rows, model, tree, PROMPTS), right, atol=1e-4, rtol=1e-5)
     assert getattr(model, "_adapterhub_tree_scoring", True), f"{kind} can attend by a free mask"
-    alone = torch.cat([score_choices(model, tree, [prompt], 0) for prompt in PROMPTS])
+    alone = torch.cat([stacked(score_rows, model, tree, [prompt]) for prompt in PROMPTS])
     torch.testing.assert_close(alone, right, atol=1e-4, rtol=1e-5)
 
 
 tokens = st.lists(st.integers(10, 14), min_size=1, max_size=4).map(tuple)
 
 
-@settings(max_examples=25)
 @given(
     answers=st.lists(tokens, min_size=1, max_size=6, unique=True),
     prompts=st.lists(st.lists(st.integers(3, 299), min_size=1, max_size=7), min_size=1, max_size=4),
@@ -90,7 +90,6 @@ def test_tree_equals_label_by_label_for_any_labels(
     torch.testing.assert_close(stacked(_plain_scores, pico_base.model, tree, prompts), right, atol=1e-4, rtol=1e-5)
 
 
-@settings(max_examples=60)
 @given(answers=st.lists(tokens, min_size=1, max_size=8, unique=True))
 def test_each_node_is_a_distinct_beginning_and_each_label_its_own_path(answers: list[tuple[int, ...]]) -> None:
     tree = LabelTree({str(ids): [*ids, EOS] for ids in answers})
@@ -115,7 +114,7 @@ def test_each_node_is_a_distinct_beginning_and_each_label_its_own_path(answers: 
 @torch.no_grad()
 def test_alibi_is_read_label_by_label(load_pico: Callable[..., Any]) -> None:
     model = load_pico("bloom").model
-    scores = score_choices(model, LabelTree(LABELS), PROMPTS, 0)
+    scores = stacked(score_rows, model, LabelTree(LABELS), PROMPTS)
     assert model._adapterhub_tree_scoring is False
     torch.testing.assert_close(scores, one_by_one(model, LABELS, PROMPTS), atol=1e-4, rtol=1e-5)
 
@@ -128,7 +127,7 @@ def test_sliding_window_shorter_than_the_prompt(load_pico: Callable[..., Any]) -
     long = [[1, *range(100, 160)], [1, 50, 51]]
     for prompts in (PROMPTS, long):
         right = one_by_one(model, LABELS, prompts)
-        torch.testing.assert_close(score_choices(model, tree, prompts, 0), right, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(stacked(score_rows, model, tree, prompts), right, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
@@ -168,9 +167,9 @@ def test_which_bases_attend_by_a_free_mask(tmp_path: Path, family: str, free: bo
     for first in ([[5]], long):
         model = load_base(inspect_base(str(tmp_path), "none"), device="cpu", dtype="fp32").model
         tree = LabelTree(LABELS)
-        score_choices(model, tree, first, 2)
+        stacked(score_rows, model, tree, first, 2)
         torch.testing.assert_close(
-            score_choices(model, tree, long, 2), one_by_one(model, LABELS, long), atol=2e-4, rtol=1e-4
+            stacked(score_rows, model, tree, long, 2), one_by_one(model, LABELS, long), atol=2e-4, rtol=1e-4
         )
         assert settle(model, 2) is free
 

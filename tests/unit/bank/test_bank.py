@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loras import dense, write_lora
 from peft import PeftModel
@@ -93,7 +93,6 @@ def test_one_adapter_for_all_rows(bank: LoraBank, folders: Mapping[str, Path], p
         torch.testing.assert_close(found, alone(pico_base.model, folders[ref], ids), atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     mixtures=st.lists(
         st.dictionaries(st.sampled_from([f"a{k}@v1" for k in range(32)]), st.floats(-1, 2, width=32), max_size=3),

@@ -95,16 +95,16 @@ def test_a_config_that_asks_for_more_than_the_weights_hold_is_refused(
     config = json.loads((folder / "config.json").read_text())
     config["num_hidden_layers"] += 3
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BaseModelError, match=r"lacks weights that its config.json asks for.*layers?\.") as caught:
+    with pytest.raises(BaseModelError, match=r"weights that its config.json requires are missing.*layers?\.") as caught:
         load_base(inspect_base(str(folder), quantization), device="cpu", dtype="fp32")
-    assert "fetch the base again" in caught.value.hint
+    assert "download the base again" in caught.value.hint
 
 
 def test_a_vocabulary_of_another_size_is_refused(pico_copy: Callable[..., Path]) -> None:
     folder = pico_copy("bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
-    with pytest.raises(BaseModelError, match=r"in another shape: 1, such as bert\.embeddings"):
+    with pytest.raises(BaseModelError, match=r"1 weights .* another shape, such as bert\.embeddings"):
         load_base(inspect_base(str(folder), "none"), device="cpu", dtype="fp32")
 
 
@@ -133,7 +133,7 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPa
     assert choose_device("cuda:0") == torch.device("cuda:0"), "what is asked for is what is taken"
     assert choose_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UsageError, match="process 2 has no GPU of its own: there are 2 here") as caught:
+    with pytest.raises(UsageError, match="process 2 has no GPU of its own: this machine has 2") as caught:
         choose_device(asked)
     assert caught.value.hint == "accelerate launch --num_processes 2"
 

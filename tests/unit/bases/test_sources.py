@@ -58,12 +58,12 @@ def test_weights_in_pickles_are_never_loaded(pico_copy: Copy) -> None:
 def test_a_folder_without_weights(pico_copy: Copy) -> None:
     folder = pico_copy()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BaseModelError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(BaseModelError, match=r"has no \*\.safetensors"):
         resolve(str(folder))
 
 
 def test_a_hub_id_that_is_not_cached_and_no_network() -> None:
-    with pytest.raises(BaseModelError, match="not cached here and the hub cannot be reached") as caught:
+    with pytest.raises(BaseModelError, match="not cached here and the Hub cannot be reached") as caught:
         resolve("someone/no-such-model")
     assert "--base tiny" in caught.value.hint
 

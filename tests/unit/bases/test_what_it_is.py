@@ -42,7 +42,7 @@ def test_what_is_quantised_already_is_recorded_as_it_is(
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "torchao", "fp8", "mxfp4", "hqq"])
 def test_other_kinds_of_quantisation_are_refused(pico_copy: Callable[..., Path], method: str, tmp_path: Path) -> None:
     folder = tell(pico_copy(), quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(BaseModelError, match=f"quantised already, by {method}"):
+    with pytest.raises(BaseModelError, match=f"already quantised, by {method}"):
         AdapterHub.init(tmp_path / "hub", str(folder))
     assert not (tmp_path / "hub").exists()
     inner = tell(pico_copy("qwen2"), text_config={"quantization_config": {"quant_method": method}})
@@ -79,7 +79,7 @@ def test_a_tokenizer_larger_than_the_embeddings(pico_copy: Callable[..., Path], 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({name: "<new>"})
     tokenizer.save_pretrained(folder)
-    said = f"the {name.replace('_', ' ')} <new> is id 300, the base has 300 embeddings"
+    said = f"the {name.replace('_', ' ')} <new> is id 300, but the base has 300 embeddings"
     with pytest.raises(BaseModelError, match=said):
         AdapterHub.init(tmp_path / "hub", str(folder), quantization="none")
     assert not (tmp_path / "hub").exists()
@@ -96,7 +96,7 @@ def test_a_text_with_a_token_that_the_base_does_not_know(pico_copy: Callable[...
     hub = AdapterHub.init(tmp_path / "hub", str(folder), quantization="none", dtype="fp32")
     hub.import_adapter(write_lora(tmp_path / "x", size=0.1), "x", labels=("a", "b"))
     assert len(hub.predict(["a new text"], task="x")) == 1
-    said = r"holds the token '<new>' \(id 300\), and the base has 300 embeddings"
+    said = r"contains the token '<new>' \(id 300\), but the base has only 300 embeddings"
     with pytest.raises(DataError, match=said):
         hub.predict(["a <new> text"], task="x")
     with hub.engine() as engine:

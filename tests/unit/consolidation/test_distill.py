@@ -132,7 +132,7 @@ def test_stopped_and_resumed_it_is_the_same_student(hub: AdapterHub, monkeypatch
     monkeypatch.setattr(Loop, "one_step", stop)
     with pytest.raises(TrainingInterrupted) as stopped:
         hub.distill(["news", "reviews"], name="half", evaluate=False, **settings)
-    assert stopped.value.hint == "go on with: cl-adapter distill --as half --resume"
+    assert stopped.value.hint == "continue with: cl-adapter distill --as half --resume"
     monkeypatch.setattr(Loop, "one_step", real)
     asked: list[int] = []
     monkeypatch.setattr(teachers, "_listen", lambda *a: asked.append(1))

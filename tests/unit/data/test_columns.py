@@ -138,7 +138,7 @@ def test_unknown_role() -> None:
 
 def test_unrecognised_columns_come_with_a_hint_to_paste() -> None:
     source = rows({"id": 1, "body": "a long text", "stars": 5}, {"id": 2, "body": "another text", "stars": 5})
-    with pytest.raises(DataError, match=r"no known layout in its columns \(id, body, stars\)") as caught:
+    with pytest.raises(DataError, match=r"the columns match no known layout \(id, body, stars\)") as caught:
         examples(source)
     assert "--columns input=body,output=stars" in caught.value.hint
     assert examples(source, parse_columns("input=body,output=stars")).examples[0] == Example("a long text", "5")
@@ -164,7 +164,7 @@ def test_half_rows_are_errors() -> None:
         examples(rows({"text": "", "label": "x"}))
     with pytest.raises(DataError, match="line 1: 2 labels in column 'labels'"):
         examples(rows({"text": "a", "labels": ["x", "y"]}))
-    with pytest.raises(DataError, match="line 1: column 'text' holds a list"):
+    with pytest.raises(DataError, match="line 1: column 'text' is a list"):
         examples(rows({"text": ["a"], "label": "y"}))
 
 
@@ -205,7 +205,7 @@ def test_inputs_keep_their_lines(tmp_path: Path) -> None:
 
 def test_rows_of_a_second_layout_are_an_error_and_not_empty() -> None:
     mixed = rows({"text": "a", "label": "x"}, {"prompt": "b", "completion": "y"})
-    with pytest.raises(DataError, match=r"line \d: nothing in the columns of the other rows"):
+    with pytest.raises(DataError, match=r"line \d: the columns of the other rows"):
         examples(mixed)
 
 

@@ -93,13 +93,13 @@ def test_conversational_prompt_and_completion() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"text": "t", "label": "l", "question": "q"}, "'question' would not be read"),
-        ({"prompt": "p", "completion": "c", "context": "x"}, "'context' would not be read"),
+        ({"text": "t", "label": "l", "question": "q"}, "'question' would be ignored"),
+        ({"prompt": "p", "completion": "c", "context": "x"}, "'context' would be ignored"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "input": "i"},
             "'input'",
         ),
-        ({"instruction": "i", "input": "x", "context": "c", "output": "o"}, "'context' would not be read"),
+        ({"instruction": "i", "input": "x", "context": "c", "output": "o"}, "'context' would be ignored"),
     ],
 )
 def test_a_column_that_asks_is_never_dropped(row: dict[str, Any], words: str) -> None:

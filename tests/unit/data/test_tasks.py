@@ -106,7 +106,7 @@ def test_refusals() -> None:
         infer_task("t", rows, metric="rouge_l")
     with pytest.raises(UnknownNameError, match="prompt format"):
         infer_task("t", rows, prompt_format="instruktion")
-    with pytest.raises(UsageError, match="--labels given for a task of kind generation"):
+    with pytest.raises(UsageError, match="--labels needs a task of kind choice, not generation"):
         infer_task("t", rows, labels=["a", "b"], kind="generation")
     with pytest.raises(UsageError, match="repeated label"):
         infer_task("t", rows, labels=["a", "b", "a"])
@@ -122,7 +122,7 @@ def test_foreign_answers_are_named_with_their_line() -> None:
         DataError, match=r"test\.jsonl line 2: 'c', 'd' not among the labels of task t \('a', 'b'\)"
     ) as e:
         check_answers(task, held_out)
-    assert "update teaches a task new labels" in e.value.hint
+    assert "update adds new labels to a task" in e.value.hint
     check_answers(task, [Example("x")])
     check_answers(infer_task("t", made("a", "b"), kind="generation"), held_out)
 
@@ -142,7 +142,7 @@ def test_updates_keep_labels() -> None:
         check_labels_kept(old, Task("t", "choice", labels=("b", "a")))
     with pytest.raises(DataError, match="1 answers that are not labels of task t"):
         updated_task(old, [Example("why", "because " * 20)])
-    with pytest.raises(DataError, match="kind choice, but the new data of kind generation"):
+    with pytest.raises(DataError, match="kind choice, but the new data is of kind generation"):
         merge_tasks(old, Task("t"))
     with pytest.raises(DataError, match="is raw text"):
         merge_tasks(Task("t", "text"), old)

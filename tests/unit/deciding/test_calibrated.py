@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from routing_support import TASKS, Cloud, cloud, update
 
@@ -32,7 +32,6 @@ def numbers(calibrated: Calibrated, rows: torch.Tensor) -> list[dict[str, float]
     return [dict(routed.weights) for routed in calibrated.route(Cloud(rows), top_k=4)]
 
 
-@settings(max_examples=60)
 @given(st.text(max_size=8), st.integers(0, 300), st.floats(0, 0.9), st.integers(0, 5))
 def test_held_out_samples(task: str, count: int, share: float, seed: int) -> None:
     out = held_out(task, count, share, seed)
@@ -45,7 +44,6 @@ def test_held_out_samples_differ_by_task_and_seed() -> None:
     assert len({tuple(held_out(task, 100, 0.2, seed)) for task in TASKS for seed in (0, 1)}) == 8
 
 
-@settings(max_examples=25)
 @given(st.floats(0.05, 20), st.integers(0, 1000))
 def test_the_temperature_that_made_the_labels_is_found(temperature: float, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)

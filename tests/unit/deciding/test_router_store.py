@@ -414,4 +414,4 @@ def test_only_fitting_anew_is_told(tmp_path: Path) -> None:
     hub.tasks[TASKS[0]] = hub.known(TASKS[0], edition=2)
     assert hub.open(tell=said.append).how == "refreshed"
     count = 20 * len(TASKS)
-    assert said == [f"fitting the router analytic on {count} samples of {len(TASKS)} tasks; it is kept for next time"]
+    assert said == [f"fitting the router analytic on {count} samples of {len(TASKS)} tasks; it is stored for next time"]

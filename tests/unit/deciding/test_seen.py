@@ -310,10 +310,10 @@ def test_tasks_without_samples_are_named(decide: Decide, small: AdapterHub, tmp_
     publish(hub, "tales", 3, samples=0)
     decider = decide(hub=hub)
     assert tasks_of(decider, hub, texts("tales", 1)) != ["tales"]
-    assert decider.notes == ["without replay samples the router cannot choose tales: name --task"]
+    assert decider.notes == ["the router cannot choose tales, without replay samples: use --task"]
     view = View(hub.registry)
     view.refresh()
-    with pytest.raises(AdapterError, match="none are kept of tales"):
+    with pytest.raises(AdapterError, match="there are none for tales"):
         decider.decide(view, [Example("x")], 1, ["tales"])
     view.close()
     assert tasks_of(decide("arrow", hub), hub, ["x"])  # looks at weights, needs no samples

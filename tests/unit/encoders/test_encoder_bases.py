@@ -151,6 +151,6 @@ def test_what_an_encoder_has_no_use_for_is_refused(pico_path: Callable[[str], Pa
     file = data(tmp_path, COLOURS)
     with pytest.raises(UsageError, match="--prompt-loss"):
         hub.add_task("colours", file, prompt_loss=0.5)
-    with pytest.raises(UsageError, match="'classifier' names no layer") as caught:
+    with pytest.raises(UsageError, match="'classifier' matches no layer") as caught:
         hub.add_task("colours", file, target_modules="classifier", epochs=1)
-    assert caught.value.hint == "its linear layers: dense, key, query, value"
+    assert caught.value.hint == "its linear layers are dense, key, query, value"

@@ -147,7 +147,7 @@ def test_a_merge_of_two_versions_keeps_every_label(hub: AdapterHub, refs: list[s
     hub.promote("colours@v1", max_forgetting=1, reporter=Notes(notes))
     hub.update("colours", more, max_forgetting=1, reporter=Notes(notes), **QUICK)
     assert "note: goes on from colours@v2, the newest version; colours@v1 is the one that serves" in notes
-    assert "note: colours@v1 has no row for what colours has learned since: grey" in notes
+    assert "note: colours@v1 does not know the labels that colours has gained: grey" in notes
 
 
 def test_labels_that_only_another_adapter_has_are_added(hub: AdapterHub, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_the_second_of_two_removals_at_once_says_that_it_was_forgotten(
 def test_a_lost_key_is_said_and_the_registry_is_looked_at_all_the_same(forgotten: Registry, tmp_path: Path) -> None:
     path = keys.default_path(forgotten.path)
     path.rename(tmp_path / "kept.key")
-    with pytest.raises(AdapterError, match="the registry names nothing of it") as caught:
+    with pytest.raises(AdapterError, match="the registry has no entries of it") as caught:
         prove(forgotten, "pins")
     assert str(path) in caught.value.hint
     assert prove(forgotten, "pins", tmp_path / "kept.key").ok
@@ -146,7 +146,7 @@ def test_a_key_of_another_hub_or_none_at_all_is_refused(forgotten: Registry, tmp
             prove(forgotten, "pins", tmp_path / name)
     for text in ("ab" * 31, "xy" * 32, "", "\0"):
         (tmp_path / "other.key").write_text(text)
-        with pytest.raises(UsageError, match="is no key"):
+        with pytest.raises(UsageError, match="is not a key file"):
             prove(forgotten, "pins", tmp_path / "other.key")
 
 
@@ -154,12 +154,12 @@ def test_a_key_elsewhere_by_flag_or_by_the_environment(
     hub: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(hub, "pins", "pins", seed=1, samples=rows(PINS))
-    with pytest.raises(UsageError, match="would lie in the hub"):
+    with pytest.raises(UsageError, match="would be inside the hub"):
         forget(hub, "pins", key=hub.path / "x.key")
     assert not (hub.path / "tombstones").exists()
     forget(hub, "pins", key=tmp_path / "mine" / "pins.key")
     assert not keys.default_path(hub.path).exists()
-    with pytest.raises(AdapterError, match="is not here"):
+    with pytest.raises(AdapterError, match="is missing"):
         prove(hub, "pins")
     monkeypatch.setenv(keys.VARIABLE, str(tmp_path / "mine" / "pins.key"))
     assert prove(hub, "pins").ok
@@ -261,7 +261,7 @@ def test_a_tombstone_of_a_wrong_type_is_named_and_breaks_nothing(forgotten: Regi
     path = forgotten.path / "tombstones" / "pins.json"
     path.write_text(json.dumps({**tombstone(forgotten), **wrong}))
     (problem,) = forgotten.verify()
-    assert (problem.path, problem.problem) == ("tombstones/pins.json", "not a tombstone")
+    assert (problem.path, problem.problem) == ("tombstones/pins.json", "not a valid tombstone")
     opened = Registry.open(forgotten.path)
     assert opened.repair() == []
     assert opened.rebuild() == 1

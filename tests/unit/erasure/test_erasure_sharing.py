@@ -59,8 +59,8 @@ def test_the_plan_names_every_version_that_saw_the_rows(shared: Registry) -> Non
     assert [version.ref for version in plan.versions] == ["payers@v1"]
     assert dict(plan.shared) == {
         "risk@v1": "trained on 2 of the rows that payers was trained on",
-        "twin@v1": "trained on the very file that payers was trained on",
-        "runs/more-1": "an unfinished run on the very file of payers",
+        "twin@v1": "trained on the same file as payers",
+        "runs/more-1": "an unfinished run on the same file as payers",
     }
     assert plan.to_json()["shared"] == dict(plan.shared)
     assert look(shared, "trains").shared == {"risk@v1": "trained on 1 of the rows that trains was trained on"}
@@ -92,7 +92,7 @@ def test_those_that_are_left_are_named_by_the_proof(shared: Registry) -> None:
     assert not proof.ok
     assert {(find.path, find.what) for find in proof.found} == {
         ("adapters/risk/v1", "risk@v1, trained on 2 of its rows"),
-        ("adapters/twin/v1", "twin@v1, trained on the very same file"),
+        ("adapters/twin/v1", "twin@v1, trained on the same data file"),
     }
 
 

@@ -76,7 +76,7 @@ def test_drops_that_chance_explains_one_by_one_do_not_pass_together() -> None:
     assert decision.blamed == tuple(SMALL)
     assert decision.within_chance == (), "it is refused: nothing is said to pass"
     told = decision.message("new@v1")
-    assert told == "the gate refused new@v1: together 4 tasks drop by 0.120 on average (95 % 0.04 to 0.19), above 0.02"
+    assert told == "the gate refused new@v1: 4 tasks drop by 0.120 on average (95 % interval 0.04 to 0.19), above 0.02"
     assert decide(SMALL, 0.13).passed, "the mean is within the limit"
     assert decide([*SMALL, effect(0.5, 0.9, 60, "e")], 0.02).passed, "what one task gains counts too"
 

@@ -66,7 +66,9 @@ def test_tasks_that_drop_together_are_refused_and_logged(hub: Registry, monkeypa
     drops = [Effect(task, "accuracy", 0.85, 0.72, 60, "x.jsonl", f"{task}@v1") for task in ("news", "a", "b", "c")]
     assert not any(drop.over(0.02) for drop in drops)
     monkeypatch.setattr(promoting, "effects_of", lambda *_: drops)
-    with pytest.raises(GateRefused, match=r"together 4 tasks drop by 0\.130 on average \(95 % 0\.\d+ to 0\.\d+\)"):
+    with pytest.raises(
+        GateRefused, match=r"refused .*: 4 tasks drop by 0\.130 on average \(95 % interval 0\.\d+ to 0\.\d+\)"
+    ):
         promote(hub, None)
     (event, *_) = hub.events("news")
     assert event.detail["together"]["tasks"] == 4

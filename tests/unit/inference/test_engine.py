@@ -17,6 +17,7 @@ from loras import dense
 from routed_hubs import SPECS, UNLIKE, copied, new_hub, on_base, publish, texts
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.answering import answerer
 from adapterhub_cl.errors import (
     AdapterError,
     AdapterHubError,
@@ -26,7 +27,7 @@ from adapterhub_cl.errors import (
     UnknownNameError,
     UsageError,
 )
-from adapterhub_cl.inference import mixed, tally
+from adapterhub_cl.inference import tally
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.queue import Call
 from adapterhub_cl.inference.requests import free_request
@@ -173,6 +174,13 @@ def test_top_k_answers_with_the_explicit_sum(engine: Engine, load_pico: Any, hub
     assert found.confidence == pytest.approx(confidence, abs=1e-4)
     assert dict(found.scores) == pytest.approx(scores, abs=1e-4)
     assert engine.route([text], top_k=3)[0].adapters == pytest.approx(weights)
+
+
+def test_a_limit_is_the_context_at_most(hub: AdapterHub) -> None:
+    context = hub.load_base().context
+    for asked, limit in ((None, context), (100, 100), (10_000, context)):
+        with hub.engine(max_length=asked) as engine:
+            assert engine._worker.answerer.max_length == limit
 
 
 def test_requests_of_several_top_k_in_one_batch_keep_their_own(hub: AdapterHub) -> None:
@@ -434,7 +442,7 @@ def test_a_hub_without_adapters(blank: AdapterHub) -> None:
             lambda: engine.prepare(),
             lambda: engine.predict(["x"], adapter="base"),
         ):
-            with pytest.raises(UsageError, match="this hub has no adapter yet") as caught:
+            with pytest.raises(UsageError, match="this hub has no adapters yet") as caught:
                 ask()
             assert "add-task" in caught.value.hint
         with pytest.raises(UnknownNameError):
@@ -449,7 +457,7 @@ def test_a_hub_whose_tasks_keep_no_samples(blank: AdapterHub) -> None:
         publish(blank, name, seed, samples=0)
     with blank.engine() as engine:
         for ask in (lambda: engine.predict(["x"]), lambda: engine.route(["x"])):
-            with pytest.raises(AdapterError, match="none are kept of greek, sums") as caught:
+            with pytest.raises(AdapterError, match="there are none for greek, sums") as caught:
                 ask()
             assert "--router arrow" in caught.value.hint
         assert engine.predict(["x"], task="greek")[0].adapter == "greek@v1"
@@ -459,7 +467,7 @@ def test_a_hub_whose_tasks_keep_no_samples(blank: AdapterHub) -> None:
     publish(blank, "shouts", 3)
     with blank.engine() as engine:  # one task that the router knows: it is told what it does not
         assert engine.predict(KNOWN["shouts"])[0].routing == 1
-        assert engine.notes == ["without replay samples the router cannot choose greek, sums: name --task"]
+        assert engine.notes == ["the router cannot choose greek, sums, without replay samples: use --task"]
 
 
 def test_dora_is_refused_by_the_engine_and_served_alone(
@@ -475,7 +483,7 @@ def test_dora_is_refused_by_the_engine_and_served_alone(
             engine.predict(["x"], adapter="dora")
         assert engine.predict([SUM])[0].adapter == "sums@v1"
         assert {one.task for one in engine.predict([*KNOWN["sums"], UNLIKE])} <= {*NAMES, ""}
-        assert engine.notes == ["DoRA cannot be mixed, so the router does not choose dora: name --task"]
+        assert engine.notes == ["the router cannot choose dora, because DoRA cannot be mixed: use --task"]
     found = hub.predict(["x"], adapter="dora")[0]
     assert (found.adapter, found.prediction in ("yes", "no")) == (record.ref, True)
 
@@ -738,7 +746,7 @@ def test_what_began_to_be_written_is_not_begun_again(
     engine: Engine, elsewhere: AdapterHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails in the middle, and the hub changed meanwhile: a second answer must not follow the half of a first."""
-    real, tries = mixed.write_rows, []
+    real, tries = answerer.write_rows, []
 
     def broken(*given: Any, **more: Any) -> Any:
         tries.append(len(given[2]))
@@ -746,7 +754,7 @@ def test_what_began_to_be_written_is_not_begun_again(
         elsewhere.alias("greek@v1", f"try-{len(tries)}")
         raise AdapterError(f"broke off after {found[0].text!r}")
 
-    monkeypatch.setattr(mixed, "write_rows", broken)
+    monkeypatch.setattr(answerer, "write_rows", broken)
     pieces: list[str] = []
     with pytest.raises(AdapterError, match="broke off"):
         pieces.extend(engine.stream("abc", adapter="base", raw=True, max_new_tokens=8))
@@ -796,7 +804,7 @@ def test_a_stream_is_the_text(engine: Engine) -> None:
 
 def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     step, written = threading.Semaphore(0), []
-    real = mixed.write_rows
+    real = answerer.write_rows
 
     def slowly(*given: Any, **more: Any) -> Any:
         halt = more["halt"]
@@ -805,7 +813,7 @@ def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch
         written.extend(found)
         return found
 
-    monkeypatch.setattr(mixed, "write_rows", slowly)
+    monkeypatch.setattr(answerer, "write_rows", slowly)
     stream = engine.stream("abc", adapter="base", raw=True, max_new_tokens=150)
     step.release(20)  # so many tokens may be written
     try:
@@ -819,13 +827,13 @@ def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch
 
 
 def test_abandoning_ends_what_is_being_written(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, step, real = hub.engine(), threading.Semaphore(0), mixed.write_rows
+    engine, step, real = hub.engine(), threading.Semaphore(0), answerer.write_rows
 
     def slowly(*given: Any, **more: Any) -> Any:
         halt = more["halt"]
         return real(*given, **{**more, "halt": lambda: step.acquire() and halt()})
 
-    monkeypatch.setattr(mixed, "write_rows", slowly)
+    monkeypatch.setattr(answerer, "write_rows", slowly)
     stream = engine.stream("abc", adapter="base", raw=True, max_new_tokens=150)
     step.release(10)
     try:
@@ -843,7 +851,8 @@ def prompts_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = engine._worker.answerer.answer
 
     def answer(rows: Any, *given: Any, **more: Any) -> None:
-        found.extend(engine.base.tokenizer.decode(row.ready(engine.base, engine.base.context)[0]) for row in rows)
+        words, most = engine.base.tokenizer, engine.base.context
+        found.extend(words.decode(row.ready(row.tokeniser(words, most), most)[0]) for row in rows)
         real(rows, *given, **more)
 
     monkeypatch.setattr(engine._worker.answerer, "answer", answer)
@@ -909,7 +918,7 @@ def test_conversations_that_are_none(engine: Engine, monkeypatch: pytest.MonkeyP
     template = "{{ raise_exception('roles must alternate') if messages | length > 1 else messages[0].content }}"
     monkeypatch.setattr(engine.base.tokenizer, "chat_template", template)
     wrong, fine = engine.submit(SUM), engine.submit(GREEK)
-    with pytest.raises(DataError, match="refuses the conversation: roles must alternate"):
+    with pytest.raises(DataError, match="rejects the conversation: roles must alternate"):
         engine.chat(turns("A", "b", "C"), task="shouts")
     assert (wrong.result().adapter, fine.result().adapter) == ("sums@v1", "greek@v1")
 

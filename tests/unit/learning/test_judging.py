@@ -110,7 +110,7 @@ def test_held_out_rows_that_are_answered_otherwise_now_are_not_compared(hub: Reg
     assert [e.input for e in probe.examples] == ["two", "three"]
     assert (probe.left_out, whole.left_out) == (1, 0)
     assert (probe.data != whole.data, probe.sha256 != whole.sha256) == (True, True), "two scores never taken for one"
-    assert said == ["note: 1 held-out row answers otherwise than the new data; left out where the gate compares"]
+    assert said == ["note: the gate leaves out 1 held-out row that contradicts the new data"]
     later = without(whole, judge.outdated)
     assert later == probe, "`promote` leaves out the same rows"
     judge, said = judge_of(hub, rows(*((text, "bad") for text in ("one", "two", "three"))), None)

@@ -121,7 +121,7 @@ def test_all_problems_in_one_message(folder: Path) -> None:
         "--batch-size must be a whole number, not 'many'",
         "columns cannot be [1]",
         "unknown metric 'acuracy' — did you mean accuracy?",
-        "'Bad Name' cannot be the name of a task",
+        "'Bad Name' is not a valid name for a task",
         "unknown prompt format 'nope'",
         "--labels 3 is not a JSON list of texts",
         "task 5: must be a mapping with name and data, not 'just a text'",

@@ -42,7 +42,6 @@ def kept_energy(found: rank.Spectrum, at: int, dense: torch.Tensor) -> float:
     return 1 - float(away.square().sum() / dense.square().sum())
 
 
-@settings(max_examples=40)
 @given(stored(), st.floats(0.05, 1.0))
 def test_an_energy_share_is_kept_at_the_lowest_rank_that_keeps_it(
     made: tuple[rank.Spectra, Dense], share: float
@@ -56,7 +55,6 @@ def test_an_energy_share_is_kept_at_the_lowest_rank_that_keeps_it(
         assert float(exact[: ranks[name] - 1].sum() / exact.sum()) < share + 1e-6
 
 
-@settings(max_examples=40)
 @given(stored(), st.integers(0, 40))
 def test_a_budget_keeps_the_largest_singular_values_of_all_layers(
     made: tuple[rank.Spectra, Dense], budget: int
@@ -72,7 +70,6 @@ def test_a_budget_keeps_the_largest_singular_values_of_all_layers(
     assert abs(lost - best) <= 1e-5 * float(every.square().sum())
 
 
-@settings(max_examples=40)
 @given(stored(), st.floats(0.05, 0.999))
 def test_energy_over_all_layers_needs_no_more_ranks_than_in_each(
     made: tuple[rank.Spectra, Dense], share: float
@@ -147,7 +144,6 @@ def test_a_search_without_success_keeps_everything() -> None:
     assert (found.ranks, found.energy) == ({"layers.0.q_proj": 3}, 1.0)
 
 
-@settings(max_examples=60)
 @given(st.lists(st.lists(st.floats(0.01, 5), min_size=1, max_size=6), min_size=1, max_size=4), st.integers(1, 30))
 def test_what_a_search_returns_was_measured_as_good_and_within_its_limit(layers: list[list[float]], limit: int) -> None:
     spectra = {f"layers.{k}.q_proj": spectrum(*sorted(v, reverse=True)) for k, v in enumerate(layers)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from stored_loras import LAYERS, write_factors, write_random_lora
 
@@ -28,7 +28,6 @@ def orthonormal(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(rows, columns, generator=generator)).Q
 
 
-@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
 def test_overlap_is_a_share_and_says_nothing_of_the_bases_chosen(r: int, q: int, seed: int) -> None:
     one, other = orthonormal(20, r, seed), orthonormal(20, q, seed + 1000)

@@ -52,7 +52,7 @@ def asked(requests: int, days: float) -> VersionUse:
 @pytest.mark.parametrize(
     ("about", "end"),
     [
-        (known(OLD, NEW), "; no request was counted"),
+        (known(OLD, NEW), "; no requests were counted"),
         (asked(12, days=40), "; answered 12 requests, the last 40 days ago"),
         (asked(1, days=30), "; answered 1 request, the last 30 days ago"),
     ],
@@ -71,7 +71,7 @@ def test_a_proposal_tells_how_many_requests_were_answered(about: VersionUse, end
         (known(replace(OLD, aliases=("production",)), NEW), "has the alias production"),
         (known(OLD, NEW, runs={"news@v1": "run-7"}), "the unfinished run run-7 needs it"),
         (known(OLD, NEW, edges=[Edge("news@v2", "news@v1", "updated_from")]), "news@v2 descends from it"),
-        (known(OLD, NEW, samples={"news@v1"}), "keeps the only replay samples of news"),
+        (known(OLD, NEW, samples={"news@v1"}), "has the only replay samples of news"),
         (known(OLD, NEW, used={"news@v1": NOW - timedelta(days=3)}), "used 3 days ago"),
         (asked(12, days=3), "answered 12 requests, the last 3 days ago"),
     ],
@@ -84,11 +84,11 @@ def test_each_of_these_keeps_a_version(about: VersionUse, why: str) -> None:
 
 def test_the_only_adapter_of_a_task_stays_and_one_of_two_goes() -> None:
     latest = replace(OLD, aliases=("latest",))
-    assert verdicts(known(latest))["news@v1"].reason == "the only adapter of news"
+    assert verdicts(known(latest))["news@v1"].reason == "the only adapter for news"
     other = version("press", 5, aliases=("latest",))
     found = verdicts(known(latest, other))
     assert found["news@v1"].proposed  # longest unused first,
-    assert found["press@v5"].reason == "the only adapter of news"  # and then the other is the last one
+    assert found["press@v5"].reason == "the only adapter for news"  # and then the other is the last one
     rejected = replace(other, status="rejected", aliases=())
     assert not verdicts(known(latest, rejected))["news@v1"].proposed
 
@@ -101,14 +101,14 @@ def test_an_adapter_that_took_the_task_over_counts() -> None:
 
 
 def test_an_adapter_of_no_task_is_left_to_the_user() -> None:
-    assert "judge yourself" in verdicts(known(version("x", 1, task="", aliases=("latest",))))["x@v1"].reason
+    assert "decide yourself" in verdicts(known(version("x", 1, task="", aliases=("latest",))))["x@v1"].reason
 
 
 def test_of_two_that_keep_samples_the_one_used_last_stays() -> None:
     third = version("news", 3, aliases=("latest",))
     found = verdicts(known(OLD, replace(NEW, aliases=()), third, samples={"news@v1", "news@v2"}))
     assert found["news@v1"].proposed
-    assert found["news@v2"].reason == "keeps the only replay samples of news"
+    assert found["news@v2"].reason == "has the only replay samples of news"
 
 
 def test_a_pruned_copy_is_no_descendant_but_what_was_built_on_it_is() -> None:

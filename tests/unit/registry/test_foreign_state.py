@@ -106,7 +106,7 @@ def test_a_bad_entry_of_the_state_is_left_out_and_named_and_the_rest_restored(
     change(lived, edit)
     opened = Registry.open(without_index(lived))
     after = state(opened)
-    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     assert len(told) == 1
     assert "aliases.json" in told[0]
     assert named in told[0]
@@ -119,7 +119,7 @@ def test_a_bad_entry_of_the_state_is_left_out_and_named_and_the_rest_restored(
     assert opened.verify() == []
     caplog.clear()
     assert Registry.rebuild_at(lived.path) == 4
-    assert "left out" not in caplog.text
+    assert "skipped" not in caplog.text
 
 
 def test_what_serves_is_the_newest_version_where_the_state_does_not_tell(lived: Registry) -> None:
@@ -136,9 +136,9 @@ def test_what_serves_is_the_newest_version_where_the_state_does_not_tell(lived: 
         ("[1]", "it is not an object"),
         ('{"a":' * 100_000, "it is not valid JSON"),
         ("[" * 500 + "]" * 500, "it is not valid JSON"),
-        (b"\xff\xfe", "it is not text in UTF-8"),
-        ('{"format": 2, "aliases": {}}', "its format 2 is not one that this version knows"),
-        ('{"format": "1"}', "its format '1' is not one that this version knows"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
+        ('{"format": 2, "aliases": {}}', "its format 2 is not supported by this version"),
+        ('{"format": "1"}', "its format '1' is not supported by this version"),
         (None, "it cannot be read (is a directory)"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_state_that_cannot_be_read_is_kept_beside_the_new_one(
     problems = lived.verify()
     assert [(p.path, p.problem.startswith(said)) for p in problems] == [("aliases.json", True)]
     opened = Registry.open(without_index(lived))
-    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     (kept,) = lived.path.glob("aliases.json.broken-*")
     assert len(told) == 1
     assert said in told[0]
@@ -170,14 +170,14 @@ def test_a_state_that_cannot_be_read_is_kept_beside_the_new_one(
 def test_repairing_keeps_the_state_that_cannot_be_read(lived: Registry) -> None:
     before = state(lived)
     (lived.path / "aliases.json").write_text("{")
-    assert any("kept the unreadable aliases.json as" in line for line in lived.repair())
+    assert any("renamed the unreadable aliases.json to" in line for line in lived.repair())
     assert Registry.open(without_index(lived)).aliases() == before["aliases"]
 
 
 def test_thousands_of_bad_entries_are_told_in_a_few_lines(lived: Registry, caplog: pytest.LogCaptureFixture) -> None:
     change(lived, lambda s: s["history"].extend([["x"]] * 5000))
     Registry.open(without_index(lived))
-    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     assert len(told) == 21
     assert "4980 more entries" in told[-1]
 
@@ -201,8 +201,8 @@ SCORE = {"adapter": "news@v1", "task": "news", "metric": "accuracy", "value": 0.
         ({**SCORE, "n": True}, "its n is True"),
         ({**SCORE, "details": "x"}, "its details are not an object"),
         ({**SCORE, "metric": ["x"]}, "its metric is a list"),
-        ({**SCORE, "details": {"interval": ["a"]}}, "another interval"),
-        ({**SCORE, "details": {"classes": {"a": 5}}}, "another classes"),
+        ({**SCORE, "details": {"interval": ["a"]}}, "details.interval is invalid"),
+        ({**SCORE, "details": {"classes": {"a": 5}}}, "details.classes is invalid"),
         ({**SCORE, "data": "\ud800"}, "it is not valid JSON"),
         ({key: SCORE[key] for key in SCORE if key != "n"}, "it has no n"),
         ([SCORE], "it is a list"),
@@ -217,7 +217,7 @@ def test_a_line_that_is_no_score_is_left_out_and_named(
     path = lived.path / "evaluations.jsonl"
     path.write_text((line if isinstance(line, str) else json.dumps(line)) + "\n" + path.read_text())
     opened = Registry.open(without_index(lived))
-    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     assert len(told) == 1
     assert "line 1 (" in told[0]
     assert said in told[0]
@@ -241,7 +241,7 @@ def test_a_line_may_hold_what_some_call_the_end_of_a_line(lived: Registry) -> No
         (lambda m: m.update(rank=True), "rank is True"),
         (lambda m: m.update(bytes=10**30), "bytes is 1000"),
         (lambda m: m.update(version="2"), "version '2'"),
-        (lambda m: m.update(task=EVIL), "is not the name of a task"),
+        (lambda m: m.update(task=EVIL), "is not a valid task name"),
         (lambda m: m.update(takes_over=["x", 5, None, {}]), "takes_over is not a list of names"),
         (lambda m: m.update(takes_over="abc"), "takes_over is not a list of names"),
         (lambda m: m.update(retention={"x": "y"}), "the retention of 'x' is 'y'"),
@@ -254,14 +254,14 @@ def test_a_line_may_hold_what_some_call_the_end_of_a_line(lived: Registry) -> No
         (lambda m: m.update(target_modules=5), "target_modules is not a list of texts"),
         (lambda m: m["task_spec"].update(labels=5), "task_spec: its labels are not a list of texts"),
         (lambda m: m["task_spec"].update(name=EVIL), "task_spec: its name is '$(id)"),
-        (lambda m: m["published"].update(serve="x"), "published has not verb, serve and move_latest"),
+        (lambda m: m["published"].update(serve="x"), "published lacks verb, serve or move_latest"),
         (lambda m: m.update(lineage=["x"]), "edge 1 of its lineage has no parent"),
         (lambda m: m.update(lineage=[{"parent": "x", "relation": EVIL}]), "has the relation '$(id)"),
         (lambda m: m.update(evaluations=["x"]), "score 1: it is a text, not an object"),
         (lambda m: m["evaluations"][0].update(value=None), "score 1: its value is None, not a finite number"),
         (lambda m: m["evaluations"][0].update(details=5), "score 1: its details are not an object"),
         (lambda m: m["evaluations"][0].update(more=5), "score 1: unknown key 'more'"),
-        (lambda m: m["files"].update(x={"sha256": "0", "bytes": "many"}), "no size of 'x'"),
+        (lambda m: m["files"].update(x={"sha256": "0", "bytes": "many"}), "no size for 'x'"),
         (lambda m: m.update(note="\ud800"), "cannot be read"),
         (lambda m: '{"a":' * 100_000 + "1" + "}" * 100_000, "it is nested too deeply"),
         (lambda m: m.update(note=json.loads("[" * 200 + "]" * 200)), "it is nested too deeply"),
@@ -276,7 +276,7 @@ def test_a_version_whose_manifest_cannot_be_used_is_left_out_and_named_with_the_
     path.chmod(0o644)
     path.write_text(made if isinstance(made, str) else json.dumps(manifest))
     opened = Registry.open(without_index(lived))
-    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     assert len(told) == 1
     assert said in told[0]
     assert told[0].isprintable()
@@ -287,7 +287,7 @@ def test_a_version_whose_manifest_cannot_be_used_is_left_out_and_named_with_the_
         assert said in problem.problem
         assert "interrupted" not in problem.problem
         opened.repair()
-    with pytest.raises(IntegrityError, match=r"cannot be read|is not a manifest"):
+    with pytest.raises(IntegrityError, match=r"cannot be read|is not a valid manifest"):
         manifests.read(path.parent)
 
 
@@ -315,9 +315,9 @@ def test_what_the_index_refuses_of_a_manifest_leaves_out_that_version_only(
 
     monkeypatch.setattr(writes, "add_evaluations", refuse)
     opened = Registry.open(without_index(lived))
-    assert "mood@v1: its manifest holds what the index cannot ('Python int too large" in caplog.text
+    assert "mood@v1: its manifest contains values that the index cannot store ('Python int too large" in caplog.text
     assert [r.ref for r in opened.adapters()] == ["news@v2"]
-    assert any(line.startswith("left out adapters/mood/v1: its manifest holds") for line in opened.repair())
+    assert any(line.startswith("skipped adapters/mood/v1: its manifest contains") for line in opened.repair())
 
 
 def test_a_directory_in_the_place_of_the_index_is_named(hub: Registry, publish: Publish) -> None:
@@ -343,7 +343,7 @@ def test_a_hub_without_an_index_that_cannot_be_written_says_what_to_do(
         raise error from OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Index, "lock", refused)
-    with pytest.raises(StorageError, match="has no index yet, and cannot be written") as found:
+    with pytest.raises(StorageError, match="has no index yet and is read-only") as found:
         Registry.open(hub.path)
     assert "cp -r" in found.value.hint
 

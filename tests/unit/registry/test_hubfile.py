@@ -71,7 +71,7 @@ def test_create_refuses_a_hub_and_a_full_directory(tmp_path: Path, base: BaseInf
     with pytest.raises(HubError, match="already a hub"):
         Registry.create(registry.path, base)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="neither empty"):
         Registry.create(tmp_path, base)
     with pytest.raises(UsageError, match="is a file"):
         Registry.create(tmp_path / "notes.txt", base)

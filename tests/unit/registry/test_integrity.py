@@ -262,7 +262,7 @@ def test_a_commit_that_the_disk_made_but_did_not_confirm_is_no_failure(
 
     monkeypatch.setattr(RootTransaction, "commit", unconfirmed)
     assert hub.set_alias("news", "production").aliases == ("latest", "production")
-    assert "refused to confirm" in caplog.text
+    assert "the change was saved" in caplog.text
 
 
 def test_a_message_tells_of_what_was_done_before(
@@ -272,7 +272,7 @@ def test_a_message_tells_of_what_was_done_before(
     with changes.operation():
         hub.set_alias("news", "canary")
         monkeypatch.setattr(files, "write_all", lambda *_: (_ for _ in ()).throw(FULL))
-        with pytest.raises(StorageError, match="; what was done before that stays"):
+        with pytest.raises(StorageError, match="; the changes made before the error remain"):
             hub.set_alias("news", "production")
 
 
@@ -288,7 +288,7 @@ def test_every_kind_of_damage_is_named(hub: Registry, publish: Publish) -> None:
     with pytest.raises(IntegrityError, match=r"adapter_model.safetensors of news@v1: changed"):
         hub.check_files(record)
     weights.write_bytes(b"01234")
-    assert problems() == [("adapter_model.safetensors", "has 5 bytes, was written with 10")]
+    assert problems() == [("adapter_model.safetensors", "has 5 bytes, but 10 were recorded")]
     with pytest.raises(IntegrityError, match="has 5 bytes"):
         hub.check_files(record)
     weights.unlink()
@@ -298,7 +298,7 @@ def test_every_kind_of_damage_is_named(hub: Registry, publish: Publish) -> None:
     outside = hub.path.parent / "outside"
     outside.write_bytes(b"0123456789")
     weights.symlink_to(outside)
-    assert problems() == [("adapter_model.safetensors", "a link or special file, which a version never holds")]
+    assert problems() == [("adapter_model.safetensors", "a link or special file, which is not allowed in a version")]
     with pytest.raises(IntegrityError, match="a link"):
         hub.check_files(record)
     weights.unlink()
@@ -344,11 +344,11 @@ def test_strays_and_links_in_the_store_are_named(hub: Registry, publish: Publish
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"files": {"../../../outside": {"sha256": "0", "bytes": 1}}}, "leads out of the directory"),
-        ({"files": {"/etc/passwd": {"sha256": "0", "bytes": 1}}}, "leads out of the directory"),
+        ({"files": {"../../../outside": {"sha256": "0", "bytes": 1}}}, "points outside of the directory"),
+        ({"files": {"/etc/passwd": {"sha256": "0", "bytes": 1}}}, "points outside of the directory"),
         ({"files": {"a": 3}}, "no sha256"),
-        ({"name": "../news"}, "it is of"),
-        ({"version": 2}, "it is of"),
+        ({"name": "../news"}, "it belongs to"),
+        ({"version": 2}, "it belongs to"),
         ({"format": 99}, "format 99"),
         ({"kind": "grown"}, "unknown kind"),
         ({"rank": "8"}, "rank is missing or not a whole number"),
@@ -378,10 +378,10 @@ def test_a_version_that_is_not_whole_is_not_adopted(hub: Registry, publish: Publ
         for table in ("aliases", "serving", "evaluations", "versions"):
             connection.execute(f"DELETE FROM {table}")
         connection.commit()
-    kept = "kept the number of news@v1, which the index does not have"
+    kept = "reserved the version number of news@v1, which is missing from the index"
     assert hub.repair() == [kept, "wrote aliases.json"]
     assert hub.adapters() == []
-    assert "not whole: adapter_model.safetensors has 5 bytes" in hub.verify()[0].problem
+    assert "incomplete: adapter_model.safetensors has 5 bytes" in hub.verify()[0].problem
 
 
 def test_rows_that_dangle_are_named_and_dropped(hub: Registry, publish: Publish) -> None:
@@ -391,8 +391,8 @@ def test_rows_that_dangle_are_named_and_dropped(hub: Registry, publish: Publish)
         connection.execute("UPDATE serving SET version = 9")
         connection.commit()
     assert [problem.problem for problem in hub.verify() if problem.path == "index.db"] == [
-        "the alias production names news@v9, which is not there",
-        "the task news names news@v9, which is not there",
+        "the alias production names news@v9, which does not exist",
+        "the task news names news@v9, which does not exist",
     ]
     assert len(hub.repair()) == 3
     assert hub.verify() == []
@@ -442,7 +442,7 @@ def test_unfinished_runs(hub: Registry) -> None:
         (
             "runs/r1",
             "unfinished run of news",
-            "cl-adapter add-task news --resume, or cl-adapter gc --older-than 0 to drop it",
+            "cl-adapter add-task news --resume, or delete it: cl-adapter gc --older-than 0",
         ),
         ("runs/r3", "a run without run.json, which cannot be resumed", "cl-adapter gc"),
     ]
@@ -567,7 +567,7 @@ def test_a_rollback_that_was_stopped_is_only_finished(
     history, opened = hub.alias_history("news", "production"), Registry.open(hub.path)
     assert opened.rollback(what)[0].ref == f"news@v{count}"
     assert opened.alias_history("news", "production") == history
-    assert "was moved already" in caplog.text
+    assert "had already moved" in caplog.text
     assert opened.verify() == []
     if count == 3:
         assert opened.rollback(what)[1].ref == "news@v1"

@@ -67,7 +67,7 @@ def test_a_new_adapter_cannot_be_named_as_the_base_is() -> None:
 
 
 def test_the_hint_suggests_a_name_that_is_accepted() -> None:
-    with pytest.raises(UsageError, match="cannot be the name of a task") as caught:
+    with pytest.raises(UsageError, match="is not a valid name for a task") as caught:
         check_name("My News/2024!", "task")
     assert "'my-news-2024'" in caught.value.hint
     assert check_name("my-news-2024") == "my-news-2024"

@@ -97,7 +97,7 @@ def test_a_changed_manifest_is_written_back_where_all_else_fits(hub: Registry, p
     path = hub.adapters_dir / "news" / "v2" / "manifest.json"
     before = path.read_text()
     damage(hub, before.replace('"kept"', '"other"'))
-    assert hub.repair() == ["wrote adapters/news/v2/manifest.json again from the index"]
+    assert hub.repair() == ["restored adapters/news/v2/manifest.json from the index"]
     assert path.read_text() == before
 
 
@@ -115,9 +115,9 @@ def test_the_ways_on_from_a_damaged_version_are_ways(hub: Registry, publish: Pub
         if record.version == 1:
             for told in (*fixes(hub), caught.value.hint):
                 assert told.endswith(
-                    "train it again: cl-adapter add-task news DATA, or forget it: cl-adapter forget-task news"
+                    "retrain it: cl-adapter add-task news DATA, or forget it: cl-adapter forget-task news"
                 )
-    assert caught.value.hint == "see cl-adapter verify, or go back: cl-adapter rollback news@latest"
-    assert fixes(hub)[1].endswith("or go back: cl-adapter rollback news@latest")
+    assert caught.value.hint == "see cl-adapter verify, or roll back: cl-adapter rollback news@latest"
+    assert fixes(hub)[1].endswith("or roll back: cl-adapter rollback news@latest")
     hub.rollback("news@latest")
     assert not [fix for fix in fixes(hub) if "rollback" in fix]

@@ -62,10 +62,10 @@ def test_an_adapter_called_base_is_not_the_base(hub: Registry, publish: Publish)
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"requests": 1}, "no counts"),
-        ({"routed": -1}, "no counts"),
-        ({"requests": 0, "routed": 0}, "no counts"),
-        ({"fallbacks": 1}, "only the base is"),
+        ({"requests": 1}, "invalid counts"),
+        ({"routed": -1}, "invalid counts"),
+        ({"requests": 0, "routed": 0}, "invalid counts"),
+        ({"fallbacks": 1}, "only the base can"),
         ({"confidence_sum": float("nan")}, "confidence"),
     ],
 )
@@ -74,7 +74,9 @@ def test_what_cannot_be_a_count_is_refused(wrong: dict[str, object], said: str) 
         replace(ONE, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("wrong", "said"), [({"ref": "news"}, "no version"), ({"last_at": "noon"}, "no time")])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"ref": "news"}, "is not a version"), ({"last_at": "noon"}, "is not a time")]
+)
 def test_one_row_that_cannot_be_used_stops_all(
     hub: Registry, publish: Publish, wrong: dict[str, str], said: str
 ) -> None:
@@ -208,7 +210,7 @@ def test_use_is_what_was_answered(hub: Registry, publish: Publish) -> None:
     assert found["news@v1"].reason == "answered 6 requests, the last 3 days ago"
     assert found["news@v1"].to_json()["requests"] == 6
     assert found["news@v2"].proposed
-    assert found["news@v2"].reason.endswith("not used in 30 days; no request was counted")
+    assert found["news@v2"].reason.endswith("not used in 30 days; no requests were counted")
     found = {v.record.ref: v for v in proposals.unused(hub, 30, now + timedelta(days=37))}
     assert found["news@v1"].proposed
     assert found["news@v1"].reason.endswith("not used in 30 days; answered 6 requests, the last 40 days ago")

@@ -167,9 +167,9 @@ def test_a_refused_promotion_is_a_decision_of_the_gate(hub: Registry, learn: Lea
     assert any("odd@v1" in note for note in facts.notes)
     told = read(hub).text("gate")
     assert "promotion" in told
-    assert "let pass later" not in told
+    assert "accepted later" not in told
     hub.set_alias("both@v1", "production", reason="promote")
-    assert "let pass later" in read(hub).text("gate")
+    assert "accepted later" in read(hub).text("gate")
     assert [event.verb for event in gather(hub).moves] == ["promote"], "nothing moved when it was refused"
 
 
@@ -244,7 +244,7 @@ def test_what_was_derived_tells_truncation_and_retention(busy: Registry) -> None
     told = read(busy).text("derived")
     assert "0.2341" in told
     assert "mood 0.750" in told
-    assert "2 layers; the most in v: 0.3" in told
+    assert "2 layers; the largest in v: 0.3" in told
 
 
 def test_the_confusion_is_the_newest_routers(busy: Registry) -> None:
@@ -379,7 +379,7 @@ def test_what_is_damaged_is_passed_over_with_a_note(busy: Registry, learn: Learn
     told = "\n".join(facts.notes)
     for what in ("recipe.json of bad@v1", "decision on bad@v1", "decision on worse@v1", "worse@v1", "replay budget"):
         assert what in told
-    assert told.count("router.json was passed over") == 5
+    assert told.count("router.json was skipped") == 5
     found = read(busy)
     assert "could not be read" in found.text("")
     assert facts.router is not None
@@ -466,7 +466,7 @@ def test_no_other_file_is_written_over(hub: Registry, tmp_path: Path) -> None:
     assert opened.report(mine, overwrite=True) == mine
     assert page.is_report(mine)
     os.mkfifo(tmp_path / "pipe.html")
-    with pytest.raises(UsageError, match="plain file"):
+    with pytest.raises(UsageError, match="regular file"):
         opened.report(tmp_path / "pipe.html", overwrite=True)
     dangling.unlink()
     dangling.symlink_to(mine)

@@ -130,7 +130,7 @@ def test_a_drop_from_several_versions_is_of_all_or_of_none(
     begun = "secret" not in (hub.adapters_dir / "news/v1/replay.jsonl").read_text()
     if isinstance(caught.value, StorageError):
         assert ("nothing was changed" in caught.value.message) == (not begun)
-        assert ("goes on when the hub is next opened" in caught.value.message) == begun
+        assert ("opening the hub again will complete the change" in caught.value.message) == begun
     opened = Registry.open(hub.path)
     assert kept_now(opened) in ([WHOLE, DROPPED] if killed else [DROPPED if begun else WHOLE])
     Samples(opened).drop("news", matching="secret")
@@ -224,7 +224,7 @@ def test_export_refuses_an_existing_file(hub: Registry, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     assert Samples(hub).export(None, target) == 2
     assert json.loads(target.read_text(encoding="utf-8").splitlines()[1])["task"] == "news"
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         Samples(hub).export("news", target)
     assert Samples(hub).export("news", target, overwrite=True) == 2
 

@@ -67,7 +67,7 @@ def test_the_order_of_names_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("ewc+olora", "goes on training the newest adapter.*stacks a new adapter"),
+        ("ewc+olora", "continues training the newest adapter.*stacks a new adapter"),
         ("isolated+replay", "isolated cannot be combined"),
         ("replay+der", "both mix in"),
         ("replay+replay", "names a strategy twice"),

@@ -19,7 +19,8 @@ from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.loop import Loop, Outcome
+from adapterhub_cl.training.loop import Loop
+from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 from adapterhub_cl.training.strategy_stage import LoopStage
 from adapterhub_cl.types import Example
 
@@ -134,7 +135,7 @@ def test_ctrl_c_keeps_a_checkpoint_of_that_step(
     again = Notes()
     assert same(train(pico_base, settings, run=tmp_path, reporter=again).weights, whole)
     assert again.steps == STEPS
-    assert again.notes[0] == f"going on at step {step} of {STEPS}"
+    assert again.notes[0] == f"continuing at step {step} of {STEPS}"
 
 
 def test_a_second_ctrl_c_stops_at_once(pico_base: Any) -> None:
@@ -181,7 +182,7 @@ def test_a_loss_that_rises_is_told_where_its_first_batch_can_stand_for_all(
     monkeypatch.setattr(Loop, "one_step", scripted)
     told = Notes()
     train(pico_base, toy_settings(epochs=2), reporter=told, alike=alike)
-    assert any(note.startswith("warning: the loss ended above where it began") for note in told.notes) is warned
+    assert any(note.startswith("warning: the loss ended higher than it began") for note in told.notes) is warned
 
 
 def test_the_best_epoch_survives_a_resume(pico_base: Any, tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_step(pico_base: Any, rows: 
     assert outcome.steps == right.steps
     assert distance(outcome.weights, right.weights) <= 1e-5
     told = [note for note in reporter.notes if "out of memory" in note]
-    assert told[-1].startswith(f"out of memory: going on with {rows} rows at a time")
+    assert told[-1].startswith(f"out of memory: continuing with {rows} rows at a time")
     assert len(told) == {4: 1, 2: 2, 1: 3}[rows], "later steps remember it"
 
 
@@ -399,16 +400,9 @@ def test_fp16_resumes_to_the_same_weights(load_pico: Callable[..., Any], tmp_pat
 
 
 def loop_of(base: Any, model: Any, settings: Any, strategy: BaseStrategy | None = None) -> Loop:
-    return Loop(
-        model,
-        Objective(),
-        strategy or BaseStrategy(),
-        toy_tokens(),
-        settings,
-        rate=settings.learning_rate,
-        pad_id=PAD,
-        dtype=base.dtype,
-    )
+    rate = settings.learning_rate
+    order = LoopOrder(Objective(), strategy or BaseStrategy(), settings, toy_tokens(), rate, PAD, base.dtype)
+    return Loop(model, order)
 
 
 def test_learning_rates_from_start_to_end(pico_base: Any) -> None:

@@ -1,4 +1,4 @@
-"""Written answers against transformers' own `generate`, the distribution they are drawn from, stop strings, streams."""
+"""Answer answers against transformers' own `generate`, the distribution they are drawn from, stop strings, streams."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub_cl.answering import Answer, writing
+from adapterhub_cl.answering.writing import Writing, write_rows
 from adapterhub_cl.data.batches import to_left_padded
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.inference import generating
-from adapterhub_cl.inference.generating import Writing, Written, write_rows
 
 PROMPTS = ((1, 40, 41, 42), (1, 90, 17, 63, 204, 11, 12, 13, 250), (1, 7), (1, 260, 261, 33, 120))
 
@@ -28,6 +27,7 @@ class Scripted:
 
     script: Sequence[Sequence[int]]
     steps: int = 0
+    device: str = "cpu"
 
     def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **given: Any) -> None:
         for step in range(max_new_tokens):
@@ -41,14 +41,10 @@ class Scripted:
                 return
 
 
-def base_of(tokenizer: Any) -> Any:
-    return SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"))
-
-
-def say(tokenizer: Any, texts: Sequence[str], rows: Sequence[Writing], **more: Any) -> list[Written]:
+def say(tokenizer: Any, texts: Sequence[str], rows: Sequence[Writing], **more: Any) -> list[Answer]:
     """These texts written by the scripted model, one token for each byte."""
     return write_rows(
-        Scripted([in_bytes(tokenizer, text) for text in texts]), base_of(tokenizer), [(1,)] * len(texts), rows, **more
+        Scripted([in_bytes(tokenizer, text) for text in texts]), tokenizer, [(1,)] * len(texts), rows, **more
     )
 
 
@@ -64,12 +60,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, list[int]]]:
     """The ids that each later call of `write_rows` took for its rows."""
     calls: list[dict[int, list[int]]] = []
 
-    class Spy(generating._Desk):
+    class Spy(writing._Desk):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             calls.append(dict(enumerate(self.ids)))
 
-    monkeypatch.setattr(generating, "_Desk", Spy)
+    monkeypatch.setattr(writing, "_Desk", Spy)
     return calls
 
 
@@ -83,7 +79,7 @@ def test_greedy_rows_are_transformers_own(
 ) -> None:
     base, calls = load_pico(kind), taken(monkeypatch)
     limits = (12, 3, 20, 7)
-    found = write_rows(base.model, base, PROMPTS, [Writing(max_new_tokens=n) for n in limits])
+    found = write_rows(base.model, base.tokenizer, PROMPTS, [Writing(max_new_tokens=n) for n in limits])
     theirs = base.model.generate(
         **to_left_padded(PROMPTS, 0), max_new_tokens=max(limits), do_sample=False, pad_token_id=0, eos_token_id=2
     )
@@ -102,11 +98,11 @@ def test_greedy_rows_are_transformers_own(
 
 def test_an_end_of_text_ends_a_row_and_no_other(tokenizer: Any) -> None:
     model = Scripted([[40, 2, 41, 41], [50, 51, 52, 53]])
-    first, second = write_rows(model, base_of(tokenizer), [(1,), (1,)], [Writing(max_new_tokens=4)] * 2)
+    first, second = write_rows(model, tokenizer, [(1,), (1,)], [Writing(max_new_tokens=4)] * 2)
     assert (first.text, first.finished) == (tokenizer.decode([40]), True)
     assert (second.text, second.finished) == (tokenizer.decode([50, 51, 52, 53]), False)
     ended = Scripted([[40, 2], [50, 2]])
-    write_rows(ended, base_of(tokenizer), [(1,), (1,)], [Writing(max_new_tokens=30)] * 2)
+    write_rows(ended, tokenizer, [(1,), (1,)], [Writing(max_new_tokens=30)] * 2)
     assert ended.steps == 2  # nothing is computed when all rows are done
 
 
@@ -130,7 +126,7 @@ def test_draws_follow_the_softmax(
     calls, draws = taken(monkeypatch), 3000
     for start in range(0, draws, 500):
         rows = [Writing(1, temperature, top_p, seed) for seed in range(start, start + 500)]
-        write_rows(pico_base.model, pico_base, [PROMPTS[0]] * 500, rows)
+        write_rows(pico_base.model, pico_base.tokenizer, [PROMPTS[0]] * 500, rows)
     counts = Counter(ids[0] for call in calls for ids in call.values())
     assert sum(counts.values()) == draws
     chances = (pico_base.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1] / temperature).softmax(-1)
@@ -151,20 +147,20 @@ def test_draws_follow_the_softmax(
 
 def test_the_same_seed_gives_the_same_text_whatever_else_is_in_the_batch(pico_base: Any) -> None:
     drawn = Writing(16, 0.9, 0.95, seed=5)
-    [alone] = write_rows(pico_base.model, pico_base, PROMPTS[:1], [drawn])
+    [alone] = write_rows(pico_base.model, pico_base.tokenizer, PROMPTS[:1], [drawn])
     rows = [Writing(24), Writing(3, 2.0, seed=5), drawn, Writing(9, 0.9, 0.95, seed=6)]
-    mixed = write_rows(pico_base.model, pico_base, [*PROMPTS[1:3], PROMPTS[0], PROMPTS[0]], rows)
+    mixed = write_rows(pico_base.model, pico_base.tokenizer, [*PROMPTS[1:3], PROMPTS[0], PROMPTS[0]], rows)
     assert mixed[2].text == alone.text
     assert mixed[2].confidence == pytest.approx(alone.confidence, rel=1e-4)
     assert mixed[3].text != alone.text[: len(mixed[3].text)]  # another seed
-    [greedy] = write_rows(pico_base.model, pico_base, PROMPTS[1:2], [Writing(24)])
+    [greedy] = write_rows(pico_base.model, pico_base.tokenizer, PROMPTS[1:2], [Writing(24)])
     assert mixed[0].text == greedy.text
 
 
 # -- stop strings and streams ------------------------------------------------------------------------
 
 
-def streamed(tokenizer: Any, text: str, writing: Writing) -> tuple[Written, list[str]]:
+def streamed(tokenizer: Any, text: str, writing: Writing) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
 
     def emit(piece: str) -> bool:
@@ -275,5 +271,5 @@ def test_settings_that_cannot_be_used(wrong: dict[str, Any], words: str) -> None
 
 def test_a_tiny_temperature_is_nearly_greedy(pico_base: Any) -> None:
     rows = [Writing(8), Writing(8, 1e-4, seed=3), Writing(8, 2.0, top_p=1e-9, seed=3)]
-    found = write_rows(pico_base.model, pico_base, [PROMPTS[0]] * 3, rows)
+    found = write_rows(pico_base.model, pico_base.tokenizer, [PROMPTS[0]] * 3, rows)
     assert found[0].text == found[1].text == found[2].text

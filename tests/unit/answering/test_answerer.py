@@ -11,12 +11,13 @@ import torch
 from loras import write_lora
 from peft import PeftModel
 
+from adapterhub_cl.answering import Answer
+from adapterhub_cl.answering import answerer as room
+from adapterhub_cl.answering.answerer import Answerer, AskedRow
+from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
-from adapterhub_cl.inference import mixed
-from adapterhub_cl.inference.generating import Writing
-from adapterhub_cl.inference.mixed import Answered, Answerer, AskedRow
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.types import Example, Task
 
@@ -56,6 +57,10 @@ def bank(base: Any, folders: Mapping[str, Path]) -> Iterator[LoraBank]:
     opened.close()
 
 
+def answerer_on(base: Any, bank: LoraBank, max_length: int | None = None) -> Answerer:
+    return Answerer(base.tokenizer, bank, max_length=max_length or base.context)
+
+
 def rows_of(count: int, seed: int = 0) -> list[AskedRow]:
     """Rows of all tasks and lengths, with one adapter, several, or none."""
     refs = [f"a{k}@v1" for k in range(8)]
@@ -69,11 +74,11 @@ def rows_of(count: int, seed: int = 0) -> list[AskedRow]:
     return found
 
 
-def answers_of(answerer: Answerer, rows: Sequence[AskedRow], **options: Any) -> list[Answered | AdapterHubError]:
+def answers_of(answerer: Answerer, rows: Sequence[AskedRow], **options: Any) -> list[Answer | AdapterHubError]:
     """Each row's answer, given exactly once."""
-    found: dict[int, Answered | AdapterHubError] = {}
+    found: dict[int, Answer | AdapterHubError] = {}
 
-    def give(index: int, answer: Answered | AdapterHubError) -> None:
+    def give(index: int, answer: Answer | AdapterHubError) -> None:
         assert index not in found
         found[index] = answer
 
@@ -82,9 +87,9 @@ def answers_of(answerer: Answerer, rows: Sequence[AskedRow], **options: Any) -> 
     return [found[k] for k in range(len(rows))]
 
 
-def alike(one: Answered | AdapterHubError, other: Answered | AdapterHubError) -> None:
-    assert isinstance(one, Answered)
-    assert isinstance(other, Answered)
+def alike(one: Answer | AdapterHubError, other: Answer | AdapterHubError) -> None:
+    assert isinstance(one, Answer)
+    assert isinstance(other, Answer)
     assert one.text == other.text
     assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
     assert one.scores == pytest.approx(other.scores, abs=1e-4)
@@ -92,17 +97,17 @@ def alike(one: Answered | AdapterHubError, other: Answered | AdapterHubError) ->
 
 
 def test_rows_of_all_kinds_get_what_each_gets_alone(base: Any, bank: LoraBank) -> None:
-    answerer, rows = Answerer(base, bank), rows_of(20)
+    answerer, rows = answerer_on(base, bank), rows_of(20)
     together = answers_of(answerer, rows)
     for row, answer in zip(rows, together, strict=True):
         alike(answer, answers_of(answerer, [row])[0])
     for row, answer in zip(rows, together, strict=True):
-        assert isinstance(answer, Answered)
+        assert isinstance(answer, Answer)
         assert list(answer.scores) == list(row.task.labels)
         assert not answer.scores or sum(answer.scores.values()) == pytest.approx(1)
     # The rows do differ by their adapters.
     same = [AskedRow(MOOD, Example("one text"), mixture) for mixture in ({}, {"a0@v1": 1.0}, {"a1@v1": 1.0})]
-    assert len({tuple(a.scores.values()) for a in answers_of(answerer, same) if isinstance(a, Answered)}) == 3
+    assert len({tuple(a.scores.values()) for a in answers_of(answerer, same) if isinstance(a, Answer)}) == 3
 
 
 @pytest.mark.parametrize("ref", ["a0@v1", "a4@v1", "a5@v1", None])
@@ -116,9 +121,9 @@ def test_rows_are_those_of_plain_peft(
     for task in TASKS:
         right = Objective().predict(model, plain.tokenizer, task, examples, max_length=base.context, max_new_tokens=6)
         mine = [AskedRow(task, example, {ref: 1.0} if ref else {}, Writing(6)) for example in examples]
-        found = answers_of(Answerer(base, bank), [*others, *mine])[len(others) :]
+        found = answers_of(answerer_on(base, bank), [*others, *mine])[len(others) :]
         for (text, confidence, scores, *_), answer in zip(right, found, strict=True):
-            alike(answer, Answered(text, confidence, scores))
+            alike(answer, Answer(text, confidence, scores))
 
 
 def test_more_adapters_than_the_bank_holds(base: Any, folders: Mapping[str, Path]) -> None:
@@ -127,13 +132,13 @@ def test_more_adapters_than_the_bank_holds(base: Any, folders: Mapping[str, Path
 
     rows = rows_of(24)
     wide = LoraBank(base, read)
-    right = answers_of(Answerer(base, wide), rows)
+    right = answers_of(answerer_on(base, wide), rows)
     wide.close()
     narrow = LoraBank(base, read, capacity=2)
-    for answer, one in zip(answers_of(Answerer(base, narrow), rows), right, strict=True):
+    for answer, one in zip(answers_of(answerer_on(base, narrow), rows), right, strict=True):
         alike(answer, one)
     three = AskedRow(MOOD, Example("x"), {"a0@v1": 0.4, "a1@v1": 0.3, "a2@v1": 0.3})
-    wrong, fine = answers_of(Answerer(base, narrow), [three, rows[1]])
+    wrong, fine = answers_of(answerer_on(base, narrow), [three, rows[1]])
     assert isinstance(wrong, UsageError)
     assert "3 adapters at once, and the bank holds 2" in wrong.message
     alike(fine, right[1])
@@ -143,7 +148,7 @@ def test_more_adapters_than_the_bank_holds(base: Any, folders: Mapping[str, Path
 def test_a_row_whose_adapter_cannot_be_read_gets_its_error_and_the_others_their_answer(
     base: Any, bank: LoraBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answerer, rows = Answerer(base, bank), rows_of(6)
+    answerer, rows = answerer_on(base, bank), rows_of(6)
     right = answers_of(answerer, rows)
     broken = AskedRow(MOOD, Example("x"), {"gone@v1": 1.0})
     found = answers_of(answerer, [*rows[:3], broken, *rows[3:]])
@@ -162,11 +167,11 @@ def test_a_row_whose_adapter_cannot_be_read_gets_its_error_and_the_others_their_
 
 def test_too_long_inputs_are_cut_and_say_so(base: Any, bank: LoraBank) -> None:
     long = Example("stone " * 300)
-    answerer = Answerer(base, bank, max_length=230)
+    answerer = answerer_on(base, bank, 230)
     kinds = [AskedRow(task, long, {"a1@v1": 1.0}, Writing(9)) for task in TASKS]
     short = AskedRow(MOOD, Example("stone"), {"a1@v1": 1.0})
     found = answers_of(answerer, [*kinds, short])
-    assert [a.truncated for a in found if isinstance(a, Answered)] == [True] * 5 + [False]
+    assert [a.truncated for a in found if isinstance(a, Answer)] == [True] * 5 + [False]
     cut = answers_of(answerer, [AskedRow(MOOD, Example("stone " * 200), {"a1@v1": 1.0})])[0]
     alike(found[0], cut)  # what is beyond the cut does not count
     wordy = AskedRow(MOOD, Example("x", None, "please " * 300), {})
@@ -174,15 +179,14 @@ def test_too_long_inputs_are_cut_and_say_so(base: Any, bank: LoraBank) -> None:
     assert isinstance(error, DataError)
     assert "the instruction and the answer alone are longer" in error.message
     alike(fine, found[-1])
-    assert Answerer(base, bank, max_length=10_000).max_length == base.context
 
 
 def test_a_long_neighbour_takes_no_room_from_a_row(base: Any, bank: LoraBank) -> None:
-    answerer = Answerer(base, bank, max_length=120)
+    answerer = answerer_on(base, bank, 120)
     mine = AskedRow(FREE, Example("stone"), {"a1@v1": 1.0}, Writing(60))
     long = AskedRow(FREE, Example("z" * 70), {}, Writing(8))
     alone, [together, _] = answers_of(answerer, [mine]), answers_of(answerer, [mine, long])
-    assert isinstance(alone[0], Answered)
+    assert isinstance(alone[0], Answer)
     assert len(base.tokenizer(alone[0].text).input_ids) > 40
     alike(together, alone[0])
 
@@ -192,15 +196,15 @@ def test_where_memory_does_not_suffice_the_batch_is_halved(
     base: Any, bank: LoraBank, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     rows = rows_of(15)
-    right = answers_of(Answerer(base, bank), rows)
+    right = answers_of(answerer_on(base, bank), rows)
     for name in ("score_rows", "write_rows"):
         narrow(monkeypatch, name, fits)
-    for answer, one in zip(answers_of(Answerer(base, bank), rows), right, strict=True):
+    for answer, one in zip(answers_of(answerer_on(base, bank), rows), right, strict=True):
         alike(answer, one)
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch, name: str, fits: int) -> None:
-    whole = getattr(mixed, name)
+    whole = getattr(room, name)
 
     def run(model: Any, *given: Any, **more: Any) -> Any:
         if len(given[0 if name == "score_rows" else 1]) > fits:
@@ -216,7 +220,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch, name: str, fits: int) -> None:
             raise torch.OutOfMemoryError("no memory")
         return whole(model, *given, **more)
 
-    monkeypatch.setattr(mixed, name, run)
+    monkeypatch.setattr(room, name, run)
 
 
 def test_a_stream_says_nothing_twice_when_the_batch_is_halved(
@@ -235,8 +239,8 @@ def test_a_stream_says_nothing_twice_when_the_batch_is_halved(
         )
         for k in range(3)
     ]
-    for heard, answer in zip(pieces, answers_of(Answerer(base, bank), rows), strict=True):
-        assert isinstance(answer, Answered)
+    for heard, answer in zip(pieces, answers_of(answerer_on(base, bank), rows), strict=True):
+        assert isinstance(answer, Answer)
         assert "".join(heard) == answer.text
         assert answer.text
 
@@ -245,9 +249,9 @@ def test_a_row_too_large_for_the_memory_gets_an_error_of_its_own(
     base: Any, bank: LoraBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(5)
-    right = answers_of(Answerer(base, bank), rows)
+    right = answers_of(answerer_on(base, bank), rows)
     narrow(monkeypatch, "write_rows", 0)
-    for row, answer, one in zip(rows, answers_of(Answerer(base, bank), rows), right, strict=True):
+    for row, answer, one in zip(rows, answers_of(answerer_on(base, bank), rows), right, strict=True):
         if row.chooses:
             alike(answer, one)
         else:
@@ -260,7 +264,7 @@ def test_an_adapter_that_has_diverged_is_named(base: Any, folders: Mapping[str, 
     bank = LoraBank(base, lambda ref: read_adapter(huge if ref == "huge@v1" else folders[ref], base.dtype))
     wild, fine = {"huge@v1": 1.0}, {"a1@v1": 1.0}
     rows = [AskedRow(task, Example("stone"), mixture, Writing(3)) for task in (MOOD, FREE) for mixture in (wild, fine)]
-    found = answers_of(Answerer(base, bank), rows)
-    assert [type(answer) for answer in found] == [AdapterError, Answered, AdapterError, Answered]
+    found = answers_of(answerer_on(base, bank), rows)
+    assert [type(answer) for answer in found] == [AdapterError, Answer, AdapterError, Answer]
     assert str(found[0]) == "huge@v1 gives no finite scores"
     bank.close()

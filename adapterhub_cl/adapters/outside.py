@@ -1,4 +1,4 @@
-"""Folders outside of a hub that are filled wholly or not at all, whatever stops the process."""
+"""Folders outside of a hub that are filled completely or not at all, whatever stops the process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from pathlib import Path
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.registry import changes, files
 
-_MAKING = ".cl-adapter-making-"  # then the number of the process
-_NAMES = ".names.json"  # within it: what is moved out of it when all is written
+_MAKING = ".cl-adapter-making-"  # followed by the process number
+_NAMES = ".names.json"  # inside it: the names of what is moved out of it once everything is written
 
 
 @contextmanager
 def filled(target: Path) -> Iterator[Path]:
-    """A folder to write into; what is there at the end of the block is moved to the target.
+    """A folder to write into; its content is moved to the target at the end of the block.
 
-    It lies in the target, so that what a process that was killed has left there is known for what it is: the next call
-    clears it away.
+    It is inside the target, so leftovers of a killed process can be recognised; the next call removes them.
 
     Args:
         target: missing, or an empty folder; plain files and folders are written into it.
 
     Raises:
-        UsageError: there is something in the target.
-        StorageError: the disk refused; the target is as it was.
+        UsageError: the target is not empty.
+        StorageError: the disk cannot be written; the target is unchanged.
     """
     made = not target.exists()
     if not made:
@@ -52,13 +51,13 @@ def filled(target: Path) -> Iterator[Path]:
                 if made:
                     target.rmdir()
             raise
-        with suppress(OSError):  # all is there; the next call would clear the rest away
+        with suppress(OSError):  # everything is in place; the next call would remove the rest
             shutil.rmtree(making)
             files.fsync_dir(target)
 
 
 def _clear(target: Path) -> None:
-    """Take away what a process that is gone has left in a folder; raise where there is anything else."""
+    """Remove what a dead process has left in a folder; raise if there is anything else."""
     if target.is_dir():
         for left in target.glob(f"{_MAKING}*"):
             number = left.name.removeprefix(_MAKING)
@@ -70,13 +69,13 @@ def _clear(target: Path) -> None:
 
 
 def _remove(making: Path) -> None:
-    """Remove a folder that is being filled, and what was moved out of it already."""
+    """Remove a folder that was being filled, and what was already moved out of it."""
     names: list[str] = []
     with suppress(OSError, ValueError):
         found = json.loads((making / _NAMES).read_text(encoding="utf-8"))
         names = [name for name in found if isinstance(name, str) and files.is_safe_relative(name) and "/" not in name]
     for name in names:
-        if not (making / name).exists():  # it was moved
+        if not (making / name).exists():  # it was already moved
             path = making.parent / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from registry_support import BASE
 
+from adapterhub_cl.adapters.outside import filled
 from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Registry, check_local, files
-from adapterhub_cl.registry.outside import filled
 from adapterhub_cl.samples.store import Samples
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from adapterhub_cl.registry import outside
+from adapterhub_cl.adapters import outside
 target, at = Path(sys.argv[1]), int(sys.argv[2])
 rename, done = Path.rename, [0]
 def killing(self, other):

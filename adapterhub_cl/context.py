@@ -1,0 +1,31 @@
+"""What the verbs of a hub work with: its registry, its base, and where they report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry
+
+if TYPE_CHECKING:
+    from adapterhub_cl.bases.loading import LoadedBase
+
+
+@dataclass(frozen=True)
+class Hub:
+    """An opened hub, as one call of a verb sees it.
+
+    Attributes:
+        load: gives the base, which is loaded on the first call; `base` calls it.
+        reporter: where notes and progress go.
+    """
+
+    registry: Registry
+    load: Callable[[], LoadedBase]
+    reporter: Reporter = field(default_factory=Reporter)
+
+    @property
+    def base(self) -> LoadedBase:
+        return self.load()

@@ -1,0 +1,76 @@
+"""The notes that a training verb prints about what it has read, and what may be wrong with it."""
+
+from __future__ import annotations
+
+from adapterhub_cl import objectives
+from adapterhub_cl.data.tasks import find_leaks, why_kind
+from adapterhub_cl.learning.material import Material
+from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.types import AdapterRecord
+
+
+def outdated_note(material: Material) -> str:
+    """The note about old samples that were dropped; empty if none was."""
+    count = len(material.outdated)
+    what = "1 old sample that contradicts" if count == 1 else f"{count} old samples that contradict"
+    return f"note: dropping {what} the new data" if count else ""
+
+
+def tell_parent(registry: Registry, parent: AdapterRecord, reporter: Reporter) -> None:
+    """Add a note if an update continues from a version that does not serve, such as a pruned one."""
+    served = registry.serving().get(parent.task, parent.ref)
+    if served != parent.ref and registry.get(served).name == parent.name:
+        reporter.note(f"note: continues from {parent.ref}, the newest version; {served} is the one that serves")
+
+
+def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) -> None:
+    """Add a note if an update brings held-out data of its own: from then on the task is measured on those."""
+    held, was = material.held_out, parent.training.get("eval")
+    if held is None or not was or was["sha256"] == held.sha256:
+        return
+    if held.layout != "raw text" or material.task.kind == "text":
+        reporter.note(
+            f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
+            "use a file with the rows of both to go on measuring what was learned before"
+        )
+
+
+def tell(material: Material, request: TrainRequest, objective: objectives.BaseObjective, reporter: Reporter) -> None:
+    """Report what was read, in a line or two, and what may be wrong with it."""
+    task, data = material.task, material.data
+    labels = f", {len(task.labels)} labels" if task.labels else ""
+    overrule = " (--kind chooses another one)" if request.verb == "add-task" and request.kind == "auto" else ""
+    reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
+    reporter.note(
+        f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout}) → a {task.kind} task{labels}, "
+        f"{reads}{overrule}"
+    )
+    if request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
+        reporter.note(f"  {why}")
+    if data.unused:
+        many = len(data.unused) > 1
+        names = ", ".join(map(repr, data.unused))
+        reporter.note(f"note: the column{'s' if many else ''} {names} {'are' if many else 'is'} not used")
+    if data.skipped:
+        reporter.note(f"note: {data.skipped} empty rows were skipped")
+    if material.review:
+        reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
+    if told := outdated_note(material):
+        reporter.note(told)
+    if material.past:
+        each = ", ".join(f"{lesson.task.name} {len(lesson.examples)}" for lesson in material.past)
+        reporter.note(
+            f"from earlier tasks: {each} {'examples' if request.strategy == 'multitask' else 'replay samples'}"
+        )
+    if material.parent is not None and request.verb == "add-task":
+        how = "is trained on top of" if material.beneath else "continues from"
+        reporter.note(f"the new adapter {how} {material.parent.ref}")
+    if material.held_out is not None:
+        leaks = find_leaks(data, material.held_out)
+        if leaks:
+            reporter.note(
+                f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are also in the training data "
+                f"(first: {material.held_out.places[leaks[0]]}); the score will be too high"
+            )

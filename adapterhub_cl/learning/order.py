@@ -1,0 +1,148 @@
+"""A training order: a request that was read and checked once. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapterhub_cl import augmentation, objectives, replay
+from adapterhub_cl.augmentation import Augment
+from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.evaluation.gate import Decision, Effect, limit_of
+from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.samples.store import Samples
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.strategies import Combined
+from adapterhub_cl.strategies import build as build_strategy
+from adapterhub_cl.training.runs import Run, published_by
+from adapterhub_cl.types import AdapterRecord
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """A training to be carried out.
+
+    Attributes:
+        request: what the user asked for.
+        settings: all of them, defaults filled in.
+        strategy: built, with its options.
+        keep: which examples become replay samples.
+        augments: the augmentations and how many copies each makes.
+        limit: how much an old task may lose.
+    """
+
+    request: TrainRequest
+    settings: TrainingSettings
+    strategy: Combined
+    keep: replay.Keep
+    augments: Sequence[Augment]
+    limit: float
+
+    @property
+    def prompt_loss(self) -> float:
+        """The weight of the prompt's tokens: as asked, or as the selection policy needs it."""
+        wanted = self.settings.prompt_loss
+        return (0.25 if self.keep.policy == "generated" else 0.0) if wanted is None else wanted
+
+
+def order_of(registry: Registry, request: TrainRequest) -> TrainOrder:
+    """The order that a request makes. Every bad setting is found here, before anything is loaded.
+
+    Raises:
+        UsageError: a setting cannot be used.
+    """
+    order = TrainOrder(
+        request,
+        request.training(),
+        build_strategy(request.strategy, request.options),
+        replay.parse(request.replay),
+        augmentation.parse_all(request.augment),
+        limit_of(registry, request.max_forgetting),
+    )
+    _refuse_writing(registry, order)
+    Samples(registry).budget()
+    strategy = order.strategy
+    if request.verb == "update" and strategy.makes == "fresh":
+        raise UsageError(
+            f"update continues from {request.name}, and {strategy.name} makes a fresh adapter",
+            "leave --strategy out, or use add-task",
+        )
+    if request.on_top_of:
+        if strategy.makes == "continued":
+            raise UsageError(
+                f"--on-top-of stacks a new adapter on a frozen one, but {strategy.name} continues training an old one",
+                "use it with isolated, incremental or olora",
+            )
+        registry.get(request.on_top_of)
+    return order
+
+
+def _refuse_writing(registry: Registry, order: TrainOrder) -> None:
+    """Raise for what only a base that writes can do.
+
+    Raises:
+        UsageError: the base is an encoder.
+    """
+    base, request = registry.base, order.request
+    if "writing" in replay.ROOM.get(order.keep.policy).needs:
+        objectives.refuse_writing(base, f"--replay {request.replay}")
+    for one in order.augments:
+        if augmentation.ROOM.get(one.name).needs_base:
+            objectives.refuse_writing(base, f"--augment {one.name}")
+    if request.prompt_format is not None:
+        objectives.refuse_writing(base, "a prompt format")
+    if request.settings.get("prompt_loss"):
+        objectives.refuse_writing(base, "--prompt-loss")
+
+
+def finished(registry: Registry, request: TrainRequest, run: Run, reporter: Reporter) -> AdapterRecord | None:
+    """The version that a resumed run had published just before it was killed; None where there is something to train.
+
+    Raises:
+        GateRefused: the gate had refused that version.
+    """
+    record = published_by(registry, run, reporter)
+    if record is not None and record.status == "rejected":
+        raise refusal(record, request.strategy)
+    return record
+
+
+def versions_of(registry: Registry, name: str) -> list[AdapterRecord]:
+    """The versions of an adapter, oldest first; none where there is no such adapter."""
+    return registry.versions(name) if name in {record.name for record in registry.adapters()} else []
+
+
+def mention_what_is_there(registry: Registry, request: TrainRequest, reporter: Reporter) -> None:
+    """Mention the versions and the unfinished runs of an adapter that is about to be trained."""
+    if request.verb == "add-task" and (old := versions_of(registry, request.name)):
+        reporter.note(
+            f"note: {old[-1].ref} exists already; this trains a new version from scratch. To continue from it: "
+            f"cl-adapter update {request.name} DATA"
+        )
+    if waiting := Run.unfinished(registry.runs_dir, request.verb, request.name):
+        reporter.note(
+            f"note: there is an unfinished {request.verb} of {request.name} ({waiting[0].id}); "
+            "--resume would continue it, cl-adapter gc --older-than 0 drops it. Starting a new run."
+        )
+
+
+def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
+    """The error that says why a rejected version was refused, and what to try."""
+    gate = record.manifest["gate"]
+    decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
+    hint = _what_to_try(strategy, record, decision.blamed)
+    return GateRefused(decision.message(record.ref), hint, record=record, gate=decision.to_json())
+
+
+def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:
+    others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
+    tried = f"{others}, a lower --learning-rate"
+    anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
+    if anew and record.kind != "updated":  # it was learned from scratch, and the version before it does better
+        tried = f"to continue from the version before it (cl-adapter update {record.name} DATA), more data or --epochs"
+    return (
+        f"{record.ref} is kept as rejected and nothing was moved; try {tried}, or let it "
+        f"pass: cl-adapter promote {record.ref} --max-forgetting 1"
+    )
