@@ -23,8 +23,8 @@ def test_everything_that_holds_something_of_the_task_is_named(world: Registry) -
         "news@v2": ("removed", "made for news"),
         "topics@v2": ("retired", "learned from rows of news"),
         "solo@v1": ("retired", "learned from rows of news"),
-        "both@v1": ("re-derived", "answers news"),
-        "slim@v1": ("re-derived", "answers news"),
+        "both@v1": ("re-derived", "answers for news"),
+        "slim@v1": ("re-derived", "answers for news"),
     }
     order = [version.ref for version in plan.versions]
     assert order.index("news@v2") < order.index("both@v1") < order.index("slim@v1")
