@@ -56,7 +56,6 @@ class Example:
 
     @property
     def asks(self) -> bool:
-        """Whether there is a question."""
         return bool(self.input.strip() or self.instruction.strip())
 
     @property
@@ -66,7 +65,6 @@ class Example:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has both an instruction and an input."""
         return bool(self.input.strip() and self.instruction.strip())
 
     @property

@@ -98,6 +98,21 @@ def strategies(incomplete: str) -> list[str]:
     return [before + name for name in ROOM.names()]
 
 
+def policies() -> list[str]:
+    """Every selection policy, with the size that is usual."""
+    from adapterhub_cl.replay import DEFAULT, ROOM
+
+    return [*(f"{name}:{DEFAULT.partition(':')[2]}" for name in ROOM.names()), "none"]
+
+
+def augmentations(incomplete: str) -> list[str]:
+    """Every augmentation with one copy, the last of those with commas between."""
+    from adapterhub_cl.augmentation import ROOM
+
+    before = incomplete[: incomplete.rfind(",") + 1]
+    return [f"{before}{name}:1" for name in ROOM.names()]
+
+
 def methods(incomplete: str) -> list[str]:
     """Every merge method."""
     from adapterhub_cl.merging import ROOM

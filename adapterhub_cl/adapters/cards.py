@@ -115,7 +115,6 @@ def _header(name: str, base: BaseInfo) -> list[str]:
 
 
 def _quoted(base: BaseInfo) -> str:
-    """The base's name, quoted for YAML and Python."""
     return json.dumps(base.source, ensure_ascii=False)
 
 

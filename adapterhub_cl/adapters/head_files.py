@@ -182,7 +182,6 @@ def _read(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
 
 
 def write_layout(folder: Path, layout: HeadRows, final: str) -> None:
-    """Write `heads.json`."""
     about = {"layer": final, "rows": {task: dict(rows) for task, rows in layout.items()}}
     text = json.dumps(about, ensure_ascii=False, indent=1)
     (folder / LAYOUT).write_text(text + "\n", encoding="utf-8")

@@ -103,7 +103,7 @@ def open_tasks(table: ServingTable, task: str | None, adapter: str | None, *, fr
     if adapter == BASE and free:
         return []
     if not table.serving:
-        raise UsageError("this hub has no adapter yet", "cl-adapter add-task NAME DATA makes one")
+        raise UsageError("this hub has no adapters yet", "cl-adapter add-task NAME DATA trains one")
     return list(table.serving)
 
 

@@ -124,7 +124,6 @@ def _pooled(base: LoadedBase, rows: Sequence[Sequence[int]], layer: int) -> torc
 
 
 def _after(base: LoadedBase, ids: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
-    """The hidden states after a layer, `[rows, length, hidden]`."""
     kept: list[torch.Tensor] = []
 
     def stop(_: torch.nn.Module, __: Any, output: Any) -> None:

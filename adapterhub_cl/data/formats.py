@@ -54,7 +54,6 @@ class Prompt:
     add_special_tokens: bool = True
 
     def full(self, answer: str) -> str:
-        """The prompt followed by the answer."""
         return f"{self.text}{self.answer_prefix}{answer}"
 
 

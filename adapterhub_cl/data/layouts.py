@@ -87,7 +87,6 @@ def read_columns(value: str | Columns) -> dict[str, str | list[str]]:
 
 
 def named(columns: Columns) -> set[str]:
-    """Every column that `--columns` names."""
     return {c for value in columns.values() for c in ([value] if isinstance(value, str) else value)}
 
 

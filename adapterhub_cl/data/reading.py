@@ -152,13 +152,13 @@ def _file_rows(raw: bytes, source: str, extension: str, text_lines: bool) -> Sou
         parse = parse_lines if extension == ".txt" and text_lines else PARSERS[extension]
         numbered = parse(raw, source)
     if not numbered:
-        raise DataError(f"{source}: the file has no rows", "give a file with at least one row")
+        raise DataError(f"{source}: contains no rows", "give a file with at least one row")
     return SourceRows([row for _, row in numbered], source, digest, [line for line, _ in numbered], unit)
 
 
 def _arrow_rows(rows: list[dict[str, Any]], names: dict[str, tuple[str, ...]], source: str, digest: str) -> SourceRows:
     if not rows:
-        raise DataError(f"{source}: the source has no rows", "give a source with at least one row")
+        raise DataError(f"{source}: contains no rows", "give a source with at least one row")
     return SourceRows(rows, source, digest, list(range(1, len(rows) + 1)), "row", names)
 
 

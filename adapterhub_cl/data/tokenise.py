@@ -43,7 +43,6 @@ class Tokens:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """What the base reads."""
         return self.prompt if self.task or self.hidden else (*self.prompt, *self.answer)
 
     def __len__(self) -> int:

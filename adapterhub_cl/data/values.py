@@ -177,7 +177,6 @@ def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
 
 
 def _called(call: Mapping[str, Any]) -> bool:
-    """Whether a call has a function name."""
     function = call.get("function", call)
     return isinstance(function, Mapping) and isinstance(function.get("name"), str) and bool(function["name"])
 

@@ -34,15 +34,12 @@ class SampleRows:
 
     @property
     def texts(self) -> Sequence[str]:
-        """Empty texts."""
         return [""] * len(self.hidden)
 
     def activity(self, directions: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Not available."""
         raise NotImplementedError
 
     def losses(self, tasks: Sequence[str]) -> torch.Tensor:
-        """Not available."""
         raise NotImplementedError
 
 
@@ -143,7 +140,6 @@ class Calibrated:
         return {task: rows[:, min(form, rows.shape[1] - 1)] for task, rows in found.items()}
 
     def samples_of(self, task: str) -> int:
-        """How many samples of a task are known."""
         return len(self._samples[task])
 
     def _split(self, task: str) -> tuple[list[int], list[int]]:

@@ -77,7 +77,6 @@ class Decider:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user."""
         found = [self.opened.note] if self.opened is not None and self.opened.note else []
         if self._without:
             found.append(f"the router cannot choose {', '.join(self._without)}, without replay samples: use --task")
@@ -281,7 +280,6 @@ class Decider:
         return KnownTask(content, texts, lambda: self._factors(ref))
 
     def kept(self, task: str, keeper: AdapterRecord) -> tuple[Example, ...]:
-        """A task's replay samples."""
         if task not in self._kept:
             found = [Example.from_json(json.loads(line)) for line in samples.read(keeper)]
             self._kept[task] = tuple(passage for example in found for passage in passages(example))

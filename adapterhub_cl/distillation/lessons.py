@@ -31,7 +31,6 @@ def _with_task(ids: tuple[int, ...], task: str) -> tuple[int, ...]:
 
 
 def keys_of(batch: Batch) -> list[Key]:
-    """The keys of a batch's rows."""
     lengths = batch.attention_mask.sum(1).tolist()
     answers = (batch.labels != IGNORED).sum(1).tolist()
     rows = batch.input_ids.tolist()

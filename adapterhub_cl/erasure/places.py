@@ -18,7 +18,6 @@ _GRACE_S = 60.0  # a run that is just starting has no run.json yet
 
 
 def run_folders(runs: Path) -> list[Path]:
-    """The folders of unfinished runs."""
     found = sorted(runs.iterdir()) if runs.is_dir() else []
     return [p for p in found if p.is_dir() and not p.is_symlink() and not p.name.startswith(files.TEMPORARY)]
 

@@ -330,7 +330,6 @@ def _drop_rows(registry: Registry, ref: str, count: int, keys: frozenset[tuple[s
 
 
 def _done(plan: ErasurePlan, stone: Tombstone, reasons: Mapping[str, str]) -> ErasurePlan:
-    """The plan as it was carried out."""
     return replace(
         plan,
         samples=stone.counts["samples"],

@@ -44,7 +44,7 @@ class TrainOrder:
     def prompt_loss(self) -> float:
         """The weight of the prompt's tokens: as asked, or as the selection policy needs it."""
         wanted = self.settings.prompt_loss
-        return (0.25 if self.keep.policy == "generated" else 0.0) if wanted is None else wanted
+        return (0.0 if replay.keeps_data(self.keep.policy) else 0.25) if wanted is None else wanted
 
 
 def order_of(registry: Registry, request: TrainRequest) -> TrainOrder:

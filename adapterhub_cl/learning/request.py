@@ -46,8 +46,9 @@ class OnlineOptions:
         parse="adapterhub_cl.options:parse_set",
     )  # fmt: skip
     replay: str = option(
-        replay.DEFAULT, "which examples to keep: POLICY:SIZE, or none", check="adapterhub_cl.replay:parse"
-    )
+        replay.DEFAULT, "which examples to keep: POLICY:SIZE, or none", check="adapterhub_cl.replay:parse",
+        names="policies",
+    )  # fmt: skip
     max_forgetting: float | None = option(
         None, "how much an earlier task that it answers for may lose, 0 to 1; default: the hub's", stream=False
     )
@@ -63,7 +64,7 @@ class UpdateOptions(OnlineOptions):
 
     augment: str = option(
         "", "augmented copies to add to the training rows: NAME:COPIES, e.g. swap:2", joins=True,
-        check="adapterhub_cl.augmentation:parse_all",
+        check="adapterhub_cl.augmentation:parse_all", names="augmentations",
     )  # fmt: skip
     log_with: str = option("", "also log to a tracker that Accelerate knows, e.g. tensorboard", stream=False)
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(SpaceOption):
-    """Options of breadcrumbs."""
-
     smallest: float = option(0.3, "share of each update's entries to drop because they are the smallest")
     largest: float = option(0.01, "share of each update's entries to drop because they are the largest")
 
@@ -49,8 +47,6 @@ def masked(values: torch.Tensor, smallest: float, largest: float) -> torch.Tenso
 
 
 class Method(Elementwise):
-    """Mask both ends, add up."""
-
     purpose = "drops the smallest and the few largest entries, then takes the weighted sum"
     Config = Config
     identity_options: ClassVar = {"smallest": 0.0, "largest": 0.0}

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(SpaceOption):
-    """Options of dare."""
-
     density: float = option(0.7, "share of the entries to keep, chosen at random")
 
     def __post_init__(self) -> None:
@@ -28,8 +26,6 @@ class Config(SpaceOption):
 
 
 class Method(Elementwise):
-    """Drop and rescale."""
-
     purpose = "drops random entries and rescales the rest, then takes the weighted sum"
     Config = Config
     identity_options: ClassVar = {"density": 1.0}

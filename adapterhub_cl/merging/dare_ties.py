@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(SpaceOption):
-    """Options of dare_ties."""
-
     density: float = option(0.7, "share of the entries to keep, chosen at random")
 
     def __post_init__(self) -> None:
@@ -28,8 +26,6 @@ class Config(SpaceOption):
 
 
 class Method(Elementwise):
-    """Drop, rescale, elect, average."""
-
     purpose = "drops random entries, then averages the rest over the adapters that agree on the sign"
     Config = Config
     identity_options: ClassVar = {"density": 1.0}

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(SpaceOption):
-    """Options of della."""
-
     density: float = option(0.7, "mean share of the entries to keep")
     spread: float = option(0.2, "how much more likely the largest entry of a row is kept than the smallest")
 
@@ -45,8 +43,6 @@ def keep_chances(values: torch.Tensor, density: float, spread: float) -> torch.T
 
 
 class Method(Elementwise):
-    """Drop by magnitude, rescale, elect, average."""
-
     purpose = "like dare_ties, but drops smaller entries more often"
     Config = Config
     identity_options: ClassVar = {"density": 1.0, "spread": 0.0}

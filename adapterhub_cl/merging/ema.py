@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of ema."""
-
     beta: float = option(0.5, "weight of a new adapter relative to all before it")
 
     def __post_init__(self) -> None:
@@ -36,8 +34,6 @@ def running(shares: list[float]) -> list[float]:
 
 
 class Method(BaseMethod):
-    """A moving average."""
-
     purpose = "a moving average in the order of naming: the last adapter has the most weight"
     Config = Config
     order_matters = True

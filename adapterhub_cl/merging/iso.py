@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of iso."""
-
     scale: float = option(1.0, "factor for the merged update; the paper tunes it on held-out data")
 
     def __post_init__(self) -> None:
@@ -31,8 +29,6 @@ class Config:
 
 
 class Method(BaseMethod):
-    """A flat spectrum."""
-
     purpose = "the sum with equal singular values"
     Config = Config
     identity_options = None  # even one update's singular values are made equal

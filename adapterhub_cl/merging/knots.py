@@ -3,7 +3,7 @@ arXiv:2410.19735).
 
 [ΔW₁ … ΔWₙ] = U·Σ·[V₁ … Vₙ]ᵀ: LoRA updates that look unrelated entry by entry align in U. In the paper it gains up to
 4.3 points over TIES when LoRAs are merged. The SVD runs in the core of the factors, and TIES on [Σr, in] matrices, so
-no out×in matrix is formed. Prefer it to `ties` for LoRA."""
+no out×in matrix is formed. Choose it over `ties` for LoRA."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of knots."""
-
     density: float = option(0.5, "share of each update's coordinates to keep, the largest")
 
     def __post_init__(self) -> None:
@@ -29,8 +27,6 @@ class Config:
 
 
 class Method(BaseMethod):
-    """TIES in a shared basis."""
-
     purpose = "runs ties on the coordinates in a basis that all updates share"
     Config = Config
     identity_options: ClassVar = {"density": 1.0}

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of learned."""
-
     epochs: int = option(3, "passes over the replay samples of all parents")
     learning_rate: float = option(0.05, "peak of Adam's learning rate, which decays to 0 along a cosine")
 
@@ -36,8 +34,6 @@ class Config:
 
 
 class Method(BaseMethod):
-    """Weights by gradient descent."""
-
     purpose = "weights for each layer, fitted on the replay samples of all parents"
     reads = "samples"
     Config = Config

@@ -1,9 +1,9 @@
 """linear: Σ wᵢ·ΔWᵢ, exactly (task arithmetic; Ilharco et al. 2023, arXiv:2212.04089).
 
 The factors are stacked, so the sum costs nothing and loses nothing; with `--rank` it is truncated to the best
-approximation of that rank. (Adding up A's and B's separately, as PEFT's `linear` does, gives another matrix.) Try it
-first: it is the reference for every other method, and the start of a distillation. It cannot keep updates that point
-in opposite directions.
+approximation of that rank. (Adding up A's and B's separately, as PEFT's `linear` does, gives another matrix.)
+Choose it first: it is the reference for every other method, and the start of a distillation. It cannot keep updates
+that point in opposite directions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 
 class Method(BaseMethod):
-    """The weighted sum."""
-
     purpose = "the exact weighted sum; the reference for every other method"
 
     def layer(self, layer: Layer) -> Factors:

@@ -27,8 +27,6 @@ LARGEST = 1 << 30  # bytes of in×in matrices that are collected in one pass
 
 @dataclass(frozen=True)
 class Config:
-    """Options of regmean."""
-
     diagonal: float = option(0.9, "factor for off-diagonal products of the inputs: below 1 stabilises the inverse")
 
     def __post_init__(self) -> None:
@@ -36,8 +34,6 @@ class Config:
 
 
 class Method(BaseMethod):
-    """Regression on the inputs."""
-
     purpose = "the update closest to every adapter's outputs on its own replay samples"
     reads = "samples"
     Config = Config

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 class Method(BaseMethod):
-    """A moving average whose step decreases as 1/√t."""
-
     purpose = "a moving average in the order of naming: the t-th adapter has weight 1/√t"
     order_matters = True
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of svd."""
-
     energy: float = option(1.0, "share of ‖ΔW‖² to keep in each layer, at the smallest such rank; 1: use only --rank")
 
     def __post_init__(self) -> None:
@@ -28,8 +26,6 @@ class Config:
 
 
 class Method(BaseMethod):
-    """The weighted sum, truncated."""
-
     purpose = "the weighted sum at its best approximation of a rank (default: the largest parent's)"
     Config = Config
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(SpaceOption):
-    """Options of ties."""
-
     density: float = option(0.5, "share of each update's entries to keep, the largest")
 
     def __post_init__(self) -> None:
@@ -29,8 +27,6 @@ class Config(SpaceOption):
 
 
 class Method(Elementwise):
-    """Trim, elect, average."""
-
     purpose = "keeps the largest entries, and averages them over the adapters that agree on the sign"
     Config = Config
     identity_options: ClassVar = {"density": 1.0}

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of tsv."""
-
     keep: float = option(1.0, "share of each update's singular vectors to keep, the strongest; the paper: 1 ÷ tasks")
 
     def __post_init__(self) -> None:
@@ -41,8 +39,6 @@ def orthogonalised(columns: torch.Tensor) -> torch.Tensor:
 
 
 class Method(BaseMethod):
-    """Orthogonal task singular vectors."""
-
     purpose = "makes the tasks' singular vectors orthogonal to each other, then adds them up"
     Config = Config
     opposites_cancel = False

@@ -52,7 +52,6 @@ Ranks = dict[str, int]
 
 
 def spectrum_of(factors: Factors) -> Spectrum:
-    """The spectrum of a layer's ΔW."""
     u, s, v = decompose(factors)
     kept = int((s > ROUNDING * s[0]).sum()) if len(s) else 0
     root = s[:kept].sqrt().to(u.dtype)

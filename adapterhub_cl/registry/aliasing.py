@@ -19,8 +19,6 @@ _LOG = logging.getLogger("adapterhub_cl")
 
 
 class Aliases(RegistryCore):
-    """Aliases of a hub's adapters, and their history."""
-
     def aliases(self) -> dict[str, dict[str, int]]:
         """The aliases of every adapter: adapter → alias → version."""
         with self._index.reading() as query:

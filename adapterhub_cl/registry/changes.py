@@ -15,7 +15,6 @@ _begun: ContextVar[int | None] = ContextVar("begun", default=None)
 
 
 def happened() -> None:
-    """Count one lasting change."""
     global _count
     _count += 1
 

@@ -27,8 +27,6 @@ _BYTES = 32
 
 @dataclass(frozen=True)
 class Key:
-    """A key and the file that holds it."""
-
     secret: bytes
     path: Path
 

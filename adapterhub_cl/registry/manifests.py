@@ -78,7 +78,6 @@ def build(
 
 
 def check_relations(edges: Sequence[tuple[str, str]]) -> None:
-    """Raise UsageError for a relation that does not exist."""
     for _, relation in edges:
         if relation not in RELATIONS:
             raise UsageError(f"unknown relation {relation!r}", f"known: {', '.join(RELATIONS)}")

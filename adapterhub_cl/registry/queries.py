@@ -250,7 +250,6 @@ def ambiguous_alias(alias: str, names: Mapping[str, int]) -> UsageError:
 
 
 def find(query: Query, store: Path, text: str) -> AdapterRecord:
-    """The version that a reference names; see `Registry.get`."""
     ref = parse_ref(text)
     known = versions(query, store, ref.name)
     if not known:

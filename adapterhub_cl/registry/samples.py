@@ -193,7 +193,6 @@ def _is_in_place(directory: Path, row: Mapping[str, Any]) -> bool:
 
 
 def _begun(directories: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any version already has its new samples."""
     return any(_is_in_place(directory, row) for directory, row in zip(directories, rows, strict=True))
 
 

@@ -13,8 +13,6 @@ from adapterhub_cl.types import AdapterRecord, Evaluation, Task
 
 
 class Scores(RegistryCore):
-    """Scores, tasks and the serving table of a hub."""
-
     def add_evaluations(self, ref: str, evaluations: Sequence[Evaluation]) -> None:
         """Record scores that were measured after the version was made.
 

@@ -83,12 +83,10 @@ def is_text(value: Any) -> bool:
 
 
 def is_a_name(value: Any) -> bool:
-    """Whether it is a text and a valid name."""
     return isinstance(value, str) and is_name(value)
 
 
 def is_an_alias(value: Any) -> bool:
-    """Whether it is a text and a valid alias."""
     try:
         return isinstance(value, str) and check_alias(value) == value
     except UsageError:

@@ -37,6 +37,5 @@ class Warnings:
             _LOG.warning("skipped %s of %s", what, self._file)
 
     def end(self) -> None:
-        """Log how many more there were."""
         if self._count > _MOST_WARNINGS:
             _LOG.warning("skipped %d more entries of %s", self._count - _MOST_WARNINGS, self._file)

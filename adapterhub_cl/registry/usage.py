@@ -96,8 +96,6 @@ class Usage:
 
 
 class Counters(RegistryCore):
-    """Counting requests, and reading the counts."""
-
     def count_requests(self, rows: Iterable[Counted]) -> int:
         """Add to the counters, in one transaction; safe with other processes doing the same.
 

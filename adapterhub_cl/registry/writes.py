@@ -107,7 +107,6 @@ def apply_moves(connection: Connection, manifest: Mapping[str, Any], *, replay: 
 
 
 def publish_event(connection: Connection, manifest: Mapping[str, Any]) -> None:
-    """The log line of a publication."""
     detail = {key: manifest[key] for key in ("kind", "task", "status")}
     ref = f"{manifest['name']}@v{manifest['version']}"
     add_event(connection, manifest["published"]["verb"], ref, detail, manifest["created_at"])
@@ -121,7 +120,6 @@ def production_serves(connection: Connection, task: str) -> bool:
 
 
 def set_serving(connection: Connection, task: str, name: str, version: int) -> None:
-    """Let a version answer for a task."""
     values = {"name": name, "version": version, "moved_at": now()}
     s = schema.serving
     if not connection.execute(update(s).where(s.c.task == task).values(values)).rowcount:
@@ -149,7 +147,6 @@ def _remember(connection: Connection, name: str, alias: str, version: int | None
 def add_event(
     connection: Connection, verb: str, ref: str, detail: Mapping[str, Any] | None = None, at: str | None = None
 ) -> None:
-    """One line of the log."""
     values = {"at": at or now(), "verb": verb, "ref": ref, "detail": json.dumps(dict(detail or {}), sort_keys=True)}
     connection.execute(insert(schema.events).values(values))
 
@@ -157,7 +154,6 @@ def add_event(
 def add_evaluations(
     connection: Connection, name: str, version: int, evaluations: Sequence[Evaluation], at: str
 ) -> None:
-    """Record scores of a version."""
     if not evaluations:
         return
     rows = [
@@ -178,7 +174,6 @@ def add_evaluations(
 
 
 def put_task(connection: Connection, task: Task, at: str | None = None) -> None:
-    """Add a task, or replace its description."""
     at = at or now()
     values = {"spec": json.dumps(task.to_json(), sort_keys=True), "updated_at": at}
     t = schema.tasks
@@ -260,5 +255,4 @@ def delete_task(connection: Connection, task: str) -> None:
 
 
 def drop_serving(connection: Connection, task: str) -> None:
-    """Remove the serving row of a task."""
     connection.execute(delete(schema.serving).where(schema.serving.c.task == task))

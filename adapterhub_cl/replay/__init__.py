@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.plugins import Room
 from adapterhub_cl.types import Example
 
@@ -58,7 +58,6 @@ class BasePolicy(ABC):
     def samples(
         self, examples: Sequence[Example], size: int, generator: random.Random, evidence: Evidence
     ) -> list[Example]:
-        """The samples themselves, in order of priority."""
         return [examples[i] for i in self.select(examples, size, generator, evidence)]
 
 
@@ -131,3 +130,12 @@ def parse(value: str) -> Keep:
         raise UsageError(f"--replay {value!r} is not POLICY:SIZE", f"for example --replay {DEFAULT}, or --replay none")
     ROOM.get(policy)
     return Keep(ROOM.canonical(policy), int(size))
+
+
+def keeps_data(policy: str) -> bool:
+    """Whether a policy's samples are examples of the data; False also where it is not installed, or cannot be loaded:
+    what cannot be ruled out counts."""
+    try:
+        return bool(ROOM.get(policy).keeps_data)
+    except AdapterHubError:
+        return False

@@ -28,7 +28,6 @@ RUN = 8
 
 
 def plain(text: str) -> str:
-    """A text with case and spacing normalised."""
     return " ".join(text.casefold().split())
 
 

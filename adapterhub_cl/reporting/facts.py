@@ -150,7 +150,6 @@ class RouterFacts:
 
     @property
     def right(self) -> int:
-        """The number of right decisions."""
         return sum(row.get(task, 0) for task, row in self.rows.items())
 
     def mistakes(self) -> list[tuple[str, str, int]]:

@@ -123,7 +123,6 @@ class Summary:
 
 
 def summary(facts: Facts) -> Summary:
-    """The key figures of a hub."""
     served = [task for task in facts.tasks if task.served_by]
     values = [task.now.value for task in served if task.now is not None]
     lost = [task for task in served if task.change is not None and task.change < 0]

@@ -7,7 +7,7 @@ the same weights as adding all at once. A task with few samples would lose again
 by √(mean count ÷ its count). Familiarity is that of `mahalanobis`, whose sums are stored too: at the default threshold
 it found 68 % of the inputs of unknown tasks, the regression's own residual and leverage 30 %.
 
-Try it first: it is as accurate as a trained gate (fifteen text tasks, base `tiny`, 200 samples each in both forms:
+Choose it first: it is as accurate as a trained gate (fifteen text tasks, base `tiny`, 200 samples each in both forms:
 95.9 % on the bare text, 99.5 % on the whole prompt), needs no training, and adds and removes tasks exactly. Four times
 the features gained 0.4 points for sixteen times the memory (8 MB at 1,024).
 """
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of analytic."""
-
     features: int = option(1024, "number of random features; memory grows with the square")
     ridge: float = option(10.0, "λ, the weight of ‖W‖² relative to the squared error summed over samples")
     seed: int = option(0, "seed of the random features")
@@ -45,8 +43,6 @@ class Config:
 
 
 class Router(StatisticsRouter):
-    """Recursive least squares in information form."""
-
     purpose = "ridge regression on random features; adds and removes tasks exactly"
     Config = Config
 

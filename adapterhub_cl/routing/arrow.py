@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 class Router(BaseRouter):
-    """One direction for each layer of each adapter."""
-
     purpose = "uses only the adapters' weights: needs no samples"
     reads = "factors"
 

@@ -22,14 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of centroid."""
-
     center: bool = option(False, "subtract the mean of the tasks' means before the cosine")
 
 
 class Router(StatisticsRouter):
-    """Nearest mean by cosine."""
-
     purpose = "cosine to the mean of each task's samples; the smallest state"
     Config = Config
     moments = False

@@ -29,8 +29,6 @@ BATCH = 128  # rows of a step
 
 @dataclass(frozen=True)
 class Config:
-    """Options of learned."""
-
     width: int = option(0, "units of the hidden layer; 0: no hidden layer, a linear gate")
     epochs: int = option(20, "passes over the samples")
     learning_rate: float = option(0.01, "peak learning rate of AdamW's one cycle")
@@ -45,8 +43,6 @@ class Config:
 
 
 class Router(BaseRouter):
-    """A gate of one or two layers."""
-
     purpose = "a small gate trained on the replay samples"
     reads = "samples"
     Config = Config

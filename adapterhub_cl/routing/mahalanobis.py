@@ -32,8 +32,6 @@ MOST = 0.2  # maximum shrinkage, for a covariance of very few samples
 
 @dataclass(frozen=True)
 class Config:
-    """Options of mahalanobis."""
-
     shrinkage: float = option(0.01, "minimum share of the covariance replaced by its mean variance times I, 0 to 1")
     dims: int = option(1024, "number of dimensions; wider hidden states are projected at random")
     seed: int = option(0, "seed of the projection")
@@ -46,8 +44,6 @@ class Config:
 
 
 class Router(StatisticsRouter):
-    """Linear discriminant analysis on exact sums."""
-
     purpose = "distance to each task's mean under a shared covariance; best at detecting unknown tasks"
     Config = Config
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 class Router(BaseRouter):
-    """Minus the loss under each adapter."""
-
     purpose = "lowest loss of the input under each adapter; needs one pass per adapter"
     reads = ""
 

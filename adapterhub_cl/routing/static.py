@@ -42,8 +42,6 @@ def parse(text: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of static."""
-
     tasks: str = option("", "the task, or tasks with weights: news=0.7,reviews=0.3 (shares of the total)", joins=True)
 
     def __post_init__(self) -> None:
@@ -51,8 +49,6 @@ class Config:
 
 
 class Router(BaseRouter):
-    """Scores are the logarithms of the weights."""
-
     purpose = "always the same task or mixture, whatever the input"
     reads = ""
     calibrates = False

@@ -18,7 +18,6 @@ _BYTES = 8
 
 
 def row_hash(key: tuple[str, str]) -> bytes:
-    """The hash of a row, from its key."""
     return hashlib.sha256("\0".join(key).encode("utf-8", "surrogatepass")).digest()[:_BYTES]
 
 

@@ -91,7 +91,6 @@ class Combined(BaseStrategy):
 
     @property
     def shared(self) -> bool:
-        """Whether the new adapter answers earlier tasks too."""
         return self.makes in ("continued", "stacked") or self.what_is_read == "data"
 
     def parent(self, past: Past) -> AdapterRecord | None:

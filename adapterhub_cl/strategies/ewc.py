@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of ewc."""
-
     strength: float = option(0.1, "weight of the pull back to the old values (λ)")
     decay: float = option(0.9, "factor for an older task's Fisher after each further task (γ)")
     examples: int = option(128, "examples used to estimate the Fisher")

@@ -32,8 +32,6 @@ LEAST_FREE = 1e-6  # share of the inputs' energy below which a direction counts 
 
 @dataclass(frozen=True)
 class Config:
-    """Options of inflora."""
-
     energy: float = option(0.97, "share of a task's input spectrum that joins the memory")
     examples: int = option(128, "examples used to collect the inputs")
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of lwf."""
-
     alpha: float = option(1.0, "weight of the distillation loss relative to the task's loss")
     temperature: float = option(2.0, "temperature that softens both distributions before they are compared")
 

@@ -18,8 +18,6 @@ from adapterhub_cl.strategies import BaseStrategy
 
 @dataclass(frozen=True)
 class Config:
-    """Options of multitask."""
-
     balance: bool = option(False, "repeat small tasks' rows until each task has about as many as the largest")
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of olora."""
-
     weight: float = option(0.5, "weight of the overlap with earlier subspaces in the loss (λ)")
 
     def __post_init__(self) -> None:

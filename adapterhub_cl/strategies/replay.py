@@ -32,8 +32,6 @@ HARDEST = 2.0  # maximum weight of a slipping task's rows
 
 @dataclass(frozen=True)
 class Config:
-    """Options of replay."""
-
     ratio: float = option(0.25, "old rows per new row of a step")
     token_budget: int = option(0, "old tokens per step in place of a ratio; 0: use the ratio")
     schedule: str = option("fixed", "fixed, or adaptive: tasks that slip are reviewed more often and with more weight")

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of reptile."""
-
     rounds: int = option(20, "number of tasks drawn")
     inner: int = option(4, "steps on each drawn task")
     rows: int = option(8, "samples in each step")

@@ -37,7 +37,7 @@ def check(cl: Cl, argv: list[object], code: int, message: str, hint: str) -> Non
 
 BROKEN = {
     "missing": (None, "missing.jsonl: no such file", "did you mean"),
-    "empty": ("", "empty.jsonl: the file has no rows", "at least one row"),
+    "empty": ("", "empty.jsonl: contains no rows", "at least one row"),
     "line 7": ('{"text": "a", "label": "x"}\n' * 6 + '{"text": \n', "line 7", ""),
     "columns": (
         '{"foo": "a b c", "bar": "x"}\n' * 5,

@@ -52,6 +52,8 @@ def offered(
         ("cl-adapter predict --router ma", ["mahalanobis"]),
         ("cl-adapter merge --method dare", ["dare", "dare_ties"]),
         ("cl-adapter add-task a b --strategy replay+in", ["replay+incremental", "replay+inflora"]),
+        ("cl-adapter add-task a b --replay h", ["hard:200", "herding:200"]),
+        ("cl-adapter add-task a b --augment swap:1,s", ["swap:1,swap:1"]),
         ("cl-adapter merge --metho", ["--method"]),
         ("cl-adapter completion f", ["fish"]),
         ("cl-adapter --hub /nowhere show ", []),
@@ -122,6 +124,8 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], s
         ("cl-adapter show tickets@v", "cl-adapter show tickets@v1 "),
         ("cl-adapter predict --adapter=tickets@l", "cl-adapter predict --adapter=tickets@latest "),
         ("cl-adapter add-task a b --strategy=seq", "cl-adapter add-task a b --strategy=sequential "),
+        ("cl-adapter add-task a b --replay her", "cl-adapter add-task a b --replay herding:200 "),
+        ("cl-adapter add-task a b --augment swap:2,n", "cl-adapter add-task a b --augment swap:2,noise:1 "),
     ],
 )
 def test_a_real_bash_completes(line: str, expected: str, bash: Callable[[str], str]) -> None:

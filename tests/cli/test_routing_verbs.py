@@ -224,7 +224,7 @@ def test_chat_answers_each_line(run: Callable[..., Said]) -> None:
     assert other.out != plain.out
     terminal = run("chat", "--max-new-tokens", 2, "--task", "tales", stdin="once\n" + "y" * 400 + "\n", terminal=True)
     assert terminal.code == 0
-    assert "/new begins anew" in terminal.err
+    assert "/new starts a new conversation" in terminal.err
     assert "note: the answer was ended by the limit" in terminal.err
     long = run("chat", "--task", "tales", "--max-new-tokens", 2, "--json", stdin="y" * 400 + "\n")
     assert json.loads(long.out)["truncated"]

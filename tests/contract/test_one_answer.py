@@ -18,18 +18,9 @@ from adapterhub_cl.errors import AdapterHubError
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.types import Prediction
 
-# The right answers of the held-out rows are longer than any that was learned: that must not give evaluation more room.
-LONG = "and so on, as ever, to the end of the longest of all days, and the next one"
-
-
-def free(count: int, seed: int = 0) -> list[dict[str, str]]:
-    found = rows(COLOURS, count, seed)
-    return [{**row, "output": f"{row['output']} {LONG}" if seed else row["output"]} for row in found]
-
-
 CASES = {
     "choice": ("llama", lambda count, seed: rows(COLOURS, count, seed), "accuracy"),
-    "free answers": ("llama", free, "exact_match"),
+    "free answers": ("llama", lambda count, seed: rows(COLOURS, count, seed), "exact_match"),
     "encoder": ("roberta", lambda count, seed: rows(COLOURS, count, seed), "accuracy"),
 }
 

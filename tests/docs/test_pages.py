@@ -88,7 +88,9 @@ def run_page(page: str, found: Sequence[Block], shell: Shell, prepared: Callable
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("page", BEGUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page == "README.md" else pytest.mark.slow) for page in BEGUN]
+)
 def test_a_page_runs_up_to_what_takes_long(
     page: str, shell: Shell, prepared: Callable[[tuple[str, ...]], Path]
 ) -> None:

@@ -83,7 +83,7 @@ def test_generation_shows_examples_of_one_answer_and_cuts_at_the_line() -> None:
         assert all(line.startswith("Text: good thing ") for line in lines[:3])
         assert lines[3] == "Text:"
     assert first_line("\nText") == ""
-    with pytest.raises(UsageError, match="needs the base"):
+    with pytest.raises(UsageError, match="needs a base"):
         augment(rows, [Augment("generation", 1)], 0)
 
 

@@ -71,6 +71,15 @@ def test_what_stored_logits_or_generated_texts_told_counts(hub: Registry) -> Non
     assert "fifth@v1" in fates(hub, "news")
 
 
+@pytest.mark.parametrize(("policy", "counts"), [("reservoir", False), ("generated", True), ("no-longer-there", True)])
+def test_samples_count_as_written_unless_their_policy_keeps_data(hub: Registry, policy: str, counts: bool) -> None:
+    publish(hub, "news", "news", seed=1)
+    kept = {"edges": [("news@v1", "updated_from")], "replay": {"policy": policy, "samples": 0}}
+    publish(hub, "second", "second", seed=2, **kept)  # type: ignore[arg-type]
+    publish(hub, "third", "third", seed=3, strategy="replay", learned_from=["second"], read_from=["second@v1"])
+    assert ("third@v1" in fates(hub, "news")) is counts
+
+
 def test_deleted_versions_are_found_on_disk_and_their_children_by_the_log(hub: Registry) -> None:
     publish(hub, "news", "news", seed=1)
     publish(hub, "news", "news", seed=2)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import GateRefused, StorageError
 from adapterhub_cl.evaluation import promoting
 from adapterhub_cl.evaluation.gate import Effect
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, writes
 from adapterhub_cl.types import BaseInfo, Task
 
@@ -33,11 +33,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 
 def promote(hub: Registry, limit: float | None) -> Any:
-    return promoting.promote(hub, lambda: None, "news@v2", limit, Reporter())  # type: ignore[arg-type,return-value]
+    return promoting.promote(Hub(hub, lambda: None), "news@v2", limit)  # type: ignore[arg-type,return-value]
 
 
 def test_a_refusal_is_logged(hub: Registry) -> None:
-    with pytest.raises(GateRefused, match=r"of news 0\.900"):
+    with pytest.raises(GateRefused, match=r": news 0\.900"):
         promote(hub, None)
     (event, *_) = hub.events("news")
     assert (event.verb, event.ref, event.detail["limit"]) == ("promote-refused", "news@v2", 0.02)

@@ -381,7 +381,7 @@ def test_inputs_that_are_none(engine: Engine) -> None:
         for method in (engine.predict, engine.route, engine.drift):
             with pytest.raises(DataError, match=r"input \d is empty"):
                 method(wrong)  # type: ignore[operator]
-    with pytest.raises(UsageError, match="one text where a list"):
+    with pytest.raises(UsageError, match="a single text was given"):
         engine.predict(SUM)
     with pytest.raises(DataError, match="NoneType"):
         engine.predict([None])  # type: ignore[list-item]

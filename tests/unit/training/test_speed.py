@@ -11,6 +11,7 @@ import pytest
 import torch
 from toys import same, stir, toy_settings, toy_tokens
 
+from adapterhub_cl.adapters import as_served
 from adapterhub_cl.adapters.lora import new_adapter, trainable
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.training import speed
@@ -140,11 +141,11 @@ def test_weights_are_kept_only_where_they_exist_and_fit(
     load_pico: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_pico("llama", "nf4")
-    assert speed.spare_bytes(load_pico("llama", "none")) == 0
-    assert speed.spare_bytes(base) == base.info.parameters * 4
+    assert as_served.spare_bytes(load_pico("llama", "none")) == 0
+    assert as_served.spare_bytes(base) == base.info.parameters * 4
     low = type("Memory", (), {"available": base.info.parameters * 15})()
-    monkeypatch.setattr(speed.psutil, "virtual_memory", lambda: low)
-    assert speed.spare_bytes(base) == 0
+    monkeypatch.setattr(as_served.psutil, "virtual_memory", lambda: low)
+    assert as_served.spare_bytes(base) == 0
 
 
 def test_it_is_told() -> None:
