@@ -51,11 +51,17 @@ class Room:
 
         Raises:
             UnknownNameError: no such method; has the closest names and the list.
-            AdapterHubError: a third party's method cannot be imported.
+            AdapterHubError: a third party's method cannot be imported, or a module of the room has no such class.
         """
         name = self.canonical(name)
         if name in self._own():
-            return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
+            module = importlib.import_module(f"{self.package}.{name}")
+            if not hasattr(module, self.attribute):
+                raise AdapterHubError(
+                    f"{module.__name__} defines no class {self.attribute}",
+                    f"name the class of the {self.what} {self.attribute}, or begin the file's name with _",
+                )
+            return getattr(module, self.attribute)
         foreign = self._foreign()
         if name not in foreign:
             raise UnknownNameError(self.what, name, self.names())

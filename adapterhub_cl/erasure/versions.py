@@ -139,7 +139,7 @@ def holders(
 
 def _own_reason(one: KnownVersion, task: str, since: str | None) -> str:
     if task in one.takes_over:
-        return f"answers {task}"
+        return f"answers for {task}"
     if task in (one.learned_from or ()):
         return f"learned from rows of {task}"
     late = since is not None and (not one.created_at or one.created_at >= since)

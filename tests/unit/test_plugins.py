@@ -104,3 +104,15 @@ def test_modules_that_are_no_methods_are_not_listed() -> None:
     assert "factors" not in ROOM.names()
     with pytest.raises(UnknownNameError, match="merge method"):
         ROOM.get("factors")
+
+
+def test_a_file_without_the_class_says_which_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_room").mkdir()
+    (tmp_path / "a_room" / "__init__.py").touch()
+    (tmp_path / "a_room" / "mine.py").write_text("class Strategie: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    room = Room("a_room", "strategy", "Strategy")
+    assert room.names() == ["mine"]
+    with pytest.raises(AdapterHubError, match=r"a_room\.mine defines no class Strategy") as caught:
+        room.get("mine")
+    assert "begin the file's name with _" in caught.value.hint

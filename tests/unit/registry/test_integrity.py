@@ -36,7 +36,7 @@ for _ in range(count):
 
 
 def start(hub: Registry, point: str = "", count: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PUBLISH, str(Path(__file__).parent), str(hub.path), point, str(count)]
+    command = [sys.executable, "-c", PUBLISH, str(Path(__file__).parents[2]), str(hub.path), point, str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -252,7 +252,7 @@ def test_the_confusion_is_the_newest_routers(busy: Registry) -> None:
     row = next(row for row in found.cells if row == ["news", "37", "3", "92.5 %"])
     assert row
     assert "right 96.2 %" in found.text("routing").replace("right96.2", "right 96.2")
-    assert "does not know them yet: away" in found.text("routing")
+    assert "does not know these tasks yet, because they are newer or have no samples: away" in found.text("routing")
     route(busy, {"news": {"news": 1}}, at="2025-01-01")  # an older one changes nothing
     assert gather(busy).router == gather(busy).router
     assert "96.2 %" in read(busy).text("routing")
@@ -353,9 +353,9 @@ def test_one_task_has_no_bwt_and_no_curve(hub: Registry, learn: Learn) -> None:
     learn("news", {"news": 0.9})
     found = read(hub)
     assert "BWT –" in found.text("matrix").replace("BWT–", "BWT –")
-    assert "1 task has one scored version only" in found.text("curves")
+    assert "1 task has only one scored version" in found.text("curves")
     learn("mood", {})
-    assert "1 cell of it was never measured" in read(hub).text("matrix")
+    assert "1 cell was never measured" in read(hub).text("matrix")
 
 
 def test_what_is_damaged_is_passed_over_with_a_note(busy: Registry, learn: Learn) -> None:
@@ -424,7 +424,7 @@ def test_many_tasks_make_lists_and_a_page_that_can_be_used(hub: Registry, learn:
     html = page.render(gather(hub))
     found = Page(html)
     assert "too many for a heat map" in found.text("matrix")
-    assert "Too many versions for a drawing" in found.text("lineage")
+    assert "There are too many versions for a drawing" in found.text("lineage")
     assert "45 more tasks" in found.text("tasks")
     assert len(html) < 400_000
 

@@ -18,8 +18,8 @@ def recorded(hub: Registry) -> Recorded:
 
 @pytest.mark.usefixtures("_torch")
 def test_the_matrix_is_the_one_that_eval_matrix_gives(hub: Registry, learn: Learn) -> None:
+    from adapterhub_cl.context import Hub
     from adapterhub_cl.evaluation.matrices import hub_matrix
-    from adapterhub_cl.progress import Reporter
 
     learn("news", {"news": 0.9})
     learn("mood", {"mood": 0.8, "news": 0.7}, stream={"base": 0.3, "ahead": 0.35})
@@ -31,15 +31,15 @@ def test_the_matrix_is_the_one_that_eval_matrix_gives(hub: Registry, learn: Lear
     def refuse() -> None:
         raise AssertionError("nothing is to be measured")
 
-    wanted = hub_matrix(hub, refuse, Reporter())  # type: ignore[arg-type]
+    wanted = hub_matrix(Hub(hub, refuse))  # type: ignore[arg-type]
     assert gather(hub).matrix == wanted
     assert wanted.tasks == ("mood", "topic", "news")
 
 
 @pytest.mark.usefixtures("_torch")
 def test_scores_that_were_measured_later_complete_the_matrix(hub: Registry, learn: Learn) -> None:
+    from adapterhub_cl.context import Hub
     from adapterhub_cl.evaluation.matrices import hub_matrix
-    from adapterhub_cl.progress import Reporter
 
     learn("news", {"news": 0.9})
     newer = learn("mood", {"mood": 0.8}, takes_over=["news"])
@@ -52,7 +52,7 @@ def test_scores_that_were_measured_later_complete_the_matrix(hub: Registry, lear
     found = gather(hub).matrix
     assert found is not None
     assert found.rows[1] == (0.5, 0.8)
-    assert found == hub_matrix(hub, lambda: None, Reporter())  # type: ignore[arg-type,return-value]
+    assert found == hub_matrix(Hub(hub, lambda: None))  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize(
