@@ -12,7 +12,9 @@ from cl_adapter.completion import own_words
 from cl_adapter.session import Session
 from typer.core import TyperCommand, TyperGroup
 
+from adapterhub_cl.errors import AdapterHubError
 from adapterhub_cl.launching import is_helper_process
+from adapterhub_cl.plugins import Room
 
 SETTINGS_PANEL = "Training settings"
 MAKE, LOOK, USE, COMBINE = "Learn", "Look", "Use", "Combine, shrink, forget"
@@ -79,24 +81,31 @@ class Verb(TyperCommand):
 def _strategies() -> list[tuple[str, str]]:
     from adapterhub_cl.strategies import ROOM
 
-    return [(name, _with_options(name, ROOM.get(name), ROOM.get(name).shares)) for name in ROOM.names()]
+    return _rows(ROOM, "shares")
 
 
 def _methods() -> list[tuple[str, str]]:
     from adapterhub_cl.merging import ROOM
 
-    return [(name, _with_options(name, ROOM.get(name), ROOM.get(name).purpose)) for name in ROOM.names()]
+    return _rows(ROOM, "purpose")
 
 
 def _routers() -> list[tuple[str, str]]:
     from adapterhub_cl.routing import ROOM, Common
 
-    own = [(name, _with_options(name, ROOM.get(name), ROOM.get(name).purpose)) for name in ROOM.names()]
-    return [*own, ("router", _options("router", Common, "options of all of them"))]
+    return [*_rows(ROOM, "purpose"), ("router", _options("router", Common, "options of all of them"))]
 
 
-def _with_options(name: str, method: Any, line: str) -> str:
-    return _options(name, method.Config, line)
+def _rows(room: Room, about: str) -> list[tuple[str, str]]:
+    """The methods of a room with their options; one that cannot be loaded says so."""
+    rows = []
+    for name in room.names():
+        try:
+            found = room.get(name)
+            rows.append((name, _options(name, found.Config, getattr(found, about))))
+        except AdapterHubError as error:
+            rows.append((name, error.message))
+    return rows
 
 
 def _options(name: str, config: Any, line: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -111,3 +112,23 @@ def test_a_reader_that_goes_away_is_no_error(registry: Registry, tmp_path: Path)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stderr == ""
     assert done.stdout == "0\n"
+
+
+def test_a_third_partys_method_that_cannot_be_loaded_does_not_spoil_the_help(
+    cl: Cl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub_cl.errors import AdapterHubError
+    from adapterhub_cl.plugins import Room
+
+    whole = Room.get
+
+    def get(self: Room, name: str) -> Any:
+        if name == "ewc":
+            raise AdapterHubError("the strategy 'ewc' of 'afar:Strategy' cannot be loaded: no torch")
+        return whole(self, name)
+
+    monkeypatch.setattr(Room, "get", get)
+    said = cl("add-task", "--help")
+    assert said.code == 0
+    assert "cannot be loaded: no torch" in " ".join(said.out.split())
+    assert "replay.ratio" in said.out
