@@ -168,7 +168,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         Args:
             refs: default: every adapter that serves a task.
             data: default: the held-out data that each was scored on when it was made; of the default adapters, those
-                without any are passed over with a note. A version that was made of others is scored on each of its
+                without any are skipped with a note. A version that was made of others is scored on each of its
                 tasks.
             task: whose prompt and labels the data have, for a version that answers for several.
             matrix: instead, the accuracy matrix of what this hub learned: every task after each was learned.
@@ -193,7 +193,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.
 
-        The model is loaded anew for the caller, who may change it at will.
+        The model is a fresh copy, so the caller may change it at will.
 
         Raises:
             IntegrityError: a file of the adapter is missing or changed.

@@ -52,7 +52,7 @@ def verify(
         if rebuild_index:
             from adapterhub_cl.registry import Registry
 
-            done.append(f"made the index anew of {Registry.rebuild_at(session.existing())} versions")
+            done.append(f"rebuilt the index from {Registry.rebuild_at(session.existing())} versions")
         hub = session.hub()
         if repair:
             done += hub.repair(key=key)

@@ -200,7 +200,7 @@ def _settings_line(method: str, given: Mapping[str, Any], base: BaseInfo) -> str
     shown: dict[str, Any] = dict(zip(("strategy", "replay"), usual, strict=True))
     shown |= {k: v for k, v in given.items() if k in shown}
     shown |= {k: v for k, v in effective(given).to_json().items() if k in ("epochs", "rank") or k in given}
-    if method == "update" and "rank" not in given:  # what goes on from the old version keeps its shape
+    if method == "update" and "rank" not in given:  # an update keeps the old version's shape
         del shown["rank"]
     words = [f"{k.replace('_', '-')}={v}" for k, v in shown.items() if v not in ("", None)]
     return f"settings: {' '.join(words)}"

@@ -262,10 +262,9 @@ def chat(
     stop: Stop = None,
     seed: DrawSeed = 0,
 ) -> None:
-    """Talk: each message goes to the adapter that its task, or a router, names. /new begins anew, /quit ends.
+    """Chat: the adapter of the task, or the one that a router chooses, answers each message.
 
-    Every task sees the whole conversation: as turns where its prompt format is chat, otherwise as lines. With --json
-    each answer is one line.
+    /new starts a new conversation, /quit ends it.
     """
     session = Session.of(ctx)
     hub = session.hub()

@@ -143,7 +143,7 @@ class DistillRequest(MeasuredOptions):
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> DistillRequest:
-        """The reverse of `asdict`; further keys are passed over."""
+        """The reverse of `asdict`; unknown keys are ignored."""
         return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
 

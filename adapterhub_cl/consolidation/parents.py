@@ -140,7 +140,7 @@ def check_new_name(registry: Registry, name: str, new_version: bool) -> None:
     if there is None:
         return
     if not new_version:
-        raise UsageError(f"{name} is there already ({there.ref})", "choose another --as, or add --new-version")
+        raise UsageError(f"{name} already exists ({there.ref})", "choose another --as, or add --new-version")
     if there.kind not in DERIVED:
         raise UsageError(f"{there.ref} was {there.kind}, not made of other versions", "choose another --as")
 

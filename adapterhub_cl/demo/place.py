@@ -64,7 +64,7 @@ def check_replaceable(folder: Path) -> None:
     if folder == Path.cwd():
         raise UsageError("the demo takes the place of a whole folder, and this is the one you are in", elsewhere)
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "hub.toml").is_file()):
-        raise UsageError(f"{folder} is there already, and is no demo's hub", elsewhere)
+        raise UsageError(f"{folder} already exists and is not a demo's hub", elsewhere)
     if not (folder / "hub.toml").is_file():
         return
     if HubFile.read(folder).defaults.get("demo") is not True:

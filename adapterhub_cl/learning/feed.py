@@ -32,7 +32,7 @@ CHUNK = 65_536
 
 
 class Feed:
-    """Examples from lines that come in; a line that cannot be used is told and passed over.
+    """Examples from lines that come in; a line that cannot be used is reported and skipped.
 
     Args:
         folder: the run's.
@@ -172,7 +172,7 @@ class Feed:
             return found.examples[0]
         except (AdapterHubError, ValueError, RecursionError) as error:
             told = error.message if isinstance(error, AdapterHubError) else f"not JSON ({error})"
-            self.reporter.note(f"warning: line {number} is passed over: {told}")
+            self.reporter.note(f"warning: line {number} is skipped: {told}")
             return None
 
     def _layout(self) -> Layout | None:

@@ -50,7 +50,7 @@ class Material:
     """What a request reads from files and from the hub.
 
     Attributes:
-        parent: the version that the new one goes on from, or stands on.
+        parent: the version that the new one continues from or is stacked on.
         beneath: whether the parent stays frozen under the new adapter.
         review: the parent's own replay samples, where the task is the same.
         past: other tasks, for strategies that read them.
@@ -117,7 +117,7 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
     """The material of a request whose data have been read.
 
     Args:
-        start: the version that the run goes on from or stands on.
+        start: the version that the run continues from or is stacked on.
     """
     request, strategy = order.request, order.strategy
     if start is not None:
@@ -315,6 +315,6 @@ def _parent(registry: Registry, request: TrainRequest, strategy: Combined) -> Ad
     if request.on_top_of:
         return registry.get(request.on_top_of)
     latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)
-    # An adapter made of several tasks' is no step of the stream: it is gone on from only where it is named.
+    # An adapter of several tasks is not a step of the stream: training continues from it only if it is named.
     usable = [r for r in latest if r.status == "active" and (r.task or r.kind not in DERIVED)]
     return strategy.parent(strategies.Past(usable))

@@ -1,7 +1,7 @@
 """Online updates: examples are learned as they come, in small steps with replay, and published every so often.
 
 Everything that comes in is written down first (see `feed`), and each version says how far it reaches. So a run that was
-killed goes on from its last version, and learns the rows behind it again, in the same batches.
+killed continues from its last version, and learns the later rows again in the same batches.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _task(
 
 
 def _wishes(row: Mapping[Any, Any], where: str, own: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Options, settings and problems of a mapping; keys of `own` are passed over."""
+    """Options, settings and problems of a mapping; keys of `own` are ignored."""
     found: dict[str, Any] = {}
     problems: list[str] = []
     seen: set[str] = set()

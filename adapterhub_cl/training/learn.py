@@ -46,7 +46,7 @@ class TrainingSet:
         raw: raw text to be learned under another task's adapter (a knowledge update): no prompt, loss everywhere.
         past: other tasks, each row with its own.
         together: the other tasks' rows are learned like new ones, not where the strategy reviews them.
-        parent: directory of the version that the run goes on from or stands on.
+        parent: directory of the version that the run continues from or is stacked on.
         augment: the augmentations and how many copies each makes.
         avoid: examples that augmentation must not produce: the held-out ones.
         places: where each example comes from, for messages.

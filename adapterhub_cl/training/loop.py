@@ -221,7 +221,7 @@ class Loop:
         self.strategy.before_step(self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        self.scaler.step(self.optimizer)  # in fp16 a step whose gradients overflowed is passed over
+        self.scaler.step(self.optimizer)  # in fp16, a step whose gradients overflowed is skipped
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.strategy.after_step(self.stage)

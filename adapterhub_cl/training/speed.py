@@ -184,7 +184,7 @@ def to_json(speed: Speed) -> dict[str, Any]:
 
 
 def stored(run: Path) -> Speed | None:
-    """The choice of a run that is gone on with; None where there is none that can be read, and it is measured again."""
+    """The choice that a resumed run had made; None if it cannot be read, and it is measured again."""
     try:
         found = json.loads((run / "speed.json").read_text(encoding="utf-8"))
         chosen = Speed(str(found["attention"]), int(found["keep_bytes"]))

@@ -222,7 +222,7 @@ def test_what_cannot_be_asked_for_writes_nothing(
 
 def test_a_name_that_is_taken_and_an_unknown_one(hub: AdapterHub) -> None:
     hub.prune("mood", rank=2, name="small", evaluate=False)
-    with pytest.raises(UsageError, match="small is there already"):
+    with pytest.raises(UsageError, match="small already exists"):
         hub.prune("mood", rank=3, name="small")
     with pytest.raises(UsageError, match="unknown adapter"):
         hub.prune("moood", rank=2)

@@ -87,7 +87,7 @@ def test_a_place_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "full" / "mine.txt").touch()
     (tmp_path / "link").symlink_to(tmp_path / "full")
     for name in ("file", "full", "link"):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="already exists"):
             demo.run(tmp_path / name, tell=print)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
