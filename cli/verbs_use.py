@@ -264,7 +264,8 @@ def chat(
 ) -> None:
     """Chat: the adapter of the task, or the one that a router chooses, answers each message.
 
-    /new starts a new conversation, /quit ends it.
+    /new starts a new conversation, /quit ends it. Every task sees the whole conversation: as turns if its prompt format
+    is chat, otherwise as lines. With --json each answer is one line.
     """
     session = Session.of(ctx)
     hub = session.hub()

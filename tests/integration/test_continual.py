@@ -290,7 +290,7 @@ def test_online_rows_that_cannot_be_used_are_passed_over(new_hub: Callable[[str]
     reporter = CrashAt("never said")
     (record,) = hub.update_online("commands", lines, epochs=1, max_forgetting=1, reporter=reporter)
     assert record.manifest["online"]["rows"] == 8
-    passed = [note for note in reporter.notes if "passed over" in note]
+    passed = [note for note in reporter.notes if "is skipped" in note]
     assert [note.split(" is passed")[0] for note in passed] == [f"warning: line {k}" for k in (9, 10, 11)]
     with pytest.raises(DataError, match="no row came in"):
         hub.update_online("commands", io.StringIO("\n"))
