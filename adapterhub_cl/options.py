@@ -81,7 +81,10 @@ class Option:
         """
         shown = f"{prefix}{self.name}" if prefix else self.flag
         if self.parse and value is not None:
-            return _function(self.parse)(value)
+            try:
+                return _function(self.parse)(value)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise UsageError(f"{shown} cannot be {value!r}") from error
         try:
             if isinstance(value, list | tuple) and str in self.kinds and self.help and not self.joins:
                 raise TypeError

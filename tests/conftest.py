@@ -83,6 +83,26 @@ def _no_fsync() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_embedded_base() -> Iterator[None]:
+    """The embedded base is loaded once by each process of tests, and passed on to every hub that is opened on it."""
+    from adapterhub_cl.facade.opened import OpenedHub
+
+    load, known = OpenedHub.load_base, {}  # type: ignore[var-annotated]
+
+    def shared(self: OpenedHub) -> Any:
+        if self._loaded is None and self.base.source == "tiny":
+            key = (self.base.quantization, self.base.fingerprint, self.device, self.dtype)
+            if key not in known:
+                known[key] = load(self)
+            self._loaded = known[key]
+        return load(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenedHub, "load_base", shared)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _torch() -> Any:
     """torch, kept to one thread: pico models gain nothing from more, and tests run side by side."""

@@ -126,6 +126,7 @@ class Learning(OpenedHub):
         """
         from adapterhub_cl.learning import online
 
+        one_process("--online")
         asked = {"strategy": "replay", "epochs": 2, "batch_size": 8, **asked}
         hub = self.context(reporter)
         source = online.standard_input() if lines is None else lines

@@ -25,7 +25,6 @@ from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.tasks import find_outdated, updated_task
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError, UsageError
-from adapterhub_cl.launching import one_process
 from adapterhub_cl.learning.feed import Feed
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
@@ -58,7 +57,6 @@ def begin(hub: Hub, request: TrainRequest, every: int, resume: bool) -> tuple[Ru
     Raises:
         UsageError: a bad number, or nothing to resume.
     """
-    one_process("--online")
     if every < 1:
         raise UsageError(f"--every must be at least 1, not {every}", "--every 100")
     if resume:

@@ -130,7 +130,7 @@ def test_a_hub_that_cannot_be_made(cl: Cl, tmp_path: Path) -> None:
 
 def test_a_base_that_has_changed(cl: Cl, tmp_path: Path) -> None:
     base = Path(shutil.copytree(resolve("tiny"), tmp_path / "base"))
-    assert cl("init", "--base", base).code == 0
+    assert cl("init", "registry", "--base", base).code == 0
     registry = Registry.open("registry")
     assert isinstance(registry.base, BaseInfo)
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")

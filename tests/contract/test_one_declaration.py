@@ -13,7 +13,7 @@ import pytest
 
 from adapterhub_cl.consolidation.asked import DistillRequest, MergeRequest, PruneRequest
 from adapterhub_cl.distillation.distill_settings import DistillationSettings
-from adapterhub_cl.errors import UnknownNameError, UsageError
+from adapterhub_cl.errors import AdapterHubError, UnknownNameError, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.learning.request import AddTaskOptions, OnlineOptions, UpdateOptions
 from adapterhub_cl.options import declared
@@ -95,3 +95,14 @@ def test_a_method_refuses_what_it_does_not_declare(tmp_path: Path) -> None:
         hub.update("mood", "rows.jsonl", on_top_of="news")
     with pytest.raises(UsageError, match="--epochs must be a whole number, not 'many'; --rank must be"):
         hub.add_task("mood", "rows.jsonl", epochs="many", rank="high")
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, [1], {"a": {"b": 1}}, [["a"]], ""], ids=repr)
+@pytest.mark.parametrize("name", sorted(declared(AddTaskOptions)))
+def test_a_value_of_the_wrong_type_is_one_error(name: str, value: object) -> None:
+    """Whatever a value is, it is taken or refused in words; nothing else comes out of reading it."""
+    try:
+        declared(AddTaskOptions)[name].read(value)
+    except AdapterHubError as error:
+        assert error.message
+        assert "\n" not in error.message

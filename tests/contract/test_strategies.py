@@ -139,7 +139,7 @@ def test_it_does_something_about_the_past_where_it_says_so(
     assert same(second(name, bases["none"], first).weights, nothing.weights) is not ROOM.get(name).acts_on_past
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_equals_uninterrupted(
     name: str, bases: dict[str, Any], first: Callable[[str], Path], tmp_path: Path, quantization: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,10 +77,33 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AdapterHub.init(tmp_path_factory.mktemp("base") / "hub", "tiny").load_base()
 
 
+@pytest.fixture(scope="module")
+def taught(loaded: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a hub that has learned these tasks, one after the other; each sequence is trained once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def folder(*names: str) -> Path:
+        if names not in made:
+            place = tmp_path_factory.mktemp("taught") / "hub"
+            if names[:-1]:
+                shutil.copytree(folder(*names[:-1]), place)
+            hub = AdapterHub.open(place) if names[:-1] else AdapterHub.init(place, "tiny")
+            hub._loaded = loaded
+            hub.add_task(names[-1], data / f"{names[-1]}.train.jsonl", **QUICK)
+            made[names] = place
+        return made[names]
+
+    return folder
+
+
 @pytest.fixture
-def new_hub(loaded: Any, tmp_path: Path) -> Callable[[str], AdapterHub]:
-    def make(name: str = "hub") -> AdapterHub:
-        hub = AdapterHub.init(tmp_path / name, "tiny")
+def new_hub(loaded: Any, taught: Callable[..., Path], tmp_path: Path) -> Callable[..., AdapterHub]:
+    """A hub, empty or a copy of one that has learned some tasks."""
+
+    def make(name: str = "hub", *tasks: str) -> AdapterHub:
+        if tasks:
+            shutil.copytree(taught(*tasks), tmp_path / name)
+        hub = AdapterHub.open(tmp_path / name) if tasks else AdapterHub.init(tmp_path / name, "tiny")
         hub._loaded = loaded
         return hub
 
@@ -173,8 +197,7 @@ def test_the_gate_refuses_what_forgets_and_promote_overrules_it(
 
 
 def test_on_top_of_a_frozen_adapter(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    hub = new_hub("hub")
-    hub.add_task("commands", data / "commands.train.jsonl", **QUICK)
+    hub = new_hub("hub", "commands")
     below = weights(hub, "commands")
     record = hub.add_task("tickets", data / "tickets.train.jsonl", on_top_of="commands", **{**QUICK, "rank": 3})
     assert record.rank == 7
@@ -207,15 +230,13 @@ def test_what_a_strategy_remembers_survives_the_registry(new_hub: Callable[[str]
 def test_an_update_is_measured_by_recall_retention_and_locality(
     new_hub: Callable[[str], AdapterHub], data: Path, tmp_path: Path
 ) -> None:
-    hub = new_hub("hub")
-    for name in ("commands", "tickets"):
-        hub.add_task(name, data / f"{name}.train.jsonl", **QUICK)
+    hub = new_hub("hub", "commands", "tickets")
     shown = Pieces()
     changed = {"epochs": 2, "max_length": 48, "strategy": "replay+ewc", "reporter": shown}
     record = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, **changed)
     assert not shown.under_way
     pieces = {what: (total, done) for what, total, done in shown.done}
-    asked = [f"{what}, {when}" for what in ("what commands knew", "what commands is told", "other tasks")
+    asked = [f"{what}, {when}" for what in ("what commands knew", "what commands is to learn", "other tasks")
              for when in ("before", "after")]  # fmt: skip
     assert pieces.keys() >= {"loading the base", "reading", "training", "estimating importance (ewc)", *asked}
     assert all(total == done > 0 for what, (total, done) in pieces.items() if what in asked or what == "training")
@@ -230,7 +251,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     text.write_text("The lamp in the hall is called Bertha.\n\nThe radio in the kitchen is called Otto.\n")
     shown = Pieces()
     raw = hub.update("commands", text, max_forgetting=1, epochs=1, dev_share=0.0, reporter=shown)
-    assert ("what commands is told, after", 2, 2) in shown.done, "of raw text too"
+    assert ("what commands is to learn, after", 2, 2) in shown.done, "of raw text too"
     assert "recall" in {row["metric"] for row in raw.manifest["evaluations"]}
     later = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, epochs=1)
     assert later.ref == "commands@v4", "samples of a raw text are read back"
@@ -238,8 +259,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
 
 
 def test_samples_in_an_evaluation_set_are_refused(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    hub = new_hub("hub")
-    hub.add_task("commands", data / "commands.train.jsonl", **QUICK)
+    hub = new_hub("hub", "commands")
     leaking = data / "leaking.jsonl"
     row = (data / "commands.train.jsonl").read_text(encoding="utf-8").splitlines()[3]
     leaking.write_text((data / "tickets.test.jsonl").read_text(encoding="utf-8") + row + "\n", encoding="utf-8")
@@ -251,30 +271,26 @@ def test_samples_in_an_evaluation_set_are_refused(new_hub: Callable[[str], Adapt
     assert kept.manifest["replay"]["samples"] == 0, "what a score is taken on is never kept"
 
 
-def feed(data: Path, count: int = 72) -> io.StringIO:
-    lines = (data / "commands.train.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+def feed(count: int) -> io.StringIO:
+    """Rows that no hub here has learned."""
+    lines = (DEMO / "commands.train.jsonl").read_text(encoding="utf-8").splitlines()[72 : 72 + count]
     return io.StringIO("\n".join(lines) + "\n")
 
 
 def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
     settings: dict[str, Any] = {"every": 24, "epochs": 1, "max_length": 48, "max_forgetting": 1}
-    hubs = []
-    for name in ("whole", "broken"):
-        hub = new_hub(name)
-        hub.add_task("commands", data / "commands.test.jsonl", **QUICK)
-        hubs.append(hub)
-    whole, broken = hubs
-    made = whole.update_online("commands", feed(data, 60), **settings)
+    whole, broken = new_hub("whole", "commands"), new_hub("broken", "commands")
+    made = whole.update_online("commands", feed(60), **settings)
     assert [record.ref for record in made] == ["commands@v2", "commands@v3", "commands@v4"]
     assert [record.manifest["online"]["rows"] for record in made] == [24, 48, 60]
     assert weights(whole, "commands@v2") != weights(whole, "commands@v1")
 
     with pytest.raises(Crash):
-        broken.update_online("commands", feed(data, 60), reporter=CrashAt("40 rows"), **settings)
+        broken.update_online("commands", feed(60), reporter=CrashAt("40 rows"), **settings)
     assert broken.get("commands").ref == "commands@v2"
     time.sleep(1)  # what was read ahead is written down meanwhile
     received = next(broken.registry.runs_dir.glob("*/received.jsonl")).read_text(encoding="utf-8").splitlines()
-    rest = io.StringIO("".join(feed(data, 60).readlines()[len(received) :]))
+    rest = io.StringIO("".join(feed(60).readlines()[len(received) :]))
     again = broken.update_online("commands", rest, resume=True)
     assert [record.manifest["online"]["rows"] for record in again] == [48, 60]
     for ref in ("commands@v2", "commands@v3", "commands@v4"):
@@ -283,15 +299,14 @@ def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], 
 
 
 def test_online_rows_that_cannot_be_used_are_passed_over(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    hub = new_hub("hub")
-    hub.add_task("commands", data / "commands.train.jsonl", **QUICK)
+    hub = new_hub("hub", "commands")
     bad = ["not json", "[1]", '{"text": "no label"}', ""]
-    lines = io.StringIO("\n".join([*feed(data, 8).read().splitlines(), *bad]) + "\n")
+    lines = io.StringIO("\n".join([*feed(8).read().splitlines(), *bad]) + "\n")
     reporter = CrashAt("never said")
     (record,) = hub.update_online("commands", lines, epochs=1, max_forgetting=1, reporter=reporter)
     assert record.manifest["online"]["rows"] == 8
     passed = [note for note in reporter.notes if "is skipped" in note]
-    assert [note.split(" is passed")[0] for note in passed] == [f"warning: line {k}" for k in (9, 10, 11)]
+    assert [note.split(" is skipped")[0] for note in passed] == [f"warning: line {k}" for k in (9, 10, 11)]
     with pytest.raises(DataError, match="no row came in"):
         hub.update_online("commands", io.StringIO("\n"))
 
@@ -316,7 +331,7 @@ def test_a_fact_that_changes_replaces_the_old_answer(
     record = hub.update("facts", new, strategy=strategy, max_forgetting=1, reporter=told, epochs=2, max_length=48)
     assert told.notes.count("note: dropping 1 old sample that contradicts the new data") == 1
     assert "13 replay samples of facts@v1 are mixed in" in told.notes
-    assert any(note.startswith("note: 1 held-out row answers otherwise") for note in told.notes)
+    assert any(note.startswith("note: the gate leaves out 1 held-out row that contradicts") for note in told.notes)
     assert json.loads((record.path / "training.json").read_text(encoding="utf-8"))["trained_on"] == 16
     kept = (record.path / "replay.jsonl").read_text(encoding="utf-8")
     assert ("Who is the mayor?" in kept, "who is the  mayor?" in kept, "The mayor is called?" in kept) == (
@@ -354,9 +369,7 @@ def test_a_fact_that_changes_in_a_feed_replaces_the_old_answer(
 
 
 def test_fitting_the_router_is_told_once(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    hub = new_hub("hub")
-    for name in ("commands", "tickets"):
-        hub.add_task(name, data / f"{name}.train.jsonl", **QUICK)
+    hub = new_hub("hub", "commands", "tickets")
     told = CrashAt("never said")
     for _ in range(2):
         hub.predict(["turn the lamp on"], reporter=told)

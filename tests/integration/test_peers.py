@@ -101,10 +101,15 @@ def test_nothing_is_compared_with_a_way_that_failed(page: ModuleType) -> None:
     ("words", "said"),
     [
         (("--task", "nowhere"), "peers: no data: nowhere.train.jsonl is not there"),
-        ((*TICKETS, "--base", "/nowhere"), "peers: "),
-        ((*TICKETS, "--ways", "trainer"), "peers: no way 'trainer'; known: trainer-fp32"),
-        (("--task", "DATA/raw"), "peers: DATA/raw: no label column was found in the training rows"),
-        (("--task", "DATA/strange"), "peers: DATA/strange/test.jsonl line 1: 'martian' not among the labels"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ((*TICKETS, "--base", "/nowhere"), "peers: "),
+                ((*TICKETS, "--ways", "trainer"), "peers: no way 'trainer'; known: trainer-fp32"),
+                (("--task", "DATA/raw"), "peers: DATA/raw: no label column was found in the training rows"),
+                (("--task", "DATA/strange"), "peers: DATA/strange/test.jsonl line 1: 'martian' not among the labels"),
+            )
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_a_line(words: tuple[str, ...], said: str, tmp_path: Path) -> None:

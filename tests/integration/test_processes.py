@@ -43,6 +43,7 @@ def test_two_processes_train_the_same_adapter_as_one(tmp_path: Path) -> None:
     assert two.verify() == []
 
 
+@pytest.mark.slow
 def test_two_trainings_of_one_name_both_succeed(tmp_path: Path) -> None:
     hub = AdapterHub.init(tmp_path / "hub", "tiny")
     command = [sys.executable, "-m", "cl_adapter", "--hub", str(hub.folder), "--json", "--quiet"]

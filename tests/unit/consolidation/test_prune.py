@@ -412,7 +412,7 @@ def test_a_real_search_keeps_its_bound(hub: AdapterHub) -> None:
 
 def again(hub: AdapterHub, recipe: dict[str, Any], ref: str, name: str) -> Any:
     request = verb.PruneRequest.from_json({**recipe, "ref": ref, "min_retention": None})
-    return verb.prune(hub.registry, hub.load_base, request, Reporter(), name=name)
+    return verb.prune(hub.context(), request, name=name)
 
 
 def test_a_pruning_that_is_asked_for_again_ends_with_the_version_that_is_there(hub: AdapterHub) -> None:
@@ -574,6 +574,6 @@ def test_what_cannot_be_compared_is_left_out_with_a_note(hub: AdapterHub) -> Non
 
     found = hub.redundant(evaluate=False, reporter=Told())
     assert (found["pairs"], found["nearest"], found["compared"]) == ([], None, ["mood@v1"])
-    assert "spoilt@v1 is left out" in told[0]
+    assert "spoilt@v1 is skipped" in told[0]
     with pytest.raises(UsageError, match="--threshold"):
         hub.redundant(threshold=0)

@@ -146,7 +146,7 @@ def test_a_merge_of_two_versions_keeps_every_label(hub: AdapterHub, refs: list[s
     notes: list[str] = []
     hub.promote("colours@v1", max_forgetting=1, reporter=Notes(notes))
     hub.update("colours", more, max_forgetting=1, reporter=Notes(notes), **QUICK)
-    assert "note: goes on from colours@v2, the newest version; colours@v1 is the one that serves" in notes
+    assert "note: continues from colours@v2, the newest version; colours@v1 is the one that serves" in notes
     assert "note: colours@v1 does not know the labels that colours has gained: grey" in notes
 
 
