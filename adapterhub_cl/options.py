@@ -34,6 +34,7 @@ class Option:
         default: what holds where nobody gives it; None where it depends, which `help` then says.
         help: what it means, with its unit.
         flag: how it is written on the command line. A flag `--no-…` makes a value false that is true by default.
+        off: what such a flag does, for its help; `help` says what the value does.
         metavar: what stands for the value in help.
         choices: the values that it takes, if they are few; `word` is what one of them is called in a message.
         parse: `module:function` that makes the value from what users write: a text, or what YAML or Python give.
@@ -49,6 +50,7 @@ class Option:
     default: Any
     help: str = ""
     flag: str = ""
+    off: str = ""
     metavar: str = ""
     choices: tuple[str, ...] = ()
     word: str = ""
@@ -158,6 +160,9 @@ def read(options: Mapping[str, Option], values: Mapping[Any, Any], where: str, p
     keys = {one.key.replace("-", "_"): one for one in options.values()} | dict(options)
     found: dict[str, Any] = {}
     problems: list[UsageError] = []
+    twice = [one for one in options.values() if sum(str(k).replace("-", "_") == one.name for k in values) > 1]
+    if twice:
+        raise UsageError(f"{where}: {twice[0].key} is set twice (with - and with _)", "leave one of them out")
     for key, value in values.items():
         one = keys.get(str(key).replace("-", "_"))
         if one is None:

@@ -117,7 +117,7 @@ def _parameter(one: Option, default: Any, setting: bool) -> inspect.Parameter:
     show = show and (setting or default is not False)
     option = typer.Option(
         written,
-        help=f"{one.help} [{'off' if default is False else default}]" if show else one.help,
+        help=f"{one.help} [{'off' if default is False else default}]" if show else one.off or one.help,
         metavar=one.metavar or None,
         rich_help_panel=SETTINGS_PANEL if setting else None,
         show_default=False,

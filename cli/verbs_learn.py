@@ -99,7 +99,7 @@ def add_task(
     "cl-adapter update news fresh.jsonl --eval test.jsonl\n"
     "tail -f feed.jsonl | cl-adapter update news - --online --every 100",
 )
-@takes(UpdateOptions, TrainingSettings)
+@takes(UpdateOptions, TrainingSettings, strategy="sequential", replay="as before", rank="as before")
 def update(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="the adapter to update", autocompletion=versions)],

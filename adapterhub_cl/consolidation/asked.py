@@ -31,7 +31,13 @@ class MeasuredOptions:
     min_retention: float | None = option(
         None, "refuse if a task keeps less of its score, 0 to 1; default: hub.toml's, else none"
     )
-    evaluate: bool = option(True, "do not measure retention", flag="--no-eval", config=False)
+    evaluate: bool = option(
+        True,
+        "measure how much of its score each task keeps",
+        flag="--no-eval",
+        off="do not measure retention",
+        config=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class MergeRequest(MeasuredOptions):
         parse="adapterhub_cl.consolidation.asked:read_weights",
     )  # fmt: skip
     expression: str | None = option(None, 'versions and weights in one: "0.7*a + 0.3*b - c"')
-    method: str = option(merging.DEFAULT, "the merge method; see below", names="methods")
+    method: str = option(merging.DEFAULT, "the merge method", names="methods")
     rank: int | None = option(None, "highest rank of a layer; default: the method's")
     options: Mapping[str, Any] = option(
         dict, "METHOD.OPTION=VALUE, an option of the method; may be repeated", flag="--set",
@@ -127,7 +133,11 @@ class DistillRequest(MeasuredOptions):
     distillation: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     samples: bool = option(
-        True, "do not ask the teachers about their replay samples", flag="--no-samples", config=False
+        True,
+        "ask the teachers about their replay samples",
+        flag="--no-samples",
+        off="do not ask about the replay samples",
+        config=False,
     )
     data: Sequence[str] = option(tuple, "unlabelled text to ask as well: FILE, or TASK=FILE; may be repeated")
     pseudo: int = option(0, "samples that each teacher writes for each of its tasks")
@@ -220,14 +230,15 @@ class PruneRequest(MeasuredOptions):
     )
     across: bool = option(False, "spend --rank (as the mean) or --energy over all layers together", flag="--global")
     search: bool = option(
-        False, "find the lowest ranks that keep --min-retention by measuring: on replay samples (50 or more), "
-        "confirmed on the held-out data, or on the data that the gate measures on; either flatters a little",
-    )  # fmt: skip
+        False,
+        "find the lowest ranks that keep --min-retention, by measuring: on replay samples (50 or more), confirmed on "
+        "the held-out data, or on the gate's own data; the measured retention is slightly optimistic",
+    )
     magnitude: float | None = option(
-        None, "share of the factors' smallest entries to set to zero; alone it saves nothing"
+        None, "share of the factors' smallest entries to set to zero; does not reduce the size by itself"
     )
     store: str | None = option(
-        None, "fp32, bf16, fp16; int8, int4: packed, export writes the plain form; default: as it is"
+        None, "storage type: fp32, bf16, fp16, or packed int8 or int4 (export unpacks them); default: unchanged"
     )
     measurements: int = option(MEASUREMENTS, "--search: most retentions to measure", metavar="N")
     seed: int = option(0, "seed of every random choice", check="adapterhub_cl.settings:check_seed")

@@ -205,9 +205,9 @@ def limit_of(registry: Registry, wanted: float | None) -> float:
         HubError: the default is not a number between 0 and 1.
     """
     if wanted is not None:
-        if not 0 <= wanted <= 1:
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 <= wanted <= 1:
             raise UsageError(
-                f"--max-forgetting must be between 0 and 1, not {wanted:g}", "0.02 allows two points; 1 allows any drop"
+                f"--max-forgetting must be between 0 and 1, not {wanted!r}", "0.02 allows two points; 1 allows any drop"
             )
         return wanted
     found = registry.hub_file.defaults.get("max_forgetting", DEFAULT_LIMIT)

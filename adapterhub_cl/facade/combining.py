@@ -61,7 +61,7 @@ class Combining(OpenedHub):
             UsageError: names, weights, rank or options that cannot be used.
             AdapterError: the versions are of different bases, or cancel each other out.
         """
-        request = MergeRequest(refs, **asked)
+        request = MergeRequest(_several(refs), **asked)
         if not dry_run:
             one_process("merge")
             if name is None:
@@ -101,7 +101,7 @@ class Combining(OpenedHub):
         one_process("distill")
         own = given_of(DistillRequest, asked)
         own |= {"distillation": given_of(DistillationSettings, asked), "settings": given_of(TrainingSettings, asked)}
-        request = DistillRequest(tuple(refs), **own)
+        request = DistillRequest(tuple(_several(refs)), **own)
         student = (into or self).registry
         check_distill(student, request, name, new_version=new_version, elsewhere=into is not None)
         from adapterhub_cl.consolidation.distill import distill
@@ -153,3 +153,14 @@ class Combining(OpenedHub):
         from adapterhub_cl.consolidation.distill import Places
 
         return Places(self.context(reporter), None if into is None else into.context(reporter))
+
+
+def _several(refs: Sequence[str]) -> Sequence[str]:
+    """The references as they are.
+
+    Raises:
+        UsageError: one text in place of a list.
+    """
+    if isinstance(refs, str):
+        raise UsageError(f"refs must be a list of adapters, not the text {refs!r}", f'for example ["{refs}", "OTHER"]')
+    return refs

@@ -168,6 +168,11 @@ def build(
                 "leave the data out, or start a new run without --resume",
             )
         return request, run
+    if data is not None and not isinstance(data, str | Path):
+        raise UsageError(
+            f"{verb} {name}: data must be a file, a saved dataset or a dataset's id, not a {type(data).__name__}",
+            "write the rows to a file, one JSON object a line",
+        )
     if data is None:
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
     given = {**given_of(AddTaskOptions, asked), "settings": given_of(TrainingSettings, asked)}

@@ -59,6 +59,7 @@ def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: P
         ("strategy: [a]\n", "--strategy must be a text"),
         ("columns: 3\n", "columns cannot be 3"),
         ("epochs: many\n", "--epochs must be a whole number"),
+        ("learning-rate: 0.1\nlearning_rate: 0.2\n", r"learning-rate is set twice \(with - and with _\)"),
         ("rank: 0\nepochs: 0\n", "--epochs must be at least 1, not 0; --rank must be at least 1"),
     ],
 )

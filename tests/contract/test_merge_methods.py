@@ -94,7 +94,7 @@ def test_it_says_what_it_is(name: str) -> None:
     assert 10 < len(method.purpose) < 120
     module = inspect.getmodule(method)
     assert module is not None
-    assert "Choose it" in (module.__doc__ or "")
+    assert "Choose it" in (module.__doc__ or ""), "the module docstring says when to choose it: Choose it when …"
     assert len(inspect.getsource(module).splitlines()) <= 160
     assert all(field.metadata.get("help") for field in fields(method.Config))
 
@@ -192,7 +192,7 @@ def test_what_cancels_out_is_refused(name: str, pair: list[Path], tmp_path: Path
     twin = write_lora(tmp_path / "twin", 1, rank=3, alpha=6, ranks={"model.layers.0.self_attn.q_proj": 7})
     method = build(name, ROOM.get(name).identity_options or {})
     _, layers = merged(method, [pair[0], twin], [1.0, -1.0])
-    if method.opposites_cancel:
+    if method.opposites_cancel:  # where they do not, the class says `opposites_cancel = False`
         with pytest.raises(AdapterError, match="zero"):
             refuse_nothing(layers)
     else:

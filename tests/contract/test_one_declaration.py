@@ -101,8 +101,9 @@ def test_a_method_refuses_what_it_does_not_declare(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(declared(AddTaskOptions)))
 def test_a_value_of_the_wrong_type_is_one_error(name: str, value: object) -> None:
     """Whatever a value is, it is taken or refused in words; nothing else comes out of reading it."""
+    said = ""
     try:
         declared(AddTaskOptions)[name].read(value)
     except AdapterHubError as error:
-        assert error.message
-        assert "\n" not in error.message
+        said = error.message
+    assert "\n" not in said

@@ -90,7 +90,9 @@ def test_it_says_what_it_is(name: str) -> None:
     assert router.reads in ("samples", "factors", "")
     module = inspect.getmodule(router)
     assert module is not None
-    assert "Choose it" in (module.__doc__ or "").replace("\n", " ")
+    assert "Choose it" in (module.__doc__ or "").replace("\n", " "), (
+        "the module docstring says when to choose it: Choose it when …"
+    )
     assert len(inspect.getsource(module).splitlines()) <= 160
     assert all(field.metadata.get("help") for field in fields(router.Config))
 
