@@ -85,7 +85,7 @@ class Option:
         if self.parse and value is not None:
             try:
                 return _function(self.parse)(value)
-            except (TypeError, ValueError, AttributeError) as error:
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise UsageError(f"{shown} cannot be {value!r}") from error
         try:
             if isinstance(value, list | tuple) and str in self.kinds and self.help and not self.joins:
@@ -303,6 +303,8 @@ def _as_one(kind: Any, value: Any) -> Any:
         return get_args(kind)[[str(one) for one in get_args(kind)].index(str(value))]
     if kind is Any:
         return value
+    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):  # as --set writes it
+        return value.lower() == "true"
     if kind is NoneType or kind is bool:
         if not isinstance(value, kind):
             raise TypeError
@@ -310,6 +312,8 @@ def _as_one(kind: Any, value: Any) -> Any:
     if isinstance(value, bool):
         raise TypeError
     if kind is int:
+        if isinstance(value, int):
+            return value
         if float(value) != int(float(value)):
             raise ValueError
         return int(float(value))

@@ -16,6 +16,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import LISTS, Option, declared, given_of, read
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.yaml_files import load_yaml
 
 
 class Announcing(Reporter):
@@ -149,7 +150,7 @@ def _yaml(config: str) -> dict[Any, Any]:
 
     try:
         text = Path(config).expanduser().read_text(encoding="utf-8")
-        rows = yaml.safe_load(text)
+        rows = load_yaml(text)
     except FileNotFoundError as error:
         raise UsageError(f"{config}: no such file", "--config takes a YAML file of settings") from error
     except (OSError, UnicodeDecodeError) as error:

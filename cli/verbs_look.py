@@ -268,7 +268,9 @@ def log(
     name: Annotated[
         str | None, typer.Argument(help="an adapter, a version or a task; default: everything", autocompletion=versions)
     ] = None,
-    count: Annotated[int, typer.Option("--number", "-n", min=0, help="how many of the newest to show; 0 for all")] = 20,
+    count: Annotated[
+        int, typer.Option("--number", "-n", min=0, max=10**9, help="how many of the newest to show; 0 for all")
+    ] = 20,
 ) -> None:
     """Show the log, newest first."""
     session = Session.of(ctx)

@@ -102,7 +102,7 @@ def forgetting(
 ) -> None:
     """Show how a version would change the score of every other task."""
     session = Session.of(ctx)
-    hub = session.hub()
+    hub = session.hub(write=True)  # scores that had to be measured are recorded
     record, effects = hub.forgetting(ref, reporter=session.reporter())
     if session.json:
         session.give({"ref": record.ref, "status": record.status, "effects": [e.to_json() for e in effects]})

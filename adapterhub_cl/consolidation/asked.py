@@ -266,7 +266,7 @@ def read_rank(value: Any) -> int | str:
         if isinstance(value, bool) or float(value) != int(float(value)):
             raise ValueError
         return int(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"--rank {value!r} is not a whole number", "--rank 4, or --rank auto") from None
 
 

@@ -31,8 +31,8 @@ def unused(registry: Registry, days: float, now: datetime | None = None) -> list
     Raises:
         UsageError: a negative number of days.
     """
-    if days < 0:
-        raise UsageError(f"--days must be 0 or more, not {days:g}", "--days 30")
+    if not 0 <= days < 1e6:
+        raise UsageError(f"--days must be between 0 and 1,000,000, not {days:g}", "--days 30")
     records = registry.adapters(all_versions=True)
     requests: dict[str, int] = {}
     answered: dict[str, datetime] = {}

@@ -57,7 +57,7 @@ def begin(hub: Hub, request: TrainRequest, every: int, resume: bool) -> tuple[Ru
     Raises:
         UsageError: a bad number, or nothing to resume.
     """
-    if every < 1:
+    if not isinstance(every, int) or every < 1:
         raise UsageError(f"--every must be at least 1, not {every}", "--every 100")
     if resume:
         run = Run.newest(hub.registry.runs_dir, VERB, request.name)

@@ -31,6 +31,7 @@ from adapterhub_cl.options import Option, declared, given_of
 from adapterhub_cl.registry import check_name
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import Example
+from adapterhub_cl.yaml_files import load_yaml
 
 MAX_BYTES = 1_000_000
 TOP = ("tasks", "defaults", "name")
@@ -284,7 +285,7 @@ def _load(path: Path) -> Any:
     import yaml
 
     try:
-        return json.loads(text, object_pairs_hook=_pairs) if path.suffix.lower() == ".json" else _yaml(text)
+        return json.loads(text, object_pairs_hook=_pairs) if path.suffix.lower() == ".json" else load_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DataError(f"{path}{line}: not valid YAML ({error.problem})", "fix this line") from error
@@ -300,29 +301,3 @@ def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         if keys.count(key) > 1:
             raise ValueError(f"the key {key!r} comes twice")
     return dict(pairs)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses keys that come twice in a mapping, and aliases."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                event = self.peek_event()  # type: ignore[no-untyped-call]
-                raise yaml.composer.ComposerError(None, None, "aliases are not read; use `defaults`", event.start_mark)
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: set[Any] = set()
-            for key, _ in node.value:
-                if isinstance(key.value, str) and (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} comes twice", key.start_mark
-                    )
-                if isinstance(key.value, str):
-                    seen.add((key.tag, key.value))
-            return super().construct_mapping(node, deep)
-
-    return yaml.load(text, Loader)

@@ -202,6 +202,7 @@ CHANGING = [
     ["replay", "drop", "mood", "--all", "--yes"],
     ["replay", "budget", "20"],
     ["eval"],
+    ["forgetting", "mood"],
     ["verify", "--repair"],
     ["verify", "--rebuild-index"],
     ["gc", "--yes"],

@@ -59,6 +59,10 @@ def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: P
         ("strategy: [a]\n", "--strategy must be a text"),
         ("columns: 3\n", "columns cannot be 3"),
         ("epochs: many\n", "--epochs must be a whole number"),
+        ("epochs: 1\nepochs: 2\n", "the key 'epochs' comes twice"),
+        ("rslora: yes\n", "--rslora must be true or false, not 'yes'"),
+        ("eval: 5\n", "--eval cannot be 5"),
+        ("set: 5\n", "--set cannot be 5"),
         ("learning-rate: 0.1\nlearning_rate: 0.2\n", r"learning-rate is set twice \(with - and with _\)"),
         ("rank: 0\nepochs: 0\n", "--epochs must be at least 1, not 0; --rank must be at least 1"),
     ],
@@ -106,3 +110,8 @@ def test_labels_with_commas_stand_in_a_json_list(text: str, labels: list[str]) -
 def test_a_list_of_labels_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a JSON list of texts"):
         read_labels(text)
+
+
+def test_a_label_yes_stays_a_text(tmp_path: Path) -> None:
+    found = read_config(write(tmp_path, "labels: [yes, no, off, 'true']\n"), OPTIONS)
+    assert found == {"labels": ["yes", "no", "off", "true"]}

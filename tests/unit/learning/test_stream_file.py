@@ -67,7 +67,7 @@ def test_a_good_file(folder: Path) -> None:
     assert amazon.settings == {"epochs": 5}
     assert yelp.options == {
         "columns": {"input": "review", "output": "stars"},
-        "labels": ["false", "yes", "3"],
+        "labels": ["no", "yes", "3"],
         "prompt_format": "instruction",
         "replay": "balanced:20",
     }

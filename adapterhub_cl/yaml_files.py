@@ -1,0 +1,44 @@
+"""Reads YAML that people write, without its traps: no keys that come twice, no aliases, and `yes` is a text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds.
+
+    Only `true` and `false` are truth values, as in YAML 1.2: a label `yes` or `no` stays a text.
+
+    Raises:
+        yaml.YAMLError: not YAML, a key that comes twice in one mapping, or an alias.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()  # type: ignore[no-untyped-call]
+                raise yaml.composer.ComposerError(None, None, "aliases are not read", event.start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                if isinstance(key.value, str) and (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} comes twice", key.start_mark
+                    )
+                if isinstance(key.value, str):
+                    seen.add((key.tag, key.value))
+            return super().construct_mapping(node, deep)
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:bool"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+    return yaml.load(text, Loader)
