@@ -139,7 +139,7 @@ def test_distill_and_refresh(cl: Cl, taught: Path, tmp_path: Path) -> None:
         (["merge", "news", "my-reviews", "--as", "x", "--weights", "1"], "1 weight for 2 adapters"),
         (["merge", "news", "my-reviews", "--as", "x", "--method", "tie"], "did you mean ties"),
         (["merge", "news", "my-reviews", "--as", "x", "--set", "density=1"], "NAME.OPTION=VALUE"),
-        (["merge", "news", "my-reviews", "--as", "news"], "there already"),
+        (["merge", "news", "my-reviews", "--as", "news"], "already exists"),
         (["merge", "--expression", "news +", "--as", "x"], "cannot be read"),
         (["merge", "--expression", "news - news", "--as", "x"], "nothing would be left"),
         (["distill", "news", "my-reviews"], "--as NAME"),

@@ -198,7 +198,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "--epochs"),
     ({"pseudo": -1}, "--pseudo"),
     ({"dora": True}, "DoRA"),
-    ({"name": "news"}, "there already"),
+    ({"name": "news"}, "already exists"),
     ({"data": ["nowhere.txt"]}, "nowhere"),
     ({"data": ["weather=x.txt"]}, "no teacher answers for 'weather'"),
     ({"samples": False}, "nothing to ask the teachers"),

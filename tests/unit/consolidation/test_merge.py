@@ -225,7 +225,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("bound above 1", {"min_retention": 1.5}, "between 0 and 1"),
     ("bound without measuring", {"min_retention": 0.9, "evaluate": False}, "--no-eval"),
     ("both ways", {"expression": "news"}, "--expression"),
-    ("a name that is there", {"name": "news"}, "there already"),
+    ("a name that is there", {"name": "news"}, "already exists"),
     ("no name", {"name": "../x"}, "name"),
     ("a trained adapter's name", {"name": "news", "new_version": True}, "not made of other versions"),
 ]
@@ -394,7 +394,7 @@ def test_a_name_that_another_process_takes_meanwhile(hub: AdapterHub, monkeypatc
         return real(*arguments)
 
     monkeypatch.setattr(derived, "derived_card", slow)
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         hub.merge(["news", "reviews"], name="x", evaluate=False)
     assert [r.ref for r in hub.list(all_versions=True) if r.name == "x"] == ["x@v1"]
     assert hub.get("x").manifest["recipe"]["parents"] == ["news@v1", "slang@v1"]
