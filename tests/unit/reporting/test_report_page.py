@@ -338,7 +338,8 @@ def test_everything_foreign_is_escaped(tmp_path: Path) -> None:
         assert "<script>alert(1)</script>" in found.text(section)  # as text
     assert "<script>" in found.text("routing")  # cut
     assert "{{ 7*7 }}" in found.text("moves")
-    assert "49" not in found.text("moves").replace("{{ 7*7 }}", "")
+    shown = re.sub(r"\d\d:\d\d(:\d\d)?", "", found.text("moves"))  # a time may hold the figures
+    assert "49" not in shown.replace("{{ 7*7 }}", "")
 
 
 def test_an_empty_hub_says_what_would_make_something(hub: Registry) -> None:
