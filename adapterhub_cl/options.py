@@ -41,7 +41,7 @@ class Option:
         check: `module:function` that raises where a value cannot be used.
         joins: whether a list of texts is read as one text with commas between.
         names: what its values are names of, for shell completion, e.g. `strategies`.
-        cli: whether it is a flag; `config`: whether it is a key of `--config FILE`.
+        config: whether it is a key of `--config FILE`.
         stream: whether a task of a stream file may have it.
     """
 
@@ -58,7 +58,6 @@ class Option:
     check: str = ""
     joins: bool = False
     names: str = ""
-    cli: bool = True
     config: bool = True
     stream: bool = True
 
@@ -88,7 +87,7 @@ class Option:
             except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise UsageError(f"{shown} cannot be {value!r}") from error
         try:
-            if isinstance(value, list | tuple) and str in self.kinds and self.help and not self.joins:
+            if isinstance(value, list | tuple) and str in self.kinds and not self.joins:
                 raise TypeError
             made = _as(self.kind, value)
         except (TypeError, ValueError, OverflowError) as error:
@@ -126,13 +125,13 @@ def declared(*classes: type[Any]) -> dict[str, Option]:
 
 
 def options_of(cls: type[Any]) -> dict[str, Option]:
-    """Name → option, of every field of a class; a third party's may have no help."""
+    """Name → option, of every field of a class; a third party's may have no help, and then reads lists as texts."""
     kinds = kinds_of(cls)
     found = {}
     for one in fields(cls):
         factory = one.default_factory
         default = factory() if factory is not MISSING else None if one.default is MISSING else one.default
-        about = {"flag": flag(one.name), **one.metadata}
+        about = {"flag": flag(one.name), "joins": not one.metadata, **one.metadata}
         known = {key: value for key, value in about.items() if key in Option.__dataclass_fields__}
         found[one.name] = Option(one.name, kinds[one.name], default, **known)
     return found
@@ -160,13 +159,14 @@ def read(options: Mapping[str, Option], values: Mapping[Any, Any], where: str, p
     keys = {one.key.replace("-", "_"): one for one in options.values()} | dict(options)
     found: dict[str, Any] = {}
     problems: list[UsageError] = []
-    twice = [one for one in options.values() if sum(str(k).replace("-", "_") == one.name for k in values) > 1]
-    if twice:
-        raise UsageError(f"{where}: {twice[0].key} is set twice (with - and with _)", "leave one of them out")
+    seen: set[str] = set()
     for key, value in values.items():
         one = keys.get(str(key).replace("-", "_"))
         if one is None:
             raise UnknownNameError(f"setting in {where}", str(key), [o.key for o in options.values()])
+        if one.name in seen:
+            raise UsageError(f"{where}: {one.key} is set twice (with - and with _)", "leave one of them out")
+        seen.add(one.name)
         try:
             found[one.name] = one.read(value, prefix)
         except UnknownNameError:
@@ -234,8 +234,8 @@ def _with_arguments(doc: str, options: Mapping[str, Option]) -> str:
         head, _, tail = doc.partition("\nArgs:\n")
         own, blank, after = tail.partition("\n\n")
         return f"{head}\nArgs:\n{own}\n" + "\n".join(lines) + blank + after
-    head, blank, tail = doc.partition("\n\nRaises:")
-    return f"{head}\n\nArgs:\n" + "\n".join(lines) + blank.replace("Raises:", "") + ("Raises:" + tail if tail else "")
+    head, raises, tail = doc.partition("\n\nRaises:")
+    return f"{head}\n\nArgs:\n" + "\n".join(lines) + raises + tail
 
 
 def _shown(kind: Any) -> str:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -63,6 +63,10 @@ class _Piece:
     def advance(self, steps: int, tokens: int) -> None:
         self.done += steps
         self.tokens += tokens
+
+    def figures(self, values: Mapping[str, float]) -> str:
+        """The latest figures of a bar: `loss 0.123  850 tokens/s`."""
+        return "  ".join([*(f"{key} {value:.3f}" for key, value in values.items()), *self.rate(time.monotonic())])
 
     def rate(self, now: float) -> list[str]:
         """Tokens per second, if tokens are counted."""
@@ -160,8 +164,7 @@ class BarReporter(Reporter):
             return
         piece = self._pieces[-1]
         piece.advance(steps, tokens)
-        figures = [*(f"{k} {v:.3f}" for k, v in values.items()), *piece.rate(time.monotonic())]
-        self._shown.update(piece.bar, advance=steps, figures="  ".join(figures))
+        self._shown.update(piece.bar, advance=steps, figures=piece.figures(values))
 
     def finish(self) -> None:
         if not self._pieces:
@@ -195,8 +198,7 @@ class NotebookReporter(Reporter):
             return
         piece = self._pieces[-1]
         piece.advance(steps, tokens)
-        figures = [*(f"{k} {v:.3f}" for k, v in values.items()), *piece.rate(time.monotonic())]
-        piece.bar.set_postfix_str("  ".join(figures), refresh=False)
+        piece.bar.set_postfix_str(piece.figures(values), refresh=False)
         piece.bar.update(steps)
 
     def finish(self) -> None:

@@ -22,6 +22,12 @@ REPEATED_FROM = {"merge": 2, "prune": 1}
 DERIVED = ("merged", "distilled", "pruned")  # made from other versions, not from data
 STATUSES = ("active", "rejected", "deleted")
 TASK_KINDS = ("choice", "generation", "text")
+# task kind → its metrics; the first one is the default
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "choice": ("accuracy", "macro_f1"),
+    "generation": ("exact_match", "token_f1", "rouge_l", "strict_match"),
+    "text": ("perplexity",),
+}
 LATER_FIELDS = ("layout", "max_length", "answer_tokens")  # of a task: older hubs do not have them, and need not
 BASE = "base"  # the name that `--adapter` accepts for the base without an adapter
 PRODUCTION, LATEST = "production", "latest"  # the aliases that decide what serves

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+TOO_DEEP = "nested too deeply"
+
 
 def load_yaml(text: str) -> Any:
     """What a YAML text holds.
@@ -12,7 +14,8 @@ def load_yaml(text: str) -> Any:
     Only `true` and `false` are truth values, as in YAML 1.2: a label `yes` or `no` stays a text.
 
     Raises:
-        yaml.YAMLError: not YAML, a key that comes twice in one mapping, or an alias.
+        yaml.YAMLError: not YAML, a key that comes twice in one mapping, an alias, a date that is none, or nested too
+            deeply.
     """
     import yaml
 
@@ -41,4 +44,14 @@ def load_yaml(text: str) -> Any:
     Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
         "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
     )
-    return yaml.load(text, Loader)
+    try:
+        return yaml.load(text, Loader)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error).partition("\n")[0] if isinstance(error, ValueError) else TOO_DEEP) from error
+
+
+def what_is_wrong(error: Exception) -> str:
+    """` line 2: not valid YAML (the key 'a' comes twice)`, to be put after the name of the file."""
+    mark = getattr(error, "problem_mark", None)
+    line = f" line {mark.line + 1}" if mark is not None else ""
+    return f"{line}: not valid YAML ({getattr(error, 'problem', None) or error})"

@@ -16,7 +16,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import LISTS, Option, declared, given_of, read
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.yaml_files import load_yaml
+from adapterhub_cl.yaml_files import load_yaml, what_is_wrong
 
 
 class Announcing(Reporter):
@@ -55,7 +55,7 @@ def takes(
         stream: only the options that a task of a stream may have.
         other: the defaults that differ for this verb, as help shows them.
     """
-    options = {n: one for n, one in declared(*classes).items() if one.cli and (one.stream or not stream)}
+    options = {n: one for n, one in declared(*classes).items() if one.stream or not stream}
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
@@ -156,10 +156,7 @@ def _yaml(config: str) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{config} cannot be read: {error}", "--config takes a YAML file of settings") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"{config}{line}: not valid YAML ({problem})", "write one `setting: value` a line") from error
+        raise UsageError(f"{config}{what_is_wrong(error)}", "write one `setting: value` a line") from error
     if not isinstance(rows, dict):
         raise UsageError(f"{config} holds no settings", "write one `setting: value` a line, for example `epochs: 2`")
     return rows

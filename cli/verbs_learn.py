@@ -18,7 +18,7 @@ from cl_adapter.session import Session
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.launching import is_helper_process
-from adapterhub_cl.learning.request import AddTaskOptions, UpdateOptions
+from adapterhub_cl.learning.train_options import AddTaskOptions, UpdateOptions
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation

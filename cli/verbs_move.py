@@ -11,7 +11,6 @@ from cl_adapter.completion import Ref, tasks, versions
 from cl_adapter.session import Session
 from cl_adapter.verbs_learn import outcome, show_outcome
 
-from adapterhub_cl.data.tasks import read_labels
 from adapterhub_cl.errors import UsageError
 
 
@@ -77,6 +76,8 @@ def import_adapter(
     ] = False,
 ) -> None:
     """Import a LoRA adapter written by PEFT, or an adapter written by export."""
+    from adapterhub_cl.data.tasks import read_labels
+
     session = Session.of(ctx)
     described: dict[str, Any] = {
         "kind": kind,

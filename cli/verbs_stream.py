@@ -16,7 +16,7 @@ from cl_adapter.session import Session
 
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Effect
-from adapterhub_cl.learning.request import AddTaskOptions
+from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import parse_set
 from adapterhub_cl.settings import TrainingSettings
 

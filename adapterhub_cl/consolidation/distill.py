@@ -17,7 +17,8 @@ from adapterhub_cl.adapters.lora import new_adapter, save_adapter
 from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS
 from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest, check_distill
+from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest
+from adapterhub_cl.consolidation.checking import check_distill
 from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.merge import merged
 from adapterhub_cl.consolidation.parents import Parents, find_parents, head_of_all

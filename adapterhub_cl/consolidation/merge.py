@@ -9,7 +9,8 @@ from typing import Any
 
 from adapterhub_cl import merging
 from adapterhub_cl.adapters.lora_files import LoraFile
-from adapterhub_cl.consolidation.asked import MergeOrder, MergeRequest
+from adapterhub_cl.consolidation.asked import MergeRequest
+from adapterhub_cl.consolidation.checking import MergeOrder
 from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.interference import interference
 from adapterhub_cl.consolidation.layers import Merged, layers_of, refuse_nothing, shapes_of, total_error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -118,10 +118,8 @@ class MergeStage:
         with self.base.autocast():
             return self.objective.losses(self.base.model, batch).mean()
 
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        with self.reporter.piece(what, total) as advance:
-            yield advance
+    def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        return self.reporter.piece(what, total)
 
 
 @contextmanager

@@ -195,17 +195,9 @@ class _Comparison:
         from adapterhub_cl.adapters.as_served import as_served
 
         base, examples = self.hub.base, samples.examples[:EXAMPLES]
-        self.reporter.start(f"{record.ref} answers {samples.task.name}", len(examples))
-        try:
-            with as_served(base, record.path) as model, base.autocast():
-                answers = objectives.of(base.info).predict(
-                    model,
-                    base.tokenizer,
-                    samples.task,
-                    examples,
-                    max_length=base.context,
-                    progress=self.reporter.advance,
-                )
-        finally:
-            self.reporter.finish()
+        piece = self.reporter.piece(f"{record.ref} answers {samples.task.name}", len(examples))
+        with piece as advance, as_served(base, record.path) as model, base.autocast():
+            answers = objectives.of(base.info).predict(
+                model, base.tokenizer, samples.task, examples, max_length=base.context, progress=advance
+            )
         return [answer.text for answer in answers]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_cl import merging
-from adapterhub_cl.consolidation.asked import MergeRequest, PruneRequest, check_merge
+from adapterhub_cl.consolidation.asked import MergeRequest, PruneRequest
+from adapterhub_cl.consolidation.checking import check_merge
 from adapterhub_cl.consolidation.merge import merge
 from adapterhub_cl.consolidation.prune import prune
 from adapterhub_cl.context import Hub

@@ -169,13 +169,10 @@ def ask(
     for one, rows in zip(asked, tokens, strict=True):
         by_teacher.setdefault(one.teacher.ref, []).extend(rows)
     most = max(len(one.task.labels) for one in asked)
-    reporter.start("asking the teachers", len(everything))
-    try:
+    with reporter.piece("asking the teachers", len(everything)):
         for ref, rows in by_teacher.items():
             with as_served(base, records[ref].path) as model:
                 _listen(model, base, rows, settings, answers, reporter, most)
-    finally:
-        reporter.finish()
     answers.close()
     answers.save(cache)
     return answers

@@ -13,6 +13,7 @@ from typing import Any
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
+from adapterhub_cl.types import METRICS as METRICS
 from adapterhub_cl.types import TASK_KINDS, Example, Task
 
 MAX_LABELS = 100
@@ -28,13 +29,6 @@ CLOSED = {
     *("yes", "no", "maybe", "true", "false", "positive", "negative", "neutral", "entailment", "contradiction"),
     *("not_entailment", "not entailment", "good", "bad", "spam", "ham", "0", "1"),
     *(chr(ord("a") + k) for k in range(26)),
-}
-
-# task kind → its metrics; the first one is the default
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "choice": ("accuracy", "macro_f1"),
-    "generation": ("exact_match", "token_f1", "rouge_l", "strict_match"),
-    "text": ("perplexity",),
 }
 
 

@@ -108,9 +108,8 @@ def asked_as(probe: Probe, task: Task) -> Probe:
 
 def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None = None, what: str = "") -> Evaluation:
     """The task's main score, for the model in its current state."""
-    if reporter is not None:
-        reporter.start(what or f"measuring {probe.task.name}", len(probe.examples))
-    try:
+    reporter = reporter or Reporter()
+    with reporter.piece(what or f"measuring {probe.task.name}", len(probe.examples)) as advance:
         return evaluate(
             model,
             base.tokenizer,
@@ -120,11 +119,8 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
             data=probe.data,
             max_length=base.context,
             dtype=base.dtype,
-            progress=reporter.advance if reporter is not None else None,
+            progress=advance,
         )[0]
-    finally:
-        if reporter is not None:
-            reporter.finish()
 
 
 def score_version(

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.consolidation.asked import (
-    EPOCHS,
-    DistillRequest,
-    MergeRequest,
-    check_distill,
-    check_merge,
-    refreshed,
-)
+from adapterhub_cl.consolidation.asked import EPOCHS, DistillRequest, MergeRequest
 from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.facade.opened import OpenedHub
@@ -66,6 +59,8 @@ class Combining(OpenedHub):
             one_process("merge")
             if name is None:
                 raise UsageError("the merged adapter needs a name", "add --as NAME, or --dry-run to look first")
+        from adapterhub_cl.consolidation.checking import check_merge
+
         order = check_merge(self.registry, request, name, new_version=new_version)
         from adapterhub_cl.consolidation.merge import merge, plan
 
@@ -103,6 +98,8 @@ class Combining(OpenedHub):
         own |= {"distillation": given_of(DistillationSettings, asked), "settings": given_of(TrainingSettings, asked)}
         request = DistillRequest(tuple(_several(refs)), **own)
         student = (into or self).registry
+        from adapterhub_cl.consolidation.checking import check_distill
+
         check_distill(student, request, name, new_version=new_version, elsewhere=into is not None)
         from adapterhub_cl.consolidation.distill import distill
 
@@ -130,6 +127,8 @@ class Combining(OpenedHub):
         Raises:
             UsageError: it was not distilled in this hub.
         """
+        from adapterhub_cl.consolidation.checking import refreshed
+
         return refreshed(self.registry, name)[1] is None
 
     def distill_refresh(self, name: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, bool]:
@@ -142,6 +141,8 @@ class Combining(OpenedHub):
             UsageError: it was not distilled in this hub.
         """
         one_process("distill")
+        from adapterhub_cl.consolidation.checking import refreshed
+
         there, request = refreshed(self.registry, name)
         if request is None:
             return there, False

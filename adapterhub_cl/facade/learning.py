@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
-from adapterhub_cl.learning.order import finished, order_of
-from adapterhub_cl.learning.request import AddTaskOptions, OnlineOptions, UpdateOptions, build
+from adapterhub_cl.learning.train_options import AddTaskOptions, OnlineOptions, UpdateOptions
 from adapterhub_cl.options import given_of, parse_set, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
@@ -85,6 +84,9 @@ class Learning(OpenedHub):
         reporter: Reporter | None,
         asked: Mapping[str, Any],
     ) -> AdapterRecord:
+        from adapterhub_cl.learning.order import finished, order_of
+        from adapterhub_cl.learning.request import build
+
         request, run = build(self.registry, verb, name, data, resume, asked)
         hub = self.context(reporter)
         if run is not None and (done := finished(self.registry, request, run, hub.reporter)) is not None:
@@ -125,6 +127,7 @@ class Learning(OpenedHub):
             GateRefused: a version forgot too much; the rows that came in stay in the run's folder.
         """
         from adapterhub_cl.learning import online
+        from adapterhub_cl.learning.request import build
 
         one_process("--online")
         asked = {"strategy": "replay", "epochs": 2, "batch_size": 8, **asked}

@@ -26,12 +26,12 @@ from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.reading import DEMO, EXTENSIONS, HUB_ID, at_hand
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.errors import AdapterHubError, DataError, UnknownNameError
-from adapterhub_cl.learning.request import AddTaskOptions
+from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import Option, declared, given_of
 from adapterhub_cl.registry import check_name
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import Example
-from adapterhub_cl.yaml_files import load_yaml
+from adapterhub_cl.yaml_files import TOO_DEEP, load_yaml, what_is_wrong
 
 MAX_BYTES = 1_000_000
 TOP = ("tasks", "defaults", "name")
@@ -286,13 +286,13 @@ def _load(path: Path) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=_pairs) if path.suffix.lower() == ".json" else load_yaml(text)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(f"{path}{line}: not valid YAML ({error.problem})", "fix this line") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
-        reason = str(error).partition("\n")[0] or "nested too deeply"
-        raise DataError(f"{path}: not valid {kind} ({reason})", "write `tasks:` and a list of {name, data}") from error
+    except yaml.YAMLError as error:
+        marked = isinstance(error, yaml.MarkedYAMLError)
+        hint = "fix this line" if marked else "write `tasks:` and a list of {name, data}"
+        raise DataError(f"{path}{what_is_wrong(error)}", hint) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0] or TOO_DEEP
+        raise DataError(f"{path}: not valid JSON ({reason})", "write `tasks:` and a list of {name, data}") from error
 
 
 def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

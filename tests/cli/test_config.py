@@ -12,7 +12,7 @@ from cli_support import Cl
 from adapterhub_cl.data.tasks import read_labels
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.learning.request import AddTaskOptions
+from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import declared
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.settings import TrainingSettings

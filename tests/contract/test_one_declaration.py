@@ -15,7 +15,7 @@ from adapterhub_cl.consolidation.asked import DistillRequest, MergeRequest, Prun
 from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import AdapterHubError, UnknownNameError, UsageError
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.learning.request import AddTaskOptions, OnlineOptions, UpdateOptions
+from adapterhub_cl.learning.train_options import AddTaskOptions, OnlineOptions, UpdateOptions
 from adapterhub_cl.options import declared
 from adapterhub_cl.settings import TrainingSettings
 
@@ -27,7 +27,8 @@ sys.path.insert(0, "docs")
 import make_reference
 from cl_adapter.flags import read_config
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.learning.request import AddTaskOptions, TrainRequest
+from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.learning.stream_file import read_stream
 from adapterhub_cl.options import declared
 
@@ -51,10 +52,9 @@ def test_a_new_option_is_one_line(tmp_path: Path) -> None:
     for folder in ("adapterhub_cl", "cli", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     (tmp_path / "cl_adapter").symlink_to("cli")
-    declaration = tmp_path / "adapterhub_cl" / "learning" / "request.py"
+    declaration = tmp_path / "adapterhub_cl" / "learning" / "train_options.py"
     text = declaration.read_text(encoding="utf-8")
-    head, end, tail = text.partition("@dataclass(frozen=True)\nclass TrainRequest")
-    declaration.write_text(f"{head.rstrip()}\n{LINE}\n\n{end}{tail}", encoding="utf-8")
+    declaration.write_text(f"{text.rstrip()}\n{LINE}", encoding="utf-8")
     found = subprocess.run(
         [sys.executable, "-c", LOOK],
         cwd=tmp_path,
