@@ -60,6 +60,8 @@ def test_columns_and_labels_in_both_forms(columns: str, labels: str, tmp_path: P
         ("columns: 3\n", "columns cannot be 3"),
         ("epochs: many\n", "--epochs must be a whole number"),
         ("epochs: 1\nepochs: 2\n", "the key 'epochs' comes twice"),
+        ("seed: 2024-99-99\n", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
         ("rslora: yes\n", "--rslora must be true or false, not 'yes'"),
         ("eval: 5\n", "--eval cannot be 5"),
         ("set: 5\n", "--set cannot be 5"),
