@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from pico import ENCODERS, make_tokenizer, pico_config
@@ -29,7 +30,11 @@ hypothesis_settings.register_profile("all", parent=hypothesis_settings.get_profi
 hypothesis_settings.load_profile(os.environ.get("ADAPTERHUB_TEST_EXAMPLES", "suite"))
 
 # Before anything imports huggingface_hub, transformers or platformdirs: they read these once.
-_HOME = Path(tempfile.mkdtemp(prefix="adapterhub-cl-tests-"))
+# All processes of the tests share one home, so what is kept in its caches is made once.
+_MINE = "ADAPTERHUB_TEST_HOME" not in os.environ
+if _MINE:
+    os.environ["ADAPTERHUB_TEST_HOME"] = tempfile.mkdtemp(prefix="adapterhub-cl-tests-")
+_HOME = Path(os.environ["ADAPTERHUB_TEST_HOME"])
 _OUTSIDE = {
     "HOME": _HOME,
     "XDG_CACHE_HOME": _HOME / "cache",
@@ -57,7 +62,8 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def pytest_sessionfinish() -> None:
-    shutil.rmtree(_HOME, ignore_errors=True)
+    if _MINE:
+        shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,6 +107,25 @@ def _one_embedded_base() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenedHub, "load_base", shared)
         yield
+
+
+@pytest.fixture(scope="session")
+def trained_hub(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Trains a hub once for all processes of the tests: `trained_hub(name, train)` gives the folder of a new copy of
+    what `train(folder)` made."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = (mine.parent if os.environ.get("PYTEST_XDIST_WORKER") else mine) / "trained"
+    shared.mkdir(exist_ok=True)
+
+    def copy(name: str, train: Callable[[Path], object]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                unfinished = tmp_path_factory.mktemp("training") / name
+                train(unfinished)
+                unfinished.rename(shared / name)
+        return Path(shutil.copytree(shared / name, tmp_path_factory.mktemp(name) / "hub"))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
-    hub = AdapterHub.init(tmp_path_factory.mktemp("hub") / "hub", "tiny")
-    for name in TASKS:
-        train, test = DEMO / f"{name}.train.jsonl", DEMO / f"{name}.test.jsonl"
-        hub.add_task(name, train, eval=test, epochs=4, rank=8, max_length=48, seed=1, replay="balanced:120")
-    return hub
+def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
+    def train(folder: Path) -> None:
+        hub = AdapterHub.init(folder, "tiny")
+        for name in TASKS:
+            train, test = DEMO / f"{name}.train.jsonl", DEMO / f"{name}.test.jsonl"
+            hub.add_task(name, train, eval=test, epochs=4, rank=8, max_length=48, seed=1, replay="balanced:120")
+
+    return AdapterHub.open(trained_hub("two-tasks", train))
 
 
 def opened(folder: Path, dtype: torch.dtype, name: str = "default") -> Any:

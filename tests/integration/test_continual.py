@@ -18,7 +18,7 @@ from adapterhub_cl.errors import DataError, GateRefused, UsageError
 from adapterhub_cl.progress import Reporter
 
 DEMO = Path(__file__).parents[2] / "adapterhub_cl/demo"
-QUICK: dict[str, Any] = {"epochs": 3, "rank": 4, "max_length": 48, "dev_share": 0.0}
+QUICK: dict[str, Any] = {"epochs": 2, "rank": 4, "max_length": 48, "dev_share": 0.0}
 WEIGHTS = "adapter_model.safetensors"
 
 pytestmark = pytest.mark.integration
@@ -63,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rows of each demo task, and a stream of two."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("tickets", "commands", "reviews"):
-        for split, count in (("train", 72), ("test", 40)):
+        for split, count in (("train", 48), ("test", 40)):
             lines = (DEMO / f"{name}.{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
             (folder / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     tasks = [{"name": n, "data": f"{n}.train.jsonl", "eval": f"{n}.test.jsonl"} for n in ("commands", "tickets")]
@@ -72,40 +72,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The base, loaded once for all hubs of this file."""
-    return AdapterHub.init(tmp_path_factory.mktemp("base") / "hub", "tiny").load_base()
-
-
-@pytest.fixture(scope="module")
-def taught(loaded: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def taught(data: Path, trained_hub: Callable[..., Path]) -> Callable[..., Path]:
     """The folder of a hub that has learned these tasks, one after the other; each sequence is trained once."""
-    made: dict[tuple[str, ...], Path] = {}
 
     def folder(*names: str) -> Path:
-        if names not in made:
-            place = tmp_path_factory.mktemp("taught") / "hub"
+        def train(place: Path) -> None:
             if names[:-1]:
                 shutil.copytree(folder(*names[:-1]), place)
             hub = AdapterHub.open(place) if names[:-1] else AdapterHub.init(place, "tiny")
-            hub._loaded = loaded
             hub.add_task(names[-1], data / f"{names[-1]}.train.jsonl", **QUICK)
-            made[names] = place
-        return made[names]
+
+        return trained_hub("taught-" + "-".join(names), train)
 
     return folder
 
 
 @pytest.fixture
-def new_hub(loaded: Any, taught: Callable[..., Path], tmp_path: Path) -> Callable[..., AdapterHub]:
+def new_hub(taught: Callable[..., Path], tmp_path: Path) -> Callable[..., AdapterHub]:
     """A hub, empty or a copy of one that has learned some tasks."""
 
     def make(name: str = "hub", *tasks: str) -> AdapterHub:
-        if tasks:
-            shutil.copytree(taught(*tasks), tmp_path / name)
-        hub = AdapterHub.open(tmp_path / name) if tasks else AdapterHub.init(tmp_path / name, "tiny")
-        hub._loaded = loaded
-        return hub
+        if not tasks:
+            return AdapterHub.init(tmp_path / name, "tiny")
+        return AdapterHub.open(shutil.move(taught(*tasks), tmp_path / name))
 
     return make
 
@@ -128,7 +117,7 @@ def test_a_stream_is_measured_and_goes_on_where_it_was_stopped(
     assert whole.registry.serving() == {"commands": "tickets@v1", "tickets": "tickets@v1"}
     assert whole.evaluate(matrix=True).rows[1] == matrix.rows[1]
 
-    for where in ("stage 2", "epoch 2 of 3"):  # between two tasks, and within one
+    for where in ("stage 2", "epoch 1 of 2"):  # between two tasks, and within one
         with pytest.raises(Crash):
             broken.stream(data / "two.json", strategies=["replay"], reporter=CrashAt(where), **QUICK)
     (again,) = broken.stream(data / "two.json", strategies=["replay"], **QUICK)
@@ -166,14 +155,14 @@ def test_the_gate_refuses_what_forgets_and_promote_overrules_it(
     new_hub: Callable[[str], AdapterHub], data: Path
 ) -> None:
     hub = new_hub("hub")
-    settings = {**QUICK, "epochs": 6}
+    settings = {**QUICK, "epochs": 5}
     hub.add_task("commands", DEMO / "commands.train.jsonl", eval=DEMO / "commands.test.jsonl", **settings)
     assert hub.get("commands").metrics["accuracy"] > 0.4
     with pytest.raises(GateRefused) as refused:
         hub.add_task(
             "tickets",
-            DEMO / "tickets.train.jsonl",
-            eval=DEMO / "tickets.test.jsonl",
+            data / "tickets.train.jsonl",
+            eval=data / "tickets.test.jsonl",
             strategy="sequential",
             max_forgetting=0.02,
             **settings,
@@ -217,11 +206,10 @@ def test_on_top_of_a_frozen_adapter(new_hub: Callable[[str], AdapterHub], data: 
 def test_what_a_strategy_remembers_survives_the_registry(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
     hub = new_hub("hub")
     for name in ("commands", "tickets"):
-        hub.add_task(name, data / f"{name}.train.jsonl", strategy="ewc+der", max_forgetting=1, **QUICK)
+        hub.add_task(name, data / f"{name}.train.jsonl", strategy="ewc+der", max_forgetting=1, **{**QUICK, "epochs": 1})
     assert {"strategy.safetensors", "replay.jsonl"} <= set(hub.get("tickets").manifest["files"])
     (hub.folder / "index.db").unlink()
     again = AdapterHub.open(hub.folder)
-    again._loaded = hub._loaded
     record = again.update("tickets", data / "tickets.test.jsonl", strategy="ewc", max_forgetting=1, epochs=1)
     assert record.manifest["strategy"] == "ewc"
     assert again.verify() == []
@@ -232,7 +220,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
 ) -> None:
     hub = new_hub("hub", "commands", "tickets")
     shown = Pieces()
-    changed = {"epochs": 2, "max_length": 48, "strategy": "replay+ewc", "reporter": shown}
+    changed = {"epochs": 1, "max_length": 48, "strategy": "replay+ewc", "reporter": shown}
     record = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, **changed)
     assert not shown.under_way
     pieces = {what: (total, done) for what, total, done in shown.done}
@@ -373,4 +361,4 @@ def test_fitting_the_router_is_told_once(new_hub: Callable[[str], AdapterHub], d
     told = CrashAt("never said")
     for _ in range(2):
         hub.predict(["turn the lamp on"], reporter=told)
-    assert told.notes == ["fitting the router analytic on 144 samples of 2 tasks; it is stored for next time"]
+    assert told.notes == ["fitting the router analytic on 96 samples of 2 tasks; it is stored for next time"]

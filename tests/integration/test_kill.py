@@ -17,8 +17,17 @@ import pytest
 from adapterhub_cl import AdapterHub
 
 DATA = Path(__file__).parents[2] / "adapterhub_cl/demo/tickets.train.jsonl"
-FLAGS = ["--epochs", "3", "--max-length", "48", "--rank", "4", "--checkpoint-every", "5"]
+FLAGS = ["--epochs", "3", "--max-length", "48", "--rank", "4", "--checkpoint-every", "2"]
+ROWS = 80
 RESULT = ("adapter_model.safetensors", "adapter_config.json", "replay.jsonl")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows: what matters is when the process dies, not what it learns."""
+    path = tmp_path_factory.mktemp("data") / "tickets.jsonl"
+    path.write_text("".join(DATA.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]), encoding="utf-8")
+    return path
 
 
 def command(hub: Path, *arguments: str) -> list[str]:
@@ -40,18 +49,18 @@ def digest(hub: Path) -> list[str]:
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in RESULT]
 
 
-def uninterrupted(folder: Path) -> tuple[Path, float]:
+def uninterrupted(folder: Path, data: Path) -> tuple[Path, float]:
     hub = AdapterHub.init(folder / "whole", "tiny").folder
     started = time.monotonic()
-    done = run(hub, "add-task", "tickets", str(DATA), *FLAGS)
+    done = run(hub, "add-task", "tickets", str(data), *FLAGS)
     assert done.returncode == 0, done.stderr
     return hub, time.monotonic() - started
 
 
-def killed_after(hub: Path, seconds: float) -> bool:
+def killed_after(hub: Path, data: Path, seconds: float) -> bool:
     """Start add-task and kill −9 it after that time; whether it was still running."""
     process = subprocess.Popen(
-        command(hub, "add-task", "tickets", str(DATA), *FLAGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(hub, "add-task", "tickets", str(data), *FLAGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         process.wait(seconds)
@@ -62,7 +71,7 @@ def killed_after(hub: Path, seconds: float) -> bool:
     return False
 
 
-def finish(hub: Path) -> None:
+def finish(hub: Path, data: Path) -> None:
     """What a user does after a crash: look, verify, resume (or start anew where nothing had begun), verify."""
     assert listed(hub) in ([], ["tickets@v1"])
     found = json.loads(run(hub, "verify", "--json").stdout)
@@ -71,7 +80,7 @@ def finish(hub: Path) -> None:
     repaired = run(hub, "verify", "--repair")
     assert repaired.returncode in (0, 1), repaired.stderr
     if not listed(hub):
-        arguments = ["--resume"] if unfinished else [str(DATA), *FLAGS]
+        arguments = ["--resume"] if unfinished else [str(data), *FLAGS]
         done = run(hub, "add-task", "tickets", *arguments)
         assert done.returncode == 0, done.stderr
     elif unfinished:
@@ -83,23 +92,23 @@ def finish(hub: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_random_kills_end_as_an_uninterrupted_run(tmp_path: Path) -> None:
-    whole, seconds = uninterrupted(tmp_path)
+def test_five_random_kills_end_as_an_uninterrupted_run(tmp_path: Path, data: Path) -> None:
+    whole, seconds = uninterrupted(tmp_path, data)
     generator = random.Random(11)
     moments = sorted(generator.uniform(0.15, 1.0) for _ in range(5))
     for number, moment in enumerate(moments):
         hub = AdapterHub.init(tmp_path / f"killed{number}", "tiny").folder
-        killed_after(hub, moment * seconds)
-        finish(hub)
+        killed_after(hub, data, moment * seconds)
+        finish(hub, data)
         assert digest(hub) == digest(whole), f"killed after {moment:.0%}"
 
 
 @pytest.mark.integration
-def test_a_kill_in_the_middle_of_training_resumes_to_the_same_adapter(tmp_path: Path) -> None:
-    whole, _ = uninterrupted(tmp_path)
+def test_a_kill_in_the_middle_of_training_resumes_to_the_same_adapter(tmp_path: Path, data: Path) -> None:
+    whole, _ = uninterrupted(tmp_path, data)
     hub = AdapterHub.init(tmp_path / "killed", "tiny").folder
     process = subprocess.Popen(
-        command(hub, "add-task", "tickets", str(DATA), *FLAGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(hub, "add-task", "tickets", str(data), *FLAGS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while not list(hub.glob("runs/*/checkpoint.safetensors")):
@@ -109,5 +118,5 @@ def test_a_kill_in_the_middle_of_training_resumes_to_the_same_adapter(tmp_path: 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert listed(hub) == []
-    finish(hub)
+    finish(hub, data)
     assert digest(hub) == digest(whole)

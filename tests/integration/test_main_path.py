@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
     """A hub on the unquantised base with one trained adapter."""
-    hub = AdapterHub.init(tmp_path_factory.mktemp("hub") / "hub", "tiny", quantization="none", dtype="fp32")
-    hub.add_task("commands", TRAIN, eval=TEST, epochs=6, rank=8, max_length=48, seed=1)
-    return hub
+
+    def train(folder: Path) -> None:
+        hub = AdapterHub.init(folder, "tiny", quantization="none", dtype="fp32")
+        hub.add_task("commands", TRAIN, eval=TEST, epochs=6, rank=8, max_length=48, seed=1)
+
+    return AdapterHub.open(trained_hub("commands-fp32", train), dtype="fp32")
+
+
+def train_quickly(folder: Path) -> None:
+    train, test = DEMO / "tickets.train.jsonl", DEMO / "tickets.test.jsonl"
+    AdapterHub.init(folder, "tiny").add_task("tickets", train, eval=test, epochs=2, rank=4, max_length=48)
 
 
 def logits(model: Any, tokenizer: Any) -> torch.Tensor:
@@ -143,19 +152,19 @@ def test_generation_task_answers_freely(hub: AdapterHub) -> None:
     )
 
 
-def test_sequential_goes_on_from_the_newest_adapter(tmp_path: Path) -> None:
+def test_sequential_goes_on_from_the_newest_adapter(tmp_path: Path, few: Path) -> None:
     hub = AdapterHub.init(tmp_path / "hub", "tiny")
-    hub.add_task("tickets", DEMO / "tickets.train.jsonl", epochs=1, rank=4, max_length=48)
-    record = hub.add_task("commands", TRAIN, strategy="sequential", epochs=1, max_length=48)
+    hub.add_task("tickets", few, epochs=1, rank=4, max_length=48)
+    record = hub.add_task("commands", few, strategy="sequential", epochs=1, max_length=48)
     assert record.rank == 4
     assert [(e.parent, e.relation) for e in hub.lineage("commands")] == [("tickets@v1", "updated_from")]
 
 
-def test_same_seed_same_adapter_other_seed_another(tmp_path: Path) -> None:
+def test_same_seed_same_adapter_other_seed_another(tmp_path: Path, few: Path) -> None:
     weights = []
     for number, seed in enumerate((5, 5, 6)):
         hub = AdapterHub.init(tmp_path / f"hub{number}", "tiny")
-        hub.add_task("commands", TRAIN, epochs=1, rank=4, max_length=48, seed=seed, dropout=0.1)
+        hub.add_task("commands", few, epochs=1, rank=4, max_length=48, seed=seed, dropout=0.1)
         weights.append((hub.path("commands") / "adapter_model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
@@ -180,10 +189,9 @@ def test_what_does_not_fit_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
     assert not any(a.name in ("x", "broken") for a in hub.list())
 
 
-def test_a_tampered_adapter_is_refused(tmp_path: Path) -> None:
-    hub = AdapterHub.init(tmp_path / "hub", "tiny")
-    record = hub.add_task("tickets", DEMO / "tickets.train.jsonl", epochs=1, rank=2, max_length=32)
-    file = record.path / "adapter_model.safetensors"
+def test_a_tampered_adapter_is_refused(trained_hub: Callable[..., Path]) -> None:
+    hub = AdapterHub.open(trained_hub("tickets-quick", train_quickly))
+    file = hub.path("tickets") / "adapter_model.safetensors"
     file.chmod(0o644)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -220,13 +228,18 @@ def test_a_lora_of_another_shape_is_refused(hub: AdapterHub, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+def small(trained_hub: Callable[..., Path]) -> AdapterHub:
     """A hub on the 4-bit base with one hastily trained adapter."""
-    hub = AdapterHub.init(tmp_path_factory.mktemp("small") / "hub", "tiny")
-    hub.add_task(
-        "tickets", DEMO / "tickets.train.jsonl", eval=DEMO / "tickets.test.jsonl", epochs=2, rank=4, max_length=48
-    )
-    return hub
+    return AdapterHub.open(trained_hub("tickets-quick", train_quickly))
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 64 tickets: enough where nothing is said about what was learned."""
+    path = tmp_path_factory.mktemp("few") / "tickets.jsonl"
+    lines = (DEMO / "tickets.train.jsonl").read_text(encoding="utf-8").splitlines()[:64]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def test_the_recorded_score_is_what_the_stored_version_scores(small: AdapterHub) -> None:
@@ -263,13 +276,13 @@ def test_a_refused_setting_leaves_no_run_behind(small: AdapterHub) -> None:
 
 
 def test_a_run_killed_between_rename_and_commit_is_not_published_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adapterhub_cl.training.runs import Run
 
     hub = AdapterHub.init(tmp_path / "hub", "tiny")
     monkeypatch.setattr(Run, "remove", lambda self: None)  # as if killed before this
-    made = hub.add_task("tickets", DEMO / "tickets.train.jsonl", epochs=1, rank=2, max_length=32)
+    made = hub.add_task("tickets", few, epochs=1, rank=2, max_length=32)
     monkeypatch.undo()
     (hub.folder / "index.db").unlink()
     for extra in hub.folder.glob("index.db-*"):
