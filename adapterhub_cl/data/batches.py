@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.data.unpadded import Unpadded, unpadded
 
 IGNORED = -100
 MULTIPLE = 8
@@ -26,6 +27,7 @@ class Batch:
         weights: `[rows, length]`, the weight of each label in the loss; None: 1 everywhere.
         tasks: for each row, the task if the answer is one of its labels, otherwise the empty string; empty if no row
             has a task. The label of such a row, its number among the task's labels, is in column 1 of `labels`.
+        unpadded: the same rows without padding, where the model is to compute them so.
     """
 
     input_ids: torch.Tensor
@@ -34,11 +36,13 @@ class Batch:
     indices: tuple[int, ...]
     weights: torch.Tensor | None = None
     tasks: tuple[str, ...] = ()
+    unpadded: Unpadded | None = None
 
     def to(self, device: torch.device) -> Batch:
         weights = None if self.weights is None else self.weights.to(device)
         ids, mask, labels = (x.to(device) for x in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(ids, mask, labels, self.indices, weights, self.tasks)
+        joined = None if self.unpadded is None else self.unpadded.to(device)
+        return Batch(ids, mask, labels, self.indices, weights, self.tasks, joined)
 
     @property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,6 +88,7 @@ def collate(
     prompt_loss: float = 0.0,
     room: int = 0,
     earlier: bool = False,
+    padding: bool = True,
 ) -> Batch:
     """Rows → one right-padded batch.
 
@@ -93,6 +98,7 @@ def collate(
         row_weights: the weight of each row in the loss; None: 1.
         earlier: whether the assistant's earlier answers in a conversation count in the loss like the last one.
         prompt_loss: if above 0, the prompt's tokens count in the loss too, with this share of the answer's weight.
+        padding: False adds the rows without padding.
     """
     tasks = tuple(examples[i].task for i in indices)
     tasks = tasks if any(tasks) else ()
@@ -116,8 +122,9 @@ def collate(
             labels[row, start:end] = torch.tensor(example.answer)
             for first, behind in example.earlier if earlier else ():
                 labels[row, max(1, first) : behind] = input_ids[row, max(1, first) : behind]
+    joined = None if padding else unpadded([examples[i].ids for i in indices], pad_id)
     if row_weights is None and not prompt_loss:
-        return Batch(input_ids, mask, labels, tuple(indices), tasks=tasks)
+        return Batch(input_ids, mask, labels, tuple(indices), tasks=tasks, unpadded=joined)
     weights = torch.ones(shape)
     for row, index in enumerate(indices):
         start, count = len(examples[index].prompt), len(examples[index].answer)
@@ -128,7 +135,7 @@ def collate(
             weights[row, :start][asked] = prompt_loss * count / max(1, int(asked.sum()))
         if row_weights is not None:
             weights[row] *= row_weights[row]
-    return Batch(input_ids, mask, labels, tuple(indices), weights, tasks)
+    return Batch(input_ids, mask, labels, tuple(indices), weights, tasks, joined)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

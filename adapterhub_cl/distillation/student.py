@@ -28,6 +28,7 @@ class Student(BaseStrategy):
         super().__init__()
         self.settings, self.answers = settings, answers
         self.sums = [0.0, 0.0, 0.0]  # divergence, task loss, batches of the last quarter of the run
+        self.watches_layers = bool(settings.layers())
         self._hooks = ExitStack()
 
     def begin(self, stage: Stage) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from adapterhub_cl.answering.projection import at_positions
+from adapterhub_cl.answering.unpadded_attention import inputs_of
 from adapterhub_cl.data.batches import Batch
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.objectives._scored import Scored
@@ -27,7 +28,14 @@ class Objective(Scored):
         return Tokeniser(tokenizer, task, max_length)
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        with at_positions(model, *batch.places):
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        rows, columns = batch.places
+        if batch.unpadded is None:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        else:
+            inputs = inputs_of(batch.unpadded)
+            columns = batch.unpadded.places[rows, columns]
+            rows = torch.zeros_like(columns)
+        with at_positions(model, rows, columns):
+            logits = model(**inputs, use_cache=False).logits
         found: torch.Tensor = logits[0].float()
         return found

@@ -147,6 +147,8 @@ class BaseStrategy:
     acts_on_past: ClassVar[bool] = True
     """Whether its hooks do something about the past; False if `form` and `reads` are all there is to the strategy. The
     contract tests check it."""
+    watches_layers: bool = False
+    """Whether it looks at layers by hooks of its own, in `[rows, length, …]`: then rows are padded."""
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:

@@ -84,6 +84,7 @@ class Combined(BaseStrategy):
         self.parts = dict(sorted(parts.items()))
         self.makes = next((part.form for part in self.parts.values() if part.form), "continued")
         self.what_is_read = max((part.reads for part in self.parts.values()), key=READS.index)
+        self.watches_layers = any(part.watches_layers for part in self.parts.values())
 
     @property
     def name(self) -> str:

@@ -146,8 +146,17 @@ def learn(
     if lesson.together:  # one task's accuracy must not choose for all: the loss over all of them does
         dev_examples = []
     if chosen is None:
-        wanted, tell = settings.attention, reporter.note
-        found = speed.choose(model, base, objective, training, settings.batch_size, attention=wanted, tell=tell)
+        found = speed.choose(
+            model,
+            base,
+            objective,
+            training,
+            settings.batch_size,
+            steps=settings.epochs * len(training) // settings.batch_size,
+            attention=settings.attention,
+            padding=strategy.watches_layers,
+            tell=reporter.note,
+        )
         chosen = everyones(found, accelerator)
         on_speed(chosen)
 
@@ -182,6 +191,7 @@ def learn(
             lesson.prompt_loss,
             alike=not lesson.review,
             run=run,
+            padding=chosen.padding,
         )
         evaluate, log = dev if held else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)

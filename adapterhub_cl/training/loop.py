@@ -50,7 +50,7 @@ class Loop:
         self.settings, self.rate, self.pad_id, self.run = settings, order.rate, order.pad_id, order.run
         self.examples, self.fresh = [*order.examples, *order.past], len(order.examples)
         self.origins, self.parent = order.origins, order.parent
-        self.prompt_loss, self.alike = order.prompt_loss, order.alike
+        self.prompt_loss, self.alike, self.padding = order.prompt_loss, order.alike, order.padding
         self.evaluate, self.reporter, self.log = evaluate, reporter or Reporter(), log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
@@ -254,6 +254,7 @@ class Loop:
                 prompt_loss=self.prompt_loss,
                 room=self.longest,
                 earlier=True,
+                padding=self.padding,
             ).to(self.model.device)
             waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
             with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():

@@ -67,6 +67,7 @@ class LoopOrder:
         prompt_loss: weight of the prompt's tokens in the loss.
         alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
         run: folder for checkpoints; None keeps none.
+        padding: False computes rows without padding, which the model's attention must have been set for.
     """
 
     objective: BaseObjective
@@ -82,3 +83,4 @@ class LoopOrder:
     prompt_loss: float = 0.0
     alike: bool = True
     run: Path | None = None
+    padding: bool = True

@@ -1,4 +1,4 @@
-"""Chooses by a short measurement how a run computes: which attention, and whether weights stay dequantised.
+"""Chooses by a short measurement how a run computes: which attention, and whether rows are padded.
 
 The choice is stored by machine, base and length, so the same run computes the same way and gives the same adapter.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,26 @@ import torch
 
 from adapterhub_cl.adapters.as_served import spare_bytes
 from adapterhub_cl.adapters.fused import fused
+from adapterhub_cl.answering import evaluating
+from adapterhub_cl.answering.free_mask import TOLERANCE
+from adapterhub_cl.answering.unpadded_attention import NAMES, can_do_without_padding
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.batches import collate
+from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import StorageError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 
-# Another implementation must be this much faster than the default to be chosen: noise must not decide.
-MARGIN = 1.1
-BUDGET = 2.0  # seconds
-LEAST_PAIRS, MOST_PAIRS = 3, 12
-TRIED = 512  # tokens of the rows that are tried
+# Another way must be this much faster than the default to be chosen: noise must not decide.
+MARGIN = 1.05
+BUDGET = 2.0  # seconds; or this share of a long run:
+SHARE = 0.02
+LEAST_ROUNDS, MOST_ROUNDS = 3, 12
+MEASURED = 4  # layers
+TRIED = 1024  # tokens of the rows that are tried
+DEFAULT = "sdpa"
+WAYS = ("sdpa", "eager", "sdpa without padding", "eager without padding")
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,18 @@ class Speed:
     Attributes:
         attention: transformers' `attn_implementation`.
         keep_bytes: memory for dequantised 4-bit weights, in bytes.
+        padding: whether the rows of a batch are padded to one length; without, what they begin with alike is computed
+            once.
     """
 
     attention: str = "sdpa"
     keep_bytes: int = 0
+    padding: bool = True
 
     def describe(self) -> str:
+        rows = "" if self.padding else ", no padding"
         kept = f", 4-bit weights kept dequantised (up to {self.keep_bytes / 1e6:,.0f} MB)" if self.keep_bytes else ""
-        return f"{self.attention} attention{kept}"
+        return f"{self.attention} attention{rows}{kept}"
 
 
 def choose(
@@ -57,77 +68,151 @@ def choose(
     tokens: Sequence[Tokens],
     batch_size: int,
     *,
+    steps: int = 0,
     attention: str = "auto",
+    padding: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Speed:
-    """The faster of eager and scaled-dot-product attention for one training step of these examples.
+    """The fastest way to compute a training step of these examples: which attention, and with or without padding.
 
-    Both are tried in turn on a few rows, for `BUDGET` seconds at most, and only where nothing is known of this machine,
-    base and length.
+    All are tried in turn on a few rows, for `BUDGET` seconds or `SHARE` of the run, and only where nothing is known of
+    this machine, base and length. Rows without padding are considered where they give the same losses.
 
     Args:
         model: the base with a trainable LoRA.
         batch_size: rows in a batch.
+        steps: of the run; 0 if unknown.
         attention: `auto`, or what to take without measuring.
+        padding: True if the run needs padded rows.
         tell: called before anything is measured.
     """
     keep = spare_bytes(base)
-    default = "sdpa" if getattr(base.model, "_supports_sdpa", True) else "eager"
+    inner = model.get_base_model()
+    default = DEFAULT if getattr(base.model, "_supports_sdpa", True) else "eager"
     if attention != "auto":
         return Speed(attention, keep)
-    if base.device.type != "cpu" or default == "eager":
-        return Speed(default, keep)
     rows = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     middle = len(rows) // 2
     typical = rows[max(0, middle - batch_size // 2) :][:batch_size]
-    length = max(len(tokens[i]) for i in typical)
+    length, longest = (max(len(tokens[i]) for i in among) for among in (typical, rows))
+    names = [DEFAULT, "eager"] if base.device.type == "cpu" and default == DEFAULT else [default]
+    if not padding and objective.task_type == "CAUSAL_LM" and can_do_without_padding(inner, longest):
+        names += [f"{name} without padding" for name in names]
+    if len(names) == 1:
+        return Speed(default, keep)
     store = _Choices()
     key = "|".join(
         str(part)
         for part in (
-            platform.processor() or platform.machine(),
+            torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else _processor(),
             torch.__version__,
             base.info.fingerprint[:16],
             base.info.quantization,
             base.dtype,
             length.bit_length(),  # twice as long counts as another length
+            *(["padded"] if padding else []),
         )
     )
     chosen = store.get(key)
-    if chosen is None:
-        tell(f"measuring for {BUDGET:g} s at most which attention is faster here; --attention sdpa does without")
-        batch = collate(tokens, typical[: max(1, TRIED // length)], base.tokenizer.pad_token_id)
+    if chosen not in names:
+        tried = typical[: max(1, TRIED // length)]
+        pad = base.tokenizer.pad_token_id
+        batches = {padded: collate(tokens, tried, pad, padding=padded).to(base.device) for padded in (True, False)}
+
+        def step(name: str) -> float:
+            way = _speed_of(name)
+            return _step_seconds(model, objective, batches[way.padding], way, base.dtype)
+
         # A run that measures and one that finds the choice must draw the same dropout.
-        with fused(model, base.dtype, keep), torch.random.fork_rng(devices=[]):
-            chosen = _faster(lambda name: _step_seconds(model, objective, batch, name, base.dtype))
+        with fused(model, base.dtype, keep), torch.random.fork_rng():
+            with few_layers(inner):  # rounding adds up over layers, a wrong mask shows in the first ones
+                same = any("without" in name for name in names) and _same_losses(model, objective, batches, base.dtype)
+            names = [name for name in names if same or "without" not in name]
+            if len(names) == 1:
+                return Speed(default, keep)
+            one = step(default)
+            budget = max(BUDGET, SHARE * one * steps * batch_size / len(tried))
+            tell(f"measuring for about {budget:.0f} s which way to compute is fastest here; the choice is kept")
+            with few_layers(inner):
+                chosen = fastest(step, names, budget)
+            if chosen is None:
+                return Speed(default, keep)
         store.put(key, chosen)
-    return Speed(chosen, keep)
+    return replace(_speed_of(chosen), keep_bytes=keep)
 
 
-def _faster(measure: Callable[[str], float]) -> str:
-    """`eager` where it is clearly faster than `sdpa`, by pairs of steps measured one after the other.
+def fastest(measure: Callable[[str], float], names: Sequence[str], budget: float) -> str | None:
+    """The name that is clearly faster than the first one, by rounds in which all are measured in turn.
+
+    None if steps are too slow for `LEAST_ROUNDS` rounds.
 
     Args:
         measure: seconds of one step.
+        budget: seconds for all rounds.
     """
     started = time.perf_counter()
-    measure("sdpa")  # the first step of each makes kernels and buffers
-    if time.perf_counter() - started > BUDGET / 4:
-        return "sdpa"  # so slow that measuring would cost more than it could gain
-    measure("eager")
-    pairs: list[tuple[float, float]] = []
-    while len(pairs) < MOST_PAIRS and (len(pairs) < LEAST_PAIRS or time.perf_counter() - started < BUDGET):
-        pairs.append((measure("sdpa"), measure("eager")))
-        if time.perf_counter() - started > BUDGET and len(pairs) < LEAST_PAIRS:
-            return "sdpa"
-    ratios = sorted(sdpa / eager for sdpa, eager in pairs)
-    return "eager" if ratios[len(ratios) // 4] > MARGIN else "sdpa"
+    for name in names[1:]:
+        measure(name)  # the first step of each makes kernels and buffers
+    rounds: list[list[float]] = []
+    while len(rounds) < MOST_ROUNDS and (len(rounds) < LEAST_ROUNDS or time.perf_counter() - started < budget):
+        rounds.append([measure(name) for name in names])
+        if time.perf_counter() - started > 2 * budget and len(rounds) < LEAST_ROUNDS:
+            return None
+    scores = {}
+    for column, name in enumerate(names):
+        ratios = sorted(row[0] / row[column] for row in rounds)
+        scores[name] = ratios[len(ratios) // 4]
+    best = max(names, key=lambda name: scores[name])
+    return best if scores[best] > MARGIN else names[0]
 
 
-def current(model: Any) -> Speed:
-    """How the model computes now."""
+@contextmanager
+def few_layers(model: Any) -> Iterator[None]:
+    """Within the block a base has `MEASURED` of its layers, if they are all of one kind: a way that is faster for those
+    is faster for all."""
+    stacks = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len({type(one) for one in child}) == 1
+    ]
+    if not stacks:
+        yield
+        return
+    parent, name, layers = max(stacks, key=lambda found: len(found[2]))
+    setattr(parent, name, layers[:MEASURED])
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+
+
+def _speed_of(name: str) -> Speed:
+    return Speed(name.split()[0], padding="without" not in name)
+
+
+def _processor() -> str:
+    return platform.processor() or platform.machine()
+
+
+@torch.no_grad()
+def _same_losses(model: Any, objective: BaseObjective, batches: Mapping[bool, Batch], dtype: torch.dtype) -> bool:
+    """Whether rows without padding give the losses of padded ones, up to rounding."""
+    found = []
+    for padded, batch in batches.items():
+        try:
+            with evaluating(model), use(model, Speed(padding=padded)), _autocast(model, dtype):
+                found.append(objective.losses(model, batch))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError):
+            return False  # a class that does not pass the rows on to its attention says so in one of these ways
+    right, other = found
+    return bool(((right - other).abs() <= TOLERANCE[dtype] * right.abs().clamp_min(10.0)).all())
+
+
+def current(model: Any) -> str:
+    """The attention that the model computes with now."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return Speed(inner.config._attn_implementation)
+    return str(inner.config._attn_implementation)
 
 
 @contextmanager
@@ -135,20 +220,26 @@ def use(model: Any, speed: Speed) -> Iterator[None]:
     """Within the block the model computes that way; then as before, however the block ends."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = current(model)
-    inner.set_attn_implementation(speed.attention)
+    inner.set_attn_implementation(speed.attention if speed.padding else NAMES[speed.attention])
     try:
         yield
     finally:
-        inner.set_attn_implementation(before.attention)
+        inner.set_attn_implementation(before)
 
 
-def _step_seconds(model: Any, objective: BaseObjective, batch: Any, attention: str, dtype: torch.dtype) -> float:
+def _autocast(model: Any, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    return torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def _step_seconds(model: Any, objective: BaseObjective, batch: Batch, speed: Speed, dtype: torch.dtype) -> float:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with use(model, Speed(attention)):
+    with use(model, speed):
         started = time.perf_counter()
-        with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+        with _autocast(model, dtype):
             loss = objective.losses(model, batch).mean()
         torch.autograd.grad(loss, parameters, allow_unused=True)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
         return time.perf_counter() - started
 
 
@@ -169,7 +260,7 @@ class _Choices:
 
     def get(self, key: str) -> str | None:
         value = self._read().get(key)
-        return value if value in ("eager", "sdpa") else None
+        return value if value in WAYS else None
 
     def put(self, key: str, value: str) -> None:
         try:
@@ -187,7 +278,7 @@ def stored(run: Path) -> Speed | None:
     """The choice that a resumed run had made; None if it cannot be read, and it is measured again."""
     try:
         found = json.loads((run / "speed.json").read_text(encoding="utf-8"))
-        chosen = Speed(str(found["attention"]), int(found["keep_bytes"]))
+        chosen = Speed(str(found["attention"]), int(found["keep_bytes"]), bool(found.get("padding", True)))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return chosen if chosen.attention in ("sdpa", "eager") and chosen.keep_bytes >= 0 else None

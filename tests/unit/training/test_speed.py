@@ -38,41 +38,85 @@ def choose(model: Any, base: Any) -> Speed:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
+    """Pretends that a step takes that long; returns the list of what is asked for, by attention and padding."""
     asked: list[str] = []
 
-    def measure(model: Any, objective: Any, batch: Any, name: str, dtype: torch.dtype) -> float:
-        asked.append(name)
-        return seconds[name]
+    def measure(model: Any, objective: Any, batch: Any, way: Speed, dtype: torch.dtype) -> float:
+        asked.append(way.attention if way.padding else f"{way.attention} without padding")
+        assert (batch.unpadded is None) == way.padding
+        return seconds[asked[-1]]
 
     monkeypatch.setattr(speed, "_step_seconds", measure)
     return asked
 
 
-@pytest.mark.parametrize(("eager", "chosen"), [(0.5, "eager"), (0.95, "sdpa"), (1.0, "sdpa"), (2.0, "sdpa")])
+@pytest.mark.parametrize(
+    ("fast", "chosen"),
+    [
+        ({"eager": 0.5}, Speed("eager")),
+        ({"eager": 0.97}, Speed("sdpa")),
+        ({}, Speed("sdpa")),
+        ({"sdpa": 0.5}, Speed("sdpa")),
+        ({"eager": 0.8, "sdpa without padding": 0.6}, Speed("sdpa", padding=False)),
+        ({"eager without padding": 0.6, "sdpa without padding": 0.7}, Speed("eager", padding=False)),
+    ],
+)
 def test_the_default_stays_unless_clearly_beaten_and_the_choice_is_kept(
-    model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch, eager: float, chosen: str
+    model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch, fast: dict[str, float], chosen: Speed
 ) -> None:
-    asked = timed(monkeypatch, {"sdpa": 1.0, "eager": eager})
-    assert choose(model, pico_base) == Speed(chosen, 0)
-    assert asked[:2] == ["sdpa", "eager"]
+    asked = timed(monkeypatch, {**dict.fromkeys(speed.WAYS, 1.0), **fast})
+    assert choose(model, pico_base) == chosen
+    assert set(asked) == set(speed.WAYS)
     count = len(asked)
-    assert count <= 2 + 2 * speed.MOST_PAIRS
-    assert choose(model, pico_base) == Speed(chosen, 0)
+    assert count <= 4 * (1 + speed.MOST_ROUNDS)
+    assert choose(model, pico_base) == chosen
     assert len(asked) == count, "measured once"
-    assert list(json.loads(store.read_text()).values()) == [chosen]
+    name = chosen.attention if chosen.padding else f"{chosen.attention} without padding"
+    assert list(json.loads(store.read_text()).values()) == [name]
 
 
 def test_one_slow_or_fast_step_does_not_decide() -> None:
-    steps = {"sdpa": iter([1.0, 1.0, 9.0, 1.0, 1.0, *[1.0] * 20]), "eager": iter([1.0, 0.2, *[1.0] * 20])}
-    assert speed._faster(lambda name: next(steps[name])) == "sdpa"
+    steps = {"sdpa": iter([1.0, 9.0, 1.0, 1.0, *[1.0] * 20]), "eager": iter([1.0, 0.2, *[1.0] * 20])}
+    assert speed.fastest(lambda name: next(steps[name]), ["sdpa", "eager"], 5.0) == "sdpa"
 
 
 def test_a_base_that_takes_long_for_a_step_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(clock)))
     asked: list[str] = []
-    assert speed._faster(lambda name: asked.append(name) or 1.0) == "sdpa"  # type: ignore[func-returns-value]
-    assert asked == ["sdpa"]
+    found = speed.fastest(lambda name: asked.append(name) or 1.0, ["sdpa", "eager"], 2.0)  # type: ignore[func-returns-value]
+    assert (found, asked) == (None, ["eager", "sdpa", "eager"])
+
+
+def test_few_layers_are_measured_and_all_are_there_again(model: Any) -> None:
+    inner = model.get_base_model()
+    layers = list(inner.model.layers)
+    with speed.few_layers(inner):
+        assert list(inner.model.layers) == layers[: speed.MEASURED]
+    assert list(inner.model.layers) == layers
+    with pytest.raises(ZeroDivisionError), speed.few_layers(inner):
+        _ = 1 / 0
+    assert list(inner.model.layers) == layers
+
+
+def test_a_run_that_needs_padding_gets_it(
+    model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = timed(monkeypatch, {**dict.fromkeys(speed.WAYS, 1.0), "sdpa without padding": 0.1})
+    assert speed.choose(model, pico_base, Objective(), toy_tokens(9), 4, padding=True) == Speed("sdpa")
+    assert set(asked) == {"sdpa", "eager"}
+
+
+def test_other_losses_rule_rows_without_padding_out(
+    model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub_cl.answering import unpadded_attention
+
+    asked = timed(monkeypatch, {**dict.fromkeys(speed.WAYS, 1.0), "sdpa without padding": 0.1})
+    causal = unpadded_attention._causal
+    monkeypatch.setattr(unpadded_attention, "_causal", lambda *given: torch.zeros_like(causal(*given)))
+    assert choose(model, pico_base) == Speed("sdpa")
+    assert set(asked) == {"sdpa", "eager"}
 
 
 def test_naming_one_measures_nothing(model: Any, pico_base: Any, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +155,7 @@ def test_the_model_computes_as_before_however_a_run_ends(model: Any, pico_base: 
     choose(model, pico_base)
     assert speed.current(model) == before
     with speed.use(model, Speed("eager")):
-        assert speed.current(model) == Speed("eager")
+        assert speed.current(model) == "eager"
     with pytest.raises(ZeroDivisionError), speed.use(model, Speed("eager")):
         _ = 1 / 0
     assert speed.current(model) == before
@@ -123,7 +167,7 @@ def test_a_spoilt_store_is_measured_anew(
 ) -> None:
     store.parent.mkdir()
     store.write_text(content)
-    timed(monkeypatch, {"sdpa": 1.0, "eager": 0.1})
+    timed(monkeypatch, {**dict.fromkeys(speed.WAYS, 1.0), "eager": 0.1})
     assert choose(model, pico_base).attention == "eager"
 
 
@@ -134,7 +178,7 @@ def test_an_architecture_with_one_kind_of_attention(load_pico: Callable[..., Any
         chosen = choose(model, base)
         assert chosen.attention == "eager"
         with speed.use(model, chosen):
-            assert speed.current(model).attention == "eager"
+            assert speed.current(model) == "eager"
 
 
 def test_weights_are_kept_only_where_they_exist_and_fit(
@@ -150,13 +194,17 @@ def test_weights_are_kept_only_where_they_exist_and_fit(
 
 def test_it_is_told() -> None:
     assert Speed().describe() == "sdpa attention"
+    assert Speed("eager", padding=False).describe() == "eager attention, no padding"
     assert "12 MB" in Speed("eager", 12_000_000).describe()
-    assert speed.to_json(Speed("eager", 5)) == {"attention": "eager", "keep_bytes": 5}
+    assert speed.to_json(Speed("eager", 5)) == {"attention": "eager", "keep_bytes": 5, "padding": True}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"attention": "x", "keep_bytes": 1}', "\ud800"])
 def test_a_damaged_choice_is_measured_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "speed.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert speed.stored(tmp_path) is None
-    speed.store(tmp_path, Speed("eager", 7))
-    assert speed.stored(tmp_path) == Speed("eager", 7)
+    for chosen in (Speed("eager", 7), Speed("sdpa", 0, padding=False)):
+        speed.store(tmp_path, chosen)
+        assert speed.stored(tmp_path) == chosen
+    (tmp_path / "speed.json").write_text('{"attention": "sdpa", "keep_bytes": 3}')  # as version 0.2.0 wrote it
+    assert speed.stored(tmp_path) == Speed("sdpa", 3)
