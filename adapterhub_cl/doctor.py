@@ -106,10 +106,11 @@ def _required() -> Iterator[tuple[str, Any]]:
 def _processor(device: str) -> Check:
     import torch
 
-    from adapterhub_cl.bases.loading import choose_device, choose_dtype
+    from adapterhub_cl.bases.loading import choose_device
+    from adapterhub_cl.bases.precision import choose_dtype
 
     chosen = choose_device(device)
-    dtype = str(choose_dtype("auto", chosen)).removeprefix("torch.")
+    _, dtype = choose_dtype("auto", chosen)
     if chosen.type == "cuda":
         properties = torch.cuda.get_device_properties(chosen)
         return Check(

@@ -25,6 +25,7 @@ from transformers import (
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encoder, objectives_of, why_unusable
+from adapterhub_cl.bases.precision import choose_dtype
 from adapterhub_cl.bases.sources import (
     QUANTIZATIONS,
     check_tokenizer,
@@ -39,8 +40,6 @@ from adapterhub_cl.launching import local_rank
 from adapterhub_cl.quiet import no_loading_bars, quiet_third_parties
 from adapterhub_cl.types import BaseInfo
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 @dataclass(frozen=True)
 class LoadedBase:
@@ -51,6 +50,7 @@ class LoadedBase:
             of its parameters requires a gradient.
         tokenizer: its tokenizer, with a padding token.
         dtype: the data type of matrix products.
+        why: the reason for it; empty if the user named it.
         path: the folder it was read from.
         lock: must be held while computing with the model or changing it; threads take turns.
     """
@@ -61,6 +61,7 @@ class LoadedBase:
     path: Path
     dtype: torch.dtype
     device: torch.device
+    why: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -110,11 +111,6 @@ class LoadedBase:
         return found.to(self.device)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def choose_device(device: str = "auto") -> torch.device:
     """The device to use. `auto` is the GPU if there is one; under a launcher, `auto` and `cuda` give each process one.
 
@@ -139,17 +135,6 @@ def choose_device(device: str = "auto") -> torch.device:
             f"accelerate launch --num_processes {there}",
         )
     return torch.device("cuda", rank)
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 if the hardware supports it, otherwise fp16 on a GPU and fp32 on a CPU."""
-    if dtype != "auto":
-        if dtype not in DTYPES:
-            raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
-        return DTYPES[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if cpu_has_bf16() else torch.float32
 
 
 def inspect_base(source: str, quantization: str, revision: str | None = None) -> BaseInfo:
@@ -217,7 +202,8 @@ def load_base(
     Args:
         info: what the hub recorded; an empty fingerprint skips the check.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        dtype: `auto`, `bf16`, `fp16`, `fp32`: the type of the products and of the layers that are not quantised.
+        dtype: `auto` (measured: see `choose_dtype`), `bf16`, `fp16`, `fp32`: the type of the products and of the layers
+            that are not quantised.
         attention: transformers' `attn_implementation`; None chooses the fastest that the architecture supports.
 
     Raises:
@@ -233,8 +219,9 @@ def load_base(
         )
     if info.quantization not in QUANTIZATIONS:
         raise UnknownNameError("quantization in hub.toml", info.quantization, QUANTIZATIONS)
-    where, kind = choose_device(device), choose_dtype(dtype, choose_device(device))
-    encoder, stored = is_encoder(info.architecture), stored_quantization(read_config(path), info.source)
+    where, written = choose_device(device), read_config(path)
+    kind, why = choose_dtype(dtype, where, written, info.parameters)
+    encoder, stored = is_encoder(info.architecture), stored_quantization(written, info.source)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -277,7 +264,7 @@ def load_base(
     model.eval()
     parameters = info.parameters or sum(p.numel() for p in model.parameters())
     info = replace(info, parameters=parameters, architecture=info.architecture or type(model).__name__)
-    loaded = LoadedBase(model, tokenizer, info, path, kind, where)
+    loaded = LoadedBase(model, tokenizer, info, path, kind, where, why)
     head = head_of(model)
     if head is not None and MASKED in objectives_of(info.architecture):
         head.masked = lambda: loaded.masked_lm

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.answering.writing import base_writer
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.bases.precision import NAMES
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.scoring import dev_figures
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
@@ -112,6 +113,7 @@ def learn(
 
     Raises:
         DataError: nothing is left to train on.
+        UsageError: a resumed run would go on in another type.
     """
     length = min(settings.max_length, base.context)
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
@@ -157,8 +159,13 @@ def learn(
             padding=strategy.watches_layers,
             tell=reporter.note,
         )
-        chosen = everyones(found, accelerator)
+        chosen = everyones(replace(found, dtype=NAMES[base.dtype]), accelerator)
         on_speed(chosen)
+    if chosen.dtype not in ("", NAMES[base.dtype]):
+        raise UsageError(
+            f"this run computed in {chosen.dtype} when it was stopped, and would now go on in {NAMES[base.dtype]}",
+            f"cl-adapter --dtype {chosen.dtype} add-task … --resume",
+        )
 
     def dev(current: Any) -> Mapping[str, float]:
         with reporter.piece("rows held out", len(dev_tokens)) as advance:
@@ -197,7 +204,7 @@ def learn(
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
         reporter.note(
             f"training on {len(training)} examples ({_held_out(len(held), settings)}), {loop.total} steps, "
-            f"learning rate {rate:g}, {str(base.dtype).removeprefix('torch.')}, {chosen.describe()}"
+            f"learning rate {rate:g}, {base.why or NAMES[base.dtype]}, {chosen.describe()}"
         )
         started = time.perf_counter()
         outcome = loop()

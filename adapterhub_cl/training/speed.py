@@ -6,7 +6,6 @@ The choice is stored by machine, base and length, so the same run computes the s
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,12 +21,11 @@ from adapterhub_cl.answering import evaluating
 from adapterhub_cl.answering.free_mask import TOLERANCE
 from adapterhub_cl.answering.unpadded_attention import NAMES, can_do_without_padding
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.bases.measured import Measured, processor
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
-from adapterhub_cl.errors import StorageError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
-from adapterhub_cl.registry.files import atomic_write_text
 
 # Another way must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.05
@@ -49,11 +47,13 @@ class Speed:
         keep_bytes: memory for dequantised 4-bit weights, in bytes.
         padding: whether the rows of a batch are padded to one length; without, what they begin with alike is computed
             once.
+        dtype: type of the products, where it is known.
     """
 
     attention: str = "sdpa"
     keep_bytes: int = 0
     padding: bool = True
+    dtype: str = ""
 
     def describe(self) -> str:
         rows = "" if self.padding else ", no padding"
@@ -100,11 +100,11 @@ def choose(
         names += [f"{name} without padding" for name in names]
     if len(names) == 1:
         return Speed(default, keep)
-    store = _Choices()
+    store = Measured()
     key = "|".join(
         str(part)
         for part in (
-            torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else _processor(),
+            torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else processor(),
             torch.__version__,
             base.info.fingerprint[:16],
             base.info.quantization,
@@ -191,10 +191,6 @@ def _speed_of(name: str) -> Speed:
     return Speed(name.split()[0], padding="without" not in name)
 
 
-def _processor() -> str:
-    return platform.processor() or platform.machine()
-
-
 @torch.no_grad()
 def _same_losses(model: Any, objective: BaseObjective, batches: Mapping[bool, Batch], dtype: torch.dtype) -> bool:
     """Whether rows without padding give the losses of padded ones, up to rounding."""
@@ -243,33 +239,6 @@ def _step_seconds(model: Any, objective: BaseObjective, batch: Batch, speed: Spe
         return time.perf_counter() - started
 
 
-class _Choices:
-    """What was measured before, by machine and base; losing it costs a second, so every failure is harmless."""
-
-    def __init__(self) -> None:
-        from platformdirs import user_cache_path
-
-        self.path = user_cache_path("adapterhub-cl") / "speed.json"
-
-    def _read(self) -> dict[str, str]:
-        try:
-            found: dict[str, str] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def get(self, key: str) -> str | None:
-        value = self._read().get(key)
-        return value if value in WAYS else None
-
-    def put(self, key: str, value: str) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(self.path, json.dumps({**self._read(), key: value}, indent=1))
-        except (OSError, StorageError):
-            return
-
-
 def to_json(speed: Speed) -> dict[str, Any]:
     return asdict(speed)
 
@@ -278,7 +247,12 @@ def stored(run: Path) -> Speed | None:
     """The choice that a resumed run had made; None if it cannot be read, and it is measured again."""
     try:
         found = json.loads((run / "speed.json").read_text(encoding="utf-8"))
-        chosen = Speed(str(found["attention"]), int(found["keep_bytes"]), bool(found.get("padding", True)))
+        chosen = Speed(
+            str(found["attention"]),
+            int(found["keep_bytes"]),
+            bool(found.get("padding", True)),
+            str(found.get("dtype", "")),
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return chosen if chosen.attention in ("sdpa", "eager") and chosen.keep_bytes >= 0 else None

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from adapterhub_cl.bases import QUANTIZATIONS
-from adapterhub_cl.bases.loading import choose_device, choose_dtype, cpu_has_bf16, inspect_base, load_base
-from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
+from adapterhub_cl.bases.loading import choose_device, inspect_base, load_base
+from adapterhub_cl.errors import BaseModelError, UsageError
 from adapterhub_cl.types import BaseInfo
 
 IDS = torch.randint(3, 300, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -144,7 +144,7 @@ def test_a_launcher_without_gpus_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) 
     assert choose_device("auto") == torch.device("cpu")
 
 
-def test_devices_and_dtypes() -> None:
+def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="unknown device 'gpu7'"):
         choose_device("gpu7")
@@ -152,9 +152,3 @@ def test_devices_and_dtypes() -> None:
         assert choose_device() == torch.device("cpu")
         with pytest.raises(UsageError, match="no usable GPU"):
             choose_device("cuda:0")
-    cpu = torch.device("cpu")
-    assert choose_dtype("fp16", cpu) == torch.float16
-    assert choose_dtype("auto", cpu) == (torch.bfloat16 if cpu_has_bf16() else torch.float32)
-    with pytest.raises(UnknownNameError, match="dtype 'bf17'") as caught:
-        choose_dtype("bf17", cpu)
-    assert "did you mean bf16" in caught.value.hint

@@ -196,14 +196,14 @@ def test_it_is_told() -> None:
     assert Speed().describe() == "sdpa attention"
     assert Speed("eager", padding=False).describe() == "eager attention, no padding"
     assert "12 MB" in Speed("eager", 12_000_000).describe()
-    assert speed.to_json(Speed("eager", 5)) == {"attention": "eager", "keep_bytes": 5, "padding": True}
+    assert speed.to_json(Speed("eager", 5)) == {"attention": "eager", "keep_bytes": 5, "padding": True, "dtype": ""}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"attention": "x", "keep_bytes": 1}', "\ud800"])
 def test_a_damaged_choice_is_measured_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "speed.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert speed.stored(tmp_path) is None
-    for chosen in (Speed("eager", 7), Speed("sdpa", 0, padding=False)):
+    for chosen in (Speed("eager", 7), Speed("sdpa", 0, padding=False, dtype="bf16")):
         speed.store(tmp_path, chosen)
         assert speed.stored(tmp_path) == chosen
     (tmp_path / "speed.json").write_text('{"attention": "sdpa", "keep_bytes": 3}')  # as version 0.2.0 wrote it
