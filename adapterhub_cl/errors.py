@@ -121,3 +121,18 @@ class GateRefused(AdapterHubError):
     ) -> None:
         super().__init__(message, hint)
         self.record, self.gate = record, dict(gate or {})
+
+
+# How torch, cuBLAS, cuDNN, the driver and a CPU's allocator say that there is no memory.
+_NO_MEMORY = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc",
+    "alloc_failed", "cudaerrormemoryallocation", "cuda_error_out_of_memory", "defaultcpuallocator",
+    "nvml_success == r internal assert", "failed to allocate",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in any of the forms that libraries have for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _NO_MEMORY)

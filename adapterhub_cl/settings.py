@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from adapterhub_cl.options import flag, from_mapping, option
 
 LARGEST_SEED = 2**32 - 1
 ATTENTIONS = ("auto", "sdpa", "eager")
+SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", re.ASCII | re.IGNORECASE)
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -51,6 +53,10 @@ class TrainingSettings:
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
     max_length: int = option(512, "longest example in tokens; longer passages and conversations are cut")
     attention: str = option("auto", "auto measures for two seconds at most which is faster; or sdpa, or eager")
+    checkpointing: str = option(
+        "auto", "which layers are computed twice to save memory: auto as memory needs it, off, or N for every N-th"
+    )
+    memory: str = option("", "the most memory to use, e.g. 10GB; default: 90 % of what is free")
     dev_share: float = option(0.1, "share of the training data (200 rows at most) held out to choose the best epoch")
     patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
     checkpoint_every: int = option(100, "steps between checkpoints for --resume")
@@ -105,12 +111,31 @@ class TrainingSettings:
             ),
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
             (self.seed > LARGEST_SEED, f"--seed must be at most {LARGEST_SEED}, not {self.seed}"),
+            (
+                self.checkpointing not in ("auto", "off")
+                and not (
+                    self.checkpointing.isascii() and self.checkpointing.isdigit() and 0 < int(self.checkpointing) < 1000
+                ),
+                f"--checkpointing must be auto, off or a number from 1, not {self.checkpointing!r}",
+            ),
+            (
+                bool(self.memory) and not SIZE.fullmatch(self.memory),
+                f"--memory must be a size such as 10GB, not {self.memory!r}",
+            ),
             (bad_layers, f"--layers {self.layers!r} is not a list such as 8-15 or 0,2,4"),
         ]
 
     @property
     def effective_alpha(self) -> float:
         return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    def memory_bytes(self) -> int:
+        """`10GB` → 10·10⁹, `8GiB` → 8·2³⁰; 0 if there is no limit."""
+        found = SIZE.fullmatch(self.memory)
+        if found is None:
+            return 0
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " "))
 
     def layer_numbers(self) -> list[int] | None:
         """`0,2,8-10` → `[0, 2, 8, 9, 10]`; None for all layers."""

@@ -12,7 +12,7 @@ from typing import Any
 from cl_adapter.argv import SWITCHES, WITH_VALUE
 from cl_adapter.session import print_json
 
-from adapterhub_cl.errors import AdapterHubError, GateRefused
+from adapterhub_cl.errors import AdapterHubError, GateRefused, is_out_of_memory
 from adapterhub_cl.launching import is_helper_process
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -47,7 +47,7 @@ def explain(error: BaseException) -> Failure:
         return Failure("interrupted", "", "interrupted", INTERRUPTED)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's, or typer's copy of it
         return _usage(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return Failure("out of memory", "lower --batch-size or --max-length, or use a smaller base", "memory", FAILED)
     if isinstance(error, OSError):
         if error.filename is None and error.strerror:

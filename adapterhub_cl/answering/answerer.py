@@ -21,7 +21,7 @@ from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.data.formats import answer_prefix
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
-from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError
+from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError, is_out_of_memory
 from adapterhub_cl.types import Example, Task
 
 ROWS = 32
@@ -247,12 +247,9 @@ class Answerer:
         try:
             choose = self._classify if self._labelled else self._choose
             answers = (choose if choosing else self._write)(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                answers = [_too_large(batch[0])]
         except Exception as error:
             if len(batch) == 1:
-                answers = [error]
+                answers = [_too_large(batch[0]) if is_out_of_memory(error) else error]
         if not answers:  # beyond the `except`, which keeps the memory of the pass that failed
             for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 self._pass(half, choosing, give)

@@ -259,7 +259,7 @@ def load_base(
     refuse_unknown_ids(model, tokenizer)
     _keep_trainable_layout(model)
     if info.quantization != "none":
-        _give_back_memory()
+        trim()
     model.requires_grad_(False)
     model.eval()
     parameters = info.parameters or sum(p.numel() for p in model.parameters())
@@ -302,8 +302,8 @@ def _read_by_weight(kind: Any, config: Any) -> list[str]:
     return [*found, *(name for name, module in plan.named_modules() if module is output)] if found else []
 
 
-def _give_back_memory() -> None:
-    """Return the memory of the 16-bit weights to the system after quantisation: glibc would keep it."""
+def trim() -> None:
+    """Return freed memory to the system, as that of 16-bit weights after quantisation: glibc would keep it."""
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library: nothing to do
         ctypes.CDLL(None).malloc_trim(0)

@@ -25,7 +25,8 @@ from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
-from adapterhub_cl.training import speed
+from adapterhub_cl.training import memory, speed
+from adapterhub_cl.training.layers import recomputed
 from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.training.loop_state import LoopOrder
 from adapterhub_cl.training.processes import everyones
@@ -159,7 +160,9 @@ def learn(
             padding=strategy.watches_layers,
             tell=reporter.note,
         )
-        chosen = everyones(replace(found, dtype=NAMES[base.dtype]), accelerator)
+        with fused(model, base.dtype, found.keep_bytes):
+            found, expected = memory.fitted(model, base, objective, [*training, *past], settings, found)
+        chosen = everyones(replace(found, dtype=NAMES[base.dtype], expected=expected), accelerator)
         on_speed(chosen)
     if chosen.dtype not in ("", NAMES[base.dtype]):
         raise UsageError(
@@ -183,7 +186,12 @@ def learn(
 
     rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
     # The scores that follow are measured as the stored version will answer.
-    with speed.use(model, chosen), fused(model, base.dtype, chosen.keep_bytes) as layers:
+    peak = memory.Peak(base.device)
+    with (
+        speed.use(model, chosen),
+        fused(model, base.dtype, chosen.keep_bytes) as layers,
+        recomputed(model.get_base_model(), chosen.every),
+    ):
         order = LoopOrder(
             objective,
             strategy,
@@ -199,6 +207,7 @@ def learn(
             alike=not lesson.review,
             run=run,
             padding=chosen.padding,
+            rows=chosen.rows,
         )
         evaluate, log = dev if held else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
@@ -209,6 +218,7 @@ def learn(
         started = time.perf_counter()
         outcome = loop()
         seconds = time.perf_counter() - started
+        peak_bytes = peak.bytes()
     right = outcome.history[outcome.epoch - 1].get("dev_accuracy")
     if right is not None:  # of a choice: its share of the rows that have a label
         labelled = [str(e.answer) for e in dev_examples if e.answer in lesson.task.labels]
@@ -222,6 +232,8 @@ def learn(
         "learning_rate": rate,
         "dtype": str(base.dtype).removeprefix("torch."),
         "speed": speed.to_json(chosen),
+        "memory_bytes": chosen.expected,
+        "peak_memory_bytes": peak_bytes,
         "fused_layers": layers,
         "processes": accelerator.num_processes,
         "seconds": round(seconds, 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ from accelerate import Accelerator
 
 from adapterhub_cl.adapters.lora import trainable, training_mode
 from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
-from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted
+from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted, is_out_of_memory
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.training import checkpoints
+from adapterhub_cl.training.layers import recomputed
 from adapterhub_cl.training.loop_state import LoopOrder, Outcome, Progress
+from adapterhub_cl.training.memory import give_back
 from adapterhub_cl.training.stopping import StopSignal
 from adapterhub_cl.training.strategy_stage import LoopStage
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 RISEN = 1.1  # less says nothing of one batch beside an epoch's mean
 SETTLED = 0.1  # nats a token; below it there is little left to learn, and one batch may be lower by chance
 
@@ -62,9 +63,10 @@ class Loop:
         self.steps_per_epoch = math.ceil(self.fresh / self.rows_per_step)
         self.total = self.steps_per_epoch * settings.epochs
         self.parameters = trainable(model)
-        self.at = Progress(rows=settings.batch_size)
+        self.at = Progress(rows=order.rows or settings.batch_size)
         self.best: dict[str, torch.Tensor] = {}
         self.left_out: set[int] = set()
+        self.less = ExitStack()
         self.stage = LoopStage(self)
 
     def __call__(self) -> Outcome:
@@ -75,7 +77,7 @@ class Loop:
             TrainingError: the loss is no number, or one example alone does not fit into memory.
         """
         self.start()
-        with self.reporter.piece("training", self.total) as advance, StopSignal() as stop:
+        with self.less, self.reporter.piece("training", self.total) as advance, StopSignal() as stop:
             advance(self.at.steps)
             while self.at.epoch < self.settings.epochs and not self.exhausted:
                 self.one_epoch(stop)
@@ -111,6 +113,7 @@ class Loop:
     def finish(self) -> Outcome:
         """The strategy's last word; what the run leaves."""
         self.strategy.end(self.stage)
+        self.less.close()
         weights = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         speed = max(self.at.seconds, 1e-9)
         return Outcome(
@@ -211,10 +214,10 @@ class Loop:
             try:
                 total = self.gradients(mine, weights, factor * world / tokens)
                 break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if world > 1 or not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+            except (MemoryError, RuntimeError) as error:
+                if world > 1 or not is_out_of_memory(error):
                     raise
-                self.halve(error)
+                self.use_less(error)
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip)
@@ -269,17 +272,27 @@ class Loop:
             total += loss.detach()
         return total
 
-    def halve(self, error: BaseException) -> None:
-        """Half the rows in memory at once; the step and its result stay the same."""
+    def use_less(self, error: BaseException) -> None:
+        """Half the rows in memory at once, and at last layers that are computed twice; the step stays the same."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.at.rows == 1:
+        if self.at.rows > 1:
+            self.at.rows //= 2
+            less = f"{self.at.rows} rows at a time"
+        elif not self.at.again:
+            self.at.again = True
+            self.compute_again()
+            less = "every layer computed twice"
+        else:
             raise TrainingError(
                 "one example alone does not fit into memory", "lower --max-length or --rank, or use --quantization nf4"
             ) from error
-        self.at.rows //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.reporter.note(f"out of memory: continuing with {self.at.rows} rows at a time, the step stays the same")
+        give_back(self.model.device)
+        self.reporter.note(f"out of memory: continuing with {less}, the step stays the same")
+
+    def compute_again(self) -> None:
+        """From now on every layer keeps its input only, until the loop ends."""
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.less.enter_context(recomputed(inner, 1))
 
     def learning_rate(self) -> float:
         """This step's learning rate; a pure function of the step, so nothing of it needs saving."""
@@ -331,6 +344,8 @@ class Loop:
         self.best = stored.part("best")
         self.strategy.restore(stored.part("strategy"), stored.state["strategy"])
         self.at = Progress(**stored.state["at"])
+        if self.at.again:
+            self.compute_again()
         if stored.state.get("scaler"):  # empty where nothing is scaled
             self.scaler.load_state_dict(stored.state["scaler"])
         self.reporter.note(f"continuing at step {self.at.steps} of {self.total}")

@@ -41,6 +41,7 @@ class Progress:
     step_in_epoch: int = 0
     steps: int = 0
     rows: int = 0  # rows in one micro-batch; halved when memory runs out
+    again: bool = False  # whether memory ran out with one row, and layers are computed twice since
     first_loss: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -67,6 +68,7 @@ class LoopOrder:
         prompt_loss: weight of the prompt's tokens in the loss.
         alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
         run: folder for checkpoints; None keeps none.
+        rows: rows in memory at once; 0: a batch.
         padding: False computes rows without padding, which the model's attention must have been set for.
     """
 
@@ -84,3 +86,4 @@ class LoopOrder:
     alike: bool = True
     run: Path | None = None
     padding: bool = True
+    rows: int = 0

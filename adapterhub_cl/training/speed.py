@@ -26,6 +26,7 @@ from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.training.layers import few_layers
 
 # Another way must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.05
@@ -48,17 +49,26 @@ class Speed:
         padding: whether the rows of a batch are padded to one length; without, what they begin with alike is computed
             once.
         dtype: type of the products, where it is known.
+        every: every how many layers one is computed again in the backward pass instead of kept; 0: none.
+        rows: rows in memory at once, where that is fewer than a batch; 0: a batch.
+        expected: bytes that the run is expected to need at its peak.
     """
 
     attention: str = "sdpa"
     keep_bytes: int = 0
     padding: bool = True
     dtype: str = ""
+    every: int = 0
+    rows: int = 0
+    expected: int = 0
 
     def describe(self) -> str:
         rows = "" if self.padding else ", no padding"
         kept = f", 4-bit weights kept dequantised (up to {self.keep_bytes / 1e6:,.0f} MB)" if self.keep_bytes else ""
-        return f"{self.attention} attention{rows}{kept}"
+        numbers = {1: "every layer", 2: "every second layer", 3: "every third layer"}
+        again = f", {numbers.get(self.every, f'every {self.every}th layer')} computed twice" if self.every else ""
+        pieces = f", {self.rows} rows at a time" if self.rows else ""
+        return f"{self.attention} attention{rows}{kept}{again}{pieces}"
 
 
 def choose(
@@ -125,7 +135,7 @@ def choose(
 
         # A run that measures and one that finds the choice must draw the same dropout.
         with fused(model, base.dtype, keep), torch.random.fork_rng():
-            with few_layers(inner):  # rounding adds up over layers, a wrong mask shows in the first ones
+            with few_layers(inner, MEASURED):  # rounding adds up over layers, a wrong mask shows in the first ones
                 same = any("without" in name for name in names) and _same_losses(model, objective, batches, base.dtype)
             names = [name for name in names if same or "without" not in name]
             if len(names) == 1:
@@ -133,7 +143,7 @@ def choose(
             one = step(default)
             budget = max(BUDGET, SHARE * one * steps * batch_size / len(tried))
             tell(f"measuring for about {budget:.0f} s which way to compute is fastest here; the choice is kept")
-            with few_layers(inner):
+            with few_layers(inner, MEASURED):
                 chosen = fastest(step, names, budget)
             if chosen is None:
                 return Speed(default, keep)
@@ -166,27 +176,6 @@ def fastest(measure: Callable[[str], float], names: Sequence[str], budget: float
     return best if scores[best] > MARGIN else names[0]
 
 
-@contextmanager
-def few_layers(model: Any) -> Iterator[None]:
-    """Within the block a base has `MEASURED` of its layers, if they are all of one kind: a way that is faster for those
-    is faster for all."""
-    stacks = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, torch.nn.ModuleList) and len({type(one) for one in child}) == 1
-    ]
-    if not stacks:
-        yield
-        return
-    parent, name, layers = max(stacks, key=lambda found: len(found[2]))
-    setattr(parent, name, layers[:MEASURED])
-    try:
-        yield
-    finally:
-        setattr(parent, name, layers)
-
-
 def _speed_of(name: str) -> Speed:
     return Speed(name.split()[0], padding="without" not in name)
 
@@ -197,7 +186,7 @@ def _same_losses(model: Any, objective: BaseObjective, batches: Mapping[bool, Ba
     found = []
     for padded, batch in batches.items():
         try:
-            with evaluating(model), use(model, Speed(padding=padded)), _autocast(model, dtype):
+            with evaluating(model), use(model, Speed(padding=padded)), autocast(model, dtype):
                 found.append(objective.losses(model, batch))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError):
             return False  # a class that does not pass the rows on to its attention says so in one of these ways
@@ -223,7 +212,8 @@ def use(model: Any, speed: Speed) -> Iterator[None]:
         inner.set_attn_implementation(before)
 
 
-def _autocast(model: Any, dtype: torch.dtype) -> AbstractContextManager[Any]:
+def autocast(model: Any, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Inside this block matrix products run in `dtype`."""
     return torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
 
 
@@ -231,7 +221,7 @@ def _step_seconds(model: Any, objective: BaseObjective, batch: Batch, speed: Spe
     parameters = [p for p in model.parameters() if p.requires_grad]
     with use(model, speed):
         started = time.perf_counter()
-        with _autocast(model, dtype):
+        with autocast(model, dtype):
             loss = objective.losses(model, batch).mean()
         torch.autograd.grad(loss, parameters, allow_unused=True)
         if model.device.type == "cuda":
@@ -247,15 +237,13 @@ def stored(run: Path) -> Speed | None:
     """The choice that a resumed run had made; None if it cannot be read, and it is measured again."""
     try:
         found = json.loads((run / "speed.json").read_text(encoding="utf-8"))
-        chosen = Speed(
-            str(found["attention"]),
-            int(found["keep_bytes"]),
-            bool(found.get("padding", True)),
-            str(found.get("dtype", "")),
-        )
-    except (OSError, ValueError, TypeError, KeyError):
+        known = asdict(Speed())
+        chosen = Speed(**{name: type(known[name])(value) for name, value in found.items()})
+        _ = found["attention"], found["keep_bytes"]  # without these it is not one of ours
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return chosen if chosen.attention in ("sdpa", "eager") and chosen.keep_bytes >= 0 else None
+    fits = chosen.attention in ("sdpa", "eager") and min(chosen.keep_bytes, chosen.every, chosen.rows) >= 0
+    return chosen if fits else None
 
 
 def store(run: Path, choice: Speed) -> None:

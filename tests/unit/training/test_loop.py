@@ -300,9 +300,33 @@ def test_out_of_memory_in_a_later_part_does_not_count_the_first_part_twice(pico_
 
 
 def test_out_of_memory_with_one_row(pico_base: Any) -> None:
+    reporter, layer = Notes(), pico_base.model.model.layers[0]
     with pytest.raises(TrainingError, match="one example alone does not fit") as caught:
-        train(pico_base, toy_settings(), objective=Small(0))
+        train(pico_base, toy_settings(), objective=Small(0), reporter=reporter)
     assert "--max-length" in caught.value.hint
+    assert reporter.notes[-1] == "out of memory: continuing with every layer computed twice, the step stays the same"
+    assert "forward" not in layer.__dict__, "the base is as it was"
+
+
+def test_layers_that_are_computed_twice_help_and_a_resumed_run_keeps_them(pico_base: Any, tmp_path: Path) -> None:
+    class Narrow(Objective):
+        """Fits into memory only where layers are computed twice."""
+
+        def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+            if "forward" not in pico_base.model.model.layers[0].__dict__:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            return super().losses_of(logits, batch)
+
+    settings = toy_settings(checkpoint_every=1)
+    right = train(pico_base, settings)
+    found = train(pico_base, settings, objective=Narrow(), run=tmp_path)
+    assert distance(found.weights, right.weights) <= 1e-5
+    stored = checkpoints.load(tmp_path)
+    assert stored is not None
+    assert stored.state["at"]["again"] is True
+    reporter = Notes()
+    train(pico_base, settings, objective=Narrow(), run=tmp_path, reporter=reporter)
+    assert not [note for note in reporter.notes if "out of memory" in note]
 
 
 def test_other_errors_are_not_taken_for_memory(pico_base: Any) -> None:
