@@ -26,7 +26,7 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Origin, Stage
 from adapterhub_cl.training import memory, speed
-from adapterhub_cl.training.layers import recomputed
+from adapterhub_cl.training.layer_stack import recomputed
 from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.training.loop_state import LoopOrder
 from adapterhub_cl.training.processes import everyones

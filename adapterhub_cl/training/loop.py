@@ -16,7 +16,7 @@ from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted, is_out_of_memory
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.training import checkpoints
-from adapterhub_cl.training.layers import recomputed
+from adapterhub_cl.training.layer_stack import recomputed
 from adapterhub_cl.training.loop_state import LoopOrder, Outcome, Progress
 from adapterhub_cl.training.memory import give_back
 from adapterhub_cl.training.stopping import StopSignal

@@ -17,7 +17,7 @@ from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.training.layers import few_layers, stack_of
+from adapterhub_cl.training.layer_stack import few_layers, stack_of
 from adapterhub_cl.training.speed import Speed, autocast, use
 
 SHARE_OF_FREE = 0.9

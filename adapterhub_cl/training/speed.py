@@ -26,7 +26,7 @@ from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
-from adapterhub_cl.training.layers import few_layers
+from adapterhub_cl.training.layer_stack import few_layers
 
 # Another way must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.05

@@ -17,7 +17,7 @@ from adapterhub_cl.data.batches import collate
 from adapterhub_cl.errors import UsageError, is_out_of_memory
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.training import memory, speed
-from adapterhub_cl.training.layers import few_layers, recomputed, stack_of
+from adapterhub_cl.training.layer_stack import few_layers, recomputed, stack_of
 from adapterhub_cl.training.memory import Needs
 from adapterhub_cl.training.speed import Speed
 
@@ -143,7 +143,7 @@ def test_gradients_are_those_of_kept_layers(load_pico: Callable[..., Any], kind:
 
 def test_a_base_without_layers_cannot_recompute_them(pico_base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "stack_of", lambda model: None)
-    monkeypatch.setattr("adapterhub_cl.training.layers.stack_of", lambda model: None)
+    monkeypatch.setattr("adapterhub_cl.training.layer_stack.stack_of", lambda model: None)
     with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
         given = (model, pico_base, Objective(), toy_tokens(9))
         with pytest.raises(UsageError, match="--checkpointing 2: no layers were found in this base"):

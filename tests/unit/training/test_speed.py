@@ -15,7 +15,7 @@ from adapterhub_cl.adapters import as_served
 from adapterhub_cl.adapters.lora import new_adapter, trainable
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.training import speed
-from adapterhub_cl.training.layers import few_layers
+from adapterhub_cl.training.layer_stack import few_layers
 from adapterhub_cl.training.speed import Speed
 
 
