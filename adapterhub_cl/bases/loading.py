@@ -259,6 +259,7 @@ def load_base(
     refuse_unknown_ids(model, tokenizer)
     _keep_trainable_layout(model)
     if info.quantization != "none":
+        gc.collect()  # the 16-bit weights
         trim()
     model.requires_grad_(False)
     model.eval()
@@ -303,8 +304,7 @@ def _read_by_weight(kind: Any, config: Any) -> list[str]:
 
 
 def trim() -> None:
-    """Return freed memory to the system, as that of 16-bit weights after quantisation: glibc would keep it."""
-    gc.collect()
+    """Return freed memory to the system: glibc would keep it."""
     with suppress(OSError, AttributeError):  # another C library: nothing to do
         ctypes.CDLL(None).malloc_trim(0)
 
