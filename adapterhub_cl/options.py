@@ -23,6 +23,27 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 LISTS = (list, tuple, Sequence)
 PLAIN: dict[str, Any] = {kind.__name__: kind for kind in WORDS} | {f"{k.__name__} | None": k | None for k in WORDS}
 
+# What peft, transformers and TRL call options of this project.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "gradient_checkpointing": "checkpointing",
+    "max_seq_length": "max_length",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "max_grad_norm": "clip",
+    "use_rslora": "rslora",
+    "use_dora": "dora",
+    "layers_to_transform": "layers",
+}
+
 
 @dataclass(frozen=True)
 class Option:
@@ -163,7 +184,9 @@ def read(options: Mapping[str, Option], values: Mapping[Any, Any], where: str, p
     for key, value in values.items():
         one = keys.get(str(key).replace("-", "_"))
         if one is None:
-            raise UnknownNameError(f"setting in {where}", str(key), [o.key for o in options.values()])
+            here = ELSEWHERE.get(str(key).replace("-", "_"), "")
+            hint = f"what others call {key} is {options[here].key} here" if here in options else ""
+            raise UnknownNameError(f"setting in {where}", str(key), [o.key for o in options.values()], hint)
         if one.name in seen:
             raise UsageError(f"{where}: {one.key} is set twice (with - and with _)", "leave one of them out")
         seen.add(one.name)

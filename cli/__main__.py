@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    json, debug = "--json" in words, "--debug" in words  # until the line is taken apart
+    json, debug, hub = "--json" in words, "--debug" in words, ""  # until the line is taken apart
     try:
         group: Any = typer.main.get_command(app)
         if VARIABLE in os.environ:
             return answer(group, os.environ[VARIABLE])
         line = hoist(words, lambda verb: _valued(group, verb))
-        json, debug = line.has("--json"), line.has("--debug")
+        json, debug, hub = line.has("--json"), line.has("--debug"), line.value("--hub")
         _check_verb(group, line)
         with group.make_context("cl-adapter", line.argv) as context:
             group.invoke(context)
@@ -69,7 +69,7 @@ def _run(words: list[str]) -> int:
         return _quiet_pipe()
     except (Exception, KeyboardInterrupt) as error:
         with suppress(OSError):  # nobody listens, or the disk that stdout goes to is full
-            return _flushed(report(error, json=json, debug=debug))
+            return _flushed(report(error, json=json, debug=debug, hub=hub))
         _quiet_pipe()
         return FAILED
 

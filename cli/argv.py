@@ -33,6 +33,11 @@ class Line:
     def has(self, switch: str) -> bool:
         return switch in self.flags
 
+    def value(self, flag: str) -> str:
+        """The value given to a global flag; empty if it was not given."""
+        given = [word.partition("=")[2] for word in self.flags if word.startswith(f"{flag}=")]
+        return given[-1] if given else ""
+
 
 def hoist(argv: Sequence[str], valued: Callable[[str], Collection[str]]) -> Line:
     """Take a command line apart. What follows `--`, and what is the value of a verb's option, is never a global flag.

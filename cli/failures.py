@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cl_adapter.argv import SWITCHES, WITH_VALUE
@@ -14,6 +16,7 @@ from cl_adapter.session import print_json
 
 from adapterhub_cl.errors import AdapterHubError, GateRefused, is_out_of_memory
 from adapterhub_cl.launching import is_helper_process
+from adapterhub_cl.options import ELSEWHERE, flag
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -63,9 +66,15 @@ def explain(error: BaseException) -> Failure:
     return Failure(f"internal error: {kind}: {text}".rstrip(": "), "run again with --debug", "internal", FAILED)
 
 
-def report(error: BaseException, *, json: bool, debug: bool) -> int:
-    """Tell the user, and return the exit code."""
+def report(error: BaseException, *, json: bool, debug: bool, hub: str = "") -> int:
+    """Tell the user, and return the exit code.
+
+    Args:
+        hub: what was given to `--hub`: the commands in the hint name it too, so that they can be copied.
+    """
     failure = explain(error)
+    if hub and "--hub" not in failure.hint:
+        failure = replace(failure, hint=_COMMAND.sub(lambda _: f"cl-adapter --hub {shlex.quote(hub)} ", failure.hint))
     if is_helper_process() and failure.code != "internal":
         return failure.exit_code
     if debug:
@@ -90,10 +99,16 @@ def _usage(error: Any) -> Failure:
         message = f"unknown option {option!r}"
         params = context.command.params if context is not None else []
         known = [o for p in params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)]
-        near = difflib.get_close_matches(option, sorted({*known, *SWITCHES, *WITH_VALUE}), n=3, cutoff=0.6)
+        here = flag(ELSEWHERE.get(option.lstrip("-").replace("-", "_"), ""))
+        near = [here] if here in known else []
+        near = near or difflib.get_close_matches(option, sorted({*known, *SWITCHES, *WITH_VALUE}), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}? {hint}" if near else hint
     message = _line(message).replace(": Input should be", ": should be").rstrip(".")
     return Failure(message[:1].lower() + message[1:], hint, "usage", error.exit_code)
+
+
+# A command of this program in a hint, but for a page of help.
+_COMMAND = re.compile(r"\bcl-adapter (?=[a-z])(?!(?:[a-z-]+ )?--help)(?!(?:init|demo|doctor|completion)\b)")
 
 
 def _line(text: str) -> str:

@@ -65,11 +65,14 @@ class Counts:
     leaks: int
 
 
+MOST_COPIES = 100
+
+
 def parse(value: str) -> Augment:
     """`swap:2` → `Augment("swap", 2)`.
 
     Raises:
-        UsageError: the form is not NAME:COPIES, or copies is not a whole number ≥ 1.
+        UsageError: the form is not NAME:COPIES, or copies is not a whole number from 1 to `MOST_COPIES`.
         UnknownNameError: no such augmentation.
     """
     name, colon, copies = value.partition(":")
@@ -77,6 +80,8 @@ def parse(value: str) -> Augment:
         raise UsageError(
             f"--augment {value!r} is not NAME:COPIES", "for example --augment swap:1, or --augment swap:2,noise:1"
         )
+    if int(copies) > MOST_COPIES:
+        raise UsageError(f"--augment {value}: {MOST_COPIES} copies of each row at most", f"--augment {name}:2")
     ROOM.get(name)
     return Augment(name, int(copies))
 

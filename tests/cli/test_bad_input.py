@@ -233,3 +233,22 @@ def test_init_needs_a_folder(cl: Cl) -> None:
     said = cl("init", "--base", "tiny")
     assert said.code == 2
     assert "cl-adapter init my-hub --base tiny" in said.err
+
+
+def test_a_hint_names_the_hub_that_was_given(cl: Cl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = tmp_path / "my hub"
+    AdapterHub.init(hub, "tiny")
+    for argv in (("--hub", hub, "eval"), ("eval", "--hub", hub)):
+        assert f"hint: name an adapter and data: cl-adapter --hub '{hub}' eval NAME --data" in cl(*argv).err
+    monkeypatch.setenv("CL_ADAPTER_HUB", str(hub))
+    assert "hint: name an adapter and data: cl-adapter eval NAME --data" in cl("eval").err
+
+
+@pytest.mark.parametrize(
+    ("flag", "here"),
+    [("--lr", "--learning-rate"), ("--num-train-epochs", "--epochs"), ("--lora-alpha", "--alpha"), ("--r", "--rank")],
+)
+def test_the_names_of_other_libraries_are_known(cl: Cl, tmp_path: Path, flag: str, here: str) -> None:
+    said = cl("add-task", "x", write_rows(tmp_path / "a.jsonl", mood_rows(4)), flag, "3")
+    assert f"unknown option '{flag}'" in said.err
+    assert f"did you mean {here}?" in said.err

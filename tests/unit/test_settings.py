@@ -148,3 +148,9 @@ def test_peak_rate_falls_with_the_base_s_width() -> None:
 def test_alpha_is_twice_the_rank_unless_given() -> None:
     assert TrainingSettings(rank=7).effective_alpha == 14
     assert TrainingSettings(rank=7, alpha=3).effective_alpha == 3
+
+
+def test_the_names_of_other_libraries_are_known() -> None:
+    with pytest.raises(UnknownNameError, match="unknown setting in the config 'lr'") as caught:
+        TrainingSettings.from_mapping({"lr": 1e-3}, "the config")
+    assert "what others call lr is learning-rate here" in caught.value.hint

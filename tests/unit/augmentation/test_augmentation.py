@@ -118,3 +118,9 @@ def test_names_are_listed_without_torch() -> None:
     code = "import sys, adapterhub_cl.augmentation as a; assert a.ROOM.names(); a.parse_all('swap:1'); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_so_many_copies_that_they_would_never_end_are_refused() -> None:
+    assert parse_all("swap:100") == (Augment("swap", 100),)
+    with pytest.raises(UsageError, match="100 copies of each row at most"):
+        parse_all("swap:999999999999")
