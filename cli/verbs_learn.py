@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,11 +88,18 @@ def add_task(
     name: Annotated[str, typer.Argument(help="the task's and the adapter's name")],
     data: Data = None,
     resume: Resume = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="say what the run would do and need; write nothing"),
+    ] = False,
     *,
     given: dict[str, Any],
 ) -> None:
     """Train an adapter for a new task, keep replay samples, evaluate, record."""
-    _teach(Session.of(ctx), "add_task", name, data, resume, given)
+    if dry_run:
+        _show_plan(Session.of(ctx), name, data, resume, given)
+    else:
+        _teach(Session.of(ctx), "add_task", name, data, resume, given)
 
 
 @verb(
@@ -135,6 +143,19 @@ def demo(
     found = shown.run(place, seed=seed, tell=tell, reporter=session.bars())
     if session.json:
         session.give(found)
+
+
+def _show_plan(session: Session, name: str, data: str | None, resume: bool, given: dict[str, Any]) -> None:
+    hub = session.hub()
+    found = hub.add_task(name, data, resume=resume, dry_run=True, reporter=session.reporter(), **given)
+    if session.json:
+        session.give(asdict(found))
+        return
+    why = f" ({found.why})" if found.why else ""
+    print(f"task {found.task}: {found.examples} rows to train on, {found.held_out} held out, {found.steps} steps")
+    print(f"  {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
+    print(f"  computes in {found.dtype}{why}, {found.computes}")
+    print(f"  takes about {found.memory_bytes / 1e9:.2f} GB of memory; nothing was written")
 
 
 def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, given: dict[str, Any]) -> None:

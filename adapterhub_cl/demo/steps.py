@@ -64,9 +64,10 @@ def naive_hub(hub: AdapterHub, first: str) -> Iterator[AdapterHub]:
 def learn(hub: AdapterHub, task: str, strategy: str, seed: int, reporter: Reporter) -> AdapterRecord:
     """One task more, measured on its unseen texts; nothing is refused."""
     source, test = data(task, "train"), data(task, "test")
-    return hub.add_task(
+    made: AdapterRecord = hub.add_task(
         task, source, eval=test, strategy=strategy, max_forgetting=1.0, seed=seed, reporter=reporter, **TASKS[task]
     )
+    return made
 
 
 def main_score(hub: AdapterHub, task: str, found: Sequence[Prediction]) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, overload
 
+from adapterhub_cl.errors import UsageError
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
 from adapterhub_cl.learning.train_options import AddTaskOptions, OnlineOptions, UpdateOptions
@@ -18,10 +19,21 @@ from adapterhub_cl.types import AdapterRecord
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.gate import Decision, Effect
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+    from adapterhub_cl.learning.teaching import TrainingPlan
 
 
 class Learning(OpenedHub):
     """The verbs that teach a hub."""
+
+    @overload
+    def add_task(
+        self, name: str, data: str | Path | None = None, *, dry_run: Literal[True], **asked: Any
+    ) -> TrainingPlan: ...
+
+    @overload
+    def add_task(
+        self, name: str, data: str | Path | None = None, *, dry_run: Literal[False] = False, **asked: Any
+    ) -> AdapterRecord: ...
 
     @takes(AddTaskOptions, TrainingSettings)
     def add_task(
@@ -30,21 +42,40 @@ class Learning(OpenedHub):
         data: str | Path | None = None,
         *,
         resume: bool = False,
+        dry_run: bool = False,
         reporter: Reporter | None = None,
         **asked: Any,
-    ) -> AdapterRecord:
+    ) -> AdapterRecord | TrainingPlan:
         """Train a new adapter on the frozen base, keep replay samples, evaluate, record.
 
         Args:
             name: of the task and of the adapter.
             data: a file (JSONL, JSON, CSV, TSV, Parquet, text), a saved dataset, a hub dataset id, or `-` for stdin.
             resume: continue the newest unfinished run of this name; everything else is as it was started.
+            dry_run: write nothing and return a `TrainingPlan`: rows, steps, how the run would compute and what memory
+                it would take. The base is loaded and the data are read.
 
         Raises:
             GateRefused: it forgets too much; the version (`error.record`) is kept as rejected, nothing was moved.
             AdapterHubError: any of its kinds; the hub is as it was before.
         """
+        if dry_run:
+            return self._plan(name, data, resume, reporter, asked)
         return self._teach("add-task", name, data, resume, reporter, asked)
+
+    def _plan(
+        self, name: str, data: str | Path | None, resume: bool, reporter: Reporter | None, asked: Mapping[str, Any]
+    ) -> TrainingPlan:
+        from adapterhub_cl.learning.order import order_of
+        from adapterhub_cl.learning.request import build
+
+        if resume:
+            raise UsageError("a run that is resumed has its plan already", "leave out --dry-run or --resume")
+        request, _ = build(self.registry, "add-task", name, data, False, asked)
+        order = order_of(self.registry, request)
+        from adapterhub_cl.learning.teaching import plan
+
+        return plan(self.context(reporter), order)
 
     @takes(UpdateOptions, TrainingSettings, strategy=None, replay=None)
     def update(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.adapters.targets import left_out
+from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.bases.precision import NAMES
 from adapterhub_cl.context import Hub
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
@@ -22,14 +27,85 @@ from adapterhub_cl.learning.notes import tell, tell_parent, tell_scale
 from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, versions_of
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.training import checkpoints, speed
-from adapterhub_cl.training.learn import TrainingSet, learn
+from adapterhub_cl.training.learn import learn
 from adapterhub_cl.training.processes import check_tracker, close_trackers, everyones, open_trackers
+from adapterhub_cl.training.rows import TrainingSet, rows_of, way_of
 from adapterhub_cl.training.runs import Run, leave
 from adapterhub_cl.types import AdapterRecord
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run would do, from everything but the training itself.
+
+    Attributes:
+        examples: rows that would be trained on in an epoch.
+        held_out: rows held out to choose the best epoch.
+        trainable: parameters of the adapter.
+        dtype: type of the products; `why` it was chosen.
+        computes: attention, padding and what is computed twice, in words.
+        memory_bytes: the most memory that the run is expected to hold.
+    """
+
+    task: str
+    examples: int
+    held_out: int
+    steps: int
+    learning_rate: float
+    trainable: int
+    dtype: str
+    why: str
+    computes: str
+    memory_bytes: int
+
+
+def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
+    """What `teach` would do; nothing is written.
+
+    Raises:
+        DataError, UsageError: the data or a setting cannot be used.
+    """
+    registry, reporter, settings = hub.registry, hub.reporter, order.settings
+    objective = objectives.of(registry.base)
+    material = prepare(registry, order, parent=None, sha256=None)
+    tell(material, order.request, objective, reporter)
+    with reporter.piece("loading the base", 1):
+        base = hub.base
+    material = with_limits(material, base, settings)
+    with _adapter(base, order, material, objective) as model:
+        lesson = lesson_of(order, material)
+        rows = rows_of(model, base, objective, order.strategy, lesson, settings, reporter)
+        way = way_of(model, base, objective, order.strategy, rows, settings, reporter)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
+    steps = -(-len(rows.training) // (settings.batch_size * settings.accumulation)) * settings.epochs
+    held = len(rows.dev_tokens)
+    dtype, why = NAMES[base.dtype], base.why.partition(", ")[2]
+    count = len(rows.training)
+    return TrainingPlan(
+        material.task.name, count, held, steps, rate, trainable, dtype, why, way.describe(), way.expected
+    )
+
+
+def _adapter(
+    base: LoadedBase, order: TrainOrder, material: Material, objective: BaseObjective
+) -> AbstractContextManager[Any]:
+    """The base with the LoRA that an order trains: a new one, or one that continues from or stands on its parent."""
+    place = material.parent.path if material.parent else None
+    on_top = material.beneath
+    return new_adapter(
+        base,
+        order.settings,
+        objective.task_type,
+        None if on_top else place,
+        place if on_top else None,
+        [material.task, *(lesson.task for lesson in material.past)],
+    )
 
 
 def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
@@ -70,22 +146,12 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
     try:
         if lock is not None and stored:  # a new run is claimed as it starts
             run.claim()
-        parent = material.parent
         if request.log_with:
             asked = {"strategy": request.strategy, "verb": request.verb, "run": run.id}
             open_trackers(accelerator, request.name, {**settings.to_json(), **asked})
         length = min(settings.max_length, base.context)
         judge = Judge(hub, order, material, length)
-        place = parent.path if parent else None
-        on_top = material.beneath
-        with new_adapter(
-            base,
-            settings,
-            objective.task_type,
-            None if on_top else place,
-            place if on_top else None,
-            [material.task, *(lesson.task for lesson in material.past)],
-        ) as model:
+        with _adapter(base, order, material, objective) as model:
             learned = learn(
                 model,
                 base,

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.bases import TINY, resolve
 from adapterhub_cl.errors import AdapterError, BaseModelError, DataError, IntegrityError, UsageError
+from adapterhub_cl.learning.teaching import TrainingPlan
+from adapterhub_cl.types import AdapterRecord
 
 DEMO = Path(__file__).parents[2] / "adapterhub_cl/demo"
 TRAIN, TEST = DEMO / "commands.train.jsonl", DEMO / "commands.test.jsonl"
@@ -295,3 +298,29 @@ def test_a_run_killed_between_rename_and_commit_is_not_published_twice(
     assert hub.add_task("tickets", resume=True).ref == "tickets@v1"
     assert [record.ref for record in hub.list(all_versions=True)] == ["tickets@v1"]
     assert list(hub.registry.runs_dir.iterdir()) == []
+
+
+def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(small: AdapterHub, few: Path) -> None:
+    def files() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in small.folder.rglob("*") if "index.db" not in p.name}
+
+    before = files()
+    settings: dict[str, Any] = {"epochs": 2, "rank": 4, "max_length": 48, "seed": 3}
+    plan: TrainingPlan = small.add_task("planned", few, dry_run=True, **settings)
+    assert files() == before
+    assert "planned" not in {record.name for record in small.list()}
+    record: AdapterRecord = small.add_task("planned", few, **settings)
+    facts = json.loads((record.path / "training.json").read_text(encoding="utf-8"))
+    assert (plan.examples, plan.steps) == (facts["trained_on"], facts["steps"])
+    assert (plan.held_out, plan.learning_rate) == (facts["dev_examples"], facts["learning_rate"])
+    assert plan.memory_bytes > 1e8
+    assert facts["memory_bytes"] > 1e8
+    assert facts["peak_memory_bytes"] > 1e8
+    assert plan.trainable == sum(p.numel() for p in load_file(record.path / "adapter_model.safetensors").values())
+    with pytest.raises(UsageError, match="has its plan already"):
+        small.add_task("planned", resume=True, dry_run=True)
+    with pytest.raises(UsageError, match="--memory 1MB is too small"):
+        small.add_task("never", few, dry_run=True, memory="1MB")
+    with pytest.raises(UsageError, match="--memory 1MB is too small"):
+        small.add_task("never", few, memory="1MB")
+    assert list(small.registry.runs_dir.iterdir()) == []
