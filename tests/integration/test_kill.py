@@ -39,9 +39,7 @@ def run(hub: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def listed(hub: Path) -> list[str]:
-    found = run(hub, "list", "--json")
-    assert found.returncode == 0, found.stderr
-    return [row["ref"] for row in json.loads(found.stdout)]
+    return [record.ref for record in AdapterHub.open(hub).list()]
 
 
 def digest(hub: Path) -> list[str]:
