@@ -34,8 +34,8 @@ from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import Learned, learn
-from adapterhub_cl.training.rows import TrainingSet
 from adapterhub_cl.training.runs import Run, held, leave, published_by
+from adapterhub_cl.training.training_rows import TrainingSet
 from adapterhub_cl.types import AdapterRecord
 
 TEACHERS = "teachers.safetensors"

@@ -34,8 +34,8 @@ from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import learn
 from adapterhub_cl.training.processes import check_tracker, close_trackers, everyones, open_trackers
-from adapterhub_cl.training.rows import TrainingSet, rows_of, way_of
 from adapterhub_cl.training.runs import Run, leave
+from adapterhub_cl.training.training_rows import TrainingSet, rows_of, way_of
 from adapterhub_cl.types import AdapterRecord
 
 

@@ -26,7 +26,7 @@ from adapterhub_cl.training.layer_stack import recomputed
 from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.training.loop_state import LoopOrder
 from adapterhub_cl.training.processes import everyones
-from adapterhub_cl.training.rows import TrainingSet, held_out, rows_of, way_of
+from adapterhub_cl.training.training_rows import TrainingSet, held_out, rows_of, way_of
 
 
 @dataclass(frozen=True)

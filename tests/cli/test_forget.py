@@ -150,7 +150,7 @@ def test_learned_again_is_said(cl: Cl, hub: Path, teach: Teach) -> None:
     said = cl("verify", "--forgotten", "news", "--hub", hub)
     assert said.code == 1
     assert "was forgotten on" in said.err
-    assert "hint: forget it again: cl-adapter forget-task news" in said.err
+    assert f"hint: forget it again: cl-adapter --hub {hub} forget-task news" in said.err
 
 
 def test_a_run_that_is_going_on_stops_it(cl: Cl, hub: Path) -> None:

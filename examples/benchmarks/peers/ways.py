@@ -348,7 +348,7 @@ def with_ours(
         from adapterhub_cl.adapters.lora import new_adapter
         from adapterhub_cl.progress import Reporter
         from adapterhub_cl.strategies.isolated import Strategy
-        from adapterhub_cl.training import learn, rows, speed
+        from adapterhub_cl.training import learn, speed, training_rows
 
         # The choice of attention is kept in the user's cache; here every process makes its own.
         os.environ["XDG_CACHE_HOME"] = opened.enter_context(tempfile.TemporaryDirectory())
@@ -366,7 +366,7 @@ def with_ours(
                 base,
                 lesson.objective,
                 Strategy(),
-                rows.TrainingSet(lesson.task, lesson.train),
+                training_rows.TrainingSet(lesson.task, lesson.train),
                 lesson.settings,
                 run=None,
                 chosen=None if attention is None else speed.Speed(attention, spare_bytes(base)),

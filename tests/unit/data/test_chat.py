@@ -120,7 +120,7 @@ def test_conversations_that_end_alike_are_not_the_same_question() -> None:
 def test_one_long_answer_takes_half_of_the_limit_at_most_and_is_named_where_it_does_not_fit(speaker: Any) -> None:
     from adapterhub_cl.data.tokenise import with_limits
     from adapterhub_cl.progress import Reporter
-    from adapterhub_cl.training.rows import TrainingSet, _windows
+    from adapterhub_cl.training.training_rows import TrainingSet, _windows
 
     rows = [Example("short " * 12, "yes"), Example("ask", "word " * 60), Example("more", "no")]
     task = with_limits(Task("t", "generation"), speaker, rows, 100)
