@@ -52,7 +52,7 @@ class TrainingSettings:
     rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
     max_length: int = option(512, "longest example in tokens; longer passages and conversations are cut")
-    attention: str = option("auto", "auto measures for two seconds at most which is faster; or sdpa, or eager")
+    attention: str = option("auto", "auto measures which is fastest here, with rows padded or not; or sdpa, or eager")
     checkpointing: str = option(
         "auto", "which layers are computed twice to save memory: auto as memory needs it, off, or N for every N-th"
     )
@@ -112,10 +112,7 @@ class TrainingSettings:
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
             (self.seed > LARGEST_SEED, f"--seed must be at most {LARGEST_SEED}, not {self.seed}"),
             (
-                self.checkpointing not in ("auto", "off")
-                and not (
-                    self.checkpointing.isascii() and self.checkpointing.isdigit() and 0 < int(self.checkpointing) < 1000
-                ),
+                re.fullmatch("auto|off|0*[1-9][0-9]{0,2}", self.checkpointing) is None,
                 f"--checkpointing must be auto, off or a number from 1, not {self.checkpointing!r}",
             ),
             (
@@ -128,6 +125,10 @@ class TrainingSettings:
     @property
     def effective_alpha(self) -> float:
         return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    def steps(self, rows: int, processes: int = 1) -> int:
+        """Optimiser steps of a run that trains on so many rows an epoch."""
+        return math.ceil(rows / (self.batch_size * self.accumulation * processes)) * self.epochs
 
     def memory_bytes(self) -> int:
         """`10GB` → 10·10⁹, `8GiB` → 8·2³⁰; 0 if there is no limit."""

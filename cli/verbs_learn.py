@@ -151,10 +151,9 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
     if session.json:
         session.give(asdict(found))
         return
-    why = f" ({found.why})" if found.why else ""
     print(f"task {found.task}: {found.examples} rows to train on, {found.held_out} held out, {found.steps} steps")
     print(f"  {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
-    print(f"  computes in {found.dtype}{why}, {found.computes}")
+    print(f"  computes in {found.why or found.dtype}, {found.computes}")
     print(f"  takes about {found.memory_bytes / 1e9:.2f} GB of memory; nothing was written")
 
 

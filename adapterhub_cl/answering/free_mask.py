@@ -25,6 +25,9 @@ _OTHER = re.compile(
 )
 LABELS = ((7, 8, 9, 11), (7, 8, 9, 12), (7, 13, 14), (15, 16, 17))
 
+# How a class says that it takes no mask, or no rows, of this form.
+REFUSED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
+
 Scores = Callable[[Any, Sequence[Any], Sequence[Sequence[int]], int], list[torch.Tensor]]
 
 
@@ -60,8 +63,8 @@ def agree(model: Any, plain: Scores, quick: Scores, tree: Any, pad_id: int, kind
     rows = probe(model)
     try:
         exact, other = (torch.stack(way(model, [tree] * len(rows), rows, pad_id)) for way in (plain, quick))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError):
-        return False  # a class that takes no mask of this form says so in one of these ways
+    except REFUSED:
+        return False
     if not torch.isfinite(exact).all():
         return None
     apart = (exact - other).abs() / exact.abs().clamp_min(10.0)

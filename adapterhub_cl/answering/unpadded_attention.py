@@ -6,6 +6,7 @@ layer works on single tokens and needs no change. Padded rows are attended to as
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,12 +79,13 @@ def _grouped(
         first = group.start + group.shared
         if group.shared:
             begun = slice(group.start, first)
-            mask = _causal(group.shared, 0, query)
+            mask = _causal(group.shared, 0, query.dtype, query.device)
             parts.append(attend(query[:, :, begun], key[:, :, begun], value[:, :, begun], mask, scale)[0])
         own = _rows(query, group)
         seen = [torch.cat([_beginning(x, group), _rows(x, group)], 2) if group.shared else _rows(x, group)
                 for x in (key, value)]  # fmt: skip
-        found = attend(own, *seen, _causal(own.shape[2], group.shared, query), scale)
+        mask = _causal(own.shape[2], group.shared, query.dtype, query.device)
+        found = attend(own, *seen, mask, scale)
         heads, width = found.shape[1], found.shape[3]
         parts.append(found.transpose(0, 1).reshape(heads, -1, width).index_select(1, group.back))
     padding = query.shape[2] - rows.groups[-1].end
@@ -103,12 +105,11 @@ def _beginning(x: torch.Tensor, group: SharedBeginning) -> torch.Tensor:
     return x[:, :, group.start : group.start + group.shared].expand(group.own.shape[0], -1, -1, -1)
 
 
-def _causal(length: int, before: int, like: torch.Tensor) -> torch.Tensor:
-    """`[length, before + length]`: 0 where a token may look, the lowest number elsewhere."""
-    hidden = torch.ones(length, before + length, dtype=torch.bool, device=like.device).triu(before + 1)
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        hidden, torch.finfo(like.dtype).min
-    )
+@lru_cache(maxsize=16)  # every layer of a pass asks for the same ones
+def _causal(length: int, before: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`[length, before + length]`: 0 where a token may look, the lowest number elsewhere. Not to be written to."""
+    lowest = torch.full((length, before + length), torch.finfo(dtype).min, dtype=dtype, device=device)
+    return lowest.triu_(before + 1)
 
 
 def _scaled_dot_product(

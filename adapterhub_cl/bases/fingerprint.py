@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
 
 from adapterhub_cl.bases.sources import model_files
+from adapterhub_cl.bases.this_machine import UserCache
 
 
 def fingerprint(path: Path) -> str:
@@ -17,46 +15,21 @@ def fingerprint(path: Path) -> str:
     Hashes of single files are cached by path, size and modification time, so that a second call takes a few
     milliseconds. `generation_config.json` is left out: it changes neither weights nor tokens.
     """
-    cache = _Cache()
+    cache = UserCache("fingerprints.json")
     whole = hashlib.sha256()
     for file in model_files(path):
         if file.name != "generation_config.json":
-            whole.update(f"{file.name}\0{cache.sha256(file)}\n".encode())
-    cache.save()
+            whole.update(f"{file.name}\0{_sha256(file, cache)}\n".encode())
     return whole.hexdigest()
 
 
-class _Cache:
-    """Hashes by (path, size, mtime). Losing it only costs time, so failures to read or write it are ignored."""
-
-    def __init__(self) -> None:
-        from platformdirs import user_cache_path
-
-        self.path = user_cache_path("adapterhub-cl") / "fingerprints.json"
-        self.changed = False
-        try:
-            known = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        self.known: dict[str, str] = known if isinstance(known, dict) else {}
-
-    def sha256(self, file: Path) -> str:
-        stat = file.stat()
-        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in self.known:
-            with open(file, "rb") as stream:
-                self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-            self.changed = True
-        return self.known[key]
-
-    def save(self) -> None:
-        if not self.changed:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(self.known, stream)
-            Path(temporary).replace(self.path)
-        except OSError:
-            return
+def _sha256(file: Path, cache: UserCache) -> str:
+    """Of a file's content; a file of known path, size and time is not read again."""
+    stat = file.stat()
+    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = cache.get(key)
+    if known is None:
+        with open(file, "rb") as stream:
+            known = hashlib.file_digest(stream, "sha256").hexdigest()
+        cache.put(key, known)
+    return known

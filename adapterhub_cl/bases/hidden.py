@@ -113,7 +113,7 @@ def pooled(
             found[index] = row
         if progress is not None:
             progress(len(indices))
-    return torch.stack(found) if found else torch.empty(0, 2 * base.model.config.get_text_config().hidden_size)
+    return torch.stack(found) if found else torch.empty(0, 2 * base.width)
 
 
 def _pooled(base: LoadedBase, rows: Sequence[Sequence[int]], layer: int) -> torch.Tensor:

@@ -80,6 +80,11 @@ class LoadedBase:
         return int(min(limit, self.tokenizer.model_max_length or limit))
 
     @property
+    def width(self) -> int:
+        """The size of a hidden state."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
     def is_encoder(self) -> bool:
         """Whether it is an encoder, which does not write text."""
         return is_encoder(self.info.architecture)

@@ -71,9 +71,9 @@ def unpadded(rows: Sequence[Sequence[int]], pad_id: int) -> Unpadded:
         own = []
         for row in members:
             tail = rows[row][shared:]
-            places[row, :shared] = torch.arange(start, first)
-            places[row, shared : shared + len(tail)] = torch.arange(len(ids), len(ids) + len(tail))
-            own.append(torch.arange(len(ids), len(ids) + len(tail)))
+            here = torch.arange(len(ids), len(ids) + len(tail))
+            places[row, : len(rows[row])] = torch.cat([torch.arange(start, first), here])
+            own.append(here)
             ids += tail
             positions += range(shared, shared + len(tail))
         longest = -(-max(map(len, own)) // 8) * 8

@@ -164,7 +164,7 @@ class Segment:
         tell_parent(self.registry, parent, self.reporter)
         material = with_data(self.registry, self.order, self._data(first), parent)
         material = with_limits(material, base, settings)
-        rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
+        rate = settings.peak_rate(base.width, encoder=base.is_encoder)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")
         old = self.registry.task(parent.task)
         rows: list[Example] = []

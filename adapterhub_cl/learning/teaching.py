@@ -14,7 +14,6 @@ from adapterhub_cl import objectives
 from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.adapters.targets import left_out
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.bases.precision import NAMES
 from adapterhub_cl.context import Hub
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
@@ -47,7 +46,7 @@ class TrainingPlan:
         examples: rows that would be trained on in an epoch.
         held_out: rows held out to choose the best epoch.
         trainable: parameters of the adapter.
-        dtype: type of the products; `why` it was chosen.
+        dtype: type of the products; `why` says it with the reason, empty if the user named it.
         computes: attention, padding and what is computed twice, in words.
         memory_bytes: the most memory that the run is expected to hold.
     """
@@ -82,13 +81,18 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         rows = rows_of(model, base, objective, order.strategy, lesson, settings, reporter)
         way = way_of(model, base, objective, order.strategy, rows, settings, reporter)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
-    steps = -(-len(rows.training) // (settings.batch_size * settings.accumulation)) * settings.epochs
-    held = len(rows.dev_tokens)
-    dtype, why = NAMES[base.dtype], base.why.partition(", ")[2]
-    count = len(rows.training)
+    rate = settings.peak_rate(base.width, encoder=base.is_encoder)
     return TrainingPlan(
-        material.task.name, count, held, steps, rate, trainable, dtype, why, way.describe(), way.expected
+        task=material.task.name,
+        examples=len(rows.training),
+        held_out=len(rows.dev_tokens),
+        steps=settings.steps(len(rows.training)),
+        learning_rate=rate,
+        trainable=trainable,
+        dtype=way.dtype,
+        why=base.why,
+        computes=way.describe(),
+        memory_bytes=way.expected,
     )
 
 

@@ -93,7 +93,7 @@ def learn(
                 progress=advance,
             )
 
-    rate = settings.peak_rate(base.model.config.get_text_config().hidden_size, encoder=base.is_encoder)
+    rate = settings.peak_rate(base.width, encoder=base.is_encoder)
     # The scores that follow are measured as the stored version will answer.
     peak = memory.Peak(base.device)
     with (

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from adapterhub_cl.adapters.lora import trainable, training_mode
+from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted, is_out_of_memory
 from adapterhub_cl.progress import Reporter
@@ -60,8 +61,7 @@ class Loop:
         self.lengths = [len(e) for e in self.examples]
         self.longest = max(self.lengths, default=0)
         self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
-        self.steps_per_epoch = math.ceil(self.fresh / self.rows_per_step)
-        self.total = self.steps_per_epoch * settings.epochs
+        self.total = settings.steps(self.fresh, self.accelerator.num_processes)
         self.parameters = trainable(model)
         self.at = Progress(rows=order.rows or settings.batch_size)
         self.best: dict[str, torch.Tensor] = {}
@@ -291,8 +291,7 @@ class Loop:
 
     def compute_again(self) -> None:
         """From now on every layer keeps its input only, until the loop ends."""
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self.less.enter_context(recomputed(inner, 1))
+        self.less.enter_context(recomputed(bare(self.model), 1))
 
     def learning_rate(self) -> float:
         """This step's learning rate; a pure function of the step, so nothing of it needs saving."""

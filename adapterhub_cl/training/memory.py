@@ -12,13 +12,13 @@ import psutil
 import torch
 
 from adapterhub_cl.bases.loading import LoadedBase, trim
-from adapterhub_cl.data.batches import collate
+from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.training.layer_stack import few_layers, stack_of
-from adapterhub_cl.training.speed import Speed, autocast, use
+from adapterhub_cl.training.speed import Speed, step_seconds, use
 
 SHARE_OF_FREE = 0.9
 SPREAD = 1.15  # of glibc's allocator; measured on the 135M base with 0, 10 and 30 of 30 layers computed twice
@@ -92,16 +92,15 @@ def needs(
     kept = {}
     for size in sorted({few, more}):
         with few_layers(inner, size), use(model, way), torch.random.fork_rng():
-            kept[size] = _kept(model, objective, rows, base.dtype)
+            kept[size] = _kept(model, objective, rows, base)
     layer = (kept[more] - kept[few]) // (more - few) if more > few else kept[few] // max(1, few)
-    width = base.model.config.get_text_config().hidden_size
     computed = rows.input_ids if rows.unpadded is None else rows.unpadded.input_ids
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = Needs(
         resident=0,
         states=trained * 4 * 3,
         layer=layer,
-        entry=computed.numel() * width * base.dtype.itemsize,
+        entry=computed.numel() * base.width * base.dtype.itemsize,
         rest=max(0, kept[few] - few * layer),
         layers=count,
         batch=len(order),
@@ -109,15 +108,14 @@ def needs(
     )
     one = collate(tokens, order[:1], base.tokenizer.pad_token_id, padding=way.padding).to(base.device)
     peak = Peak(base.device)
-    with use(model, way), autocast(model, base.dtype), torch.random.fork_rng():
-        loss = objective.losses(model, one).sum()
-        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    with torch.random.fork_rng():
+        step_seconds(model, objective, one, way, base)
     taken = peak.bytes()
     give_back(base.device)
     return replace(found, resident=max(0, taken - found.peak(1, 0) + found.states))
 
 
-def _kept(model: Any, objective: BaseObjective, batch: Any, dtype: torch.dtype) -> int:
+def _kept(model: Any, objective: BaseObjective, batch: Batch, base: LoadedBase) -> int:
     """Bytes that autograd keeps for the backward pass, parameters and buffers aside."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     seen: dict[int, int] = {}
@@ -130,7 +128,7 @@ def _kept(model: Any, objective: BaseObjective, batch: Any, dtype: torch.dtype) 
             alive.append(tensor)  # else its address could be another tensor's next
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor), autocast(model, dtype):
+    with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor), base.autocast():
         objective.losses(model, batch)
     return sum(seen.values())
 
@@ -182,13 +180,6 @@ def fitted(
     return replace(way, every=every, rows=1), peak
 
 
-def resident(device: torch.device) -> int:
-    """Bytes that this process holds now: of a GPU's memory, or of the machine's."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
-
-
 def free(device: torch.device) -> int:
     """Bytes that can still be had."""
     if device.type == "cuda":
@@ -214,4 +205,4 @@ class Peak:
         with suppress(OSError, StopIteration, ValueError):
             lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
             return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) * 1024
-        return resident(self.device)
+        return int(psutil.Process().memory_info().rss)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import torch
 from adapterhub_cl.adapters.as_served import spare_bytes
 from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.answering import evaluating
-from adapterhub_cl.answering.free_mask import TOLERANCE
+from adapterhub_cl.answering.free_mask import REFUSED, TOLERANCE
 from adapterhub_cl.answering.unpadded_attention import NAMES, can_do_without_padding
+from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.bases.measured import Measured, processor
+from adapterhub_cl.bases.this_machine import UserCache, processor
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
@@ -35,8 +36,6 @@ SHARE = 0.02
 LEAST_ROUNDS, MOST_ROUNDS = 3, 12
 MEASURED = 4  # layers
 TRIED = 1024  # tokens of the rows that are tried
-DEFAULT = "sdpa"
-WAYS = ("sdpa", "eager", "sdpa without padding", "eager without padding")
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,15 @@ class Speed:
         return f"{self.attention} attention{rows}{kept}{again}{pieces}"
 
 
+# The ways that are compared, by the names that are kept; the first is the default where a base has both attentions.
+WAYS = {
+    "sdpa": Speed("sdpa"),
+    "eager": Speed("eager"),
+    "sdpa without padding": Speed("sdpa", padding=False),
+    "eager without padding": Speed("eager", padding=False),
+}
+
+
 def choose(
     model: Any,
     base: LoadedBase,
@@ -78,7 +86,7 @@ def choose(
     tokens: Sequence[Tokens],
     batch_size: int,
     *,
-    steps: int = 0,
+    total: int = 0,
     attention: str = "auto",
     padding: bool = False,
     tell: Callable[[str], None] = lambda text: None,
@@ -91,26 +99,26 @@ def choose(
     Args:
         model: the base with a trainable LoRA.
         batch_size: rows in a batch.
-        steps: of the run; 0 if unknown.
+        total: rows that the run computes, over all epochs; 0 if unknown.
         attention: `auto`, or what to take without measuring.
         padding: True if the run needs padded rows.
         tell: called before anything is measured.
     """
     keep = spare_bytes(base)
     inner = model.get_base_model()
-    default = DEFAULT if getattr(base.model, "_supports_sdpa", True) else "eager"
+    default = "sdpa" if getattr(base.model, "_supports_sdpa", True) else "eager"
     if attention != "auto":
         return Speed(attention, keep)
     rows = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     middle = len(rows) // 2
     typical = rows[max(0, middle - batch_size // 2) :][:batch_size]
     length, longest = (max(len(tokens[i]) for i in among) for among in (typical, rows))
-    names = [DEFAULT, "eager"] if base.device.type == "cpu" and default == DEFAULT else [default]
-    if not padding and objective.task_type == "CAUSAL_LM" and can_do_without_padding(inner, longest):
-        names += [f"{name} without padding" for name in names]
+    attentions = ("sdpa", "eager") if base.device.type == "cpu" and default == "sdpa" else (default,)
+    free = not padding and objective.task_type == "CAUSAL_LM" and can_do_without_padding(inner, longest)
+    names = [name for name, way in WAYS.items() if way.attention in attentions and (way.padding or free)]
     if len(names) == 1:
         return Speed(default, keep)
-    store = Measured()
+    store = UserCache("speed.json")
     key = "|".join(
         str(part)
         for part in (
@@ -127,28 +135,28 @@ def choose(
     if chosen not in names:
         tried = typical[: max(1, TRIED // length)]
         pad = base.tokenizer.pad_token_id
-        batches = {padded: collate(tokens, tried, pad, padding=padded).to(base.device) for padded in (True, False)}
+        paddings = {WAYS[name].padding for name in names}
+        batches = {padded: collate(tokens, tried, pad, padding=padded).to(base.device) for padded in paddings}
 
         def step(name: str) -> float:
-            way = _speed_of(name)
-            return _step_seconds(model, objective, batches[way.padding], way, base.dtype)
+            return step_seconds(model, objective, batches[WAYS[name].padding], WAYS[name], base)
 
         # A run that measures and one that finds the choice must draw the same dropout.
         with fused(model, base.dtype, keep), torch.random.fork_rng():
             with few_layers(inner, MEASURED):  # rounding adds up over layers, a wrong mask shows in the first ones
-                same = any("without" in name for name in names) and _same_losses(model, objective, batches, base.dtype)
-            names = [name for name in names if same or "without" not in name]
+                same = free and _same_losses(model, objective, batches, base)
+            names = [name for name in names if same or WAYS[name].padding]
             if len(names) == 1:
                 return Speed(default, keep)
             one = step(default)
-            budget = max(BUDGET, SHARE * one * steps * batch_size / len(tried))
+            budget = max(BUDGET, SHARE * one * total / len(tried))
             tell(f"measuring for about {budget:.0f} s which way to compute is fastest here; the choice is kept")
             with few_layers(inner, MEASURED):
                 chosen = fastest(step, names, budget)
             if chosen is None:
                 return Speed(default, keep)
         store.put(key, chosen)
-    return replace(_speed_of(chosen), keep_bytes=keep)
+    return replace(WAYS[chosen], keep_bytes=keep)
 
 
 def fastest(measure: Callable[[str], float], names: Sequence[str], budget: float) -> str | None:
@@ -176,34 +184,29 @@ def fastest(measure: Callable[[str], float], names: Sequence[str], budget: float
     return best if scores[best] > MARGIN else names[0]
 
 
-def _speed_of(name: str) -> Speed:
-    return Speed(name.split()[0], padding="without" not in name)
-
-
 @torch.no_grad()
-def _same_losses(model: Any, objective: BaseObjective, batches: Mapping[bool, Batch], dtype: torch.dtype) -> bool:
+def _same_losses(model: Any, objective: BaseObjective, batches: Mapping[bool, Batch], base: LoadedBase) -> bool:
     """Whether rows without padding give the losses of padded ones, up to rounding."""
-    found = []
+    found = {}
     for padded, batch in batches.items():
         try:
-            with evaluating(model), use(model, Speed(padding=padded)), autocast(model, dtype):
-                found.append(objective.losses(model, batch))
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError):
-            return False  # a class that does not pass the rows on to its attention says so in one of these ways
-    right, other = found
-    return bool(((right - other).abs() <= TOLERANCE[dtype] * right.abs().clamp_min(10.0)).all())
+            with evaluating(model), use(model, Speed(padding=padded)), base.autocast():
+                found[padded] = objective.losses(model, batch)
+        except REFUSED:
+            return False
+    right, other = found[True], found[False]
+    return bool(((right - other).abs() <= TOLERANCE[base.dtype] * right.abs().clamp_min(10.0)).all())
 
 
 def current(model: Any) -> str:
     """The attention that the model computes with now."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return str(inner.config._attn_implementation)
+    return str(bare(model).config._attn_implementation)
 
 
 @contextmanager
 def use(model: Any, speed: Speed) -> Iterator[None]:
     """Within the block the model computes that way; then as before, however the block ends."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare(model)
     before = current(model)
     inner.set_attn_implementation(speed.attention if speed.padding else NAMES[speed.attention])
     try:
@@ -212,16 +215,12 @@ def use(model: Any, speed: Speed) -> Iterator[None]:
         inner.set_attn_implementation(before)
 
 
-def autocast(model: Any, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Inside this block matrix products run in `dtype`."""
-    return torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
-
-
-def _step_seconds(model: Any, objective: BaseObjective, batch: Batch, speed: Speed, dtype: torch.dtype) -> float:
+def step_seconds(model: Any, objective: BaseObjective, batch: Batch, speed: Speed, base: LoadedBase) -> float:
+    """How long a forward and a backward pass of a batch take; no gradient is left behind."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     with use(model, speed):
         started = time.perf_counter()
-        with autocast(model, dtype):
+        with base.autocast():
             loss = objective.losses(model, batch).mean()
         torch.autograd.grad(loss, parameters, allow_unused=True)
         if model.device.type == "cuda":
@@ -238,8 +237,9 @@ def stored(run: Path) -> Speed | None:
     try:
         found = json.loads((run / "speed.json").read_text(encoding="utf-8"))
         known = asdict(Speed())
+        if not {"attention", "keep_bytes"} <= found.keys():
+            return None
         chosen = Speed(**{name: type(known[name])(value) for name, value in found.items()})
-        _ = found["attention"], found["keep_bytes"]  # without these it is not one of ours
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     fits = chosen.attention in ("sdpa", "eager") and min(chosen.keep_bytes, chosen.every, chosen.rows) >= 0

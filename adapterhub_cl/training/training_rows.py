@@ -160,7 +160,7 @@ def way_of(
         objective,
         rows.training,
         settings.batch_size,
-        steps=settings.epochs * len(rows.training) // settings.batch_size,
+        total=settings.epochs * len(rows.training),
         attention=settings.attention,
         padding=strategy.watches_layers,
         tell=reporter.note,

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-
-def processor() -> str:
-    """The processor's name (Linux), else its kind."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+from adapterhub_cl.bases.this_machine import processor_name as processor
 
 
 def machine() -> str:

@@ -23,7 +23,7 @@ from adapterhub_cl.data import batches
 from adapterhub_cl.data.batches import IGNORED, Batch
 from adapterhub_cl.objectives import causal_lm
 
-LOOP, LEARN, SPEED = (f"adapterhub_cl.training.{name}" for name in ("loop", "learn", "speed"))
+LOOP, LEARN, SPEED, ROWS = (f"adapterhub_cl.training.{name}" for name in ("loop", "learn", "speed", "training_rows"))
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def peft_layers() -> Iterator[None]:
     def plain(*_: Any) -> Iterator[int]:
         yield 0
 
-    with patch(f"{LEARN}.fused", plain), patch(f"{SPEED}.fused", plain):
+    with patch(f"{LEARN}.fused", plain), patch(f"{SPEED}.fused", plain), patch(f"{ROWS}.fused", plain):
         yield
 
 

@@ -42,12 +42,12 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[st
     """Pretends that a step takes that long; returns the list of what is asked for, by attention and padding."""
     asked: list[str] = []
 
-    def measure(model: Any, objective: Any, batch: Any, way: Speed, dtype: torch.dtype) -> float:
+    def measure(model: Any, objective: Any, batch: Any, way: Speed, base: Any) -> float:
         asked.append(way.attention if way.padding else f"{way.attention} without padding")
         assert (batch.unpadded is None) == way.padding
         return seconds[asked[-1]]
 
-    monkeypatch.setattr(speed, "_step_seconds", measure)
+    monkeypatch.setattr(speed, "step_seconds", measure)
     return asked
 
 
