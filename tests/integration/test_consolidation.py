@@ -21,8 +21,10 @@ TASKS = ("commands", "tickets")
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
+    """A hub with two trained tasks, a new copy for each test."""
+
     def train(folder: Path) -> None:
         hub = AdapterHub.init(folder, "tiny")
         for name in TASKS:

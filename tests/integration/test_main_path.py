@@ -25,9 +25,9 @@ TRAIN, TEST = DEMO / "commands.train.jsonl", DEMO / "commands.test.jsonl"
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
-    """A hub on the unquantised base with one trained adapter."""
+    """A hub on the unquantised base with one trained adapter, a new copy for each test: several of them change it."""
 
     def train(folder: Path) -> None:
         hub = AdapterHub.init(folder, "tiny", quantization="none", dtype="fp32")
@@ -173,7 +173,8 @@ def test_same_seed_same_adapter_other_seed_another(tmp_path: Path, few: Path) ->
     assert weights[0] != weights[2]
 
 
-def test_what_does_not_fit_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(hub: AdapterHub, few: Path, tmp_path: Path) -> None:
+    hub.add_task("tickets", few, epochs=1, rank=4, max_length=48)  # with one task there is nothing to route
     with pytest.raises(DataError, match="commands"):
         hub.add_task("x", tmp_path / "commands.train.jsonl")
     with pytest.raises(UsageError, match="--epochs must be at least 1"):
@@ -230,9 +231,9 @@ def test_a_lora_of_another_shape_is_refused(hub: AdapterHub, tmp_path: Path) -> 
     assert "wrong" not in {a.name for a in hub.list()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small(trained_hub: Callable[..., Path]) -> AdapterHub:
-    """A hub on the 4-bit base with one hastily trained adapter."""
+    """A hub on the 4-bit base with one hastily trained adapter, a new copy for each test."""
     return AdapterHub.open(trained_hub("tickets-quick", train_quickly))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,16 @@ def learn(hub: AdapterHub, task: str, folder: Path) -> None:
     hub.add_task(task, data, epochs=1, rank=4, max_length=48, replay="balanced:100")
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
-    """A hub on the 4-bit base with two learned tasks."""
-    folder = tmp_path_factory.mktemp("routing")
-    hub = AdapterHub.init(folder / "hub", "tiny")
-    for task in ("tickets", "commands"):
-        learn(hub, task, folder)
-    return hub
+@pytest.fixture
+def hub(trained_hub: Callable[..., Path], tmp_path: Path) -> AdapterHub:
+    """A hub on the 4-bit base with two learned tasks, a new copy for each test: several of them change it."""
+
+    def train(folder: Path) -> None:
+        hub = AdapterHub.init(folder, "tiny")
+        for task in ("tickets", "commands"):
+            learn(hub, task, tmp_path)
+
+    return AdapterHub.open(trained_hub("two-routed-tasks", train))
 
 
 def share_right(hub: AdapterHub, *tasks: str) -> float:
