@@ -35,6 +35,7 @@ BUDGET = 2.0  # seconds; or this share of a long run:
 SHARE = 0.02
 LEAST_ROUNDS, MOST_ROUNDS = 3, 12
 MEASURED = 4  # layers
+WORTH = 1e12  # floating-point operations; a run of fewer takes seconds, and measuring would take as long
 TRIED = 1024  # tokens of the rows that are tried
 
 
@@ -94,7 +95,8 @@ def choose(
     """The fastest way to compute a training step of these examples: which attention, and with or without padding.
 
     All are tried in turn on a few rows, for `BUDGET` seconds or `SHARE` of the run, and only where nothing is known of
-    this machine, base and length. Rows without padding are considered where they give the same losses.
+    this machine, base and length. Rows without padding are considered where they give the same losses. A run of less
+    than `WORTH` takes the default: its size decides, never a clock, so the same run always computes the same way.
 
     Args:
         model: the base with a trainable LoRA.
@@ -116,7 +118,8 @@ def choose(
     attentions = ("sdpa", "eager") if base.device.type == "cpu" and default == "sdpa" else (default,)
     free = not padding and objective.task_type == "CAUSAL_LM" and can_do_without_padding(inner, longest)
     names = [name for name, way in WAYS.items() if way.attention in attentions and (way.padding or free)]
-    if len(names) == 1:
+    small = 0 < 4 * base.info.parameters * sum(len(row) for row in tokens) * total / len(tokens) < WORTH
+    if len(names) == 1 or small:
         return Speed(default, keep)
     store = UserCache("speed.json")
     key = "|".join(

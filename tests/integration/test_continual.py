@@ -63,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rows of each demo task, and a stream of two."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("tickets", "commands", "reviews"):
-        for split, count in (("train", 48), ("test", 40)):
+        for split, count in (("train", 32), ("test", 20)):
             lines = (DEMO / f"{name}.{split}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
             (folder / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     tasks = [{"name": n, "data": f"{n}.train.jsonl", "eval": f"{n}.test.jsonl"} for n in ("commands", "tickets")]
@@ -230,7 +230,7 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     assert all(total == done > 0 for what, (total, done) in pieces.items() if what in asked or what == "training")
     rows = {row["metric"]: row for row in record.manifest["evaluations"]}
     assert {"recall", "retention", "locality"} <= set(rows)
-    assert rows["recall"]["n"] == 40
+    assert rows["recall"]["n"] == 20
     told = rows["retention"]["details"]
     assert rows["retention"]["value"] == pytest.approx(told["after"] / told["before"])
     assert 0 <= rows["locality"]["value"] <= 1
@@ -251,7 +251,7 @@ def test_samples_in_an_evaluation_set_are_refused(new_hub: Callable[[str], Adapt
     leaking = data / "leaking.jsonl"
     row = (data / "commands.train.jsonl").read_text(encoding="utf-8").splitlines()[3]
     leaking.write_text((data / "tickets.test.jsonl").read_text(encoding="utf-8") + row + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 41: this evaluation row is also a replay sample of task commands"):
+    with pytest.raises(DataError, match="line 21: this evaluation row is also a replay sample of task commands"):
         hub.add_task("mixed", data / "tickets.train.jsonl", eval=leaking, strategy="replay", kind="generation")
     with pytest.raises(DataError, match="would lose"):
         hub.add_task("commands", data / "tickets.train.jsonl", **QUICK)
@@ -266,21 +266,21 @@ def feed(count: int) -> io.StringIO:
 
 
 def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    settings: dict[str, Any] = {"every": 24, "epochs": 1, "max_length": 48, "max_forgetting": 1}
+    settings: dict[str, Any] = {"every": 12, "epochs": 1, "max_length": 48, "max_forgetting": 1}
     whole, broken = new_hub("whole", "commands"), new_hub("broken", "commands")
-    made = whole.update_online("commands", feed(60), **settings)
+    made = whole.update_online("commands", feed(30), **settings)
     assert [record.ref for record in made] == ["commands@v2", "commands@v3", "commands@v4"]
-    assert [record.manifest["online"]["rows"] for record in made] == [24, 48, 60]
+    assert [record.manifest["online"]["rows"] for record in made] == [12, 24, 30]
     assert weights(whole, "commands@v2") != weights(whole, "commands@v1")
 
     with pytest.raises(Crash):
-        broken.update_online("commands", feed(60), reporter=CrashAt("40 rows"), **settings)
+        broken.update_online("commands", feed(30), reporter=CrashAt("20 rows"), **settings)
     assert broken.get("commands").ref == "commands@v2"
     time.sleep(1)  # what was read ahead is written down meanwhile
     received = next(broken.registry.runs_dir.glob("*/received.jsonl")).read_text(encoding="utf-8").splitlines()
-    rest = io.StringIO("".join(feed(60).readlines()[len(received) :]))
+    rest = io.StringIO("".join(feed(30).readlines()[len(received) :]))
     again = broken.update_online("commands", rest, resume=True)
-    assert [record.manifest["online"]["rows"] for record in again] == [48, 60]
+    assert [record.manifest["online"]["rows"] for record in again] == [24, 30]
     for ref in ("commands@v2", "commands@v3", "commands@v4"):
         assert weights(broken, ref) == weights(whole, ref)
     assert broken.verify() == []
@@ -361,4 +361,4 @@ def test_fitting_the_router_is_told_once(new_hub: Callable[[str], AdapterHub], d
     told = CrashAt("never said")
     for _ in range(2):
         hub.predict(["turn the lamp on"], reporter=told)
-    assert told.notes == ["fitting the router analytic on 96 samples of 2 tasks; it is stored for next time"]
+    assert told.notes == ["fitting the router analytic on 64 samples of 2 tasks; it is stored for next time"]

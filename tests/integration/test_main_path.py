@@ -31,7 +31,7 @@ def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
 
     def train(folder: Path) -> None:
         hub = AdapterHub.init(folder, "tiny", quantization="none", dtype="fp32")
-        hub.add_task("commands", TRAIN, eval=TEST, epochs=6, rank=8, max_length=48, seed=1)
+        hub.add_task("commands", TRAIN, eval=TEST, epochs=4, rank=8, max_length=48, seed=1)
 
     return AdapterHub.open(trained_hub("commands-fp32", train), dtype="fp32")
 
