@@ -18,8 +18,18 @@ class Scored(BaseObjective):
     """Cross entropy of logits with the labels of a batch."""
 
     def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.weighted(functional.cross_entropy(logits, self.targets(batch), reduction="none"), batch)
+
+    @staticmethod
+    def targets(batch: Batch) -> torch.Tensor:
+        """The labels in row order, `[n]`."""
         rows, columns = batch.places
-        losses = functional.cross_entropy(logits, batch.labels[rows, columns + 1], reduction="none")
+        return batch.labels[rows, columns + 1]
+
+    @staticmethod
+    def weighted(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The losses of labels in row order, `[n]`, each times its weight."""
+        rows, columns = batch.places
         return losses if batch.weights is None else losses * batch.weights[rows, columns + 1]
 
     @torch.no_grad()

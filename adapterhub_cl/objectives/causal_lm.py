@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_cl.answering.chunked_loss import chunked_losses, is_large
 from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.answering.unpadded_attention import inputs_of
 from adapterhub_cl.data.batches import Batch
@@ -28,14 +29,25 @@ class Objective(Scored):
         return Tokeniser(tokenizer, task, max_length)
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        rows, columns = batch.places
-        if batch.unpadded is None:
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        else:
-            inputs = inputs_of(batch.unpadded)
-            columns = batch.unpadded.places[rows, columns]
-            rows = torch.zeros_like(columns)
+        inputs, rows, columns = _asked(batch)
         with at_positions(model, rows, columns):
             logits = model(**inputs, use_cache=False).logits
         found: torch.Tensor = logits[0].float()
         return found
+
+    def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+        inputs, rows, columns = _asked(batch)
+        if is_large(model, len(rows)):
+            found = chunked_losses(model, inputs, rows, columns, self.targets(batch))
+            if found is not None:
+                return self.weighted(found, batch)
+        return super().losses(model, batch)
+
+
+def _asked(batch: Batch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """The inputs of the model, and the row and column of each position whose next token is learned."""
+    rows, columns = batch.places
+    if batch.unpadded is None:
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, rows, columns
+    columns = batch.unpadded.places[rows, columns]
+    return inputs_of(batch.unpadded), torch.zeros_like(columns), columns

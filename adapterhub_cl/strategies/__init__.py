@@ -147,6 +147,9 @@ class BaseStrategy:
     acts_on_past: ClassVar[bool] = True
     """Whether its hooks do something about the past; False if `form` and `reads` are all there is to the strategy. The
     contract tests check it."""
+    reads_logits: bool = True
+    """Whether `penalty` looks at the logits. False where it does not: then those of long answers are never all in
+    memory at once."""
     watches_layers: bool = False
     """Whether it looks at layers by hooks of its own, in `[rows, length, …]`: then rows are padded."""
     Config: ClassVar[type] = NoOptions
@@ -173,7 +176,8 @@ class BaseStrategy:
         """Added to the mean loss of each batch, a scalar with a gradient; those of several strategies are summed.
 
         Args:
-            logits: of the model in training at the batch's labelled positions, `[n, vocabulary]`, fp32, in row order.
+            logits: of the model in training at the batch's labelled positions, `[n, vocabulary]`, fp32, in row order;
+                empty, `[0, 0]`, if the strategy does not read them.
         """
         return None
 

@@ -85,6 +85,8 @@ class Combined(BaseStrategy):
         self.makes = next((part.form for part in self.parts.values() if part.form), "continued")
         self.what_is_read = max((part.reads for part in self.parts.values()), key=READS.index)
         self.watches_layers = any(part.watches_layers for part in self.parts.values())
+        penalising = [part for part in self.parts.values() if type(part).penalty is not BaseStrategy.penalty]
+        self.reads_logits = any(part.reads_logits for part in penalising)
 
     @property
     def name(self) -> str:

@@ -45,6 +45,7 @@ class Strategy(BaseStrategy):
 
     shares = "the frozen sum of all earlier adapters; the new one is kept orthogonal to it"
     form = "stacked"
+    reads_logits = False
     Config = Config
 
     def begin(self, stage: Stage) -> None:

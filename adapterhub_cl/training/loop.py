@@ -262,8 +262,12 @@ class Loop:
             waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
             with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():
                 with self.autocast:
-                    logits = self.objective.logits(self.wrapped, batch)
-                    loss = self.objective.losses_of(logits, batch).sum() * factor
+                    if self.strategy.reads_logits:
+                        logits = self.objective.logits(self.wrapped, batch)
+                        losses = self.objective.losses_of(logits, batch)
+                    else:
+                        logits, losses = torch.empty(0, 0), self.objective.losses(self.wrapped, batch)
+                    loss = losses.sum() * factor
                 penalty = self.strategy.penalty(self.stage, batch, logits)
                 if penalty is not None:
                     loss = loss + penalty * (len(part) / len(mine))

@@ -266,21 +266,21 @@ def feed(count: int) -> io.StringIO:
 
 
 def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    settings: dict[str, Any] = {"every": 12, "epochs": 1, "max_length": 48, "max_forgetting": 1}
+    settings: dict[str, Any] = {"every": 24, "epochs": 1, "max_length": 48, "max_forgetting": 1}
     whole, broken = new_hub("whole", "commands"), new_hub("broken", "commands")
-    made = whole.update_online("commands", feed(30), **settings)
+    made = whole.update_online("commands", feed(52), **settings)
     assert [record.ref for record in made] == ["commands@v2", "commands@v3", "commands@v4"]
-    assert [record.manifest["online"]["rows"] for record in made] == [12, 24, 30]
+    assert [record.manifest["online"]["rows"] for record in made] == [24, 48, 52]
     assert weights(whole, "commands@v2") != weights(whole, "commands@v1")
 
     with pytest.raises(Crash):
-        broken.update_online("commands", feed(30), reporter=CrashAt("20 rows"), **settings)
+        broken.update_online("commands", feed(52), reporter=CrashAt("40 rows"), **settings)
     assert broken.get("commands").ref == "commands@v2"
     time.sleep(1)  # what was read ahead is written down meanwhile
     received = next(broken.registry.runs_dir.glob("*/received.jsonl")).read_text(encoding="utf-8").splitlines()
-    rest = io.StringIO("".join(feed(30).readlines()[len(received) :]))
+    rest = io.StringIO("".join(feed(52).readlines()[len(received) :]))
     again = broken.update_online("commands", rest, resume=True)
-    assert [record.manifest["online"]["rows"] for record in again] == [24, 30]
+    assert [record.manifest["online"]["rows"] for record in again] == [48, 52]
     for ref in ("commands@v2", "commands@v3", "commands@v4"):
         assert weights(broken, ref) == weights(whole, ref)
     assert broken.verify() == []
