@@ -34,18 +34,17 @@ class _ChunkedLosses(torch.autograd.Function):
         targets: torch.Tensor,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        dense, added = weight.to(dtype), None if bias is None else bias.to(dtype)
         rows = max(1, CHUNK_BYTES // (4 * len(weight)))
         scale = HALF_SCALE if dtype == torch.float16 else 1.0
         learns = ctx.needs_input_grad[0]
         losses, gradients = [], []
-        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = functional.linear(part.to(dtype), dense, added).float()
+        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
+            logits = _output(part, weight, bias, dtype).float()
             losses.append(functional.cross_entropy(logits, wanted, reduction="none"))
             if learns:
                 wrong = logits.softmax(-1)
                 wrong[torch.arange(len(wanted), device=wrong.device), wanted] -= 1
-                gradients.append(((wrong.mul_(scale).to(dtype) @ dense).float() / scale).to(hidden.dtype))
+                gradients.append(((wrong.mul_(scale).to(dtype) @ weight.to(dtype)).float() / scale).to(hidden.dtype))
         if learns:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
@@ -54,6 +53,10 @@ class _ChunkedLosses(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (of_hidden,) = ctx.saved_tensors
         return (of_hidden * gradients[0].unsqueeze(-1)).to(of_hidden.dtype), None, None, None, None
+
+
+def _output(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    return functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def is_large(model: Any, positions: int) -> bool:
@@ -90,8 +93,8 @@ def chunked_losses(
     dtype = torch.get_autocast_dtype(device) if autocast else head.weight.dtype
     if head not in _LINEAR:
         with torch.no_grad():
-            _LINEAR[head] = bool(torch.equal(first, functional.linear(hidden[:1].to(dtype), head.weight.to(dtype),
-                                             None if head.bias is None else head.bias.to(dtype)).to(first.dtype)))  # fmt: skip
+            alone = _output(hidden[:1], head.weight, head.bias, dtype).to(first.dtype)
+            _LINEAR[head] = torch.equal(first, alone)
     if not _LINEAR[head]:
         return None
     found: torch.Tensor = _ChunkedLosses.apply(hidden, head.weight, head.bias, targets, dtype)  # type: ignore[no-untyped-call]
