@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial, wraps
+from typing import Any
 
 # bitsandbytes: an optional kernel package that we do not need; a cast that is part of how LLM.int8 works.
 _LINES = ("gemm_4bit", "MatMul8bitLt: inputs will be cast", "MatMul8bitLt: input matrix will be converted")
@@ -44,6 +47,33 @@ def wait_politely() -> None:
     must be called before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without torch's compiler, which takes more than a second to import: bitsandbytes 0.50 passes
+    four functions to `torch.compile` as it is imported. They are compiled when they are first called instead."""
+    if "bitsandbytes" in sys.modules:
+        return
+    import torch
+
+    compile_now = torch.compile
+
+    def compile_later(function: Any = None, **options: Any) -> Any:
+        if function is None:
+            return partial(compile_later, **options)
+        compiled: Callable[[], Any] = cache(lambda: compile_now(function, **options))
+
+        @wraps(function)
+        def call(*inputs: Any, **named: Any) -> Any:
+            return compiled()(*inputs, **named)
+
+        return call
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compile_now
 
 
 @contextmanager

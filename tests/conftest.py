@@ -96,13 +96,13 @@ def _one_embedded_base() -> Iterator[None]:
 
     load, known = OpenedHub.load_base, {}  # type: ignore[var-annotated]
 
-    def shared(self: OpenedHub) -> Any:
+    def shared(self: OpenedHub, reporter: Any = None) -> Any:
         if self._loaded is None and self.base.source == "tiny":
             key = (self.base.quantization, self.base.fingerprint, self.device, self.dtype)
             if key not in known:
-                known[key] = load(self)
+                known[key] = load(self, reporter)
             self._loaded = known[key]
-        return load(self)
+        return load(self, reporter)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenedHub, "load_base", shared)

@@ -18,6 +18,7 @@ from adapterhub_cl.answering.free_mask import LABELS as PROBE_LABELS
 from adapterhub_cl.answering.free_mask import agree, by_architecture, window
 from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.bases.encoders import bare
+from adapterhub_cl.bases.this_machine import IDENTITY, UserCache
 
 
 class LabelTree:
@@ -95,19 +96,33 @@ def score_rows(
 
 
 def settle(model: Any, pad_id: int) -> bool:
-    """Whether a base can attend by a free mask: decided once for each loaded base, the same whatever is asked first."""
+    """Whether a base can attend by a free mask: decided once for each loaded base, the same whatever is asked first.
+
+    For a base with an `IDENTITY` the answer is kept in the user's cache.
+    """
     base = bare(model)
     if not hasattr(base, "_adapterhub_tree_scoring"):
-        found: bool | None = False
-        if by_architecture(base):
-            tree = LabelTree({str(k): [*ids, pad_id] for k, ids in enumerate(PROBE_LABELS)})
-            kind = torch.get_autocast_dtype(base.device.type)
-            kind = kind if torch.is_autocast_enabled(base.device.type) else base.dtype
-            found = agree(model, _plain_scores, _tree_scores, tree, pad_id, kind)
-        if found is None:  # an adapter that has diverged must not decide for the others
-            return False
+        identity = getattr(base, IDENTITY, "")
+        kept, key = UserCache("reading.json"), f"{identity}|{base.config._attn_implementation}"
+        found = {"free": True, "by label": False}.get(kept.get(key) or "") if identity else None
+        if found is None:
+            found = _compared(model, pad_id)
+            if found is None:  # an adapter that has diverged must not decide for the others
+                return False
+            if identity:
+                kept.put(key, "free" if found else "by label")
         base._adapterhub_tree_scoring = found
     return bool(base._adapterhub_tree_scoring)
+
+
+def _compared(model: Any, pad_id: int) -> bool | None:
+    base = bare(model)
+    if not by_architecture(base):
+        return False
+    tree = LabelTree({str(k): [*ids, pad_id] for k, ids in enumerate(PROBE_LABELS)})
+    kind = torch.get_autocast_dtype(base.device.type)
+    kind = kind if torch.is_autocast_enabled(base.device.type) else base.dtype
+    return agree(model, _plain_scores, _tree_scores, tree, pad_id, kind)
 
 
 def _tree_scores(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapterhub_cl.bases.sources import model_files
 from adapterhub_cl.bases.this_machine import UserCache
+from adapterhub_cl.registry.files import sha256_file
 
 
 def fingerprint(path: Path) -> str:
@@ -19,17 +20,24 @@ def fingerprint(path: Path) -> str:
     whole = hashlib.sha256()
     for file in model_files(path):
         if file.name != "generation_config.json":
-            whole.update(f"{file.name}\0{_sha256(file, cache)}\n".encode())
+            whole.update(f"{file.name}\0{file_sha256(file, cache)}\n".encode())
     return whole.hexdigest()
 
 
-def _sha256(file: Path, cache: UserCache) -> str:
-    """Of a file's content; a file of known path, size and time is not read again."""
-    stat = file.stat()
-    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    known = cache.get(key)
+def file_sha256(file: Path, cache: UserCache) -> str:
+    """SHA-256 (hexadecimal) of a file's content; a file of known path, size and time is not read again."""
+    known = cache.get(_key(file))
     if known is None:
-        with open(file, "rb") as stream:
-            known = hashlib.file_digest(stream, "sha256").hexdigest()
-        cache.put(key, known)
+        known = sha256_file(file)
+        remember_sha256(file, known, cache)
     return known
+
+
+def remember_sha256(file: Path, digest: str, cache: UserCache) -> None:
+    """Tell the cache what is known of a file that nothing has changed since."""
+    cache.put(_key(file), digest)
+
+
+def _key(file: Path) -> str:
+    stat = file.stat()
+    return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -10,6 +10,7 @@ import threading
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
 )
 
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.kept_weights import LEAST_PARAMETERS, KeptWeights
 from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encoder, objectives_of, why_unusable
-from adapterhub_cl.bases.precision import choose_dtype
+from adapterhub_cl.bases.precision import NAMES, choose_dtype
 from adapterhub_cl.bases.sources import (
     QUANTIZATIONS,
     check_tokenizer,
@@ -34,10 +37,11 @@ from adapterhub_cl.bases.sources import (
     resolve,
     stored_quantization,
 )
+from adapterhub_cl.bases.this_machine import IDENTITY
 from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.launching import local_rank
-from adapterhub_cl.quiet import no_loading_bars, quiet_third_parties
+from adapterhub_cl.quiet import import_bitsandbytes, no_loading_bars, quiet_third_parties
 from adapterhub_cl.types import BaseInfo
 
 
@@ -51,6 +55,7 @@ class LoadedBase:
         tokenizer: its tokenizer, with a padding token.
         dtype: the data type of matrix products.
         why: the reason for it; empty if the user named it.
+        note: what the user should know about how it was loaded; mostly empty.
         path: the folder it was read from.
         lock: must be held while computing with the model or changing it; threads take turns.
     """
@@ -62,6 +67,7 @@ class LoadedBase:
     dtype: torch.dtype
     device: torch.device
     why: str = ""
+    note: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -215,6 +221,7 @@ def load_base(
         BaseModelError: the base is missing, cannot be loaded, or is not the one that the hub was made for.
     """
     quiet_third_parties()
+    import_bitsandbytes()
     path = resolve(info.source, info.revision)
     if info.fingerprint and (now := fingerprint(path)) != info.fingerprint:
         raise BaseModelError(
@@ -230,18 +237,26 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        load = load_encoder if encoder else _load_causal
+        options = {
+            "dtype": kind,
+            "device_map": {"": where},
+            "attn_implementation": attention,
+            "use_safetensors": True,
+            "trust_remote_code": trust_remote_code,
+        }
+        identity = "" if trust_remote_code else _identity(info, path, kind, where)
+        quantised_here = info.quantization != "none" and not (encoder or stored)
+        kept = KeptWeights(identity) if identity and quantised_here else None
         with no_loading_bars():
-            model = load(
-                path,
-                config,
-                None if stored else _quantization_config(info.quantization, kind),
-                dtype=kind,
-                device_map={"": where},
-                attn_implementation=attention,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            )
+            model = kept.load(lambda folder: _read_kept(folder, path, config, **options)) if kept else None
+            if model is None:
+                load = load_encoder if encoder else _load_causal
+                model = load(path, config, None if stored else _quantization_config(info.quantization, kind), **options)
+                if info.quantization != "none":
+                    gc.collect()  # the 16-bit weights
+                    trim()
+                if kept:
+                    kept.store(model, model.get_memory_footprint())
     except BaseModelError:
         raise
     except Exception as error:  # tokenizers and safetensors raise their own untyped errors for damaged files
@@ -263,23 +278,44 @@ def load_base(
     check_special_ids(tokenizer, model.get_input_embeddings().num_embeddings, info.source)
     refuse_unknown_ids(model, tokenizer)
     _keep_trainable_layout(model)
-    if info.quantization != "none":
-        gc.collect()  # the 16-bit weights
-        trim()
     model.requires_grad_(False)
     model.eval()
+    if identity:
+        setattr(model, IDENTITY, identity)
     parameters = info.parameters or sum(p.numel() for p in model.parameters())
     info = replace(info, parameters=parameters, architecture=info.architecture or type(model).__name__)
-    loaded = LoadedBase(model, tokenizer, info, path, kind, where, why)
+    loaded = LoadedBase(model, tokenizer, info, path, kind, where, why, kept.note if kept else "")
     head = head_of(model)
     if head is not None and MASKED in objectives_of(info.architecture):
         head.masked = lambda: loaded.masked_lm
     return loaded
 
 
-def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
+def _identity(info: BaseInfo, path: Path, dtype: torch.dtype, device: torch.device) -> str:
+    """Whatever decides the values of the weights and what is computed with them; empty for a small base, of which
+    nothing need be kept."""
+    if info.parameters < LEAST_PARAMETERS:
+        return ""
+    versions = [version(name) for name in ("bitsandbytes", "transformers", "torch")]
+    parts = (info.fingerprint or fingerprint(path), info.quantization, NAMES[dtype], device.type, *versions)
+    return "|".join(parts)
+
+
+def _read_kept(folder: Path, base: Path, config: Any, **options: Any) -> Any:
+    model = _class_of(config).from_pretrained(folder, **options)
+    model.name_or_path = model.config._name_or_path = str(base)  # adapters record it
+    if (base / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(base)
+    return model
+
+
+def _class_of(config: Any) -> Any:
     with_images = auto_class((config.architectures or [""])[0]) != CAUSAL_CLASS
-    kind = AutoModelForImageTextToText if with_images else AutoModelForCausalLM
+    return AutoModelForImageTextToText if with_images else AutoModelForCausalLM
+
+
+def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
+    kind = _class_of(config)
     if quantization is not None and (names := _read_by_weight(kind, config)):
         quantization.llm_int8_skip_modules = names
     model, told = kind.from_pretrained(

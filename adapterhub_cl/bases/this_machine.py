@@ -10,6 +10,8 @@ from pathlib import Path
 from adapterhub_cl.errors import StorageError
 from adapterhub_cl.registry.files import atomic_write_text
 
+IDENTITY = "_adapterhub_identity"  # attribute of a model: by what the cache knows it; absent where nothing is kept
+
 
 class UserCache:
     """Texts by key in a file of the user's cache. It can be lost at any time, so every failure is harmless.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from adapterhub_cl.context import Hub
@@ -38,12 +39,14 @@ class OpenedHub:
 
     def context(self, reporter: Reporter | None = None) -> Hub:
         """What one call of a verb works with."""
-        return Hub(self.registry, self.load_base, usual(reporter))
+        return Hub(self.registry, partial(self.load_base, reporter), usual(reporter))
 
-    def load_base(self) -> LoadedBase:
+    def load_base(self, reporter: Reporter | None = None) -> LoadedBase:
         """The base, quantised as the hub says; loaded once and shared by this object's verbs."""
         if self._loaded is None:
             from adapterhub_cl.bases.loading import load_base
 
             self._loaded = load_base(self.base, device=self.device, dtype=self.dtype)
+            if self._loaded.note:
+                usual(reporter).note(f"note: {self._loaded.note}")
         return self._loaded

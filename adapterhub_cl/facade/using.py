@@ -55,7 +55,7 @@ class Using(OpenedHub):
             self._engine.close()  # it may still be answering: two at a time would take the base from each other
         if self._engine is not None and not self._engine.closed:
             raise UsageError("an engine works on this hub object already", "close it, or open the hub once more")
-        self._engine = Engine(self.registry, self.load_base(), chosen, usual(reporter))
+        self._engine = Engine(self.registry, self.load_base(reporter), chosen, usual(reporter))
         return self._engine
 
     def read_inputs(
@@ -137,7 +137,7 @@ class Using(OpenedHub):
         writing = Writing(max_new_tokens)
         requests = [AnswerRequest(example, task, adapter, writing=writing) for example in examples_of(inputs)]
         with report.piece("predicting", len(inputs)) as advance:
-            return Listing(self._alone(requests, batch_size=batch_size, progress=advance))
+            return Listing(self._alone(requests, reporter, batch_size=batch_size, progress=advance))
 
     def generate(self, text: str, **asked: Any) -> str:
         """What the base with an adapter writes after a text; arguments as `write`."""
@@ -180,7 +180,7 @@ class Using(OpenedHub):
         if self._routes(task, adapter, router, free=True):
             with self._using(router, options, reporter) as engine:
                 return engine.ask(request).result()
-        return self._alone([request])[0]
+        return self._alone([request], reporter)[0]
 
     def fit_router(
         self, router: str | None = None, *, options: Mapping[str, Any] | None = None, reporter: Reporter | None = None
@@ -282,7 +282,7 @@ class Using(OpenedHub):
             )
         yield working
 
-    def _alone(self, requests: Sequence[AnswerRequest], **options: Any) -> list[Prediction]:
+    def _alone(self, requests: Sequence[AnswerRequest], reporter: Reporter | None, **options: Any) -> list[Prediction]:
         """Answers to requests that name the same task or adapter, counted; a hub that cannot be written goes
         uncounted."""
         from adapterhub_cl.inference.requests import answer_alone, resolve
@@ -291,7 +291,7 @@ class Using(OpenedHub):
         if not requests:
             return []
         resolved = resolve(ServingTable(self.registry), requests[0])
-        found = answer_alone(self.registry, self.load_base(), requests, resolved, **options)
+        found = answer_alone(self.registry, self.load_base(reporter), requests, resolved, **options)
         tally, name = Tally(self.registry), resolved.task.name if resolved.task else ""
         tally.add(resolved.ref, name, routed=False, fallback=False, confidence=0.0, requests=len(found))
         tally.flush()
