@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all test-gpu lint install clean
 
 # torch first and by its pinned version: a bare `torch` pulls several GB of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ test: lint
 
 test-all: lint
 	ADAPTERHUB_TEST_EXAMPLES=all $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m 'not gpu'
+
+# On a machine with an NVIDIA GPU; elsewhere every test skips and says why. `-n 0`: tests share the one card.
+test-gpu: install
+	$(BIN)/pytest -q -n 0 -m gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
