@@ -139,7 +139,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
     @overload
     def evaluate(
         self,
-        refs: Sequence[str] = (),
+        refs: str | Sequence[str] = (),
         *,
         data: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
@@ -154,7 +154,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
 
     def evaluate(
         self,
-        refs: Sequence[str] = (),
+        refs: str | Sequence[str] = (),
         *,
         data: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
@@ -166,7 +166,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         """Score adapters on their tasks and record the scores.
 
         Args:
-            refs: default: every adapter that serves a task.
+            refs: one or several; default: every adapter that serves a task.
             data: default: the held-out data that each was scored on when it was made; of the default adapters, those
                 without any are skipped with a note. A version that was made of others is scored on each of its
                 tasks.
@@ -188,6 +188,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
             return hub_matrix(self.context(reporter))
         from adapterhub_cl.evaluation.recorded import score_versions
 
+        refs = [refs] if isinstance(refs, str) else refs
         return Listing(score_versions(self.context(reporter), refs, data, columns, batch_size, task))
 
     def load(self, ref: str) -> tuple[Any, Any]:

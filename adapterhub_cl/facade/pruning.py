@@ -78,7 +78,7 @@ class Pruning(OpenedHub):
 
         return unused(self.registry, days)
 
-    def remove(self, refs: Sequence[str], *, days: float = UNUSED_DAYS) -> list[AdapterRecord]:
+    def remove(self, refs: str | Sequence[str], *, days: float = UNUSED_DAYS) -> list[AdapterRecord]:
         """Mark versions deleted that `unused(days)` proposes; their files stay until `gc`.
 
         Raises:
@@ -86,4 +86,4 @@ class Pruning(OpenedHub):
         """
         from adapterhub_cl.consolidation.proposals import remove
 
-        return remove(self.registry, refs, days)
+        return remove(self.registry, [refs] if isinstance(refs, str) else refs, days)

@@ -38,14 +38,24 @@ def with_marks(test: Callable[..., Any]) -> Callable[..., Any]:
     return test
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+PLACES = [("cpu", "nf4"), ("cpu", "none"), *(pytest.param(("cuda", kind), marks=on_gpu) for kind in KINDS)]
 
 
-@pytest.fixture(params=KINDS)
-def quantization(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=PLACES, ids=lambda place: "-".join(place))
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A device and a quantisation."""
+    device, quantization = request.param
+    return device, quantization
+
+
+@pytest.fixture
+def device(place: tuple[str, str]) -> str:
+    return place[0]
+
+
+@pytest.fixture
+def quantization(place: tuple[str, str]) -> str:
+    return place[1]
 
 
 @pytest.fixture
@@ -99,7 +109,7 @@ def test_train_score_and_resume_to_the_same_bits(make: Callable[..., AdapterHub]
     broken.add_task("mood", resume=True)
     assert weights(broken, "mood") == weights(whole, "mood")
     assert broken.get("mood").metrics == record.metrics
-    scored = whole.evaluate("mood", data=test)[0]
+    _, scored = whole.evaluate("mood", data=test)[0]
     assert scored.value == pytest.approx(record.metrics["accuracy"]), "an evaluation is what predict gives"
     assert whole.verify(serving=True) == []
 
