@@ -42,6 +42,7 @@ def section(base: str, table: str, speed: float) -> dict[str, Any]:
         "peak_mb": 1000.0,
         "training_mb": 100.0,
         "rounds": [speed, speed],
+        "accuracies": [0.4, 0.6],
     }
     twice = {**row, "told": "another", "examples_per_second": 2 * speed, "cpu_seconds": 4 / speed}
     return {
@@ -65,9 +66,9 @@ def test_several_calls_make_one_page(page: ModuleType, tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
     assert [(one["base"], one["table"]) for one in stored] == [("bert", "ways"), ("tiny", "ablation"), ("tiny", "ways")]
     text = (tmp_path / "peers.md").read_text(encoding="utf-8")
-    assert "| way at 11.0 | 11.0 | 1.00× | 1.00× | 50.0% | 1,000 | 100 |  |" in text
+    assert "| way at 11.0 | 11.0 | 1.00× | 1.00× | – | – | 50.0% | 1,000 | 100 |  |" in text
     assert "| another | 22.0 | 2.00× | 2.50× |" in text
-    assert "| missing | – | – | – | – | – | – | is not installed |" in text
+    assert "| missing | – | – | – | – | – | – | – | – | is not installed |" in text
     assert "An accuracy of 100 rows is known to ±10 points." in text
     assert "way at 3.0" not in text
     fewer = section("tiny", "ways", 13.0)

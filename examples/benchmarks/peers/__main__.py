@@ -31,7 +31,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from machine import installed, processor
 
 PACKAGES = ("adapterhub-cl", "torch", "transformers", "peft", "trl", "bitsandbytes")
-MEDIANS = ("seconds", "cpu_seconds", "peak_mb", "training_mb", "compile_seconds")
+MEDIANS = (
+    *("seconds", "cpu_seconds", "peak_mb", "training_mb", "compile_seconds", "examples_per_second"),
+    *("tokens_per_second", "operations_per_second", "best_operations_per_second"),
+)
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +58,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-rows", type=int, default=1000)
     parser.add_argument("--ways", default="", help="some of the table's rows, with commas between; the first is 1.00×")
     parser.add_argument("--ablate", action="store_true", help="ours with one thing taken away at a time")
-    parser.add_argument("--repeats", type=int, default=1, help="rounds, all ways in turn; the median is told")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds, all ways in turn, each with the next seed")
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: as by default")
     parser.add_argument("-o", "--output", type=Path, help="folder for peers.md and peers.json")
     parser.add_argument("--memory", action="store_true", help="compare the memory of a larger base instead")
@@ -139,7 +142,7 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
         if why := left_out(way, encoder):
             rounds[name].append({"why": why})
         elif not any("why" in row for row in rounds[name]):
-            rounds[name].append(in_its_own_process(asked, "--one", name))
+            rounds[name].append(in_its_own_process(asked, "--one", name, "--seed", str(asked.seed + turn)))
             told = rounds[name][-1].get("why") or f"{rounds[name][-1]['examples_per_second']:.1f} examples/s"
             print(f"round {turn + 1}, {name}: {told}", file=sys.stderr, flush=True)
     rows = [{"way": name, "told": way.told, **middle(rounds[name])} for name, way in chosen.items()]
@@ -163,8 +166,7 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
             "batch size": asked.batch_size,
             "longest input": asked.max_length,
             "learning rate": done["learning_rate"],
-            "seed": asked.seed,
-            "rounds": asked.repeats,
+            "seeds" if asked.repeats > 1 else "seed": ", ".join(str(asked.seed + k) for k in range(asked.repeats)),
         },
         "versions": installed(*PACKAGES),
         "rows": rows,
@@ -172,12 +174,13 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of the rounds; accuracy is that of every round, as the seed is the same."""
+    """The medians of the rounds, and the mean of their accuracies, which are of different seeds."""
     if any("why" in row for row in rounds):
         return {"why": next(row["why"] for row in rounds if "why" in row)}
-    speeds = [row["examples_per_second"] for row in rounds]
+    speeds, scores = ([row[key] for row in rounds] for key in ("examples_per_second", "accuracy"))
     medians = {key: statistics.median(row[key] for row in rounds) for key in MEDIANS if key in rounds[0]}
-    return {**rounds[0], **medians, "examples_per_second": statistics.median(speeds), "rounds": speeds}
+    found = {**rounds[0], **medians, "accuracy": statistics.mean(scores)}
+    return {**found, "rounds": speeds, "accuracies": scores}
 
 
 def one(asked: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.data import batches
 from adapterhub_cl.data.batches import IGNORED, Batch
 from adapterhub_cl.objectives import causal_lm
+from adapterhub_cl.training.speed import Speed
 
 LOOP, LEARN, SPEED, ROWS = (f"adapterhub_cl.training.{name}" for name in ("loop", "learn", "speed", "training_rows"))
 
@@ -160,16 +161,21 @@ def ablations(encoder: bool, rows: int, length: int) -> dict[str, Way]:
     of = partial(with_ours, settled=True)
     only = {"own-dropout": Way("the base's own dropout on", of(changed=own_dropout))}
     if not encoder:
-        only = {"all-positions": Way("loss over the logits of all positions", of(changed=all_positions))}
+        unpadded = Speed("eager", padding=False)
+        only = {
+            "all-positions": Way("loss over the logits of all positions", of(changed=all_positions)),
+            "unpadded": Way("eager attention, rows without padding forced", of(chosen=unpadded)),
+        }
     return {
         "ours": Way("AdapterHub-CL, 16-bit base", of()),
         "fp32": Way("fp32 base and products", of(dtype="fp32")),
-        "sdpa": Way("sdpa attention forced", of(attention="sdpa")),
-        "eager": Way("eager attention forced", of(attention="eager")),
+        "sdpa": Way("sdpa attention forced", of(chosen=Speed("sdpa"))),
+        "eager": Way("eager attention forced", of(chosen=Speed("eager"))),
         "peft-layers": Way("PEFT's LoRA layers, not the fused ones", of(changed=peft_layers)),
         "random-batches": Way("random batches, padded to their longest", of(changed=random_batches)),
         "max-length": Way(f"random batches, padded to {length}", of(changed=padded_to(length))),
         **only,
+        "recomputed": Way("every layer computed twice", of(chosen=Speed("eager", every=1))),
         "compiled": Way("added: torch.compile", of(changed=compiled(rows, fused=True))),
         "compiled-peft": Way("added: torch.compile, over PEFT's layers", of(changed=compiled(rows, fused=False))),
     }

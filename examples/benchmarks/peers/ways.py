@@ -30,6 +30,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from utilisation import best_product, multiplied
 
 from adapterhub_cl import TrainingSettings
 from adapterhub_cl.adapters.as_served import spare_bytes
@@ -43,6 +44,7 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.metrics import accuracy
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.objectives import BaseObjective, causal_lm, sequence_classification
+from adapterhub_cl.training import speed
 from adapterhub_cl.types import BaseInfo, Example, Task
 
 # What transformers' classifiers call their heads, and the layers before them.
@@ -151,8 +153,13 @@ def measured(way: Way, lesson: Lesson) -> dict[str, Any]:
         peak = peak_bytes()
         score = score_of(trained, lesson)
     seconds, cpu_seconds = trained.seconds
+    tokens = sum(map(len, tokens_of(lesson, trained.tokenizer, lesson.train))) * lesson.settings.epochs
     return {
         "examples_per_second": len(lesson.train) * lesson.settings.epochs / seconds,
+        "tokens_per_second": tokens / seconds,
+        # A frozen base: the forward pass and the gradient of the activations, two operations a weight each.
+        "operations_per_second": 4 * multiplied(trained.model) * tokens / seconds,
+        "best_operations_per_second": best_product(),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "accuracy": score,
@@ -329,14 +336,14 @@ def since(started: tuple[float, float], less: tuple[float, float] = (0.0, 0.0)) 
 def with_ours(
     *,
     dtype: str = "auto",
-    attention: str | None = None,
+    chosen: speed.Speed | None = None,
     settled: bool = False,
     changed: Callable[[], Any] = nullcontext,
 ) -> Callable[[Lesson, ExitStack], Trained]:
     """The library's own path, from text to the best weights.
 
     Args:
-        attention: which one; None: its own choice.
+        chosen: how to compute; None: its own choice.
         settled: the choice is made before the time begins, as on a machine that has trained with this base before.
         changed: a context in which something of the library is another, for as long as it trains. What it gives, if
             anything, is a list that it puts seconds and CPU seconds into which are not the training's: of compiling.
@@ -348,7 +355,7 @@ def with_ours(
         from adapterhub_cl.adapters.lora import new_adapter
         from adapterhub_cl.progress import Reporter
         from adapterhub_cl.strategies.isolated import Strategy
-        from adapterhub_cl.training import learn, speed, training_rows
+        from adapterhub_cl.training import learn, training_rows
 
         # The choice of attention is kept in the user's cache; here every process makes its own.
         os.environ["XDG_CACHE_HOME"] = opened.enter_context(tempfile.TemporaryDirectory())
@@ -357,7 +364,7 @@ def with_ours(
         tasks = [lesson.task] if lesson.encoder else []
         model = opened.enter_context(new_adapter(base, lesson.settings, lesson.objective.task_type, tasks=tasks))
         with changed() as compiling:
-            if settled and attention is None:
+            if settled and chosen is None:
                 tokens = tokens_of(lesson, base.tokenizer, lesson.train)
                 speed.choose(model, base, lesson.objective, tokens, lesson.settings.batch_size)
             started = now()
@@ -369,13 +376,13 @@ def with_ours(
                 training_rows.TrainingSet(lesson.task, lesson.train),
                 lesson.settings,
                 run=None,
-                chosen=None if attention is None else speed.Speed(attention, spare_bytes(base)),
+                chosen=chosen and replace(chosen, keep_bytes=spare_bytes(base)),
                 on_speed=lambda choice: None,
                 accelerator=Accelerator(cpu=True),
                 reporter=Reporter(),
             )
             seconds = since(started, *(compiling or ()))
-        extra = {"attention": learned.facts["speed"]["attention"]}
+        extra = {name: learned.facts["speed"][name] for name in ("attention", "padding")}
         if compiling:
             extra["compile_seconds"] = compiling[0][0]
         return Trained(model, base.tokenizer, base.dtype, seconds, before, extra)
