@@ -183,9 +183,9 @@ def with_limits(material: Material, base: LoadedBase, settings: TrainingSettings
 
 
 def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Task:
-    """The task that a request and its data describe. Conversations are asked through the base's chat template, where it
-    has one and nobody says otherwise."""
-    template = data.read.chat is not None and request.prompt_format is None and has_chat_template(base)
+    """The task that a request and its data describe. It is asked through the base's chat template, where the base has
+    one and nobody says otherwise: an instruct model knows no other form so well."""
+    template = request.prompt_format is None and has_chat_template(base)
     return infer_task(
         request.name,
         data,
