@@ -6,13 +6,18 @@ import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.reporting.wording import size as size  # the verbs say display.size
 from adapterhub_cl.types import Evaluation
 
+if TYPE_CHECKING:
+    from adapterhub_cl.data.marked import Part
+
 NOTHING = "-"
+LEARNED = ("⟦", "⟧")
+SHOWN = 1500  # characters from each end of a long piece
 SLIGHT = 0.1  # a score below is too small to be divided by
 _STYLES = {"serves": "green", "rejected": "red", "refused": "red", "failed": "red", NOTHING: "dim"}
 _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d", 86_400))
@@ -37,8 +42,24 @@ def age(created_at: str, now: datetime | None = None) -> str:
     except ValueError:
         return created_at
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    seconds = max(0.0, ((now or datetime.now(UTC)) - then).total_seconds())
+    return duration(((now or datetime.now(UTC)) - then).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit that fits: `4 min`."""
+    seconds = max(0.0, seconds)
     return next(f"{seconds / per:.0f} {unit}" for limit, unit, per in _AGES if seconds < limit)
+
+
+def marked(parts: Sequence[Part]) -> str:
+    """A row as the base reads it, what is learned between the two `LEARNED` marks; line ends stay, and of a very long
+    piece the middle is left out."""
+    found = ""
+    for part in parts:
+        text = part.text if len(part.text) <= 2 * SHOWN else f"{part.text[:SHOWN]} [ … ] {part.text[-SHOWN:]}"
+        text = "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+        found += text.join(LEARNED) if part.learned else text
+    return found
 
 
 def moment(at: str) -> str:

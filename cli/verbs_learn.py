@@ -151,10 +151,17 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
     if session.json:
         session.give(asdict(found))
         return
-    print(f"task {found.task}: {found.examples} rows to train on, {found.held_out} held out, {found.steps} steps")
+    asked = f", prompt {found.prompt_format!r}" if found.prompt_format else ""
+    print(f"task {found.task}: {found.kind}{asked}")
+    print(f"  {found.examples} rows to train on, {found.held_out} held out, {found.steps} steps")
+    cut = f"; {found.truncated} are cut to {found.max_length}" if found.truncated else ""
+    print(f"  a row has {found.typical_length} tokens, the longest {found.longest}{cut}")
     print(f"  {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
     print(f"  computes in {found.why or found.dtype}, {found.computes}")
-    print(f"  takes about {found.memory_bytes / 1e9:.2f} GB of memory; nothing was written")
+    print(f"  takes about {display.duration(found.seconds)} and {found.memory_bytes / 1e9:.2f} GB of memory")
+    print(f"the first row, with what is learned between {display.LEARNED[0]} and {display.LEARNED[1]}:")
+    print(display.marked(found.shown))
+    print("nothing was written")
 
 
 def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, given: dict[str, Any]) -> None:

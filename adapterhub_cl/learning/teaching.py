@@ -15,6 +15,7 @@ from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.adapters.targets import left_out
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
+from adapterhub_cl.data.marked import Part, marked
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
     Material,
@@ -34,6 +35,7 @@ from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import learn
 from adapterhub_cl.training.processes import check_tracker, close_trackers, everyones, open_trackers
 from adapterhub_cl.training.runs import Run, leave
+from adapterhub_cl.training.speed import seconds_per_row
 from adapterhub_cl.training.training_rows import TrainingSet, rows_of, way_of
 from adapterhub_cl.types import AdapterRecord
 
@@ -43,24 +45,39 @@ class TrainingPlan:
     """What a run would do, from everything but the training itself.
 
     Attributes:
+        kind: of the task: `choice`, `generation` or `text`.
+        prompt_format: how it is asked.
         examples: rows that would be trained on in an epoch.
         held_out: rows held out to choose the best epoch.
+        truncated: rows that are longer than `max_length` tokens and would be cut.
+        typical_length: of the rows, in tokens: the median.
+        longest: the longest row, in tokens.
+        seconds: of all steps, by one step that was timed; scoring comes on top.
         trainable: parameters of the adapter.
         dtype: type of the products; `why` says it with the reason, empty if the user named it.
         computes: attention, padding and what is computed twice, in words.
         memory_bytes: the most memory that the run is expected to hold.
+        shown: the first row as the base reads it; what is learned of it is marked.
     """
 
     task: str
+    kind: str
+    prompt_format: str
     examples: int
     held_out: int
+    truncated: int
+    max_length: int
+    typical_length: int
+    longest: int
     steps: int
+    seconds: float
     learning_rate: float
     trainable: int
     dtype: str
     why: str
     computes: str
     memory_bytes: int
+    shown: list[Part]
 
 
 def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
@@ -81,18 +98,28 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         rows = rows_of(model, base, objective, order.strategy, lesson, settings, reporter)
         way = way_of(model, base, objective, order.strategy, rows, settings, reporter)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        each = seconds_per_row(model, base, objective, rows.training, settings, way)
+    lengths = sorted(map(len, rows.training))
     rate = settings.peak_rate(base.width, encoder=base.is_encoder)
     return TrainingPlan(
         task=material.task.name,
+        kind=material.task.kind,
+        prompt_format=material.task.prompt_format if objective.writes else "",
         examples=len(rows.training),
         held_out=len(rows.dev_tokens),
+        truncated=rows.cut,
+        max_length=rows.length,
+        typical_length=lengths[len(lengths) // 2],
+        longest=lengths[-1],
         steps=settings.steps(len(rows.training)),
+        seconds=round(each * len(rows.training) * settings.epochs, 1),
         learning_rate=rate,
         trainable=trainable,
         dtype=way.dtype,
         why=base.why,
         computes=way.describe(),
         memory_bytes=way.expected,
+        shown=marked(base.tokenizer, material.task, rows.training[0]),
     )
 
 

@@ -27,7 +27,8 @@ from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.registry import storage_errors
-from adapterhub_cl.training.layer_stack import few_layers
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.training.layer_stack import few_layers, recomputed
 
 # Another way must be this much faster than the default to be chosen: noise must not decide.
 MARGIN = 1.05
@@ -229,6 +230,28 @@ def step_seconds(model: Any, objective: BaseObjective, batch: Batch, speed: Spee
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         return time.perf_counter() - started
+
+
+def seconds_per_row(
+    model: Any,
+    base: LoadedBase,
+    objective: BaseObjective,
+    tokens: Sequence[Tokens],
+    settings: TrainingSettings,
+    way: Speed,
+) -> float:
+    """How long a row of middle length takes in a batch of such rows, by one timed step after another one."""
+    order = sorted(range(len(tokens)), key=lambda k: len(tokens[k]))
+    size = min(way.rows or settings.batch_size, len(order))
+    typical = order[(len(order) - size) // 2 :][:size]
+    batch = collate(tokens, typical, base.tokenizer.pad_token_id, padding=way.padding).to(base.device)
+    with (
+        torch.random.fork_rng(),
+        fused(model, base.dtype, way.keep_bytes),
+        recomputed(model.get_base_model(), way.every),
+    ):
+        step_seconds(model, objective, batch, way, base)  # makes kernels and buffers
+        return step_seconds(model, objective, batch, way, base) / size
 
 
 def to_json(speed: Speed) -> dict[str, Any]:

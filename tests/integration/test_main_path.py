@@ -315,6 +315,11 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(small: AdapterHub
     assert (plan.examples, plan.steps) == (facts["trained_on"], facts["steps"])
     assert (plan.held_out, plan.learning_rate) == (facts["dev_examples"], facts["learning_rate"])
     assert plan.memory_bytes > 1e8
+    assert (plan.kind, plan.prompt_format, plan.truncated) == ("choice", "instruction", facts["truncated"])
+    assert 2 < plan.typical_length <= plan.longest <= plan.max_length == 48
+    assert 0 < plan.seconds < 600
+    assert [part.learned for part in plan.shown] == [False, True]
+    assert plan.shown[1].text.split("<")[0].strip() in record.manifest["task_spec"]["labels"]
     assert facts["memory_bytes"] > 1e8
     assert facts["peak_memory_bytes"] > 1e8
     assert plan.trainable == sum(p.numel() for p in load_file(record.path / "adapter_model.safetensors").values())
