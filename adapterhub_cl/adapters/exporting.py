@@ -139,6 +139,7 @@ def _tell_prompts(
             "instruction": instruction,
             "prompt": prompt,
             "label_ids": label_ids,
+            "answer_prefix": encode.prefix.strip() if objective.writes else "",
             "longest_answer": encode.longest_answer if objective.writes else 0,
             "max_length": encode.max_length,
             "ends": _ends(tokenizer, folder, encode) if objective.writes else [],

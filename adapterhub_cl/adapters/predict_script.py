@@ -82,12 +82,13 @@ def choose(model: Any, task: dict[str, Any], ids: list[int]) -> dict[str, float]
     return dict(zip(task["label_ids"], torch.stack(logs).softmax(-1).tolist(), strict=True))
 
 
-def write(model: Any, tokenizer: Any, ids: list[int], ends: list[int], most: int) -> str:
-    """A free answer."""
+def write(model: Any, tokenizer: Any, ids: list[int], ends: list[int], most: int, prefix: str) -> str:
+    """A free answer, without what the prompt format puts before it."""
     inputs = torch.tensor([ids], device=model.device)
     settings = {"do_sample": False, "max_new_tokens": most, "eos_token_id": ends, "pad_token_id": ends[0]}
     written = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **settings)
-    return str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
+    text = str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
+    return text.removeprefix(prefix).strip()
 
 
 def main() -> None:
@@ -118,7 +119,8 @@ def main() -> None:
             best = max(scores, key=scores.__getitem__)
             answer = {"text": text, "prediction": best, "confidence": round(scores[best], 6)}
         else:
-            answer = {"text": text, "prediction": write(model, tokenizer, ids, task["ends"], asked.max_new_tokens)}
+            said = write(model, tokenizer, ids, task["ends"], asked.max_new_tokens, task["answer_prefix"])
+            answer = {"text": text, "prediction": said}
         print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 

@@ -18,7 +18,6 @@ from adapterhub_cl.answering.classifying import HeadPart, classify_rows, head_pa
 from adapterhub_cl.answering.writing import Writing, write_rows
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.data.batches import by_length
-from adapterhub_cl.data.formats import answer_prefix
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError, is_out_of_memory
@@ -107,11 +106,6 @@ class AskedRow:
         found = Tokeniser(tokenizer, task, max_length)
         found.reserve = max(1, min(self.writing.max_new_tokens or found.budget(), max_length * 3 // 4))
         return found
-
-    @property
-    def prefix(self) -> str | None:
-        """Text that the prompt format puts before the answer, and that is removed from it; see `write_rows`."""
-        return None if self.prompt else answer_prefix(self.task.prompt_format)
 
     def ready(self, encode: Tokeniser, max_length: int) -> tuple[tuple[int, ...], bool, Writing]:
         """Token ids of its prompt, whether the input was cut, and its settings with a limit that fits.
@@ -277,6 +271,10 @@ class Answerer:
             )
         return LabelledTokeniser(self.tokenizer, row.task, self.max_length)
 
+    def _prefix(self, row: AskedRow) -> str | None:
+        """The text that a row's prompt format puts before the answer, and that is removed from it; see `write_rows`."""
+        return None if row.prompt else Tokeniser(self.tokenizer, row.task, self.max_length).prefix
+
     def _tree(self, task: Task) -> LabelTree:
         key = (task.labels, task.prompt_format)
         if key not in self._trees:
@@ -322,7 +320,7 @@ class Answerer:
     def _write(self, batch: Sequence[_Ready]) -> list[Answer | Exception]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         # Positions are counted without the padding, so a long neighbour takes no room from a row.
-        wanted, prefixes = [one.writing for one in batch], [row.prefix for row in rows]
+        wanted, prefixes = [one.writing for one in batch], [self._prefix(row) for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
         with self.adapters.rows([row.mixture for row in rows], keep=True) as model:
             written = write_rows(model, self.tokenizer, prompts, wanted, prefixes=prefixes, emit=emit, halt=self.halt)

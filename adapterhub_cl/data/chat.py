@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.examples import SYSTEM
 
 _MARK = "\x02answer\x02"
 
@@ -27,15 +28,10 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
             "the prompt format 'chat' needs a base whose tokenizer has a chat template",
             "choose another one: --prompt-format instruction",
         )
+    if messages and messages[0]["role"] in SYSTEM and not takes_system(tokenizer):
+        messages = _folded(messages)
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=json.loads(tools) if tools else None,
-                tokenize=False,
-                add_generation_prompt=prompt,
-            )
-        )
+        return _rendered(tokenizer, messages, tools, prompt)
     except Exception as error:  # a template is a program: it can fail in any way
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
@@ -43,6 +39,74 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
             "let user and assistant alternate, using only roles that the template supports, or choose another prompt "
             "format, such as --prompt-format instruction",
         ) from error
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=json.loads(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
+    )
+
+
+def takes_system(tokenizer: Any) -> bool:
+    """Whether the template has a place for a system message; Gemma's refuses one, and others leave it out."""
+    return bool(_once(tokenizer, "system", _writes_system))
+
+
+def _writes_system(tokenizer: Any) -> bool:
+    said = [{"role": "system", "content": _MARK}, {"role": "user", "content": "x"}]
+    try:
+        return _MARK in _rendered(tokenizer, said, "", True)
+    except Exception:  # whatever a template raises
+        return False
+
+
+def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The conversation with its system message at the head of the first user's message, where a template has no place
+    for one, as those templates' authors advise."""
+    system, *rest = messages
+    if not rest or rest[0]["role"] != "user":
+        return [{**system, "role": "user"}, *rest]
+    return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+
+
+def reply(tokenizer: Any, text: str) -> str:
+    """An answer as the template writes it after the prompt, without the end of the turn: with the space that some add
+    there, or the empty thought of one that writes thoughts. The text itself if the template rewrites it."""
+    opening = _once(tokenizer, "opening", _opening)
+    if opening is None:
+        return text
+    messages, asked = opening
+    try:
+        whole = apply(tokenizer, [*messages, {"role": "assistant", "content": text}], prompt=False)
+    except DataError:
+        return text
+    found, end = whole[len(asked) :], turn_end(tokenizer)
+    if end is not None:
+        found, ended, _ = found.rpartition(tokenizer.convert_ids_to_tokens(end))
+        if not ended:
+            return text
+    return (found if end is not None else found.rstrip()) if whole.startswith(asked) and text.strip() in found else text
+
+
+def reply_prefix(tokenizer: Any) -> str:
+    """What `reply` puts before an answer."""
+    return str(_once(tokenizer, "prefix", lambda speaker: reply(speaker, _MARK).partition(_MARK)[0]))
+
+
+def _opening(tokenizer: Any) -> tuple[list[dict[str, str]], str] | None:
+    """A conversation that the template accepts, up to where the assistant begins, and its prompt."""
+    for before in ([], [{"role": "system", "content": "x"}]):
+        messages = [*before, {"role": "user", "content": "x"}]
+        try:
+            return messages, prompt_of(tokenizer, messages)
+        except (DataError, UsageError):
+            continue
+    return None
 
 
 def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "") -> str:
@@ -58,7 +122,9 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
     except DataError:
         return asked
     before, mark, _ = answered.partition(_MARK)
-    return before if mark and before.startswith(asked) else asked
+    if not mark or not before.startswith(asked) or before.rstrip() == asked.rstrip():  # a space belongs to the answer
+        return asked
+    return before
 
 
 def turn_end(tokenizer: Any) -> int | None:
@@ -136,9 +202,17 @@ def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools:
             behind = apply(tokenizer, messages[: k + 1], tools, prompt=False)
         except DataError:
             continue
-        if prompt.startswith(before) and prompt.startswith(behind.rstrip()) and len(behind) > len(before):
-            spans.append(range(len(before), len(behind.rstrip())))
+        behind = _through_turn(tokenizer, behind)  # some write the end of the text behind the last turn
+        if prompt.startswith(before) and prompt.startswith(behind) and len(behind) > len(before):
+            spans.append(range(len(before), len(behind)))
     return spans
+
+
+def _through_turn(tokenizer: Any, text: str) -> str:
+    """A conversation up to the end of its last turn."""
+    end = turn_end(tokenizer)
+    head, mark, _ = text.rpartition(tokenizer.convert_ids_to_tokens(end)) if end is not None else ("", "", "")
+    return head + mark if mark else text.rstrip()
 
 
 def called(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, content: str, calls: str) -> str | None:

@@ -124,10 +124,16 @@ class Tokeniser:
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer as it follows the prompt, with the id that ends it."""
-        ids = self.bare(answer_prefix(self.task.prompt_format) + text)
-        if not ids:
+        if not self.bare(text):
             raise DataError(f"the answer {text!r} has no tokens", "remove rows whose answer is empty")
-        return (*ids, self.end)
+        chats = self.task.prompt_format == "chat"
+        return (*self.bare(chat.reply(self.tokenizer, text) if chats else self.prefix + text), self.end)
+
+    @property
+    def prefix(self) -> str:
+        """The text that the prompt format puts between the prompt and an answer."""
+        chats = self.task.prompt_format == "chat"
+        return chat.reply_prefix(self.tokenizer) if chats else answer_prefix(self.task.prompt_format)
 
     def gold(self, example: Example) -> str:
         """The right answer as text. An answer that calls tools is written with the base's chat template."""
@@ -139,7 +145,7 @@ class Tokeniser:
 
     def written(self, text: str) -> str:
         """A generated answer without the format's prefix, and without surrounding blank lines and spaces."""
-        return tidy(text.removeprefix(answer_prefix(self.task.prompt_format)))
+        return tidy(text.removeprefix(self.prefix))
 
     @property
     def end(self) -> int:
