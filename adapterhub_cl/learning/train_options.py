@@ -69,7 +69,8 @@ class AddTaskOptions(UpdateOptions):
         parse="adapterhub_cl.data.tasks:read_labels",
     )  # fmt: skip
     prompt_format: str | None = option(
-        None, "how a prompt is written: a name, or a template with {instruction} and {input}",
+        None, "how a prompt is written: a name, or a template with {instruction} and {input}; default: chat if the "
+        "base has a chat template, else instruction",
         check="adapterhub_cl.data.formats:check_format",
     )  # fmt: skip
     metric: str | None = option(None, "the score that stands for the task", choices=METRIC_NAMES)
