@@ -19,8 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ def in_its_own_process(asked: argparse.Namespace, *extra: str) -> dict[str, Any]
     return found
 
 
-def compare(asked: argparse.Namespace) -> dict[str, Any]:
-    """All ways in turns, and what the page tells of them."""
+def compare(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All ways in turns; after each round what the page tells of them so far."""
     from adapterhub_cl.quiet import quiet_third_parties
 
     quiet_third_parties()
@@ -138,13 +138,21 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
         page.read(asked.output)
     chosen = ways_of(asked, encoder)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for turn, (name, way) in product(range(asked.repeats), chosen.items()):
-        if why := left_out(way, encoder):
-            rounds[name].append({"why": why})
-        elif not any("why" in row for row in rounds[name]):
-            rounds[name].append(in_its_own_process(asked, "--one", name, "--seed", str(asked.seed + turn)))
-            told = rounds[name][-1].get("why") or f"{rounds[name][-1]['examples_per_second']:.1f} examples/s"
-            print(f"round {turn + 1}, {name}: {told}", file=sys.stderr, flush=True)
+    for turn in range(asked.repeats):
+        for name, way in chosen.items():
+            if why := left_out(way, encoder):
+                rounds[name].append({"why": why})
+            elif not any("why" in row for row in rounds[name]):
+                seed = str(asked.seed + turn)
+                rounds[name].append(in_its_own_process(asked, "--one", name, "--seed", seed))
+                told = rounds[name][-1].get("why") or f"{rounds[name][-1]['examples_per_second']:.1f} examples/s"
+                print(f"round {turn + 1}, {name}: {told}", file=sys.stderr, flush=True)
+        yield _section(asked, info, chosen, rounds, turn + 1)
+
+
+def _section(
+    asked: argparse.Namespace, info: Any, chosen: dict[str, Any], rounds: dict[str, list[dict[str, Any]]], turns: int
+) -> dict[str, Any]:
     rows = [{"way": name, "told": way.told, **middle(rounds[name])} for name, way in chosen.items()]
     done = next((row for row in rows if "why" not in row), None)
     if done is None:
@@ -166,7 +174,7 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
             "batch size": asked.batch_size,
             "longest input": asked.max_length,
             "learning rate": done["learning_rate"],
-            "seeds" if asked.repeats > 1 else "seed": ", ".join(str(asked.seed + k) for k in range(asked.repeats)),
+            "seeds" if turns > 1 else "seed": ", ".join(str(asked.seed + k) for k in range(turns)),
         },
         "versions": installed(*PACKAGES),
         "rows": rows,
@@ -219,16 +227,16 @@ def main() -> None:
         memory.show(found)
         return
     try:
-        section = compare(asked)
+        for section in compare(asked):
+            if asked.output:
+                page.write(section, asked.output)
     except KeyboardInterrupt:
-        print("peers: stopped; nothing is written before every way has run", file=sys.stderr)
+        print("peers: stopped; what is written are whole rounds, in which every way has run", file=sys.stderr)
         sys.exit(130)
     print(f"{section['base_told']}, {section['task_told']}; {section['machine']}")
     page.show(section)
     if section["settings"]["training rows"] * asked.epochs < 500:
         print("So few rows say little of speed: what is made and chosen once weighs as much as the training.")
-    if asked.output:
-        page.write(section, asked.output)
 
 
 if __name__ == "__main__":
