@@ -14,6 +14,7 @@ from adapterhub_cl.options import flag, from_mapping, option
 LARGEST_SEED = 2**32 - 1
 ATTENTIONS = ("auto", "sdpa", "eager")
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", re.ASCII | re.IGNORECASE)
+LEARNED = ("all", "last")
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -61,6 +62,7 @@ class TrainingSettings:
     patience: int = option(0, "stop after this many epochs without a better one; 0 never stops early")
     checkpoint_every: int = option(100, "steps between checkpoints for --resume")
     seed: int = option(0, "seed of every random choice", stream=False)
+    learn: str = option("all", "which answers of a conversation are learned: all of the assistant's, or the last one")
     prompt_loss: float | None = option(
         None, "weight of the prompt's tokens in the loss beside the answer's; default: 0, 0.25 with --replay generated"
     )
@@ -108,6 +110,10 @@ class TrainingSettings:
             (
                 self.attention not in ATTENTIONS,
                 f"--attention must be one of {', '.join(ATTENTIONS)}, not {self.attention!r}",
+            ),
+            (
+                self.learn not in LEARNED,
+                f"--learn must be one of {', '.join(LEARNED)}, not {self.learn!r}",
             ),
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
             (self.seed > LARGEST_SEED, f"--seed must be at most {LARGEST_SEED}, not {self.seed}"),

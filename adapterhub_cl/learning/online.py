@@ -45,6 +45,7 @@ from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.training.loop_state import LoopOrder, Outcome
 from adapterhub_cl.training.runs import Run, acquire, held
 from adapterhub_cl.training.stopping import StopSignal
+from adapterhub_cl.training.training_rows import as_learned
 from adapterhub_cl.types import AdapterRecord, Example
 
 VERB = "update-online"
@@ -182,7 +183,10 @@ class Segment:
                 rate,
                 base.tokenizer.pad_token_id,
                 base.dtype,
-                [self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
+                as_learned(
+                    [self.objective.tokeniser(base.tokenizer, task, length)(origin.example) for task, origin in past],
+                    settings,
+                ),
                 [origin for _, origin in past],
                 parent.path,
             )
@@ -215,7 +219,8 @@ class Segment:
         own = [k for k, origin in enumerate(loop.origins) if origin.task == material.task.name]
         samples = [loop.origins[k].example for k in own]
         loop.leave_out([loop.fresh + own[k] for k in find_outdated(samples, batch, task.instruction)])
-        tokens = self.objective.tokeniser(self.base.tokenizer, task, length).many(batch)
+        encode = self.objective.tokeniser(self.base.tokenizer, task, length)
+        tokens = as_learned(encode.many(batch), loop.settings)
         indices = list(range(at, at + len(batch)))
         for index, one in zip(indices, tokens, strict=True):
             loop.examples[index], loop.lengths[index] = one, len(one)

@@ -112,8 +112,9 @@ def rows_of(
     if len(pairs) > len(lesson.examples):
         reporter.note(f"long texts were split into {len(pairs)} pieces of at most {length} tokens")
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
-    examples, tokens = [e for e, _ in pairs], [t for _, t in pairs]
+    examples, tokens = [e for e, _ in pairs], as_learned([t for _, t in pairs], settings)
     past, origins = _past(base, objective, lesson, length)
+    past = as_learned(past, settings)
     tasks = [lesson.task.name] * len(tokens)
     if lesson.together:  # rows like any other, but for their prompts
         examples, tokens = [*examples, *(Example("") for _ in past)], [*tokens, *past]
@@ -138,6 +139,11 @@ def rows_of(
     if lesson.together:  # one task's accuracy must not choose for all: the loss over all of them does
         dev_examples = []
     return TrainingRows(training, dev_examples, dev_tokens, past, origins, cut, length, encode)
+
+
+def as_learned(tokens: Sequence[Tokens], settings: TrainingSettings) -> list[Tokens]:
+    """The rows with the answers that count in the loss: all of a conversation, or the last one."""
+    return list(tokens) if settings.learn == "all" else [replace(row, earlier=()) for row in tokens]
 
 
 def way_of(

@@ -57,6 +57,22 @@ def test_every_answer_of_the_assistant_is_learned(speaker: Any) -> None:
     assert int((alone.labels != IGNORED).sum()) == len(tokens.answer)
 
 
+def test_the_last_answer_alone_is_learned_where_asked_for(speaker: Any) -> None:
+    from adapterhub_cl.errors import UsageError
+    from adapterhub_cl.settings import TrainingSettings
+    from adapterhub_cl.training.training_rows import as_learned
+
+    tokens = [Tokeniser(speaker, TALKS, 128)(Example.conversation(TALK))]
+    (last,) = as_learned(tokens, TrainingSettings(learn="last"))
+    batch = collate([last], [0], 0, earlier=True)
+    learned = [t for t, label in zip(batch.input_ids[0].tolist(), batch.labels[0].tolist(), strict=True) if label >= 0]
+    assert speaker.decode(learned) == "four<pad>"
+    assert last.ids == tokens[0].ids
+    assert as_learned(tokens, TrainingSettings()) == tokens
+    with pytest.raises(UsageError, match="--learn must be one of all, last, not 'first'"):
+        TrainingSettings(learn="first")
+
+
 def test_an_earlier_turn_that_the_template_rewrites_is_not_learned(speaker: Any) -> None:
     speaker.chat_template = (
         "{% for m in messages %}<s>{{ m.role }}\n"
