@@ -58,7 +58,7 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         """Make a hub in a directory that is empty or does not exist yet.
 
         Args:
-            base: `tiny` (embedded), a folder, or a hub id such as `Qwen/Qwen2.5-0.5B`.
+            base: `tiny` (embedded), a folder, a GGUF file, or a hub id such as `Qwen/Qwen2.5-0.5B`.
             quantization: `nf4`, `fp4`, `int8` or `none`.
             revision: branch, tag or commit of a hub id.
             device: `auto`, `cpu`, `cuda`, `cuda:N`.

@@ -50,7 +50,7 @@ def init(
         str | None, typer.Argument(help="the folder of the new hub; default: --hub, else $CL_ADAPTER_HUB")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="tiny (embedded), a folder, or an id such as Qwen/Qwen2.5-0.5B")
+        str | None, typer.Option(help="tiny (embedded), a folder, a GGUF file, or an id such as Qwen/Qwen2.5-0.5B")
     ] = None,
     quantization: Annotated[str, typer.Option(help="how the base is stored in memory")] = "nf4",
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the id")] = None,
@@ -59,7 +59,7 @@ def init(
     session = Session.of(ctx)
     if base is None:
         raise UsageError(
-            "init needs --base", "cl-adapter init --base tiny takes the embedded one; or a folder, or a hub id"
+            "init needs --base", "cl-adapter init --base tiny takes the embedded one; or give a folder, a GGUF file or a hub id"
         )
     if path and session.hub_path and Path(path).expanduser() != session.hub_path:
         raise UsageError(f"two places for the hub: {path} and --hub {session.hub_path}", "give one of them")
@@ -68,6 +68,8 @@ def init(
     where = Path(path).expanduser() if path else session.named()
     if where is None:
         raise UsageError("init needs a folder for the hub", "cl-adapter init my-hub --base tiny")
+    if base.lower().endswith(".gguf"):
+        session.note("reading the GGUF file; the first time it is dequantised into the cache, which takes a minute")
     hub = AdapterHub.init(where, base, quantization=quantization, revision=revision)
     found = hub.base
     if session.json:

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from adapterhub_cl.bases.sources import model_files
 from adapterhub_cl.bases.this_machine import UserCache
 from adapterhub_cl.registry.files import sha256_file
 
+GGUF = "gguf.json"  # in a kept folder: the GGUF file that it was made of
+
 
 def fingerprint(path: Path) -> str:
     """SHA-256 (hexadecimal) over the names and contents of all files that define the model.
 
     Hashes of single files are cached by path, size and modification time, so that a second call takes a few
-    milliseconds. `generation_config.json` is left out: it changes neither weights nor tokens.
+    milliseconds. `generation_config.json` is left out: it changes neither weights nor tokens. A base that is a GGUF
+    file has the hash of that file.
     """
+    if of_file := _of_gguf(path):
+        return of_file
     cache = UserCache("fingerprints.json")
     whole = hashlib.sha256()
     for file in model_files(path):
         if file.name != "generation_config.json":
             whole.update(f"{file.name}\0{file_sha256(file, cache)}\n".encode())
     return whole.hexdigest()
+
+
+def kept_room() -> Path:
+    """Where copies of bases in another form are kept; see `kept_weights`."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("adapterhub-cl") / "bases"
+
+
+def _of_gguf(path: Path) -> str:
+    """The SHA-256 of the GGUF file that a kept folder was made of; empty for any other folder."""
+    if path.parent != kept_room():
+        return ""
+    try:
+        return str(json.loads((path / GGUF).read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def file_sha256(file: Path, cache: UserCache) -> str:

@@ -1,7 +1,7 @@
-"""Quantised weights, kept in the user's cache: quantising is most of what loading a base takes.
+"""Bases in another form, kept in the user's cache: quantised weights, and what GGUF files contain.
 
-A copy is what `save_pretrained` writes of the quantised base, beside the SHA-256 of each file. It can be lost at any
-time; whatever is wrong with it, the base is quantised again.
+A copy is what `save_pretrained` writes, beside the SHA-256 of each file. It can be lost at any time, and if anything is
+wrong with it, it is made again from the base.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.bases.fingerprint import file_sha256, remember_sha256
+from adapterhub_cl.bases.fingerprint import file_sha256, kept_room, remember_sha256
 from adapterhub_cl.bases.this_machine import UserCache
 from adapterhub_cl.quiet import no_loading_bars
 from adapterhub_cl.registry.files import sha256_file
@@ -30,19 +30,17 @@ CONFIG = "config.json"
 
 
 class KeptWeights:
-    """The copy of one base, quantised one way.
+    """The copy of one base in one form.
 
     Args:
-        identity: whatever decides the quantised values: fingerprint, quantisation, type, device, versions.
+        identity: whatever decides the values: fingerprint, quantisation, type, device, versions.
 
     Attributes:
         note: what the user should know about the copy; empty if all is well.
     """
 
     def __init__(self, identity: str) -> None:
-        from platformdirs import user_cache_path
-
-        self.room = user_cache_path("adapterhub-cl") / "bases"
+        self.room = kept_room()
         self.folder = self.room / hashlib.sha256(identity.encode()).hexdigest()[:32]
         self.note = ""
 
@@ -59,7 +57,7 @@ class KeptWeights:
             found = read(self.folder)
         except Exception as error:  # transformers, safetensors and bitsandbytes raise whatever they like
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.note = f"the weights kept in {self.folder} cannot be used ({reason}); the base was quantised again"
+            self.note = f"the weights kept in {self.folder} cannot be used ({reason}); they were made again"
             shutil.rmtree(self.folder, ignore_errors=True)
             return None
         with suppress(OSError):
@@ -78,10 +76,11 @@ class KeptWeights:
             if file_sha256(self.folder / name, cache) != wanted:
                 raise ValueError(f"{name} has changed")
 
-    def store(self, model: Any, size: int) -> None:
-        """Keep a quantised model, if there is room for it; another process may be doing the same.
+    def store(self, save: Callable[[Path], object], size: int) -> None:
+        """Keep what `save` writes, if there is room for it; another process may be doing the same.
 
         Args:
+            save: gets a folder to write to, which it may have to make.
             size: of the weights, in bytes.
         """
         self._forget_unused()
@@ -91,13 +90,12 @@ class KeptWeights:
             free = shutil.disk_usage(self.room).free
             if free < ROOM * size:
                 self.note = (
-                    f"the quantised weights are not kept for the next start: {self.room} has {free / 1e9:.1f} GB free, "
+                    f"nothing is kept for the next start: {self.room} has {free / 1e9:.1f} GB free, "
                     f"and {ROOM * size / 1e9:.1f} GB are wanted"
                 )
                 return
             with no_loading_bars():
-                model.save_pretrained(unfinished)
-            (unfinished / "generation_config.json").unlink(missing_ok=True)  # read from the base itself
+                save(unfinished)
             files = {path.name: sha256_file(path) for path in sorted(unfinished.iterdir())}
             (unfinished / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
             unfinished.rename(self.folder)
@@ -106,7 +104,7 @@ class KeptWeights:
                 remember_sha256(self.folder / name, digest, cache)
         except Exception as error:  # a full disk, or a model that transformers cannot save
             if not self.folder.is_dir():  # else another process was faster
-                self.note = f"the quantised weights are not kept for the next start: {error}"
+                self.note = f"nothing is kept for the next start: {error}"
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -9,7 +9,7 @@ import re
 import threading
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encod
 from adapterhub_cl.bases.precision import NAMES, choose_dtype
 from adapterhub_cl.bases.sources import (
     QUANTIZATIONS,
+    TINY,
     check_tokenizer,
+    is_local,
     read_config,
     refuse_lacking,
     resolve,
@@ -196,7 +198,7 @@ def inspect_base(source: str, quantization: str, revision: str | None = None) ->
         raise BaseModelError(
             f"the weights of base {source!r} cannot be read: {error}", "download the base again"
         ) from error
-    local = str(path.resolve()) if source != "tiny" and Path(source).expanduser().is_dir() else source
+    local = str(Path(source).expanduser().resolve()) if source != TINY and is_local(source) else source
     return BaseInfo(local, fingerprint(path), quantization, revision, architecture, parameters)
 
 
@@ -256,7 +258,7 @@ def load_base(
                     gc.collect()  # the 16-bit weights
                     trim()
                 if kept:
-                    kept.store(model, model.get_memory_footprint())
+                    kept.store(partial(_save, model), model.get_memory_footprint())
     except BaseModelError:
         raise
     except Exception as error:  # tokenizers and safetensors raise their own untyped errors for damaged files
@@ -299,6 +301,11 @@ def _identity(info: BaseInfo, path: Path, dtype: torch.dtype, device: torch.devi
     versions = [version(name) for name in ("bitsandbytes", "transformers", "torch")]
     parts = (info.fingerprint or fingerprint(path), info.quantization, NAMES[dtype], device.type, *versions)
     return "|".join(parts)
+
+
+def _save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)  # it is read from the base itself
 
 
 def _read_kept(folder: Path, base: Path, config: Any, **options: Any) -> Any:

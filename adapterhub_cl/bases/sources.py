@@ -41,7 +41,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     """The folder that holds a base.
 
     Args:
-        source: `tiny`, a folder, or a Hub id such as `Qwen/Qwen2.5-0.5B` (downloaded once, then cached).
+        source: `tiny`, a folder, a GGUF file, or a Hub id such as `Qwen/Qwen2.5-0.5B` (downloaded once, then cached).
         revision: branch, tag or commit of a Hub id.
 
     Raises:
@@ -55,15 +55,31 @@ def resolve(source: str, revision: str | None = None) -> Path:
         path = Path(source)
     if path.is_dir():
         return _checked(path, source)
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        raise _gguf(source, path)
+    if is_gguf(source):
+        from adapterhub_cl.bases.gguf_files import unpacked
+
+        return unpacked(path)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
         raise BaseModelError(
             f"no base at {source!r}: it is not a folder" + (" but a file" if path.is_file() else ""),
-            "give a folder with config.json and *.safetensors, a Hub id such as Qwen/Qwen2.5-0.5B, or tiny",
+            "give a folder with config.json and *.safetensors, a GGUF file, a Hub id such as Qwen/Qwen2.5-0.5B, or "
+            "tiny",
         )
     return _checked(_download(source, revision), source)
+
+
+def is_gguf(source: str) -> bool:
+    """Whether a base is a GGUF file, which is unpacked into the user's cache at first."""
+    return source.lower().endswith(".gguf") and is_local(source)
+
+
+def is_local(source: str) -> bool:
+    """Whether a base is a folder or a file of this machine."""
+    try:
+        return Path(source).expanduser().exists()
+    except (RuntimeError, OSError):  # ~ of a user that does not exist; a name that is too long
+        return False
 
 
 def public_name(source: str) -> str:
@@ -99,20 +115,12 @@ def has_chat_template(base: BaseInfo) -> bool:
     return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
-def _gguf(source: str, file: Path) -> BaseModelError:
-    alone = Path(source).expanduser() == file
-    nothing = f"no base at {source!r}: it is not a folder but a file"
-    what = nothing if alone else f"no usable weights in {source!r}: they are"
-    return BaseModelError(
-        f"{what} in GGUF, llama.cpp's format, which cannot be used to train adapters",
-        "use the checkpoint that it was made from; or convert it with transformers: AutoModelForCausalLM, and "
-        f"AutoTokenizer, .from_pretrained({str(file.parent)!r}, gguf_file={file.name!r}).save_pretrained('base')",
-    )
-
-
 def _checked(path: Path, source: str) -> Path:
     if not any(path.glob("*.safetensors")) and (files := sorted(path.glob("*.gguf"))):
-        raise _gguf(source, files[0])
+        raise BaseModelError(
+            f"no usable weights in {source!r}: they are in GGUF, llama.cpp's format",
+            f"name the file: --base {files[0]}",
+        )
     if not (path / "config.json").is_file():
         raise BaseModelError(
             f"no base in {source!r}: config.json is missing", "give the folder that save_pretrained() wrote"

@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_leaves_nothing(place: Place, monkeypatch: pytest.M
 def test_a_cache_that_is_a_file_does_no_harm(place: Place) -> None:
     place.cache.mkdir()
     (place.cache / "adapterhub-cl").write_text("")
-    assert "not kept" in place.load().note
+    assert "nothing is kept" in place.load().note
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_two_at_once_keep_one_copy(place: Place) -> None:
     shutil.rmtree(copy)
     stores = [kept_weights.KeptWeights("same") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda one: one.store(base.model, 10), stores))
+        list(pool.map(lambda one: one.store(base.model.save_pretrained, 10), stores))
     assert len(place.copies) == 1
     assert [one.note for one in stores] == [""] * 4
 

@@ -35,9 +35,9 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(source: str, monkeypatch:
 
 
 def test_a_file_is_no_base(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(BaseModelError, match="but a file"):
-        resolve(str(tmp_path / "model.gguf"))
+        resolve(str(tmp_path / "model.onnx"))
 
 
 def test_a_folder_without_config(pico_copy: Copy) -> None:

@@ -62,15 +62,6 @@ def test_a_base_that_was_saved_in_4_bits_is_loaded_so(load_pico: Callable[..., A
         torch.testing.assert_close(again.model(input_ids=ids).logits, first.model(input_ids=ids).logits)
 
 
-def test_gguf_is_told_from_other_folders(tmp_path: Path) -> None:
-    file = tmp_path / "model-Q4_K_M.gguf"
-    file.write_bytes(b"GGUF")
-    for source in (file, tmp_path):
-        with pytest.raises(BaseModelError, match=r"in GGUF, llama\.cpp") as caught:
-            inspect_base(str(source), "nf4")
-        assert "gguf_file='model-Q4_K_M.gguf'" in caught.value.hint
-
-
 @pytest.mark.parametrize("name", ["pad_token", "eos_token"])
 def test_a_tokenizer_larger_than_the_embeddings(pico_copy: Callable[..., Path], name: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer

@@ -1,0 +1,65 @@
+"""GGUF files, llama.cpp's format, as bases: dequantised once into the user's cache."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from adapterhub_cl.bases.fingerprint import GGUF, file_sha256
+from adapterhub_cl.bases.kept_weights import KeptWeights
+from adapterhub_cl.bases.this_machine import UserCache
+from adapterhub_cl.errors import BaseModelError
+
+
+def unpacked(file: Path) -> Path:
+    """The folder of a GGUF file's model, tokenizer and chat template, with bf16 weights; it is made at the first call.
+
+    Raises:
+        BaseModelError: transformers cannot read this file, or there is no room for the folder.
+    """
+    file = file.resolve()
+    digest = file_sha256(file, UserCache("fingerprints.json"))
+    kept = KeptWeights(f"gguf|{digest}|{version('transformers')}")
+    found = kept.load(lambda folder: folder)
+    if found is None:
+        kept.note = ""
+        _unpack(file, digest, kept)
+        if not kept.folder.is_dir():
+            raise BaseModelError(
+                f"{file.name} cannot be unpacked: {kept.note}", "free some space, or set XDG_CACHE_HOME to another disk"
+            )
+    return kept.folder
+
+
+def _unpack(file: Path, digest: str, kept: KeptWeights) -> None:
+    if find_spec("gguf") is None:
+        raise BaseModelError(f"reading {file.name} needs the package gguf", "pip install gguf")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from adapterhub_cl.quiet import no_loading_bars, quiet_third_parties
+
+    quiet_third_parties()
+    try:
+        with no_loading_bars():
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+    except Exception as error:  # a damaged file, or an architecture that transformers does not read from GGUF
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaseModelError(
+            f"transformers cannot read {file.name}: {reason}", "use the checkpoint that it was made from"
+        ) from error
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / GGUF).write_text(json.dumps({"file": file.name, "sha256": digest}), encoding="utf-8")
+
+    kept.store(save, sum(p.numel() * p.element_size() for p in model.parameters()))
