@@ -59,7 +59,8 @@ def init(
     session = Session.of(ctx)
     if base is None:
         raise UsageError(
-            "init needs --base", "cl-adapter init --base tiny takes the embedded one; or give a folder, a GGUF file or a hub id"
+            "init needs --base",
+            "cl-adapter init --base tiny takes the embedded one; or give a folder, a GGUF file or a hub id",
         )
     if path and session.hub_path and Path(path).expanduser() != session.hub_path:
         raise UsageError(f"two places for the hub: {path} and --hub {session.hub_path}", "give one of them")
