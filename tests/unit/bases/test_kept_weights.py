@@ -127,6 +127,20 @@ def test_a_spoilt_copy_is_made_again_and_said(place: Place, spoil: Callable[[Pat
     assert place.quantised == ["base"] * 2
 
 
+def test_a_copy_is_not_blamed_for_too_little_memory(place: Place) -> None:
+    place.load()
+    (copy,) = place.copies
+    kept = kept_weights.KeptWeights("x")
+    kept.folder = copy
+
+    def full(folder: Path) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        kept.load(full)
+    assert copy.is_dir()
+
+
 def test_the_note_reaches_the_user(place: Place, tmp_path: Path) -> None:
     place.load()
     cut(place.copies[0])
