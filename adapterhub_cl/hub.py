@@ -17,9 +17,10 @@ from adapterhub_cl.facade.using import Using
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
 from adapterhub_cl.showing import Listing, card
-from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Versions
+from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Task, Versions
 
 if TYPE_CHECKING:
+    from adapterhub_cl.data.marked import Part
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 
 _List = list  # within the class, `list` is the verb
@@ -208,6 +209,31 @@ class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
         if base.is_encoder:
             return open_plain(base.model, path, base.dtype), base.tokenizer
         return open_adapter(base.model, path), base.tokenizer
+
+    def example(self, ref: str) -> _List[Part]:
+        """A replay sample of a version as the base reads it, with what is learned of it marked; empty if it has none.
+
+        Raises:
+            BaseModelError: the base is not there.
+            DataError: the samples cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        from adapterhub_cl import objectives
+        from adapterhub_cl.bases import resolve
+        from adapterhub_cl.data.marked import marked
+        from adapterhub_cl.samples.kept import kept_samples
+        from adapterhub_cl.settings import TrainingSettings
+
+        record = self.registry.get(ref)
+        samples = kept_samples(record)
+        if not samples:
+            return []
+        task = Task.from_json(record.manifest["task_spec"])
+        tokenizer = AutoTokenizer.from_pretrained(resolve(self.base.source, self.base.revision))
+        length = task.max_length or TrainingSettings().max_length
+        tokens = objectives.of(self.base).tokeniser(tokenizer, task, length).windows(samples[0])[0]
+        return marked(tokenizer, task, tokens)
 
     # -- versions and the outside ----------------------------------------------------------------
 

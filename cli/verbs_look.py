@@ -1,4 +1,4 @@
-"""`list`, `show`, `log`, `lineage`: what is there. None of them imports torch."""
+"""`list`, `show`, `log`, `lineage`: what is there. None of them imports torch, but for `show --prompt`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,6 +102,9 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
 def show(
     ctx: typer.Context,
     ref: Ref,
+    prompt: Annotated[
+        bool, typer.Option("--prompt", help="show a replay sample too, as the base reads it; what is learned is marked")
+    ] = False,
 ) -> None:
     """Show everything about one version."""
     session = Session.of(ctx)
@@ -113,11 +117,18 @@ def show(
     parents = [edge for edge in hub.lineage(record.ref) if edge.child == record.ref]
     served = sorted(task for task, answers in hub.registry.serving().items() if answers == record.ref)
     usage = hub.registry.usage(record.ref)
+    example = hub.example(record.ref) if prompt else []
     if session.json:
         about = _whole(record, scores, parents)
-        session.give({**about, "serves": served, "usage": [row.to_json() for row in usage]})
-    else:
-        _print_whole(record, scores, parents, served, usage)
+        shown = {"example": [asdict(part) for part in example]} if prompt else {}
+        session.give({**about, "serves": served, "usage": [row.to_json() for row in usage], **shown})
+        return
+    _print_whole(record, scores, parents, served, usage)
+    if prompt and not example:
+        session.note("note: it keeps no replay samples, so there is no row to show")
+    elif prompt:
+        print(f"a row, with what is learned between {display.LEARNED[0]} and {display.LEARNED[1]}:")
+        print(display.marked(example))
 
 
 def _show_base(session: Session, hub: AdapterHub) -> None:

@@ -45,7 +45,33 @@ def test_the_chat_template_is_the_default_where_there_is_one(
     plan = hub.add_task("three", rows, dry_run=True, **QUICK)
     template = "<s>user: thing 0\nassistant:"
     assert (plan.shown[0].text, plan.shown[0].learned) == (template, False)
+    first, learned = hub.example("one")
+    assert first.text.startswith("<s>user: thing ")
+    assert (first.learned, learned.learned) == (False, True)
+    assert learned.text.strip() in ("a</s>", "b</s>")
+    hub.add_task("none", rows, replay="none", **QUICK)
+    assert hub.example("none") == []
     assert {found.prediction for found in hub.predict(["thing 3"], task="one")} <= {"a", "b"}
+
+
+def test_show_prints_a_row_as_the_base_reads_it(
+    pico_path: Callable[[str], Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cl_adapter.__main__ import main
+
+    hub = AdapterHub.init(tmp_path / "hub", str(pico_path("llama")), quantization="none", dtype="fp32")
+    hub.add_task("one", rows, **QUICK)
+    hub.add_task("none", rows, replay="none", **QUICK)
+    capsys.readouterr()
+    assert main(["--hub", str(hub.folder), "show", "one", "--prompt"]) == 0
+    out = capsys.readouterr().out
+    assert "<s>user: thing " in out
+    assert "</s>⟧" in out
+    assert main(["--hub", str(hub.folder), "show", "one", "--prompt", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [part["learned"] for part in told["example"]] == [False, True]
+    assert main(["--hub", str(hub.folder), "show", "none", "--prompt"]) == 0
+    assert "keeps no replay samples" in capsys.readouterr().err
 
 
 def test_a_base_without_a_template_is_asked_by_instruction(
