@@ -34,6 +34,7 @@ from adapterhub_cl.training.layer_stack import few_layers, recomputed
 MARGIN = 1.05
 BUDGET = 2.0  # seconds; or this share of a long run:
 SHARE = 0.02
+MOST = 0.15  # of a run; a machine on which the rounds take longer computes in the default way
 LEAST_ROUNDS, MOST_ROUNDS = 3, 12
 MEASURED = 4  # layers
 WORTH = 1e12  # floating-point operations; a run of fewer takes seconds, and measuring would take as long
@@ -152,18 +153,20 @@ def choose(
             names = [name for name in names if same or WAYS[name].padding]
             if len(names) == 1:
                 return Speed(default, keep)
-            one = step(default)
-            budget = max(BUDGET, SHARE * one * total / len(tried))
+            run = step(default) * total / len(tried)
+            budget = max(BUDGET, SHARE * run)
             tell(f"measuring for about {budget:.0f} s which way to compute is fastest here; the choice is kept")
             with few_layers(inner, MEASURED):
-                chosen = fastest(step, names, budget)
+                chosen = fastest(step, names, budget, max(2 * budget, MOST * run))
             if chosen is None:
                 return Speed(default, keep)
         store.put(key, chosen)
     return replace(WAYS[chosen], keep_bytes=keep)
 
 
-def fastest(measure: Callable[[str], float], names: Sequence[str], budget: float) -> str | None:
+def fastest(
+    measure: Callable[[str], float], names: Sequence[str], budget: float, most: float | None = None
+) -> str | None:
     """The name that is clearly faster than the first one, by rounds in which all are measured in turn.
 
     None if steps are too slow for `LEAST_ROUNDS` rounds.
@@ -171,14 +174,16 @@ def fastest(measure: Callable[[str], float], names: Sequence[str], budget: float
     Args:
         measure: seconds of one step.
         budget: seconds for all rounds.
+        most: seconds after which too few rounds are given up; None: twice the budget.
     """
+    most = 2 * budget if most is None else most
     started = time.perf_counter()
     for name in names[1:]:
         measure(name)  # the first step of each makes kernels and buffers
     rounds: list[list[float]] = []
     while len(rounds) < MOST_ROUNDS and (len(rounds) < LEAST_ROUNDS or time.perf_counter() - started < budget):
         rounds.append([measure(name) for name in names])
-        if time.perf_counter() - started > 2 * budget and len(rounds) < LEAST_ROUNDS:
+        if time.perf_counter() - started > most and len(rounds) < LEAST_ROUNDS:
             return None
     scores = {}
     for column, name in enumerate(names):
