@@ -22,7 +22,7 @@ from adapterhub_cl.adapters.lora_files import check_ranks, plain_folder, read_we
 from adapterhub_cl.adapters.targets import choices, targets_of
 from adapterhub_cl.bases.encoders import head_of, put_head, take_head
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.errors import AdapterError, TrainingError, UsageError
+from adapterhub_cl.errors import AdapterError, TrainingError, UsageError, first_line
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import Task
 
@@ -106,7 +106,7 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
         return get_peft_model(base.model, config)
     except ValueError as error:
         _strip(base.model)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UsageError(
             f"--target-modules {settings.target_modules!r}: {reason}",
             f"the linear layers of this base are {', '.join(choices(base))}",
@@ -148,7 +148,7 @@ def open_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
             opened = PeftModel.from_pretrained(model, str(plain), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         _strip(model)
-        model_error = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        model_error = first_line(error)
         raise AdapterError(
             f"the adapter in {folder} does not fit this base: {model_error}",
             "it must have been trained on this same base",

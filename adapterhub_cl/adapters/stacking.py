@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from adapterhub_cl.adapters.head_files import is_head
 from adapterhub_cl.adapters.lora_config import check_config
 from adapterhub_cl.adapters.lora_files import check_ranks, config_for, plain_folder, read_weights
-from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.errors import AdapterError, UsageError, first_line
 
 BENEATH = "beneath"
 OWN = "default"
@@ -41,7 +41,7 @@ def put_beneath(model: Any, folder: Path) -> None:
         try:
             model.load_adapter(str(plain), BENEATH, is_trainable=False, torch_device=str(model.device))
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             raise AdapterError(f"the adapter in {folder} does not fit this base: {line}", "check its base") from error
     model.base_model.set_adapter([OWN, BENEATH])
     model.set_requires_grad(BENEATH, requires_grad=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from adapterhub_cl.bases.fingerprint import GGUF, file_sha256
 from adapterhub_cl.bases.kept_weights import KeptWeights
 from adapterhub_cl.bases.this_machine import UserCache
-from adapterhub_cl.errors import BaseModelError
+from adapterhub_cl.errors import BaseModelError, first_line
 
 
 def unpacked(file: Path) -> Path:
@@ -52,7 +52,7 @@ def _unpack(file: Path, digest: str, kept: KeptWeights) -> None:
                 dtype=torch.bfloat16,
             )
     except Exception as error:  # a damaged file, or an architecture that transformers does not read from GGUF
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BaseModelError(
             f"transformers cannot read {file.name}: {reason}", "use the checkpoint that it was made from"
         ) from error

@@ -19,7 +19,7 @@ from typing import Any
 
 from adapterhub_cl.bases.fingerprint import file_sha256, kept_room, remember_sha256
 from adapterhub_cl.bases.this_machine import UserCache
-from adapterhub_cl.errors import is_out_of_memory
+from adapterhub_cl.errors import first_line, is_out_of_memory
 from adapterhub_cl.quiet import no_loading_bars
 from adapterhub_cl.registry.files import sha256_file
 
@@ -59,7 +59,7 @@ class KeptWeights:
         except Exception as error:  # transformers, safetensors and bitsandbytes raise whatever they like
             if is_out_of_memory(error):  # nothing is wrong with the copy
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             self.note = f"the weights kept in {self.folder} cannot be used ({reason}); they were made again"
             shutil.rmtree(self.folder, ignore_errors=True)
             return None

@@ -41,7 +41,7 @@ from adapterhub_cl.bases.sources import (
 )
 from adapterhub_cl.bases.this_machine import IDENTITY
 from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
-from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError
+from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError, first_line
 from adapterhub_cl.launching import local_rank
 from adapterhub_cl.quiet import import_bitsandbytes, no_loading_bars, quiet_third_parties
 from adapterhub_cl.types import BaseInfo
@@ -262,7 +262,7 @@ def load_base(
     except BaseModelError:
         raise
     except Exception as error:  # tokenizers and safetensors raise their own untyped errors for damaged files
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise BaseModelError(
             f"base {info.source!r} cannot be loaded: {first}",
             "if one of its files is damaged, download it again; cl-adapter doctor checks the installation",

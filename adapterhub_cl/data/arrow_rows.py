@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.errors import DataError, UnknownNameError
+from adapterhub_cl.errors import DataError, UnknownNameError, first_line
 
 Table = tuple[list[dict[str, Any]], dict[str, tuple[str, ...]]]
 
@@ -28,9 +28,7 @@ def parse_parquet(raw: bytes, name: str) -> Table:
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(raw))
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{name}: not a readable Parquet file ({_first_line(error)})", "write the file again"
-        ) from error
+        raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})", "write the file again") from error
     info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features = info.get("info", {}).get("features", {})
     names = {
@@ -59,7 +57,7 @@ def read_saved_dataset(directory: Path, split: str) -> Table:
         loaded = datasets.load_from_disk(str(directory))
     except Exception as error:  # pyarrow and datasets have no common base class
         raise DataError(
-            f"{directory}: cannot be loaded ({_first_line(error)})", "write it again with save_to_disk"
+            f"{directory}: cannot be loaded ({first_line(error)})", "write it again with save_to_disk"
         ) from error
     return _table(_pick(loaded, split, str(directory)))
 
@@ -76,14 +74,10 @@ def read_hub_dataset(name: str, split: str) -> Table:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # network, Hub and builder errors have no common base class
         raise DataError(
-            f"{name}: no such file, and no dataset of this name could be loaded from the Hub ({_first_line(error)})",
+            f"{name}: no such file, and no dataset of this name could be loaded from the Hub ({first_line(error)})",
             "check the path; for a dataset on the Hub: check the name and the network (HF_HUB_OFFLINE unset)",
         ) from error
     return _table(_pick(loaded, split, name))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _pick(loaded: Any, split: str, name: str) -> Any:
