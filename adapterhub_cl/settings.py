@@ -16,6 +16,7 @@ ATTENTIONS = ("auto", "sdpa", "eager")
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", re.ASCII | re.IGNORECASE)
 LEARNED = ("all", "last")
 SCHEDULES = ("cosine", "linear", "constant")
+INITS = ("default", "gaussian", "orthogonal")
 
 
 def check_seed(seed: int) -> None:
@@ -52,6 +53,10 @@ class TrainingSettings:
     )
     rslora: bool = option(False, "scale by alpha/sqrt(rank) (rank-stabilised LoRA)")
     dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
+    init: str = option(
+        "default", "the first values of a fresh adapter: default (B is zero), gaussian (likewise), or orthogonal"
+    )
+    loraplus_ratio: float = option(1.0, "LoRA+: learning rate of the B matrices divided by that of the A matrices")
     max_length: int = option(512, "longest example in tokens; longer passages and conversations are cut")
     attention: str = option("auto", "auto measures which is fastest here, with rows padded or not; or sdpa, or eager")
     checkpointing: str = option(
@@ -103,6 +108,7 @@ class TrainingSettings:
             below("max_length", 8),
             positive("learning_rate"),
             positive("alpha"),
+            positive("loraplus_ratio"),
             (
                 self.schedule not in SCHEDULES,
                 f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
@@ -114,6 +120,11 @@ class TrainingSettings:
             (
                 self.learn not in LEARNED,
                 f"--learn must be one of {', '.join(LEARNED)}, not {self.learn!r}",
+            ),
+            (self.init not in INITS, f"--init must be one of {', '.join(INITS)}, not {self.init!r}"),
+            (
+                self.init == "orthogonal" and self.rank % 2 == 1,
+                f"--init orthogonal needs an even --rank, not {self.rank}",
             ),
             (not self.target_modules.strip(), "--target-modules must name at least one module"),
             (self.seed > LARGEST_SEED, f"--seed must be at most {LARGEST_SEED}, not {self.seed}"),

@@ -99,11 +99,14 @@ def _attach(base: LoadedBase, settings: TrainingSettings, task_type: str) -> Any
         fan_in_fan_out=_transposed(base.model),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
+        init_lora_weights=True if settings.init == "default" else settings.init,  # type: ignore[arg-type]
         task_type=None if encoder else task_type or None,
         bias="none",
     )
     try:
-        return get_peft_model(base.model, config)
+        model = get_peft_model(base.model, config)
+        config.init_lora_weights = True  # stored: who opens the adapter need not draw values that are replaced
+        return model
     except ValueError as error:
         _strip(base.model)
         reason = first_line(error)

@@ -102,13 +102,24 @@ class Loop:
         if wider or not self.trained:
             raise TrainingError("the strategy changed which parameters are trained")
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=self.rate, weight_decay=self.settings.weight_decay, fused=True
+            self.groups(), lr=self.rate, weight_decay=self.settings.weight_decay, fused=True
         )
         self.resume()
         # DDP is the only wrapping that is wanted; the model is on its device already.
         if self.accelerator.num_processes > 1:
             self.wrapped = self.accelerator.prepare_model(self.model)
         training_mode(self.model)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains. With LoRA+ (Hayou et al. 2024) the B matrices are a group with a rate of their
+        own; `times` says how it differs from the run's."""
+        if self.settings.loraplus_ratio == 1:
+            return [{"params": list(self.trained.values()), "times": 1.0}]
+        split: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+        for name, parameter in self.trained.items():
+            split[".lora_B." in name].append(parameter)
+        ratios = {False: 1.0, True: self.settings.loraplus_ratio}
+        return [{"params": found, "times": ratios[b]} for b, found in split.items() if found]
 
     def finish(self) -> Outcome:
         """The strategy's last word; what the run leaves."""
@@ -223,7 +234,7 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip)
         self.strategy.before_step(self.stage)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.learning_rate() * group["times"]
         self.scaler.step(self.optimizer)  # in fp16, a step whose gradients overflowed is skipped
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

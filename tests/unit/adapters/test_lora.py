@@ -85,6 +85,17 @@ def test_a_fresh_adapter_changes_nothing_and_follows_from_the_seed(pico_base: An
     assert not same(found[0], found[2])
 
 
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+def test_other_first_values_change_nothing_either(pico_base: Any, tmp_path: Path, init: str) -> None:
+    with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
+        usual = {n: p.detach().clone() for n, p in trainable(model).items()}
+    with new_adapter(pico_base, toy_settings(init=init), "CAUSAL_LM") as model:
+        torch.testing.assert_close(logits(model), logits(pico_base.model), atol=1e-5, rtol=1e-5)
+        assert not same(usual, {n: p.detach().clone() for n, p in trainable(model).items()})
+        save_adapter(model, tmp_path, "some/base")
+    assert json.loads((tmp_path / CONFIG).read_text())["init_lora_weights"] is True
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2", "bloom"])
 def test_all_linear_is_every_linear_layer_but_the_head(load_pico: Callable[..., Any], kind: str) -> None:
     base = load_pico(kind)

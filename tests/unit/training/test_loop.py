@@ -27,6 +27,7 @@ from adapterhub_cl.types import Example
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"dropout": 0.3},
+    "loraplus": {"loraplus_ratio": 4.0},
     "accumulation": {"batch_size": 2, "accumulation": 2, "dropout": 0.3, "schedule": "linear", "weight_decay": 0.1},
 }
 STEPS = 8  # two epochs of four steps, see toy_settings
@@ -587,3 +588,18 @@ def test_rows_that_are_left_out_are_reviewed_no_more() -> None:
     assert loop.stage.reviewed == {"a": [2, 3], "b": [4]}
     loop.leave_out([3, 4])
     assert (loop.stage.reviewed, loop.left_out) == ({"a": [2]}, {3, 4})
+
+
+def test_loraplus_steps_b_at_its_own_rate(pico_base: Any) -> None:
+    """AdamW's first step is the rate times the gradient's sign: B moves `ratio` times as far, A as ever."""
+    moved = {}
+    for ratio in (1.0, 8.0):
+        settings = toy_settings(epochs=1, batch_size=16, warmup=0.0, schedule="constant", loraplus_ratio=ratio)
+        with new_adapter(pico_base, settings, "CAUSAL_LM") as model:
+            for name, p in trainable(model).items():
+                torch.nn.init.constant_(p, 0.01) if "lora_B" in name else None
+            before = {n: p.detach().clone() for n, p in trainable(model).items()}
+            assert loop_of(pico_base, model, settings)().steps == 1
+            moved[ratio] = {n: (p.detach() - before[n]).abs().max().item() for n, p in trainable(model).items()}
+    for name, step in moved[1.0].items():
+        assert moved[8.0][name] == pytest.approx(step * (8 if "lora_B" in name else 1), rel=0.02), name
