@@ -1,0 +1,288 @@
+"""Which settings learn best on a real language model: each against the defaults, and a script of plain PEFT.
+
+    python examples/benchmarks/settings.py run --base PATH --work /tmp/settings
+    python examples/benchmarks/settings.py table --work /tmp/settings -o docs/benchmarks
+
+Every arm learns the same rows of each task of superni and cl15 (../shared/data) with the same seed, and is scored on
+that task's dev rows; no test row is read. `run` goes on where it stopped. `--arms a,b` and `--tasks x,y` limit it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))  # machine.py
+from machine import installed, machine
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+TASKS = {
+    "emotion": "superni", "sciq": "superni", "evalution": "superni", "glucose": "superni", "commonsenseqa": "superni",
+    "agnews": "cl15", "qqp": "cl15", "rte": "cl15",
+}  # fmt: skip
+ROWS, DEV = 240, 60
+MLP = "gate_proj,up_proj,down_proj"
+# Each arm is what it changes of the defaults; `peft` is the plain script at that rate.
+ARMS: dict[str, Mapping[str, Any]] = {
+    "default": {},
+    "rate / 4": {"times": 0.25},
+    "rate / 2": {"times": 0.5},
+    "rate x 2": {"times": 2.0},
+    "no rows held out": {"dev_share": 0.0},
+    "5 epochs": {"epochs": 5},
+    "8 epochs": {"epochs": 8},
+    "batch 8": {"batch_size": 8},
+    "batch 4": {"batch_size": 4},
+    "rank 4": {"rank": 4},
+    "rank 64": {"rank": 64},
+    "MLP only": {"target_modules": MLP},
+    "MLP only, rank 10": {"target_modules": MLP, "rank": 10},
+    "rsLoRA": {"rslora": True},
+    "LoRA+ 4": {"loraplus_ratio": 4.0},
+    "LoRA+ 16, rate / 4": {"loraplus_ratio": 16.0, "times": 0.25},
+    "DoRA": {"dora": True},
+    "gaussian": {"init": "gaussian"},
+    "orthogonal": {"init": "orthogonal"},
+    "NF4": {"quantization": "nf4"},
+    "format instruction": {"prompt_format": "instruction"},
+    "plain PEFT, 2e-4": {"peft": 2e-4},
+    "plain PEFT, 5e-4": {"peft": 5e-4},
+    "plain PEFT, 1e-3": {"peft": 1e-3},
+}
+FREE = ("sciq", "evalution", "glucose")  # scored by ROUGE-L, the others by the share of right answers
+
+
+def split(task: str, seed: int) -> tuple[list[str], list[str]]:
+    """Lines of JSON to learn from and to be scored on: dev rows, or some training rows where a task has none."""
+    folder = DATA / TASKS[task] / task
+    train = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    random.Random(f"{task} {seed}").shuffle(train)
+    dev = folder / "dev.jsonl"
+    held = dev.read_text(encoding="utf-8").splitlines() if dev.exists() else train[-DEV:]
+    known = {json.loads(line)["input"] for line in held[:DEV]}
+    return [line for line in train if json.loads(line)["input"] not in known][:ROWS], held[:DEV]
+
+
+def jobs(arms: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+    """Seed by seed, so that every arm is there as early as can be."""
+    for seed in seeds:
+        for arm in arms:
+            for task in tasks:
+                yield arm, task, seed
+
+
+def ours(base: str, arm: Mapping[str, Any], task: str, seed: int, folder: Path) -> dict[str, Any]:
+    """What `add-task NAME FILE` makes of the rows with one change of its settings."""
+    from adapterhub_cl import AdapterHub
+
+    changed = dict(arm)
+    hub = AdapterHub.init(folder / "hub", base, quantization=changed.pop("quantization", "none"))
+    times = changed.pop("times", 1.0)
+    if times != 1.0:
+        from adapterhub_cl.settings import TrainingSettings
+
+        width = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+        changed["learning_rate"] = TrainingSettings().peak_rate(width) * times
+    record = hub.add_task(task, folder / "train.jsonl", eval=folder / "dev.jsonl", seed=seed, replay="none", **changed)
+    kind = record.manifest["task_spec"]["kind"]
+    training = record.training
+    return {
+        "kind": kind,
+        "score": record.metrics["rouge_l" if task in FREE else "accuracy" if kind == "choice" else "exact_match"],
+        "metrics": record.metrics,
+        "seconds": training["seconds"],
+        "best_epoch": training["best_epoch"],
+        "losses": [round(row["loss"], 4) for row in training["history"]],
+    }
+
+
+def plain(base: str, rate: float, task: str, seed: int, folder: Path) -> dict[str, Any]:
+    """What someone writes by hand: PEFT on all linear layers, rank 16, alpha 32, transformers' Trainer, the chat
+    template, three epochs of batch 16, greedy answers. Nothing of this project but the metrics."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    from adapterhub_cl.evaluation.metrics import score
+    from adapterhub_cl.types import Task
+
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    held = [json.loads(line) for line in (folder / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def ids(row: Mapping[str, str], whole: bool) -> list[int]:
+        said = [{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}]
+        said += [{"role": "assistant", "content": row["output"]}] if whole else []
+        return list(
+            tokenizer.apply_chat_template(said, add_generation_prompt=not whole, return_dict=True)["input_ids"][:512]
+        )
+
+    features = []
+    for row in rows:
+        all_ids, asked = ids(row, True), ids(row, False)
+        features.append({"input_ids": all_ids, "labels": [-100] * len(asked) + all_ids[len(asked) :]})
+    started = time.monotonic()
+    Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(folder / "out"), per_device_train_batch_size=16, num_train_epochs=3, learning_rate=rate,
+            lr_scheduler_type="cosine", warmup_steps=0.05, seed=seed, use_cpu=True, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        ),
+        train_dataset=features,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    ).train()  # fmt: skip
+    seconds = time.monotonic() - started
+    model.eval()
+    tokenizer.padding_side = "left"
+    answers: list[str] = []
+    for k in range(0, len(held), 20):
+        batch = tokenizer.pad({"input_ids": [ids(row, False) for row in held[k : k + 20]]}, return_tensors="pt")
+        with torch.no_grad():
+            written = model.generate(**batch, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        answers += tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    found = score(
+        Task(task, "generation"),
+        [row["output"] for row in held],
+        [answer.strip() for answer in answers],
+        references=[row.get("references", []) for row in held],
+    )
+    return {
+        "metrics": found,
+        "score": found["rouge_l" if task in FREE else "exact_match"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the runs that are missing, one after another; several processes may share the work."""
+    from filelock import FileLock, Timeout
+
+    work = Path(arguments.work)
+    (work / "rows").mkdir(parents=True, exist_ok=True)
+    for arm, task, seed in jobs(chosen(arguments.arms, ARMS), chosen(arguments.tasks, TASKS), range(arguments.seeds)):
+        name = "".join(c if c.isalnum() else "-" for c in f"{arm}.{task}.{seed}")
+        place = work / "rows" / f"{name}.json"
+        try:
+            with FileLock(work / f"{name}.lock", timeout=0), tempfile.TemporaryDirectory() as folder:
+                if place.exists():
+                    continue
+                train, dev = split(task, seed)
+                for part, lines in (("train", train), ("dev", dev)):
+                    (Path(folder) / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                rate = ARMS[arm].get("peft")
+                make = ours if rate is None else plain
+                found = make(arguments.base, ARMS[arm] if rate is None else rate, task, seed, Path(folder))
+                row = {"arm": arm, "task": task, "seed": seed, "rows": len(train), "dev": len(dev), **found}
+                place.write_text(json.dumps(row) + "\n", encoding="utf-8")
+                print(f"{arm:22} {task:14} seed {seed}  {found['score']:.3f}  {found['seconds']:.0f} s", flush=True)
+        except Timeout:
+            continue  # another process is at it
+
+
+def chosen(text: str, known: Mapping[str, Any]) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()] if text else list(known)
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"no {', '.join(unknown)}; there are: {', '.join(known)}")
+    return names
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval (Student's t over pairs of a task and a seed)."""
+    from scipy import stats
+
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """settings.md and settings.json of what was measured."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(arguments.work) / "rows").iterdir())]
+    scores = {(r["arm"], r["task"], r["seed"]): r for r in rows}
+    tasks = [task for task in TASKS if any(r["task"] == task for r in rows)]
+    lines = [
+        "# Settings on a real language model",
+        "",
+        f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
+        "",
+        f"SmolLM2-135M-Instruct, 16-bit unless said otherwise. {ROWS} training rows of each task and {DEV} dev rows, "
+        "no test row. Each arm changes one thing of the defaults. The score is ROUGE-L for "
+        f"{', '.join(FREE)} and the share of right answers for the others. *Difference* is to the defaults on the same "
+        "task and seed, in points, with its 95 % interval over all pairs of a task and a seed; where the interval "
+        "contains 0, chance may explain it. `rte` has no dev rows, so some of its training rows are used.",
+        "",
+        "| arm | pairs | score | difference | from | to | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        keys = [key for key in scores if key[0] == arm and ("default", *key[1:]) in scores]
+        if not keys:
+            continue
+        apart = [100 * (scores[k]["score"] - scores["default", k[1], k[2]]["score"]) for k in keys]
+        time_ratio = statistics.median(scores[k]["seconds"] / scores["default", k[1], k[2]]["seconds"] for k in keys)
+        mean, low, high = interval(apart)
+        own = 100 * statistics.fmean(scores[k]["score"] for k in keys)
+        cells = ["–", "–", "–"] if arm == "default" else [f"{mean:+.1f}", f"{low:+.1f}", f"{high:+.1f}"]
+        lines.append(f"| {arm} | {len(keys)} | {own:.1f} | {' | '.join(cells)} | {time_ratio:.2f} × |")
+    lines += ["", "Scores of each task (mean over the seeds):", "", "| arm | " + " | ".join(tasks) + " |"]
+    lines += ["|---|" + "---|" * len(tasks)]
+    for arm in ARMS:
+        found = [[r["score"] for r in rows if (r["arm"], r["task"]) == (arm, task)] for task in tasks]
+        if any(found):
+            lines.append(
+                f"| {arm} | " + " | ".join(f"{100 * statistics.fmean(f):.1f}" if f else "–" for f in found) + " |"
+            )
+    lines += [
+        "",
+        "<!-- not run: takes hours, and the real texts and model -->",
+        "```console",
+        "$ python examples/benchmarks/settings.py run --base MODEL --work settings-work",
+        "$ python examples/benchmarks/settings.py table --work settings-work -o docs/benchmarks",
+        "```",
+    ]
+    out = Path(arguments.output)
+    (out / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / "settings.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    going = verbs.add_parser("run")
+    going.add_argument("--base", required=True, help="folder of an instruct model")
+    going.add_argument("--arms", default="", help="some of the arms, with commas between")
+    going.add_argument("--tasks", default="", help=f"some of {', '.join(TASKS)}")
+    going.add_argument("--seeds", type=int, default=3)
+    going.set_defaults(do=run)
+    shown = verbs.add_parser("table")
+    shown.add_argument("-o", "--output", required=True, help="folder for settings.md and settings.json")
+    shown.set_defaults(do=table)
+    for verb in (going, shown):
+        verb.add_argument("--work", required=True, help="folder for the results")
+    arguments = parser.parse_args()
+    if arguments.verb == "run" and not DATA.is_dir():
+        sys.exit(f"the texts are not there: {DATA}")
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()
