@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.evaluation.gate import as_share
+from adapterhub_cl.evaluation.gate import as_share, general_of
 from adapterhub_cl.reporting.wording import size as size  # the verbs say display.size
 from adapterhub_cl.types import Evaluation
 
@@ -170,6 +170,12 @@ def class_report(evaluation: Evaluation) -> None:
         ],
         right=("precision", "recall", "f1", "support"),
     )
+
+
+def show_general(gate: Mapping[str, Any]) -> None:
+    """Print what the gate measured on general text, if it did: `loss on general text 2.914 → 2.987 (+0.073 …)`."""
+    if (effect := general_of(gate)) is not None:
+        print(f"  loss on general text {effect.describe()}")
 
 
 def score_line(evaluation: Evaluation) -> str:

@@ -178,6 +178,7 @@ def _show(record: AdapterRecord, took: str = "") -> None:
             rows,
             right=("its score", record.ref, "n", "retention"),
         )
+    display.show_general(made["gate"])
     error = made.get("truncation_error")
     facts = [record.status, f"rank {record.rank}", display.size(record.bytes)]
     facts += [f"truncation error {error:.4f}"] if error is not None else []

@@ -279,6 +279,7 @@ def show_outcome(record: AdapterRecord, took: str = "", serving: Mapping[str, st
         other = f"{score.task}: " if score.task != record.task else ""
         twice = sum((s.task, s.metric) == (score.task, score.metric) for s in found) > 1
         print(f"  {other}{display.score_line(score)}{f' on {score.data}' if twice and score.data else ''}")
+    display.show_general(record.manifest.get("gate") or {})
     if (taken := record.manifest.get("takes_over")) and record.status != "active":
         print(f"  was to answer for {', '.join(taken)} too")
     elif taken:

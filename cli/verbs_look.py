@@ -15,6 +15,7 @@ from cl_adapter.app import LOOK, verb
 from cl_adapter.completion import Ref, versions
 from cl_adapter.session import Session
 
+from adapterhub_cl.evaluation.gate import general_of
 from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def _print_whole(
         "made of": _made_of(made.get("recipe") or {}),
         "for the tasks": "" if record.task else ", ".join(record.tasks),
         "retention": ", ".join(f"{t} {share:.3f}" for t, share in _finite(record.retention).items()),
+        "loss on general text": effect.describe() if (effect := general_of(made.get("gate") or {})) else "",
         "truncation error": f"{error:.4g}" if isinstance(error, int | float) and math.isfinite(error) else "",
         "answers for": ", ".join(served),
         "requests": _requests(usage, len(record.tasks) > 1),

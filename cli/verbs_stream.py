@@ -16,6 +16,7 @@ from cl_adapter.session import Session
 
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Effect
+from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import parse_set
 from adapterhub_cl.settings import TrainingSettings
@@ -118,26 +119,32 @@ def forgetting(
 
 
 @verb(MOVE, "cl-adapter promote reviews@v2")
+@takes(GeneralOptions, config=False)
 def promote(
     ctx: typer.Context,
     ref: Annotated[str, typer.Argument(help="a version", autocompletion=versions)],
     max_forgetting: MaxForgetting = None,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Let a version serve its tasks (alias production), if it passes the gate."""
     session = Session.of(ctx)
     try:
         record, decision = session.hub(write=True).promote(
-            ref, max_forgetting=max_forgetting, reporter=session.reporter()
+            ref, max_forgetting=max_forgetting, reporter=session.reporter(), **given
         )
     except GateRefused as refused:
         if not session.json:
-            show_effects(refused.record.ref, [Effect.from_json(row) for row in refused.gate["effects"]])
+            if refused.gate["effects"]:
+                show_effects(refused.record.ref, [Effect.from_json(row) for row in refused.gate["effects"]])
+            display.show_general(refused.gate)
         raise
     if session.json:
         session.give({**record.to_json(), "gate": decision.to_json()})
         return
     if decision.effects:
         show_effects(record.ref, decision.effects)
+    display.show_general(decision.to_json())
     print(f"{record.ref} serves {', '.join(record.tasks)}")
     unmeasured = [task for task in record.tasks if task not in {effect.task for effect in decision.effects}]
     if unmeasured:

@@ -90,6 +90,16 @@ def _no_fsync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _short_general_text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The gate's sample of general text in three sentences: what it says of a pico model means nothing."""
+    short = tmp_path_factory.mktemp("general") / "general.txt"
+    short.write_text("The river is wide here.\n\nBread needs time.\n\nThe train leaves at nine.\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adapterhub_cl.evaluation.general_text.BUILT_IN", short)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_embedded_base() -> Iterator[None]:
     """The embedded base is loaded once by each process of tests, and passed on to every hub that is opened on it."""
     from adapterhub_cl.facade.opened import OpenedHub

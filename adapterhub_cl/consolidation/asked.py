@@ -9,6 +9,7 @@ from typing import Any
 from adapterhub_cl import merging
 from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.options import from_mapping, option
 from adapterhub_cl.settings import TrainingSettings
 
@@ -21,7 +22,7 @@ FRESH = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredOptions:
+class MeasuredOptions(GeneralOptions):
     """The options of every verb that makes a version out of others."""
 
     min_retention: float | None = option(

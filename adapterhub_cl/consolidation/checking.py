@@ -8,6 +8,7 @@ from adapterhub_cl import merging
 from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.evaluation.general_text import general_text
 from adapterhub_cl.merging import BaseMethod
 from adapterhub_cl.registry import Registry, parse_ref
 from adapterhub_cl.types import AdapterRecord
@@ -50,6 +51,7 @@ def check_merge(
     if request.rank is not None and request.rank < 1:
         raise UsageError(f"--rank must be 1 or more, not {request.rank}", "leave it out to keep all that is there")
     least = least_retention(registry, request.min_retention)
+    general_text(registry, request)  # read early: a mistake must not cost the work before it
     if name is not None:
         check_new_name(registry, name, new_version)
     parents = find_parents(registry, request.refs, weights=request.weights, expression=request.expression)
@@ -75,6 +77,7 @@ def check_distill(
     """
     settings, held_to = request.training(), request.held_to()
     least = least_retention(registry, request.min_retention)
+    general_text(registry, request)  # read early: a mistake must not cost the work before it
     if request.start != FRESH:
         merging.build(request.start, {})
     problems = [

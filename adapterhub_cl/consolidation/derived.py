@@ -19,6 +19,8 @@ from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, one_task
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.evaluation.general_options import GeneralOptions
+from adapterhub_cl.evaluation.general_text import general_text
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.merging.factors import Factors
@@ -44,6 +46,7 @@ class Making:
         foreign: the parents are versions of another hub.
         instead: what to try where the gate refuses it.
         first: no version of the name may be there by now.
+        general: the text on which the gate measures what the base forgets, and how much it may.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Making:
     foreign: bool = False
     instead: str = "another --method or a higher --rank, distill"
     first: bool = False
+    general: GeneralOptions = field(default_factory=GeneralOptions)
 
 
 def record(
@@ -87,8 +91,9 @@ def record(
             with stored_adapter(hub.base, draft.path) as model:
                 check_served(model, hub.base, draft.path, f"the new version of {making.name}")
             yardstick = yardstick or Yardstick.of(hub, tasks)
+            general = general_text(hub.registry, making.general)
             effects, scores = yardstick.measure(hub.base, draft.path)
-            retained = Retained(making.least, tuple(effects))
+            retained = Retained(making.least, tuple(effects), None if general is None else general.of(hub, draft.path))
         report = {**making.report, "retention": retained.shares_json()}
         recipe = {**making.recipe, "min_retention": making.least, "measured": making.measure}
         text = json.dumps({"recipe": recipe, "report": report}, indent=1) + "\n"
@@ -137,11 +142,17 @@ def record(
     if not retained.passed:
         raise GateRefused(
             retained.message(made.ref),
-            f"{made.ref} is kept as rejected; try {making.instead}, or a lower --min-retention",
+            f"{made.ref} is kept as rejected; try {making.instead}, or {_looser(retained)}",
             record=made,
             gate=retained.to_json(),
         )
     return made
+
+
+def _looser(retained: Retained) -> str:
+    """The flags that would let a version pass."""
+    flags = ["a lower --min-retention"] * bool(retained.refused)
+    return " and ".join([*flags, *["a higher --max-base-forgetting"] * retained.spoils_base])
 
 
 def writer(

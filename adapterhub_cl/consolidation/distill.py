@@ -17,7 +17,7 @@ from adapterhub_cl.adapters.lora import new_adapter, save_adapter
 from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS
 from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MergeRequest
+from adapterhub_cl.consolidation.asked import FRESH, DistillRequest, MeasuredOptions, MergeRequest
 from adapterhub_cl.consolidation.checking import check_distill
 from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.merge import merged
@@ -158,7 +158,7 @@ class _Distillation:
         recipe = {
             "verb": "distill",
             "parents": self.parents.refs,
-            **{key: asked[key] for key in asked if key not in ("refs", "min_retention", "evaluate")},
+            **{key: asked[key] for key in asked if key not in ("refs", *MeasuredOptions.__dataclass_fields__)},
             "rank": rank,
             "from_hub": str(places.teachers.registry.path.resolve()) if elsewhere else "",
             "run": self.run.id,
@@ -185,6 +185,7 @@ class _Distillation:
             elsewhere,
             instead,
             self.first,
+            request,
         )
         write = _copies(self.folder(rank) / "student")
         return record(places.student, making, write, yardstick)

@@ -43,6 +43,7 @@ def merge(hub: Hub, order: MergeOrder) -> AdapterRecord:
             request.evaluate,
             report,
             first=not order.new_version,
+            general=request,
         )
         factors = {layer.name: layer.result.factors for layer in layers}
         write = writer(factors, adapters, hub.registry.base, head_of_all(parents, adapters))

@@ -15,6 +15,7 @@ from adapterhub_cl.consolidation.derived import Making, record, writer
 from adapterhub_cl.consolidation.parents import Parents, check_new_name, find_parents, least_retention
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, UsageError
+from adapterhub_cl.evaluation.general_text import general_text
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.probes import Probe, probe_of, recorded_score, score_version
 from adapterhub_cl.evaluation.retention import Retained
@@ -139,6 +140,7 @@ def prune(
             request.evaluate,
             report,
             instead="a higher --rank or --energy, --search",
+            general=request,
         )
         return record(hub, making, write)
 
@@ -181,6 +183,7 @@ def _begin(registry: Registry, request: PruneRequest, stack: ExitStack) -> tuple
     """Check what was asked, open the adapter; with the gate's bound."""
     _check(request)
     least = least_retention(registry, request.min_retention)
+    general_text(registry, request)  # read early: a mistake must not cost the work before it
     if request.search and least is None and request.bound is None:
         raise UsageError("--search needs a bound that retention must keep", "add --min-retention 0.95")
     parents = find_parents(registry, [request.ref])

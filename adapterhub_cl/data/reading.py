@@ -120,6 +120,12 @@ def at_hand(source: str) -> bool:
         return False
 
 
+def absolute(source: str | Path) -> str:
+    """An absolute path, so that another working directory does not matter; ids and `-` are returned unchanged."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if str(source) and path.exists() else str(source)
+
+
 def _extension(path: Path, source: str) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     extension = suffixes[-1] if suffixes else ""

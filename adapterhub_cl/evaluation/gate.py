@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapterhub_cl.errors import HubError, UsageError
+from adapterhub_cl.evaluation.base_effect import BaseEffect
 from adapterhub_cl.evaluation.intervals import difference_interval, mean_interval, significant_drop
 from adapterhub_cl.registry import Registry
 
@@ -113,10 +114,12 @@ class Decision:
     Attributes:
         limit: the largest accepted drop, absolute.
         effects: on each task that the version would serve.
+        general: on text that no task owns; None if that was not measured.
     """
 
     limit: float
     effects: tuple[Effect, ...]
+    general: BaseEffect | None = None
 
     @property
     def refused(self) -> tuple[Effect, ...]:
@@ -135,7 +138,12 @@ class Decision:
 
     @property
     def passed(self) -> bool:
-        return not self.refused and not self.over_together
+        return not self.refused and not self.over_together and not self.spoils_base
+
+    @property
+    def spoils_base(self) -> bool:
+        """Whether the loss on general text rises by more than it may."""
+        return self.general is not None and self.general.refused
 
     @property
     def blamed(self) -> tuple[Effect, ...]:
@@ -152,11 +160,16 @@ class Decision:
         )
 
     def message(self, ref: str) -> str:
-        """One line: which tasks drop, and by how much."""
-        if not self.refused and self.together is not None:
-            return f"the gate refused {ref}: {self.together.message(self.limit)}"
-        told = "; ".join(f"{e.task} {e.before:.3f} → {e.after:.3f} (−{e.drop:.3f}, n {e.n})" for e in self.refused)
-        return f"the gate refused {ref}: these tasks drop by more than {self.limit:g}: {told}"
+        """One line: which tasks drop, and by how much; and what the base forgot, if that is too much."""
+        why = []
+        if self.refused:
+            told = "; ".join(f"{e.task} {e.before:.3f} → {e.after:.3f} (−{e.drop:.3f}, n {e.n})" for e in self.refused)
+            why.append(f"these tasks drop by more than {self.limit:g}: {told}")
+        elif self.over_together and self.together is not None:
+            why.append(self.together.message(self.limit))
+        if self.spoils_base and self.general is not None:
+            why.append(self.general.message())
+        return f"the gate refused {ref}: {'; '.join(why)}"
 
     def to_log(self) -> dict[str, Any]:
         """The log entry of a refusal: the drops that were too large, on their own or on average. `refusal_of` reads it
@@ -170,17 +183,27 @@ class Decision:
                 for e in self.blamed
             ],
             **({"together": pooled.to_json()} if pooled is not None else {}),
+            **({"general": self.general.to_json()} if self.spoils_base and self.general is not None else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
         row = {"limit": self.limit, "passed": self.passed, "effects": [effect.to_json() for effect in self.effects]}
-        return row if self.together is None else {**row, "together": self.together.to_json()}
+        row |= {} if self.together is None else {"together": self.together.to_json()}
+        return row if self.general is None else {**row, "general": self.general.to_json()}
 
 
 def refusal_of(logged: Mapping[str, Any]) -> Decision:
     """The refusal from an entry that `Decision.to_log` wrote."""
     effects = (Effect.from_json({**row, "data": ""}) for row in logged["refused"])
-    return Decision(float(logged["limit"]), tuple(effects))
+    return Decision(float(logged["limit"]), tuple(effects), general_of(logged))
+
+
+def general_of(gate: Mapping[str, Any]) -> BaseEffect | None:
+    """The effect on general text that a gate's stored decision holds; None if it was not measured, or is damaged."""
+    try:
+        return BaseEffect.from_json(gate["general"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
 
 
 def as_share(metric: str, value: float) -> float:
@@ -188,13 +211,14 @@ def as_share(metric: str, value: float) -> float:
     return 1.0 / max(1.0, value) if metric == "perplexity" else value
 
 
-def decide(effects: Sequence[Effect], limit: float) -> Decision:
+def decide(effects: Sequence[Effect], limit: float, general: BaseEffect | None = None) -> Decision:
     """The gate's decision on a version.
 
     Args:
         limit: absolute, for each task and for the mean of several.
+        general: the effect on general text, which has a limit of its own.
     """
-    return Decision(limit, tuple(effects))
+    return Decision(limit, tuple(effects), general)
 
 
 def limit_of(registry: Registry, wanted: float | None) -> float:

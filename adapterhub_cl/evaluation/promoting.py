@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import GateRefused, StorageError, UsageError
-from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide, limit_of
+from adapterhub_cl.evaluation.base_effect import BaseEffect
+from adapterhub_cl.evaluation.gate import REFUSED, Decision, Effect, decide, general_of, limit_of
+from adapterhub_cl.evaluation.general_options import GeneralOptions
+from adapterhub_cl.evaluation.general_text import GeneralText, general_text
 from adapterhub_cl.evaluation.probes import can_answer, effect, outdated_of, probe_of, recorded_score, without
 from adapterhub_cl.registry import changes
 from adapterhub_cl.types import AdapterRecord
@@ -56,20 +60,23 @@ def promote(
     hub: Hub,
     ref: str,
     limit: float | None,
+    general: GeneralOptions = GeneralOptions(),
 ) -> tuple[AdapterRecord, Decision]:
     """Let a version serve its tasks, through the gate; see `AdapterHub.promote`."""
     bound = limit_of(hub.registry, limit)
+    watched = general_text(hub.registry, general)
     record = hub.registry.get(ref)
     if not record.tasks:
         raise UsageError(f"{record.ref} has no task to serve", "give it one: cl-adapter import … --task NAME")
     hub.registry.check_files(record)
-    decision = decide(effects_of(hub, record, record.tasks), bound)
+    lost = _base_effect(hub, record, watched, bool(general.general))
+    decision = decide(effects_of(hub, record, record.tasks), bound, lost)
     if not decision.passed:
         with suppress(StorageError):  # a read-only hub must not hide the gate's result
             hub.registry.add_event(REFUSED, record.ref, decision.to_log())
         raise GateRefused(
             decision.message(record.ref),
-            f"nothing was changed; to promote it anyway: cl-adapter promote {record.ref} --max-forgetting 1",
+            f"nothing was changed; to promote it anyway: cl-adapter promote {record.ref} {_anyway(decision)}",
             record=record,
             gate=decision.to_json(),
         )
@@ -85,3 +92,21 @@ def promote(
     if record.status == "rejected":
         hub.reporter.note(f"note: the gate refused {record.ref} when it was made; it is now active")
     return hub.registry.promote(record.ref), decision
+
+
+def _base_effect(hub: Hub, record: AdapterRecord, text: GeneralText | None, chosen: bool) -> BaseEffect | None:
+    """The effect on general text, as the version's own gate measured it.
+
+    It is measured here if another text was asked for (`chosen`), or if there is a limit and no earlier measurement.
+    """
+    known = general_of(record.manifest.get("gate") or {})
+    if text is None:
+        return known
+    if not chosen and (known is not None or text.limit is None):
+        return None if known is None else replace(known, limit=text.limit)
+    return text.of(hub, record.path)
+
+
+def _anyway(decision: Decision) -> str:
+    flags = ["--max-forgetting 1"] * bool(decision.blamed) + ["--max-base-forgetting 10"] * decision.spoils_base
+    return " ".join(flags)

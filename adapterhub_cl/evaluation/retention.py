@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_cl.evaluation.base_effect import BaseEffect
 from adapterhub_cl.evaluation.gate import Effect
 
 
@@ -22,10 +23,12 @@ class Retained:
     Attributes:
         least: the lowest accepted retention of a task; None accepts everything.
         effects: for each task the scores of its parent and of the new version, on the same examples.
+        general: the effect on text that no task owns; None if that was not measured.
     """
 
     least: float | None
     effects: tuple[Effect, ...]
+    general: BaseEffect | None = None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -46,17 +49,28 @@ class Retained:
 
     @property
     def passed(self) -> bool:
-        return not self.refused
+        return not self.refused and not self.spoils_base
+
+    @property
+    def spoils_base(self) -> bool:
+        """Whether the loss on general text rises by more than it may."""
+        return self.general is not None and self.general.refused
 
     def message(self, ref: str) -> str:
-        """One line: which tasks retain too little."""
-        told = "; ".join(f"{e.task} {retention(e):.3f} ({e.before:.3f} → {e.after:.3f}, n {e.n})" for e in self.refused)
-        return f"the gate refused {ref}: it retains less than {self.least:g} of {told}"
+        """One line: which tasks retain too little; and what the base forgot, if that is too much."""
+        why = []
+        if self.refused:
+            told = (f"{e.task} {retention(e):.3f} ({e.before:.3f} → {e.after:.3f}, n {e.n})" for e in self.refused)
+            why.append(f"it retains less than {self.least:g} of {'; '.join(told)}")
+        if self.spoils_base and self.general is not None:
+            why.append(self.general.message())
+        return f"the gate refused {ref}: {'; '.join(why)}"
 
     def to_json(self) -> dict[str, Any]:
         """The value stored in the manifest under `gate`."""
         effects: Sequence[dict[str, Any]] = [e.to_json() for e in self.effects]
-        return {"min_retention": self.least, "passed": self.passed, "effects": effects}
+        row = {"min_retention": self.least, "passed": self.passed, "effects": effects}
+        return row if self.general is None else {**row, "general": self.general.to_json()}
 
     def shares_json(self) -> dict[str, float]:
         """Task → retention, as printed in answers."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, overload
 
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
 from adapterhub_cl.learning.train_options import AddTaskOptions, OnlineOptions, UpdateOptions
-from adapterhub_cl.options import given_of, parse_set, takes
+from adapterhub_cl.options import from_mapping, given_of, parse_set, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.showing import Listing
@@ -217,8 +218,9 @@ class Learning(OpenedHub):
             )
         )
 
+    @takes(GeneralOptions)
     def promote(
-        self, ref: str, *, max_forgetting: float | None = None, reporter: Reporter | None = None
+        self, ref: str, *, max_forgetting: float | None = None, reporter: Reporter | None = None, **asked: Any
     ) -> tuple[AdapterRecord, Decision]:
         """Let a version serve its tasks (alias `production`), if it passes the gate.
 
@@ -230,7 +232,7 @@ class Learning(OpenedHub):
         """
         from adapterhub_cl.evaluation.promoting import promote
 
-        return promote(self.context(reporter), ref, max_forgetting)
+        return promote(self.context(reporter), ref, max_forgetting, from_mapping(GeneralOptions, asked, "promote"))
 
     def forgetting(self, ref: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, list[Effect]]:
         """A version's effect on every other task: what serves the task scores, and what this version scores on it.

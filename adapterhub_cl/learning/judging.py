@@ -54,6 +54,8 @@ class Judge:
         self.objective = objectives.of(self.registry.base)
         self.outdated = self._outdated()
         self.probes = self._probes()
+        if order.general is not None:
+            order.general.begin(hub)
         self._tell_unmeasured()
         self.questions: Questions | None = None
         parent = material.parent
@@ -156,7 +158,8 @@ class Judge:
             if warning := not_learned(learned):
                 self.reporter.note(warning)
             scores += learned
-        decision = decide(effects, self.order.limit)
+        general = None if self.order.general is None else self.order.general.effect(self.hub, model)
+        decision = decide(effects, self.order.limit, general)
         for text in decision.within_chance:
             self.reporter.note(text)
         return scores, decision

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.errors import GateRefused, UsageError
-from adapterhub_cl.evaluation.gate import Decision, Effect, limit_of
+from adapterhub_cl.evaluation.gate import Decision, Effect, general_of, limit_of
+from adapterhub_cl.evaluation.general_text import GeneralText, general_text
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
@@ -31,6 +32,7 @@ class TrainOrder:
         keep: which examples become replay samples.
         augments: the augmentations and how many copies each makes.
         limit: how much an old task may lose.
+        general: free text that no task owns, on which the base itself is measured.
     """
 
     request: TrainRequest
@@ -39,6 +41,7 @@ class TrainOrder:
     keep: replay.Keep
     augments: Sequence[Augment]
     limit: float
+    general: GeneralText | None
 
     @property
     def prompt_loss(self) -> float:
@@ -60,6 +63,7 @@ def order_of(registry: Registry, request: TrainRequest) -> TrainOrder:
         replay.parse(request.replay),
         augmentation.parse_all(request.augment),
         limit_of(registry, request.max_forgetting),
+        general_text(registry, request),
     )
     _refuse_writing(registry, order)
     Samples(registry).budget()
@@ -131,12 +135,18 @@ def mention_what_is_there(registry: Registry, request: TrainRequest, reporter: R
 def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
     """The error that says why a rejected version was refused, and what to try."""
     gate = record.manifest["gate"]
-    decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]))
-    hint = _what_to_try(strategy, record, decision.blamed)
+    decision = Decision(gate["limit"], tuple(Effect.from_json(row) for row in gate["effects"]), general_of(gate))
+    hint = _what_to_try(strategy, record, decision)
     return GateRefused(decision.message(record.ref), hint, record=record, gate=decision.to_json())
 
 
-def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]) -> str:
+def _what_to_try(strategy: str, record: AdapterRecord, decision: Decision) -> str:
+    refused = decision.blamed
+    if not refused:
+        return (
+            f"{record.ref} is kept as rejected and nothing was moved; try a lower --learning-rate, fewer --epochs or a "
+            f"lower --rank, or let it pass: cl-adapter promote {record.ref} --max-base-forgetting 10"
+        )
     others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
     tried = f"{others}, a lower --learning-rate"
     anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
@@ -145,4 +155,5 @@ def _what_to_try(strategy: str, record: AdapterRecord, refused: Sequence[Effect]
     return (
         f"{record.ref} is kept as rejected and nothing was moved; try {tried}, or let it "
         f"pass: cl-adapter promote {record.ref} --max-forgetting 1"
+        + (" --max-base-forgetting 10" if decision.spoils_base else "")
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
-from adapterhub_cl.data.reading import at_hand, read_rows
+from adapterhub_cl.data.reading import absolute, at_hand, read_rows
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.learning.train_options import AddTaskOptions
@@ -159,9 +159,3 @@ def _to_update(registry: Registry, name: str) -> str:
             "update the adapter of one task, then merge or distill again",
         )
     return record.name
-
-
-def absolute(source: str | Path) -> str:
-    """An absolute path, so that another working directory does not matter; ids and `-` are returned unchanged."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if str(source) and path.exists() else str(source)

@@ -15,6 +15,7 @@ from typing import Any
 from adapterhub_cl import objectives
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import Examples, read_examples
+from adapterhub_cl.data.reading import absolute
 from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.gate import as_share
@@ -23,7 +24,7 @@ from adapterhub_cl.evaluation.probes import Probe, score, score_version
 from adapterhub_cl.evaluation.stages import matrix_of
 from adapterhub_cl.learning.material import described_task
 from adapterhub_cl.learning.order import finished, order_of, refusal
-from adapterhub_cl.learning.request import TrainRequest, absolute
+from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.learning.stream_file import StreamFile, StreamTask, check_leaks, digest
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.registry import Registry

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_cl import replay
+from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.options import option
 from adapterhub_cl.types import METRICS, TASK_KINDS
 
@@ -15,12 +16,12 @@ METRIC_NAMES = tuple(dict.fromkeys(name for names in METRICS.values() for name i
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineOptions:
+class OnlineOptions(GeneralOptions):
     """The options of `update --online`, which the other training verbs have too."""
 
     eval: str = option(
         "", "held-out data to score the finished adapter on; never used to choose anything", stream=False,
-        parse="adapterhub_cl.learning.request:absolute",
+        parse="adapterhub_cl.data.reading:absolute",
     )  # fmt: skip
     strategy: str = option(
         "isolated", "how training treats the past; several with + between", stream=False, names="strategies"

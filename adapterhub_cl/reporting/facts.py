@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adapterhub_cl.evaluation.base_effect import BaseEffect
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Event, Usage
@@ -182,6 +183,7 @@ class Facts:
     matrix: AccuracyMatrix | None = None
     stages: tuple[str, ...] = ()
     gates: tuple[GateFacts, ...] = ()
+    base_effects: tuple[tuple[str, BaseEffect], ...] = ()
     derived: tuple[DerivedFacts, ...] = ()
     edges: tuple[Edge, ...] = ()
     router: RouterFacts | None = None

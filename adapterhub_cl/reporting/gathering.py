@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from adapterhub_cl.errors import AdapterHubError, UsageError
-from adapterhub_cl.evaluation.gate import REFUSED, Effect, refusal_of
+from adapterhub_cl.evaluation.base_effect import BaseEffect
+from adapterhub_cl.evaluation.gate import REFUSED, Effect, general_of, refusal_of
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.evaluation.stages import learned
 from adapterhub_cl.registry import Event, Registry, files
@@ -113,6 +114,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         matrix=matrix,
         stages=tuple(record.ref for record in stages),
         gates=tuple(sorted([*made, *_promotions(events, notes)], key=lambda gate: gate.at, reverse=True)),
+        base_effects=tuple(_each(notes, "the loss on general text of", reversed(records), _base_effect)),
         derived=tuple(_each(notes, "the recipe of", reversed(records), lambda r: _derived(r, notes))),
         edges=tuple(registry.lineage()),
         router=_router(registry.path / ROUTERS, list(serving), notes),
@@ -210,6 +212,11 @@ def _gate(record: AdapterRecord) -> GateFacts | None:
         status=record.status,
         effects=effects,
     )
+
+
+def _base_effect(record: AdapterRecord) -> tuple[str, BaseEffect] | None:
+    effect = general_of(record.manifest.get("gate") or {})
+    return None if effect is None else (record.ref, effect)
 
 
 def _promotions(events: Sequence[Event], notes: _Notes) -> list[GateFacts]:
