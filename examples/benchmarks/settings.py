@@ -44,18 +44,18 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "rank 4": {"rank": 4},
     "rank 64": {"rank": 64},
     "MLP only": {"target_modules": MLP},
-    "MLP only, rank 10": {"target_modules": MLP, "rank": 10},
+    "MLP only at rank 10": {"target_modules": MLP, "rank": 10},
     "rsLoRA": {"rslora": True},
     "LoRA+ 4": {"loraplus_ratio": 4.0},
-    "LoRA+ 16, rate / 4": {"loraplus_ratio": 16.0, "times": 0.25},
+    "LoRA+ 16 at rate / 4": {"loraplus_ratio": 16.0, "times": 0.25},
     "DoRA": {"dora": True},
     "gaussian": {"init": "gaussian"},
     "orthogonal": {"init": "orthogonal"},
     "NF4": {"quantization": "nf4"},
     "format instruction": {"prompt_format": "instruction"},
-    "plain PEFT, 2e-4": {"peft": 2e-4},
-    "plain PEFT, 5e-4": {"peft": 5e-4},
-    "plain PEFT, 1e-3": {"peft": 1e-3},
+    "plain PEFT 2e-4": {"peft": 2e-4},
+    "plain PEFT 5e-4": {"peft": 5e-4},
+    "plain PEFT 1e-3": {"peft": 1e-3},
 }
 FREE = ("sciq", "evalution", "glucose")  # scored by ROUGE-L, the others by the share of right answers
 
@@ -93,7 +93,7 @@ def ours(base: str, arm: Mapping[str, Any], task: str, seed: int, folder: Path) 
         changed["learning_rate"] = TrainingSettings().peak_rate(width) * times
     record = hub.add_task(task, folder / "train.jsonl", eval=folder / "dev.jsonl", seed=seed, replay="none", **changed)
     kind = record.manifest["task_spec"]["kind"]
-    training = record.training
+    training = json.loads((record.path / "training.json").read_text(encoding="utf-8"))
     return {
         "kind": kind,
         "score": record.metrics["rouge_l" if task in FREE else "accuracy" if kind == "choice" else "exact_match"],

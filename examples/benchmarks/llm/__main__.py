@@ -1,0 +1,156 @@
+"""Streams of tasks on a real language model: what each method has learned at the end, and what it forgot on the way.
+
+    python examples/benchmarks/llm run --base MODEL --work llm-work
+    python examples/benchmarks/llm table --work llm-work -o docs/benchmarks
+
+`superni` has seven tasks, most of them with free answers, and three seeds; order1 to order4 are those of cl15 with one
+seed. `run` goes on where it stopped, and several may share one `--work`. The texts are those of ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+sys.path.append(str(Path(__file__).parents[1]))  # machine.py
+from machine import installed, machine
+from streams import DATA, STREAMS, Budget, write_rows
+
+from adapterhub_cl.registry.files import atomic_write_text
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "adapterhub-cl")
+METHODS = ("base", "ours", "multitask", "sequential", "replay", "distilled", "der", "inflora", "lwf", "ewc", "olora")
+SEEDS = {"superni": 3}  # of the others one
+Job = tuple[str, str, int]
+
+
+def jobs(streams: Iterable[str], methods: Iterable[str]) -> Iterator[Job]:
+    """(stream, method, seed), the telling ones first; the base has no seed."""
+    for seed in range(max(SEEDS.values())):
+        for stream in streams:
+            for method in methods:
+                if seed < SEEDS.get(stream, 1) and not (method == "base" and seed):
+                    yield stream, method, seed
+
+
+def name_of(job: Job) -> str:
+    return "-".join(map(str, job))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the runs that are missing, each in a process of its own."""
+    work = Path(arguments.work).resolve()
+    for folder in ("results", "logs", "locks", "hubs"):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    budget = Budget(arguments.rows, arguments.test_rows, arguments.epochs)
+    asked = {"base": str(Path(arguments.base).resolve()), "quantization": arguments.quantization, **asdict(budget)}
+    told = work / "asked.json"
+    if told.exists() and json.loads(told.read_text(encoding="utf-8")) != asked:
+        sys.exit(f"{work} holds runs with other settings, see {told}; give this one another --work")
+    atomic_write_text(told, json.dumps(asked))
+    failed = 0
+    for job in jobs(chosen(arguments.streams, STREAMS), chosen(arguments.methods, METHODS)):
+        result = work / "results" / f"{name_of(job)}.json"
+        try:
+            with FileLock(work / "locks" / f"{name_of(job)}.lock", timeout=0):
+                if result.exists():
+                    continue
+                words = [sys.executable, "-u", str(Path(__file__).parent), "one", "--work", str(work), *map(str, job)]
+                with (work / "logs" / f"{name_of(job)}.log").open("a") as log:
+                    code = subprocess.run(words, stdout=log, stderr=log, env=os.environ, check=False).returncode
+                if code:
+                    failed += 1
+                    print(f"{name_of(job)}: failed, see {log.name}", file=sys.stderr, flush=True)
+                else:
+                    row = json.loads(result.read_text(encoding="utf-8"))
+                    print(f"{name_of(job)}: AP {row['ap']:.4f} in {row['seconds']:.0f} s", flush=True)
+        except Timeout:
+            continue  # another process is at it
+    sys.exit(1 if failed else 0)
+
+
+def one(arguments: argparse.Namespace) -> None:
+    """A single run, in this process."""
+    from methods import NEEDS_OURS, Place, measured
+
+    work, (stream, method, seed) = Path(arguments.work), (arguments.stream, arguments.method, arguments.seed)
+    asked = json.loads((work / "asked.json").read_text(encoding="utf-8"))
+    budget = Budget(asked["rows"], asked["tests"], asked["epochs"], asked["max_length"])
+    data = work / "data" / f"{stream}-{seed}"
+    with FileLock(work / "locks" / f"data-{stream}-{seed}.lock"):
+        write_rows(data, STREAMS[stream], budget, seed)
+    ours = work / "hubs" / name_of((stream, "ours", seed))
+    if method in NEEDS_OURS and not (work / "results" / f"{ours.name}.json").exists():
+        sys.exit(f"{method} needs what `ours` leaves for {stream} with seed {seed}: run that first")
+    hub = work / "hubs" / name_of((stream, method, seed))
+    place = Place(asked["base"], asked["quantization"], hub, ours, data, STREAMS[stream], seed, budget)
+    row = {"stream": stream, "method": method, "seed": seed, **asked, **measured(method, place)}
+    row["machine"] = f"{machine()}, " + ", ".join(f"{k} {v}" for k, v in installed(*PACKAGES).items())
+    atomic_write_text(work / "results" / f"{name_of((stream, method, seed))}.json", json.dumps(row))
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """llm.md and llm.json of what was measured."""
+    from llm_page import page
+
+    paths = sorted((Path(arguments.work) / "results").glob("*.json"))
+    rows: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if not rows:
+        sys.exit(f"{arguments.work}: nothing was measured; `run` first")
+    out = Path(arguments.output)
+    atomic_write_text(out / "llm.md", page(rows))
+    atomic_write_text(out / "llm.json", json.dumps(rows) + "\n")
+    print(page(rows))
+
+
+def chosen(text: str, known: Iterable[str]) -> list[str]:
+    """Names with commas between, each of them known; all for none."""
+    names = [name.strip() for name in text.split(",") if name.strip()] or list(known)
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"no {', '.join(unknown)}; there are: {', '.join(known)}")
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="llm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    going = verbs.add_parser("run")
+    going.add_argument("--base", required=True, help="folder of an instruct model")
+    going.add_argument("--quantization", default="none", choices=("none", "nf4", "int8"))
+    going.add_argument("--streams", default="", help=f"some of {', '.join(STREAMS)}; default: all")
+    going.add_argument("--methods", default="", help=f"some of {', '.join(METHODS)}; default: all")
+    going.add_argument("--rows", type=int, default=160, help="training rows of a task (default: 160)")
+    going.add_argument("--test-rows", type=int, default=50, help="test rows of a task (default: 50)")
+    going.add_argument("--epochs", type=int, default=3, help="passes over a task's rows (default: 3)")
+    going.set_defaults(do=run)
+    single = verbs.add_parser("one", help="what run starts")
+    for name in ("stream", "method"):
+        single.add_argument(name)
+    single.add_argument("seed", type=int)
+    single.set_defaults(do=one)
+    shown = verbs.add_parser("table")
+    shown.add_argument("-o", "--output", required=True, help="folder for llm.md and llm.json")
+    shown.set_defaults(do=table)
+    for verb in (going, single, shown):
+        verb.add_argument("--work", required=True, help="folder for hubs, logs and results")
+    arguments = parser.parse_args()
+    if arguments.verb == "run" and not DATA.is_dir():
+        sys.exit(f"the texts are not there: {DATA}")
+    if arguments.verb == "run" and not (Path(arguments.base) / "config.json").is_file():
+        sys.exit(f"no base at {arguments.base}")
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The page of what was measured on a language model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from streams import FREE, STREAMS
+
+Run = Mapping[str, Any]
+TITLES = {
+    "superni": "Seven tasks of Super-NaturalInstructions",
+    "order1": "cl15, order 1",
+    "order2": "cl15, order 2",
+    "order3": "cl15, order 3",
+    "order4": "cl15, order 4: fifteen tasks",
+}
+WAYS = {"scores": "whole", "bare": "bare"}
+ABOUT = """\
+Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
+base's width), the same number of epochs, and the chat template; no rows are held out, and nothing was tuned on test
+rows. Free answers are scored by ROUGE-L against the closest right answer, choices by the share of right ones. **AP**
+is the mean score over all tasks at the end. *Ours* teaches each task to an adapter of its own and is measured three
+ways: **named** (the user says which task it is), **routed, whole prompt** and **routed, bare input** (the router
+finds the task, from the prompt with its instruction or from the input alone). All other methods have one adapter, and
+each task is named. **BWT** is the mean change of a task's score since it was learned. **Base** is how much the loss
+on general text rises, in nats per token: of ours the mean over its adapters, each of which answers for its own task
+only. `training` is the time of the optimiser's steps, on a machine that did other work as well.
+"""
+
+
+def page(rows: Sequence[Run]) -> str:
+    """Markdown of all streams that have runs."""
+    first = rows[0]
+    base = first["base"].rstrip("/").rsplit("/", 1)[-1]
+    lines = ["# Continual learning on a language model", "", f"Base: `{base}`, quantisation {first['quantization']}."]
+    lines[-1] += f" {first['machine']}."
+    budget = f"{first['rows']} training rows and {first['tests']} test rows of a task at most, {first['epochs']} epochs"
+    lines += [f"{budget}, {first['max_length']} tokens at most.", "", ABOUT]
+    for stream in STREAMS:
+        found = [row for row in rows if row["stream"] == stream]
+        if found:
+            lines += section(stream, found)
+    lines += [
+        "## Again",
+        "",
+        "<!-- not run: takes hours, and the real texts and model -->",
+        "```console",
+        f"$ python examples/benchmarks/llm run --base MODEL --work llm-work --rows {first['rows']} --test-rows "
+        f"{first['tests']} --epochs {first['epochs']}",
+        "$ python examples/benchmarks/llm table --work llm-work -o docs/benchmarks",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def section(stream: str, rows: Sequence[Run]) -> list[str]:
+    """The two tables of a stream: all methods, and each task."""
+    lines = [f"## {TITLES[stream]}", ""]
+    lines += ["| method | AP | BWT | base | training | peak memory | seeds |", "|---|---|---|---|---|---|---|"]
+    shown: list[tuple[float, str]] = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == method]
+        forms = {"scores": method}
+        if method == "ours":
+            forms = {"oracle": "**ours**, named", "scores": "**ours**, routed, whole prompt"}
+            forms["bare"] = "**ours**, routed, bare input"
+        for key, title in forms.items():
+            aps = [statistics.fmean(row[key]) for row in found]
+            cells = [
+                title,
+                spread(aps),
+                spread(row["bwt"] for row in found if "bwt" in row),
+                nats(row["base_rise"] for row in found if "base_rise" in row),
+                minutes(row["train_seconds"] for row in found if "train_seconds" in row),
+                f"{max(row['peak_mb'] for row in found):,} MB",
+                str(len(found)),
+            ]
+            shown.append((-statistics.fmean(aps), "| " + " | ".join(cells) + " |"))
+    lines += [line for _, line in sorted(shown)]
+    ours = [row for row in rows if row["method"] == "ours"]
+    if ours:
+        lines += ["", "| ours | % |", "|---|---|"]
+        for form, key in (("whole prompt", "scores"), ("bare input", "bare")):
+            kept = (statistics.fmean(row[key]) / statistics.fmean(row["oracle"]) for row in ours)
+            lines.append(f"| of the score with the task named ({form}) | {spread(kept)} |")
+            lines.append(f"| right task found ({form}) | {spread(row['routing'][WAYS[key]] for row in ours)} |")
+    names = STREAMS[stream]
+    lines += ["", "Score of each task at the end (mean over the seeds; ROUGE-L is marked *):", ""]
+    lines += [
+        "| method | " + " | ".join(f"{n}*" if n in FREE else n for n in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == method]
+        for key, title in (
+            (("oracle", "ours, named"), ("scores", method)) if method == "ours" else (("scores", method),)
+        ):
+            cells = [f"{100 * statistics.fmean(row[key][k] for row in found):.1f}" for k in range(len(names))]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def spread(values: Iterable[float]) -> str:
+    """Percent: mean ± standard deviation over the seeds."""
+    found = [100 * value for value in values]
+    if not found:
+        return "–"
+    mean = f"{statistics.fmean(found) + 0.0:.1f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.1f}"
+
+
+def nats(values: Iterable[float]) -> str:
+    found = list(values)
+    return f"{statistics.fmean(found):+.2f}" if found else "–"
+
+
+def minutes(values: Iterable[float]) -> str:
+    found = [value / 60 for value in values]
+    return f"{statistics.fmean(found):.1f} min" if found else "–"
