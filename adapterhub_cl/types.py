@@ -316,6 +316,8 @@ class Prediction:
         out_of_distribution: whether the router found the input unlike anything it knows, so that the base answered.
         truncated: whether the input was cut to the task's limit, or the answer ended at the task's limit.
         finished: whether the answer ended by itself, not at the limit of new tokens; always true for a choice.
+        prompt_tokens: how many tokens the prompt has.
+        tokens: of a written answer each token's id and log-probability; neither of the two is part of `to_json`.
     """
 
     text: str
@@ -329,10 +331,12 @@ class Prediction:
     out_of_distribution: bool = False
     truncated: bool = False
     finished: bool = True
+    prompt_tokens: int = field(default=0, repr=False, compare=False)
+    tokens: tuple[tuple[int, float], ...] = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        weights = [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()]
-        return {**asdict(self), "adapters": weights}
+        row = asdict(self) | {"adapters": [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()]}
+        return {key: value for key, value in row.items() if key not in ("prompt_tokens", "tokens")}
 
     def _cells(self) -> dict[str, Any]:
         found = {"text": self.text, "prediction": self.prediction, "confidence": float(self.confidence)}

@@ -21,6 +21,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_report,
     verbs_route,
     verbs_score,
+    verbs_serve,
     verbs_stream,
     verbs_use,
 )

@@ -16,6 +16,8 @@ class Answer(NamedTuple):
         scores: of a choice, every label's probability.
         truncated: the input was cut.
         finished: it ended by itself, not at the limit of new tokens.
+        prompt_tokens: how many the prompt has.
+        tokens: of a written answer each token's id and log-probability.
     """
 
     text: str
@@ -23,6 +25,8 @@ class Answer(NamedTuple):
     scores: dict[str, float]
     truncated: bool = False
     finished: bool = True
+    prompt_tokens: int = 0
+    tokens: tuple[tuple[int, float], ...] = ()
 
 
 @contextmanager

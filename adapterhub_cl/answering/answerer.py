@@ -251,7 +251,9 @@ class Answerer:
         for one, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Answer) and self.strict and not math.isfinite(answer.confidence):
                 answer = _diverged(one.row)
-            give(one.index, answer._replace(truncated=one.cut) if isinstance(answer, Answer) else answer)
+            if isinstance(answer, Answer):
+                answer = answer._replace(truncated=one.cut, prompt_tokens=len(one.prompt))
+            give(one.index, answer)
 
     def _prompt(self, row: AskedRow) -> tuple[tuple[int, ...], bool, Writing]:
         """See `AskedRow.ready`. Tokenisers are kept, because making one reads all labels of a choice task."""

@@ -146,7 +146,7 @@ class _Desk:
     ) -> None:
         self.tokenizer, self.ends, self.rows, self.prefixes, self.emit = tokenizer, set(ends), rows, prefixes, emit
         self.ids: list[list[int]] = [[] for _ in rows]
-        self.logs = [0.0] * len(rows)
+        self.logs: list[list[float]] = [[] for _ in rows]
         self.done = [False] * len(rows)
         self.ended = [False] * len(rows)
         self.given = [""] * len(rows)
@@ -156,7 +156,7 @@ class _Desk:
         """Take down the next token of a row."""
         if self.done[row]:
             return
-        self.logs[row] += log
+        self.logs[row].append(log)
         self.ids[row].append(token)
         wanted, emit = self.rows[row], self.emit[row]
         self.ended[row] = token in self.ends
@@ -199,8 +199,14 @@ class _Desk:
                 self.done[row] = True
                 self._give(row, emit)
         return [
-            Answer(self.text(row), math.exp(log / max(1, len(ids))), {}, finished=ended)
-            for row, (log, ids, ended) in enumerate(zip(self.logs, self.ids, self.ended, strict=True))
+            Answer(
+                self.text(row),
+                math.exp(math.fsum(logs) / max(1, len(ids))),
+                {},
+                finished=ended,
+                tokens=tuple(zip(ids, logs, strict=True)),
+            )
+            for row, (logs, ids, ended) in enumerate(zip(self.logs, self.ids, self.ended, strict=True))
         ]
 
 

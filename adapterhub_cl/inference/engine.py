@@ -230,6 +230,11 @@ class Engine:
         self._call(work)
 
     @property
+    def waiting(self) -> int:
+        """How many requests wait for the next batch."""
+        return len(self._worker.queue)
+
+    @property
     def closing(self) -> bool:
         """Whether it takes nothing more."""
         return self._worker.queue.closed

@@ -36,6 +36,9 @@ class Queue:
         self._ready = threading.Condition()
         self.closed = False
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, items: Sequence[AnswerRequest | Call]) -> None:
         """Add to the queue.
 

@@ -34,6 +34,7 @@ class AnswerRequest:
         raw: go on from the text as it is.
         emit: gets a free answer piece by piece, and says whether to go on.
         begun: something of the answer was given out.
+        answered_by: who answers it, once that is known; set again where it is tried again.
     """
 
     example: Example
@@ -47,6 +48,7 @@ class AnswerRequest:
     emit: Callable[[str], bool] | None = None
     future: Future[Prediction] = field(default_factory=Future)
     begun: bool = False
+    answered_by: Resolved | None = None
 
     @property
     def writes(self) -> bool:
@@ -155,6 +157,8 @@ class Resolved:
             bool(self.routed and self.routed.out_of_distribution),
             answer.truncated or not answer.finished,
             answer.finished,
+            answer.prompt_tokens,
+            answer.tokens,
         )
 
 
@@ -186,8 +190,9 @@ def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_len
         DataError: a raw text that is longer than the context.
     """
     task, example = resolved.task or plain_task(base), request.example
-    give = request.give if request.emit and request.writes else None
-    row = AskedRow(task, example, resolved.mixture, request.writing, writes=request.writes, emit=give)
+    row = AskedRow(task, example, resolved.mixture, request.writing, writes=request.writes)
+    if request.emit and not row.chooses:
+        row = replace(row, emit=request.give)
     if not request.raw and not (request.writes and task.kind == "text" and not example.turns):
         return row
     encode = row.tokeniser(base.tokenizer, max_length)

@@ -116,6 +116,7 @@ class Worker:
         failed: list[tuple[AnswerRequest, Exception]] = []
         resolved: list[tuple[AnswerRequest, Resolved, AskedRow]] = []
         for request, who in self._resolved(requests, failed):
+            request.answered_by = who
             try:
                 resolved.append((request, who, row_of(self.base, request, who, self.answerer.max_length)))
             except Exception as error:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from machine import peak_bytes
-from streams import COLUMNS, Budget, asked, described, read_tests, scored, taught_as
+from streams import COLUMNS, Budget, asked, described, labels_of, read, scored, taught_as
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.progress import Reporter
@@ -71,7 +71,14 @@ class Place:
     def files(self, task: str) -> dict[str, Any]:
         """What `add_task` is given of a task."""
         train, test = (self.data / f"{task}.{part}.jsonl" for part in ("train", "test"))
-        return {"data": train, "eval": test, "columns": COLUMNS, **taught_as(task)}
+        labels = list(labels_of(self.data, task))
+        return {
+            "data": train,
+            "eval": test,
+            "columns": COLUMNS,
+            **({"labels": labels} if labels else {}),
+            **taught_as(task),
+        }
 
 
 def base_alone(place: Place) -> dict[str, Any]:
@@ -79,11 +86,12 @@ def base_alone(place: Place) -> dict[str, Any]:
     from adapterhub_cl import objectives
 
     base = place.open().context().base
-    found = []
+    found, form = [], "chat" if base.tokenizer.chat_template else "instruction"
     for task in place.tasks:
-        rows = read_tests(place.data, task)
+        rows = read(place.data, task)
+        task_as_asked = described(task, labels_of(place.data, task), form)
         answers = objectives.of(base.info).predict(
-            base.model, base.tokenizer, described(task, rows), asked(rows, whole=True), max_length=base.context,
+            base.model, base.tokenizer, task_as_asked, asked(rows, whole=True), max_length=base.context,
             max_new_tokens=48,
         )  # fmt: skip
         found.append(scored(task, rows, [answer.text for answer in answers]))
@@ -102,7 +110,7 @@ def ours(place: Place) -> dict[str, Any]:
     told, whole, bare, right = [], [], [], {"whole": [], "bare": []}
     with hub.engine(fallback=False) as engine:
         for task in place.tasks:
-            rows = read_tests(place.data, task)
+            rows = read(place.data, task)
             named = engine.predict(asked(rows, whole=True), task=task)
             told.append(scored(task, rows, [answer.prediction for answer in named]))
             for form, kept in (("whole", whole), ("bare", bare)):
@@ -125,7 +133,7 @@ def one_adapter(hub: AdapterHub, ref: str, place: Place) -> dict[str, Any]:
     found = []
     with hub.engine(fallback=False) as engine:
         for task in place.tasks:
-            rows = read_tests(place.data, task)
+            rows = read(place.data, task)
             answers = engine.predict(asked(rows, whole=True), task=task, adapter=ref)
             found.append(scored(task, rows, [answer.prediction for answer in answers]))
     return {"scores": found, "base_rise": fmean(rises([hub.get(ref)]))}

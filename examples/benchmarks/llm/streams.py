@@ -65,8 +65,8 @@ def write_rows(folder: Path, tasks: Sequence[str], budget: Budget, seed: int) ->
             (folder / f"{task}.{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-def read_tests(folder: Path, task: str) -> list[Row]:
-    lines = (folder / f"{task}.test.jsonl").read_text(encoding="utf-8").split("\n")
+def read(folder: Path, task: str, split: str = "test") -> list[Row]:
+    lines = (folder / f"{task}.{split}.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
 
 
@@ -77,10 +77,16 @@ def taught_as(task: str) -> dict[str, Any]:
     return {"kind": "choice", "metric": "accuracy"}
 
 
-def described(task: str, rows: Sequence[Row]) -> Task:
-    """The task for a base that was never taught it: for a choice the labels of its rows."""
-    labels = () if task in FREE else tuple(sorted({str(row["output"]) for row in rows}))
-    return Task(task, taught_as(task)["kind"], labels=labels, metric=taught_as(task)["metric"], prompt_format="chat")
+def labels_of(folder: Path, task: str) -> tuple[str, ...]:
+    """The labels of a choice task, of training and test rows: a small draw may lack one. None for free answers."""
+    if task in FREE:
+        return ()
+    return tuple(sorted({str(row["output"]) for split in ("train", "test") for row in read(folder, task, split)}))
+
+
+def described(task: str, labels: tuple[str, ...], prompt_format: str) -> Task:
+    """The task for a base that was never taught it."""
+    return Task(task, labels=labels, prompt_format=prompt_format, **taught_as(task))
 
 
 def asked(rows: Sequence[Row], *, whole: bool) -> list[Example]:

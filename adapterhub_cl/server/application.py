@@ -1,0 +1,183 @@
+"""The application: routes, who may use them, limits, health, figures and the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapterhub_cl.errors import AdapterHubError, UsageError
+from adapterhub_cl.inference.engine import Engine
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.server import openai_routes, predict_route
+from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
+from adapterhub_cl.server.asking import Asker
+from adapterhub_cl.server.counting import ServerFigures
+from adapterhub_cl.server.failing import Refused, answer_of, body_of
+from adapterhub_cl.server.serve_options import ServeOptions
+
+LOG = logging.getLogger("adapterhub_cl.server")
+ROLE_OF = {"GET": "read", "POST": "ask"}
+OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
+
+
+def application(registry: Registry, engine: Engine, options: ServeOptions) -> FastAPI:
+    """The server of a hub. The engine is closed when the application ends.
+
+    Raises:
+        UsageError: the rate cannot be read.
+        DataError: the keys cannot be read.
+    """
+    counters = ServerFigures(engine)
+    asker = Asker(registry, engine, options, counters.answered)
+    keys = read_keys(Path(options.keys)) if options.keys else []
+    guard = Guard(keys, options.rate)
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        app.state.ready = True
+        yield
+        app.state.ready = False
+
+    app = FastAPI(title="AdapterHub-CL", lifespan=living, max_body_size=options.max_body, docs_url=None, redoc_url=None)
+    app.state.ready = False
+    app.include_router(openai_routes.routes(asker))
+    app.include_router(predict_route.route(asker))
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        able = app.state.ready and not engine.closing
+        return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(counters.page(), media_type="text/plain; version=0.0.4")
+
+    @app.exception_handler(AdapterHubError)
+    @app.exception_handler(Refused)
+    async def told(_: Request, error: Exception) -> JSONResponse:
+        return answer_of(error)
+
+    @app.exception_handler(HTTPException)
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
+        return JSONResponse(body_of(str(error.detail), error.status_code, code), error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return JSONResponse(
+            body_of(f"{where or 'the body'}: {first['msg']}", 400, "invalid_request", where or None), 400
+        )
+
+    app.add_middleware(Around, guard=guard, counters=counters)
+    return app
+
+
+class Around:
+    """What happens around every request: it is let in, timed, counted and logged. (Plain ASGI: Starlette's own base for
+    middleware keeps a route from noticing that its client hung up.)"""
+
+    def __init__(self, app: ASGIApp, guard: Guard, counters: ServerFigures) -> None:
+        self.app, self.guard, self.counters = app, guard, counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, first, status, headers, name = time.perf_counter(), 0.0, 0, {}, ""
+
+        async def watched(message: Message) -> None:
+            nonlocal first, status, headers
+            if message["type"] == "http.response.start":
+                first, status = time.perf_counter() - started, message["status"]
+                headers = {key.decode(): value.decode() for key, value in message["headers"]}
+            await send(message)
+
+        self.counters.running.inc()
+        try:
+            name = self.guard.admit(Request(scope)).name
+            await self.app(scope, receive, watched)
+        except Refused as error:
+            await answer_of(error)(scope, receive, watched)
+        except Exception as error:
+            LOG.exception("an internal error")
+            if not status:
+                await answer_of(error)(scope, receive, watched)
+        finally:
+            self.counters.running.dec()
+            seconds, route = time.perf_counter() - started, getattr(scope.get("route"), "path", "unknown")
+            self.counters.requests.labels(route, str(status)).inc()
+            self.counters.seconds.labels(route).observe(seconds)
+            self.counters.first.labels(route).observe(first)
+            _log(scope["method"], route, status, name, seconds, headers)
+
+
+class Guard:
+    """Lets a request in, or refuses it: by key, role and rate."""
+
+    def __init__(self, keys: list[ApiKey], rate: str) -> None:
+        self.keys = keys
+        try:
+            self.limit = parse(rate) if rate else None
+        except ValueError:
+            raise UsageError(f"--rate {rate!r} is not a rate", "--rate 60/minute") from None
+        self.windows = MovingWindowRateLimiter(MemoryStorage())
+
+    def admit(self, http: Request) -> ApiKey:
+        """The key of a request.
+
+        Raises:
+            Refused: no key or an unknown one (401), one that may not do this (403), or too many requests (429).
+        """
+        if http.url.path in OPEN:
+            return NOBODY
+        key = self._key(http) if self.keys else NOBODY
+        role = ROLE_OF.get(http.method, "steer")
+        if not key.may(role):
+            raise Refused(403, f"the key {key.name!r} has the role {key.role!r}, and this needs {role!r}", "forbidden")
+        who = key.name if self.keys else (http.client.host if http.client else "")
+        if self.limit is not None and role != "read" and not self.windows.hit(self.limit, who):
+            raise Refused(429, f"more than {self.limit}", "rate_limit_exceeded")
+        return key
+
+    def _key(self, http: Request) -> ApiKey:
+        kind, _, secret = http.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not secret:
+            raise Refused(401, "no API key: send the header Authorization: Bearer KEY", "missing_api_key")
+        found = found_by(self.keys, secret.strip())
+        if found is None:
+            raise Refused(401, "this API key is not known", "invalid_api_key")
+        return found
+
+
+def _log(method: str, route: str, status: int, key: str, seconds: float, headers: Mapping[str, str]) -> None:
+    """One line of JSON, without the texts of question and answer."""
+    row: dict[str, Any] = {
+        "at": round(time.time(), 3),
+        "method": method,
+        "route": route,
+        "status": status,
+        "seconds": round(seconds, 4),
+        "key": key,
+        **{name: headers[name] for name in ("x-adapter", "x-task") if name in headers},
+    }
+    LOG.info(json.dumps(row))

@@ -1,0 +1,199 @@
+"""From a request's fields to the engine and back, without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+
+from adapterhub_cl.adapters.lora_config import WEIGHTS
+from adapterhub_cl.answering.writing import Writing
+from adapterhub_cl.inference.engine import Engine
+from adapterhub_cl.inference.requests import AnswerRequest, Resolved
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.server.failing import Refused
+from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.types import BASE, Example, Prediction
+
+AUTO = "auto"
+LOOK_S = 0.25  # how often a waiting request looks whether its client is still there
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the field `model` stands for.
+
+    Attributes:
+        task, adapter: as `AnswerRequest` takes them; an alias was resolved to its version.
+        free: write an answer instead of choosing a label: only for the plain base.
+    """
+
+    task: str | None = None
+    adapter: str | None = None
+    free: bool = False
+
+
+class Asker:
+    """Asks a hub's engine for the requests of the server.
+
+    Attributes:
+        answered: called with each prediction, for the metrics.
+    """
+
+    def __init__(
+        self, registry: Registry, engine: Engine, options: ServeOptions, answered: Callable[[Prediction], None]
+    ) -> None:
+        self.registry, self.engine, self.options, self.answered = registry, engine, options, answered
+        self._hashes: dict[str, str] = {}
+
+    async def named(self, model: str) -> Named:
+        """What a model's name stands for.
+
+        Raises:
+            UnknownNameError: nothing of the hub is called so.
+        """
+        if model in ("", AUTO):
+            return Named()
+        if model == BASE:
+            return Named(adapter=BASE, free=True)
+        serving = await run_in_threadpool(self.registry.serving)
+        if model in serving:
+            return Named(task=model)
+        record = await run_in_threadpool(self.registry.get, model)
+        return Named(adapter=record.ref)
+
+    def writing(
+        self, wanted: int | None, temperature: float, top_p: float, seed: int, stop: Sequence[str], param: str
+    ) -> Writing:
+        """How an answer is written.
+
+        Raises:
+            Refused: more tokens are wanted than the server gives.
+        """
+        most = self.options.max_tokens
+        if wanted is not None and wanted > most:
+            raise Refused(400, f"{param} is {wanted}, and this server gives at most {most}", "too_many_tokens", param)
+        return Writing(wanted, temperature, top_p, seed, tuple(stop))
+
+    def request(self, example: Example, named: Named, writing: Writing, *, raw: bool = False) -> AnswerRequest:
+        free = named.free or raw
+        found = AnswerRequest(example, named.task, named.adapter, writing=writing, free=free, raw=raw)
+        found.check()
+        return found
+
+    async def answers(self, http: Request, requests: Sequence[AnswerRequest]) -> list[Prediction]:
+        """All answers, in order. Where the client hangs up, or the deadline is over, the rows are freed.
+
+        Raises:
+            Refused: the deadline is over, or the client is gone.
+        """
+        going = threading.Event()
+        going.set()
+        for request in requests:
+            request.emit = lambda _: going.is_set()
+        futures = [asyncio.wrap_future(self.engine.ask(request)) for request in requests]
+        gathered = asyncio.gather(*futures)
+        try:
+            async with asyncio.timeout(self.options.deadline):
+                while not gathered.done():
+                    await asyncio.wait({gathered}, timeout=LOOK_S)
+                    if not gathered.done() and await http.is_disconnected():
+                        raise Refused(499, "the client hung up", "client_closed_request")
+            found = gathered.result()
+        except TimeoutError:
+            raise self._late() from None
+        finally:
+            going.clear()
+            if not gathered.done():
+                gathered.cancel()
+        for prediction in found:
+            self.answered(prediction)
+        return found
+
+    async def stream(
+        self, requests: Sequence[AnswerRequest]
+    ) -> AsyncIterator[tuple[int, str | Prediction | Exception]]:
+        """Pieces of the answers as they are written, `(which request, piece)`; the last of each is its prediction or
+        its error. Rows are freed where the iterator is given up."""
+        loop, going = asyncio.get_running_loop(), threading.Event()
+        events: asyncio.Queue[tuple[int, str | Prediction | Exception]] = asyncio.Queue()
+        going.set()
+
+        def tell(index: int, what: str | Prediction | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(events.put_nowait, (index, what))
+
+        for index, request in enumerate(requests):
+            given: list[str] = []
+
+            def emit(piece: str, index: int = index, given: list[str] = given) -> bool:
+                given.append(piece)
+                tell(index, piece)
+                return going.is_set()
+
+            def ended(future: Any, index: int = index, given: list[str] = given) -> None:
+                error = None if future.cancelled() else future.exception()
+                if future.cancelled() or error is not None:
+                    tell(index, error or Refused(503, "the server is shutting down", "shutting_down"))
+                    return
+                prediction: Prediction = future.result()
+                rest = prediction.prediction.removeprefix("".join(given)) if given else prediction.prediction
+                if rest and not given:  # a label is chosen as a whole
+                    tell(index, rest)
+                tell(index, prediction)
+
+            request.emit = emit
+            self.engine.ask(request).add_done_callback(ended)
+        left = len(requests)
+        try:
+            async with asyncio.timeout(self.options.deadline):
+                while left:
+                    index, what = await events.get()
+                    if not isinstance(what, str):
+                        left -= 1
+                    if isinstance(what, Prediction):
+                        self.answered(what)
+                    yield index, what
+        except TimeoutError:
+            yield 0, self._late()
+        finally:
+            going.clear()
+
+    def _late(self) -> Refused:
+        return Refused(504, f"no answer within {self.options.deadline:g} seconds", "deadline_exceeded")
+
+    async def headers(self, who: Resolved | Prediction | None) -> dict[str, str]:
+        """Which version answers, its content hash, the task, and what the router said."""
+        if who is None:
+            return {}
+        if isinstance(who, Resolved):
+            ref, task, routed = who.ref, who.task.name if who.task else "", who.routed
+            sure = None if routed is None else routed.confidence
+            fallback = who.fallback
+        else:
+            ref, task, sure, fallback = who.adapter, who.task, who.routing, who.out_of_distribution
+        found = {"x-adapter": ref, "x-fallback": "true" if fallback else "false"}
+        found |= {"x-task": header_safe(task)} if task else {}
+        found |= {} if sure is None else {"x-router-confidence": f"{sure:.4f}"}
+        digest = await run_in_threadpool(self.hash_of, ref)
+        return found | ({"x-adapter-sha256": digest} if digest else {})
+
+    def hash_of(self, ref: str) -> str:
+        """SHA-256 of a version's weights, which never change; empty for the base."""
+        if ref == BASE:
+            return ""
+        if ref not in self._hashes:
+            files = self.registry.get(ref).manifest.get("files") or {}
+            self._hashes[ref] = str((files.get(WEIGHTS) or {}).get("sha256", ""))
+        return self._hashes[ref]
+
+
+def header_safe(text: str) -> str:
+    """A name as a header can hold it."""
+    return "".join(c if 32 < ord(c) < 127 else "?" for c in text)

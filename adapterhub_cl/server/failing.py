@@ -1,0 +1,54 @@
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, and the status of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from adapterhub_cl.errors import AdapterHubError, DataError, StorageError, UnknownNameError, UsageError
+
+
+class Refused(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: of HTTP.
+        code: a word that programs can compare; `param` is the field that is wrong.
+    """
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+def body_of(message: str, status: int, code: str, param: str | None = None) -> dict[str, Any]:
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
+    kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def answer_of(error: Exception) -> JSONResponse:
+    """The response to an error of ours, or to one that nobody expected (whose text stays in the log)."""
+    if isinstance(error, Refused):
+        status, code, param, message = error.status, error.code, error.param, str(error)
+    elif isinstance(error, AdapterHubError):
+        status, code = status_of(error)
+        param = "model" if status == 404 else None
+        message = f"{error.message}; {error.hint}" if error.hint else error.message
+    else:
+        status, code, param, message = 500, "internal_error", None, "an internal error; the server's log has it"
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    headers |= {"retry-after": "1"} if status in (429, 503) else {}
+    return JSONResponse(body_of(message, status, code, param), status, headers)
+
+
+def status_of(error: AdapterHubError) -> tuple[int, str]:
+    """HTTP's status, and the code."""
+    if isinstance(error, UnknownNameError):
+        return 404, "model_not_found"
+    if isinstance(error, DataError | UsageError):
+        return 400, "invalid_request"
+    if isinstance(error, StorageError):
+        return 503, "storage"
+    return 500, type(error).__name__

@@ -1,0 +1,95 @@
+"""The benchmark of streams on a language model: its rows, its scores, its jobs and its page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLACE = Path(__file__).parents[3] / "examples/benchmarks/llm"
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The benchmark's modules, which import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(PLACE.parent))
+    monkeypatch.syspath_prepend(str(PLACE))
+    names = ("streams", "llm_page", "machine")
+    yield {name: __import__(name) for name in names}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def texts(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Two tasks with forty rows each, one of whose training rows is a test row of the other."""
+    root = tmp_path / "data"
+    monkeypatch.setattr(modules["streams"], "DATA", root)
+    for group, task in (("cl15", "news"), ("superni", "sciq")):
+        folder = root / group / task
+        folder.mkdir(parents=True)
+        for split, count in (("train", 40), ("test", 10)):
+            rows = [{"instruction": "Say.", "input": f"{task} {split} {k}", "output": "x"} for k in range(count)]
+            if (task, split) == ("news", "train"):
+                rows += [{"instruction": "Say.", "input": f"sciq test {k}", "output": "x"} for k in range(10)]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return tmp_path
+
+
+def test_every_method_gets_the_same_rows_and_no_test_row(modules: dict[str, Any], texts: Path) -> None:
+    streams = modules["streams"]
+    drawn = {}
+    for seed in (0, 1):
+        streams.write_rows(texts / str(seed), ("news", "sciq"), streams.Budget(50, 5, 1), seed)
+        files = sorted((texts / str(seed)).iterdir())
+        drawn[seed] = {p.name: [json.loads(line)["input"] for line in p.read_text().splitlines()] for p in files}
+    held = {text for name, found in drawn[0].items() if "test" in name for text in found}
+    assert held
+    assert not held & {text for name, found in drawn[0].items() if "train" in name for text in found}
+    assert drawn[0]["news.test.jsonl"] == drawn[1]["news.test.jsonl"]
+    assert drawn[0]["news.train.jsonl"] != drawn[1]["news.train.jsonl"]
+    assert len(drawn[0]["sciq.train.jsonl"]) == 40
+    assert (streams.labels_of(texts / "0", "news"), streams.labels_of(texts / "0", "sciq")) == (("x",), ())
+
+
+def test_scores(modules: dict[str, Any]) -> None:
+    streams = modules["streams"]
+    rows = [{"output": "the cat sat", "references": ["a dog ran"]}, {"output": "two words"}]
+    assert streams.scored("sciq", rows, ["a dog ran", "two"]) == pytest.approx((1.0 + 2 / 3) / 2)
+    assert streams.scored("agnews", [{"output": "a"}, {"output": "b"}], ["a", "a"]) == 0.5
+
+
+def row(method: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:
+    common = {"base": "/m/smol", "quantization": "none", "rows": 8, "tests": 4, "epochs": 1, "max_length": 256}
+    found = {
+        "stream": "order1",
+        "method": method,
+        "seed": seed,
+        "scores": scores,
+        "ap": sum(scores) / 4,
+        "seconds": 1.0,
+    }
+    return {**common, **found, "peak_mb": 900, "machine": "a Xeon", "tasks": [], **more}
+
+
+def test_the_page_ranks_the_methods_and_says_what_is_kept(modules: dict[str, Any]) -> None:
+    routing = {"whole": 1.0, "bare": 0.5}
+    rows = [
+        row("base", 0, [0.1, 0.1, 0.1, 0.1]),
+        row("ours", 0, [0.8, 0.8, 0.8, 0.8], oracle=[0.8] * 4, bare=[0.4] * 4, routing=routing, bwt=0.0,
+            base_rise=0.25, train_seconds=60.0),
+        row("sequential", 0, [0.2, 0.2, 0.2, 0.6], bwt=-0.5, base_rise=1.0, train_seconds=30.0),
+        row("sequential", 1, [0.4, 0.4, 0.4, 0.8], bwt=-0.3, base_rise=1.0, train_seconds=30.0),
+    ]  # fmt: skip
+    page = modules["llm_page"].page(rows)
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    ours = next(k for k, line in enumerate(table) if "routed, whole prompt" in line)
+    other = next(k for k, line in enumerate(table) if line.startswith("| sequential"))
+    assert ours < other
+    assert "| sequential | 40.0 ± 14.1 | -40.0 ± 14.1 | +1.00 | 0.5 min | 900 MB | 2 |" in page
+    assert "| of the score with the task named (bare input) | 50.0 |" in page
+    assert "| right task found (whole prompt) | 100.0 |" in page
