@@ -58,11 +58,11 @@ class Asker:
         Raises:
             UnknownNameError: nothing of the hub is called so.
         """
-        if model in ("", AUTO):
-            return Named()
-        if model == BASE:
-            return Named(adapter=BASE, free=True)
         serving = await run_in_threadpool(self.registry.serving)
+        if model in ("", AUTO) and serving:
+            return Named()
+        if model in ("", AUTO, BASE):  # in a hub without tasks the base answers everything
+            return Named(adapter=BASE, free=True)
         if model in serving:
             return Named(task=model)
         record = await run_in_threadpool(self.registry.get, model)

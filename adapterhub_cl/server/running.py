@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.server.application import application
@@ -31,8 +31,11 @@ def serve(hub: AdapterHub, options: ServeOptions, *, reporter: Reporter, ready: 
     with listening, hub.engine(options.router, batch_size=options.batch_size, capacity=options.capacity,
                                fallback=True, reporter=reporter) as engine:  # fmt: skip
         app = application(hub.registry, engine, options)
-        if len(hub.registry.serving()) > 1:
-            engine.prepare()
+        if hub.registry.serving():
+            try:
+                engine.prepare()
+            except AdapterHubError as error:  # named tasks and versions can be asked all the same
+                reporter.note(f"warning: `auto` will not be answered: {error.message}")
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -153,7 +153,7 @@ def test_a_rate_for_each_key(serving: Start) -> None:
 
 
 def test_a_deadline(serving: Start) -> None:
-    served = serving(deadline=0.15, max_tokens=400)
+    served = serving(deadline=0.001, max_tokens=400)
     body = {**ASKED, "model": "base", "max_tokens": 400}
     answer = post(served, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
