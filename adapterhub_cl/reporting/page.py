@@ -196,6 +196,15 @@ class WrittenReport:
         return {"path": str(self.path), "bytes": self.bytes, "sections": self.sections, "notes": list(self.notes)}
 
 
+def page_of(registry: Registry) -> str:
+    """The page of a hub as it is now.
+
+    Raises:
+        IntegrityError: the index cannot be read.
+    """
+    return render(gather(registry, _tool()))
+
+
 def write(registry: Registry, path: Path, *, title: str | None = None, overwrite: bool = False) -> WrittenReport:
     """Collect, render, and write the page atomically; see `AdapterHub.report`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import time
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.server import openai_routes, predict_route
+from adapterhub_cl.server import openai_routes, page_route, predict_route
 from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
@@ -30,6 +31,7 @@ from adapterhub_cl.server.failing import Refused, answer_of, body_of
 from adapterhub_cl.server.serve_options import ServeOptions
 
 LOG = logging.getLogger("adapterhub_cl.server")
+PAGE = "/"
 ROLE_OF = {"GET": "read", "POST": "ask"}
 OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 
@@ -56,6 +58,7 @@ def application(registry: Registry, engine: Engine, options: ServeOptions) -> Fa
     app.state.ready = False
     app.include_router(openai_routes.routes(asker))
     app.include_router(predict_route.route(asker))
+    app.include_router(page_route.route(registry))
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -117,7 +120,10 @@ class Around:
             name = self.guard.admit(Request(scope)).name
             await self.app(scope, receive, watched)
         except Refused as error:
-            await answer_of(error)(scope, receive, watched)
+            response = answer_of(error)
+            if error.status == 401 and scope["path"] == PAGE:
+                response.headers["www-authenticate"] = 'Basic realm="any name, and an API key as the password"'
+            await response(scope, receive, watched)
         except Exception as error:
             LOG.exception("an internal error")
             if not status:
@@ -161,12 +167,22 @@ class Guard:
 
     def _key(self, http: Request) -> ApiKey:
         kind, _, secret = http.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not secret:
+        if kind.lower() == "basic" and http.url.path == PAGE:  # what a browser asks a person for
+            secret = _password(secret)
+        elif kind.lower() != "bearer" or not secret:
             raise Refused(401, "no API key: send the header Authorization: Bearer KEY", "missing_api_key")
         found = found_by(self.keys, secret.strip())
         if found is None:
             raise Refused(401, "this API key is not known", "invalid_api_key")
         return found
+
+
+def _password(encoded: str) -> str:
+    """The password of HTTP's basic form; empty where it has none."""
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _log(method: str, route: str, status: int, key: str, seconds: float, headers: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -80,7 +80,7 @@ class ChatAsked(Asking):
 class CompletionAsked(Asking):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str]
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=128)]
     logprobs: int | None = Field(None, ge=0, le=1)
     echo: Literal[False] = False
 

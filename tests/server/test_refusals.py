@@ -69,6 +69,12 @@ def test_bad_requests(served: Running, change: dict[str, Any], status: int, word
         assert set(error) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("prompt", [[], ["x"] * 129, "", [1], None])
+def test_bad_prompts(served: Running, prompt: Any) -> None:
+    answer = post(served, {"model": "base", "prompt": prompt, "max_tokens": 1}, "completions")
+    assert answer.status_code == 400, answer.text
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'"text"', b"[" * 100_000], ids=str)
 def test_malformed_bodies(served: Running, body: bytes) -> None:
     answer = post(served, body)
@@ -116,6 +122,12 @@ def test_keys_and_roles(serving: Start, tmp_path: Path) -> None:
     with pytest.raises(openai.AuthenticationError):
         served.client("none").models.list()
     assert httpx2.get(f"{served.url}/metrics").status_code == 401
+    page = httpx2.get(f"{served.url}/")
+    assert (page.status_code, page.headers["www-authenticate"][:5]) == (401, "Basic")
+    assert httpx2.get(f"{served.url}/", auth=("rita", reader)).status_code == 200
+    assert httpx2.get(f"{served.url}/", auth=("rita", "x")).status_code == 401
+    assert httpx2.get(f"{served.url}/", headers={"authorization": "Basic %%%"}).status_code == 401
+    assert post(served, ASKED, authorization=f"Basic {asker}").status_code == 401, "Basic is for the page alone"
     assert httpx2.get(f"{served.url}/health/ready").status_code == 200
 
 
