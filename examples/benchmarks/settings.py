@@ -247,12 +247,13 @@ def table(arguments: argparse.Namespace) -> None:
         f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
         "",
         f"SmolLM2-135M-Instruct, 16-bit unless said otherwise. {ROWS} training rows of each task; no test row is read. "
-        "Each arm changes one thing of the defaults, and its difference to the defaults is taken on the same task, seed "
-        "and rows. **Loss** is that of an answer token, in nats, on up to "
+        "Each arm changes one thing of the defaults, and its difference to the defaults is taken on the same task, "
+        "seed and rows. **Loss** is that of an answer token, in nats, on up to "
         f"{DEV + MORE} rows that were not learned: below 0 is better than the defaults. **Score** is ROUGE-L for "
-        f"{', '.join(FREE)} and the share of right answers for the others, on {DEV} of these rows, in points: above 0 is "
-        "better. The 95 % intervals are over the pairs of a task and a seed; one that contains 0 may be chance. **Base** "
-        "is how much the loss on general text rises. `rte` has no dev rows, so some of its training rows are used.",
+        f"{', '.join(FREE)} and the share of right answers for the others, on {DEV} of these rows, in points: above 0 "
+        "is better. The 95 % intervals are over the pairs of a task and a seed; one that contains 0 may be chance. "
+        "**Base** is how much the loss on general text rises. `rte` has no dev rows, so some of its training rows are "
+        "used.",
         "",
         "| arm | pairs | loss | from | to | score | from | to | base | time |",
         "|---|---|---|---|---|---|---|---|---|---|",
