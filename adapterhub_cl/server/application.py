@@ -36,17 +36,10 @@ ROLE_OF = {"GET": "read", "POST": "ask"}
 OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 
 
-def application(registry: Registry, engine: Engine, options: ServeOptions) -> FastAPI:
-    """The server of a hub. The engine is closed when the application ends.
-
-    Raises:
-        UsageError: the rate cannot be read.
-        DataError: the keys cannot be read.
-    """
+def application(registry: Registry, engine: Engine, options: ServeOptions, guard: Guard) -> FastAPI:
+    """The server of a hub."""
     counters = ServerFigures(engine)
     asker = Asker(registry, engine, options, counters.answered)
-    keys = read_keys(Path(options.keys)) if options.keys else []
-    guard = Guard(keys, options.rate)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
@@ -139,6 +132,16 @@ class Around:
 
 class Guard:
     """Lets a request in, or refuses it: by key, role and rate."""
+
+    @classmethod
+    def of(cls, options: ServeOptions) -> Guard:
+        """The guard that the options ask for.
+
+        Raises:
+            UsageError: the rate cannot be read.
+            DataError: the keys cannot be read.
+        """
+        return cls(read_keys(Path(options.keys)) if options.keys else [], options.rate)
 
     def __init__(self, keys: list[ApiKey], rate: str) -> None:
         self.keys = keys

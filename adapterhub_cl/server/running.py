@@ -14,7 +14,7 @@ import uvicorn
 from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.server.application import application
+from adapterhub_cl.server.application import Guard, application
 from adapterhub_cl.server.serve_options import ServeOptions
 
 
@@ -25,12 +25,13 @@ def serve(hub: AdapterHub, options: ServeOptions, *, reporter: Reporter, ready: 
         ready: called with the server's address once it can be reached.
 
     Raises:
-        UsageError: the port is in use, or the address is not this machine's.
+        UsageError: the port is in use, the address is not this machine's, or an option cannot be used.
+        DataError: the keys cannot be read.
     """
-    listening = _listen(options)  # before the base is loaded: a port in use is found at once
-    with listening, hub.engine(options.router, batch_size=options.batch_size, capacity=options.capacity,
-                               fallback=True, reporter=reporter) as engine:  # fmt: skip
-        app = application(hub.registry, engine, options)
+    guard, listening = Guard.of(options), _listen(options)  # before the base is loaded: mistakes are found at once
+    settings = {"options": dict(options.options), "batch_size": options.batch_size, "capacity": options.capacity}
+    with listening, hub.engine(options.router, reporter=reporter, **settings) as engine:
+        app = application(hub.registry, engine, options, guard)
         if hub.registry.serving():
             try:
                 engine.prepare()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
@@ -18,6 +20,10 @@ class ServeOptions:
     port: int = option(8321, "port to listen on; 0 takes a free one")
     keys: str = option("", "file of API keys (cl-adapter key makes one); without it, whoever reaches the port may ask")
     router: str = option("analytic", "which router finds the task of a request that names none", names="routers")
+    options: Mapping[str, Any] = option(
+        dict, "ROUTER.OPTION=VALUE, an option of the router; may be repeated", flag="--set",
+        parse="adapterhub_cl.options:parse_set",
+    )  # fmt: skip
     batch_size: int = option(32, "requests answered in one pass")
     capacity: int = option(32, "adapters in the running batch")
     max_body: int = option(2_000_000, "largest body of a request, in bytes")

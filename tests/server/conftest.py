@@ -18,7 +18,7 @@ from openai import OpenAI
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.bases.loading import load_base
-from adapterhub_cl.server.application import application
+from adapterhub_cl.server.application import Guard, application
 from adapterhub_cl.server.serve_options import ServeOptions
 
 REFERENCE = Path(__file__).parents[2] / "registry"
@@ -44,7 +44,8 @@ def running(folder: Path, **options: Any) -> Iterator[Running]:
     with socket.socket() as listening, hub.engine(capacity=32) as engine:
         listening.bind(("127.0.0.1", 0))
         listening.listen(256)
-        app = application(hub.registry, engine, ServeOptions(**options))
+        wanted = ServeOptions(**options)
+        app = application(hub.registry, engine, wanted, Guard.of(wanted))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
