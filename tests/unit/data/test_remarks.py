@@ -26,7 +26,8 @@ def test_numbers_and_booleans_are_read_as_text_and_that_is_told() -> None:
     found = labelled(True, False, 1.0, 2, "3", Decimal("4.00"))
     assert [e.answer for e in found] == ["true", "false", "1", "2", "3", "4"]
     assert found.remarks == (
-        "note: column 'label' is read as text: True → 'true', False → 'false', 1.0 → '1', 4.00 → '4' (first: d.jsonl line 1)",
+        "note: column 'label' is read as text: True → 'true', False → 'false', 1.0 → '1', 4.00 → '4' (first: d.jsonl "
+        "line 1)",
     )
     assert labelled(1, 2, "x").remarks == (), "whole numbers are written as they stand"
 
