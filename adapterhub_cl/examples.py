@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SYSTEM = ("system", "developer")  # roles of messages that say how to answer
+UNLEARNED: Mapping[str, Any] = {"weight": 0}  # beside an assistant's message that is read and not learned
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Example:
         return bool(self.input.strip() and self.instruction.strip())
 
     @property
+    def said(self) -> str:
+        """The answer without the tools that it calls."""
+        return (self.answer or "").removesuffix(calls_text(self.calls)).rstrip() if self.calls else self.answer or ""
+
+    @property
     def text(self) -> str:
         """The whole input as plain text: for a conversation its turns without the system message."""
         spoken = [turn for turn in self.turns if turn.role not in SYSTEM]
@@ -93,7 +100,7 @@ class Example:
             row = {"messages": [turn.message() for turn in self.turns]}
             if self.answer is not None:
                 calls = {"tool_calls": json.loads(self.calls)} if self.calls else {}
-                row["messages"].append({"role": "assistant", "content": "" if calls else self.answer, **calls})
+                row["messages"].append({"role": "assistant", "content": self.said, **calls})
             if self.tools:
                 row["tools"] = json.loads(self.tools)
         else:
@@ -136,7 +143,7 @@ class Example:
         """
         turns = []
         for message in messages:
-            more = {key: value for key, value in message.items() if key not in ("role", "content") and value}
+            more = {k: v for k, v in message.items() if k not in ("role", "content") and (v or k in UNLEARNED)}
             content = message["content"] or ""
             if not isinstance(content, str) or not isinstance(message["role"], str):
                 raise TypeError("a message's role and content are not texts")
@@ -144,16 +151,35 @@ class Example:
         answer, calls = None, ""
         if turns and turns[-1].role == "assistant":
             last = turns.pop()
-            asked = json.loads(last.more).get("tool_calls") if last.more else None
-            calls = json.dumps(asked, ensure_ascii=False) if asked else ""
-            answer = "\n".join(part for part in (last.content, calls) if part)
+            beside = json.loads(last.more) if last.more else {}
+            calls = json.dumps(beside["tool_calls"], ensure_ascii=False) if beside.get("tool_calls") else ""
+            thought = beside.get("reasoning_content")
+            told = f"<think>\n{thought.strip()}\n</think>\n\n" if isinstance(thought, str) and thought.strip() else ""
+            answer = "\n".join(part for part in (told + last.content, calls_text(calls)) if part)
         opened = bool(turns) and turns[0].role in SYSTEM
         system, spoken = (turns[0].content, turns[1:]) if opened else ("", turns)
         if len(turns) == 1 and turns[0].role == "user" and not (turns[0].more or tools or calls):
             return cls(turns[0].content, answer)
         last = next((turn for turn in reversed(spoken) if turn.role == "user"), spoken[-1] if spoken else Turn("", ""))
-        told = json.dumps(list(tools), ensure_ascii=False) if tools else ""
-        return cls(last.content, answer, system, turns=tuple(turns), tools=told, calls=calls)
+        offered = json.dumps(list(tools), ensure_ascii=False) if tools else ""
+        return cls(last.content, answer, system, turns=tuple(turns), tools=offered, calls=calls)
+
+
+def calls_text(calls: str) -> str:
+    """Tool calls as text, one `{"name": …, "arguments": …}` a line: what is learned of them where no chat template
+    writes them. Their ids, which are drawn at random, are left out.
+
+    Args:
+        calls: `tool_calls` as a JSON list, or empty.
+    """
+    lines = []
+    for call in json.loads(calls) if calls else ():
+        function = call.get("function", call)
+        arguments = function.get("arguments", {})
+        with suppress(ValueError, TypeError):  # OpenAI writes them as a JSON text
+            arguments = json.loads(arguments)
+        lines.append(json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False))
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

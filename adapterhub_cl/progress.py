@@ -73,6 +73,11 @@ class _Piece:
         return [f"{self.tokens / max(1e-9, now - self.started):,.0f} tokens/s"] if self.tokens else []
 
 
+def shown(text: str) -> str:
+    """A note as a terminal may have it: a control character in a label or a file's name does nothing there."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class LineReporter(Reporter):
     """Plain lines for a log file: at most one every few seconds, and at least one per interval if a step takes longer.
 
@@ -86,7 +91,7 @@ class LineReporter(Reporter):
         self._pieces: list[_Piece] = []
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(shown(text), file=self.stream, flush=True)
 
     def start(self, what: str, total: int) -> None:
         piece = _Piece(what, total)
@@ -151,7 +156,7 @@ class BarReporter(Reporter):
 
     def note(self, text: str) -> None:
         if self.notes:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(shown(text), highlight=False, markup=False)
 
     def start(self, what: str, total: int) -> None:
         if self._shown is None:
@@ -187,7 +192,7 @@ class NotebookReporter(Reporter):
         self._pieces: list[_Piece] = []
 
     def note(self, text: str) -> None:
-        self._bar.write(text)
+        self._bar.write(shown(text))
 
     def start(self, what: str, total: int) -> None:
         bar = self._bar(total=total, desc=what, leave=False)

@@ -80,6 +80,10 @@ def init(
         f"made a hub at {hub.folder}: base {found.source} ({found.architecture}, "
         f"{found.parameters / 1e6:,.1f} million parameters, {found.quantization})"
     )
+    if found.quantization != quantization:
+        session.note(
+            f"note: the base's weights are already quantised ({found.quantization}); --quantization is not used"
+        )
     named = "" if hub.folder == session.named() and session.hub_path is None else f"--hub {where} "
     session.note(f"next: cl-adapter {named}add-task NAME DATA.jsonl --eval TEST.jsonl")
 

@@ -24,6 +24,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from adapterhub_cl.bases.already_quantised import STORED, loading_options, made_plain, stored_quantization
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kept_weights import LEAST_PARAMETERS, KeptWeights
@@ -37,7 +38,6 @@ from adapterhub_cl.bases.sources import (
     read_config,
     refuse_lacking,
     resolve,
-    stored_quantization,
 )
 from adapterhub_cl.bases.this_machine import IDENTITY
 from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
@@ -231,7 +231,7 @@ def load_base(
             f"(fingerprint {now[:12]}, expected {info.fingerprint[:12]})",
             "restore the old files or revision; for the new base create a new hub with cl-adapter init",
         )
-    if info.quantization not in QUANTIZATIONS:
+    if info.quantization not in (*QUANTIZATIONS, *STORED):
         raise UnknownNameError("quantization in hub.toml", info.quantization, QUANTIZATIONS)
     where, written = choose_device(device), read_config(path)
     kind, why = choose_dtype(dtype, where, written, info.parameters)
@@ -253,7 +253,11 @@ def load_base(
             model = kept.load(lambda folder: _read_kept(folder, path, config, **options)) if kept else None
             if model is None:
                 load = load_encoder if encoder else _load_causal
-                model = load(path, config, None if stored else _quantization_config(info.quantization, kind), **options)
+                settings = None if stored else _quantization_config(info.quantization, kind)
+                settings = loading_options(stored).get("quantization_config", settings)
+                model = load(path, config, settings, **options)
+                if stored == "torchao":
+                    made_plain(model)
                 if info.quantization != "none":
                     gc.collect()  # the 16-bit weights
                     trim()
@@ -321,9 +325,9 @@ def _class_of(config: Any) -> Any:
     return AutoModelForImageTextToText if with_images else AutoModelForCausalLM
 
 
-def _load_causal(path: Path, config: Any, quantization: BitsAndBytesConfig | None, **options: Any) -> Any:
+def _load_causal(path: Path, config: Any, quantization: Any, **options: Any) -> Any:
     kind = _class_of(config)
-    if quantization is not None and (names := _read_by_weight(kind, config)):
+    if isinstance(quantization, BitsAndBytesConfig) and (names := _read_by_weight(kind, config)):
         quantization.llm_int8_skip_modules = names
     model, told = kind.from_pretrained(
         path, config=config, quantization_config=quantization, output_loading_info=True, **options

@@ -106,9 +106,9 @@ def has_chat_template(base: BaseInfo) -> bool:
     if is_encoder(base.architecture):
         return False
     path = resolve(base.source, base.revision)
-    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
-        return True
     try:
+        if (path / "chat_template.jinja").is_file():  # an empty file says that there is none
+            return bool((path / "chat_template.jinja").read_text(encoding="utf-8").strip())
         settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
@@ -163,37 +163,6 @@ def read_config(path: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise BaseModelError(f"{path / 'config.json'} is not a model's configuration", "download the base again")
     return config
-
-
-def stored_quantization(config: Mapping[str, Any], source: str) -> str:
-    """How the weights of a checkpoint are already quantised; empty if they are not.
-
-    Args:
-        config: its config.json.
-
-    Raises:
-        BaseModelError: adapters cannot be trained on this quantisation here.
-    """
-    told = config.get("quantization_config")
-    text = config.get("text_config")
-    if not told and isinstance(text, dict):
-        told = text.get("quantization_config")
-    if not isinstance(told, dict) or not told:
-        return ""
-    method = str(told.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in told else "an unknown method"))
-    if method.startswith("bitsandbytes"):
-        if told.get("load_in_8bit") or told.get("_load_in_8bit"):
-            return "int8"
-        if told.get("load_in_4bit") or told.get("_load_in_4bit"):
-            kind = str(told.get("bnb_4bit_quant_type") or "fp4")
-            if kind in QUANTIZATIONS:
-                return kind
-        method = "bitsandbytes with unsupported settings"
-    raise BaseModelError(
-        f"the weights of base {source!r} are already quantised, by {method}",
-        "use the 16-bit checkpoint, which is quantised while loading (--quantization nf4); of quantised checkpoints "
-        "only those of bitsandbytes are supported",
-    )
 
 
 def model_files(path: Path) -> list[Path]:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub_cl.data.template_probes import (
+    MARK,
+    keeps_turns,
+    once,
+    rendered,
+    takes_calls,
+    takes_results,
+    takes_system,
+    takes_tools,
+    why_broken,
+)
 from adapterhub_cl.errors import DataError, UsageError
-from adapterhub_cl.examples import SYSTEM
+from adapterhub_cl.examples import SYSTEM, calls_text
 
-_MARK = "\x02answer\x02"
+
+class BrokenTemplateError(DataError):
+    """The base's chat template fails whatever it is given."""
 
 
 def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = "", *, prompt: bool = True) -> str:
     """The text that the tokenizer's chat template writes.
+
+    What the template has no place for is put where it has one: a system message at the head of the user's first one,
+    tools into the system message, calls into the assistant's message, and their results into one of the user.
 
     Args:
         tools: a JSON list, or empty.
@@ -21,17 +37,27 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
 
     Raises:
         UsageError: there is no chat template.
-        DataError: the template rejects the conversation.
+        DataError: the template fails, rejects the conversation, or leaves out earlier turns.
     """
     if not tokenizer.chat_template:
         raise UsageError(
             "the prompt format 'chat' needs a base whose tokenizer has a chat template",
             "choose another one: --prompt-format instruction",
         )
-    if messages and messages[0]["role"] in SYSTEM and not takes_system(tokenizer):
-        messages = _folded(messages)
+    if why := why_broken(tokenizer):
+        raise BrokenTemplateError(
+            f"the base's chat template does not work: {why}",
+            "correct chat_template.jinja in the base's folder, or choose another prompt format: "
+            "--prompt-format instruction",
+        )
+    if sum(message["role"] == "user" for message in messages) > 1 and not keeps_turns(tokenizer):
+        raise DataError(
+            "the base's chat template leaves out the earlier turns of a conversation",
+            "choose another prompt format: --prompt-format instruction",
+        )
+    messages, tools = _placed(tokenizer, messages, tools)
     try:
-        return _rendered(tokenizer, messages, tools, prompt)
+        return rendered(tokenizer, messages, tools, prompt)
     except Exception as error:  # a template is a program: it can fail in any way
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
@@ -41,28 +67,36 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
         ) from error
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=json.loads(tools) if tools else None,
-            tokenize=False,
-            add_generation_prompt=prompt,
-        )
-    )
+def _placed(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """The conversation and its tools in a form that the template has a place for."""
+    if tools and not takes_tools(tokenizer):
+        messages, tools = _offered(messages, tools), ""
+    if any(message.get("tool_calls") for message in messages) and not takes_calls(tokenizer):
+        messages = [_spelled(message) for message in messages]
+    if any(message["role"] == "tool" for message in messages) and not takes_results(tokenizer):
+        messages = [{**m, "role": "user"} if m["role"] == "tool" else m for m in messages]
+    if messages and messages[0]["role"] in SYSTEM and not takes_system(tokenizer):
+        messages = _folded(messages)
+    return messages, tools
 
 
-def takes_system(tokenizer: Any) -> bool:
-    """Whether the template has a place for a system message; Gemma's refuses one, and others leave it out."""
-    return bool(_once(tokenizer, "system", _writes_system))
+def _offered(messages: Sequence[Mapping[str, Any]], tools: str) -> list[Mapping[str, Any]]:
+    """The conversation with its tools in the system message."""
+    told = f"Tools: {tools}"
+    if messages and messages[0]["role"] in SYSTEM:
+        return [{**messages[0], "content": f"{messages[0]['content']}\n{told}"}, *messages[1:]]
+    return [{"role": "system", "content": told}, *messages]
 
 
-def _writes_system(tokenizer: Any) -> bool:
-    said = [{"role": "system", "content": _MARK}, {"role": "user", "content": "x"}]
-    try:
-        return _MARK in _rendered(tokenizer, said, "", True)
-    except Exception:  # whatever a template raises
-        return False
+def _spelled(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message with the tools that it calls in its text."""
+    if not message.get("tool_calls"):
+        return message
+    text = calls_text(json.dumps(message["tool_calls"], ensure_ascii=False))
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": "\n".join(part for part in (message["content"], text) if part)}
 
 
 def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -77,7 +111,7 @@ def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def reply(tokenizer: Any, text: str) -> str:
     """An answer as the template writes it after the prompt, without the end of the turn: with the space that some add
     there, or the empty thought of one that writes thoughts. The text itself if the template rewrites it."""
-    opening = _once(tokenizer, "opening", _opening)
+    opening = once(tokenizer, "opening", _opening)
     if opening is None:
         return text
     messages, asked = opening
@@ -95,7 +129,7 @@ def reply(tokenizer: Any, text: str) -> str:
 
 def reply_prefix(tokenizer: Any) -> str:
     """What `reply` puts before an answer."""
-    return str(_once(tokenizer, "prefix", lambda speaker: reply(speaker, _MARK).partition(_MARK)[0]))
+    return str(once(tokenizer, "prefix", lambda speaker: reply(speaker, MARK).partition(MARK)[0]))
 
 
 def _opening(tokenizer: Any) -> tuple[list[dict[str, str]], str] | None:
@@ -118,10 +152,10 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
     if _prompts(tokenizer):
         return asked
     try:
-        answered = apply(tokenizer, [*messages, {"role": "assistant", "content": _MARK}], tools, prompt=False)
+        answered = apply(tokenizer, [*messages, {"role": "assistant", "content": MARK}], tools, prompt=False)
     except DataError:
         return asked
-    before, mark, _ = answered.partition(_MARK)
+    before, mark, _ = answered.partition(MARK)
     if not mark or not before.startswith(asked) or before.rstrip() == asked.rstrip():  # a space belongs to the answer
         return asked
     return before
@@ -129,22 +163,13 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
 
 def turn_end(tokenizer: Any) -> int | None:
     """The special token with which the template ends the assistant's turn; None if there is none."""
-    found: int | None = _once(tokenizer, "turn_end", _turn_end)
+    found: int | None = once(tokenizer, "turn_end", _turn_end)
     return found
 
 
 def _prompts(tokenizer: Any) -> bool:
     """Whether the template writes something where the assistant begins."""
-    return bool(_once(tokenizer, "prompts", _writes_prompts))
-
-
-def _once(tokenizer: Any, name: str, find: Callable[[Any], Any]) -> Any:
-    """The result of `find` for a tokenizer's chat template, computed once for each template."""
-    known = tokenizer.__dict__.setdefault("_adapterhub_chat", {})
-    key = (name, str(tokenizer.chat_template))
-    if key not in known:
-        known[key] = find(tokenizer)
-    return known[key]
+    return bool(once(tokenizer, "prompts", _writes_prompts))
 
 
 def _writes_prompts(tokenizer: Any) -> bool:
@@ -161,9 +186,9 @@ def _turn_end(tokenizer: Any) -> int | None:
     if not tokenizer.chat_template:
         return None
     for opening in ([], [{"role": "system", "content": "x"}]):
-        messages = [*opening, {"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
+        messages = [*opening, {"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
         try:
-            tail = apply(tokenizer, messages, prompt=False).rpartition(_MARK)[2]
+            tail = apply(tokenizer, messages, prompt=False).rpartition(MARK)[2]
         except DataError:
             continue
         ids = tokenizer(tail, add_special_tokens=False, verbose=False).input_ids
@@ -191,11 +216,12 @@ def special_ids(tokenizer: Any) -> set[int]:
 def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: str) -> list[range]:
     """Where in a prompt the assistant's earlier answers are, in characters, each including the token that ends it.
 
-    A turn that the template rewrites once more turns follow (for example without its reasoning) is left out.
+    A turn that the template rewrites once more turns follow (for example without its reasoning) is left out, and so
+    is one whose weight is 0.
     """
     spans = []
     for k, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or message.get("weight") == 0:
             continue
         try:
             before = prompt_of(tokenizer, messages[:k], tools)

@@ -22,7 +22,9 @@ from adapterhub_cl.data.layouts import (
 )
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
 from adapterhub_cl.data.reading import SourceRows, read_rows
-from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured, messages_of
+from adapterhub_cl.data.remarks import Heard, short_places
+from adapterhub_cl.data.turns import messages_of, past_last_answer
+from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
 
@@ -40,6 +42,7 @@ class Examples:
         source: the source as the user named it.
         sha256: see `Rows.sha256`.
         skipped: number of empty rows.
+        remarks: what the user should know of how the rows were read: one line each.
         places: for each example its place in the source, e.g. `train.jsonl line 7`.
         read: the columns that were read.
         unused: columns that are not empty and were not read.
@@ -53,6 +56,7 @@ class Examples:
     places: list[str]
     read: Layout = field(default_factory=lambda: Layout(""))
     unused: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -140,14 +144,15 @@ def _build(
     structured = layout.output is not None and is_structured([r.get(layout.output) for r in rows.rows], layout.output)
     made: list[Example] = []
     places: list[str] = []
-    skipped = 0
+    empty: list[str] = []
+    heard = Heard(layout)
     no_answer: list[str] = []
     no_input: list[str] = []
     for index, row in enumerate(rows.rows):
         where = rows.where(index)
         example = _example(row, layout, rows, where, answers, structured)
         if not (example.input or example.answer or example.instruction):
-            skipped += 1
+            empty.append(where)
             full = [c for c, value in row.items() if c.strip().lower() not in NOTES and str(value or "").strip()]
             if answers and full:
                 raise DataError(
@@ -161,6 +166,7 @@ def _build(
             no_answer.append(where)
         if not example.input:
             no_input.append(where)
+        heard.row(row, where)
         bare = not example.instruction and not example.turns
         made.append(replace(example, instruction=instruction) if bare else example)
         places.append(where)
@@ -172,15 +178,17 @@ def _build(
             f"{rows.source}: column {layout.output!r} is empty in every row",
             f"choose another: {hint}" if hint else "give every row its answer",
         )
-    _complain(no_answer, "no answer", f"column {layout.output!r}" if layout.output else "no assistant turn")
+    _complain(no_answer, "no answer", f"column {layout.output!r}" if layout.output else "no assistant turn to learn")
     if not raw_text:
         _complain(no_input, "no input", f"column {', '.join(layout.input)!r}" if layout.input else "nothing to answer")
     if not made:
-        raise DataError(f"{rows.source}: all {skipped} rows are empty", "give a file with at least one complete row")
+        raise DataError(f"{rows.source}: all {len(empty)} rows are empty", "give a file with at least one complete row")
     if raw_text:
         made = [Example("", example.answer) for example in made]
     name = "raw text" if raw_text else layout.name
-    return Examples(made, name, rows.source, rows.sha256, skipped, places, replace(layout, name=name), left)
+    read = replace(layout, name=name)
+    remarks = heard.remarks(empty) if answers else ()
+    return Examples(made, name, rows.source, rows.sha256, len(empty), places, read, left, remarks)
 
 
 def _example(
@@ -237,10 +245,12 @@ def _conversation(row: Mapping[str, Any], layout: Layout, where: str, system: st
         messages += messages_of(row.get(layout.completion), where, layout.completion)
     if system and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": system})
-    last = max((k for k, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if answers and last is not None:
-        messages = messages[: last + 1]  # what follows the last answer cannot be learned
+    learned = past_last_answer(messages)
+    if answers and learned:
+        messages = messages[:learned]  # what follows the last answer cannot be learned
     found = _made(messages, _tools(row, layout, where), where)
+    if answers and not learned:
+        found = replace(found, answer=None, calls="")
     right = answer_texts(row.get(layout.references), where, layout.references) if layout.references else []
     return replace(found, references=tuple(text for text in right if text != found.answer)) if right else found
 
@@ -266,7 +276,12 @@ def _tools(row: Mapping[str, Any], layout: Layout, where: str) -> list[Any]:
         return []
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: column {layout.tools!r} is not a list of tools", "write a list of tools")
-    return list(value)
+    # LLaMA-Factory's files have the functions alone, templates read OpenAI's form
+    return [{"type": "function", "function": t} if isinstance(t, Mapping) and _is_bare(t) else t for t in value]
+
+
+def _is_bare(tool: Mapping[str, Any]) -> bool:
+    return isinstance(tool.get("name"), str) and "function" not in tool and "type" not in tool
 
 
 def _history(value: Any, where: str, column: str) -> list[dict[str, Any]]:
@@ -285,5 +300,5 @@ def _history(value: Any, where: str, column: str) -> list[dict[str, Any]]:
 
 def _complain(places: Sequence[str], what: str, detail: str) -> None:
     if places:
-        count = "" if len(places) == 1 else f"; {len(places)} such rows"
+        count = "" if len(places) == 1 else f"; {len(places)} such rows: {short_places(places)}"
         raise DataError(f"{places[0]}: {what} ({detail}{count})", "complete or remove these rows")

@@ -40,6 +40,8 @@ ASKING = {
     *CHOICES,
     *SYSTEMS,
 }
+# columns whose pictures and sounds belong to the question, and are not read
+MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"), ("response_a", "response_b"))
 KTO = ("prompt", "completion", "label")
 PREFERENCE_HINT = "keep only the good answers, in the columns prompt and completion"
@@ -115,7 +117,8 @@ def _recognise(own: Mapping[str, str], enough: Any) -> Layout | None:
 
     chat, answer, label = first(CHAT), first(ANSWERS), first(LABELS)
     context, choices, system = first(CONTEXTS), first(CHOICES), first(SYSTEMS)
-    history, tools, references = own.get("history"), own.get("tools"), own.get("references")
+    history, tools, references = own.get("history"), own.get("tools") or own.get("functions"), own.get("references")
+    answer = answer or references  # a list of right answers: the first one is learned
     if chat:
         return Layout("messages", chat=chat, system=system, tools=tools, references=references)
     more = {"system": system, "choices": choices, "history": history, "tools": tools, "references": references}
@@ -129,6 +132,8 @@ def _recognise(own: Mapping[str, str], enough: Any) -> Layout | None:
         return Layout("prompt/completion", (own["prompt"],), answer, **more)
     if "query" in own and enough(answer):
         return Layout("prompt/completion", (own["query"],), answer, **more)
+    if "user" in own and "assistant" in own:
+        return Layout("prompt/completion", (own["user"],), own["assistant"], **more)
     for one, other in PAIRS:
         if one in own and other in own and enough(label or answer):
             name = "text pair/label"
@@ -229,6 +234,11 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
         DataError: one of them is part of the question, and the user did not choose to leave it out.
     """
     left = [c for c in columns if c not in layout.columns and any(filled(rows, c))]
+    if not chosen and (media := [c for c in left if c.strip().lower() in MEDIA and _holds_media(rows, c)]):
+        raise DataError(
+            f"{rows.source}: column {media[0]!r} holds what is not text, and only texts are read",
+            "if the texts suffice, remove the column" + ("" if layout.chat else ", or name the others with --columns"),
+        )
     asking = [c for c in left if c.strip().lower() in ASKING]
     if asking and not chosen:
         many = len(asking) > 1
@@ -242,6 +252,10 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
             f"{hint}; or remove the column{'s' if many else ''}",
         )
     return tuple(left)
+
+
+def _holds_media(rows: SourceRows, column: str) -> bool:
+    return any(isinstance(row.get(column), list | tuple | dict | str | bytes) and row[column] for row in rows.rows)
 
 
 def unrecognised(rows: SourceRows, found: Sequence[str], answers: bool) -> DataError:

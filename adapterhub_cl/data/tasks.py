@@ -12,24 +12,12 @@ from typing import Any
 
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.formats import check_format
+from adapterhub_cl.data.guessing import MAX_LABELS, could_be_label, kind_of, single_label
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.types import METRICS as METRICS
 from adapterhub_cl.types import TASK_KINDS, Example, Task
 
-MAX_LABELS = 100
-MAX_LABEL_WORDS = 12
 ALONE = 10  # if more new answers than this occur only once each, they are free answers
-MIN_EXAMPLES_PER_LABEL = 3  # on average; with fewer, answers count as free answers
-MANY_LABELS = 20  # more labels than this must repeat more often
-FEW_LABELS, ROWS_PER_LABEL = 10, 20  # limits for treating answers to differing questions as labels
-LABELLED = ("text/label", "text pair/label")  # layouts whose answers are labels
-FREE = ("question/answer", "prompt/completion", "prompt/input/completion", "messages", "input/output")
-# answers that are labels even with few rows
-CLOSED = {
-    *("yes", "no", "maybe", "true", "false", "positive", "negative", "neutral", "entailment", "contradiction"),
-    *("not_entailment", "not entailment", "good", "bad", "spam", "ham", "0", "1"),
-    *(chr(ord("a") + k) for k in range(26)),
-}
 
 
 def read_labels(value: Any) -> list[str]:
@@ -95,14 +83,14 @@ def infer_task(
     counts = Counter(example.answer for example in rows if example.answer is not None)
     if kind == "auto":
         layout = examples.layout if isinstance(examples, Examples) else ""
-        kind = "choice" if labels is not None else _kind(name, rows, counts, layout, common)[0]
+        kind = "choice" if labels is not None else kind_of(name, rows, counts, layout, common)[0]
     if kind != "choice" and labels is not None:
         raise UsageError(f"--labels needs a task of kind choice, not {kind}", "omit --labels, or add --kind choice")
     chosen: tuple[str, ...] = ()
     if kind == "choice":
         chosen = _given_labels(labels) if labels is not None else listed_labels(common, counts)
         if len(chosen) < 2:
-            raise _single_label(name, chosen)
+            raise single_label(name, chosen)
     if metric is not None and metric not in METRICS[kind]:
         raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])
     task = Task(
@@ -217,7 +205,7 @@ def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
     if not fresh:
         return old
     unlike_labels = len(fresh) > ALONE and all(answers[answer] == 1 for answer in fresh)
-    unlike_labels |= not all(_could_be_label(answer) for answer in fresh)
+    unlike_labels |= not all(could_be_label(answer) for answer in fresh)
     if len(fresh) > MAX_LABELS or unlike_labels:
         raise DataError(
             f"the new data has {len(fresh)} answers that are not labels of task {old.name}, such as {fresh[0][:60]!r}",
@@ -289,54 +277,10 @@ def why_kind(task: Task, examples: Examples, asked: str = "auto") -> str:
     shared = {example.instruction for example in rows}
     counts = Counter(example.answer for example in rows if example.answer is not None)
     try:
-        kind, why = _kind(task.name, rows, counts, examples.layout, shared.pop() if len(shared) == 1 else "")
+        kind, why = kind_of(task.name, rows, counts, examples.layout, shared.pop() if len(shared) == 1 else "")
     except DataError:
         return ""
     return f"because {why}" if kind == task.kind else ""
-
-
-def _kind(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout: str, common: str) -> tuple[str, str]:
-    """The kind of task that rows belong to, and why.
-
-    Args:
-        counts: answer → how often it occurs.
-        common: the instruction that all rows share.
-    """
-    if all(not example.input and not example.instruction for example in rows):
-        return "text", "the rows are texts without a question"
-    total = sum(counts.values())
-    if any(example.references for example in rows):
-        return "generation", "questions have several right answers"
-    if not counts or len(counts) > MAX_LABELS:
-        return "generation", f"there are {len(counts)} different answers; labels are {MAX_LABELS} at most"
-    if not all(_could_be_label(answer) for answer in counts):
-        return "generation", f"some answers are longer than {MAX_LABEL_WORDS} words"
-    often = MIN_EXAMPLES_PER_LABEL if len(counts) <= MANY_LABELS else ROWS_PER_LABEL // 2
-    if layout not in LABELLED and total < often * len(counts):
-        return "generation", f"{total} rows have {len(counts)} different answers"
-    asks_freely = layout in FREE or (layout == "instruction/input/output" and not common)
-    listed = all(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", common) for answer in counts) if common else False
-    if asks_freely and not listed and not _repeats_as_labels(counts):
-        what = "conversations" if layout == "messages" else "questions"
-        return "generation", (
-            f"{what} with {len(counts)} different answers in {total} rows are treated as free answers, not labels; "
-            "--kind choice makes the answers labels"
-        )
-    if len(counts) == 1:
-        raise _single_label(name, list(counts))
-    return "choice", f"{len(counts)} short answers repeat in {total} rows; --kind generation makes them free answers"
-
-
-def _repeats_as_labels(counts: Mapping[str, int]) -> bool:
-    """Whether answers to differing questions repeat the way labels do: yes and no, letters, or a few that occur in many
-    rows each. A fact, too, may be asked in several ways."""
-    if {answer.casefold() for answer in counts} <= CLOSED:
-        return True
-    return len(counts) <= FEW_LABELS and min(counts.values()) >= ROWS_PER_LABEL
-
-
-def _could_be_label(answer: str) -> bool:
-    return 1 <= len(answer.split()) <= MAX_LABEL_WORDS
 
 
 def _given_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -344,14 +288,6 @@ def _given_labels(labels: Sequence[str]) -> tuple[str, ...]:
     if "" in clean or len(set(clean)) < len(clean):
         raise UsageError(f"--labels has an empty or repeated label: {_listed(clean)}", "list every label once")
     return clean
-
-
-def _single_label(name: str, labels: Sequence[str]) -> DataError:
-    only = f"a single label, {labels[0]!r}" if labels else "no label"
-    return DataError(
-        f"task {name}: {only}; a choice needs at least two",
-        f"list all: --labels {labels[0] if labels else 'a'},OTHER; or use free answers: --kind generation",
-    )
 
 
 def _listed(labels: Sequence[str]) -> str:

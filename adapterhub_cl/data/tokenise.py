@@ -18,6 +18,18 @@ DEFAULT_ANSWER = 64  # tokens to generate if the length of answers is unknown
 LEAST_ANSWER = 8
 
 
+class TooLongError(DataError):
+    """A row does not fit, and no part of it may be cut.
+
+    Attributes:
+        needed: tokens that it takes.
+    """
+
+    def __init__(self, message: str, hint: str, needed: int) -> None:
+        super().__init__(message, hint)
+        self.needed = needed
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One example as token ids.
@@ -139,9 +151,8 @@ class Tokeniser:
         """The right answer as text. An answer that calls tools is written with the base's chat template."""
         if not example.calls or self.task.prompt_format != "chat":
             return example.answer or ""
-        content = (example.answer or "").removesuffix(example.calls).rstrip()
         asked = messages(example, talks=self.task.talks)
-        return chat.called(self.tokenizer, asked, example.tools, content, example.calls) or example.answer or ""
+        return chat.called(self.tokenizer, asked, example.tools, example.said, example.calls) or example.answer or ""
 
     def written(self, text: str) -> str:
         """A generated answer without the format's prefix, and without surrounding blank lines and spaces."""
@@ -239,11 +250,13 @@ class Tokeniser:
         else:
             example, ids = self._shorter(example, ids, room)
         if len(ids) > room:
-            raise DataError(
-                f"the instruction and the answer alone are longer than {self.max_length} tokens: {len(ids)} tokens of "
-                f"the prompt cannot be cut to {max(room, 0)}",
-                f"raise --max-length to {len(ids) + self.max_length - room} or more, or shorten the instruction or the "
-                "longest answers",
+            needed = len(ids) + self.max_length - room
+            answer = max(0, self.max_length - room)
+            raise TooLongError(
+                f"the instruction and the answer alone are longer than {self.max_length} tokens: the answer has "
+                f"{answer}, and {len(ids)} of the prompt cannot be cut",
+                f"raise --max-length to {needed} or more, or shorten the instruction or the answer",
+                needed,
             )
         return example, ids
 

@@ -1,4 +1,4 @@
-"""One cell → text: labels that are numbers, answers that are lists or objects, choices, chat turns."""
+"""One cell → text: labels that are numbers, answers that are lists or objects, choices."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from adapterhub_cl.errors import DataError
 
-USER, ASSISTANT = {"user", "human", "prompter"}, {"assistant", "gpt", "bot", "model", "chatgpt", "function_call"}
-TOOL = {"tool", "function", "ipython", "observation"}
-ROLES = ("system", "developer", "user", "assistant", "tool")
 SEVERAL = {"answers", "references", "targets", "outputs"}  # columns whose lists are alternative right answers
 MANY_LABELS = re.compile(r"label", re.I)
-TURN_HINT = 'write [{"role": …, "content": …}, …]'
 
 
 def whole_characters(text: str) -> str:
@@ -132,61 +129,12 @@ def choices_text(value: Any, where: str, column: str) -> str:
     return "\n".join(f"{mark}. {_scalar(text)}" for mark, text in zip(marks, texts, strict=True))
 
 
-def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
-    """The messages of a conversation: OpenAI's `role`/`content` or ShareGPT's `from`/`value`.
-
-    Contents in parts are reduced to their texts; a message that only calls tools has an empty content. Other keys
-    (`tool_calls`, `name`, …) are kept.
-
-    Raises:
-        DataError: it is not a list of such messages, or a role is not a known one.
-    """
-    if value is None:
-        return []
-    if not isinstance(value, list | tuple):
-        raise DataError(f"{where}: column {column!r} is not a list of turns", TURN_HINT)
-    return [_message(turn, where, column) for turn in value]
-
-
-def _message(turn: Any, where: str, column: str) -> dict[str, Any]:
-    role = content = None
-    more: dict[str, Any] = {}
-    if isinstance(turn, Mapping):
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        more = {k: v for k, v in turn.items() if k not in ("role", "from", "content", "value") and v is not None}
-    if isinstance(content, list | tuple):  # parts: texts and images
-        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        content = "\n".join(text for text in texts if isinstance(text, str))
-    if calls := more.get("tool_calls"):
-        if not isinstance(calls, list) or not all(isinstance(call, Mapping) and _called(call) for call in calls):
-            raise DataError(
-                f"{where}: tool_calls in column {column!r} is not a list of calls with function names",
-                'write [{"type": "function", "function": {"name": …, "arguments": {…}}}]',
-            )
-        content = content or ""
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(f"{where}: a turn in column {column!r} has no role and content", TURN_HINT)
-    role = role.strip().lower()
-    for name, others in (("user", USER), ("assistant", ASSISTANT), ("tool", TOOL)):
-        role = name if role in others else role
-    if role not in ROLES:
-        raise DataError(
-            f"{where}: a turn in column {column!r} has the role {role!r}", f"the roles are {', '.join(ROLES)}"
-        )
-    return {"role": role, "content": whole_characters(content).strip(), **more}
-
-
-def _called(call: Mapping[str, Any]) -> bool:
-    function = call.get("function", call)
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str) and bool(function["name"])
-
-
 def _scalar(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
     if isinstance(value, bytes):
         return tidy(value.decode("utf-8", errors="replace"))

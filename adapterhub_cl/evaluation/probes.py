@@ -13,6 +13,7 @@ from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.label_forms import for_task
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import mark_of
 from adapterhub_cl.errors import DataError
@@ -86,7 +87,7 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
             except DataError:
                 continue
             if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
-                return Probe(task, found.examples, held["source"], length_of(record), found.sha256)
+                return Probe(task, for_task(task, found).examples, held["source"], length_of(record), found.sha256)
     for record in own:
         samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
         if samples:

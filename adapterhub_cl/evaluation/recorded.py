@@ -12,6 +12,7 @@ from adapterhub_cl.adapters.serving import ServingTable, answering, who_answers
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.label_forms import for_task
 from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.probes import probe_of, score, with_source
@@ -104,7 +105,10 @@ def _on_data(
     if examples.layout == "raw text" and task.kind != "text":
         task = task.as_text()
     else:
+        examples = for_task(task, examples)
         check_answers(task, examples)
+    for remark in examples.remarks:
+        reporter.note(remark)
     with reporter.piece(f"evaluating {record.ref}", len(examples)) as advance:
         return evaluate(
             model,

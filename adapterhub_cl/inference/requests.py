@@ -12,7 +12,8 @@ from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer, AskedRow, OneModel
 from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.bases.loading import LoadedBase
-from adapterhub_cl.data.values import messages_of, whole_characters
+from adapterhub_cl.data.turns import messages_of
+from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import Routed

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from adapterhub_cl import objectives
-from adapterhub_cl.data.columns import examples
+from adapterhub_cl.data.columns import Examples, examples
+from adapterhub_cl.data.label_forms import for_task
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.data.tasks import check_answers, updated_task
 from adapterhub_cl.errors import AdapterHubError, DataError
@@ -62,6 +63,7 @@ class Feed:
         self.lines: queue.Queue[bytes | None] = queue.Queue(maxsize=AHEAD)
         self.ended = False
         self.trouble = ""
+        self.respelled: set[tuple[str | None, str | None]] = set()
         threading.Thread(target=self._pump, args=(_reader(lines),), daemon=True).start()
 
     def _known(self) -> list[bytes]:
@@ -168,7 +170,7 @@ class Feed:
             if raw != self.raw:
                 raise DataError("raw text among examples with answers" if raw else "an answer among raw texts")
             if not raw:
-                self._check(found)
+                found = self._checked(found)
             return found.examples[0]
         except (AdapterHubError, ValueError, RecursionError) as error:
             told = error.message if isinstance(error, AdapterHubError) else f"not JSON ({error})"
@@ -179,8 +181,19 @@ class Feed:
         """The columns that the task's data had so far."""
         return self.registry.task(self.registry.get(self.request.name).task).layout
 
-    def _check(self, found: Any) -> None:
+    def _checked(self, found: Examples) -> Examples:
+        """A row whose answer is one of the task's labels, or a new one.
+
+        Raises:
+            DataError: it cannot be.
+        """
         task = self.registry.task(self.registry.get(self.request.name).task)
+        before, found = found, for_task(task, found)
+        if found.examples != before.examples:
+            pair = (before.examples[0].answer, found.examples[0].answer)
+            if pair not in self.respelled:
+                self.reporter.note(f"note: {pair[0]!r} is read as the label {pair[1]!r}")
+            self.respelled.add(pair)
         check_answers(updated_task(task, found), found)
         if task.kind == "choice":
             self.labels = set(task.labels) if self.labels is None else self.labels
@@ -190,6 +203,7 @@ class Feed:
             for answer in new:
                 self.labels.add(answer)
                 self.reporter.note(f"note: {answer!r} is a new label of {task.name}")
+        return found
 
 
 def _reader(lines: TextIO) -> Callable[[], bytes]:

@@ -10,6 +10,7 @@ from adapterhub_cl import objectives, strategies
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.data import tokenise
 from adapterhub_cl.data.columns import Examples, read_examples
+from adapterhub_cl.data.label_forms import for_task, with_known_labels
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import (
     check_answers,
@@ -136,10 +137,14 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
     if request.verb == "update" and start is not None:
         fresh = set(data.examples)
         review = [sample for sample in kept_samples(start) if sample not in fresh]
+        data = for_task(registry.task(start.task), data)
         task = updated_task(registry.task(start.task), data)
         task = task if data.layout == "raw text" or not data.read.name else replace(task, layout=data.read)
     else:
+        data = with_known_labels(request.labels, data)
         task = _same_task(registry, described_task(request, data, registry.base))
+    if held_out is not None and held_out.layout != "raw text":
+        held_out = for_task(task, held_out)
     raw = data.layout == "raw text"
     objectives.name_for(registry.base, "text" if raw else task.kind)  # told before anything is loaded
     past = tuple(_past(registry, strategy.what_is_read, task.name)) if strategy.what_is_read else ()
@@ -284,7 +289,7 @@ def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
             rows = read_examples(known["source"], known.get("columns") or None, task.instruction, layout=task.layout)
             if rows.sha256 != known["sha256"]:
                 raise DataError(f"{known['source']} has changed since {version.ref} was trained on it", hint)
-            found += rows.examples
+            found += for_task(task, rows).examples
         parents = [e["parent"] for e in version.manifest.get("lineage", ()) if e["relation"] == "updated_from"]
         before = registry.get(parents[0]) if parents else None
         version = before if before is not None and before.task == record.task else None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adapterhub_cl import objectives
+from adapterhub_cl.data.label_forms import tell_alike
+from adapterhub_cl.data.remarks import tell_repeats
 from adapterhub_cl.data.tasks import find_leaks, why_kind
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import AdapterRecord
+
+MOST_LABELS, LONGEST_LABEL = 8, 30  # that are named, and their characters
 
 
 def outdated_note(material: Material) -> str:
@@ -40,7 +46,7 @@ def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) ->
 def tell(material: Material, request: TrainRequest, objective: objectives.BaseObjective, reporter: Reporter) -> None:
     """Report what was read, in a line or two, and what may be wrong with it."""
     task, data = material.task, material.data
-    labels = f", {len(task.labels)} labels" if task.labels else ""
+    labels = f", {len(task.labels)} labels ({_some(task.labels)})" if task.labels else ""
     guessed = request.verb == "add-task" and request.kind == "auto"
     other = " (use --kind to choose another kind)" if guessed else ""
     reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
@@ -52,8 +58,10 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         many = len(data.unused) > 1
         names = ", ".join(map(repr, data.unused))
         reporter.note(f"note: the column{'s' if many else ''} {names} {'are' if many else 'is'} not used")
-    if data.skipped:
-        reporter.note(f"note: {data.skipped} empty rows were skipped")
+    for remark in (*data.remarks, *(material.held_out.remarks if material.held_out else ())):
+        reporter.note(remark)
+    for remark in (*tell_alike(task.labels, data), *tell_repeats(data.examples, data.places, task.kind)):
+        reporter.note(remark)
     if material.review:
         reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
     if told := outdated_note(material):
@@ -73,3 +81,8 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
                 f"warning: {len(leaks)} of {len(material.held_out)} evaluation rows are also in the training data "
                 f"(first: {material.held_out.places[leaks[0]]}); the score will be too high"
             )
+
+
+def _some(labels: Sequence[str]) -> str:
+    shown = [label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…" for label in labels[:MOST_LABELS]]
+    return ", ".join([*shown, *(["…"] if len(labels) > MOST_LABELS else [])])

@@ -15,6 +15,7 @@ from typing import Any
 from adapterhub_cl import objectives
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import Examples, read_examples
+from adapterhub_cl.data.label_forms import for_task, with_known_labels
 from adapterhub_cl.data.reading import absolute
 from adapterhub_cl.data.tasks import check_answers
 from adapterhub_cl.errors import DataError, UsageError
@@ -113,9 +114,9 @@ def run(hub: Hub, plan: StreamPlan) -> AccuracyMatrix:
         request = plan.request(task, {})
         order_of(hub.registry, request)
         train, held = data[task.name]
-        described = described_task(request, train, hub.registry.base)
+        described = described_task(request, with_known_labels(request.labels, train), hub.registry.base)
         if held is not None and held.layout != "raw text":
-            check_answers(described, held)
+            check_answers(described, for_task(described, held))
     _refuse_known(hub.registry, plan)
     done: list[AdapterRecord] = []
     seen = ""

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from adapterhub_cl.data.values import messages_of, whole_characters
+from adapterhub_cl.data.turns import messages_of
+from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.server.asking import AUTO, Asker
 from adapterhub_cl.server.failing import Refused, answer_of

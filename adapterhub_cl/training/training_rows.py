@@ -14,7 +14,9 @@ from adapterhub_cl.answering.writing import base_writer
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.bases.precision import NAMES
-from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.data.chat import BrokenTemplateError
+from adapterhub_cl.data.remarks import places_of, short_places
+from adapterhub_cl.data.tokenise import Tokeniser, Tokens, TooLongError
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
@@ -108,7 +110,7 @@ def rows_of(
     length = min(settings.max_length, base.context)
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
-    pairs, shortened = _windows(fresh, lesson, reporter)
+    pairs, shortened = _windows(fresh, lesson, reporter, base.context)
     if len(pairs) > len(lesson.examples):
         reporter.note(f"long texts were split into {len(pairs)} pieces of at most {length} tokens")
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
@@ -177,27 +179,54 @@ def way_of(
 
 
 def _windows(
-    encode: Tokeniser, lesson: TrainingSet, reporter: Reporter
+    encode: Tokeniser, lesson: TrainingSet, reporter: Reporter, context: int = 0
 ) -> tuple[list[tuple[Example, Tokens]], list[str]]:
     """The training examples as token ids, and the places of those that were cut.
 
+    Args:
+        context: the most tokens that the base reads; 0 if that is not known.
+
     Raises:
-        DataError: one cannot be cut to fit; names its place.
+        DataError: some cannot be cut to fit, or cannot be asked at all; names their places.
     """
     pairs: list[tuple[Example, Tokens]] = []
     cut: list[str] = []
+    refused: list[tuple[str, DataError]] = []
     with reporter.piece("reading", len(lesson.examples)) as advance:
         for k, example in enumerate(lesson.examples):
             where = lesson.places[k] if k < len(lesson.places) else f"example {k + 1}"
             try:
                 found = encode.windows(example)
+            except BrokenTemplateError:
+                raise  # it is not this row's fault
             except DataError as error:
-                raise DataError(f"{where}: {error.message}", error.hint) from error
+                refused.append((where, error))
+                found = []
             pairs += [(example, tokens) for tokens in found]
             cut += [where] if any(tokens.truncated for tokens in found) else []
             if k % READ_AT_ONCE == READ_AT_ONCE - 1:
                 advance(READ_AT_ONCE)
+    if refused:
+        raise _refusal(refused, encode.max_length, context)
     return pairs, cut
+
+
+def _refusal(refused: Sequence[tuple[str, DataError]], length: int, context: int) -> DataError:
+    """One error for all rows that cannot be learned: the first one's reason, and the places of all."""
+    where, error = refused[0]
+    hint = error.hint
+    needed = max((e.needed for _, e in refused if isinstance(e, TooLongError)), default=0)
+    if needed and isinstance(error, TooLongError):
+        hint = "shorten the instruction or the answer, or remove the rows"
+        if not context or needed <= context:
+            hint = f"raise --max-length to {needed} or more; or {hint}"
+        elif length < context:
+            hint += f"; this base reads {context} tokens at most (--max-length {context})"
+        else:
+            hint += f"; this base reads {context} tokens at most"
+    places = [place for place, _ in refused]
+    more = f" ({len(refused)} rows cannot be used: {short_places(places)})" if len(refused) > 1 else ""
+    return DataError(f"{where}: {error.message}{more}", hint)
 
 
 def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser) -> str:
@@ -205,10 +234,9 @@ def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser) -> str:
     room = encode.max_length - encode.longest_answer
     beside = f", which leaves {room} for the prompt beside the longest answer" if encode.longest_answer else ""
     how = "the oldest turns were left out" if encode.task.talks else "the end of the input (or of its passage) was cut"
-    named = ", ".join([places[0], *(place.rpartition(" ")[2] for place in places[1:5])])
-    named += ", …" if len(places) > 5 else ""
     return (
-        f"note: {len(places)} of {count} examples are longer than {encode.max_length} tokens{beside}; {how} ({named}). "
+        f"note: {len(places)} of {count} examples are longer than {encode.max_length} tokens{beside}; {how} "
+        f"({places_of(places)}). "
         "--max-length N keeps more"
     )
 

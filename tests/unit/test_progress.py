@@ -133,3 +133,12 @@ def test_all_reporters_take_all_events(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_lines_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert type(progress.console_reporter()) is LineReporter
+
+
+def test_a_note_cannot_steer_the_terminal() -> None:
+    stream = io.StringIO()
+    LineReporter(stream).note("labels (\x1b[2Jred\x07, grün)\n  because 日本語")
+    assert (
+        stream.getvalue()
+        == "labels (\N{REPLACEMENT CHARACTER}[2Jred\N{REPLACEMENT CHARACTER}, grün)\n  because 日本語\n"
+    )

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from families import build
+from safetensors.torch import load_file, save_file
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.bases import already_quantised
 from adapterhub_cl.bases.loading import inspect_base, load_base
 from adapterhub_cl.errors import BaseModelError, DataError
 
@@ -39,15 +41,83 @@ def test_what_is_quantised_already_is_recorded_as_it_is(
     assert inspect_base(str(tell(pico_copy(), quantization_config=told)), asked).quantization == kind
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "torchao", "fp8", "mxfp4", "hqq"])
-def test_other_kinds_of_quantisation_are_refused(pico_copy: Callable[..., Path], method: str, tmp_path: Path) -> None:
-    folder = tell(pico_copy(), quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(BaseModelError, match=f"already quantised, by {method}"):
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "by gptq, which needs gptqmodel and is not supported"),
+        ({"quant_method": "awq", "bits": 4}, "by awq, which needs gptqmodel and is not supported"),
+        ({"quant_method": "compressed-tensors"}, "by compressed-tensors, which needs compressed-tensors and is not"),
+        ({"quant_method": "hqq"}, "by hqq, which needs hqq and is not supported"),
+        ({"quant_method": "mxfp4"}, "by mxfp4, which adapters cannot be trained on"),
+        ({"quant_method": "fbgemm_fp8"}, "by fbgemm_fp8, which adapters cannot be trained on"),
+        ({"quant_method": "bitsandbytes"}, "by bitsandbytes with settings that are not known here"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}, "only its 8-bit"),
+        ({"quant_method": "torchao"}, "only its 8-bit weights can be trained on"),
+        ({"bits": 4}, "by an unknown method, which adapters cannot be trained on"),
+    ],
+)
+def test_other_kinds_of_quantisation_are_refused(
+    pico_copy: Callable[..., Path], told: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    folder = tell(pico_copy(), quantization_config=told)
+    with pytest.raises(BaseModelError, match=f"already quantised, .*{why}") as caught:
         AdapterHub.init(tmp_path / "hub", str(folder))
+    assert "16-bit checkpoint" in caught.value.hint
     assert not (tmp_path / "hub").exists()
-    inner = tell(pico_copy("qwen2"), text_config={"quantization_config": {"quant_method": method}})
-    with pytest.raises(BaseModelError, match=f"by {method}"):
+    inner = tell(pico_copy("qwen2"), text_config={"quantization_config": told})
+    with pytest.raises(BaseModelError, match=why):
         inspect_base(str(inner), "none")
+
+
+TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}
+
+
+@pytest.mark.parametrize("told", [TORCHAO, {"quant_method": "torchao", "quant_type": "int8_weight_only"}])
+def test_a_package_that_is_missing_is_named(
+    pico_copy: Callable[..., Path], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tell(pico_copy(), quantization_config=told)
+    monkeypatch.setattr(already_quantised, "find_spec", lambda name: None)
+    with pytest.raises(BaseModelError, match="the package torchao is not installed") as caught:
+        inspect_base(str(folder), "nf4")
+    assert caught.value.hint.startswith("pip install torchao; or")
+    monkeypatch.setattr(already_quantised, "find_spec", lambda name: object())
+    assert inspect_base(str(folder), "nf4").quantization == "torchao"
+
+
+def test_torchaos_tensors_become_plain_ones() -> None:
+    class Packed(torch.Tensor):
+        def dequantize(self) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor) + 1
+
+    layer = torch.nn.Linear(2, 3)
+    layer.weight = torch.nn.Parameter(torch.zeros(3, 2).as_subclass(Packed), requires_grad=False)
+    bias = layer.bias
+    already_quantised.made_plain(layer)
+    assert type(layer.weight.data) is torch.Tensor
+    assert torch.equal(layer.weight, torch.ones(3, 2))
+    assert layer.bias is bias
+
+
+def test_fp8_weights_are_loaded_as_plain_ones(pico_copy: Callable[..., Path], load_pico: Callable[..., Any]) -> None:
+    folder = tell(
+        pico_copy(),
+        quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"},
+    )
+    weights = dict(load_file(folder / "model.safetensors"))
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        blocks = weights[name].float().unfold(0, 8, 8).unfold(1, 8, 8)
+        scale = blocks.abs().amax((2, 3)) / 448
+        wide = scale.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        weights[name], weights[f"{name}_scale_inv"] = (weights[name] / wide).to(torch.float8_e4m3fn), scale
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    info = inspect_base(str(folder), "nf4")
+    assert info.quantization == "fp8"
+    model, plain = load_base(info, device="cpu", dtype="fp32").model, load_pico().model
+    for name, value in plain.named_parameters():
+        found = model.get_parameter(name)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, value, rtol=0.07, atol=1e-3)
 
 
 def test_a_base_that_was_saved_in_4_bits_is_loaded_so(load_pico: Callable[..., Any], tmp_path: Path) -> None:

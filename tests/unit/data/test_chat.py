@@ -113,7 +113,7 @@ def test_an_answer_that_calls_tools_is_written_as_the_template_writes_it(speaker
 
 def test_a_template_that_raises_is_quoted(speaker: Any) -> None:
     speaker.chat_template = "{{ raise_exception('a system message is needed') }}"
-    with pytest.raises(DataError, match="rejects the conversation: a system message is needed"):
+    with pytest.raises(DataError, match="the base's chat template does not work: a system message is needed"):
         Tokeniser(speaker, TALKS, 128)(Example("one", "two"))
 
 
@@ -153,6 +153,6 @@ def test_one_long_answer_takes_half_of_the_limit_at_most_and_is_named_where_it_d
 )
 def test_a_template_that_fails_in_any_way_is_a_clear_error(speaker: Any, template: str) -> None:
     speaker.chat_template = template
-    with pytest.raises(DataError, match="the base's chat template rejects the conversation"):
+    with pytest.raises(DataError, match="the base's chat template does not work"):
         Tokeniser(speaker, TALKS, 128)(Example("one", "two"))
     assert chat.end_ids(speaker, SimpleNamespace()) == [speaker.eos_token_id], "other formats go on working"

@@ -98,11 +98,11 @@ def test_conversations() -> None:
     asked = inputs(rows({"conversations": CHAT}))
     assert asked[0].answer is None
     assert asked[0].text.endswith("assistant: four\nuser: five")
-    parts = [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image"}]}]
-    assert inputs(rows({"messages": parts})) == [Example("look")]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "text", "text": "here"}]}]
+    assert inputs(rows({"messages": parts})) == [Example("look\nhere")]
     with pytest.raises(DataError, match="line 1: no answer"):
         examples(rows({"messages": CHAT[:2]}))
-    with pytest.raises(DataError, match="line 1: a turn in column 'messages' has no role"):
+    with pytest.raises(DataError, match="line 1: turn 1 in column 'messages' has no role"):
         examples(rows({"messages": [{"content": "x"}]}))
     with pytest.raises(DataError, match="line 1: column 'messages' is not a list"):
         examples(rows({"messages": "hi"}))
@@ -156,7 +156,7 @@ def test_empty_rows_are_skipped_and_counted() -> None:
 
 def test_half_rows_are_errors() -> None:
     full = {"text": "a", "label": "x"}
-    with pytest.raises(DataError, match=r"train\.jsonl line 2: no answer \(column 'label'; 2 such rows\)"):
+    with pytest.raises(DataError, match=r"train\.jsonl line 2: no answer \(column 'label'; 2 such rows: line 2, 3\)"):
         examples(rows(full, {"text": "b"}, {"text": "c", "label": float("nan")}))
     with pytest.raises(DataError, match=r"line 2: no input \(column 'text'\)"):
         examples(rows(full, {"text": "", "label": "x"}))

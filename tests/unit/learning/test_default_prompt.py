@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.bases.loading import inspect_base
+from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.types import AdapterRecord
 
 QUICK: dict[str, Any] = {"epochs": 1, "rank": 2, "max_length": 64, "dev_share": 0.0}
@@ -80,3 +82,10 @@ def test_a_base_without_a_template_is_asked_by_instruction(
     base = without_template(Path(shutil.copytree(pico_path("llama"), tmp_path / "base")))
     hub = AdapterHub.init(tmp_path / "hub", str(base), quantization="none", dtype="fp32")
     assert asked(hub.add_task("one", rows, **QUICK)) == "instruction"
+
+
+@pytest.mark.parametrize(("template", "has"), [("", False), (" \n", False), ("{{ messages }}", True)])
+def test_an_empty_file_is_no_chat_template(pico_copy: Callable[..., Path], template: str, has: bool) -> None:
+    folder = pico_copy()
+    (folder / "chat_template.jinja").write_text(template)
+    assert has_chat_template(inspect_base(str(folder), "none")) is has

@@ -1,0 +1,132 @@
+"""Which kind of task rows belong to, and why: a choice among labels, free answers, or raw text.
+
+Free answers that are taken for labels are lost, because a choice can give no other answer. Labels that are taken for
+free answers are learned all the same. So rows count as a choice only where something speaks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import Example
+
+MAX_LABELS = 100
+MAX_LABEL_WORDS = 12
+MIN_EXAMPLES_PER_LABEL = 3  # on average; with fewer, answers count as free answers
+MANY_LABELS = 20  # more labels than this must repeat more often
+FEW_LABELS, ROWS_PER_LABEL = 10, 20  # limits for treating answers to differing questions as labels
+ROWS_PER_FACT = 100  # the same where the inputs are bare questions: a fact may be asked for in several ways
+LABELLED = ("text/label", "text pair/label")  # layouts whose answers are labels
+FREE = ("question/answer", "prompt/completion", "prompt/input/completion", "messages", "input/output")
+# answers that are labels even with few rows, unless the inputs are bare questions
+CLOSED = {
+    *("yes", "no", "maybe", "true", "false", "positive", "negative", "neutral", "entailment", "contradiction"),
+    *("not_entailment", "not entailment", "good", "bad", "spam", "ham", "0", "1"),
+    *(chr(ord("a") + k) for k in range(26)),
+}
+# words with which an instruction asks for a label
+SORTING = re.compile(
+    r"\b(classif\w*|categori\w*|labell?(?:s|ed|ing)?|sentiments?|intents?|topics?|emotions?|genres?|choose|select|"
+    r"yes or no|true or false|rate|rating|detect|sort|one of|"
+    r"(?:which|what) (?:kind|type|category|class|label) of|(?:type|category|class) of)\b",
+    re.I,
+)
+
+
+def kind_of(name: str, rows: Sequence[Example], counts: Mapping[str, int], layout: str, common: str) -> tuple[str, str]:
+    """The kind of task that rows belong to, and why.
+
+    Args:
+        name: of the task, for messages.
+        counts: answer → how often it occurs.
+        layout: of the columns; empty if it is not known.
+        common: the instruction that all rows share.
+
+    Raises:
+        DataError: there is one label only.
+    """
+    if all(not example.input and not example.instruction for example in rows):
+        return "text", "the rows are texts without a question"
+    total = sum(counts.values())
+    if any(example.references for example in rows):
+        return "generation", "some questions have several right answers"
+    if not counts or len(counts) > MAX_LABELS:
+        return "generation", f"there are {len(counts)} different answers, and a choice has {MAX_LABELS} at most"
+    if not all(could_be_label(answer) for answer in counts):
+        return "generation", f"some answers are longer than {MAX_LABEL_WORDS} words"
+    often = MIN_EXAMPLES_PER_LABEL if len(counts) <= MANY_LABELS else ROWS_PER_LABEL // 2
+    if layout not in LABELLED and total < often * len(counts):
+        return "generation", f"{total} rows have {len(counts)} different answers"
+    short = f"{len(counts)} short answers repeat in {total} rows"
+    if listed := common and all(_stands_in(answer, common) for answer in counts):
+        short = f"the instruction lists the {len(counts)} answers"
+    elif layout not in LABELLED and (reason := _why_free(rows, counts, layout, common)):
+        return "generation", f"{reason}; --kind choice makes the {len(counts)} answers labels"
+    if len(counts) == 1:
+        if layout in FREE and not listed:
+            return "generation", "all rows have the same answer"
+        raise single_label(name, list(counts))
+    if layout in LABELLED:
+        short = f"a column of labels holds {len(counts)} different answers"
+    return "choice", f"{short}; --kind generation makes them free answers"
+
+
+def single_label(name: str, labels: Sequence[str]) -> DataError:
+    """The error for a choice among fewer than two labels."""
+    only = f"a single label, {labels[0]!r}" if labels else "no label"
+    return DataError(
+        f"task {name}: {only}; a choice needs at least two",
+        f"list all: --labels {labels[0] if labels else 'a'},OTHER; or use free answers: --kind generation",
+    )
+
+
+def could_be_label(answer: str) -> bool:
+    """Whether an answer is short enough for a label."""
+    return 1 <= len(answer.split()) <= MAX_LABEL_WORDS
+
+
+def _why_free(rows: Sequence[Example], counts: Mapping[str, int], layout: str, common: str) -> str:
+    """Why answers that repeat are free answers all the same; empty if they are labels.
+
+    Args:
+        common: the instruction that all rows share; it does not list the answers.
+    """
+    if common and SORTING.search(common):
+        return ""
+    least, total = min(counts.values()), sum(counts.values())
+    closed = {answer.casefold() for answer in counts} <= CLOSED
+    if _are_questions(rows):
+        if least >= ROWS_PER_FACT and len(counts) <= FEW_LABELS:
+            return ""
+        return f"{total} questions share {len(counts)} answers, as questions about facts do"
+    if closed or (len(counts) <= FEW_LABELS and least >= ROWS_PER_LABEL):
+        return ""
+    if layout in (*FREE, "instruction/input/output"):
+        what = "conversations" if layout == "messages" else "questions"
+        return f"{len(counts)} different answers to {total} {what} are treated as free answers"
+    return ""
+
+
+def _are_questions(rows: Sequence[Example]) -> bool:
+    """Whether most inputs are bare questions: one line that ends with a question mark, or that begins as questions do,
+    without a passage, options or earlier turns."""
+    asked = [example for example in rows if example.answer is not None]
+    bare = sum(
+        example.passage == 0 and len(example.turns) < 3 and _is_question(example.input.strip()) for example in asked
+    )
+    return bool(asked) and 2 * bare > len(asked)
+
+
+def _is_question(text: str) -> bool:
+    if "\n" in text:
+        return False
+    return text.endswith(("?", "？", "؟")) or bool(_ASKS.match(text))
+
+
+_ASKS = re.compile(r"(who|whom|whose|what|when|where|which|how (many|much|old|long|far)|in (which|what))\b", re.I)
+
+
+def _stands_in(answer: str, instruction: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", instruction) is not None

@@ -1,0 +1,142 @@
+"""What the user should know of how rows were read, and of rows that may be mistakes: one line for each remark."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from adapterhub_cl.data.turns import messages_of, past_last_answer
+from adapterhub_cl.examples import Example, Layout
+
+LABEL_LAYOUTS = ("text/label", "text pair/label")
+
+
+class Heard:
+    """What happened to the rows of a source while they were read.
+
+    Args:
+        layout: the columns that are read.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.written: dict[str, str] = {}  # a number or a boolean as the source has it → as text
+        self.spaced: list[str] = []
+        self.trailing: list[str] = []
+        self.first = ""
+
+    def row(self, row: Mapping[str, Any], where: str) -> None:
+        """Take a row into account."""
+        if self.layout.chat:
+            messages = messages_of(row.get(self.layout.chat), where, self.layout.chat)
+            if self.layout.completion:
+                messages += messages_of(row.get(self.layout.completion), where, self.layout.completion)
+            if 0 < past_last_answer(messages) < len(messages):
+                self.trailing.append(where)
+            return
+        value = row.get(self.layout.output) if self.layout.output else None
+        if isinstance(value, bool) or (
+            isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value)
+        ):
+            self.first = self.first or where
+            text = json.dumps(value) if isinstance(value, bool) else str(int(value))
+            self.written.setdefault(str(value), text)
+        elif isinstance(value, str) and value != value.strip() and self.layout.name in LABEL_LAYOUTS:
+            self.spaced.append(where)
+
+    def remarks(self, empty: Sequence[str]) -> tuple[str, ...]:
+        """All remarks.
+
+        Args:
+            empty: the places of rows without content.
+        """
+        found = []
+        if empty:
+            found.append(f"note: {_rows(empty, 'empty row')} skipped ({places_of(empty)})")
+        if self.written:
+            pairs = ", ".join(f"{value} → {text!r}" for value, text in list(self.written.items())[:4])
+            found.append(f"note: column {self.layout.output!r} is read as text: {pairs} (first: {self.first})")
+        if self.spaced:
+            them = "it" if len(self.spaced) == 1 else "them"
+            read = f"{_rows(self.spaced, 'label')} read without the spaces around {them}"
+            found.append(f"note: {read} ({places_of(self.spaced)})")
+        if self.trailing:
+            found.append(
+                f"note: {_rows(self.trailing, 'conversation')} not read to the end: what follows the last answer that "
+                f"is to be learned is left out ({places_of(self.trailing)})"
+            )
+        return tuple(found)
+
+
+def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str) -> list[str]:
+    """Remarks about questions that occur several times, with the same answer or with different ones.
+
+    Args:
+        places: of the examples.
+        kind: of the task.
+    """
+    seen: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+    again: list[int] = []
+    other: list[tuple[int, int]] = []
+    for k, example in enumerate(examples):
+        if not example.input:
+            continue
+        known = seen[(example.instruction, example.text, example.tools)]
+        answer = example.answer or ""
+        if answer in known:
+            again.append(k)
+        elif known:
+            other.append((next(iter(known.values())), k))
+        known.setdefault(answer, k)
+    found = []
+    if again:
+        found.append(
+            f"note: {_rows([places[k] for k in again], 'row')} repeated with the same answer, and learned as often as "
+            f"they occur ({places_of([places[k] for k in again])})"
+        )
+    if other:
+        one, two = other[0]
+        many = len(other) > 1
+        what = f"{len(other)} rows ask" if many else "1 row asks"
+        hint = (
+            "a choice has one right answer: correct the rows"
+            if kind == "choice"
+            else ("right answers beside the first one belong into a column 'references'")
+        )
+        found.append(
+            f"{'warning' if kind == 'choice' else 'note'}: {what} what another row asks, with another answer (first: "
+            f"{places[one]} has {_short(examples[one].answer)}, {_short_place(places[two])} has "
+            f"{_short(examples[two].answer)}); {hint}"
+        )
+    return found
+
+
+def _rows(places: Sequence[str], what: str) -> str:
+    return f"1 {what} is" if len(places) == 1 else f"{len(places)} {what}s are"
+
+
+def places_of(places: Sequence[str]) -> str:
+    """The first five of several places: `train.jsonl line 7, 9, 12, …`"""
+    named = ", ".join([places[0], *(_number(place) for place in places[1:5])])
+    return f"{named}, …" if len(places) > 5 else named
+
+
+def short_places(places: Sequence[str]) -> str:
+    """The same without the source: `line 7, 9, 12, …`."""
+    return places_of([_short_place(places[0]), *places[1:]])
+
+
+def _number(place: str) -> str:
+    return place.rpartition(" ")[2]
+
+
+def _short_place(place: str) -> str:
+    return " ".join(place.rsplit(" ", 2)[-2:])
+
+
+def _short(text: str | None) -> str:
+    return repr(text if len(text or "") <= 40 else f"{(text or '')[:40]}…")
