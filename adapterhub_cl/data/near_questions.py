@@ -50,14 +50,20 @@ def near_questions(texts: Sequence[str], count: int, seed: int) -> list[str]:
     if not frames:
         return []
     subjects = list(dict.fromkeys(subject for _, subject, _ in frames))
+    alike: dict[tuple[str, str], list[str]] = {}  # frame → its subjects, which are of one sort
+    for before, subject, after in frames:
+        alike.setdefault((before, after), []).append(subject)
     whole = "\n".join(texts).casefold()
     known = [name for name in KNOWN if name.casefold() not in whole]
     made: dict[str, None] = {}
     order = [frames[k] for k in draw.sample(range(len(frames)), len(frames))]
     for turn in range(ATTEMPTS * count):
-        before, _, after = order[turn % len(order)]
-        invented = turn // len(order) % 2 == turn % 2  # half of them, and both for each frame
-        subject = _mixed(subjects, draw) if invented else draw.choice(known) if known else ""
+        place, passed = turn % len(order), turn // len(order)
+        before, _, after = order[place]
+        if (place + passed) % 2 == 0:  # half of them are invented, and each frame has both
+            subject = _mixed(alike[before, after], draw) or _mixed(subjects, draw)
+        else:
+            subject = draw.choice(known) if known else ""
         if subject and subject.casefold() not in whole:
             made.setdefault(f"{before}{subject}{after}")
         if len(made) >= count:
