@@ -27,7 +27,7 @@ from adapterhub_cl.evaluation.probes import (
     without,
 )
 from adapterhub_cl.evaluation.scoring import evaluate
-from adapterhub_cl.learning import facts
+from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, refusal
 from adapterhub_cl.learning.recording import Trained, keep_samples, record_version
@@ -66,10 +66,10 @@ class Judge:
         parent, task, rows = material.parent, material.task, material.data.examples
         kept = (parent, material.review) if parent is not None and material.review else None
         if self.request.facts:
-            questions = facts.beside(material, seed)
+            questions = fact_lessons.beside(material, seed)
             elsewhere = {"near questions": questions.near, "general questions": questions.general}
             asked = FactQuestions(self.registry, task, rows, seed, elsewhere=elsewhere, parent=kept)
-            with facts.before_training(base, parent) as old:
+            with fact_lessons.before_training(base, parent) as old:
                 were = asked.ask(old, base, reporter, "before")
             return lambda model: asked.compare(were, asked.ask(model, base, reporter, "after"))
         if self.request.verb != "update" or parent is None:

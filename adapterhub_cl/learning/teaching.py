@@ -17,7 +17,7 @@ from adapterhub_cl.adapters.targets import left_out
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.marked import Part, marked
-from adapterhub_cl.learning import facts
+from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
     Material,
@@ -244,13 +244,13 @@ def _tell_overtaken(
 def unchanged_rows(
     hub: Hub, order: TrainOrder, material: Material, run: Path | None, accelerator: Accelerator | None
 ) -> Sequence[tuple[Example, bool]]:
-    """Beside new facts: questions with their old answers; see `facts.old_answers`. Of several processes the first one
+    """Beside new facts: questions with their old answers; see `fact_lessons.old_answers`. The first of several processes
     asks."""
     if not order.request.facts:
         return ()
     rows: Sequence[tuple[Example, bool]] = ()
     if accelerator is None or accelerator.is_main_process:
-        rows = facts.old_answers(hub, material, facts.beside(material, order.settings.seed).trained, run)
+        rows = fact_lessons.old_answers(hub, material, fact_lessons.beside(material, order.settings.seed).trained, run)
     return rows if accelerator is None else everyones(rows, accelerator)
 
 

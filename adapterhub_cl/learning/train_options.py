@@ -13,7 +13,7 @@ from adapterhub_cl.types import METRICS, TASK_KINDS
 
 # What `--facts` changes of the training settings and of the samples kept, where the user says nothing else: facts need
 # many passes, and a fact that is not rehearsed is forgotten.
-FACT_SETTINGS: Mapping[str, Any] = {"epochs": 5, "dev_share": 0.0}
+FACT_SETTINGS: Mapping[str, Any] = {"epochs": 3, "dev_share": 0.0}
 FACT_REPLAY = "balanced:1000"
 METRIC_NAMES = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from invented import GENERAL, Batch, statements
 
-from adapterhub_cl import AdapterHub
+from adapterhub_cl import AdapterHub, objectives
+from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.evaluation.words import words
+from adapterhub_cl.types import Example, Task
 
 LONGEST = 16  # tokens of an answer
 PLAIN_EPOCHS = 40  # of the methods that see each fact in one wording only
@@ -86,7 +88,22 @@ BY_NAME = {method.name: method for method in METHODS}
 
 def base_answers(hub: AdapterHub) -> Answers:
     """What the base alone says to questions."""
-    return lambda texts: _said(hub, texts, adapter="base")
+    base = hub.load_base()
+    task = Task("base", prompt_format="chat" if has_chat_template(base.info) else "instruction")
+
+    def say(texts: Sequence[str]) -> list[str]:
+        with base.autocast():
+            found = objectives.of(base.info).predict(
+                base.model,
+                base.tokenizer,
+                task,
+                [Example(text) for text in texts],
+                max_length=base.context,
+                max_new_tokens=LONGEST,
+            )
+        return [answer.text for answer in found]
+
+    return say
 
 
 def answers_of(method: Method, hub: AdapterHub, batches: Sequence[Batch], number: int) -> Answers:
@@ -111,7 +128,8 @@ def _in_context(hub: AdapterHub, batches: Sequence[Batch]) -> Answers:
             break
         told.insert(0, line)
     before = "Facts:\n" + "\n".join(told) + "\n\nAnswer with a word or a name only. "
-    return lambda texts: _said(hub, [before + text for text in texts], adapter="base")
+    say = base_answers(hub)
+    return lambda texts: say([before + text for text in texts])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, IntegrityError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.fact_scores import FactQuestions, right
-from adapterhub_cl.learning import facts, order
+from adapterhub_cl.learning import fact_lessons, order
 from adapterhub_cl.training.loop import Loop
 from adapterhub_cl.types import Evaluation, Example, Task
 
@@ -29,10 +29,10 @@ def write(path: Path, answers: Sequence[str], what: str = "mayor") -> Path:
 @pytest.fixture(autouse=True)
 def _few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny base writes nothing sensible, so a few questions show as much as all of them."""
-    monkeypatch.setattr(facts, "NEAR", 4)
-    monkeypatch.setattr(facts, "NEAR_HELD_OUT", 2)
-    monkeypatch.setattr(facts.general_questions, "TRAINED", facts.general_questions.TRAINED[:3])
-    monkeypatch.setattr(facts.general_questions, "HELD_OUT", facts.general_questions.HELD_OUT[:3])
+    monkeypatch.setattr(fact_lessons, "NEAR", 4)
+    monkeypatch.setattr(fact_lessons, "NEAR_HELD_OUT", 2)
+    monkeypatch.setattr(fact_lessons.general_questions, "TRAINED", fact_lessons.general_questions.TRAINED[:3])
+    monkeypatch.setattr(fact_lessons.general_questions, "HELD_OUT", fact_lessons.general_questions.HELD_OUT[:3])
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ def test_a_run_that_was_stopped_learns_the_same_rows(
     with pytest.raises(TrainingInterrupted):
         hub.add_task("cut", data, facts=True, batch_size=4, checkpoint_every=1, **SMALL)
     monkeypatch.setattr(Loop, "one_step", step)
-    (kept,) = (hub.folder / "runs").glob(f"cut-*/{facts.FILE}")
+    (kept,) = (hub.folder / "runs").glob(f"cut-*/{fact_lessons.FILE}")
     asked: list[Any] = []
-    monkeypatch.setattr(facts, "before_training", lambda *given: asked.append(given))
+    monkeypatch.setattr(fact_lessons, "before_training", lambda *given: asked.append(given))
     monkeypatch.setattr("adapterhub_cl.learning.judging.Judge._ask_before", lambda self: None)
     resumed = hub.add_task("cut", resume=True)
     assert not asked, "the answers are read, not written anew"
@@ -96,12 +96,12 @@ def test_a_run_that_was_stopped_learns_the_same_rows(
 
 
 def test_answers_that_were_changed_on_disk_are_refused(tmp_path: Path) -> None:
-    (tmp_path / facts.FILE).write_text(json.dumps({"rows": [["q", "a", True]], "seal": "0" * 64}))
+    (tmp_path / fact_lessons.FILE).write_text(json.dumps({"rows": [["q", "a", True]], "seal": "0" * 64}))
     with pytest.raises(IntegrityError, match="not what was written"):
-        facts.old_answers(None, None, [], tmp_path)  # type: ignore[arg-type]
-    (tmp_path / facts.FILE).write_text("{")
+        fact_lessons.old_answers(None, None, [], tmp_path)  # type: ignore[arg-type]
+    (tmp_path / fact_lessons.FILE).write_text("{")
     with pytest.raises(IntegrityError, match="not what was written"):
-        facts.old_answers(None, None, [], tmp_path)  # type: ignore[arg-type]
+        fact_lessons.old_answers(None, None, [], tmp_path)  # type: ignore[arg-type]
 
 
 def test_only_questions_with_answers_are_facts(hub: AdapterHub, tmp_path: Path) -> None:
