@@ -244,8 +244,8 @@ def _tell_overtaken(
 def unchanged_rows(
     hub: Hub, order: TrainOrder, material: Material, run: Path | None, accelerator: Accelerator | None
 ) -> Sequence[tuple[Example, bool]]:
-    """Beside new facts: questions with their old answers; see `fact_lessons.old_answers`. The first of several processes
-    asks."""
+    """Beside new facts: questions with their old answers; see `fact_lessons.old_answers`. One process
+    asks for all."""
     if not order.request.facts:
         return ()
     rows: Sequence[tuple[Example, bool]] = ()
