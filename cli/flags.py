@@ -13,6 +13,7 @@ from cl_adapter import completion
 from cl_adapter.app import SETTINGS_PANEL
 
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.learning.train_options import FACT_SETTINGS
 from adapterhub_cl.options import LISTS, Option, declared, given_of, read
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
@@ -93,7 +94,8 @@ def effective(given: Mapping[str, Any]) -> TrainingSettings:
     Raises:
         UsageError: any of them cannot be used; all problems in one message.
     """
-    return TrainingSettings.from_mapping(given_of(TrainingSettings, given), "the settings")
+    usual = FACT_SETTINGS if given.get("facts") else {}
+    return TrainingSettings.from_mapping({**usual, **given_of(TrainingSettings, given)}, "the settings")
 
 
 _CONFIG = inspect.Parameter(

@@ -19,7 +19,7 @@ from cl_adapter.session import Session
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.launching import is_helper_process
-from adapterhub_cl.learning.train_options import AddTaskOptions, UpdateOptions
+from adapterhub_cl.learning.train_options import FACT_REPLAY, AddTaskOptions, UpdateOptions
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
@@ -201,7 +201,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
 def _online(session: Session, name: str, data: str | None, every: int, resume: bool, given: dict[str, Any]) -> None:
     if data not in (None, "-"):
         raise UsageError(f"--online reads standard input, not {data}", f"cl-adapter update {name} - --online < {data}")
-    for option in ("log_with", "augment"):
+    for option in ("log_with", "augment", "facts"):
         if option in given:
             raise UsageError(f"--{option.replace('_', '-')} cannot be used with --online", "leave it out")
     if resume and (fixed := {key: value for key, value in given.items() if key != "max_forgetting"}):
@@ -230,10 +230,12 @@ def _settings_line(method: str, given: Mapping[str, Any], base: BaseInfo) -> str
     from adapterhub_cl.bases.kinds import MASKED, objectives_of
 
     again = "sequential, for raw text lwf" if MASKED in objectives_of(base.architecture) else "sequential"
-    usual = (strategies.DEFAULT, replay.DEFAULT) if method == "add_task" else (again, "as before")
+    kept = FACT_REPLAY if given.get("facts") else replay.DEFAULT
+    usual = (strategies.DEFAULT, kept) if method == "add_task" else (again, "as before")
     shown: dict[str, Any] = dict(zip(("strategy", "replay"), usual, strict=True))
     shown |= {k: v for k, v in given.items() if k in shown}
     shown |= {k: v for k, v in effective(given).to_json().items() if k in ("epochs", "rank") or k in given}
+    shown |= {"facts": "yes"} if given.get("facts") else {}
     if method == "update" and "rank" not in given:  # an update keeps the old version's shape
         del shown["rank"]
     words = [f"{k.replace('_', '-')}={v}" for k, v in shown.items() if v not in ("", None)]

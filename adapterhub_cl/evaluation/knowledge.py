@@ -20,6 +20,8 @@ from adapterhub_cl.samples.kept import kept_samples
 from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
 
 ROWS = 100  # examples of each kind
+# Examples of other tasks, which an update must not touch.
+Unrelated = list[tuple[Task, list[Example]]]
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,13 @@ class Questions:
     ) -> None:
         draw = random.Random(f"knowledge {seed}")
         new = task.as_text() if raw else task
-        self.new = Probe(new, _some(rows, draw), "the new data", max_length)
+        self.new = Probe(new, some(rows, draw), "the new data", max_length)
         self.old: Probe | None = None
-        self.unrelated: list[tuple[Task, list[Example]]] = []
         if parent is not None:
             version, mixed = parent
             asked = [e for e in mixed if e.input or task.kind == "text"]
-            self.old = (
-                Probe(task, _some(asked, draw), f"replay samples of {version.ref}", max_length) if asked else None
-            )
-        others = [r for r in registry.adapters(include_rejected=False) if r.task != new.name and r.status == "active"]
-        known = {found.name: found for found in registry.tasks()}
-        for record in sorted(others, key=lambda r: r.ref):
-            spec = known.get(record.task)
-            samples = kept_samples(record) if spec is not None and spec.kind != "text" else []
-            samples = [sample for sample in samples if sample.input]
-            if spec is not None and samples:
-                self.unrelated.append((spec, _some(samples, draw, max(4, ROWS // len(others)))))
+            self.old = Probe(task, some(asked, draw), f"replay samples of {version.ref}", max_length) if asked else None
+        self.unrelated = samples_of_others(registry, new.name, draw)
 
     def ask(self, model: Any, base: LoadedBase, reporter: Reporter, when: str) -> Snapshot:
         """The model's current answers.
@@ -86,21 +78,7 @@ class Questions:
         if not self.unrelated:
             return Snapshot(new, old, ())
         with reporter.piece(f"other tasks, {when}", sum(len(examples) for _, examples in self.unrelated)) as advance:
-            return Snapshot(new, old, tuple(self._answers(model, base, advance)))
-
-    def _answers(self, model: Any, base: LoadedBase, advance: Callable[..., None]) -> list[str]:
-        objective = objectives.of(base.info)
-        found: list[str] = []
-        for task, examples in self.unrelated:
-            if not objective.knows(model, task):  # an encoder's adapter without a head for the task
-                advance(len(examples))
-                continue
-            with base.autocast():
-                rows = objective.predict(
-                    model, base.tokenizer, task, examples, max_length=base.context, progress=advance
-                )
-            found += [answer.text for answer in rows]
-        return found
+            return Snapshot(new, old, tuple(answers_to(self.unrelated, model, base, advance)))
 
     def compare(self, before: Snapshot, after: Snapshot) -> list[Evaluation]:
         """`recall` (score on the new data), `retention` (old samples: score after ÷ score before) and `locality`
@@ -123,6 +101,39 @@ class Questions:
         return found
 
 
-def _some(examples: Sequence[Example], draw: random.Random, most: int = ROWS) -> list[Example]:
+def samples_of_others(registry: Registry, name: str, draw: random.Random) -> Unrelated:
+    """Replay samples of the hub's other tasks, without raw text: about `ROWS` of them.
+
+    Args:
+        name: the task that is taught.
+    """
+    others = [r for r in registry.adapters(include_rejected=False) if r.task != name and r.status == "active"]
+    known = {found.name: found for found in registry.tasks()}
+    unrelated: Unrelated = []
+    for record in sorted(others, key=lambda r: r.ref):
+        spec = known.get(record.task)
+        samples = kept_samples(record) if spec is not None and spec.kind != "text" else []
+        samples = [sample for sample in samples if sample.input]
+        if spec is not None and samples:
+            unrelated.append((spec, some(samples, draw, max(4, ROWS // len(others)))))
+    return unrelated
+
+
+def answers_to(unrelated: Unrelated, model: Any, base: LoadedBase, advance: Callable[..., None]) -> list[str]:
+    """What a model answers to examples of several tasks, without tasks that it has no head for."""
+    objective = objectives.of(base.info)
+    found: list[str] = []
+    for task, examples in unrelated:
+        if not objective.knows(model, task):  # an encoder's adapter without a head for the task
+            advance(len(examples))
+            continue
+        with base.autocast():
+            rows = objective.predict(model, base.tokenizer, task, examples, max_length=base.context, progress=advance)
+        found += [answer.text for answer in rows]
+    return found
+
+
+def some(examples: Sequence[Example], draw: random.Random, most: int = ROWS) -> list[Example]:
+    """At most so many of the examples that have an answer, drawn at random."""
     rows = [e for e in examples if e.answer]
     return rows if len(rows) <= most else draw.sample(rows, most)

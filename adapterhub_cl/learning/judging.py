@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tasks import find_outdated, mark_of
 from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.evaluation.fact_scores import FactQuestions
 from adapterhub_cl.evaluation.gate import Decision, decide
 from adapterhub_cl.evaluation.knowledge import Questions
 from adapterhub_cl.evaluation.probes import (
@@ -26,6 +27,7 @@ from adapterhub_cl.evaluation.probes import (
     without,
 )
 from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, refusal
 from adapterhub_cl.learning.recording import Trained, keep_samples, record_version
@@ -57,20 +59,27 @@ class Judge:
         if order.general is not None:
             order.general.begin(hub)
         self._tell_unmeasured()
-        self.questions: Questions | None = None
-        parent = material.parent
-        if order.request.verb == "update" and parent is not None:
-            self.questions = Questions(
-                self.registry,
-                material.task,
-                material.data.examples,
-                length,
-                order.settings.seed,
-                raw=material.raw,
-                parent=(parent, material.review) if material.review else None,
-            )
-            with as_served(self.base, parent.path) as old:
-                self.before = self.questions.ask(old, self.base, self.reporter, "before")
+        self.compare = self._ask_before()
+
+    def _ask_before(self) -> Callable[[Any], list[Evaluation]] | None:
+        """Ask the version before an update, and whatever answered before facts are taught; gives the function that asks
+        the trained model the same questions and compares."""
+        material, base, reporter, seed = self.material, self.base, self.reporter, self.order.settings.seed
+        parent, task, rows = material.parent, material.task, material.data.examples
+        kept = (parent, material.review) if parent is not None and material.review else None
+        if self.request.facts:
+            questions = fact_lessons.beside(material, seed)
+            elsewhere = {"near questions": questions.near, "general questions": questions.general}
+            asked = FactQuestions(self.registry, task, rows, seed, elsewhere=elsewhere, parent=kept)
+            with fact_lessons.before_training(base, parent) as old:
+                were = asked.ask(old, base, reporter, "before")
+            return lambda model: asked.compare(were, asked.ask(model, base, reporter, "after"))
+        if self.request.verb != "update" or parent is None:
+            return None
+        updated = Questions(self.registry, task, rows, self.length, seed, raw=material.raw, parent=kept)
+        with as_served(base, parent.path) as old:
+            before = updated.ask(old, base, reporter, "before")
+        return lambda model: updated.compare(before, updated.ask(model, base, reporter, "after"))
 
     def _probes(self) -> list[tuple[Probe, Evaluation, str]]:
         registry, own = self.registry, self.material.task.name
@@ -153,8 +162,8 @@ class Judge:
                 if not (probe.left_out and scores):  # a second score on a part of the file would confuse
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
-        if self.questions is not None:
-            learned = self.questions.compare(self.before, self.questions.ask(model, self.base, self.reporter, "after"))
+        if self.compare is not None:
+            learned = self.compare(model)
             if warning := not_learned(learned):
                 self.reporter.note(warning)
             scores += learned
@@ -191,9 +200,9 @@ def not_learned(measured: Sequence[Evaluation]) -> str:
     """A warning if the model answers the new rows no better than before the update; else an empty text.
 
     Args:
-        measured: among them `recall`, with the scores before and after.
+        measured: among them `recall`, or `efficacy` of facts, with the scores before and after.
     """
-    recall = next((one for one in measured if one.metric == "recall"), None)
+    recall = next((one for one in measured if one.metric in ("recall", "efficacy")), None)
     if recall is None or recall.value >= 0.5 or recall.details.get("of") == "perplexity":
         return ""
     before, after = float(recall.details["before"]), float(recall.details["after"])

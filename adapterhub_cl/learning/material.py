@@ -151,12 +151,36 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
     takes = taken_over(registry, order, task.name, start, past)
     material = Material(data, held_out, task, start, beneath and start is not None, review, past, takes)
     material = without_outdated(material)
+    if request.facts:
+        _refuse_other_than_facts(material)
     if not material.raw:
         check_answers(task, data)
         if held_out is not None:
             check_answers(task, held_out)
     _refuse_leaks(material)
     return material
+
+
+def _refuse_other_than_facts(material: Material) -> None:
+    """Raise where data are not facts.
+
+    Raises:
+        DataError: they are raw text, or answers of a choice task, or come without questions.
+    """
+    data, task = material.data, material.task
+    if data.layout == "raw text" or task.kind == "text":
+        raise DataError(
+            f"--facts needs questions with answers, and {data.source} is raw text",
+            'write rows such as {"prompt": "Who is the mayor of Ely?", "completion": "Ann Bell"}, or leave --facts out',
+        )
+    if task.kind == "choice":
+        raise DataError(
+            f"--facts needs a task of free answers, and {task.name} is a choice among {len(task.labels)} labels",
+            "leave --facts out, or teach the facts as a task of their own: cl-adapter add-task NAME DATA --facts",
+        )
+    for place, example in zip(data.places, data.examples, strict=True):
+        if not example.answer or not example.asks:
+            raise DataError(f"{place}: a fact needs a question and an answer", "fix that row, or leave --facts out")
 
 
 def without_outdated(material: Material) -> Material:
@@ -194,7 +218,7 @@ def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Tas
     return infer_task(
         request.name,
         data,
-        kind=request.kind,
+        kind="generation" if request.facts and request.kind == "auto" else request.kind,
         labels=list(request.labels) or None,
         prompt_format="chat" if template else request.prompt_format,
         metric=request.metric,

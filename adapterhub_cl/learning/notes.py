@@ -47,12 +47,14 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
     """Report what was read, in a line or two, and what may be wrong with it."""
     task, data = material.task, material.data
     labels = f", {len(task.labels)} labels ({_some(task.labels)})" if task.labels else ""
-    guessed = request.verb == "add-task" and request.kind == "auto"
+    guessed = request.verb == "add-task" and request.kind == "auto" and not request.facts
     other = " (use --kind to choose another kind)" if guessed else ""
     reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
     read = f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout})"
     reporter.note(f"{read} → a {task.kind} task{other}{labels}, {reads}")
-    if request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
+    if request.facts:
+        reporter.note("  facts have free answers; they are taught in other wordings too, see docs/knowledge-updates.md")
+    elif request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
         reporter.note(f"  {why}")
     if data.unused:
         many = len(data.unused) > 1

@@ -20,6 +20,10 @@ from adapterhub_cl.strategies import build as build_strategy
 from adapterhub_cl.training.runs import Run, published_by
 from adapterhub_cl.types import AdapterRecord
 
+PARAPHRASE = "paraphrase"  # the augmentation that facts are taught with
+REHEARSED = 2  # rewordings of each fact that was learned before
+PARAPHRASES = 16  # rewordings of each new fact, where `--augment` names no other number
+
 
 @dataclass(frozen=True)
 class TrainOrder:
@@ -44,6 +48,14 @@ class TrainOrder:
     general: GeneralText | None
 
     @property
+    def rehearses(self) -> tuple[Augment, ...] | None:
+        """The augmentations of the version's own replay samples, where they differ from those of the new rows: a fact
+        that is known needs fewer wordings."""
+        if not self.request.facts:
+            return None
+        return tuple(Augment(PARAPHRASE, REHEARSED) if one.name == PARAPHRASE else one for one in self.augments)
+
+    @property
     def prompt_loss(self) -> float:
         """The weight of the prompt's tokens: as asked, or as the selection policy needs it."""
         wanted = self.settings.prompt_loss
@@ -61,7 +73,7 @@ def order_of(registry: Registry, request: TrainRequest) -> TrainOrder:
         request.training(),
         build_strategy(request.strategy, request.options),
         replay.parse(request.replay),
-        augmentation.parse_all(request.augment),
+        with_paraphrases(request),
         limit_of(registry, request.max_forgetting),
         general_text(registry, request),
     )
@@ -83,6 +95,14 @@ def order_of(registry: Registry, request: TrainRequest) -> TrainOrder:
     return order
 
 
+def with_paraphrases(request: TrainRequest) -> tuple[Augment, ...]:
+    """The augmentations asked for; facts are paraphrased even where nobody asks."""
+    asked = augmentation.parse_all(request.augment)
+    if not request.facts or any(one.name == PARAPHRASE for one in asked):
+        return asked
+    return (*asked, Augment(PARAPHRASE, PARAPHRASES))
+
+
 def _refuse_writing(registry: Registry, order: TrainOrder) -> None:
     """Raise for what only a base that writes can do.
 
@@ -95,6 +115,8 @@ def _refuse_writing(registry: Registry, order: TrainOrder) -> None:
     for one in order.augments:
         if augmentation.ROOM.get(one.name).needs_base:
             objectives.refuse_writing(base, f"--augment {one.name}")
+    if request.facts:
+        objectives.refuse_writing(base, "--facts")
     if request.prompt_format is not None:
         objectives.refuse_writing(base, "a prompt format")
     if request.settings.get("prompt_loss"):

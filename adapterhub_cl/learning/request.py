@@ -15,7 +15,7 @@ from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import absolute, at_hand, read_rows
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.launching import refuse_sharding
-from adapterhub_cl.learning.train_options import AddTaskOptions
+from adapterhub_cl.learning.train_options import FACT_REPLAY, FACT_SETTINGS, AddTaskOptions
 from adapterhub_cl.options import flag, given_of
 from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.settings import TrainingSettings
@@ -49,7 +49,8 @@ class TrainRequest(AddTaskOptions):
         Raises:
             UsageError: any of them cannot be used; all problems in one message.
         """
-        return TrainingSettings.from_mapping(self.settings, "the settings")
+        usual = FACT_SETTINGS if self.facts else {}
+        return TrainingSettings.from_mapping({**usual, **self.settings}, "the settings")
 
     def refuse_shape(self, parent: AdapterRecord) -> None:
         """Raise if a setting would give the new adapter a shape that differs from its parent's."""
@@ -112,6 +113,8 @@ def build(
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
     given = {**given_of(AddTaskOptions, asked), "settings": given_of(TrainingSettings, asked)}
     given["labels"] = tuple(given.get("labels", ()))
+    if given.get("facts") and verb == "add-task":
+        given.setdefault("replay", FACT_REPLAY)
     if verb == "update":
         before = registry.get(name)
         given["columns"] = given.get("columns") or _usual_columns(before.manifest, str(data))

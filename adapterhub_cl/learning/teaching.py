@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from adapterhub_cl.adapters.targets import left_out
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.marked import Part, marked
+from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
     Material,
@@ -37,7 +39,7 @@ from adapterhub_cl.training.processes import check_tracker, close_trackers, ever
 from adapterhub_cl.training.runs import Run, leave
 from adapterhub_cl.training.speed import seconds_per_row
 from adapterhub_cl.training.training_rows import TrainingSet, rows_of, way_of
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import AdapterRecord, Example
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     with reporter.piece("loading the base", 1):
         base = hub.base
     material = with_limits(material, base, settings)
+    unchanged = unchanged_rows(hub, order, material, None, None)
     with _adapter(base, order, material, objective) as model:
-        lesson = lesson_of(order, material)
+        lesson = lesson_of(order, material, unchanged)
         rows = rows_of(model, base, objective, order.strategy, lesson, settings, reporter)
         way = way_of(model, base, objective, order.strategy, rows, settings, reporter)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -182,13 +185,14 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
             open_trackers(accelerator, request.name, {**settings.to_json(), **asked})
         length = min(settings.max_length, base.context)
         judge = Judge(hub, order, material, length)
+        unchanged = unchanged_rows(hub, order, material, run.path, accelerator)
         with _adapter(base, order, material, objective) as model:
             learned = learn(
                 model,
                 base,
                 objective,
                 strategy,
-                lesson_of(order, material),
+                lesson_of(order, material, unchanged),
                 settings,
                 run=run.path,
                 chosen=speed.stored(run.path),
@@ -200,8 +204,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 return registry.get(everyones("", accelerator))
             _tell_overtaken(registry, request, run, material, reporter)
             refuse_other_labels(registry, request, material.task)
-            facts = training_facts(base.info, order, run, material, learned.facts)
-            record, refused = conclude(judge, model, learned, facts)
+            recorded = training_facts(base.info, order, run, material, learned.facts)
+            record, refused = conclude(judge, model, learned, recorded)
             everyones(record.ref, accelerator)
             if request.log_with:
                 scores = {f"eval_{metric}": value for metric, value in record.metrics.items()}
@@ -237,7 +241,20 @@ def _tell_overtaken(
             )
 
 
-def lesson_of(order: TrainOrder, material: Material) -> TrainingSet:
+def unchanged_rows(
+    hub: Hub, order: TrainOrder, material: Material, run: Path | None, accelerator: Accelerator | None
+) -> Sequence[tuple[Example, bool]]:
+    """Beside new facts: questions with their old answers; see `fact_lessons.old_answers`. One process
+    asks for all."""
+    if not order.request.facts:
+        return ()
+    rows: Sequence[tuple[Example, bool]] = ()
+    if accelerator is None or accelerator.is_main_process:
+        rows = fact_lessons.old_answers(hub, material, fact_lessons.beside(material, order.settings.seed).trained, run)
+    return rows if accelerator is None else everyones(rows, accelerator)
+
+
+def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[Example, bool]] = ()) -> TrainingSet:
     """The rows that the loop trains on."""
     return TrainingSet(
         material.task,
@@ -248,6 +265,8 @@ def lesson_of(order: TrainOrder, material: Material) -> TrainingSet:
         together=order.strategy.what_is_read == "data",
         parent=material.parent.path if material.parent else None,
         augment=order.augments,
+        rehearse=order.rehearses,
+        unchanged=unchanged,
         avoid=material.held_out.examples if material.held_out else (),
         places=material.data.places,
         prompt_loss=order.prompt_loss,

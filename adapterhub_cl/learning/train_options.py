@@ -12,6 +12,10 @@ from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.options import option
 from adapterhub_cl.types import METRICS, TASK_KINDS
 
+# What `--facts` changes of the training settings and of the samples kept, where the user says nothing else: facts need
+# many passes, and a fact that is not rehearsed is forgotten.
+FACT_SETTINGS: Mapping[str, Any] = {"epochs": 3, "dev_share": 0.0}
+FACT_REPLAY = "balanced:1000"
 METRIC_NAMES = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
 
@@ -50,6 +54,10 @@ class UpdateOptions(OnlineOptions):
     augment: str = option(
         "", "augmented copies to add to the training rows: NAME:COPIES, e.g. swap:2", joins=True,
         check="adapterhub_cl.augmentation:parse_all", names="augmentations",
+    )  # fmt: skip
+    facts: bool = option(
+        False, "the data are facts, questions with answers: also trains with rewordings and with questions whose "
+        "answers must not change, and scores efficacy, paraphrase, locality and retention",
     )  # fmt: skip
     log_with: str = option("", "also log to a tracker that Accelerate knows, e.g. tensorboard", stream=False)
 

@@ -43,6 +43,8 @@ class TrainingSet:
         together: the other tasks' rows are learned like new ones, not where the strategy reviews them.
         parent: directory of the version that the run continues from or is stacked on.
         augment: the augmentations and how many copies each makes.
+        rehearse: the same for `review`; None: as `augment` says.
+        unchanged: questions whose answers must stay as they are, each with whether the answer had ended where it ends.
         avoid: examples that augmentation must not produce: the held-out ones.
         places: where each example comes from, for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
@@ -56,6 +58,8 @@ class TrainingSet:
     together: bool = False
     parent: Path | None = None
     augment: Sequence[Augment] = ()
+    rehearse: Sequence[Augment] | None = None
+    unchanged: Sequence[tuple[Example, bool]] = ()
     avoid: Sequence[Example] = ()
     places: Sequence[str] = ()
     prompt_loss: float = 0.0
@@ -134,10 +138,10 @@ def rows_of(
     times = strategy.repeats([tasks[i] for i in train])
     training: list[Tokens] = [tokens[i] for i, often in zip(train, times, strict=True) for _ in range(often)]
     dev_examples, dev_tokens = [examples[i] for i in held], [tokens[i] for i in held]
-    if lesson.augment:
-        training += _augmented(
-            lesson, [examples[i] for i in train], dev_examples, fresh, model, base, settings, reporter
-        )
+    taught = [examples[i] for i in train]
+    for wanted, own in _to_augment(lesson, taught):
+        training += _augmented(lesson, wanted, own, dev_examples, fresh, model, base, settings, reporter)
+    training += _unchanged(lesson, fresh)
     if lesson.together:  # one task's accuracy must not choose for all: the loss over all of them does
         dev_examples = []
     return TrainingRows(training, dev_examples, dev_tokens, past, origins, cut, length, encode)
@@ -251,8 +255,28 @@ def _past(
     return [tokens for tokens, _ in usable], [origin for _, origin in usable]
 
 
+def _to_augment(lesson: TrainingSet, taught: Sequence[Example]) -> list[tuple[Sequence[Augment], Sequence[Example]]]:
+    """The augmentations with the rows that they are made of: new rows and rehearsed ones may differ in them."""
+    if lesson.rehearse is None:
+        return [(lesson.augment, taught)] if lesson.augment else []
+    old = set(lesson.review)
+    parts = [
+        (lesson.augment, [e for e in taught if e not in old]),
+        (lesson.rehearse, [e for e in taught if e in old]),
+    ]
+    return [(wanted, own) for wanted, own in parts if wanted and own]
+
+
+def _unchanged(lesson: TrainingSet, encode: Tokeniser) -> list[Tokens]:
+    """The rows whose answers must stay as they are. An answer that had not ended is learned without an end."""
+    found = [(encode(example), ended) for example, ended in lesson.unchanged]
+    rows = [tokens if ended else replace(tokens, answer=tokens.answer[:-1]) for tokens, ended in found]
+    return [tokens for tokens in rows if tokens.answer]
+
+
 def _augmented(
     lesson: TrainingSet,
+    wanted: Sequence[Augment],
     examples: Sequence[Example],
     dev: Sequence[Example],
     encode: Tokeniser,
@@ -264,7 +288,7 @@ def _augmented(
     """Rows made of the training rows; never of those held out, nor copies of any that a score is taken on."""
     own = [e for e in examples if e.input or e.answer]
     made, counts = augmentation.augment(
-        own, lesson.augment, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base, reporter)
+        own, wanted, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base, reporter)
     )
     reporter.note(
         f"augmentation made {counts.made} examples ({counts.duplicates} duplicates and {counts.leaks} copies of "
