@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub_cl import objectives, strategies
+from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.data import tokenise
 from adapterhub_cl.data.columns import Examples, read_examples
+from adapterhub_cl.data.guessing import could_be_label
 from adapterhub_cl.data.label_forms import for_task, with_known_labels
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import (
@@ -218,12 +220,23 @@ def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Tas
     return infer_task(
         request.name,
         data,
-        kind="generation" if request.facts and request.kind == "auto" else request.kind,
+        kind=_asked_kind(request, data, base),
         labels=list(request.labels) or None,
         prompt_format="chat" if template else request.prompt_format,
         metric=request.metric,
         instruction=request.instruction,
     )
+
+
+def _asked_kind(request: TrainRequest, data: Examples, base: BaseInfo) -> str:
+    """The kind that the user named, or the only one that can be: facts are free answers, and an encoder has none."""
+    if request.kind != "auto":
+        return request.kind
+    if request.facts:
+        return "generation"
+    answers = {example.answer for example in data if example.answer is not None}
+    repeat = is_encoder(base.architecture) and 0 < 2 * len(answers) <= len(data)
+    return "choice" if repeat and all(map(could_be_label, answers)) else "auto"
 
 
 def taken_over(
