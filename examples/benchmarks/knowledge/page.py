@@ -47,8 +47,8 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any]) -> str:
         "questions about others that no fact is about. *Two hops* are questions that need two facts of the batch. "
         "*First batch* is the share of the first batch's facts still right after the last batch. All figures but that "
         "one are means over the batches (and seeds), each asked right after it was learned. The base itself does not "
-        "reach 100 in locality: products in 16 bits round differently beside other rows of a batch, and where two words "
-        "are about equally likely the other one is then written. Its row is the most that can be reached here.",
+        "reach 100 in locality: products in 16 bits round differently beside other rows of a batch, and where two "
+        "words are about equally likely the other one is then written. Its row is the most that can be reached here.",
         "",
         f"| method | {' | '.join(TITLES)} | routed right | time |",
         "|---|" + "---|" * (len(TITLES) + 2),
