@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from limits import parse
@@ -59,7 +60,11 @@ def application(registry: Registry, engine: Engine, options: ServeOptions, guard
 
     @app.get("/health/ready")
     async def ready() -> JSONResponse:
-        able = app.state.ready and not engine.closing
+        try:
+            await run_in_threadpool(registry.serving)
+            able = app.state.ready and not engine.closing
+        except AdapterHubError:  # the hub is gone, or its disk is
+            able = False
         return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
 
     @app.get("/metrics")
@@ -77,7 +82,10 @@ def application(registry: Registry, engine: Engine, options: ServeOptions, guard
         return JSONResponse(body_of(str(error.detail), error.status_code, code), error.status_code)
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def malformed(http: Request, error: RequestValidationError) -> JSONResponse:
+        if "json" not in http.headers.get("content-type", ""):
+            message = "the body is not read as JSON: send the header content-type: application/json"
+            return JSONResponse(body_of(message, 400, "invalid_request"), 400)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return JSONResponse(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from adapterhub_cl.errors import AdapterHubError, DataError, StorageError, UnknownNameError, UsageError
+from adapterhub_cl.errors import (
+    AdapterHubError,
+    DataError,
+    IntegrityError,
+    StorageError,
+    UnknownNameError,
+    UsageError,
+)
+
+LOG = logging.getLogger("adapterhub_cl.server")
 
 
 class Refused(Exception):
@@ -36,6 +46,9 @@ def answer_of(error: Exception) -> JSONResponse:
         status, code = status_of(error)
         param = "model" if status == 404 else None
         message = f"{error.message}; {error.hint}" if error.hint else error.message
+        if isinstance(error, StorageError | IntegrityError):  # it names files of this machine
+            LOG.error(message)
+            message = "the hub is damaged, or cannot be read right now; the server's log says where"
     else:
         status, code, param, message = 500, "internal_error", None, "an internal error; the server's log has it"
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}

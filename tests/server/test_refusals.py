@@ -82,6 +82,31 @@ def test_malformed_bodies(served: Running, body: bytes) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_body_that_is_not_said_to_be_json(served: Running) -> None:
+    answer = httpx2.post(f"{served.url}/v1/chat/completions", content=json.dumps(ASKED).encode())
+    assert answer.status_code == 400
+    assert "content-type: application/json" in answer.json()["error"]["message"]
+
+
+def test_a_damaged_hub_is_said_without_naming_files(serving: Start, caplog: pytest.LogCaptureFixture) -> None:
+    served = serving()
+    weights = served.hub.path("reviews@v1") / "adapter_model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    answer = post(served, {**ASKED, "model": "reviews"})
+    assert answer.status_code == 500
+    assert "the server's log says where" in answer.json()["error"]["message"]
+    assert "safetensors" not in answer.text
+    assert "SHA-256 differs" in caplog.text
+    assert post(served, ASKED).status_code == 200
+    folder = served.hub.folder
+    folder.rename(folder.with_name("gone"))
+    assert httpx2.get(f"{served.url}/health/ready").status_code == 503
+    assert post(served, ASKED).status_code == 503
+    folder.with_name("gone").rename(folder)
+    assert httpx2.get(f"{served.url}/health/ready").status_code == 200
+
+
 def test_other_paths_and_methods(served: Running) -> None:
     assert httpx2.get(f"{served.url}/v1/nothing").json()["error"]["code"] == "not_found"
     assert httpx2.get(f"{served.url}/v1/chat/completions").json()["error"]["code"] == "method_not_allowed"
