@@ -139,4 +139,12 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
                 key: training[key] for key in ("run", "steps", "seconds", "best_epoch", "data", "eval", "settings")
             },
         }
-        return registry.publish(draft, manifest, edges=edges, evaluations=trained.scores, task=task, verb=request.verb)
+        return registry.publish(
+            draft,
+            manifest,
+            edges=edges,
+            evaluations=trained.scores,
+            task=task,
+            serve=request.serve,
+            verb=request.verb,
+        )

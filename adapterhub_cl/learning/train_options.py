@@ -59,6 +59,10 @@ class UpdateOptions(OnlineOptions):
         False, "the data are facts, questions with answers: also trains with rewordings and with questions whose "
         "answers must not change, and scores efficacy, paraphrase, locality and retention",
     )  # fmt: skip
+    serve: bool = option(
+        True, "the new version answers as soon as it is accepted", flag="--no-serve",
+        off="keep the new version from answering until it is promoted", config=False, stream=False,
+    )  # fmt: skip
     log_with: str = option("", "also log to a tracker that Accelerate knows, e.g. tensorboard", stream=False)
 
 
