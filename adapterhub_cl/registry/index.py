@@ -281,30 +281,35 @@ def _make_engine(url: str, file: Path | None) -> Engine:
 
 
 @contextmanager
-def index_errors(where: str) -> Iterator[None]:
-    """Turn the database's errors inside the block into this project's errors."""
+def index_errors(where: str, what: str = "index", damaged: str = REBUILD) -> Iterator[None]:
+    """Turn the database's errors inside the block into this project's errors.
+
+    Args:
+        what: the database's name in messages.
+        damaged: what to do if it is damaged.
+    """
     try:
         yield
     except Exception as error:
         # SQLAlchemy wraps the driver's error as `orig`; checking for it needs no import of SQLAlchemy.
         cause = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None)
         if isinstance(cause, sqlite3.Error):
-            raise _translate(cause, where) from error
+            raise _translate(cause, f"the {what} {where}", damaged) from error
         if cause is None or not type(error).__module__.startswith("sqlalchemy."):
             raise
         said = str(cause).strip().partition("\n")[0]
         raise StorageError(
-            f"the index {where} cannot be used: {said}", "check that its server runs and accepts your login"
+            f"the {what} {where} cannot be used: {said}", "check that its server runs and accepts your login"
         ) from error
 
 
-def _translate(cause: sqlite3.Error, where: str) -> Exception:
+def _translate(cause: sqlite3.Error, where: str, damaged: str) -> Exception:
     said = str(cause)
     if "disk is full" in said:
-        return StorageError(f"no space left for the index {where}{changes.told()}", "free some space: cl-adapter gc")
+        return StorageError(f"no space left for {where}{changes.told()}", "free some space: cl-adapter gc")
     if "readonly" in said or "unable to open" in said or "disk I/O" in said:
         hint = "check its owner and permissions, and that the disk has space left"
-        return StorageError(f"the index {where} cannot be opened or written: {said}{changes.told()}", hint)
+        return StorageError(f"{where} cannot be opened or written: {said}{changes.told()}", hint)
     if "locked" in said:
-        return StorageError(f"another process keeps the index {where} busy", "wait for it to end and try again")
-    return IntegrityError(f"the index {where} is damaged: {said}", REBUILD)
+        return StorageError(f"another process keeps {where} busy", "wait for it to end and try again")
+    return IntegrityError(f"{where} is damaged: {said}", damaged)

@@ -1,0 +1,35 @@
+"""The tables of `traffic.db`.
+
+They are not part of the index: requests come by the thousand, an engine looks at the index again whenever anything is
+committed to it, and a rebuilt index must not lose them. Columns are only ever added, with a default.
+"""
+
+from __future__ import annotations
+
+FORMAT = 1  # SQLite's `user_version`; a higher one was made by a newer version of this project
+
+# answers: an empty task is none (the base answered), `example` is the JSON of `Example.to_json`, masked, and
+#   `conversation` is a hash.
+# feedback: `good` is NULL where the user said neither, `task` is the one that the user named, else the answer's, and
+#   `lesson` is the lesson that took it, NULL while it waits.
+# lessons: see `adapterhub_cl.traffic.lesson_book`.
+TABLES = """
+CREATE TABLE answers (
+    id TEXT PRIMARY KEY, at TEXT NOT NULL, task TEXT NOT NULL, ref TEXT NOT NULL, example TEXT NOT NULL,
+    answer TEXT NOT NULL, confidence REAL, routing REAL, out_of_distribution INTEGER NOT NULL,
+    conversation TEXT NOT NULL, asked_by TEXT NOT NULL
+);
+CREATE INDEX ix_answers_task_at ON answers (task, at);
+CREATE INDEX ix_answers_at ON answers (at);
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY REFERENCES answers (id) ON DELETE CASCADE, at TEXT NOT NULL, good INTEGER, right_answer TEXT,
+    task TEXT NOT NULL, said_by TEXT NOT NULL, lesson INTEGER
+);
+CREATE INDEX ix_feedback_task_lesson ON feedback (task, lesson);
+CREATE TABLE lessons (
+    id INTEGER PRIMARY KEY, task TEXT NOT NULL, verb TEXT NOT NULL, state TEXT NOT NULL, served_before TEXT NOT NULL,
+    ref TEXT NOT NULL, share REAL NOT NULL, began_at TEXT NOT NULL, changed_at TEXT NOT NULL, reason TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX ix_lessons_task ON lessons (task);
+"""

@@ -1,0 +1,135 @@
+"""The journal: what is kept comes back, what is dropped is gone from the file, and nobody else may read it."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from traffic_support import answer
+
+from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
+from adapterhub_cl.traffic.journal import Journal, Said
+from adapterhub_cl.traffic.lesson_book import CANARY, GATHERED, PROMOTED, Lesson, Lessons
+from adapterhub_cl.types import Example
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path)
+
+
+def test_an_empty_hub_has_no_journal_and_reading_makes_none(journal: Journal) -> None:
+    assert [*journal.answers()] == []
+    assert journal.judged() == []
+    assert journal.counts() == {}
+    assert journal.drop(task="news") == 0
+    assert journal.count("news") == 0
+    assert not journal.file.exists()
+    with pytest.raises(UnknownNameError):
+        journal.get("a-1")
+
+
+def test_answers_come_back_as_they_were(journal: Journal) -> None:
+    talk = Example.conversation([{"role": "system", "content": "s"}, {"role": "user", "content": "hé😀"}])
+    rows = [answer(2), answer(1, example=talk, confidence=None, routing=None, out_of_distribution=True, task="")]
+    journal.keep(rows)
+    journal.keep([replace(rows[0], answer="another")])  # the same id again
+    assert [*journal.answers()] == [rows[1], rows[0]]
+    assert [*journal.answers("news")] == [rows[0]]
+    assert [*journal.answers("")] == [rows[1]]
+    assert journal.get("a-2") == rows[0]
+
+
+def test_only_the_owner_may_read_it(journal: Journal) -> None:
+    journal.keep([answer(1)])
+    for path in journal.file.parent.glob("traffic.db*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_feedback_is_replaced_and_waits_again(journal: Journal) -> None:
+    journal.keep([answer(1), answer(2)])
+    journal.say(Said("a-1", False, "world", "news"))
+    lesson = Lessons(journal).begin(Lesson("news", "update", id=1), ["a-1"])
+    assert journal.judged(waiting=True) == []
+    assert journal.judged()[0].said.lesson == lesson.id
+    journal.say(Said("a-1", True, None, "news"))
+    [one] = journal.judged("news", waiting=True)
+    assert one.said.good is True
+    assert one.right == "sports"
+    assert [row.id for row in journal.answers(unjudged=True)] == ["a-2"]
+    assert journal.counts() == {"news": {"answers": 2, "judged": 1, "waiting": 1}}
+    with pytest.raises(UnknownNameError):
+        journal.say(Said("a-2", True, None, "news"), Said("a-9", True, None, "news"))
+    assert len(journal.judged()) == 1
+
+
+def test_what_is_dropped_is_gone_from_the_file(journal: Journal) -> None:
+    secret = "the quick brown secret 0x5ca1ab1e"
+    journal.keep([answer(1, secret), answer(2), answer(3, ref="news@v2", task="mail")])
+    journal.say(Said("a-2", False, secret, "mail"))
+    Lessons(journal).begin(Lesson("news", "update", id=1, reason=secret), [])
+    assert journal.count("news", ["news@v2"]) == 4  # three answers and a lesson
+    assert journal.drop(task="news", refs=["news@v2"]) == 3
+    assert journal.count("news") == 0
+    assert journal.judged() == []
+    for path in journal.file.parent.glob("traffic.db*"):
+        assert secret.encode() not in path.read_bytes(), path.name
+
+
+def test_old_answers_expire(journal: Journal) -> None:
+    journal.keep([answer(1), answer(2, at="2999-01-01T00:00:00.000+00:00")])
+    assert journal.expire(1) == 1
+    assert [row.id for row in journal.answers()] == ["a-2"]
+
+
+def test_a_newer_format_and_a_damaged_file_are_told(journal: Journal) -> None:
+    journal.keep([answer(1)])
+    with sqlite3.connect(journal.file) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(HubError, match="newer version"):
+        journal.keep([answer(2)])
+    for path in journal.file.parent.glob("traffic.db*"):
+        path.unlink()
+    journal.file.write_bytes(b"no database" * 1000)
+    with pytest.raises(IntegrityError, match=r"journal .*traffic\.db is damaged"):
+        [*journal.answers()]
+
+
+def test_a_read_only_folder_is_told(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.file.mkdir()
+    with pytest.raises(StorageError):
+        journal.keep([answer(1)])
+
+
+def test_many_threads_write_at_once(journal: Journal) -> None:
+    def work(at: int) -> None:
+        for k in range(5):
+            journal.keep([answer(at * 100 + k)])
+            journal.say(Said(f"a-{at * 100 + k}", True, None, "news"))
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert journal.counts()["news"] == {"answers": 40, "judged": 40, "waiting": 40}
+
+
+def test_a_lesson_moves_on(journal: Journal) -> None:
+    lessons = Lessons(journal)
+    assert lessons.next_id() == 1
+    assert lessons.all() == []
+    first = lessons.begin(Lesson("news", "update", served_before="news@v1", share=0.1, id=1, detail={"rows": 3}), [])
+    assert first.state == GATHERED
+    assert lessons.next_id() == 2
+    moved = lessons.move(first, CANARY, "why", ref="news@v2", detail={"gain": 1})
+    assert lessons.all("news", opened=True) == [moved]
+    assert moved.detail == {"rows": 3, "gain": 1}
+    ended = lessons.move(moved, PROMOTED, "good")
+    assert lessons.all(opened=True) == []
+    assert lessons.all() == [ended]
+    assert ended.ref == "news@v2"
