@@ -31,6 +31,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 LATER_FIELDS = ("layout", "max_length", "answer_tokens")  # of a task: older hubs do not have them, and need not
 BASE = "base"  # the name that `--adapter` accepts for the base without an adapter
 PRODUCTION, LATEST = "production", "latest"  # the aliases that decide what serves
+CANARY = "canary"  # the alias of a version that answers a share of its task's requests
 
 
 # For an encoder's head: task → label → the row of the head that scores it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry.canaries import Canary
 from adapterhub_cl.types import BASE, AdapterRecord, Task
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ class ServingTable:
 
     Attributes:
         serving: task → version.
+        canaries: task → the version that answers a share of its conversations.
     """
 
     def __init__(self, registry: Registry, serving: dict[str, str] | None = None) -> None:
         self.registry = registry
         self.serving = registry.serving() if serving is None else serving
+        self.canaries: Mapping[str, Canary] = {}
         self._records: dict[str, AdapterRecord] = {}
         self._tasks: dict[str, Task] = {}
         self._served: dict[str, Task] = {}

@@ -28,7 +28,7 @@ class View(ServingTable):
         self._stale = self._watch.changed() or self._stale
         if not self._stale:
             return False
-        self.serving = self.registry.serving()
+        self.serving, self.canaries = self.registry.serving(), self.registry.canaries()
         self.versions = {record.ref: record for record in self.registry.adapters(all_versions=True)}
         self._stale = False  # only now: where reading failed, the next look reads again
         self.generation += 1

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adapterhub_cl.adapters.serving import ServingTable, answering, who_answers
+from adapterhub_cl.adapters.serving import ServingTable, answering, task_of, who_answers
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer, AskedRow, OneModel
 from adapterhub_cl.answering.writing import Writing
@@ -17,6 +17,7 @@ from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import Routed
+from adapterhub_cl.traffic.conversations import canary_answers
 from adapterhub_cl.types import BASE, Example, Layout, Prediction, Task
 
 Messages = Sequence[Mapping[str, str]]
@@ -34,6 +35,8 @@ class AnswerRequest:
         free: write an answer, whatever the task's kind.
         raw: go on from the text as it is.
         emit: gets a free answer piece by piece, and says whether to go on.
+        id: what its answer is called; `asked_by`: who asks. Neither changes the answer.
+        conversation: what it belongs to, so that all of it goes to the same canary or to none; empty: to none.
         begun: something of the answer was given out.
         answered_by: who answers it, once that is known; set again where it is tried again.
     """
@@ -46,6 +49,9 @@ class AnswerRequest:
     writing: Writing = field(default_factory=Writing)
     free: bool = False
     raw: bool = False
+    id: str = ""
+    asked_by: str = ""
+    conversation: str = ""
     emit: Callable[[str], bool] | None = None
     future: Future[Prediction] = field(default_factory=Future)
     begun: bool = False
@@ -181,6 +187,9 @@ def resolve(table: ServingTable, request: AnswerRequest, routed: Routed | None =
         return Resolved({}, None, routed)
     weights = routed.weights if routed is not None else ()
     task, mixture = who_answers(table, request.task, request.adapter, weights, free=request.writes)
+    canary = table.canaries.get(task.name) if task and request.adapter is None else None
+    if canary and [*mixture] == [canary.beside] and canary_answers(canary.ref, canary.share, request.conversation):
+        task, mixture = task_of(table.registry, table.record(canary.ref)), {canary.ref: 1.0}
     return Resolved(mixture, task, routed)
 
 

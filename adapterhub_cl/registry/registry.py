@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, StorageError, UsageError
 from adapterhub_cl.registry import changes, files, manifests
 from adapterhub_cl.registry.aliasing import Aliases, ways_on
+from adapterhub_cl.registry.canaries import Canaries
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
@@ -29,7 +30,7 @@ _INDEX = ("index.db", "index.db-wal", "index.db-shm", "index.db-journal")
 _HALF_MADE = {"adapters", "aliases.json", "aliases.json.next", "runs", *_INDEX, ".lock"}
 
 
-class Registry(Aliases, Scores, SampleFiles, Erasures, Counters):
+class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
     """One hub. Make one with `create`, open one with `open`; it need not be closed.
 
     Attributes:
