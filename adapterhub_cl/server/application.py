@@ -23,13 +23,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.inference.engine import Engine
+from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.server import openai_routes, page_route, predict_route
+from adapterhub_cl.registry.files import now
+from adapterhub_cl.server import feedback_route, openai_routes, page_route, predict_route
 from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
 from adapterhub_cl.server.failing import Refused, answer_of, body_of
 from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.traffic.journal import Journal, KeptAnswer
+from adapterhub_cl.traffic.keeper import Keeper
+from adapterhub_cl.types import Prediction
 
 LOG = logging.getLogger("adapterhub_cl.server")
 PAGE = "/"
@@ -40,18 +45,34 @@ OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 def application(registry: Registry, engine: Engine, options: ServeOptions, guard: Guard) -> FastAPI:
     """The server of a hub."""
     counters = ServerFigures(engine)
-    asker = Asker(registry, engine, options, counters.answered)
+    keeper = None
+    if options.log:
+
+        def names() -> set[str]:
+            return {task.name for task in registry.tasks()}
+
+        keeper = Keeper(Journal(registry.path), options.log_share, options.log_days, names)
+
+    def answered(request: AnswerRequest, answer: Prediction) -> None:
+        counters.answered(answer)
+        if keeper is not None:
+            keeper.keep(kept_answer(request, answer))
+
+    asker = Asker(registry, engine, options, answered)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         app.state.ready = True
         yield
         app.state.ready = False
+        if keeper is not None:
+            await run_in_threadpool(keeper.close)
 
     app = FastAPI(title="AdapterHub-CL", lifespan=living, max_body_size=options.max_body, docs_url=None, redoc_url=None)
     app.state.ready = False
     app.include_router(openai_routes.routes(asker))
     app.include_router(predict_route.route(asker))
+    app.include_router(feedback_route.route(registry, keeper))
     app.include_router(page_route.route(registry))
 
     @app.get("/health/live")
@@ -119,6 +140,7 @@ class Around:
         self.counters.running.inc()
         try:
             name = self.guard.admit(Request(scope)).name
+            scope.setdefault("state", {})["key"] = name
             await self.app(scope, receive, watched)
         except Refused as error:
             response = answer_of(error)
@@ -186,6 +208,23 @@ class Guard:
         if found is None:
             raise Refused(401, "this API key is not known", "invalid_api_key")
         return found
+
+
+def kept_answer(request: AnswerRequest, answer: Prediction) -> KeptAnswer:
+    """A request with its answer, as the journal keeps it."""
+    return KeptAnswer(
+        request.id,
+        now(),
+        answer.task,
+        answer.adapter,
+        request.example,
+        answer.prediction,
+        answer.confidence,
+        answer.routing,
+        answer.out_of_distribution,
+        request.conversation,
+        request.asked_by,
+    )
 
 
 def _password(encoded: str) -> str:

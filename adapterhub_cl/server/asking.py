@@ -19,6 +19,7 @@ from adapterhub_cl.inference.requests import AnswerRequest, Resolved
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.server.failing import Refused
 from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.traffic.conversations import conversation_of
 from adapterhub_cl.types import BASE, Example, Prediction
 
 AUTO = "auto"
@@ -42,12 +43,16 @@ class Named:
 class Asker:
     """Asks a hub's engine for the requests of the server.
 
-    Attributes:
-        answered: called with each prediction, for the metrics.
+    Args:
+        answered: called with each request and its prediction: they are counted, and kept.
     """
 
     def __init__(
-        self, registry: Registry, engine: Engine, options: ServeOptions, answered: Callable[[Prediction], None]
+        self,
+        registry: Registry,
+        engine: Engine,
+        options: ServeOptions,
+        answered: Callable[[AnswerRequest, Prediction], None],
     ) -> None:
         self.registry, self.engine, self.options, self.answered = registry, engine, options, answered
         self._hashes: dict[str, str] = {}
@@ -81,9 +86,25 @@ class Asker:
             raise Refused(400, f"{param} is {wanted}, and this server gives at most {most}", "too_many_tokens", param)
         return Writing(wanted, temperature, top_p, seed, tuple(stop))
 
-    def request(self, example: Example, named: Named, writing: Writing, *, raw: bool = False) -> AnswerRequest:
-        free = named.free or raw
-        found = AnswerRequest(example, named.task, named.adapter, writing=writing, free=free, raw=raw)
+    def request(
+        self, http: Request, example: Example, named: Named, writing: Writing, answer_id: str, *, raw: bool = False
+    ) -> AnswerRequest:
+        """A request to the engine, checked.
+
+        Args:
+            answer_id: what the client will call the answer.
+        """
+        found = AnswerRequest(
+            example,
+            named.task,
+            named.adapter,
+            writing=writing,
+            free=named.free or raw,
+            raw=raw,
+            id=answer_id,
+            asked_by=key_name(http),
+            conversation=conversation(http, example),
+        )
         found.check()
         return found
 
@@ -112,8 +133,8 @@ class Asker:
             going.clear()
             if not gathered.done():
                 gathered.cancel()
-        for prediction in found:
-            self.answered(prediction)
+        for request, prediction in zip(requests, found, strict=True):
+            self.answered(request, prediction)
         return found
 
     async def stream(
@@ -158,7 +179,7 @@ class Asker:
                     if not isinstance(what, str):
                         left -= 1
                     if isinstance(what, Prediction):
-                        self.answered(what)
+                        self.answered(requests[index], what)
                     yield index, what
         except TimeoutError:
             yield 0, self._late()
@@ -192,6 +213,17 @@ class Asker:
             files = self.registry.get(ref).manifest.get("files") or {}
             self._hashes[ref] = str((files.get(WEIGHTS) or {}).get("sha256", ""))
         return self._hashes[ref]
+
+
+def key_name(http: Request) -> str:
+    """The name of the API key that asks; empty where there are no keys."""
+    return str(http.scope.get("state", {}).get("key", ""))
+
+
+def conversation(http: Request, example: Example) -> str:
+    """What a request belongs to: the header `x-conversation`, else the first words of the user."""
+    first = next((turn.content for turn in example.turns if turn.role == "user"), example.input)
+    return conversation_of(first, http.headers.get("x-conversation", ""))
 
 
 def header_safe(text: str) -> str:

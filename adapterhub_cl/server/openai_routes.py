@@ -46,7 +46,8 @@ def routes(asker: Asker) -> APIRouter:
             raise Refused(400, "logprobs come with whole answers only", "unsupported", "logprobs")
         example = _conversation(asked)
         param = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
-        requests = await _requests(asker, asked, [example], asked.max_completion_tokens or asked.max_tokens, param)
+        most = asked.max_completion_tokens or asked.max_tokens
+        requests = await _requests(asker, http, asked, [example], most, param, "chatcmpl")
 
         def choice(index: int, answer: Prediction) -> dict[str, Any]:
             logs = {"content": [log for log, _ in _logs(asker, answer)]} if asked.logprobs else None
@@ -64,7 +65,7 @@ def routes(asker: Asker) -> APIRouter:
             raise Refused(400, "logprobs come with whole answers only", "unsupported", "logprobs")
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         examples = [Example(whole_characters(prompt)) for prompt in prompts]
-        requests = await _requests(asker, asked, examples, asked.max_tokens, "max_tokens", raw=True)
+        requests = await _requests(asker, http, asked, examples, asked.max_tokens, "max_tokens", "cmpl", raw=True)
 
         def choice(index: int, answer: Prediction) -> dict[str, Any]:
             logs = None
@@ -113,18 +114,33 @@ def _conversation(asked: ChatAsked) -> Example:
 
 
 async def _requests(
-    asker: Asker, asked: Asking, examples: Sequence[Example], most: int | None, param: str, *, raw: bool = False
+    asker: Asker,
+    http: Request,
+    asked: Asking,
+    examples: Sequence[Example],
+    most: int | None,
+    param: str,
+    kind: str,
+    *,
+    raw: bool = False,
 ) -> list[AnswerRequest]:
-    """`n` requests for each example, each with a seed of its own."""
+    """`n` requests for each example, each with a seed of its own. The first one's id is that of the response; the
+    others have the index of their choice behind it."""
+    whole = f"{kind}-{uuid.uuid4().hex}"
     named = await asker.named(asked.model)
     writing = asker.writing(most, asked.temperature, asked.top_p, asked.seed or 0, asked.stops(), param)
     if asked.seed is None and asked.temperature > 0:
         writing = replace(writing, seed=uuid.uuid4().int % 2**62)
+    writings = [(example, replace(writing, seed=writing.seed + k)) for example in examples for k in range(asked.n)]
     return [
-        asker.request(example, named, replace(writing, seed=writing.seed + k), raw=raw)
-        for example in examples
-        for k in range(asked.n)
+        asker.request(http, example, named, how, choice_id(whole, index), raw=raw)
+        for index, (example, how) in enumerate(writings)
     ]
+
+
+def choice_id(response: str, index: int) -> str:
+    """What a choice of a response is called in feedback."""
+    return f"{response}-{index}" if index else response
 
 
 async def _whole(
@@ -132,7 +148,7 @@ async def _whole(
 ) -> JSONResponse:
     found = await asker.answers(http, requests)
     body = {
-        "id": _id(kind),
+        "id": requests[0].id,
         "object": kind,
         "created": int(time.time()),
         "model": found[0].adapter,
@@ -153,7 +169,7 @@ async def _streamed(
         await events.aclose()  # type: ignore[attr-defined]
         return answer_of(first[1])
     who = requests[0].answered_by
-    head = {"id": _id(kind), "object": kind, "created": int(time.time()), "model": who.ref if who else asked.model}
+    head = {"id": requests[0].id, "object": kind, "created": int(time.time()), "model": who.ref if who else asked.model}
 
     def line(choices: list[dict[str, Any]], **more: Any) -> str:
         return _event({**head, "choices": choices, **more})
@@ -200,10 +216,6 @@ def _text(index: int, piece: str) -> dict[str, Any]:
 
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-def _id(kind: str) -> str:
-    return f"{'chatcmpl' if kind.startswith('chat') else 'cmpl'}-{uuid.uuid4().hex}"
 
 
 def _why(answer: Prediction) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.server.asking import Asker
-from adapterhub_cl.server.openai_routes import refuse_unknown
+from adapterhub_cl.server.openai_routes import choice_id, refuse_unknown
 from adapterhub_cl.server.wire import PredictAsked
 from adapterhub_cl.types import Example
 
@@ -23,11 +24,19 @@ def route(asker: Asker) -> APIRouter:
         named = await asker.named(asked.model)
         writing = asker.writing(asked.max_tokens, 0.0, 1.0, 0, (), "max_tokens")
         examples = [Example(whole_characters(text), instruction=asked.instruction) for text in asked.inputs]
-        answers = await asker.answers(http, [asker.request(example, named, writing) for example in examples])
+        whole = f"pred-{uuid.uuid4().hex}"
+        requests = [
+            asker.request(http, example, named, writing, choice_id(whole, index))
+            for index, example in enumerate(examples)
+        ]
+        answers = await asker.answers(http, requests)
         keys = ("prediction", "confidence", "scores", "task", "adapter", "routing", "out_of_distribution", "truncated")
-        rows = [{key: answer.to_json()[key] for key in keys} for answer in answers]
+        rows: list[dict[str, Any]] = [
+            {"id": request.id, **{key: answer.to_json()[key] for key in keys}}
+            for request, answer in zip(requests, answers, strict=True)
+        ]
         for row in rows:
             row["adapter_sha256"] = asker.hash_of(row["adapter"])
-        return {"object": "list", "data": rows}
+        return {"id": whole, "object": "list", "data": rows}
 
     return found

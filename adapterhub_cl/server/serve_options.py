@@ -30,6 +30,12 @@ class ServeOptions:
     max_tokens: int = option(1024, "most tokens that a request may ask for")
     deadline: float = option(120.0, "seconds after which a request is given up")
     rate: str = option("", "most requests of a key, or of an address where there are no keys, e.g. 60/minute")
+    log: bool = option(
+        False, "keep requests and answers in the hub, for feedback, inbox and learn; e-mail addresses and long numbers "
+        "are masked",
+    )  # fmt: skip
+    log_share: float = option(1.0, "--log: share of the conversations that are kept, above 0 to 1")
+    log_days: float = option(30.0, "--log: days after which a kept answer is dropped")
     drain: int = option(30, "seconds that running requests get after SIGTERM")
 
     def __post_init__(self) -> None:
@@ -42,6 +48,8 @@ class ServeOptions:
                 (self.max_body < 1000, f"--max-body must be at least 1000 bytes, not {self.max_body}"),
                 (self.max_tokens < 1, f"--max-tokens must be at least 1, not {self.max_tokens}"),
                 (not 0 < self.deadline < 1e6, f"--deadline must be above 0 seconds, not {self.deadline:g}"),
+                (not 0 < self.log_share <= 1, f"--log-share must be above 0 and at most 1, not {self.log_share:g}"),
+                (not self.log_days > 0, f"--log-days must be above 0, not {self.log_days:g}"),
                 (self.drain < 0, f"--drain must be at least 0 seconds, not {self.drain}"),
             )
             if wrong

@@ -85,6 +85,18 @@ class CompletionAsked(Asking):
     echo: Literal[False] = False
 
 
+class FeedbackAsked(Body):
+    """`POST /v1/feedback`: one of `correct`, `label`, `answer` and `thumb`."""
+
+    id: str = Field(min_length=1, max_length=200)
+    choice: int = Field(0, ge=0, le=4096)
+    correct: bool | None = None
+    label: str | None = None
+    answer: str | None = None
+    thumb: Literal["up", "down"] | None = None
+    task: str = ""
+
+
 class PredictAsked(Body):
     """`POST /v1/predict`: texts in, one answer each."""
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
-from conftest import Running
+from server_support import Running
 
 TEXTS = ("they charged my card twice", "the app crashes when I open the settings", "I forgot my password")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Running
+from server_support import Running
 
 TICKET = "they charged my card twice"
 

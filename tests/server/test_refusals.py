@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from conftest import Running
+from server_support import Running
 
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.server.api_keys import add_key, found_by, read_keys

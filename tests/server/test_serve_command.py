@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import httpx2
-from conftest import REFERENCE
+from server_support import REFERENCE
 
 
 def test_serve_from_start_to_sigterm(tmp_path: Path) -> None:

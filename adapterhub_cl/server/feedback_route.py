@@ -1,0 +1,62 @@
+"""`POST /v1/feedback`: what a user says of an answer that was kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.server.asking import key_name
+from adapterhub_cl.server.failing import Refused
+from adapterhub_cl.server.openai_routes import choice_id, refuse_unknown
+from adapterhub_cl.server.wire import FeedbackAsked
+from adapterhub_cl.traffic.journal import KeptAnswer, Said
+from adapterhub_cl.traffic.keeper import Keeper
+from adapterhub_cl.traffic.saying import said_of
+
+
+def route(registry: Registry, keeper: Keeper | None) -> APIRouter:
+    """The one route."""
+    found = APIRouter()
+
+    @found.post("/v1/feedback")
+    async def feedback(http: Request, asked: FeedbackAsked) -> dict[str, Any]:
+        refuse_unknown(asked)
+        if keeper is None:
+            raise Refused(400, "this server keeps no answers: start it with serve --log", "not_kept")
+        said = await run_in_threadpool(_say, keeper, registry, asked, key_name(http))
+        return {"object": "feedback", "id": said.id, "task": said.task, "correct": said.good, "answer": said.right}
+
+    return found
+
+
+def _say(keeper: Keeper, registry: Registry, asked: FeedbackAsked, by: str) -> Said:
+    told = {"correct": asked.correct, "label": asked.label, "answer": asked.answer, "thumb": asked.thumb}
+    kept = _kept(keeper, choice_id(asked.id, asked.choice))
+    try:
+        said = said_of(registry, kept, {**told, "task": asked.task}, by)
+    except UnknownNameError as error:
+        hint = "if the question belongs to another task, name it: task"
+        raise Refused(400, f"{error.message}; {error.hint}; {hint}", "unknown_label", "label") from error
+    keeper.journal.say(said)
+    return said
+
+
+def _kept(keeper: Keeper, answer: str) -> KeptAnswer:
+    """The answer, also where it was given a moment ago.
+
+    Raises:
+        Refused: it is not kept.
+    """
+    try:
+        return keeper.journal.get(answer)
+    except UnknownNameError:
+        keeper.flush()
+    try:
+        return keeper.journal.get(answer)
+    except UnknownNameError as error:
+        why = "it was never given, was not among the share that is kept, or is too old"
+        raise Refused(404, f"no answer {answer!r} is kept: {why}", "answer_not_found", "id") from error

@@ -1,0 +1,56 @@
+"""The reference hub behind a real socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from openai import OpenAI
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.bases.loading import load_base
+from adapterhub_cl.server.application import Guard, application
+from adapterhub_cl.server.serve_options import ServeOptions
+
+REFERENCE = Path(__file__).parents[2] / "registry"
+
+
+@dataclass
+class Running:
+    """A server that runs in this process."""
+
+    url: str
+    hub: AdapterHub
+    server: uvicorn.Server
+    engine: Any
+
+    def client(self, key: str = "none", **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+
+
+@contextmanager
+def running(folder: Path, **options: Any) -> Iterator[Running]:
+    hub = AdapterHub.open(folder)
+    hub._loaded = load_base(hub.base, device="cpu")  # two engines cannot share the base that the tests pass on
+    with socket.socket() as listening, hub.engine(capacity=32) as engine:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(256)
+        wanted = ServeOptions(**options)
+        app = application(hub.registry, engine, wanted, Guard.of(wanted))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", hub, server, engine)
+        finally:
+            server.should_exit = True
+            thread.join(30)
