@@ -84,6 +84,7 @@ def show_plan(plan: ErasurePlan) -> None:
             "unfinished runs": ", ".join(plan.runs),
             "comparison hubs": ", ".join(plan.streams),
             "other files": ", ".join(plan.others),
+            "kept answers": plan.kept or "",
             "served from then on": ", ".join(f"{task} by {ref}" for task, ref in plan.serve.items()),
             "aliases": ", ".join(
                 f"{alias} → {to or ('its next version' if alias.partition('@')[0] in again else 'dropped')}"

@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub_cl.erasure.versions import KnownVersion, reads_the_past
 from adapterhub_cl.registry import Registry, files, tombstones
 from adapterhub_cl.registry.samples import ROUTERS
+from adapterhub_cl.traffic.lesson_book import FOLDER as LESSONS
 from adapterhub_cl.training.runs import FILE as RUN_FILE
 
 STREAMS, LOGS = "streams", "logs"
@@ -104,12 +105,13 @@ def knows_of(manifest: Mapping[str, Any], task: str) -> bool:
 
 
 def others(registry: Registry, names: set[str]) -> Iterator[str]:
-    """Leftovers of dead processes, training logs of the task's adapters, and routers, which are fitted again."""
+    """Leftovers of dead processes, training logs of the task's adapters, what was learned from their traffic, and
+    routers, which are fitted again."""
     hub, store = registry.path, registry.adapters_dir
     folders = [hub, registry.runs_dir, hub / tombstones.FOLDER, store]
     folders += [p for p in store.iterdir() if p.is_dir() and not p.is_symlink()] if store.is_dir() else []
     paths = [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
-    paths += [p for name in sorted(names) if (p := hub / LOGS / name).exists()]
+    paths += [p for name in sorted(names) for within in (LOGS, LESSONS) if (p := hub / within / name).exists()]
     paths += sorted((hub / ROUTERS).iterdir()) if (hub / ROUTERS).is_dir() else []
     for path in paths:
         yield str(path) if not path.is_relative_to(hub) else path.relative_to(hub).as_posix()

@@ -13,6 +13,7 @@ from adapterhub_cl.erasure.sharing import SharedRows, shared_with
 from adapterhub_cl.erasure.versions import KnownVersion, all_known, holders
 from adapterhub_cl.registry import Registry, samples, tombstones
 from adapterhub_cl.samples.store import sample_key
+from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.types import DERIVED, LATEST, REPEATED_FROM, Example
 
 REMOVED, REPEATED, RETIRED = "removed", "re-derived", "retired"
@@ -49,6 +50,7 @@ class ErasurePlan:
         elsewhere: version of another task → how many of its samples have the same input.
         evaluations: scores on the task, and those of the versions.
         runs: unfinished runs, `streams` comparison hubs and `others` further files, as paths relative to the hub.
+        kept: answers of the task that `serve --log` kept.
         serve: other tasks that one of the versions serves → the version that serves them from now on.
         tasks_without_adapter: other tasks that no version will serve.
         aliases: `name@alias` of the versions → what it will name, or None.
@@ -67,6 +69,7 @@ class ErasurePlan:
     runs: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    kept: int = 0
     serve: Mapping[str, str] = field(default_factory=dict)
     tasks_without_adapter: tuple[str, ...] = ()
     aliases: Mapping[str, str | None] = field(default_factory=dict)
@@ -80,7 +83,7 @@ class ErasurePlan:
     @property
     def empty(self) -> bool:
         """Whether the hub has nothing of the task."""
-        return not (self.versions or self.elsewhere or self.evaluations or self.runs or self.streams)
+        return not any((self.versions, self.elsewhere, self.evaluations, self.runs, self.streams, self.kept))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +95,7 @@ class ErasurePlan:
             "runs": list(self.runs),
             "streams": list(self.streams),
             "others": list(self.others),
+            "kept_answers": self.kept,
             "serving": dict(self.serve),
             "tasks_without_adapter": list(self.tasks_without_adapter),
             "aliases": dict(self.aliases),
@@ -165,6 +169,7 @@ def make_plan(
         tuple(sorted(p.relative_to(hub).as_posix() for p in runs)),
         tuple(streams),
         tuple(others(registry, names)),
+        Journal(hub).count(task, gone),
         serve,
         without,
         aliases,

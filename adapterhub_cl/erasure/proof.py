@@ -15,6 +15,7 @@ from adapterhub_cl.erasure.windows import SAMPLE, TENSOR, Item, Secret, Window
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, keys, tombstones
 from adapterhub_cl.samples import rows_seen as _seen
+from adapterhub_cl.traffic.journal import FILE as JOURNAL
 
 _SHOWN = 200  # the most places to list
 
@@ -175,6 +176,8 @@ def _still_there(plan: ErasurePlan) -> list[Find]:
     ]
     found += [Find(path, None, f"an unfinished run with data of {plan.task}") for path in plan.runs]
     found += [Find(path, None, f"a hub that has {plan.task}") for path in plan.streams]
+    if plan.kept:
+        found.append(Find(JOURNAL, None, f"{plan.kept} kept answers of {plan.task}"))
     if plan.evaluations:
         found.append(Find("index.db", None, f"{plan.evaluations} scores on {plan.task}"))
     return found

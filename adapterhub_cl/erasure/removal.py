@@ -23,6 +23,7 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, check_name, drafts, files, samples, tombstones
 from adapterhub_cl.registry.keys import get_or_make
 from adapterhub_cl.samples.store import sample_key
+from adapterhub_cl.traffic.journal import LEARN_LOCK, Journal
 from adapterhub_cl.training.runs import acquire
 from adapterhub_cl.types import AdapterRecord
 
@@ -207,6 +208,7 @@ def _refuse_live(registry: Registry, plan: ErasurePlan) -> None:
         path = hub / name
         locks[path.parent / f".{path.name}.stream.lock"] = f"the comparison {name}"
         locks |= {run / ".lock": f"a run in {name}" for run in run_folders(path / "runs")}
+    locks[hub / LEARN_LOCK] = "what production has left (learn)"
     for path, what in locks.items():
         if path.exists():
             hint = f"wait for it, or stop it; then: cl-adapter forget-task {plan.task}"
@@ -226,7 +228,7 @@ def _note_down(stone: Tombstone, plan: ErasurePlan) -> None:
         }
     stone.folders = sorted({*stone.folders, *plan.runs, *plan.streams, *plan.others})
     now = {"samples": plan.samples, "elsewhere": sum(plan.elsewhere.values()), "evaluations": plan.evaluations}
-    now |= {"runs": len(plan.runs), "streams": len(plan.streams)}
+    now |= {"runs": len(plan.runs), "streams": len(plan.streams), "kept answers": plan.kept}
     stone.counts = {key: max(value, stone.counts.get(key, 0)) for key, value in now.items()}
     if plan.serve or plan.tasks_without_adapter:  # both are empty once the rows are deleted
         stone.without = list(plan.tasks_without_adapter)
@@ -298,6 +300,8 @@ def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
     for name in stone.folders:
         _remove_folder(registry, registry.path / name)
         drafts.fault("folder removed")
+    Journal(registry.path).drop(task=plan.task, refs=list(gone))
+    drafts.fault("kept answers dropped")
     for lock in registry.runs_dir.glob(f".online-{plan.task}.lock"):
         lock.unlink(missing_ok=True)
     registry.scrub()
