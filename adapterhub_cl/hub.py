@@ -11,6 +11,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, UsageError
 from adapterhub_cl.facade.combining import Combining
 from adapterhub_cl.facade.erasing import Erasing
 from adapterhub_cl.facade.learning import Learning
+from adapterhub_cl.facade.looping import Looping
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.using import Using
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub(Learning, Using, Combining, Pruning, Erasing, Reporting):
+class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Reporting):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.

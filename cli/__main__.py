@@ -15,6 +15,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_health,
     verbs_learn,
     verbs_look,
+    verbs_loop,
     verbs_move,
     verbs_prune,
     verbs_replay,

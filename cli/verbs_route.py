@@ -128,13 +128,13 @@ def drift(
     if session.json:
         session.give(found.to_json())
     else:
-        _print_drift(found)
+        print_drift(found)
     if fail_above is not None and found.share > fail_above:
         session.note(f"{found.share:.1%} are out of distribution, more than --fail-above {fail_above:g}")
         raise typer.Exit(GateRefused.exit_code)
 
 
-def _print_drift(found: Drift) -> None:
+def print_drift(found: Drift) -> None:
     low, high = found.interval
     display.pairs(
         {

@@ -1,0 +1,224 @@
+"""What `learn` does for one task: begin a lesson, go on with one, or decide on a canary.
+
+Each step is recorded before the next begins, and can be repeated: after a kill, the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapterhub_cl.adapters.serving import answering, task_of
+from adapterhub_cl.context import Hub
+from adapterhub_cl.errors import AdapterHubError, DataError, GateRefused, StorageError, UsageError
+from adapterhub_cl.evaluation.intervals import significant_drop
+from adapterhub_cl.evaluation.probes import Probe, score
+from adapterhub_cl.learning.order import order_of
+from adapterhub_cl.learning.request import build
+from adapterhub_cl.loop import gathered, verdict
+from adapterhub_cl.loop.learn_options import LearnOptions
+from adapterhub_cl.traffic.journal import Journal
+from adapterhub_cl.traffic.lesson_book import CANARY, FAILED, GATHERED, PROMOTED, REFUSED, ROLLED_BACK, Lesson, Lessons
+from adapterhub_cl.training.runs import Run
+from adapterhub_cl.types import LATEST, AdapterRecord
+
+WAITING, WOULD = "waiting", "would learn"
+
+
+@dataclass(frozen=True)
+class LearnStep:
+    """What was done for a task, and why.
+
+    Attributes:
+        did: the state of the lesson, or `waiting` (nothing was begun), or `would learn` (a dry run).
+        ref: the version that it is about.
+    """
+
+    task: str
+    did: str
+    reason: str
+    ref: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": self.task, "did": self.did, "ref": self.ref, "reason": self.reason, "detail": dict(self.detail)}
+
+    @classmethod
+    def of(cls, lesson: Lesson) -> LearnStep:
+        return cls(lesson.task, lesson.state, lesson.reason, lesson.ref, {"lesson": lesson.id, **lesson.detail})
+
+
+class LearnTask:
+    """The steps of one task.
+
+    Args:
+        settings: of the training, those that were given.
+    """
+
+    def __init__(self, hub: Hub, journal: Journal, options: LearnOptions, settings: Mapping[str, Any]) -> None:
+        self.hub, self.journal, self.options, self.settings = hub, journal, options, settings
+        self.registry, self.lessons = hub.registry, Lessons(journal)
+
+    def run(self, task: str, *, dry_run: bool = False) -> LearnStep:
+        """The next step.
+
+        Raises:
+            StorageError: the disk refuses; the same call goes on.
+        """
+        for lesson in self.lessons.all(task, opened=True):
+            if lesson.state == CANARY:
+                return self._judge(lesson, dry_run)
+            if dry_run:
+                return LearnStep(task, WOULD, f"lesson {lesson.id} was begun and not finished")
+            return self._teach(lesson)
+        found = gathered.gather(self.registry, self.journal, task)
+        detail = {key: value for key, value in found.to_json().items() if key not in ("task", "known")}
+        rows, enough = len(found.clean.rows), self.options.enough
+        if rows < enough:
+            return LearnStep(task, WAITING, f"{rows} of {enough} rows with a right answer have gathered", "", detail)
+        if found.known and task not in {record.name for record in self.registry.adapters(include_rejected=False)}:
+            served = self.registry.serving().get(task, "nothing")
+            return LearnStep(task, WAITING, f"{served} serves it, and no adapter of its own can be updated", "", detail)
+        verb = "update" if found.known else "add-task"
+        if dry_run:
+            return LearnStep(task, WOULD, f"{verb} with {rows} rows", "", detail)
+        return self._teach(self._begin(found, verb, detail))
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def _begin(self, found: gathered.Gathered, verb: str, detail: Mapping[str, Any]) -> Lesson:
+        served = self.registry.serving().get(found.task, "")
+        share = self.options.canary if served else 0.0
+        lesson = Lesson(found.task, verb, served_before=served, share=share, detail=detail, id=self.lessons.next_id())
+        learned, back = found.split()
+        task = self.registry.task(found.task) if found.known else None
+        chat = bool(task.layout.chat) if task and task.layout else any(row.turns for row in learned)
+        file = lesson.file(self.registry.path)
+        gathered.write_rows(file, learned, chat=chat)
+        if back:
+            gathered.write_rows(file.with_suffix(".held-back.jsonl"), back, chat=chat)
+        return self.lessons.begin(lesson, [one.kept.id for one in found.judged])
+
+    def _teach(self, lesson: Lesson) -> LearnStep:
+        """Train, measure, and let the version answer its share."""
+        if not lesson.ref:
+            try:
+                record = self._published(lesson) or self._train(lesson)
+            except GateRefused as error:
+                refused = error.record.ref if error.record else ""
+                return self._end(lesson, REFUSED, f"the gate refused {refused}: {error.message}", ref=refused)
+            except (DataError, UsageError) as error:
+                return self._end(lesson, FAILED, error.message)
+            if record.status != "active":
+                return self._end(lesson, REFUSED, f"the gate refused {record.ref}", ref=record.ref)
+            lesson = self.lessons.move(lesson, GATHERED, "trained", ref=record.ref)
+        if not lesson.served_before:
+            return self._end(lesson, PROMOTED, "a new task, which nothing served before")
+        gain = self._gain(lesson)
+        if gain.get("worse"):
+            self._withdraw(lesson, "worse on the rows held back")
+            told = f"{lesson.ref} is worse on the rows held back: {_told(gain)}"
+            return self._end(lesson, REFUSED, told, {"gain": gain})
+        if not lesson.share:
+            self.registry.promote(lesson.ref)
+            return self._end(lesson, PROMOTED, f"accepted by the gate; {_told(gain)}", {"gain": gain})
+        self.registry.start_canary(lesson.ref, lesson.share)
+        reason = f"answers {lesson.share:.0%} of the conversations; {_told(gain)}"
+        return LearnStep.of(self.lessons.move(lesson, CANARY, reason, detail={"gain": gain}))
+
+    def _train(self, lesson: Lesson) -> AdapterRecord:
+        from adapterhub_cl.learning.teaching import teach
+
+        file = str(lesson.file(self.registry.path))
+        asked: dict[str, Any] = {**self.settings, "serve": not lesson.served_before}
+        if self.options.max_forgetting is not None:
+            asked["max_forgetting"] = self.options.max_forgetting
+        mine = Run.unfinished(self.registry.runs_dir, lesson.verb, lesson.task)
+        resume = bool(mine) and mine[0].request.get("data") == file
+        request, run = build(
+            self.registry, lesson.verb, lesson.task, None if resume else file, resume, {} if resume else asked
+        )
+        return teach(self.hub, order_of(self.registry, request), run=run)
+
+    def _published(self, lesson: Lesson) -> AdapterRecord | None:
+        """The version that was made of the lesson before a kill."""
+        file, names = str(lesson.file(self.registry.path)), {r.name for r in self.registry.adapters()}
+        versions = self.registry.versions(lesson.task) if lesson.task in names else []
+        made = [v for v in versions if (v.training.get("data") or {}).get("source") == file]
+        return made[-1] if made else None
+
+    def _gain(self, lesson: Lesson) -> dict[str, Any]:
+        """How often both versions are right on the rows that were held back."""
+        rows = gathered.read_back(lesson.file(self.registry.path).with_suffix(".held-back.jsonl"))
+        if not rows:
+            return {}
+        found = []
+        for ref in (lesson.served_before, lesson.ref):
+            record = self.registry.get(ref)
+            task = task_of(self.registry, record) if record.task == lesson.task else self.registry.task(lesson.task)
+            probe = Probe(task, rows, "rows held back", task.max_length or self.hub.base.context)
+            with answering(self.registry, self.hub.base, ref) as model:
+                found.append(score(model, self.hub.base, probe, self.hub.reporter, f"measuring {ref}"))
+        before, after = (one.value for one in found)
+        worse = significant_drop(before, len(rows), after, len(rows), 0.0)
+        return {"rows": len(rows), "metric": found[0].metric, "before": before, "after": after, "worse": worse}
+
+    # -- the canary ------------------------------------------------------------------------------
+
+    def _judge(self, lesson: Lesson, dry_run: bool) -> LearnStep:
+        """Decide on a canary, or wait."""
+        serves = self.registry.serving().get(lesson.task)
+        if serves == lesson.ref and not dry_run:
+            self.registry.end_canary(lesson.task, "promoted")
+            return self._end(lesson, PROMOTED, lesson.reason if lesson.detail.get("decided") else "promoted by hand")
+        if serves != lesson.served_before and serves != lesson.ref and not dry_run:
+            self._withdraw(lesson, "another version serves")
+            return self._end(lesson, ROLLED_BACK, f"{serves or 'nothing'} serves the task now, and no longer "
+                             f"{lesson.served_before}")  # fmt: skip
+        judged = self.journal.judged(lesson.task, since=str(lesson.detail.get("since") or lesson.changed_at))
+        canary, beside = (verdict.RightCount.of(judged, ref) for ref in (lesson.ref, lesson.served_before))
+        does, reason = verdict.decide(canary, beside, self.options.judged)
+        detail = {
+            "canary": {"right": canary.right, "judged": canary.judged},
+            "beside": {"right": beside.right, "judged": beside.judged},
+        }
+        if does == verdict.WAIT or dry_run:
+            did = CANARY if does == verdict.WAIT else f"would {does}"
+            return LearnStep(lesson.task, did, reason, lesson.ref, {"lesson": lesson.id, **detail})
+        if does == verdict.PROMOTE:
+            since = lesson.detail.get("since") or lesson.changed_at
+            lesson = self.lessons.move(lesson, CANARY, reason, detail={"decided": does, "since": since, **detail})
+            self.registry.promote(lesson.ref)
+            self.registry.end_canary(lesson.task, "promoted")
+            return self._end(lesson, PROMOTED, reason)
+        self._withdraw(lesson, reason)
+        return self._end(lesson, ROLLED_BACK, reason, detail)
+
+    def _withdraw(self, lesson: Lesson, why: str) -> None:
+        """Take a version that does not serve out of the way: the next lesson continues from the one before it."""
+        self.registry.end_canary(lesson.task, why)
+        record = self.registry.get(lesson.ref)
+        if LATEST in record.aliases:
+            with suppress(AdapterHubError):  # it is the adapter's only version
+                self.registry.rollback(f"{record.name}@{LATEST}")
+        if record.status == "active":
+            self.registry.set_status(record.ref, "rejected")
+
+    def _end(
+        self, lesson: Lesson, state: str, reason: str, detail: Mapping[str, Any] | None = None, *, ref: str = ""
+    ) -> LearnStep:
+        try:
+            ended = self.lessons.move(lesson, state, reason, ref=ref or lesson.ref, detail=dict(detail or {}))
+        except StorageError as error:
+            error.hint = f"{error.hint}; then run learn again: it goes on from here"
+            raise
+        self.registry.add_event(f"lesson {state}", ended.ref or ended.task, {"lesson": ended.id, "reason": reason})
+        return LearnStep.of(ended)
+
+
+def _told(gain: Mapping[str, Any]) -> str:
+    if not gain:
+        return "too few rows to hold some back"
+    return f"{gain['metric']} {gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"

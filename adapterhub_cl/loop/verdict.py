@@ -1,0 +1,66 @@
+"""Decides on a canary by what users said of its answers and of those beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapterhub_cl.traffic.journal import Judged
+
+LEVEL = 0.05  # of Fisher's exact test, one-sided: is the canary right less often?
+SLACK = 0.05  # a canary that is right this much less often, by chance or not, waits for more answers
+PATIENCE = 3  # times the wanted number of judged answers, after which it must have shown that it is as good
+PROMOTE, ROLL_BACK, WAIT = "promote", "roll back", "wait"
+
+
+@dataclass(frozen=True)
+class RightCount:
+    """How many judged answers were right."""
+
+    right: int
+    judged: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.judged if self.judged else 0.0
+
+    @classmethod
+    def of(cls, judged: Sequence[Judged], ref: str) -> RightCount:
+        """The judged answers of one version."""
+        said = [one.said.good for one in judged if one.kept.ref == ref and one.said.good is not None]
+        return cls(sum(said), len(said))
+
+    def __str__(self) -> str:
+        return f"{self.right} of {self.judged} right"
+
+
+def decide(canary: RightCount, beside: RightCount, enough: int) -> tuple[str, str]:
+    """What to do with a canary, and why.
+
+    It is rolled back as soon as it is right less often beyond chance (Fisher's exact test, p < 0.05). It is promoted
+    once `enough` of its answers were judged and it is right at most 5 points less often; one that lies below that
+    without being worse beyond chance gets three times as many answers.
+
+    Args:
+        beside: the version that answers the other requests, in the same time.
+        enough: judged answers of the canary.
+    """
+    from scipy.stats import fisher_exact
+
+    both = f"the canary {canary}, the version beside it {beside}"
+    if canary.judged and beside.judged:
+        table = [
+            [canary.right, canary.judged - canary.right],
+            [beside.right, beside.judged - beside.right],
+        ]
+        p = float(fisher_exact(table, alternative="less").pvalue)
+        if p < LEVEL:
+            return ROLL_BACK, f"{both}: worse beyond chance (p = {p:.3f})"
+    if canary.judged < enough or not beside.judged:
+        missing = f"{canary.judged} of {enough} judged answers" if canary.judged < enough else "nothing to compare with"
+        return WAIT, f"{both}: {missing}"
+    if canary.share >= beside.share - SLACK:
+        return PROMOTE, both
+    if canary.judged < PATIENCE * enough:
+        return WAIT, f"{both}: lower, but perhaps by chance"
+    return ROLL_BACK, f"{both}: lower after {canary.judged} judged answers"

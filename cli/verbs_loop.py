@@ -1,0 +1,232 @@
+"""`inbox` and `learn`: what production has left, and learning from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from cl_adapter import display
+from cl_adapter.app import USE, verb
+from cl_adapter.flags import takes
+from cl_adapter.session import Session, ask
+
+from adapterhub_cl.errors import GateRefused, TrainingError, UsageError
+from adapterhub_cl.loop.learn_options import LearnOptions
+from adapterhub_cl.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from adapterhub_cl.hub import AdapterHub
+    from adapterhub_cl.loop.inbox import Inbox, TaskInbox
+    from adapterhub_cl.loop.learn_steps import LearnStep
+
+_TEXT, _ANSWER = 60, 30  # columns of a question and of an answer in a table
+_EXAMPLES = """cl-adapter inbox
+cl-adapter inbox tickets --limit 20
+cl-adapter inbox --export to-label.jsonl
+cl-adapter inbox --say labelled.jsonl
+cl-adapter inbox --drop --before 2026-10-01"""
+
+
+@verb(USE, _EXAMPLES)
+def inbox(
+    ctx: typer.Context,
+    task: Annotated[str | None, typer.Argument(help="only this task")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="how many rows of each sort to show")] = 10,
+    export: Annotated[
+        str | None, typer.Option(metavar="FILE", help="write every kept answer, one JSON object a line")
+    ] = None,
+    say: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="read what was right: JSON lines with id and label, answer, correct or thumb"
+        ),
+    ] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="drop kept answers: of TASK, or --before a day")] = False,
+    before: Annotated[str | None, typer.Option(metavar="DAY", help="drop: those before this day, 2026-10-01")] = None,
+    no_groups: Annotated[
+        bool, typer.Option("--no-groups", help="do not look for groups that no task knows, which loads the base")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="drop: do not ask")] = False,
+) -> None:
+    """What `serve --log` has gathered: corrections, answers worth labelling, and inputs that no task knows."""
+    session = Session.of(ctx)
+    given = [flag for flag, there in (("--export", export), ("--say", say), ("--drop", drop)) if there]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are different things", "give one of them")
+    if before and not drop:
+        raise UsageError("--before is an option of --drop", "cl-adapter inbox --drop --before 2026-10-01")
+    hub = session.hub(write=bool(say or drop))
+    if export:
+        _export(session, hub, export, task or "")
+    elif say:
+        _say(session, hub, say)
+    elif drop:
+        _drop(session, hub, task, before, yes)
+    else:
+        found = hub.inbox(task or "", limit=limit, groups=not no_groups, reporter=session.reporter())
+        if session.json:
+            session.give(found.to_json())
+        else:
+            _print_inbox(session, found)
+
+
+def _export(session: Session, hub: AdapterHub, file: str, task: str) -> None:
+    from adapterhub_cl.loop.inbox import export_rows
+
+    count = export_rows(hub.registry.path, Path(file), task)
+    if session.json:
+        session.give({"path": file, "answers": count})
+    else:
+        print(f"{count} answers → {file}")
+        session.note(f'add "label" or "answer" to rows, then: {session.command(f"inbox --say {file}")}')
+
+
+def _say(session: Session, hub: AdapterHub, file: str) -> None:
+    from adapterhub_cl.loop.say_file import say_rows
+
+    count, without = say_rows(hub.registry, Path(file))
+    if session.json:
+        session.give({"path": file, "said": count, "without": without})
+    else:
+        print(f"said something of {count} answers; {without} rows say nothing")
+
+
+def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | None, yes: bool) -> None:
+    if bool(task) == bool(before):
+        raise UsageError("--drop needs a TASK, or --before a day", "cl-adapter inbox --drop --before 2026-10-01")
+    if before:
+        try:
+            date.fromisoformat(before)
+        except ValueError:
+            raise UsageError(f"--before {before} is no day", "write 2026-10-01") from None
+    what = f"of {task}" if task else f"from before {before}"
+    if not yes:
+        ask(f"drop every kept answer {what}, and what was said of it?", "kept answers", "--yes removes them")
+    count = hub.traffic.drop(task=task, before=before or "")
+    if session.json:
+        session.give({"dropped": count})
+    else:
+        print(f"dropped {count} answers")
+
+
+def _print_inbox(session: Session, found: Inbox) -> None:
+    if not found.tasks and not found.unknown:
+        session.note(f"nothing was kept yet: {session.command('serve --log')} keeps requests and answers")
+        return
+    display.table(
+        ("task", "answers", "judged", "rows to learn", "last lesson"),
+        [
+            (
+                one.task if one.gathered.known else f"{one.task} (new)",
+                one.answers,
+                len(one.gathered.judged),
+                len(one.gathered.clean.rows),
+                f"{one.lesson.state} {one.lesson.ref}".strip() if one.lesson else display.NOTHING,
+            )
+            for one in found.tasks
+        ],
+        right=("answers", "judged", "rows to learn"),
+    )
+    for one in found.tasks:
+        _print_task(one)
+    if found.unknown:
+        print(f"{found.unknown} answers were given without a task that knows the input")
+    if found.groups is not None:
+        from cl_adapter.verbs_route import print_drift
+
+        print_drift(found.groups)
+    if found.tasks:
+        session.note(f"next: {session.command('learn --dry-run')}")
+
+
+def _print_task(one: TaskInbox) -> None:
+    said = one.gathered
+    if said.surprise is not None and said.surprise.surprising:
+        print(f"{one.task}: {said.surprise}: its inputs have changed, or what was said is wrong")
+    if said.clean.dropped:
+        print(f"{one.task} leaves out: {', '.join(f'{count} {why}' for why, count in said.clean.dropped.items())}")
+    if one.corrections:
+        print(f"{one.task}: corrections")
+        rows = [
+            (_short(c.kept.example.text, _TEXT), _short(c.kept.answer), _short(c.said.right or display.NOTHING))
+            for c in one.corrections
+        ]
+        display.table(("text", "answered", "right"), rows)
+    if one.unsure:
+        print(f"{one.task}: worth labelling")
+        unsure = [
+            (u.id, _short(u.example.text, _TEXT), _short(u.answer), f"{u.confidence or 0:.3f}") for u in one.unsure
+        ]
+        display.table(("id", "text", "answered", "confidence"), unsure, right=("confidence",))
+
+
+def _short(text: str, columns: int = _ANSWER) -> str:
+    line = display.one_line(text)
+    return line if len(line) <= columns else line[: columns - 1] + "…"
+
+
+@verb(
+    USE,
+    "cl-adapter learn --dry-run\n"
+    "cl-adapter learn --task tickets --canary 0.1\n"
+    "cl-adapter learn --watch --every 600\n"
+    "0 * * * * cl-adapter --hub my-hub --quiet learn   (in cron: exit code 3 says that the gate refused a version)",
+)
+@takes(LearnOptions, TrainingSettings)
+def learn(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="go on, until Ctrl-C")] = False,
+    every: Annotated[float, typer.Option(min=1, help="seconds between two looks of --watch")] = 300.0,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Learn from the inbox: a new version through the gate, a canary, then promotion or the way back.
+
+    Each call takes the next step for every task; call it from cron, or let it watch.
+    """
+    session = Session.of(ctx)
+    if watch and dry_run:
+        raise UsageError("--watch and --dry-run are different things", "give one of them")
+    hub = session.hub(write=not dry_run)
+
+    def once() -> list[LearnStep]:
+        try:
+            found = hub.learn(dry_run=dry_run, reporter=session.reporter(), **given)
+        except TrainingError as error:  # another call is at it; under cron this is no failure
+            session.note(f"note: {error.message}; {error.hint}")
+            found = []
+        if session.json and watch:
+            print(json.dumps([step.to_json() for step in found]), flush=True)
+        elif session.json:
+            session.give([step.to_json() for step in found])
+        else:
+            _print_steps(session, found)
+        return found
+
+    if watch:
+        from adapterhub_cl.loop.learn_call import watch as watching
+
+        watching(once, every)
+        return
+    if any(step.did == "refused" for step in once()):
+        raise typer.Exit(GateRefused.exit_code)
+
+
+def _print_steps(session: Session, found: Sequence[LearnStep]) -> None:
+    if not found:
+        session.note("nothing to do: nobody has said anything of an answer yet")
+        return
+    for step in found:
+        print(f"{step.task}: {step.did}{f' {step.ref}' if step.ref else ''}: {display.one_line(step.reason)}")
+        if (odd := step.detail.get("surprise")) and odd.get("surprising"):
+            told = {key: odd[key] for key in ("wrong", "judged", "expected", "p_value")}
+            from adapterhub_cl.loop.surprise import Surprise
+
+            print(f"  {Surprise(**told)}")
+        if dropped := step.detail.get("dropped"):
+            print(f"  left out: {', '.join(f'{count} {why}' for why, count in dropped.items())}")

@@ -1,0 +1,279 @@
+"""`learn` on a pico encoder: lessons, the gate, the canary, and what happens when it is stopped half-way."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from encoder_hubs import ANIMALS, COLOURS, QUICK, new_hub, rows, teach
+from traffic_support import answer
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import DataError, GateRefused, TrainingError, UnknownNameError, UsageError
+from adapterhub_cl.loop import learn_steps
+from adapterhub_cl.loop.learn_call import alone, watch
+from adapterhub_cl.traffic.journal import Said
+from adapterhub_cl.traffic.lesson_book import Lessons
+from adapterhub_cl.types import Example
+
+SEED = 7  # of rows that no version was trained on or scored on
+
+
+@pytest.fixture(scope="module")
+def taught(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loop")
+    hub = new_hub(folder / "hub", pico_path("bert_body"))
+    teach(hub, folder, "colours", COLOURS)
+    teach(hub, folder, "animals", ANIMALS)
+    return folder / "hub"
+
+
+@pytest.fixture
+def hub(taught: Path, tmp_path: Path) -> AdapterHub:
+    return AdapterHub.open(shutil.copytree(taught, tmp_path / "hub"), dtype="fp32")
+
+
+def said(hub: AdapterHub, count: int, task: str = "colours", *, labels: Sequence[str] = COLOURS, shift: int = 0,
+         ref: str = "colours@v1", good: bool | None = True, first: int = 0, at: str = "") -> None:  # fmt: skip
+    """Answers that users judged; `shift` moves each right label on by so many."""
+    found = rows(labels, count, SEED)
+    about = {"at": at} if at else {}
+    for k, row in enumerate(found, first):
+        right = labels[(labels.index(row["output"]) + shift) % len(labels)]
+        example = Example(row["input"], None, "Which?")
+        hub.traffic.keep([answer(k, example=example, task=task, ref=ref, answer=row["output"], **about)])
+        hub.traffic.say(Said(f"a-{k}", good, right, task))
+
+
+def learn(hub: AdapterHub, **options: Any) -> Any:
+    [step] = hub.learn(**{**QUICK, "canary": 0.2, **options})
+    return step
+
+
+def test_nothing_is_learned_before_enough_has_gathered(hub: AdapterHub) -> None:
+    assert hub.learn() == []
+    said(hub, 10)
+    step = learn(hub)
+    assert step.did == "waiting"
+    assert "10 of 20" in step.reason
+    assert learn(hub, enough=10, dry_run=True).did == "would learn"
+    assert Lessons(hub.traffic).all() == []
+    assert len(hub.traffic.judged(waiting=True)) == 10
+
+
+def test_a_lesson_becomes_a_canary_and_is_promoted(hub: AdapterHub) -> None:
+    said(hub, 48)
+    step = learn(hub)
+    assert (step.did, step.ref) == ("canary", "colours@v2")
+    assert step.detail["gain"]["rows"] > 0
+    assert hub.registry.serving()["colours"] == "colours@v1"
+    canary = hub.registry.canaries()["colours"]
+    assert (canary.ref, canary.share, canary.beside) == ("colours@v2", 0.2, "colours@v1")
+    assert hub.traffic.judged(waiting=True) == []
+    assert learn(hub).did == "canary"  # nothing was said since
+    later = "2999-01-01T00:00:00.000+00:00"
+    said(hub, 24, ref="colours@v2", first=100, at=later)
+    said(hub, 24, ref="colours@v1", first=200, at=later)
+    assert learn(hub, dry_run=True).did == "would promote"
+    step = learn(hub)
+    assert step.did == "promoted"
+    assert hub.registry.serving()["colours"] == "colours@v2"
+    assert hub.registry.canaries() == {}
+    assert "canary" not in hub.get("colours@v2").aliases
+    assert [event.verb for event in hub.log("colours", 1)] == ["lesson promoted"]
+
+
+def test_a_canary_that_users_find_worse_goes_back(hub: AdapterHub) -> None:
+    said(hub, 48)
+    assert learn(hub).did == "canary"
+    later = "2999-01-01T00:00:00.000+00:00"
+    said(hub, 24, ref="colours@v2", first=100, at=later, good=False, shift=1)
+    said(hub, 24, ref="colours@v1", first=200, at=later)
+    step = learn(hub)
+    assert step.did == "rolled back"
+    assert "worse beyond chance" in step.reason
+    assert hub.registry.serving()["colours"] == "colours@v1"
+    assert hub.registry.canaries() == {}
+    assert hub.get("colours@v2").status == "rejected"
+    assert hub.get("colours").ref == "colours@v1"
+
+
+def test_poison_is_refused_by_the_gate(hub: AdapterHub) -> None:
+    said(hub, 48, shift=1, good=False)
+    step = learn(hub)
+    assert step.did == "refused"
+    assert "gate" in step.reason
+    assert step.detail["surprise"]["surprising"]
+    assert step.detail["surprise"]["wrong"] == 48
+    assert hub.registry.serving()["colours"] == "colours@v1"
+    assert hub.registry.canaries() == {}
+    assert hub.learn()[0].did == "waiting"  # the poison was taken, and is not learned again
+
+
+def test_without_a_canary_a_version_serves_at_once(hub: AdapterHub) -> None:
+    said(hub, 24)
+    assert learn(hub, canary=0.0).did == "promoted"
+    assert hub.registry.serving()["colours"] == "colours@v2"
+
+
+def test_a_task_that_users_name_is_learned_as_a_new_one(hub: AdapterHub) -> None:
+    said(hub, 24, "shapes", labels=("cube", "ball"), ref="base", good=None)
+    step = learn(hub)
+    assert (step.task, step.did, step.ref) == ("shapes", "promoted", "shapes@v1")
+    assert hub.registry.serving()["shapes"] == "shapes@v1"
+    assert hub.predict(["cube stone 9"], task="shapes")[0].prediction == "cube"
+
+
+def test_what_cannot_be_learned_ends_as_failed(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise DataError("a row cannot be used", "fix it")
+
+    said(hub, 24)
+    monkeypatch.setattr(learn_steps.LearnTask, "_train", refuse)
+    step = learn(hub)
+    assert (step.did, step.reason) == ("failed", "a row cannot be used")
+    assert Lessons(hub.traffic).all(opened=True) == []
+    assert hub.learn()[0].did == "waiting"
+
+
+@pytest.mark.parametrize("stop", ["_train", "_gain", "start"])
+def test_a_lesson_that_was_stopped_goes_on(hub: AdapterHub, stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said(hub, 48)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        if stop == "start":
+            patched.setattr(type(hub.registry), "start_canary", die)
+        else:
+            patched.setattr(learn_steps.LearnTask, stop, die)
+        with pytest.raises(Killed):
+            learn(hub)
+    assert [lesson.state for lesson in Lessons(hub.traffic).all()] == ["gathered"]
+    step = learn(hub)
+    assert (step.did, step.ref) == ("canary", "colours@v2")
+    assert [v.ref for v in hub.registry.versions("colours")] == ["colours@v1", "colours@v2"]
+    assert len(Lessons(hub.traffic).all()) == 1
+
+
+def test_a_version_that_was_published_before_a_kill_is_found(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    said(hub, 48, shift=1, good=False)
+    real = learn_steps.LearnTask._train
+
+    def die(self: Any, lesson: Any) -> Any:
+        with pytest.raises(GateRefused):
+            real(self, lesson)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learn_steps.LearnTask, "_train", die)
+        with pytest.raises(KeyboardInterrupt):
+            learn(hub)
+    assert learn(hub).did == "refused"
+    assert len(hub.registry.versions("colours")) == 2
+
+
+def test_a_canary_follows_what_is_done_by_hand(hub: AdapterHub) -> None:
+    said(hub, 48)
+    assert learn(hub).did == "canary"
+    hub.registry.promote("colours@v2")
+    assert hub.registry.canaries() == {}  # it counts only beside the version that it was set beside
+    assert learn(hub).did == "promoted"
+    said(hub, 48, first=300, ref="colours@v2")
+    assert learn(hub).did == "canary"
+    hub.registry.promote("colours@v1")
+    step = learn(hub)
+    assert step.did == "rolled back"
+    assert "colours@v1 serves" in step.reason
+    assert hub.registry.serving()["colours"] == "colours@v1"
+
+
+def test_what_is_said_in_python_counts(hub: AdapterHub) -> None:
+    hub.traffic.keep([answer(1, task="colours", answer="red")])
+    hub.say("a-1", label="blue", by="jane")
+    [one] = hub.traffic.judged()
+    assert (one.said.good, one.right, one.said.said_by) == (False, "blue", "jane")
+    with pytest.raises(UnknownNameError):
+        hub.say("a-2", correct=True)
+
+
+def test_one_at_a_time(hub: AdapterHub) -> None:
+    said(hub, 24)
+    with alone(hub.folder), pytest.raises(TrainingError, match="another process learns"):
+        hub.learn()
+
+
+def test_names_and_options_are_checked(hub: AdapterHub) -> None:
+    with pytest.raises(UnknownNameError):
+        hub.learn(task="colour")
+    assert hub.learn(task="animals")[0].did == "waiting"
+    for wrong in ({"canary": 1.0}, {"enough": 0}, {"judged": 0}):
+        with pytest.raises(UsageError):
+            hub.learn(**wrong)
+
+
+def test_watching_calls_again_and_ends() -> None:
+    calls: list[int] = []
+    watch(lambda: calls.append(1), 0.01, lambda: len(calls) >= 3)
+    assert len(calls) == 3
+
+
+def test_the_inbox_shows_what_has_gathered(hub: AdapterHub) -> None:
+    said(hub, 12, shift=1, good=False)
+    hub.traffic.keep([answer(900, "red unsure", task="colours", confidence=0.1)])
+    hub.traffic.keep([answer(901, "red sure", task="colours", confidence=0.9)])
+    hub.traffic.keep([answer(902, "what is this", task="", ref="base", out_of_distribution=True)])
+    found = hub.inbox(limit=5)
+    [one] = found.tasks
+    assert (one.task, one.answers, len(one.gathered.judged)) == ("colours", 14, 12)
+    assert [u.id for u in one.unsure] == ["a-900", "a-901"]
+    assert len(one.corrections) == 5
+    assert found.unknown == 1
+    assert found.groups is None
+    plain = found.to_json()
+    assert plain["tasks"][0]["corrections"][0]["answer"] in COLOURS
+    assert plain["unknown"] == 1
+    with pytest.raises(UnknownNameError):
+        hub.inbox("colour")
+
+
+def test_inputs_that_no_task_knows_are_grouped(hub: AdapterHub) -> None:
+    odd = ["quantum", "neutrino", "lattice", "photon"]
+    for k in range(24):
+        text = f"{odd[k % 4]} {odd[(k + 1) % 4]} {odd[(k * 7) % 4]} {k}"
+        hub.traffic.keep([answer(k, text, task="", ref="base", out_of_distribution=True)])
+    found = hub.inbox()
+    assert found.unknown == 24
+    assert found.groups is not None
+    assert found.groups.n == 24
+    assert hub.inbox(groups=False).groups is None
+
+
+def test_forgetting_a_task_takes_its_traffic_along(hub: AdapterHub, tmp_path: Path) -> None:
+    said(hub, 48)
+    said(hub, 6, "animals", labels=ANIMALS, ref="animals@v1", first=500)
+    assert learn(hub, task="colours").did == "canary"
+    plan = hub.forget_task("colours", dry_run=True, key=tmp_path / "key")
+    assert plan.kept == 49
+    assert "lessons/colours" in plan.others
+    hub.forget_task("colours", key=tmp_path / "key", everywhere=False)
+    assert hub.traffic.counts() == {"animals": {"answers": 6, "judged": 6, "waiting": 6}}
+    assert not (hub.folder / "lessons" / "colours").exists()
+    assert hub.prove_forgotten("colours", key=tmp_path / "key").ok
+    hub.traffic.keep([answer(1, task="colours")])
+    proof = hub.prove_forgotten("colours", key=tmp_path / "key")
+    assert not proof.ok
+    assert any(find.path == "traffic.db" for find in proof.found)
+
+
+def test_a_hub_with_traffic_is_whole(hub: AdapterHub) -> None:
+    said(hub, 48)
+    learn(hub)
+    assert [problem.path for problem in hub.verify()] == []

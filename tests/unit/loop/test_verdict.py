@@ -1,0 +1,49 @@
+"""The decision on a canary."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from traffic_support import judged
+
+from adapterhub_cl.loop.verdict import PROMOTE, ROLL_BACK, WAIT, RightCount, decide
+
+
+@pytest.mark.parametrize(
+    ("canary", "beside", "does"),
+    [
+        ((0, 0), (100, 100), WAIT),
+        ((5, 5), (90, 100), WAIT),
+        ((20, 20), (0, 0), WAIT),  # nothing to compare with
+        ((18, 20), (90, 100), PROMOTE),
+        ((20, 20), (10, 100), PROMOTE),
+        ((17, 20), (90, 100), PROMOTE),  # five points lower
+        ((16, 20), (90, 100), WAIT),  # perhaps by chance
+        ((48, 60), (90, 100), ROLL_BACK),  # chance has had its time
+        ((2, 10), (90, 100), ROLL_BACK),  # plainly worse, before there are enough
+        ((0, 3), (99, 100), ROLL_BACK),
+    ],
+)
+def test_decisions(canary: tuple[int, int], beside: tuple[int, int], does: str) -> None:
+    decided, why = decide(RightCount(*canary), RightCount(*beside), 20)
+    assert decided == does
+    assert f"{canary[0]} of {canary[1]} right" in why
+
+
+def test_an_equal_canary_is_seldom_rolled_back() -> None:
+    draw, back = random.Random(0), 0
+    for _ in range(300):
+        right = [sum(draw.random() < 0.85 for _ in range(n)) for n in (40, 400)]
+        back += decide(RightCount(right[0], 40), RightCount(right[1], 400), 20)[0] == ROLL_BACK
+    assert back <= 300 * 0.08
+
+
+def test_only_judged_answers_of_the_version_count() -> None:
+    rows = [
+        judged(1, "a", None, True, ref="n@v2"),
+        judged(2, "b", "x", False, ref="n@v2"),
+        judged(3, "c", "x", None, ref="n@v2"),
+        judged(4, "d", None, True, ref="n@v1"),
+    ]
+    assert RightCount.of(rows, "n@v2") == RightCount(1, 2)
