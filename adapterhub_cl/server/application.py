@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,35 +24,52 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.server import openai_routes, page_route, predict_route
+from adapterhub_cl.server import files_route, jobs_route, openai_routes, page_route, predict_route
 from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
 from adapterhub_cl.server.failing import Refused, answer_of, body_of
 from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.server.tuning_order import usual_rate
+from adapterhub_cl.server.tuning_runner import TuningRunner, training_command
+from adapterhub_cl.server.tuning_store import TuningStore
+from adapterhub_cl.server.uploads import Uploads
 
 LOG = logging.getLogger("adapterhub_cl.server")
 PAGE = "/"
 ROLE_OF = {"GET": "read", "POST": "ask"}
+STEERED = ("/v1/files", "/v1/fine_tuning")  # what changes something below these needs the role `steer`
 OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 
 
-def application(registry: Registry, engine: Engine, options: ServeOptions, guard: Guard) -> FastAPI:
-    """The server of a hub."""
+def application(
+    registry: Registry, engine: Engine, options: ServeOptions, guard: Guard, train: Sequence[str] = ()
+) -> FastAPI:
+    """The server of a hub.
+
+    Args:
+        train: the command line, up to the verb, of the process that trains for fine-tuning jobs.
+    """
     counters = ServerFigures(engine)
     asker = Asker(registry, engine, options, counters.answered)
+    uploads, store = Uploads(registry.path, options.max_files), TuningStore(registry.path)
+    runner = TuningRunner(registry, store, uploads, train or training_command(registry))
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         app.state.ready = True
+        runner.start()
         yield
         app.state.ready = False
+        await run_in_threadpool(runner.stop)
 
     app = FastAPI(title="AdapterHub-CL", lifespan=living, max_body_size=options.max_body, docs_url=None, redoc_url=None)
     app.state.ready = False
     app.include_router(openai_routes.routes(asker))
     app.include_router(predict_route.route(asker))
     app.include_router(page_route.route(registry))
+    app.include_router(files_route.routes(uploads, store))
+    app.include_router(jobs_route.routes(registry, store, uploads, runner, usual_rate(engine.base)))
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -168,7 +185,7 @@ class Guard:
         if http.url.path in OPEN:
             return NOBODY
         key = self._key(http) if self.keys else NOBODY
-        role = ROLE_OF.get(http.method, "steer")
+        role = role_of(http.method, http.scope["path"])
         if not key.may(role):
             raise Refused(403, f"the key {key.name!r} has the role {key.role!r}, and this needs {role!r}", "forbidden")
         who = key.name if self.keys else (http.client.host if http.client else "")
@@ -186,6 +203,13 @@ class Guard:
         if found is None:
             raise Refused(401, "this API key is not known", "invalid_api_key")
         return found
+
+
+def role_of(method: str, path: str) -> str:
+    """The role that a request needs. The rows of an uploaded file are for those who may upload them."""
+    if path.startswith(STEERED) and (method != "GET" or path.endswith("/content")):
+        return "steer"
+    return ROLE_OF.get(method, "steer")
 
 
 def _password(encoded: str) -> str:
