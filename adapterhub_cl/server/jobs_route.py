@@ -134,6 +134,7 @@ def routes(registry: Registry, store: TuningStore, uploads: Uploads, runner: Tun
         if job.status in ENDED:
             raise Refused(400, f"{job_id} has ended already: {job.status}", "invalid_request")
         job = await run_in_threadpool(store.change, job_id, _cancelled)
+        await run_in_threadpool(store.tell, job_id, "the client cancels the job")
         runner.wake()
         until = time.monotonic() + CANCEL_S
         while job.status not in ENDED and time.monotonic() < until:

@@ -20,7 +20,7 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.server.failing import Refused
 from adapterhub_cl.server.training_process import LOOK_S, TrainingProcess
 from adapterhub_cl.server.tuning_store import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TuningJob, TuningStore
-from adapterhub_cl.server.tuning_words import answer_in, error_of, event_of, verdict_of
+from adapterhub_cl.server.tuning_words import answer_in, error_of, event_of, tokens_of, verdict_of
 from adapterhub_cl.server.uploads import Uploads
 from adapterhub_cl.training.runs import Run, published_by
 from adapterhub_cl.types import AdapterRecord
@@ -212,8 +212,7 @@ class TuningRunner:
         gate: Mapping[str, Any] = record.manifest.get("gate") or {}
         self.store.tell(job_id, verdict_of(gate), data={"gate": gate})
         scores = ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
-        tokens = record.training.get("tokens")
-        more: dict[str, Any] = {"fine_tuned_model": ref, "trained_tokens": tokens if isinstance(tokens, int) else None}
+        more: dict[str, Any] = {"fine_tuned_model": ref, "trained_tokens": tokens_of(record)}
         self._end(job_id, SUCCEEDED, f"{ref} is ready{f': {scores}' if scores else ''}", **more)
 
     def _fail(self, job_id: str, error: Mapping[str, Any], gate: Mapping[str, Any] | None = None) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.types import AdapterRecord
+
 _EPOCH = re.compile(r"epoch (\d+) of (\d+)  loss ([0-9.einfa-]+)(.*)")
 _STEP = re.compile(r"training (\d+)/(\d+)(?:  loss ([0-9.e+-]+))?")
 _DEV = re.compile(r"dev (\w+) ([0-9.e+-]+)")
@@ -33,6 +35,15 @@ def answer_in(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and ("ref" in found or "error" in found) else None
+
+
+def tokens_of(record: AdapterRecord) -> int | None:
+    """How many tokens a version was trained on; None where its files do not say."""
+    try:
+        found = json.loads((record.path / "training.json").read_text(encoding="utf-8")).get("tokens")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def error_of(answer: Mapping[str, Any]) -> dict[str, Any]:
