@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -188,6 +189,8 @@ class Guard:
         role = role_of(http.method, http.scope["path"])
         if not key.may(role):
             raise Refused(403, f"the key {key.name!r} has the role {key.role!r}, and this needs {role!r}", "forbidden")
+        if role == "steer" and not self.keys and _of_another_site(http):
+            raise Refused(403, "a page of another site may not change this server", "forbidden")
         who = key.name if self.keys else (http.client.host if http.client else "")
         if self.limit is not None and role != "read" and not self.windows.hit(self.limit, who):
             raise Refused(429, f"more than {self.limit}", "rate_limit_exceeded")
@@ -210,6 +213,13 @@ def role_of(method: str, path: str) -> str:
     if path.startswith(STEERED) and (method != "GET" or path.endswith("/content")):
         return "steer"
     return ROLE_OF.get(method, "steer")
+
+
+def _of_another_site(http: Request) -> bool:
+    """Whether a browser sends this for a page that is not the server's own. (A form can post files to a server on this
+    machine without asking it first.)"""
+    origin = http.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != http.headers.get("host", "")
 
 
 def _password(encoded: str) -> str:

@@ -28,6 +28,8 @@ from adapterhub_cl.types import AdapterRecord
 LOG = logging.getLogger("adapterhub_cl.server")
 MOST_DEATHS = 3  # a process that was killed goes on from its checkpoint so many times
 GRACE_S = 10.0  # a process gets so long to write its checkpoint
+CANCEL_GRACE_S = 3.0  # one that is cancelled needs none
+RESUMED = "hint: continue with:"  # what the server does by itself
 IDLE_S = 0.5
 
 
@@ -124,13 +126,8 @@ class TuningRunner:
                 words += ["--eval", str(self.uploads.path(job.validation_file))]
             for name, value in job.options.items():
                 words += [flag(name), str(value)]
-        started = job.started or time.time()
-        job = self.store.change(
-            job.id,
-            lambda now: (
-                now if now.cancelling else replace(now, status=RUNNING, started=started, pid=0, pid_started=0.0)
-            ),
-        )
+        begun: dict[str, Any] = {"status": RUNNING, "started": time.time(), "pid": 0, "run": run.id if run else ""}
+        job = self.store.change(job.id, lambda now: now if now.cancelling else replace(now, **begun))
         if job.status != RUNNING:
             return None
         self.store.tell(job.id, f"continuing run {run.id}" if run else "training started")
@@ -150,7 +147,7 @@ class TuningRunner:
             if not job.run and (run := self._run_of(job)) is not None:
                 self.store.change(job_id, lambda now, run=run: replace(now, run=run.id))  # type: ignore[misc]
             if job.cancelling or self._stopping:
-                process.end(GRACE_S)
+                process.end(CANCEL_GRACE_S if job.cancelling else GRACE_S)
             else:
                 time.sleep(LOOK_S)
 
@@ -170,7 +167,8 @@ class TuningRunner:
         for line in whole.splitlines(keepends=True):
             read += len(line)
             self._read[job_id] = read
-            if told := self._shown(line.decode(errors="replace").strip()):
+            told = self._shown(line.decode(errors="replace").strip())
+            if told and not told.startswith(RESUMED):
                 message, level, figures = event_of(told)
                 self.store.tell(job_id, message, level, figures, read=read)
 
@@ -246,7 +244,8 @@ class TuningRunner:
 
     def _shown(self, text: str) -> str:
         """A text without the hub's folders."""
-        return text.replace(f"{self.uploads.folder}/", "").replace(f"{self.registry.path.resolve()}/", "")
+        hub = str(self.registry.path.resolve())
+        return text.replace(f"{self.uploads.folder}/", "").replace(f"{hub}/", "").replace(hub, "HUB")
 
 
 def _since(run: Run) -> float:

@@ -18,12 +18,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from adapterhub_cl.erasure.places import JOBS
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry.files import atomic_write_text, storage_errors
 from adapterhub_cl.server.failing import Refused
 
 LOG = logging.getLogger("adapterhub_cl.server")
-FOLDER = "server/jobs"
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
 MOST_WAITING = 100
@@ -107,7 +107,7 @@ class TuningStore:
     """
 
     def __init__(self, hub: Path) -> None:
-        self.folder = hub.resolve() / FOLDER
+        self.folder = hub.resolve() / JOBS
         self._ended: dict[str, TuningJob] = {}  # they change no more, so they are read once
 
     def add(self, job: TuningJob) -> None:

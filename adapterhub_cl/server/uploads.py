@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from adapterhub_cl.erasure.places import UPLOADS
 from adapterhub_cl.registry.files import (
     TEMPORARY,
     atomic_write_text,
@@ -30,7 +31,7 @@ from adapterhub_cl.registry.files import (
 from adapterhub_cl.server.failing import Refused
 
 LOG = logging.getLogger("adapterhub_cl.server")
-FOLDER, PURPOSE, ROWS, ABOUT = "server/files", "fine-tune", ".jsonl", ".json"
+PURPOSE, ROWS, ABOUT = "fine-tune", ".jsonl", ".json"
 _ID = re.compile(r"file-[0-9a-f]{24}")
 _CHUNK = 1 << 20
 
@@ -59,7 +60,7 @@ class Uploads:
     """
 
     def __init__(self, hub: Path, most: int) -> None:
-        self.folder, self.most = hub.resolve() / FOLDER, most
+        self.folder, self.most = hub.resolve() / UPLOADS, most
 
     def add(self, content: BinaryIO, filename: str) -> Upload:
         """Keep a file. A crash leaves the whole file or none.

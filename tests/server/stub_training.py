@@ -56,6 +56,7 @@ if mode in ("long", "deaf", "slow") and "--resume" not in rest:
     while time.monotonic() < until and (not stopped or mode == "deaf"):
         time.sleep(0.02)
     if stopped:
+        print(f"hint: continue with: cl-adapter --hub {hub} --resume", file=sys.stderr)
         give({"error": "stopped at step 3", "hint": "", "code": "interrupted"}, 130)
 shutil.rmtree(run, ignore_errors=True)
 give({"ref": "tickets@v1"}, 0)

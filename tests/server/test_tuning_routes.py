@@ -228,6 +228,18 @@ def test_bad_uploads(tuned: Running) -> None:
         assert httpx2.post(f"{tuned.url}/v1/files", content=body, headers=headers).status_code == 400
 
 
+def test_a_page_of_another_site_changes_nothing(tuned: Running) -> None:
+    def post(origin: str) -> httpx2.Response:
+        files = {"file": ("rows.jsonl", JSONL)}
+        return httpx2.post(
+            f"{tuned.url}/v1/files", data={"purpose": "fine-tune"}, files=files, headers={"origin": origin}
+        )
+
+    for origin in ("https://example.org", "null", f"{tuned.url}1"):
+        assert post(origin).json()["error"]["code"] == "forbidden"
+    assert post(tuned.url).status_code == 200
+
+
 def test_uploads_have_limits(tuned: Running) -> None:
     client = tuned.client()
     with pytest.raises(openai.APIStatusError) as told:

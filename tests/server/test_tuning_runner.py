@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import REFERENCE
 
+from adapterhub_cl.erasure.places import trained_over_http
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.server.failing import Refused
@@ -90,6 +91,7 @@ def test_a_stopped_server_leaves_a_job_that_goes_on(bench: Bench) -> None:
     assert [bench.ended(one).fine_tuned_model for one in (job, waits)] == ["tickets@v1"] * 2
     assert any("the server is shutting down" in line for line in bench.told(job))
     assert f"continuing run {run}" in bench.told(job)
+    assert not any("hint" in line or str(bench.hub) in line for line in bench.told(job))
     assert bench.started() == ["long-1", "long-1", "quick-1"]
     assert "--resume" in bench.starts.read_text().splitlines()[1]
 
@@ -148,7 +150,7 @@ def test_a_process_that_dies_each_time_fails_its_job(bench: Bench) -> None:
 
 
 def test_a_process_that_does_not_stop_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapterhub_cl.server.tuning_runner.GRACE_S", 0.3)
+    monkeypatch.setattr("adapterhub_cl.server.tuning_runner.CANCEL_GRACE_S", 0.3)
     bench.runner()
     job = bench.job("deaf-1")
     pid = bench.running(job).pid
@@ -214,6 +216,20 @@ def test_leftovers_of_a_killed_upload_are_removed(bench: Bench) -> None:
     assert bench.uploads.all() == [first]
     bench.uploads.add(io.BytesIO(b"{}"), "b")
     assert not left.exists()
+
+
+def test_what_belongs_to_a_forgotten_task(bench: Bench) -> None:
+    bench.runner()
+    gone, stays = bench.ended(bench.job("quick-1")), bench.ended(bench.job("quick-2"))
+    found = {path.name for path in trained_over_http(bench.hub, {"quick-1"})}
+    assert found == {
+        *(f"{gone.id}.json", f"{gone.id}.events.jsonl"),
+        *(f"{gone.training_file}.json", f"{gone.training_file}.jsonl"),
+    }
+    for path in trained_over_http(bench.hub, {"quick-1"}):
+        path.unlink()
+    assert [job.id for job in bench.store.all()] == [stays.id]
+    assert [one.id for one in bench.uploads.all()] == [stays.training_file]
 
 
 def test_the_command_names_hub_device_and_base(bench: Bench) -> None:
