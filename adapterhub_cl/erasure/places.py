@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from adapterhub_cl.traffic.lesson_book import FOLDER as LESSONS
 from adapterhub_cl.training.runs import FILE as RUN_FILE
 
 STREAMS, LOGS = "streams", "logs"
+UPLOADS, JOBS = "server/files", "server/jobs"  # of fine-tuning over HTTP; see `adapterhub_cl/server`
 _GRACE_S = 60.0  # a run that is just starting has no run.json yet
 
 
@@ -105,16 +107,34 @@ def knows_of(manifest: Mapping[str, Any], task: str) -> bool:
 
 
 def others(registry: Registry, names: set[str]) -> Iterator[str]:
-    """Leftovers of dead processes, training logs of the task's adapters, what was learned from their traffic, and
-    routers, which are fitted again."""
+    """Leftovers of dead processes, training logs and fine-tuning jobs of the task's adapters with the files that were
+    uploaded for them, what was learned from their traffic, and routers, which are fitted again."""
     hub, store = registry.path, registry.adapters_dir
     folders = [hub, registry.runs_dir, hub / tombstones.FOLDER, store]
     folders += [p for p in store.iterdir() if p.is_dir() and not p.is_symlink()] if store.is_dir() else []
     paths = [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
     paths += [p for name in sorted(names) for within in (LOGS, LESSONS) if (p := hub / within / name).exists()]
+    paths += trained_over_http(hub, names)
     paths += sorted((hub / ROUTERS).iterdir()) if (hub / ROUTERS).is_dir() else []
     for path in paths:
         yield str(path) if not path.is_relative_to(hub) else path.relative_to(hub).as_posix()
+
+
+def trained_over_http(hub: Path, names: set[str]) -> list[Path]:
+    """The files of fine-tuning jobs for these adapters, and what was uploaded for them."""
+    found: set[Path] = set()
+    for path in sorted((hub / JOBS).glob("ftjob-*.json")):
+        try:
+            job = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(job, dict) or job.get("name") not in names:
+            continue
+        found.update((hub / JOBS).glob(f"{path.stem}.*"))
+        for file_id in (job.get("training_file"), job.get("validation_file")):
+            if isinstance(file_id, str) and re.fullmatch(r"file-[0-9a-f]+", file_id):
+                found.update((hub / UPLOADS).glob(f"{file_id}.*"))
+    return sorted(found)
 
 
 def task_names(registry: Registry) -> set[str]:

@@ -6,10 +6,11 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,12 +27,16 @@ from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.files import now
-from adapterhub_cl.server import feedback_route, openai_routes, page_route, predict_route
+from adapterhub_cl.server import feedback_route, files_route, jobs_route, openai_routes, page_route, predict_route
 from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
 from adapterhub_cl.server.failing import Refused, answer_of, body_of
 from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.server.tuning_order import usual_rate
+from adapterhub_cl.server.tuning_runner import TuningRunner, training_command
+from adapterhub_cl.server.tuning_store import TuningStore
+from adapterhub_cl.server.uploads import Uploads
 from adapterhub_cl.traffic.journal import Journal, KeptAnswer
 from adapterhub_cl.traffic.keeper import Keeper
 from adapterhub_cl.types import Prediction
@@ -39,11 +44,18 @@ from adapterhub_cl.types import Prediction
 LOG = logging.getLogger("adapterhub_cl.server")
 PAGE = "/"
 ROLE_OF = {"GET": "read", "POST": "ask"}
+STEERED = ("/v1/files", "/v1/fine_tuning")  # what changes something below these needs the role `steer`
 OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 
 
-def application(registry: Registry, engine: Engine, options: ServeOptions, guard: Guard) -> FastAPI:
-    """The server of a hub."""
+def application(
+    registry: Registry, engine: Engine, options: ServeOptions, guard: Guard, train: Sequence[str] = ()
+) -> FastAPI:
+    """The server of a hub.
+
+    Args:
+        train: the command line, up to the verb, of the process that trains for fine-tuning jobs.
+    """
     counters = ServerFigures(engine)
     keeper = None
     if options.log:
@@ -59,12 +71,16 @@ def application(registry: Registry, engine: Engine, options: ServeOptions, guard
             keeper.keep(kept_answer(request, answer))
 
     asker = Asker(registry, engine, options, answered)
+    uploads, store = Uploads(registry.path, options.max_files), TuningStore(registry.path)
+    runner = TuningRunner(registry, store, uploads, train or training_command(registry))
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         app.state.ready = True
+        runner.start()
         yield
         app.state.ready = False
+        await run_in_threadpool(runner.stop)
         if keeper is not None:
             await run_in_threadpool(keeper.close)
 
@@ -74,6 +90,8 @@ def application(registry: Registry, engine: Engine, options: ServeOptions, guard
     app.include_router(predict_route.route(asker))
     app.include_router(feedback_route.route(registry, keeper))
     app.include_router(page_route.route(registry))
+    app.include_router(files_route.routes(uploads, store))
+    app.include_router(jobs_route.routes(registry, store, uploads, runner, usual_rate(engine.base)))
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -190,9 +208,11 @@ class Guard:
         if http.url.path in OPEN:
             return NOBODY
         key = self._key(http) if self.keys else NOBODY
-        role = ROLE_OF.get(http.method, "steer")
+        role = role_of(http.method, http.scope["path"])
         if not key.may(role):
             raise Refused(403, f"the key {key.name!r} has the role {key.role!r}, and this needs {role!r}", "forbidden")
+        if role == "steer" and not self.keys and _of_another_site(http):
+            raise Refused(403, "a page of another site may not change this server", "forbidden")
         who = key.name if self.keys else (http.client.host if http.client else "")
         if self.limit is not None and role != "read" and not self.windows.hit(self.limit, who):
             raise Refused(429, f"more than {self.limit}", "rate_limit_exceeded")
@@ -225,6 +245,20 @@ def kept_answer(request: AnswerRequest, answer: Prediction) -> KeptAnswer:
         request.conversation,
         request.asked_by,
     )
+
+
+def role_of(method: str, path: str) -> str:
+    """The role that a request needs. The rows of an uploaded file are for those who may upload them."""
+    if path.startswith(STEERED) and (method != "GET" or path.endswith("/content")):
+        return "steer"
+    return ROLE_OF.get(method, "steer")
+
+
+def _of_another_site(http: Request) -> bool:
+    """Whether a browser sends this for a page that is not the server's own. (A form can post files to a server on this
+    machine without asking it first.)"""
+    origin = http.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != http.headers.get("host", "")
 
 
 def _password(encoded: str) -> str:

@@ -16,6 +16,7 @@ from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.server.application import Guard, application
 from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.server.tuning_runner import training_command
 
 
 def serve(hub: AdapterHub, options: ServeOptions, *, reporter: Reporter, ready: Callable[[str], None]) -> None:
@@ -31,7 +32,8 @@ def serve(hub: AdapterHub, options: ServeOptions, *, reporter: Reporter, ready: 
     guard, listening = Guard.of(options), _listen(options)  # before the base is loaded: mistakes are found at once
     settings = {"options": dict(options.options), "batch_size": options.batch_size, "capacity": options.capacity}
     with listening, hub.engine(options.router, reporter=reporter, **settings) as engine:
-        app = application(hub.registry, engine, options, guard)
+        train = training_command(hub.registry, hub.device, hub.dtype)
+        app = application(hub.registry, engine, options, guard, train)
         if hub.registry.serving():
             try:
                 engine.prepare()

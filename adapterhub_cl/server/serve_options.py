@@ -27,6 +27,7 @@ class ServeOptions:
     batch_size: int = option(32, "requests answered in one pass")
     capacity: int = option(32, "adapters in the running batch")
     max_body: int = option(2_000_000, "largest body of a request, in bytes")
+    max_files: int = option(1_000_000_000, "most bytes of all uploaded training files together")
     max_tokens: int = option(1024, "most tokens that a request may ask for")
     deadline: float = option(120.0, "seconds after which a request is given up")
     rate: str = option("", "most requests of a key, or of an address where there are no keys, e.g. 60/minute")
@@ -46,6 +47,7 @@ class ServeOptions:
                 (self.batch_size < 1, f"--batch-size must be at least 1, not {self.batch_size}"),
                 (self.capacity < 1, f"--capacity must be at least 1, not {self.capacity}"),
                 (self.max_body < 1000, f"--max-body must be at least 1000 bytes, not {self.max_body}"),
+                (self.max_files < 0, f"--max-files must be at least 0 bytes, not {self.max_files}"),
                 (self.max_tokens < 1, f"--max-tokens must be at least 1, not {self.max_tokens}"),
                 (not 0 < self.deadline < 1e6, f"--deadline must be above 0 seconds, not {self.deadline:g}"),
                 (not 0 < self.log_share <= 1, f"--log-share must be above 0 and at most 1, not {self.log_share:g}"),

@@ -151,6 +151,7 @@ def learn(
         "history": list(outcome.history),
         "examples_per_second": round(outcome.examples_per_second, 2),
         "tokens_per_second": round(outcome.tokens_per_second, 1),
+        "tokens": outcome.tokens,
         "strategy_summary": strategy.summary(),
     }
     return Learned(facts, loop.stage, rows.encode)

@@ -134,6 +134,7 @@ class Loop:
             self.at.steps,
             self.at.examples / speed,
             self.at.tokens / speed,
+            self.at.tokens,
         )
 
     def leave_out(self, rows: Collection[int]) -> None:

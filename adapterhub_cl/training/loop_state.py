@@ -23,6 +23,7 @@ class Outcome:
         epoch: which epoch that was, from 1.
         history: one row an epoch: loss, dev figures, seconds.
         examples_per_second: training only, without evaluation.
+        tokens: that were trained on, all epochs together; replayed ones count each time.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -31,6 +32,7 @@ class Outcome:
     steps: int
     examples_per_second: float
     tokens_per_second: float
+    tokens: int
 
 
 @dataclass

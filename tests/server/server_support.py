@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +36,14 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, **options: Any) -> Iterator[Running]:
+def running(folder: Path, *, train: Sequence[str] = (), **options: Any) -> Iterator[Running]:
     hub = AdapterHub.open(folder)
     hub._loaded = load_base(hub.base, device="cpu")  # two engines cannot share the base that the tests pass on
     with socket.socket() as listening, hub.engine(capacity=32) as engine:
         listening.bind(("127.0.0.1", 0))
         listening.listen(256)
         wanted = ServeOptions(**options)
-        app = application(hub.registry, engine, wanted, Guard.of(wanted))
+        app = application(hub.registry, engine, wanted, Guard.of(wanted), train)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
