@@ -171,10 +171,7 @@ def _short(text: str, columns: int = _ANSWER) -> str:
 
 @verb(
     USE,
-    "cl-adapter learn --dry-run\n"
-    "cl-adapter learn --task tickets --canary 0.1\n"
-    "cl-adapter learn --watch --every 600\n"
-    "0 * * * * cl-adapter --hub my-hub --quiet learn   (in cron: exit code 3 says that the gate refused a version)",
+    "cl-adapter learn --dry-run\ncl-adapter learn --task tickets --canary 0.1\ncl-adapter learn --watch --every 600",
 )
 @takes(LearnOptions, TrainingSettings)
 def learn(
@@ -187,7 +184,8 @@ def learn(
 ) -> None:
     """Learn from the inbox: a new version through the gate, a canary, then promotion or the way back.
 
-    Each call takes the next step for every task; call it from cron, or let it watch.
+    Each call takes the next step for every task; call it from cron, or let it watch. Exit code 3 says that the gate
+    refused a version.
     """
     session = Session.of(ctx)
     if watch and dry_run:
