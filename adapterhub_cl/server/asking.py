@@ -98,6 +98,7 @@ class Asker:
             example,
             named.task,
             named.adapter,
+            fallback=self.options.fallback,
             writing=writing,
             free=named.free or raw,
             raw=raw,

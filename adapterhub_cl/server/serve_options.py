@@ -24,6 +24,10 @@ class ServeOptions:
         dict, "ROUTER.OPTION=VALUE, an option of the router; may be repeated", flag="--set",
         parse="adapterhub_cl.options:parse_set",
     )  # fmt: skip
+    fallback: bool = option(
+        True, "let the base answer what is out of distribution", flag="--no-fallback",
+        off="let the likeliest task answer even what is out of distribution",
+    )  # fmt: skip
     batch_size: int = option(32, "requests answered in one pass")
     capacity: int = option(32, "adapters in the running batch")
     max_body: int = option(2_000_000, "largest body of a request, in bytes")

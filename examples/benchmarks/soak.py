@@ -24,7 +24,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -429,8 +430,14 @@ def compare(base: Any, weights: Path, log: Log, asked: Sequence[Asked]) -> dict[
 # -- the soak ------------------------------------------------------------------------------------
 
 
-def soak(plan: Plan, folder: Path) -> dict[str, Any]:
-    """All of it; `folder` must not be there yet."""
+def soak(
+    plan: Plan, folder: Path, through: Callable[[Any, Any], AbstractContextManager[Any]] | None = None
+) -> dict[str, Any]:
+    """All of it; `folder` must not be there yet.
+
+    Args:
+        through: (hub, engine) → what is asked in place of the engine.
+    """
     from adapterhub_cl import AdapterHub
 
     folder.mkdir(parents=True)
@@ -456,19 +463,19 @@ def soak(plan: Plan, folder: Path) -> dict[str, Any]:
     changer.begin_with(begin)
 
     asked: list[list[Asked]] = [[] for _ in range(plan.threads)]
-    over, memory = threading.Event(), []
+    over, memory, open_files = threading.Event(), [], list[int]()
     counts = [plan.requests // plan.threads + (k < plan.requests % plan.threads) for k in range(plan.threads)]
     newest = Newest(changer, dict.fromkeys(names_of(plan), 4))
     command = [sys.executable, __file__, "change", "--work", str(folder), "--plan", json.dumps(asdict(plan))]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     settings = {"capacity": plan.capacity, "host_bytes": plan.host_bytes, "fallback": False}
     try:
-        with hub.engine(**settings) as engine:
+        with hub.engine(**settings) as engine, (through or (lambda _, own: nullcontext(own)))(hub, engine) as server:
             engine.route(["warm"])
             assert other.stdout is not None
             assert other.stdout.readline().strip() == "ready"
             threads = [
-                threading.Thread(target=ask, args=(engine, plan, k, counts[k], newest, asked[k]))
+                threading.Thread(target=ask, args=(server, plan, k, counts[k], newest, asked[k]))
                 for k in range(plan.threads)
             ]
             change = threading.Thread(target=changer.go_on, args=(over.is_set,))
@@ -477,6 +484,7 @@ def soak(plan: Plan, folder: Path) -> dict[str, Any]:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 memory.append([time.monotonic() - started, sum(map(len, asked)), resident()])
+                open_files.append(len(os.listdir("/proc/self/fd")))
                 threads[-1].join(0.25)
                 time.sleep(0.05)
             seconds = time.monotonic() - started
@@ -529,6 +537,10 @@ def soak(plan: Plan, folder: Path) -> dict[str, Any]:
             "last_fifth": statistics.median(bytes_now[-fifth:]) / 1e6,
             "most": max(bytes_now) / 1e6,
         },
+        "open_files": {
+            "second_fifth": statistics.median(open_files[fifth : 2 * fifth] or open_files),
+            "last_fifth": statistics.median(open_files[-fifth:]),
+        },
         "memory": [[round(t, 2), n, b] for t, n, b in memory],
     }
 
@@ -568,6 +580,8 @@ def shown(found: Mapping[str, Any]) -> str:
         f"| wait, median and 99 % | {found['wait_ms']['median']:.0f} ms, {found['wait_ms']['99 %']:.0f} ms |",
         f"| memory, second and last fifth of the run | {memory['second_fifth']:.0f} MB, {memory['last_fifth']:.0f} MB "
         f"({100 * growth:+.1f} %) |",
+        f"| open files, second and last fifth | {found['open_files']['second_fifth']:.0f}, "
+        f"{found['open_files']['last_fifth']:.0f} |",
         "",
         "Weights of one task are told apart by their probabilities: median distance "
         f"{peft['weights_apart_median']:.2f}, {100 * peft['weights_indistinct']:.1f} % of pairs nearer than "
