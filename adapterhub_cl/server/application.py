@@ -50,7 +50,7 @@ OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 
 def application(
     registry: Registry, engine: Engine, options: ServeOptions, guard: Guard, train: Sequence[str] = ()
-) -> FastAPI:
+) -> ASGIApp:
     """The server of a hub.
 
     Args:
@@ -131,16 +131,15 @@ def application(
             body_of(f"{where or 'the body'}: {first['msg']}", 400, "invalid_request", where or None), 400
         )
 
-    app.add_middleware(Around, guard=guard, counters=counters)
-    return app
+    return Around(app, guard, counters, options.max_body)  # outside of FastAPI's own limit of a body
 
 
 class Around:
     """What happens around every request: it is let in, timed, counted and logged. (Plain ASGI: Starlette's own base for
     middleware keeps a route from noticing that its client hung up.)"""
 
-    def __init__(self, app: ASGIApp, guard: Guard, counters: ServerFigures) -> None:
-        self.app, self.guard, self.counters = app, guard, counters
+    def __init__(self, app: ASGIApp, guard: Guard, counters: ServerFigures, max_body: int) -> None:
+        self.app, self.guard, self.counters, self.max_body = app, guard, counters, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -159,6 +158,7 @@ class Around:
         try:
             name = self.guard.admit(Request(scope)).name
             scope.setdefault("state", {})["key"] = name
+            self._refuse_large(Request(scope).headers.get("content-length", ""))
             await self.app(scope, receive, watched)
         except Refused as error:
             response = answer_of(error)
@@ -176,6 +176,12 @@ class Around:
             self.counters.seconds.labels(route).observe(seconds)
             self.counters.first.labels(route).observe(first)
             _log(scope["method"], route, status, name, seconds, headers)
+
+    def _refuse_large(self, length: str) -> None:
+        """Refuse a body that says that it is too large, before FastAPI does so in words of its own. (Bodies that do not
+        say it are cut off there.)"""
+        if length.isdigit() and int(length) > self.max_body:
+            raise Refused(413, f"the body has {length} bytes, and this server takes {self.max_body}", "too_large")
 
 
 class Guard:

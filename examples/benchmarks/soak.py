@@ -484,7 +484,7 @@ def soak(
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 memory.append([time.monotonic() - started, sum(map(len, asked)), resident()])
-                open_files.append(len(os.listdir("/proc/self/fd")))
+                open_files.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
                 threads[-1].join(0.25)
                 time.sleep(0.05)
             seconds = time.monotonic() - started

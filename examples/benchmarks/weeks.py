@@ -295,8 +295,8 @@ def table(arguments: argparse.Namespace) -> None:
         f"{machine()}. {packages}.",
         "",
         f"An encoder (MiniLM) is taught {', '.join(START)} with {FIRST} rows each and served over HTTP. Every "
-        f"week brings {ASKED} questions for each task; users judge {JUDGED:.0%} of the answers, and {NOISE:.0%} of what they say "
-        f"is wrong. In weeks {' and '.join(map(str, POISONED))} everything that is said of "
+        f"week brings {ASKED} questions for each task; users judge {JUDGED:.0%} of the answers, and {NOISE:.0%} of "
+        f"what they say is wrong. In weeks {' and '.join(map(str, POISONED))} everything that is said of "
         f"{' and '.join(POISONED.values())} is wrong. From week {DRIFTS} on the users of yelp ask about products "
         f"(amazon's texts). From week {NEW} on there are users with questions that no task knows (dbpedia). At the end "
         f"of each week `learn` is called twice, with {OPTIONS['canary']:.0%} of the conversations for a canary. Nobody "

@@ -116,7 +116,10 @@ def test_other_paths_and_methods(served: Running) -> None:
 
 def test_a_body_that_is_too_large(serving: Start) -> None:
     served = serving(max_body=2000)
-    assert post(served, {**ASKED, "user": "x" * 3000}).status_code == 413
+    whole = post(served, {**ASKED, "user": "x" * 3000})
+    assert whole.status_code == 413
+    assert whole.json()["error"]["code"] == "too_large"
+    assert 'status="413"' in httpx2.get(f"{served.url}/metrics").text
 
     def drops() -> Any:
         yield b'{"user": "'
@@ -254,8 +257,9 @@ def test_a_version_that_is_removed_meanwhile_is_unknown_and_the_rest_goes_on(ser
 def test_the_log_has_no_text(served: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="adapterhub_cl.server"):
         post(served, ASKED)
-    (row,) = [json.loads(record.message) for record in caplog.records]
-    assert (row["route"], row["status"], row["x-adapter"]) == ("/v1/chat/completions", 200, "tickets@v1")
+    rows = [json.loads(record.message) for record in caplog.records]  # others of this process may be among them
+    told = [(row["route"], row["status"], row.get("x-adapter")) for row in rows]
+    assert ("/v1/chat/completions", 200, "tickets@v1") in told
     assert "charged" not in caplog.text
 
 
