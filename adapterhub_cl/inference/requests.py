@@ -34,8 +34,10 @@ class AnswerRequest:
         free: write an answer, whatever the task's kind.
         raw: go on from the text as it is.
         emit: gets a free answer piece by piece, and says whether to go on.
+        wanted: whether anybody still waits for the answer; asked before each token.
         begun: something of the answer was given out.
         answered_by: who answers it, once that is known; set again where it is tried again.
+        tries, seen: how often it was tried, and the `View.generation` of the last time.
     """
 
     example: Example
@@ -47,9 +49,12 @@ class AnswerRequest:
     free: bool = False
     raw: bool = False
     emit: Callable[[str], bool] | None = None
+    wanted: Callable[[], bool] = field(default=lambda: True)
     future: Future[Prediction] = field(default_factory=Future)
     begun: bool = False
     answered_by: Resolved | None = None
+    tries: int = 0
+    seen: int = -1
 
     @property
     def writes(self) -> bool:
@@ -194,6 +199,7 @@ def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_len
     row = AskedRow(task, example, resolved.mixture, request.writing, writes=request.writes)
     if request.emit and not row.chooses:
         row = replace(row, emit=request.give)
+    row = replace(row, wanted=request.wanted)
     if not request.raw and not (request.writes and task.kind == "text" and not example.turns):
         return row
     encode = row.tokeniser(base.tokenizer, max_length)

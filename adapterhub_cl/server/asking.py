@@ -96,7 +96,7 @@ class Asker:
         going = threading.Event()
         going.set()
         for request in requests:
-            request.emit = lambda _: going.is_set()
+            request.emit, request.wanted = (lambda _: going.is_set()), going.is_set
         futures = [asyncio.wrap_future(self.engine.ask(request)) for request in requests]
         gathered = asyncio.gather(*futures)
         try:
@@ -148,7 +148,7 @@ class Asker:
                     tell(index, rest)
                 tell(index, prediction)
 
-            request.emit = emit
+            request.emit, request.wanted = emit, going.is_set
             self.engine.ask(request).add_done_callback(ended)
         left = len(requests)
         try:
