@@ -103,8 +103,6 @@ class RunningRows:
             failed = error.with_traceback(None)  # its frames keep the memory of the pass
         if failed is not None:
             self._split(failed)
-        if not self._running:
-            self._room = min(self._size, 2 * self._room)
 
     def abandon(self, error: Exception) -> None:
         """Give all rows an error."""
@@ -197,6 +195,7 @@ class RunningRows:
 
     def _finished(self, rows: Sequence[WrittenRow]) -> None:
         for row in rows:
+            self._room = min(self._size, self._room + 1)  # where less room was found, one more row is tried
             self._give(self._running.pop(row), row.finish())
 
     def _give(self, entry: _Entry, answer: Answer | Exception) -> None:
