@@ -45,7 +45,7 @@ def can_decode(model: Any) -> bool:
 def _plain(base: Any) -> bool:
     if type(base).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation:
         return False
-    if not {"past_key_values", "attention_mask"} <= inspect.signature(base.forward).parameters.keys():
+    if not {"past_key_values", "attention_mask"} <= inspect.signature(type(base).forward).parameters.keys():
         return False
     try:
         asked, _ = base._prepare_generation_config(None, do_sample=False)
@@ -100,7 +100,7 @@ class Decoder:
     ) -> None:
         self._base, self._apply, self._pad_id, self._stay = bare(model), apply, pad_id, stay
         self._top_k = TopKLogitsWarper(top_k) if top_k else None
-        self._takes = inspect.signature(self._base.forward).parameters.keys()
+        self._takes = inspect.signature(type(self._base).forward).parameters.keys()
         self._asked, _ = self._base._prepare_generation_config(
             None, do_sample=False, eos_token_id=list(ends), pad_token_id=pad_id
         )
