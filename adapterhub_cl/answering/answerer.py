@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from adapterhub_cl.answering import Answer, evaluating
-from adapterhub_cl.answering.asked import AskedRow, Mixture, Ready, Stream
+from adapterhub_cl.answering.asked_rows import AskedRow, Mixture, Ready, Stream
 from adapterhub_cl.answering.choices import LabelTree, likeliest, score_rows, settle
 from adapterhub_cl.answering.classifying import HeadPart, classify_rows, head_part
 from adapterhub_cl.answering.writing import Writing, write_rows

@@ -10,7 +10,7 @@ from adapterhub_cl.adapters.lora_config import is_dora
 from adapterhub_cl.adapters.serving import open_tasks
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer, AskedRow
-from adapterhub_cl.answering.running import RunningRows
+from adapterhub_cl.answering.running_rows import RunningRows
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.bases.loading import LoadedBase

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python examples/benchmarks/batching.py --base MODEL
 
-One run, one machine, the two ways in turns, random LoRAs on q and v. Prints ratios: other programs may use the same
-cores, and they slow both ways alike.
+One run, one machine, the two ways in turns, random LoRAs on q and v. Prints ratios: of time for the first, of processor
+time for the others, because other programs may use the same cores.
 
 - a short answer (8 tokens) that is asked for while four long ones (128 tokens) are being written;
 - eight answers of 8 to 64 tokens with four adapters, as `predict` writes them;
@@ -45,7 +45,7 @@ def whole_batches() -> Iterator[None]:
     """As it was before: `generate` writes batches, and what comes meanwhile waits."""
     with (
         mock.patch("adapterhub_cl.answering.writing.can_decode", return_value=False),
-        mock.patch("adapterhub_cl.answering.running.can_decode", return_value=False),
+        mock.patch("adapterhub_cl.answering.running_rows.can_decode", return_value=False),
     ):
         yield
 
@@ -101,7 +101,7 @@ def short_beside_long(hub: AdapterHub, long: int) -> float:
 
 
 def seconds_a_token(hub: AdapterHub, lengths: Sequence[int]) -> float:
-    """Of eight answers in one batch, each with one of four adapters."""
+    """Processor time, of eight answers in one batch, each with one of four adapters."""
     with hub.engine() as engine:
         rows = [
             AskedRow(Task(""), Example(text), {f"{ADAPTERS[k % 4]}@v1": 1.0}, Writing(lengths[k]),
@@ -109,9 +109,9 @@ def seconds_a_token(hub: AdapterHub, lengths: Sequence[int]) -> float:
             for k, text in enumerate(PROMPTS)
         ]  # fmt: skip
         answerer = Answerer(engine.base.tokenizer, engine.bank, max_length=engine.base.context)
-        started = time.perf_counter()
+        started = time.process_time()
         found = answerer.all(rows)
-        return (time.perf_counter() - started) / sum(len(one.tokens) for one in found)
+        return (time.process_time() - started) / sum(len(one.tokens) for one in found)
 
 
 def main() -> None:

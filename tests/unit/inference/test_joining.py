@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     allowed.release(10_000)
 
 
+def until(true: Callable[[], Any]) -> None:
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it does not come")
+
+
 def begun(engine: Engine, tokens: Callable[[int], None], adapter: str = "base") -> tuple[Future[Prediction], list[str]]:
     """A long answer of which something is written."""
     request = free_request("once upon", None, adapter, 1, True, {"max_new_tokens": 120})
@@ -58,6 +67,7 @@ def begun(engine: Engine, tokens: Callable[[int], None], adapter: str = "base") 
     found = engine.ask(request)
     tokens(6)
     assert there.wait(60)
+    until(lambda: engine.writing == 1 and tokens.__self__._value == 0)  # type: ignore[attr-defined]
     return found, pieces
 
 
@@ -69,7 +79,6 @@ def test_what_comes_later_and_is_short_is_answered_before_what_is_long(
         for adapter in ("tales@v1", "sums@v1")
     }
     long, _ = begun(engine, tokens)
-    assert engine.writing == 1
     found: dict[str, str] = {}
 
     def ask(adapter: str) -> None:
@@ -78,8 +87,7 @@ def test_what_comes_later_and_is_short_is_answered_before_what_is_long(
     threads = [threading.Thread(target=ask, args=(adapter,)) for adapter in right]
     for thread in threads:
         thread.start()
-    while engine.writing + engine.waiting < 3:
-        tokens(1)
+    until(lambda: engine.waiting + engine.writing == 3)
     tokens(12)
     for thread in threads:
         thread.join(60)
@@ -93,10 +101,13 @@ def test_labels_are_chosen_and_the_router_is_asked_between_two_tokens(
     engine: Engine, tokens: Callable[[int], None]
 ) -> None:
     long, _ = begun(engine, tokens)
-    tokens(8)  # the worker is held before a token: it looks at the queue when it comes past
-    assert engine.submit(SUM, task="sums").result(60).adapter == "sums@v1"
-    tokens(4)
-    assert "sums" in engine.route([SUM])[0].tasks
+    label = engine.submit(SUM, task="sums")
+    with ThreadPoolExecutor(1) as pool:
+        route = pool.submit(engine.route, [SUM])
+        until(lambda: engine.waiting + label.done() + route.done() == 2)
+        tokens(4)
+        assert label.result(60).adapter == "sums@v1"
+        assert "sums" in route.result(60)[0].tasks
     assert not long.done()
     tokens(200)
     assert len(long.result(60).tokens) <= 120
@@ -132,12 +143,11 @@ def test_who_hangs_up_frees_the_row_also_without_a_stream(engine: Engine, tokens
         request.wanted = there.is_set
         engine.ask(request)
     tokens(5)
-    while engine.writing < 2:
-        pass
+    until(lambda: engine.writing == 2)
     there.clear()
     tokens(3)
     assert [len(request.future.result(60).tokens) < 20 for request in asked] == [True, True]
-    assert engine.writing == 0
+    until(lambda: engine.writing == 0)
     gone = free_request("once upon", None, "base", 1, True, {"max_new_tokens": 120})
     gone.wanted = lambda: False
     engine.ask(gone)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer
-from adapterhub_cl.answering.asked import Ready
+from adapterhub_cl.answering.asked_rows import Ready
 from adapterhub_cl.answering.decoding import Decoder, alike, can_decode
 from adapterhub_cl.answering.written import WrittenRow
 from adapterhub_cl.data.chat import end_ids

@@ -13,7 +13,7 @@ from loras import write_lora
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer, AskedRow
 from adapterhub_cl.answering.decoding import Decoder
-from adapterhub_cl.answering.running import RunningRows
+from adapterhub_cl.answering.running_rows import RunningRows
 from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bank.shelf import Shelved, read_adapter
