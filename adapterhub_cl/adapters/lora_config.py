@@ -74,6 +74,11 @@ def check_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def weights_sha256(record: AdapterRecord) -> str:
+    """SHA-256 of a version's weights, which never change."""
+    return str(((record.manifest.get("files") or {}).get(WEIGHTS) or {}).get("sha256", ""))
+
+
 def facts_of(folder: Path, base: BaseInfo) -> dict[str, Any]:
     """What every manifest says of the adapter in a folder: its highest rank, alpha, target modules and base."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

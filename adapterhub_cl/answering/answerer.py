@@ -3,16 +3,15 @@ this code, so a score can never differ from the answers that users get."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from adapterhub_cl.answering import Answer, evaluating
+from adapterhub_cl.answering.asked_rows import AskedRow, Mixture, Ready, Stream
 from adapterhub_cl.answering.choices import LabelTree, likeliest, score_rows, settle
 from adapterhub_cl.answering.classifying import HeadPart, classify_rows, head_part
 from adapterhub_cl.answering.writing import Writing, write_rows
@@ -20,12 +19,13 @@ from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
-from adapterhub_cl.errors import AdapterError, AdapterHubError, DataError, UsageError, is_out_of_memory
-from adapterhub_cl.types import Example, Task
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.types import Task
+
+__all__ = ["ROWS", "Adapters", "Answerer", "AskedRow", "Mixture", "OneModel", "Running"]
 
 ROWS = 32
 _KEPT = 512  # label trees and tokenisers
-Mixture = Mapping[str, float]  # reference → weight; empty is the base alone
 
 
 class Adapters(Protocol):
@@ -48,11 +48,25 @@ class Adapters(Protocol):
         """Yields the model, which answers row k with mixtures[k] within the block.
 
         Args:
-            keep: keep what one pass gathers for the next: for writing token by token.
+            keep: keep what one pass gathers for the next: for writing token by token. The context can then be entered
+                again and again.
         """
+
+    def hold(self, refs: Iterable[str]) -> None:
+        """Load these adapters and keep them at hand until `release`, whatever is evicted or removed meanwhile."""
+
+    def release(self, refs: Iterable[str]) -> None:
+        """Undo `hold`."""
 
     def head_part(self, task: str, mixture: Mixture) -> HeadPart:
         """The rows of an encoder's head that are a task's labels."""
+
+
+class Running(Protocol):
+    """Rows that are being written between the calls of `Answerer.answer`."""
+
+    def add(self, ready: Sequence[Ready], give: Callable[[int, Answer | Exception], None]) -> None:
+        """Let rows join, now or when there is room; `give` is called with each row's index and its answer or error."""
 
 
 class OneModel:
@@ -66,6 +80,8 @@ class OneModel:
     def require(self, refs: Iterable[str]) -> None:
         """Nothing to load: the adapter is on the model already."""
 
+    hold = release = require
+
     @contextmanager
     def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> Iterator[Any]:
         with evaluating(self.model):
@@ -73,101 +89,6 @@ class OneModel:
 
     def head_part(self, task: str, mixture: Mixture) -> HeadPart:
         return head_part(self.model, task)
-
-
-@dataclass(frozen=True)
-class AskedRow:
-    """A row to be answered.
-
-    Attributes:
-        task: its prompt format, labels and kind.
-        mixture: the adapters that answer; `OneModel` ignores it.
-        prompt: token ids of a raw text to continue as it is; empty: the task's prompt is built from the example.
-        writes: write an answer, whatever the task's kind.
-        emit: receives a written answer piece by piece; see `write_rows`.
-    """
-
-    task: Task
-    example: Example
-    mixture: Mixture = field(default_factory=dict)
-    writing: Writing = field(default_factory=Writing)
-    prompt: tuple[int, ...] = ()
-    writes: bool = False
-    emit: Callable[[str], bool] | None = None
-
-    @property
-    def chooses(self) -> bool:
-        """Whether it is answered with one of its task's labels."""
-        return self.task.kind == "choice" and not self.prompt and not self.writes
-
-    def tokeniser(self, tokenizer: Any, max_length: int) -> Tokeniser:
-        """Builds its prompt exactly as in the task's training."""
-        task = self.task if self.task.kind != "text" else replace(self.task, kind="generation")
-        found = Tokeniser(tokenizer, task, max_length)
-        found.reserve = max(1, min(self.writing.max_new_tokens or found.budget(), max_length * 3 // 4))
-        return found
-
-    def ready(self, encode: Tokeniser, max_length: int) -> tuple[tuple[int, ...], bool, Writing]:
-        """Token ids of its prompt, whether the input was cut, and its settings with a limit that fits.
-
-        Args:
-            encode: the result of `tokeniser`, which may be reused for rows of the same task and limit.
-
-        Raises:
-            DataError: a text for the base alone is longer than the context.
-        """
-        prompt, cut = self.prompt, False
-        if not prompt:
-            asked = 0 if self.chooses else min(self.writing.max_new_tokens or 0, encode.reserve)
-            tokens = encode.prompt(self.example.question(), max_length - asked)
-            prompt, cut = tokens.prompt, tokens.truncated
-        new = self.writing.max_new_tokens or 0
-        alone = cut and not self.task.name and not self.example.turns  # nobody said that the base may read less
-        if self.writes and (alone or len(prompt) + new > max_length):
-            raise DataError(
-                f"the text has {len(prompt)} tokens{' and more' if cut else ''}; with {new or encode.reserve} new ones "
-                f"that is over the base's {max_length}",
-                "shorten the text or lower --max-new-tokens",
-            )
-        room = max(1, min(encode.reserve, max_length - len(prompt)))
-        return prompt, cut, replace(self.writing, max_new_tokens=room)
-
-
-class _Stream:
-    """A row's `emit`. When a pass is repeated, pieces that were emitted before are not emitted again."""
-
-    def __init__(self, emit: Callable[[str], bool]) -> None:
-        self.emit, self.given, self.at = emit, 0, 0
-        self.error: Exception | None = None
-
-    def again(self) -> _Stream:
-        """Start a repeated pass."""
-        self.at = 0
-        return self
-
-    def __call__(self, piece: str) -> bool:
-        self.at += len(piece)
-        new = piece[max(0, len(piece) - (self.at - self.given)) :] if self.at > self.given else ""
-        self.given = max(self.given, self.at)
-        if not new or self.error is not None:
-            return self.error is None
-        try:
-            return bool(self.emit(new))
-        except Exception as error:  # the caller's own error ends this answer and no other
-            self.error = error
-            return False
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A row with the token ids of its prompt; `cut`: the input did not fit."""
-
-    index: int
-    row: AskedRow
-    prompt: tuple[int, ...]
-    cut: bool
-    writing: Writing
-    stream: _Stream | None = None
 
 
 class Answerer:
@@ -196,6 +117,7 @@ class Answerer:
         *,
         batch_size: int = ROWS,
         progress: Callable[[int], None] | None = None,
+        running: Running | None = None,
     ) -> None:
         """Answer rows, those of choice tasks first.
 
@@ -203,18 +125,23 @@ class Answerer:
             give: called with each row's index and its answer or error, as soon as its batch is done.
             batch_size: rows in one pass; fewer if they need more adapters than the bank holds.
             progress: called with the number of rows done after each batch.
+            running: rows that are written join it, and are answered by its steps.
         """
-        ready: list[_Ready] = []
+        ready: list[Ready] = []
         for index, row in enumerate(rows):
             if self._labelled and not row.mixture and not row.task.name:
                 give(index, Answer("", 0.0, {}))  # no task knows the input, and the base has no labels of its own
                 continue
             try:
-                self.adapters.require(row.mixture)
-                stream = None if row.emit is None else _Stream(row.emit)
-                ready.append(_Ready(index, row, *self._prompt(row), stream))
+                if row.chooses or running is None:
+                    self.adapters.require(row.mixture)
+                stream = None if row.emit is None else Stream(row.emit)
+                ready.append(Ready(index, row, *self._prompt(row), stream))
             except Exception as error:
                 give(index, error)
+        if running is not None:
+            running.add([one for one in ready if not one.row.chooses], give)
+            ready = [one for one in ready if one.row.chooses]
         for choosing in (True, False):
             for batch in self._batches([one for one in ready if one.row.chooses == choosing], batch_size):
                 self._pass(batch, choosing, give)
@@ -235,7 +162,7 @@ class Answerer:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _pass(self, batch: Sequence[_Ready], choosing: bool, give: Callable[[int, Answer | Exception], None]) -> None:
+    def _pass(self, batch: Sequence[Ready], choosing: bool, give: Callable[[int, Answer | Exception], None]) -> None:
         """Answer a batch; if that fails (out of memory, an adapter that was deleted meanwhile), answer its halves."""
         answers: Sequence[Answer | Exception] = ()
         try:
@@ -243,17 +170,13 @@ class Answerer:
             answers = (choose if choosing else self._write)(batch)
         except Exception as error:
             if len(batch) == 1:
-                answers = [_too_large(batch[0]) if is_out_of_memory(error) else error]
+                answers = [batch[0].failure(error)]
         if not answers:  # beyond the `except`, which keeps the memory of the pass that failed
             for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                 self._pass(half, choosing, give)
             return
         for one, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Answer) and self.strict and not math.isfinite(answer.confidence):
-                answer = _diverged(one.row)
-            if isinstance(answer, Answer):
-                answer = answer._replace(truncated=one.cut, prompt_tokens=len(one.prompt))
-            give(one.index, answer)
+            give(one.index, one.checked(answer, self.strict))
 
     def _prompt(self, row: AskedRow) -> tuple[tuple[int, ...], bool, Writing]:
         """See `AskedRow.ready`. Tokenisers are kept, because making one reads all labels of a choice task."""
@@ -273,7 +196,7 @@ class Answerer:
             )
         return LabelledTokeniser(self.tokenizer, row.task, self.max_length)
 
-    def _prefix(self, row: AskedRow) -> str | None:
+    def prefix(self, row: AskedRow) -> str | None:
         """The text that a row's prompt format puts before the answer, and that is removed from it; see `write_rows`."""
         return None if row.prompt else Tokeniser(self.tokenizer, row.task, self.max_length).prefix
 
@@ -286,10 +209,10 @@ class Answerer:
             self._trees[key] = LabelTree({label: encode.answer(label) for label in task.labels})
         return self._trees[key]
 
-    def _batches(self, ready: Sequence[_Ready], size: int) -> Iterator[list[_Ready]]:
+    def _batches(self, ready: Sequence[Ready], size: int) -> Iterator[list[Ready]]:
         """Batches of rows of similar length, with no more adapters than fit into one pass."""
         for indices in by_length([len(one.prompt) for one in ready], size):
-            batch: list[_Ready] = []
+            batch: list[Ready] = []
             refs: set[str] = set()
             for one in (ready[k] for k in indices):
                 if batch and len(refs.union(one.row.mixture)) > self.adapters.capacity:
@@ -300,7 +223,7 @@ class Answerer:
             yield batch
 
     @torch.no_grad()
-    def _classify(self, batch: Sequence[_Ready]) -> list[Answer]:
+    def _classify(self, batch: Sequence[Ready]) -> list[Answer]:
         rows = [one.row for one in batch]
         with self.adapters.rows([row.mixture for row in rows]) as model:
             parts = [self.adapters.head_part(row.task.name, row.mixture) for row in rows]
@@ -308,7 +231,7 @@ class Answerer:
             return classify_rows(model, [row.task for row in rows], parts, prompts, pad)
 
     @torch.no_grad()
-    def _choose(self, batch: Sequence[_Ready]) -> list[Answer]:
+    def _choose(self, batch: Sequence[Ready]) -> list[Answer]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         trees, pad = [self._tree(row.task) for row in rows], self.tokenizer.pad_token_id
         if not self._settled and any(tree.tokens for tree in trees):
@@ -319,24 +242,19 @@ class Answerer:
             scores = score_rows(model, trees, prompts, pad)
         return [likeliest(tree.labels, logs) for tree, logs in zip(trees, scores, strict=True)]
 
-    def _write(self, batch: Sequence[_Ready]) -> list[Answer | Exception]:
+    def _write(self, batch: Sequence[Ready]) -> list[Answer]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         # Positions are counted without the padding, so a long neighbour takes no room from a row.
-        wanted, prefixes = [one.writing for one in batch], [self._prefix(row) for row in rows]
+        wanted, prefixes = [one.writing for one in batch], [self.prefix(row) for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
-        with self.adapters.rows([row.mixture for row in rows], keep=True) as model:
-            written = write_rows(model, self.tokenizer, prompts, wanted, prefixes=prefixes, emit=emit, halt=self.halt)
-        return [(one.stream and one.stream.error) or answer for one, answer in zip(batch, written, strict=True)]
-
-
-def _too_large(one: _Ready) -> AdapterHubError:
-    return AdapterHubError(
-        f"not enough memory for one input of {len(one.prompt)} tokens", "shorten it, or answer with fewer new tokens"
-    )
-
-
-def _diverged(row: AskedRow) -> AdapterError:
-    return AdapterError(
-        f"{' + '.join(row.mixture) or 'the base'} gives no finite scores",
-        "its weights have diverged: train it again with a lower --learning-rate",
-    )
+        return write_rows(
+            self.adapters.model,
+            self.tokenizer,
+            prompts,
+            wanted,
+            prefixes=prefixes,
+            emit=emit,
+            halt=self.halt,
+            mixtures=[row.mixture for row in rows],
+            apply=lambda mixtures: self.adapters.rows(mixtures, keep=True),
+        )

@@ -9,8 +9,8 @@ in host memory, and behind that the disk.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ class LoraBank:
         self._groups: dict[int, Group] = {}
         self._used: OrderedDict[str, int] = OrderedDict()  # reference → rank group, the oldest first
         self._active: BatchRows | None = None
+        self._held: dict[str, tuple[Shelved, int]] = {}  # and how many times
+        self._removed: set[str] = set()  # those of them that are to be removed afterwards
+        self._changes = 0  # counts what moves slots
         self._spare = spare_bytes(base)
         self._hooked: dict[str, torch.nn.Module] = {}
         self._heads: dict[str, StoredHead] = {}
@@ -112,7 +115,32 @@ class LoraBank:
                     self._used.move_to_end(ref)
             for ref in wanted:
                 if ref not in self._used:
-                    self._put(ref, self.shelf.get(ref), wanted)
+                    self._put(ref, self._at_hand(ref), wanted)
+
+    def hold(self, refs: Iterable[str]) -> None:
+        """Load adapters and keep them in host memory until `release`: what is written with them can be finished, even
+        if they are evicted or removed meanwhile.
+
+        Raises:
+            as `require`; nothing is held then.
+        """
+        wanted = list(dict.fromkeys(refs))
+        with self.base.lock:
+            self.require(wanted)
+            found = {ref: self._at_hand(ref) for ref in wanted}
+            for ref, adapter in found.items():
+                self._held[ref] = adapter, self._held.get(ref, (adapter, 0))[1] + 1
+
+    def release(self, refs: Iterable[str]) -> None:
+        """Undo `hold`, once for each call of it."""
+        with self.base.lock:
+            for ref in dict.fromkeys(refs):
+                adapter, times = self._held.pop(ref)
+                if times > 1:
+                    self._held[ref] = adapter, times - 1
+                elif ref in self._removed:
+                    self._removed.remove(ref)
+                    self.remove([ref])
 
     def add(self, ref: str, adapter: Shelved) -> None:
         """Stack an adapter that is in memory already, in the place of one of that name.
@@ -125,12 +153,15 @@ class LoraBank:
             self._put(ref, adapter, [ref])
 
     def remove(self, refs: Iterable[str]) -> None:
-        """Take adapters off the bank and the shelf; names that are not there do no harm."""
+        """Take adapters off the bank and the shelf, those that are held once they are released; names that are not
+        there do no harm."""
         with self.base.lock:
             gone = list(refs)
             self.shelf.forget(gone)
             for ref in gone:
-                if ref in self._used:
+                if ref in self._held:
+                    self._removed.add(ref)
+                elif ref in self._used:
                     self._take(ref)
 
     def close(self) -> None:
@@ -142,12 +173,12 @@ class LoraBank:
             self._groups.clear()
             self._used.clear()
             self._heads.clear()
+            self._held.clear()
         self.shelf.close()
 
     # -- passes ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> Iterator[Any]:
+    def rows(self, mixtures: Sequence[Mixture], *, keep: bool = False) -> AbstractContextManager[Any]:
         """Within the block the base's model answers row k with mixtures[k]: ΔW = Σ weight · ΔW(reference).
 
         Args:
@@ -155,27 +186,17 @@ class LoraBank:
             keep: keep gathered factors from pass to pass: for writing token by token.
 
         Yields:
-            the base's model.
+            the base's model. The context can be entered again and again, which is cheap while the bank stays as it is.
 
         Raises:
             UsageError: more adapters than the bank has room for.
         """
-        with self.base.lock, self.base.autocast():
-            self.require(ref for mixture in mixtures for ref in mixture)
-            active = self._active = BatchRows(self._groups, mixtures, KEEP_BYTES if keep else 0)
-
-            def measure(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-                ids = named.get("input_ids", inputs[0] if inputs else None)
-                active.length = (named["inputs_embeds"] if ids is None else ids).shape[1]
-
-            hook = self.base.model.register_forward_pre_hook(measure, with_kwargs=True)
-            try:
-                yield self.base.model
-            finally:
-                hook.remove()
-                self._active = None
+        return _Passes(self, mixtures, KEEP_BYTES if keep else 0)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _at_hand(self, ref: str) -> Shelved:
+        return self._held[ref][0] if ref in self._held else self.shelf.get(ref)
 
     def _put(self, ref: str, adapter: Shelved, needed: Collection[str]) -> None:
         own = head_of(self.base.model)
@@ -196,11 +217,13 @@ class LoraBank:
         group = self._groups.setdefault(adapter.rank, Group(adapter.rank, self.base.dtype, self.base.device))
         group.put(ref, adapter.factors)
         self._used[ref] = adapter.rank
+        self._changes += 1
         if adapter.head is not None:
             self._heads[ref] = adapter.head
         self.loads += 1
 
     def _take(self, ref: str) -> None:
+        self._changes += 1
         rank = self._used.pop(ref)
         self._heads.pop(ref, None)
         self._groups[rank].take(ref)
@@ -249,6 +272,40 @@ class LoraBank:
         self._spare -= size
         dense, bias = weight(), module.bias
         return lambda x: functional.linear(x.to(dense.dtype), dense, None if bias is None else bias.to(dense.dtype))
+
+
+class _Passes:
+    """The context of passes over the same rows; what was prepared for one serves the next until the bank changes."""
+
+    def __init__(self, bank: LoraBank, mixtures: Sequence[Mixture], keep_bytes: int) -> None:
+        self._bank, self._mixtures, self._keep_bytes = bank, mixtures, keep_bytes
+        self._refs = list(dict.fromkeys(ref for mixture in mixtures for ref in mixture))
+        self._ready: tuple[int, BatchRows] | None = None
+        self._within = ExitStack()
+
+    def __enter__(self) -> Any:
+        bank = self._bank
+        with ExitStack() as entered:
+            entered.enter_context(bank.base.lock)
+            entered.enter_context(bank.base.autocast())
+            bank.require(self._refs)
+            if self._ready is None or self._ready[0] != bank._changes:
+                self._ready = None  # its memory is free before the next is gathered
+                self._ready = bank._changes, BatchRows(bank._groups, self._mixtures, self._keep_bytes)
+            active = bank._active = self._ready[1]
+            entered.callback(setattr, bank, "_active", None)
+
+            def measure(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                ids = named.get("input_ids", inputs[0] if inputs else None)
+                active.length = (named["inputs_embeds"] if ids is None else ids).shape[1]
+
+            hook = bank.base.model.register_forward_pre_hook(measure, with_kwargs=True)
+            entered.callback(hook.remove)
+            self._within = entered.pop_all()
+        return bank.base.model
+
+    def __exit__(self, *_: object) -> None:
+        self._within.close()
 
 
 def _shape(module: Any) -> tuple[int, int] | None:

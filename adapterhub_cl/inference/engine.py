@@ -2,8 +2,9 @@
 
 Requests wait in a queue; one worker takes what is there (and waits a few milliseconds for more), lets the router
 choose where a request leaves the task open, and answers all of it in batches whose rows have adapters of their own.
-Whatever is committed to the hub meanwhile (a new version, a moved alias, a forgotten task) counts from the next
-batch on.
+Answers that are written token by token form one running batch: others join it and leave it at any token, and labels
+are chosen between two tokens. Whatever is committed to the hub meanwhile (a new version, a moved alias, a forgotten
+task) counts for the requests that are taken from the queue afterwards.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Engine:
             pieces.put(piece)
             return going.is_set()
 
-        request.emit = emit
+        request.emit, request.wanted = emit, going.is_set
         request.future.add_done_callback(lambda _: pieces.put(None))
         self.ask(request)
         try:
@@ -231,8 +232,13 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for the next batch."""
-        return len(self._worker.queue)
+        """How many requests wait to be answered or to join those that are being written."""
+        return len(self._worker.queue) + (self._worker.running.waiting if self._worker.running else 0)
+
+    @property
+    def writing(self) -> int:
+        """How many answers are being written, token by token."""
+        return self._worker.running.fill if self._worker.running else 0
 
     @property
     def closing(self) -> bool:

@@ -14,7 +14,7 @@ from adapterhub_cl.inference.requests import AnswerRequest
 
 
 class Call:
-    """Something for the worker to do between two batches."""
+    """Something for the worker to do between two batches, or between two tokens."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.work = work
@@ -72,6 +72,11 @@ class Queue:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._ready.wait(timeout=left):
                     break
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def take_now(self, most: int) -> list[AnswerRequest | Call]:
+        """What waits now, up to a number; nothing is waited for."""
+        with self._ready:
             return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
     def close(self, *, abandon: bool) -> bool:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapterhub_cl.adapters.lora_config import weights_sha256
 from adapterhub_cl.adapters.serving import ServingTable, answering, task_of, who_answers
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer, AskedRow, OneModel
@@ -37,8 +38,10 @@ class AnswerRequest:
         emit: gets a free answer piece by piece, and says whether to go on.
         id: what its answer is called; `asked_by`: who asks. Neither changes the answer.
         conversation: what it belongs to, so that all of it goes to the same canary or to none; empty: to none.
+        wanted: whether anybody still waits for the answer; asked before each token.
         begun: something of the answer was given out.
         answered_by: who answers it, once that is known; set again where it is tried again.
+        tries, seen: how often it was tried, and the `View.generation` of the last time.
     """
 
     example: Example
@@ -53,9 +56,12 @@ class AnswerRequest:
     asked_by: str = ""
     conversation: str = ""
     emit: Callable[[str], bool] | None = None
+    wanted: Callable[[], bool] = field(default=lambda: True)
     future: Future[Prediction] = field(default_factory=Future)
     begun: bool = False
     answered_by: Resolved | None = None
+    tries: int = 0
+    seen: int = -1
 
     @property
     def writes(self) -> bool:
@@ -136,11 +142,14 @@ class Resolved:
         mixture: version → weight; empty is the base.
         task: None where the base answers a text without a task.
         routed: what the router said, where it was asked.
+        sha256: of the weights of `ref`; empty for the base. It is known here, because the version may be deleted while
+            the answer is on its way.
     """
 
     mixture: Mapping[str, float]
     task: Task | None
     routed: Routed | None = None
+    sha256: str = ""
 
     @property
     def fallback(self) -> bool:
@@ -190,7 +199,8 @@ def resolve(table: ServingTable, request: AnswerRequest, routed: Routed | None =
     canary = table.canaries.get(task.name) if task and request.adapter is None else None
     if canary and [*mixture] == [canary.beside] and canary_answers(canary.ref, canary.share, request.conversation):
         task, mixture = task_of(table.registry, table.record(canary.ref)), {canary.ref: 1.0}
-    return Resolved(mixture, task, routed)
+    found = Resolved(mixture, task, routed)
+    return found if found.ref == BASE else replace(found, sha256=weights_sha256(table.record(found.ref)))
 
 
 def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_length: int) -> AskedRow:
@@ -203,6 +213,7 @@ def row_of(base: LoadedBase, request: AnswerRequest, resolved: Resolved, max_len
     row = AskedRow(task, example, resolved.mixture, request.writing, writes=request.writes)
     if request.emit and not row.chooses:
         row = replace(row, emit=request.give)
+    row = replace(row, wanted=request.wanted)
     if not request.raw and not (request.writes and task.kind == "text" and not example.turns):
         return row
     encode = row.tokeniser(base.tokenizer, max_length)

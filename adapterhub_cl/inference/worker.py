@@ -10,6 +10,7 @@ from adapterhub_cl.adapters.lora_config import is_dora
 from adapterhub_cl.adapters.serving import open_tasks
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import Answerer, AskedRow
+from adapterhub_cl.answering.running_rows import RunningRows
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.bases.loading import LoadedBase
@@ -36,6 +37,7 @@ class Worker:
     Attributes:
         queue: what waits.
         halt: set: answers that are being written end as they are.
+        running: answers that are being written; None for a base whose rows cannot join and leave.
         done: set when the bank is off the base and the counters are written.
     """
 
@@ -50,12 +52,14 @@ class Worker:
         longest = min(settings.max_length or base.context, base.context)
         self.answerer = Answerer(base.tokenizer, self.bank, max_length=longest)
         self.answerer.halt = self.halt.is_set
+        size = settings.batch_size
+        self.running = RunningRows(self.answerer, size) if RunningRows.can(self.answerer) else None
+        self._failed: list[tuple[AnswerRequest, Exception]] = []
 
     def run(self) -> None:
-        """Batch after batch until the queue is closed and empty."""
+        """Batch after batch, and token after token of what is being written, until the queue is closed and all done."""
         try:
-            size, wait = self.settings.batch_size, self.settings.wait_ms / 1000
-            while (batch := self.queue.take(size * PULLS, size, wait, lambda: self.tally.due)) is not None:
+            while (batch := self._taken()) is not None:
                 for call in batch:
                     if isinstance(call, Call):
                         call.run()
@@ -67,6 +71,8 @@ class Worker:
                         self._answer(requests)
                 except BaseException as error:
                     _fail(requests, error)
+                if self.running:
+                    self._step(self.running)
                 if self.tally.due:
                     self.tally.flush()
         finally:
@@ -94,39 +100,70 @@ class Worker:
         self.bank.remove({*self.bank.refs, *self.bank.shelf.refs} - self.view.versions.keys())
         return True
 
-    def _answer(self, requests: Sequence[AnswerRequest]) -> None:
-        """Answer requests. What fails while the hub changes (a version is replaced and deleted between the look at who
-        serves and the look at its files) is tried again on what there is then, unless part of its answer is out."""
-        failed: list[tuple[AnswerRequest, Exception]] = []
-        self._look()
-        for _ in range(TRIES):
-            failed = self._attempt(requests)
-            for request, error in failed:
-                if request.begun:
-                    request.future.set_exception(error)
-            failed = [(request, error) for request, error in failed if not request.begun]
-            if not failed or not self._look():
-                break
-            requests = [request for request, _ in failed]
-        for request, error in failed:
-            request.future.set_exception(error)
+    def _taken(self) -> list[AnswerRequest | Call] | None:
+        """What is to be done next; None when nothing will come any more. While answers are written, nothing is waited
+        for, and no more is taken than one pass answers."""
+        size = self.settings.batch_size
+        if self.running:
+            return self.queue.take_now(size)
+        return self.queue.take(size * PULLS, size, self.settings.wait_ms / 1000, lambda: self.tally.due)
 
-    def _attempt(self, requests: Sequence[AnswerRequest]) -> list[tuple[AnswerRequest, Exception]]:
-        """Answer requests as the hub was at the last look; those that could not be, and why."""
-        failed: list[tuple[AnswerRequest, Exception]] = []
+    def _step(self, running: RunningRows) -> None:
+        """Write the next token of all answers that are being written."""
+        try:
+            running.step()
+        except BaseException as error:  # of this code itself: what a pass raises reaches the rows concerned
+            running.abandon(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        self._try_again()
+
+    def _answer(self, requests: Sequence[AnswerRequest]) -> None:
+        """Answer requests: labels at once; what is written joins what is being written."""
+        self._look()
+        self._attempt(requests)
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """What fails while the hub changes (a version is replaced and deleted between the look at who serves and the
+        look at its files) is tried again on what there is then, unless part of its answer is out."""
+        while self._failed:
+            failed, self._failed = self._failed, []
+            try:
+                self._look()
+            except Exception:
+                for request, error in failed:
+                    _fail([request], error)
+                return
+            again: list[AnswerRequest] = []
+            for request, error in failed:
+                if request.begun or request.tries >= TRIES or request.seen == self.view.generation:
+                    _fail([request], error)
+                elif not request.future.done():
+                    again.append(request)
+            try:
+                self._attempt(again)
+            except BaseException as error:
+                _fail(again, error)
+
+    def _attempt(self, requests: Sequence[AnswerRequest]) -> None:
+        """Answer requests as the hub was at the last look. Those that could not be are put into `_failed`, at once or
+        when their turn comes."""
         resolved: list[tuple[AnswerRequest, Resolved, AskedRow]] = []
-        for request, who in self._resolved(requests, failed):
+        for request in requests:
+            request.tries, request.seen = request.tries + 1, self.view.generation
+        for request, who in self._resolved(requests, self._failed):
             request.answered_by = who
             try:
                 resolved.append((request, who, row_of(self.base, request, who, self.answerer.max_length)))
             except Exception as error:
-                failed.append((request, error))
+                self._failed.append((request, error))
         self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
 
         def give(index: int, answer: Answer | Exception) -> None:
             request, who, _ = resolved[index]
+            if request.future.done():
+                return
             if isinstance(answer, Exception):
-                failed.append((request, answer))
+                self._failed.append((request, answer))
                 return
             name = who.task.name if who.task else ""
             sure = who.routed.confidence if who.routed else 0.0
@@ -134,8 +171,8 @@ class Worker:
             self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
             request.future.set_result(who.prediction(request, answer))
 
-        self.answerer.answer([row for _, _, row in resolved], give, batch_size=self.settings.batch_size)
-        return failed
+        rows, size = [row for _, _, row in resolved], self.settings.batch_size
+        self.answerer.answer(rows, give, batch_size=size, running=self.running)
 
     def _resolved(
         self, requests: Sequence[AnswerRequest], failed: list[tuple[AnswerRequest, Exception]]

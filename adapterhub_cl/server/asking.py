@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
-from adapterhub_cl.adapters.lora_config import WEIGHTS
 from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.requests import AnswerRequest, Resolved
@@ -55,7 +54,6 @@ class Asker:
         answered: Callable[[AnswerRequest, Prediction], None],
     ) -> None:
         self.registry, self.engine, self.options, self.answered = registry, engine, options, answered
-        self._hashes: dict[str, str] = {}
 
     async def named(self, model: str) -> Named:
         """What a model's name stands for.
@@ -118,7 +116,7 @@ class Asker:
         going = threading.Event()
         going.set()
         for request in requests:
-            request.emit = lambda _: going.is_set()
+            request.emit, request.wanted = (lambda _: going.is_set()), going.is_set
         futures = [asyncio.wrap_future(self.engine.ask(request)) for request in requests]
         gathered = asyncio.gather(*futures)
         try:
@@ -170,7 +168,7 @@ class Asker:
                     tell(index, rest)
                 tell(index, prediction)
 
-            request.emit = emit
+            request.emit, request.wanted = emit, going.is_set
             self.engine.ask(request).add_done_callback(ended)
         left = len(requests)
         try:
@@ -190,30 +188,14 @@ class Asker:
     def _late(self) -> Refused:
         return Refused(504, f"no answer within {self.options.deadline:g} seconds", "deadline_exceeded")
 
-    async def headers(self, who: Resolved | Prediction | None) -> dict[str, str]:
+    def headers(self, who: Resolved | None) -> dict[str, str]:
         """Which version answers, its content hash, the task, and what the router said."""
         if who is None:
             return {}
-        if isinstance(who, Resolved):
-            ref, task, routed = who.ref, who.task.name if who.task else "", who.routed
-            sure = None if routed is None else routed.confidence
-            fallback = who.fallback
-        else:
-            ref, task, sure, fallback = who.adapter, who.task, who.routing, who.out_of_distribution
-        found = {"x-adapter": ref, "x-fallback": "true" if fallback else "false"}
-        found |= {"x-task": header_safe(task)} if task else {}
-        found |= {} if sure is None else {"x-router-confidence": f"{sure:.4f}"}
-        digest = await run_in_threadpool(self.hash_of, ref)
-        return found | ({"x-adapter-sha256": digest} if digest else {})
-
-    def hash_of(self, ref: str) -> str:
-        """SHA-256 of a version's weights, which never change; empty for the base."""
-        if ref == BASE:
-            return ""
-        if ref not in self._hashes:
-            files = self.registry.get(ref).manifest.get("files") or {}
-            self._hashes[ref] = str((files.get(WEIGHTS) or {}).get("sha256", ""))
-        return self._hashes[ref]
+        found = {"x-adapter": who.ref, "x-fallback": "true" if who.fallback else "false"}
+        found |= {"x-task": header_safe(who.task.name)} if who.task and who.task.name else {}
+        found |= {} if who.routed is None else {"x-router-confidence": f"{who.routed.confidence:.4f}"}
+        return found | ({"x-adapter-sha256": who.sha256} if who.sha256 else {})
 
 
 def key_name(http: Request) -> str:

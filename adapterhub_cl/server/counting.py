@@ -34,6 +34,7 @@ class ServerFigures:
         self.fallbacks = Counter(**named("answers_by_base", "answers of the base to what fits no task"))
         self.tokens = Counter(**named("tokens", "tokens read and written", "kind"))
         Gauge(**named("queue", "requests that wait for the engine")).set_function(lambda: engine.waiting)
+        Gauge(**named("rows_writing", "answers that are being written")).set_function(lambda: engine.writing)
         Gauge(**named("adapters_resident", "adapters in the memory of the running batch")).set_function(
             lambda: len(engine.bank.refs)
         )

@@ -155,7 +155,7 @@ async def _whole(
         "choices": [choice(index, answer) for index, answer in enumerate(found)],
         "usage": _usage(found),
     }
-    return JSONResponse(body, headers=await asker.headers(found[0]))
+    return JSONResponse(body, headers=asker.headers(requests[0].answered_by))
 
 
 async def _streamed(
@@ -192,7 +192,7 @@ async def _streamed(
             yield line([], usage=_usage(found))
         yield "data: [DONE]\n\n"
 
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **await asker.headers(who)}
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **asker.headers(who)}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
 

@@ -32,11 +32,13 @@ def route(asker: Asker) -> APIRouter:
         answers = await asker.answers(http, requests)
         keys = ("prediction", "confidence", "scores", "task", "adapter", "routing", "out_of_distribution", "truncated")
         rows: list[dict[str, Any]] = [
-            {"id": request.id, **{key: answer.to_json()[key] for key in keys}}
+            {
+                "id": request.id,
+                **{key: answer.to_json()[key] for key in keys},
+                "adapter_sha256": request.answered_by.sha256 if request.answered_by else "",
+            }
             for request, answer in zip(requests, answers, strict=True)
         ]
-        for row in rows:
-            row["adapter_sha256"] = asker.hash_of(row["adapter"])
         return {"id": whole, "object": "list", "data": rows}
 
     return found

@@ -17,7 +17,9 @@ from loras import dense
 from routed_hubs import SPECS, UNLIKE, copied, new_hub, on_base, publish, texts
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.answering import answerer
+from adapterhub_cl.answering import Answer
+from adapterhub_cl.answering.decoding import Decoder
+from adapterhub_cl.answering.written import WrittenRow
 from adapterhub_cl.errors import (
     AdapterError,
     AdapterHubError,
@@ -746,15 +748,16 @@ def test_what_began_to_be_written_is_not_begun_again(
     engine: Engine, elsewhere: AdapterHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails in the middle, and the hub changed meanwhile: a second answer must not follow the half of a first."""
-    real, tries = answerer.write_rows, []
+    real, tries = Decoder.step, []
 
-    def broken(*given: Any, **more: Any) -> Any:
-        tries.append(len(given[2]))
-        found = real(*given, **more)
+    def broken(self: Decoder) -> Any:
+        tries.append(len(self.rows))
+        for _ in range(4):
+            real(self)
         elsewhere.alias("greek@v1", f"try-{len(tries)}")
-        raise AdapterError(f"broke off after {found[0].text!r}")
+        raise AdapterError(f"broke off after {self.rows[0].text()!r}")
 
-    monkeypatch.setattr(answerer, "write_rows", broken)
+    monkeypatch.setattr(Decoder, "step", broken)
     pieces: list[str] = []
     with pytest.raises(AdapterError, match="broke off"):
         pieces.extend(engine.stream("abc", adapter="base", raw=True, max_new_tokens=8))
@@ -804,16 +807,14 @@ def test_a_stream_is_the_text(engine: Engine) -> None:
 
 def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     step, written = threading.Semaphore(0), []
-    real = answerer.write_rows
+    real, halt = WrittenRow.finish, engine._worker.answerer.halt
 
-    def slowly(*given: Any, **more: Any) -> Any:
-        halt = more["halt"]
-        more["halt"] = lambda: step.acquire() and halt()
-        found = real(*given, **more)
-        written.extend(found)
-        return found
+    def finish(self: WrittenRow) -> Answer:
+        written.append(real(self))
+        return written[-1]
 
-    monkeypatch.setattr(answerer, "write_rows", slowly)
+    monkeypatch.setattr(WrittenRow, "finish", finish)
+    monkeypatch.setattr(engine._worker.answerer, "halt", lambda: step.acquire() and halt())
     stream = engine.stream("abc", adapter="base", raw=True, max_new_tokens=150)
     step.release(20)  # so many tokens may be written
     try:
@@ -822,18 +823,16 @@ def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch
     finally:
         step.release(200)
     assert engine.predict([SUM])[0].adapter == "sums@v1"  # the worker is free
+    while not written:
+        engine.predict([SUM])
     assert len(engine.base.tokenizer(written[0].text).input_ids) < 40
     assert not written[0].finished
 
 
 def test_abandoning_ends_what_is_being_written(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, step, real = hub.engine(), threading.Semaphore(0), answerer.write_rows
-
-    def slowly(*given: Any, **more: Any) -> Any:
-        halt = more["halt"]
-        return real(*given, **{**more, "halt": lambda: step.acquire() and halt()})
-
-    monkeypatch.setattr(answerer, "write_rows", slowly)
+    engine, step = hub.engine(), threading.Semaphore(0)
+    halt = engine._worker.answerer.halt
+    monkeypatch.setattr(engine._worker.answerer, "halt", lambda: step.acquire() and halt())
     stream = engine.stream("abc", adapter="base", raw=True, max_new_tokens=150)
     step.release(10)
     try:
