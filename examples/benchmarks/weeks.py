@@ -34,10 +34,10 @@ WEEKS, ASKED, JUDGED, NOISE = (
     0.05,
 )  # questions of each task a week, share that is judged, share of that wrong
 FIRST, TESTED = 200, 300  # rows that each task is first taught with; test rows
-START = ("agnews", "yelp", "sst2")
-POISONED = {3: "agnews", 9: "yelp"}  # in these weeks every judgement on this task is another label than the right one
-DRIFTS, NEW = 5, 7  # from this week on yelp's users ask amazon's questions; dbpedia's users appear
-MEASURED = (*START, "amazon", "dbpedia")  # amazon is asked of the task yelp
+START = ("agnews", "sst2", "dbpedia")
+POISONED = {3: "agnews", 9: "sst2"}  # in these weeks every judgement on this task is another label than the right one
+DRIFTS, NEW = 5, 7  # from this week on sst2's users ask about whole reviews (imdb); yahoo's users appear
+MEASURED = (*START, "imdb", "yahoo")  # imdb is asked of the task sst2, whose labels it has
 LENGTH = 192
 OPTIONS: dict[str, Any] = {"canary": 0.3, "judged": 8, "enough": 20, "max_length": LENGTH}
 
@@ -73,8 +73,8 @@ class Material:
     def week(self, week: int) -> list[tuple[str, dict[str, str], str | None]]:
         """What is asked in a week: the task as users see it, the row, and what they say is right (None: nothing)."""
         asked = []
-        for task in (*START, *(("dbpedia",) if week >= NEW else ())):
-            source = "amazon" if task == "yelp" and week >= DRIFTS else task
+        for task in (*START, *(("yahoo",) if week >= NEW else ())):
+            source = "imdb" if task == "sst2" and week >= DRIFTS else task
             for _ in range(ASKED):
                 row = next(self.pool[source])
                 said = row["output"] if self.draw.random() < JUDGED else None
@@ -178,7 +178,7 @@ def scored(hub: Any, material: Material) -> dict[str, float]:
     found = {}
     serves = hub.registry.serving()
     for source in MEASURED:
-        task = "yelp" if source == "amazon" else source
+        task = "sst2" if source == "imdb" else source
         if task in serves:
             rows = material.test[source]
             answers = hub.predict([row["input"] for row in rows], task=task)
@@ -234,7 +234,7 @@ class Nightly:
 
         found = {}
         for source in MEASURED:
-            task = "yelp" if source == "amazon" else source
+            task = "sst2" if source == "imdb" else source
             if task not in self.models:
                 continue
             model, labels, right = self.models[task].eval(), self.material.labels(task), 0
@@ -297,8 +297,8 @@ def table(arguments: argparse.Namespace) -> None:
         f"An encoder (MiniLM) is taught {', '.join(START)} with {FIRST} rows each and served over HTTP. Every "
         f"week brings {ASKED} questions for each task; users judge {JUDGED:.0%} of the answers, and {NOISE:.0%} of "
         f"what they say is wrong. In weeks {' and '.join(map(str, POISONED))} everything that is said of "
-        f"{' and '.join(POISONED.values())} is wrong. From week {DRIFTS} on the users of yelp ask about products "
-        f"(amazon's texts). From week {NEW} on there are users with questions that no task knows (dbpedia). At the end "
+        f"{' and '.join(POISONED.values())} is wrong. From week {DRIFTS} on the users of sst2 ask about whole "
+        f"reviews (imdb). From week {NEW} on there are users with questions that no task knows (yahoo). At the end "
         f"of each week `learn` is called twice, with {OPTIONS['canary']:.0%} of the conversations for a canary. Nobody "
         "does anything else. **Script** is plain PEFT, one adapter for each task, trained with the same rate, epochs "
         "and batch size on every week's feedback. Scores are the share of right answers, in percent, on "
