@@ -15,7 +15,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterHubError, DataError, GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.intervals import significant_drop
 from adapterhub_cl.evaluation.probes import Probe, score
-from adapterhub_cl.learning.order import order_of
+from adapterhub_cl.learning.order import finished, order_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.loop import gathered, verdict
 from adapterhub_cl.loop.learn_options import LearnOptions
@@ -105,7 +105,7 @@ class LearnTask:
         """Train, measure, and let the version answer its share."""
         if not lesson.ref:
             try:
-                record = self._published(lesson) or self._train(lesson)
+                record = self._train(lesson)
             except GateRefused as error:
                 refused = error.record.ref if error.record else ""
                 return self._end(lesson, REFUSED, f"the gate refused {refused}: {error.message}", ref=refused)
@@ -129,17 +129,26 @@ class LearnTask:
         return LearnStep.of(self.lessons.move(lesson, CANARY, reason, detail={"gain": gain}))
 
     def _train(self, lesson: Lesson) -> AdapterRecord:
+        """The version: made now, or by the run that was stopped, or already there.
+
+        Raises:
+            GateRefused: the gate refused it.
+        """
         from adapterhub_cl.learning.teaching import teach
 
         file = str(lesson.file(self.registry.path))
+        runs = Run.unfinished(self.registry.runs_dir, lesson.verb, lesson.task)
+        resume = bool(runs) and runs[0].request.get("data") == file
+        if not resume and (made := self._published(lesson)) is not None:
+            return made
         asked: dict[str, Any] = {**self.settings, "serve": not lesson.served_before}
         if self.options.max_forgetting is not None:
             asked["max_forgetting"] = self.options.max_forgetting
-        mine = Run.unfinished(self.registry.runs_dir, lesson.verb, lesson.task)
-        resume = bool(mine) and mine[0].request.get("data") == file
         request, run = build(
             self.registry, lesson.verb, lesson.task, None if resume else file, resume, {} if resume else asked
         )
+        if run is not None and (done := finished(self.registry, request, run, self.hub.reporter)) is not None:
+            return done
         return teach(self.hub, order_of(self.registry, request), run=run)
 
     def _published(self, lesson: Lesson) -> AdapterRecord | None:

@@ -88,7 +88,7 @@ class Material:
 
 
 def _rows(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _write(path: Path, rows: Sequence[dict[str, str]]) -> Path:

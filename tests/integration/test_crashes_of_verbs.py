@@ -16,6 +16,8 @@ from crashes import Case, check, state_of
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import AdapterHubError
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.traffic.journal import Journal, KeptAnswer, Said
+from adapterhub_cl.types import Example
 
 ROWS = [
     {"text": f"the {w} thing {k}", "label": "bad" if w == "blue" else "good"} for k in range(6) for w in ("red", "blue")
@@ -61,6 +63,13 @@ def begin(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         shutil.copytree(hub, to)
         shutil.copytree(folder / "lora", to.parent / "lora")
         shutil.copy(folder / "rows.jsonl", to.parent / "rows.jsonl")
+        traffic = Journal(to)
+        for k in range(24):
+            label = ("good", "bad")[k % 2]
+            asked = Example(f"mood the {('red', 'blue')[k % 2]} question {k}")
+            at = f"2026-11-01T00:00:{k:02}.000+00:00"
+            traffic.keep([KeptAnswer(f"a-{k}", at, "mood", "mood@v1", asked, "good", 0.5, None, False)])
+            traffic.say(Said(f"a-{k}", label == "good", label, "mood"))
 
     return copy
 
@@ -91,6 +100,10 @@ ACTS: dict[str, tuple[Callable[[Path], str], int]] = {
     "eval": (lambda hub: run(hub, "eval", "mood", "--data", str(hub.parent / "rows.jsonl")), 3),
     "promote": (lambda hub: run(hub, "promote", "mood", "--max-forgetting", "1"), 3),
     "add-task": (lambda hub: resumed(hub, "add-task", "third", str(hub.parent / "rows.jsonl"), *TRAINING), 7),
+    "learn": (
+        lambda hub: run(hub, "learn", "--canary", "0.2", "--enough", "10", "--max-forgetting", "1", *TRAINING),
+        9,
+    ),
     "distill": (
         lambda hub: resumed(hub, "distill", "mood", "tone", "--as", "all", "--min-retention", "0", *TRAINING),
         9,
@@ -102,4 +115,4 @@ ACTS: dict[str, tuple[Callable[[Path], str], int]] = {
 @pytest.mark.parametrize("verb", ACTS)
 def test_a_verb_with_a_base_is_mended_by_itself(tmp_path: Path, begin: Callable[[Path], None], verb: str) -> None:
     act, every = ACTS[verb]
-    assert check(Case(act, begin, refs, steps=verb in ("add-task", "distill")), tmp_path, every=every) > 5
+    assert check(Case(act, begin, refs, steps=verb in ("add-task", "distill", "learn")), tmp_path, every=every) > 5
