@@ -58,7 +58,7 @@ def routes(registry: Registry, fresh: FreshFacts, steering: Steering) -> APIRout
         if not rows:
             known = {parse_ref(row.version.ref).name for row in live.versions}
             raise UnknownNameError("adapter", name, known)
-        aliases = {alias: parse_ref(row.version.ref) for row in rows for alias in row.version.aliases}
+        aliases = {alias for row in rows for alias in row.version.aliases}
         return shown(
             http,
             "adapter",
