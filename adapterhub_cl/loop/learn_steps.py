@@ -179,8 +179,8 @@ class LearnTask:
                              f"{lesson.served_before}")  # fmt: skip
         answers = self.registry.canaries().get(lesson.task)
         if (answers is None or answers.ref != lesson.ref) and not dry_run:
-            self._withdraw(lesson, "the canary was ended by hand")
-            return self._end(lesson, ROLLED_BACK, "the canary was ended by hand")
+            self._withdraw(lesson, "its canary was ended")  # by hand; or by a call of learn that was killed here
+            return self._end(lesson, ROLLED_BACK, "its canary was ended")
         judged = self.journal.judged(lesson.task, since=str(lesson.detail.get("since") or lesson.changed_at))
         canary, beside = (verdict.RightCount.of(judged, ref) for ref in (lesson.ref, lesson.served_before))
         does, reason = verdict.decide(canary, beside, self.options.judged)

@@ -99,7 +99,7 @@ def application(
             await run_in_threadpool(keeper.close)
 
     app = FastAPI(title="AdapterHub-CL", lifespan=living, max_body_size=options.max_body, docs_url=None, redoc_url=None)
-    app.state.ready = False
+    app.state.ready, app.state.steering = False, steering
     app.include_router(openai_routes.routes(asker))
     app.include_router(predict_route.route(asker))
     app.include_router(feedback_route.route(registry, keeper))

@@ -46,7 +46,12 @@ def routes(asker: Asker) -> APIRouter:
         route, said = await run_in_threadpool(_route, asker, text)
         scores = sorted(answer.scores.items(), key=lambda pair: -pair[1])[:SCORES]
         tasks = sorted(route.scores.items(), key=lambda pair: -pair[1])[:SCORES] if route else []
-        values: dict[str, Any] = {"answer": answer, "digest": asker.hash_of(answer.adapter), "scores": scores, "tasks": tasks}
+        values: dict[str, Any] = {
+            "answer": answer,
+            "digest": asker.hash_of(answer.adapter),
+            "scores": scores,
+            "tasks": tasks,
+        }
         return shown(http, "ask", TITLE, text=text, model=model, route=route, said=said, **values)
 
     return found

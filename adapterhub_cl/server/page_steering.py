@@ -55,7 +55,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SteerOutcome:
     """What became of a plan: `running`, `done` or `refused`, with the lines that say why."""
 
     number: str
@@ -76,7 +76,7 @@ class Steering:
     def __init__(self, registry: Registry, command: Sequence[str], changed: Callable[[], None]) -> None:
         self.registry, self.command, self.changed = registry, list(command), changed
         self._secret, self._lock, self._numbers = secrets.token_bytes(32), threading.Lock(), itertools.count(1)
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, SteerOutcome] = {}
         self._process: TrainingProcess | None = None
         self._stopping = False
 
@@ -172,7 +172,7 @@ class Steering:
 
     # -- doing -----------------------------------------------------------------------------------
 
-    def do(self, plan: Plan, who: str) -> Outcome:
+    def do(self, plan: Plan, who: str) -> SteerOutcome:
         """Do what was planned; a promotion is only begun.
 
         Raises:
@@ -195,7 +195,7 @@ class Steering:
         self.changed()
         return self._keep(plan, DONE, lines)
 
-    def outcome(self, number: str) -> Outcome:
+    def outcome(self, number: str) -> SteerOutcome:
         """What became of a plan.
 
         Raises:
@@ -213,7 +213,7 @@ class Steering:
         if process is not None:
             process.end(5.0)
 
-    def _begin(self, plan: Plan) -> Outcome:
+    def _begin(self, plan: Plan) -> SteerOutcome:
         with self._lock:
             if self._process is not None and not self._process.ended():
                 raise UsageError("another promotion is running", "try again when it is done")
@@ -250,10 +250,10 @@ class Steering:
             lines = ["It was stopped, or failed; the server's log says why.", "Nothing was changed."]
         self._keep(plan, REFUSED, lines, number)
 
-    def _keep(self, plan: Plan, state: str, lines: Sequence[str], number: str = "") -> Outcome:
+    def _keep(self, plan: Plan, state: str, lines: Sequence[str], number: str = "") -> SteerOutcome:
         number = number or f"{next(self._numbers)}-{secrets.token_hex(4)}"
         title = plan.title.rstrip("?")
-        found = Outcome(number, title, parse_ref(plan.ref).name, state, tuple(lines))
+        found = SteerOutcome(number, title, parse_ref(plan.ref).name, state, tuple(lines))
         self._outcomes[number] = found
         while len(self._outcomes) > MOST:
             self._outcomes.pop(next(iter(self._outcomes)))

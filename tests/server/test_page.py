@@ -228,6 +228,24 @@ def test_an_empty_hub_and_one_that_is_gone(tmp_path: Path) -> None:
             assert str(tmp_path) not in answer.text
 
 
+def test_end_a_canary(tmp_path: Path) -> None:
+    registry = Registry.create(tmp_path / "hub", BASE)
+    for number in range(2):
+        publish_into(registry, "news", content=bytes([number]) * 9)
+    registry.rollback("news@latest")
+    registry.start_canary("news@v2", 0.1)
+    with page_of(registry) as page:
+        token = re.findall(r'name="token" value="(\w+)"', page.get("/page/adapter/news").text)[0]
+        form = {"action": "end-canary", "ref": "news", "token": token}
+        confirm = page.post("/page/steer", data=form)
+        assert "news@v2 answers 10% of news; news@v1 will answer all of it." in confirm.text
+        form |= {"token": re.findall(r'name="token" value="(\w+)"', confirm.text)[0], "alias": "canary"}
+        assert ">done</span>" in page.post("/page/steer/do", data=form).text
+        assert page.post("/page/steer", data={**form, "token": token}).status_code == 400, "there is none any more"
+    assert registry.canaries() == {}
+    assert registry.events("news", 1)[0].detail["reason"] == "ended on the page by me"
+
+
 def many(registry: Registry, count: int) -> None:
     """Copies of the hub's only version under other names, each with a task that it serves."""
     with closing(sqlite3.connect(registry.path / "index.db")) as connection:
