@@ -78,7 +78,7 @@ def refusal(http: Request, error: Exception) -> HTMLResponse:
         said = said.removesuffix(f"; {hint}")
     else:
         hint = ""  # the error is not told to whoever asks
-    return shown(http, "refused", said, status, said=said, hint=hint, code=status)
+    return shown(http, "refused", said[:1].upper() + said[1:], status, hint=hint, code=status)
 
 
 class PageRoute(APIRoute):

@@ -75,7 +75,7 @@ class Steering:
 
     def __init__(self, registry: Registry, command: Sequence[str], changed: Callable[[], None]) -> None:
         self.registry, self.command, self.changed = registry, list(command), changed
-        self._secret, self._lock, self._numbers = secrets.token_bytes(32), threading.Lock(), itertools.count(1)
+        self._secret, self._lock, self._numbers = secrets.token_bytes(32), threading.RLock(), itertools.count(1)
         self._outcomes: dict[str, SteerOutcome] = {}
         self._process: TrainingProcess | None = None
         self._stopping = False
@@ -254,9 +254,10 @@ class Steering:
         number = number or f"{next(self._numbers)}-{secrets.token_hex(4)}"
         title = plan.title.rstrip("?")
         found = SteerOutcome(number, title, parse_ref(plan.ref).name, state, tuple(lines))
-        self._outcomes[number] = found
-        while len(self._outcomes) > MOST:
-            self._outcomes.pop(next(iter(self._outcomes)))
+        with self._lock:
+            self._outcomes[number] = found
+            while len(self._outcomes) > MOST:
+                self._outcomes.pop(next(iter(self._outcomes)))
         return found
 
 

@@ -117,7 +117,7 @@ def test_one_promotion_at_a_time(steered: Steered) -> None:
     assert "Look again" in page
     refused = browser.post("/page/steer/do", data=fields_of(second.text, "/page/steer/do"))
     assert refused.status_code == 400
-    assert "another promotion is running" in refused.text
+    assert "Another promotion is running" in refused.text
     found.server.config.app.state.steering.stop()  # type: ignore[union-attr]  # as at the end of the server
     until = time.monotonic() + 30
     while "running</span>" in browser.get(running_one.headers["location"]).text:
@@ -172,11 +172,9 @@ def test_roles(steered: Steered) -> None:
         assert "tickets" not in refused.text
         assert browsers["read"].get(path).status_code in (200, 404)
     assert httpx2.post(f"{found.url}/page/steer/do").status_code == 401
-    form = {"text": "they charged my card twice", "model": "auto"}
+    form = {"text": "", "model": "auto"}
     assert browsers["read"].post("/page/ask", data=form).status_code == 403
-    answered = browsers["ask"].post("/page/ask", data=form)
-    assert "billing" in answered.text
-    assert "Nearest samples" in answered.text
+    assert browsers["ask"].post("/page/ask", data=form).status_code == 400, "the text is empty"
     good = {"action": "pin", "ref": "tickets@v1", "alias": "x", "token": token_of(browsers["steer"])}
     for role in ("read", "ask"):
         assert browsers[role].post("/page/steer", data=good).status_code == 403
