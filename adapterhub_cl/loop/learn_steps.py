@@ -186,6 +186,10 @@ class LearnTask:
             self._withdraw(lesson, "another version serves")
             return self._end(lesson, ROLLED_BACK, f"{serves or 'nothing'} serves the task now, and no longer "
                              f"{lesson.served_before}")  # fmt: skip
+        answers = self.registry.canaries().get(lesson.task)
+        if (answers is None or answers.ref != lesson.ref) and not dry_run:
+            self._withdraw(lesson, "its canary was ended")  # by hand; or by a call of learn that was killed here
+            return self._end(lesson, ROLLED_BACK, "its canary was ended")
         judged = self.journal.judged(lesson.task, since=str(lesson.detail.get("since") or lesson.changed_at))
         canary, beside = (verdict.RightCount.of(judged, ref) for ref in (lesson.ref, lesson.served_before))
         does, reason = verdict.decide(canary, beside, self.options.judged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -10,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import StorageError, UsageError
-from adapterhub_cl.evaluation.matrix import mean_and_spread
 from adapterhub_cl.registry import Event, Registry, check_local, files
-from adapterhub_cl.reporting import drawing, views, wording
-from adapterhub_cl.reporting.facts import Facts, VersionFacts
+from adapterhub_cl.reporting import drawing, views
+from adapterhub_cl.reporting.facts import Facts
 from adapterhub_cl.reporting.gathering import MOST_MOVES, gather
+from adapterhub_cl.reporting.templating import filled
 
 TEMPLATE = "page.html.j2"
 GENERATOR = "AdapterHub-CL report"
 FIGURES = ("average_accuracy", "bwt", "forgetting", "fwt_gem", "any_time_average")
 _HEAD = 2048  # the first bytes of a report, which identify it as one
 _LONGEST = 300  # characters of a text from outside
-# Control characters, and those that change the text direction: the page must not contain any.
-_INVISIBLE = {
-    **dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
-}
 
 
 def render(facts: Facts, title: str | None = None) -> str:
@@ -33,38 +30,13 @@ def render(facts: Facts, title: str | None = None) -> str:
     Args:
         title: by default the hub's name.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     top_error = max((error for d in facts.derived for error in d.layers.values()), default=0.0)
-    environment.filters.update(
-        score=wording.score,
-        change=wording.change,
-        percent=wording.percent,
-        error=wording.error,
-        size=wording.size,
-        count=wording.count,
-        thousands=lambda number: f"{number:,}",
-        moment=wording.moment,
-        place=wording.place,
-        relation=wording.relation,
-        cut=drawing.cut,
-        cut_ref=drawing.cut_ref,
-        keeping=lambda rows: [row for row in rows if row.samples],
-        mean_score=mean_score,
-        detail=_detail,
-        layers=partial(views.layer_spark, top=top_error),
-    )
-    environment.globals["bar"] = drawing.bar
-    page = environment.get_template(TEMPLATE).render(facts=facts, **_context(facts, title))
-    page = page.translate(_INVISIBLE)
-    return "\n".join(line for line in page.split("\n") if line.strip()) + "\n"
+    filters: dict[str, Callable[..., Any]] = {
+        "keeping": lambda rows: [row for row in rows if row.samples],
+        "detail": _detail,
+        "layers": partial(views.layer_spark, top=top_error),
+    }
+    return filled(TEMPLATE, filters, facts=facts, **_context(facts, title))
 
 
 def _context(facts: Facts, title: str | None) -> dict[str, Any]:
@@ -101,11 +73,6 @@ def _context(facts: Facts, title: str | None) -> dict[str, Any]:
         "perplexities": any(task.metric == "perplexity" for task in facts.tasks),
         "most_moves": MOST_MOVES,
     }
-
-
-def mean_score(of: VersionFacts) -> float | None:
-    """The mean of a version's known scores on its tasks."""
-    return mean_and_spread([score.value for score in of.scores.values()])[0] if of.scores else None
 
 
 def _detail(event: Event) -> str:

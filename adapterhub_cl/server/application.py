@@ -27,12 +27,24 @@ from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.files import now
-from adapterhub_cl.server import feedback_route, files_route, jobs_route, openai_routes, page_route, predict_route
+from adapterhub_cl.server import (
+    feedback_route,
+    files_route,
+    jobs_route,
+    openai_routes,
+    page_ask,
+    page_route,
+    page_steer,
+    predict_route,
+)
 from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
 from adapterhub_cl.server.failing import Refused, answer_of, body_of
-from adapterhub_cl.server.serve_options import ServeOptions
+from adapterhub_cl.server.page_facts import FreshFacts
+from adapterhub_cl.server.page_shell import is_page, refusal
+from adapterhub_cl.server.page_steering import Steering
+from adapterhub_cl.server.serve_options import LOOPBACK, ServeOptions
 from adapterhub_cl.server.tuning_order import usual_rate
 from adapterhub_cl.server.tuning_runner import TuningRunner, training_command
 from adapterhub_cl.server.tuning_store import TuningStore
@@ -42,9 +54,8 @@ from adapterhub_cl.traffic.keeper import Keeper
 from adapterhub_cl.types import Prediction
 
 LOG = logging.getLogger("adapterhub_cl.server")
-PAGE = "/"
 ROLE_OF = {"GET": "read", "POST": "ask"}
-STEERED = ("/v1/files", "/v1/fine_tuning")  # what changes something below these needs the role `steer`
+STEERED = ("/v1/files", "/v1/fine_tuning", "/page/steer")  # what changes something below these needs the role `steer`
 OPEN = ("/health/live", "/health/ready")  # asked by machines that have no key
 
 
@@ -72,7 +83,9 @@ def application(
 
     asker = Asker(registry, engine, options, answered)
     uploads, store = Uploads(registry.path, options.max_files), TuningStore(registry.path)
-    runner = TuningRunner(registry, store, uploads, train or training_command(registry))
+    command = train or training_command(registry)
+    runner, fresh = TuningRunner(registry, store, uploads, command), FreshFacts(registry)
+    steering = Steering(registry, command, fresh.forget)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
@@ -80,16 +93,19 @@ def application(
         runner.start()
         yield
         app.state.ready = False
+        await run_in_threadpool(steering.stop)
         await run_in_threadpool(runner.stop)
         if keeper is not None:
             await run_in_threadpool(keeper.close)
 
     app = FastAPI(title="AdapterHub-CL", lifespan=living, max_body_size=options.max_body, docs_url=None, redoc_url=None)
-    app.state.ready = False
+    app.state.ready, app.state.steering = False, steering
     app.include_router(openai_routes.routes(asker))
     app.include_router(predict_route.route(asker))
     app.include_router(feedback_route.route(registry, keeper))
-    app.include_router(page_route.route(registry))
+    app.include_router(page_route.routes(registry, fresh, steering))
+    app.include_router(page_ask.routes(asker))
+    app.include_router(page_steer.routes(steering))
     app.include_router(files_route.routes(uploads, store))
     app.include_router(jobs_route.routes(registry, store, uploads, runner, usual_rate(engine.base)))
 
@@ -116,7 +132,9 @@ def application(
         return answer_of(error)
 
     @app.exception_handler(HTTPException)
-    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+    async def plain(http: Request, error: HTTPException) -> Response:
+        if is_page(http.url.path):
+            return refusal(http, error)
         code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
         return JSONResponse(body_of(str(error.detail), error.status_code, code), error.status_code)
 
@@ -156,19 +174,21 @@ class Around:
 
         self.counters.running.inc()
         try:
-            name = self.guard.admit(Request(scope)).name
-            scope.setdefault("state", {})["key"] = name
+            key = self.guard.admit(Request(scope))
+            name = key.name
+            scope.setdefault("state", {}).update(key=name, role=key.role)
             self._refuse_large(Request(scope).headers.get("content-length", ""))
             await self.app(scope, receive, watched)
         except Refused as error:
-            response = answer_of(error)
-            if error.status == 401 and scope["path"] == PAGE:
+            response = refusal(Request(scope), error) if is_page(scope["path"]) else answer_of(error)
+            if error.status == 401 and is_page(scope["path"]):
                 response.headers["www-authenticate"] = 'Basic realm="any name, and an API key as the password"'
             await response(scope, receive, watched)
         except Exception as error:
             LOG.exception("an internal error")
             if not status:
-                await answer_of(error)(scope, receive, watched)
+                response = refusal(Request(scope), error) if is_page(scope["path"]) else answer_of(error)
+                await response(scope, receive, watched)
         finally:
             self.counters.running.dec()
             seconds, route = time.perf_counter() - started, getattr(scope.get("route"), "path", "unknown")
@@ -217,8 +237,11 @@ class Guard:
         role = role_of(http.method, http.scope["path"])
         if not key.may(role):
             raise Refused(403, f"the key {key.name!r} has the role {key.role!r}, and this needs {role!r}", "forbidden")
-        if role == "steer" and not self.keys and _of_another_site(http):
+        on_page = is_page(http.scope["path"]) and http.method != "GET"
+        if (on_page or (role == "steer" and not self.keys)) and _of_another_site(http):
             raise Refused(403, "a page of another site may not change this server", "forbidden")
+        if on_page and not self.keys and http.url.hostname not in LOOPBACK:  # another name can be made to lead here
+            raise Refused(403, "without keys this server is changed under its own name only: localhost", "forbidden")
         who = key.name if self.keys else (http.client.host if http.client else "")
         if self.limit is not None and role != "read" and not self.windows.hit(self.limit, who):
             raise Refused(429, f"more than {self.limit}", "rate_limit_exceeded")
@@ -226,7 +249,7 @@ class Guard:
 
     def _key(self, http: Request) -> ApiKey:
         kind, _, secret = http.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "basic" and http.url.path == PAGE:  # what a browser asks a person for
+        if kind.lower() == "basic" and is_page(http.scope["path"]):  # what a browser asks a person for
             secret = _password(secret)
         elif kind.lower() != "bearer" or not secret:
             raise Refused(401, "no API key: send the header Authorization: Bearer KEY", "missing_api_key")

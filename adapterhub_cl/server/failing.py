@@ -38,19 +38,24 @@ def body_of(message: str, status: int, code: str, param: str | None = None) -> d
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def answer_of(error: Exception) -> JSONResponse:
-    """The response to an error of ours, or to one that nobody expected (whose text stays in the log)."""
+def told_of(error: Exception) -> tuple[int, str, str | None, str]:
+    """Status, code, field and message of an error of ours, or of one that nobody expected (whose text stays in the
+    log)."""
     if isinstance(error, Refused):
-        status, code, param, message = error.status, error.code, error.param, str(error)
-    elif isinstance(error, AdapterHubError):
+        return error.status, error.code, error.param, str(error)
+    if isinstance(error, AdapterHubError):
         status, code = status_of(error)
-        param = "model" if status == 404 else None
         message = f"{error.message}; {error.hint}" if error.hint else error.message
         if isinstance(error, StorageError | IntegrityError):  # it names files of this machine
             LOG.error(message)
             message = "the hub is damaged, or cannot be read right now; the server's log says where"
-    else:
-        status, code, param, message = 500, "internal_error", None, "an internal error; the server's log has it"
+        return status, code, "model" if status == 404 else None, message
+    return 500, "internal_error", None, "an internal error; the server's log has it"
+
+
+def answer_of(error: Exception) -> JSONResponse:
+    """The response to an error."""
+    status, code, param, message = told_of(error)
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     headers |= {"retry-after": "1"} if status in (429, 503) else {}
     return JSONResponse(body_of(message, status, code, param), status, headers)

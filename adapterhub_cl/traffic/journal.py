@@ -88,6 +88,22 @@ class Judged:
         return self.said.right if self.said.right is not None else self.kept.answer if self.said.good else None
 
 
+@dataclass(frozen=True)
+class TrafficDay:
+    """What was kept of one day (UTC).
+
+    Attributes:
+        confidence: the router's, on average over the `routed` answers.
+        unknown: answers that the base gave because no task fitted.
+    """
+
+    day: str
+    answers: int
+    routed: int
+    confidence: float | None
+    unknown: int
+
+
 class Journal:
     """The journal of one hub. Its file is made when something is first written; reading a hub without one finds
     nothing. Safe with several threads and processes.
@@ -205,6 +221,15 @@ class Journal:
         for task, number, waiting in self.read(sql):
             found.setdefault(task, dict(empty)).update(judged=number, waiting=waiting)
         return found
+
+    def days(self, most: int) -> list[TrafficDay]:
+        """The last days with kept answers, newest first; at most so many, and none that is older."""
+        since = (datetime.now(UTC) - timedelta(days=most)).isoformat(timespec="milliseconds")
+        sql = (
+            "SELECT substr(at, 1, 10), count(*), count(routing), avg(routing), sum(out_of_distribution) FROM answers "
+            "WHERE at >= ? GROUP BY 1 ORDER BY 1 DESC"
+        )
+        return [TrafficDay(*row) for row in self.read(sql, (since,))][:most]
 
     def count(self, task: str, refs: Collection[str] = ()) -> int:
         """How many answers `drop` would drop of a task and these versions."""

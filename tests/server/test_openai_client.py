@@ -175,13 +175,3 @@ def test_the_metrics_count(served: Running) -> None:
 def test_unicode_goes_through(served: Running) -> None:
     chunks = list(ask(served, "日本語 🎉 \u2028 </script>", model="base", max_tokens=3, stream=True))
     assert json.dumps([c.model for c in chunks])
-
-
-def test_the_page_shows_the_hub_and_runs_nothing(served: Running) -> None:
-    import httpx2
-
-    page = httpx2.get(f"{served.url}/")
-    assert page.status_code == 200
-    assert "tickets@v1" in page.text
-    assert "<script" not in page.text
-    assert "default-src 'none'" in page.headers["content-security-policy"]

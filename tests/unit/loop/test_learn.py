@@ -195,6 +195,16 @@ def test_a_canary_follows_what_is_done_by_hand(hub: AdapterHub) -> None:
     assert hub.registry.serving()["colours"] == "colours@v1"
 
 
+def test_a_canary_that_is_ended_by_hand_ends_its_lesson(hub: AdapterHub) -> None:
+    said(hub, 48)
+    assert learn(hub).did == "canary"
+    hub.registry.end_canary("colours", "a person saw it fail")
+    step = learn(hub)
+    assert (step.did, step.reason) == ("rolled back", "its canary was ended")
+    assert hub.get("colours@v2").status == "rejected"
+    assert hub.registry.serving()["colours"] == "colours@v1"
+
+
 def test_what_is_said_in_python_counts(hub: AdapterHub) -> None:
     hub.traffic.keep([answer(1, task="colours", answer="red")])
     hub.say("a-1", label="blue", by="jane")

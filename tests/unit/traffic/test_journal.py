@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import threading
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_only_the_owner_may_read_it(journal: Journal) -> None:
     journal.keep([answer(1)])
     for path in journal.file.parent.glob("traffic.db*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_days(journal: Journal) -> None:
+    assert journal.days(14) == []
+    today, before = datetime.now(UTC), datetime.now(UTC) - timedelta(days=3)
+    for number, (at, routing, outside) in enumerate(
+        ((today, 0.5, False), (today, 0.7, True), (today, None, False), (before, None, False))
+    ):
+        journal.keep([answer(number, at=at.isoformat(), routing=routing, out_of_distribution=outside)])
+    journal.keep([answer(9, at="2020-01-01T00:00:00.000+00:00")])
+    now, then = journal.days(14)
+    assert (now.day, now.answers, now.routed, now.unknown) == (today.date().isoformat(), 3, 2, 1)
+    assert now.confidence == pytest.approx(0.6)
+    assert (then.answers, then.routed, then.confidence, then.unknown) == (1, 0, None, 0)
 
 
 def test_feedback_is_replaced_and_waits_again(journal: Journal) -> None:
