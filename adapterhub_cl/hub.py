@@ -18,7 +18,7 @@ from adapterhub_cl.facade.using import Using
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
 from adapterhub_cl.showing import Listing, card
-from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Task, Versions
+from adapterhub_cl.types import CANARY, LATEST, PRODUCTION, AdapterRecord, Edge, Evaluation, Problem, Task, Versions
 
 if TYPE_CHECKING:
     from adapterhub_cl.data.marked import Part
@@ -250,7 +250,12 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Reportin
         return self.registry.set_alias(ref, alias)
 
     def rollback(self, alias: str) -> tuple[AdapterRecord, AdapterRecord]:
-        """Move an alias (`production`, or `news@production`) back to the version before; returns (before, after)."""
+        """Move an alias (`production`, or `news@production`) back to the version before; returns (before, after).
+        A canary ends, and the version beside it answers everything again."""
+        if alias.rpartition("@")[2] == CANARY:
+            before = self.registry.get(alias)
+            self.registry.end_canary(before.name, "rollback")
+            return before, self.registry.get(self.registry.serving().get(before.task, before.ref))
         return self.registry.rollback(alias)
 
     def import_adapter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +82,7 @@ def _export(session: Session, hub: AdapterHub, file: str, task: str) -> None:
     if session.json:
         session.give({"path": file, "answers": count})
     else:
-        print(f"{count} answers → {file}")
+        print(f"{_answers(count)} → {file}")
         session.note(f'add "label" or "answer" to rows, then: {session.command(f"inbox --say {file}")}')
 
 
@@ -92,7 +93,7 @@ def _say(session: Session, hub: AdapterHub, file: str) -> None:
     if session.json:
         session.give({"path": file, "said": count, "without": without})
     else:
-        print(f"said something of {count} answers; {without} rows say nothing")
+        print(f"took what was said of {_answers(count)}; {without} rows say nothing new")
 
 
 def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | None, yes: bool) -> None:
@@ -110,7 +111,7 @@ def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | Non
     if session.json:
         session.give({"dropped": count})
     else:
-        print(f"dropped {count} answers")
+        print(f"dropped {_answers(count)}")
 
 
 def _print_inbox(session: Session, found: Inbox) -> None:
@@ -118,7 +119,7 @@ def _print_inbox(session: Session, found: Inbox) -> None:
         session.note(f"nothing was kept yet: {session.command('serve --log')} keeps requests and answers")
         return
     display.table(
-        ("task", "answers", "judged", "rows to learn", "last lesson"),
+        ("task", "answers kept", "judged since", "rows to learn", "last lesson"),
         [
             (
                 one.task if one.gathered.known else f"{one.task} (new)",
@@ -129,12 +130,12 @@ def _print_inbox(session: Session, found: Inbox) -> None:
             )
             for one in found.tasks
         ],
-        right=("answers", "judged", "rows to learn"),
+        right=("answers kept", "judged since", "rows to learn"),
     )
     for one in found.tasks:
         _print_task(one)
     if found.unknown:
-        print(f"{found.unknown} answers were given without a task that knows the input")
+        print(f"no task knew the input of {_answers(found.unknown)} (20 are looked at for groups)")
     if found.groups is not None:
         from cl_adapter.verbs_route import print_drift
 
@@ -162,6 +163,10 @@ def _print_task(one: TaskInbox) -> None:
             (u.id, _short(u.example.text, _TEXT), _short(u.answer), f"{u.confidence or 0:.3f}") for u in one.unsure
         ]
         display.table(("id", "text", "answered", "confidence"), unsure, right=("confidence",))
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer{'' if count == 1 else 's'}"
 
 
 def _short(text: str, columns: int = _ANSWER) -> str:
@@ -209,7 +214,9 @@ def learn(
     if watch:
         from adapterhub_cl.loop.learn_call import watch as watching
 
-        watching(once, every)
+        session.note(f"looks every {every:g} seconds; Ctrl-C ends it")
+        with suppress(KeyboardInterrupt):
+            watching(once, every)
         return
     if any(step.did == "refused" for step in once()):
         raise typer.Exit(GateRefused.exit_code)

@@ -353,7 +353,7 @@ def _refuse_leaks(material: Material) -> None:
 
 def _parent(registry: Registry, request: TrainRequest, strategy: Combined) -> AdapterRecord | None:
     if request.verb == "update":
-        return registry.get(request.name)
+        return registry.get(request.start or request.name)
     if request.on_top_of:
         return registry.get(request.on_top_of)
     latest = sorted(registry.adapters(include_rejected=False), key=lambda record: record.created_at)

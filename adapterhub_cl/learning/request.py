@@ -33,6 +33,7 @@ class TrainRequest(AddTaskOptions):
     Attributes:
         verb: `add-task` or `update`.
         data: path or id of the training data.
+        start: the version that an update continues from; empty: the adapter's newest.
         settings: what the user gave of `TrainingSettings`; the rest are defaults.
         stream: which stage of which stream this is, with what was measured before it.
     """
@@ -40,6 +41,7 @@ class TrainRequest(AddTaskOptions):
     verb: str
     name: str
     data: str
+    start: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     stream: Mapping[str, Any] = field(default_factory=dict)
 

@@ -118,7 +118,8 @@ def export_rows(hub: Path, file: Path, task: str = "") -> int:
         raise UsageError(f"{file} is there already", "name another file, or remove it")
     journal = Journal(hub)
     said = {one.kept.id: one for one in journal.judged()}
-    rows = [_correction(said[one.id]) if one.id in said else _row(one) for one in journal.answers(task or None)]
+    rows = [_correction(said[one.id]) if one.id in said else _row(one) for one in journal.answers()]
+    rows = [row for row in rows if not task or row["task"] == task]
     with storage_errors(file):
         atomic_write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)

@@ -6,13 +6,12 @@ Each step is recorded before the next begins, and can be repeated: after a kill,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterhub_cl.adapters.serving import answering, task_of
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import AdapterHubError, DataError, GateRefused, StorageError, UsageError
+from adapterhub_cl.errors import DataError, GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.intervals import significant_drop
 from adapterhub_cl.evaluation.probes import Probe, score
 from adapterhub_cl.learning.order import finished, order_of
@@ -121,12 +120,13 @@ class LearnTask:
             self._withdraw(lesson, "worse on the rows held back")
             told = f"{lesson.ref} is worse on the rows held back: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
+        lesson = replace(lesson, share=self.options.canary)  # as it is asked for now, not when the lesson began
         if not lesson.share:
             self.registry.promote(lesson.ref)
             return self._end(lesson, PROMOTED, f"accepted by the gate; {_told(gain)}", {"gain": gain})
         self.registry.start_canary(lesson.ref, lesson.share)
         reason = f"answers {lesson.share:.0%} of the conversations; {_told(gain)}"
-        return LearnStep.of(self.lessons.move(lesson, CANARY, reason, detail={"gain": gain}))
+        return LearnStep.of(self.lessons.move(lesson, CANARY, reason, share=lesson.share, detail={"gain": gain}))
 
     def _train(self, lesson: Lesson) -> AdapterRecord:
         """The version: made now, or by the run that was stopped, or already there.
@@ -142,11 +142,18 @@ class LearnTask:
         if not resume and (made := self._published(lesson)) is not None:
             return made
         asked: dict[str, Any] = {**self.settings, "serve": not lesson.served_before}
+        if lesson.verb == "add-task":
+            held = lesson.file(self.registry.path).with_suffix(".held-back.jsonl")
+            asked |= {"eval": str(held)} if held.exists() else {}
+            asked |= {"kind": "choice"} if lesson.detail.get("labelled") else {}
         if self.options.max_forgetting is not None:
             asked["max_forgetting"] = self.options.max_forgetting
         request, run = build(
             self.registry, lesson.verb, lesson.task, None if resume else file, resume, {} if resume else asked
         )
+        served = self.registry.get(lesson.served_before) if lesson.served_before else None
+        if served is not None and served.name == request.name:  # a newer version may have been taken back
+            request = replace(request, start=served.ref)
         if run is not None and (done := finished(self.registry, request, run, self.hub.reporter)) is not None:
             return done
         return teach(self.hub, order_of(self.registry, request), run=run)
@@ -213,11 +220,12 @@ class LearnTask:
         """Take a version that does not serve out of the way: the next lesson continues from the one before it."""
         self.registry.end_canary(lesson.task, why)
         record = self.registry.get(lesson.ref)
-        if LATEST in record.aliases:
-            with suppress(AdapterHubError):  # it is the adapter's only version
-                self.registry.rollback(f"{record.name}@{LATEST}")
         if record.status == "active":
             self.registry.set_status(record.ref, "rejected")
+        others = [v.ref for v in self.registry.versions(record.name) if v.status == "active" and v.ref != record.ref]
+        if LATEST in record.aliases and others:
+            before = lesson.served_before if lesson.served_before in others else others[-1]
+            self.registry.set_alias(before, LATEST, reason="lesson withdrawn")
 
     def _end(
         self, lesson: Lesson, state: str, reason: str, detail: Mapping[str, Any] | None = None, *, ref: str = ""

@@ -33,8 +33,11 @@ def say_rows(registry: Registry, file: Path, by: str = "") -> tuple[int, int]:
             raise DataError(f"{where} has no id", "take the rows of: cl-adapter inbox --export FILE")
         told = {way: row[way] for way in (*WAYS, "task") if row.get(way) is not None}
         old = before.get(answer)
-        if old is not None and old.right == told.get("answer") and "answer" in told:
-            told.pop("correct", None)  # an exported row says both
+        if old is not None and old.right == told.get("answer") and len([way for way in told if way in WAYS]) > 1:
+            # An exported row says what is known already; what a person added beside it is what they mean.
+            told.pop("correct", None)
+            if "label" in told or "thumb" in told:
+                told.pop("answer", None)
         if not any(way in told for way in WAYS):
             without += 1
             continue

@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from adapterhub_cl.answering.writing import Writing
+from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.requests import AnswerRequest, Resolved
 from adapterhub_cl.registry import Registry
@@ -68,7 +69,10 @@ class Asker:
             return Named(adapter=BASE, free=True)
         if model in serving:
             return Named(task=model)
-        record = await run_in_threadpool(self.registry.get, model)
+        try:
+            record = await run_in_threadpool(self.registry.get, model)
+        except AdapterError as error:  # it has no version that may answer
+            raise Refused(404, f"{error.message}; {error.hint}", "model_not_found", "model") from error
         return Named(adapter=record.ref)
 
     def writing(

@@ -48,7 +48,7 @@ def routes(asker: Asker) -> APIRouter:
         tasks = sorted(route.scores.items(), key=lambda pair: -pair[1])[:SCORES] if route else []
         values: dict[str, Any] = {
             "answer": answer,
-            "digest": asker.hash_of(answer.adapter),
+            "digest": request.answered_by.sha256 if request.answered_by else "",
             "scores": scores,
             "tasks": tasks,
         }

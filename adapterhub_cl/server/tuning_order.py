@@ -84,7 +84,7 @@ def _named(registry: Registry, model: str, suffix: str | None, job_id: str) -> t
         known = {record.name for record in registry.adapters()} | {task.name for task in registry.tasks()}
         if name in known:
             said = f"the hub has {name!r} already; model={name!r} updates it, and another suffix makes a new task"
-            raise Refused(409, said, "name_taken", "suffix")
+            raise Refused(400, said, "name_taken", "suffix")
         if name == AUTO:
             raise Refused(400, f"{AUTO!r} cannot be a task's name", "invalid_request", "suffix")
         return "add-task", name

@@ -123,7 +123,7 @@ class TuningStore:
             other = next((one for one in waiting if one.name == job.name and job.verb == "add-task"), None)
             if other is not None:
                 said = f"{other.id} makes {job.name!r} already; choose another suffix"
-                raise Refused(409, said, "name_taken", "suffix")
+                raise Refused(400, said, "name_taken", "suffix")
             self._save(job)
         self.tell(job.id, f"created: {job.verb} {job.name}, learning from {job.training_file}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 # Accepted because clients send them; they change nothing about an answer.
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
@@ -90,7 +90,7 @@ class FeedbackAsked(Body):
 
     id: str = Field(min_length=1, max_length=200)
     choice: int = Field(0, ge=0, le=4096)
-    correct: bool | None = None
+    correct: StrictBool | None = None
     label: str | None = None
     answer: str | None = None
     thumb: Literal["up", "down"] | None = None

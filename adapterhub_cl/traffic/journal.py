@@ -64,6 +64,7 @@ class Said:
         right: the right answer, where the user gave it.
         task: of the right answer.
         lesson: the number of the lesson that took it; None: it waits.
+        labelled: whether the right answer was given as a label.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Said:
     said_by: str = ""
     at: str = ""
     lesson: int | None = None
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,9 @@ class Journal:
             self.get(one.id)
         with self.writing() as connection:
             connection.executemany(
-                "INSERT OR REPLACE INTO feedback (id, at, good, right_answer, task, said_by, lesson) "
-                "VALUES (?, ?, ?, ?, ?, ?, NULL)",
-                [(s.id, s.at or now(), _as_int(s.good), s.right, s.task, s.said_by) for s in said],
+                "INSERT OR REPLACE INTO feedback (id, at, good, right_answer, task, said_by, lesson, labelled) "
+                "VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
+                [(s.id, s.at or now(), _as_int(s.good), s.right, s.task, s.said_by, int(s.labelled)) for s in said],
             )
 
     def judged(self, task: str | None = None, *, waiting: bool | None = None, since: str = "") -> list[Judged]:
@@ -196,13 +198,14 @@ class Journal:
             where.append(f"f.lesson IS {'' if waiting else 'NOT '}NULL")
         columns = ", ".join(f"a.{name}" for name in _ANSWER.split(", "))
         sql = (
-            f"SELECT {columns}, f.good, f.right_answer, f.task, f.said_by, f.at, f.lesson FROM answers a "
+            f"SELECT {columns}, f.good, f.right_answer, f.task, f.said_by, f.at, f.lesson, f.labelled FROM answers a "
             f"JOIN feedback f ON f.id = a.id WHERE {' AND '.join(where)} ORDER BY a.at, a.id"
         )
         found = []
         for row in self.read(sql, values):
-            kept, (good, right, of, by, at, lesson) = _kept(row[:-6]), row[-6:]
-            found.append(Judged(kept, Said(kept.id, None if good is None else bool(good), right, of, by, at, lesson)))
+            kept, (good, right, of, by, at, lesson, labelled) = _kept(row[:-7]), row[-7:]
+            verdict = None if good is None else bool(good)
+            found.append(Judged(kept, Said(kept.id, verdict, right, of, by, at, lesson, bool(labelled))))
         return found
 
     def take(self, connection: sqlite3.Connection, ids: Collection[str], lesson: int) -> None:

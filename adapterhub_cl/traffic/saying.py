@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from adapterhub_cl.traffic.masking import masked
 
 WAYS = ("correct", "label", "answer", "thumb")
 LONGEST = 100_000  # characters of a right answer
+ALIKE = 0.8  # similarity from which the name of a new task is taken for a slip
 
 
 def said_of(registry: Registry, kept: KeptAnswer, told: Mapping[str, Any], by: str = "") -> Said:
@@ -49,8 +51,13 @@ def said_of(registry: Registry, kept: KeptAnswer, told: Mapping[str, Any], by: s
         raise UsageError(
             "no task answered this, so it is not known what the right answer is of", 'name one: "task": "NAME"'
         )
-    known = {one.name: one for one in registry.tasks()}.get(task)
-    value = value.strip()
+    tasks = {one.name: one for one in registry.tasks()}
+    known, value = tasks.get(task), value.strip()
+    if named and known is None and (near := difflib.get_close_matches(named, tasks, n=1, cutoff=ALIKE)):
+        raise UsageError(
+            f"unknown task {named!r}; did you mean {near[0]!r}?",
+            "a new task needs a name that is less like a known one",
+        )
     if known is not None and known.kind == "choice":
         same = [label for label in known.labels if label.casefold() == value.casefold()]
         if value not in known.labels and len(same) != 1:
@@ -61,7 +68,8 @@ def said_of(registry: Registry, kept: KeptAnswer, told: Mapping[str, Any], by: s
     else:
         value = masked(value)
     same_task = task == kept.task
-    return Said(kept.id, _same(value, kept.answer) if same_task else None, value, task, by)
+    good = _same(value, kept.answer) if same_task else None
+    return Said(kept.id, good, value, task, by, labelled=way == "label")
 
 
 def _same(right: str, answer: str) -> bool:

@@ -10,8 +10,8 @@ FORMAT = 1  # SQLite's `user_version`; a higher one was made by a newer version 
 
 # answers: an empty task is none (the base answered), `example` is the JSON of `Example.to_json`, masked, and
 #   `conversation` is a hash.
-# feedback: `good` is NULL where the user said neither, `task` is the one that the user named, else the answer's, and
-#   `lesson` is the lesson that took it, NULL while it waits.
+# feedback: `good` is NULL where the user said neither, `task` is the one that the user named, else the answer's,
+#   `lesson` is the lesson that took it, NULL while it waits, and `labelled` says that the right answer came as a label.
 # lessons: see `adapterhub_cl.traffic.lesson_book`.
 TABLES = """
 CREATE TABLE answers (
@@ -23,7 +23,7 @@ CREATE INDEX ix_answers_task_at ON answers (task, at);
 CREATE INDEX ix_answers_at ON answers (at);
 CREATE TABLE feedback (
     id TEXT PRIMARY KEY REFERENCES answers (id) ON DELETE CASCADE, at TEXT NOT NULL, good INTEGER, right_answer TEXT,
-    task TEXT NOT NULL, said_by TEXT NOT NULL, lesson INTEGER
+    task TEXT NOT NULL, said_by TEXT NOT NULL, lesson INTEGER, labelled INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX ix_feedback_task_lesson ON feedback (task, lesson);
 CREATE TABLE lessons (

@@ -171,7 +171,7 @@ def test_bad_rows_are_named(tuned: Running, content: bytes, word: str) -> None:
         ({"suffix": "Größe"}, 400, "not a valid name"),
         ({"suffix": "base"}, 400, "base"),
         ({"suffix": "auto"}, 400, "auto"),
-        ({"suffix": "tickets"}, 409, "model='tickets' updates it"),
+        ({"suffix": "tickets"}, 400, "model='tickets' updates it"),
         ({"suffix": "x" * 65}, 400, "suffix"),
         ({"model": "nothing"}, 404, "nothing"),
         ({"model": "../x"}, 400, "not a valid name"),

@@ -205,6 +205,43 @@ def test_a_canary_that_is_ended_by_hand_ends_its_lesson(hub: AdapterHub) -> None
     assert hub.registry.serving()["colours"] == "colours@v1"
 
 
+def test_a_version_that_was_taken_back_by_hand_stays_away(hub: AdapterHub) -> None:
+    said(hub, 48)
+    assert learn(hub, canary=0.0).ref == "colours@v2"
+    hub.rollback("colours@production")
+    assert hub.registry.serving()["colours"] == "colours@v1"
+    said(hub, 48, first=100)
+    assert learn(hub).ref == "colours@v3"
+    edges = [edge.parent for edge in hub.lineage("colours@v3") if edge.relation == "updated_from"]
+    assert edges[0] == "colours@v1"  # not from the version that was taken back
+    before, after = hub.rollback("colours@canary")
+    assert (before.ref, after.ref) == ("colours@v3", "colours@v1")
+    assert hub.registry.canaries() == {}
+    step = learn(hub)
+    assert (step.did, step.reason) == ("rolled back", "its canary was ended")
+    assert hub.registry.serving()["colours"] == "colours@v1"
+    assert hub.get("colours").ref == "colours@v1"
+
+
+def test_labels_of_a_new_task_make_a_choice(hub: AdapterHub) -> None:
+    for k, row in enumerate(rows(("cube", "ball"), 40, SEED)):
+        hub.traffic.keep([answer(k, row["input"], task="", ref="base", answer="")])
+        hub.say(f"a-{k}", label=row["output"], task="shapes")
+    step = learn(hub)
+    assert (step.did, step.ref) == ("promoted", "shapes@v1")
+    assert hub.registry.task("shapes").kind == "choice"
+    assert "accuracy" in hub.get("shapes@v1").metrics  # measured on the rows held back
+
+
+def test_the_canarys_share_is_what_is_asked_now(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    said(hub, 48)
+    with monkeypatch.context() as patched:
+        patched.setattr(learn_steps.LearnTask, "_train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            learn(hub, canary=0.5)
+    assert learn(hub, canary=0.0).did == "promoted"
+
+
 def test_what_is_said_in_python_counts(hub: AdapterHub) -> None:
     hub.traffic.keep([answer(1, task="colours", answer="red")])
     hub.say("a-1", label="blue", by="jane")
