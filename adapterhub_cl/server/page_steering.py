@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import secrets
+import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ import psutil
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.names import check_alias, check_name, parse_ref
+from adapterhub_cl.server.api_keys import NOBODY
 from adapterhub_cl.server.training_process import TrainingProcess
 from adapterhub_cl.server.tuning_words import verdict_of
 from adapterhub_cl.types import CANARY, LATEST, PRODUCTION
@@ -187,7 +189,9 @@ class Steering:
             before, after = self.registry.rollback(f"{plan.ref}@{plan.alias}")
             lines.append(f"{before.ref} → {after.ref}")
         elif plan.action == END_CANARY:
-            self.registry.end_canary(plan.ref, f"ended on the page by {who}" if who else "ended on the page")
+            self.registry.end_canary(
+                plan.ref, f"ended on the page by {who}" if who != NOBODY.name else "ended on the page"
+            )
             lines.append("The canary answers nothing from the next batch on.")
         else:
             self.registry.set_alias(plan.ref, plan.alias)
@@ -242,7 +246,9 @@ class Steering:
             self._keep(plan, DONE, [*lines, f"{plan.ref} serves from the next batch on."], number)
             return
         if answer.get("code") in ("gate", "usage", "unknown_name", "adapter", "data"):
-            lines = [_sentence(str(answer[key])) for key in ("error", "hint") if answer.get(key)]
+            here = f" --hub {shlex.quote(str(self.registry.path.resolve()))}"  # nobody's business in a browser
+            hint = str(answer.get("hint") or "").replace(here, "")
+            lines = [_sentence(str(answer.get("error"))), *([hint[:1].upper() + hint[1:]] if hint else [])]
         else:
             LOG.error(
                 "the promotion of %s ended with %s: %s", plan.ref, own.returncode, answer.get("error", "no answer")

@@ -22,9 +22,8 @@ if mode == "crash":
 if mode == "wait":
     time.sleep(60)
 if mode == "refuse":
-    print(
-        json.dumps({"error": f"{ref} forgets reviews <b>", "hint": "nothing was changed", "code": "gate", "gate": gate})
-    )
+    hint = f"nothing was changed; to promote it anyway: cl-adapter --hub {hub} promote {ref} --max-forgetting 1"
+    print(json.dumps({"error": f"{ref} forgets reviews <b>", "hint": hint, "code": "gate", "gate": gate}))
     sys.exit(3)
 
 from adapterhub_cl.registry import Registry  # noqa: E402  (slow to import where nothing is promoted)

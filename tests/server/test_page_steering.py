@@ -86,6 +86,7 @@ def test_a_promotion_that_the_gate_refuses_or_that_fails(steered: Steered) -> No
     said_by_gate(found, "refuse")
     refused = done(browser, asked(browser, "promote", "all@v2"), "refused")
     assert "All@v2 forgets reviews <b>" in refused
+    assert "cl-adapter promote all@v2 --max-forgetting 1" in refused, "without the folder of the hub"
     assert found.hub.registry.serving() == before
     said_by_gate(found, "crash")
     crashed = done(browser, asked(browser, "promote", "all@v2"), "refused")
