@@ -202,7 +202,9 @@ def learn(
             found = hub.learn(dry_run=dry_run, reporter=session.reporter(), **given)
         except TrainingError as error:  # another call is at it; under cron this is no failure
             session.note(f"note: {error.message}; {error.hint}")
-            found = []
+            if session.json:
+                session.give([])
+            return []
         if session.json and watch:
             print(json.dumps([step.to_json() for step in found]), flush=True)
         elif session.json:

@@ -300,7 +300,7 @@ def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
     for name in stone.folders:
         _remove_folder(registry, registry.path / name)
         drafts.fault("folder removed")
-    Journal(registry.path).drop(task=plan.task, refs=list(gone))
+    Journal(registry.path).drop(task=plan.task, lessons=True, refs=list(gone))
     drafts.fault("kept answers dropped")
     for lock in registry.runs_dir.glob(f".online-{plan.task}.lock"):
         lock.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterhub_cl.adapters.serving import answering, task_of
 from adapterhub_cl.context import Hub
+from adapterhub_cl.data.reading import absolute
 from adapterhub_cl.errors import DataError, GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.intervals import significant_drop
 from adapterhub_cl.evaluation.probes import Probe, score
@@ -136,7 +137,7 @@ class LearnTask:
         """
         from adapterhub_cl.learning.teaching import teach
 
-        file = str(lesson.file(self.registry.path))
+        file = absolute(lesson.file(self.registry.path))
         runs = Run.unfinished(self.registry.runs_dir, lesson.verb, lesson.task)
         resume = bool(runs) and runs[0].request.get("data") == file
         if not resume and (made := self._published(lesson)) is not None:
@@ -160,7 +161,7 @@ class LearnTask:
 
     def _published(self, lesson: Lesson) -> AdapterRecord | None:
         """The version that was made of the lesson before a kill."""
-        file, names = str(lesson.file(self.registry.path)), {r.name for r in self.registry.adapters()}
+        file, names = absolute(lesson.file(self.registry.path)), {r.name for r in self.registry.adapters()}
         versions = self.registry.versions(lesson.task) if lesson.task in names else []
         made = [v for v in versions if (v.training.get("data") or {}).get("source") == file]
         return made[-1] if made else None

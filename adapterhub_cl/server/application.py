@@ -140,11 +140,12 @@ def application(
 
     @app.exception_handler(RequestValidationError)
     async def malformed(http: Request, error: RequestValidationError) -> JSONResponse:
-        if "json" not in http.headers.get("content-type", ""):
+        of_body = error.errors()[0]["loc"][:1] == ("body",)
+        if of_body and "json" not in http.headers.get("content-type", ""):
             message = "the body is not read as JSON: send the header content-type: application/json"
             return JSONResponse(body_of(message, 400, "invalid_request"), 400)
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
         return JSONResponse(
             body_of(f"{where or 'the body'}: {first['msg']}", 400, "invalid_request", where or None), 400
         )

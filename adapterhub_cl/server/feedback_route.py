@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.server.asking import key_name
 from adapterhub_cl.server.failing import Refused
@@ -16,6 +17,8 @@ from adapterhub_cl.server.wire import FeedbackAsked
 from adapterhub_cl.traffic.journal import KeptAnswer, Said
 from adapterhub_cl.traffic.keeper import Keeper
 from adapterhub_cl.traffic.saying import said_of
+
+LOG = logging.getLogger("adapterhub_cl.server")
 
 
 def route(registry: Registry, keeper: Keeper | None) -> APIRouter:
@@ -27,7 +30,12 @@ def route(registry: Registry, keeper: Keeper | None) -> APIRouter:
         refuse_unknown(asked)
         if keeper is None:
             raise Refused(400, "this server keeps no answers: start it with serve --log", "not_kept")
-        said = await run_in_threadpool(_say, keeper, registry, asked, key_name(http))
+        try:
+            said = await run_in_threadpool(_say, keeper, registry, asked, key_name(http))
+        except (HubError, IntegrityError, StorageError) as error:
+            LOG.error("%s; %s", error.message, error.hint)
+            message = "feedback cannot be kept right now; the server's log says why"
+            raise Refused(503, message, "not_kept") from error
         return {"object": "feedback", "id": said.id, "task": said.task, "correct": said.good, "answer": said.right}
 
     return found

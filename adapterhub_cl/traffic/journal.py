@@ -255,12 +255,19 @@ class Journal:
         return self.drop(before=before)
 
     def drop(
-        self, *, task: str | None = None, refs: Collection[str] = (), ids: Collection[str] = (), before: str = ""
+        self,
+        *,
+        task: str | None = None,
+        lessons: bool = False,
+        refs: Collection[str] = (),
+        ids: Collection[str] = (),
+        before: str = "",
     ) -> int:
         """Drop answers for good, with what was said of them; how many there were.
 
         Args:
-            task: those of a task, and those whose right answer was given for it; with it, its lessons go too.
+            task: those of a task, and those whose right answer was given for it.
+            lessons: the task's lessons too: it is forgotten. Otherwise they stay, since one may have a canary.
             refs: those that one of these versions gave.
             ids: these.
             before: those before this time.
@@ -279,7 +286,7 @@ class Journal:
             if task is not None:
                 count += gone("DELETE FROM answers WHERE id IN (SELECT id FROM feedback WHERE task = ?)", task)
                 count += gone("DELETE FROM answers WHERE task = ?", task)
-                gone("DELETE FROM lessons WHERE task = ?", task)
+                gone("DELETE FROM lessons WHERE task = ?", task) if lessons else None
             for ref in refs:
                 count += gone("DELETE FROM answers WHERE ref = ?", ref)
             for one in ids:

@@ -37,7 +37,7 @@ class Keeper:
         self.journal, self.share, self.days, self.tasks, self.lost = journal, share, days, tasks, 0
         self._rows: deque[KeptAnswer] = deque()
         self._ready, self._writes, self._ended = threading.Condition(), threading.Lock(), False
-        self._expired_at = float("-inf")
+        self._expired_at, self._told = float("-inf"), ""
         self._thread = threading.Thread(target=self._run, name="traffic-keeper", daemon=True)
         self._thread.start()
 
@@ -85,11 +85,14 @@ class Keeper:
                 time.sleep(EVERY_S)
             try:
                 self.flush()
+                self._told = ""
                 if time.monotonic() - self._expired_at >= EXPIRES_S:
                     self._expired_at = time.monotonic()
                     self.journal.expire(self.days)
             except AdapterHubError as error:
-                LOG.warning("%s answers wait to be kept: %s", len(self._rows), error.message)
+                if error.message != self._told:  # once, and not every second
+                    LOG.warning("answers wait to be kept: %s", error.message)
+                self._told = error.message
                 time.sleep(0 if ended else EVERY_S)
             except Exception:
                 LOG.exception("answers could not be kept")

@@ -10,9 +10,11 @@ from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.registry import Registry, check_name
 from adapterhub_cl.traffic.journal import KeptAnswer, Said
 from adapterhub_cl.traffic.masking import masked
+from adapterhub_cl.types import BASE, CANARY, LATEST, PRODUCTION
 
 WAYS = ("correct", "label", "answer", "thumb")
 LONGEST = 100_000  # characters of a right answer
+RESERVED = (BASE, "auto", PRODUCTION, LATEST, CANARY)
 ALIKE = 0.8  # similarity from which the name of a new task is taken for a slip
 
 
@@ -37,6 +39,8 @@ def said_of(registry: Registry, kept: KeptAnswer, told: Mapping[str, Any], by: s
     if not isinstance(named, str):
         raise UsageError(f"task is {named!r}, not a name", "give a text")
     task = check_name(named, "task") if named else kept.task
+    if named in RESERVED:
+        raise UsageError(f"{named!r} cannot be a task's name", "it names something else where models are named")
     if way == "correct":
         if not isinstance(value, bool):
             raise UsageError(f"correct is {value!r}", "give true or false")

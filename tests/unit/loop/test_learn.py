@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,8 +140,9 @@ def test_what_cannot_be_learned_ends_as_failed(hub: AdapterHub, monkeypatch: pyt
     assert hub.learn()[0].did == "waiting"
 
 
-@pytest.mark.parametrize("stop", ["_train", "_gain", "start"])
+@pytest.mark.parametrize("stop", ["_train", "publish", "_gain", "start"])
 def test_a_lesson_that_was_stopped_goes_on(hub: AdapterHub, stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = AdapterHub.open(os.path.relpath(hub.folder), dtype="fp32")  # as `--hub my-hub` names it
     said(hub, 48)
 
     class Killed(BaseException):
@@ -150,7 +152,9 @@ def test_a_lesson_that_was_stopped_goes_on(hub: AdapterHub, stop: str, monkeypat
         raise Killed
 
     with monkeypatch.context() as patched:
-        if stop == "start":
+        if stop == "publish":
+            patched.setattr(type(hub.registry), "publish", die)
+        elif stop == "start":
             patched.setattr(type(hub.registry), "start_canary", die)
         else:
             patched.setattr(learn_steps.LearnTask, stop, die)
@@ -161,6 +165,7 @@ def test_a_lesson_that_was_stopped_goes_on(hub: AdapterHub, stop: str, monkeypat
     assert (step.did, step.ref) == ("canary", "colours@v2")
     assert [v.ref for v in hub.registry.versions("colours")] == ["colours@v1", "colours@v2"]
     assert len(Lessons(hub.traffic).all()) == 1
+    assert not any(path.is_dir() for path in hub.registry.runs_dir.iterdir())  # the run that was stopped went on
 
 
 def test_a_version_that_was_published_before_a_kill_is_found(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_what_is_dropped_is_gone_from_the_file(journal: Journal) -> None:
     journal.say(Said("a-2", False, secret, "mail"))
     Lessons(journal).begin(Lesson("news", "update", id=1, reason=secret), [])
     assert journal.count("news", ["news@v2"]) == 4  # three answers and a lesson
-    assert journal.drop(task="news", refs=["news@v2"]) == 3
+    assert journal.drop(task="news", lessons=True, refs=["news@v2"]) == 3
     assert journal.count("news") == 0
     assert journal.judged() == []
     for path in journal.file.parent.glob("traffic.db*"):

@@ -60,6 +60,7 @@ def test_a_question_may_belong_to_another_task_or_to_a_new_one() -> None:
         {"label": "x", "task": "../../etc"},
         {"label": "x", "task": 5},
         {"label": "x", "task": "mail"},
+        {"label": "x", "task": "base"},
         {"label": "x", "task": "newss"},  # a slip, and no new task
         {"answer": "y" * 100_001},
     ],
