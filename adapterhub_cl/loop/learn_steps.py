@@ -121,6 +121,11 @@ class LearnTask:
             self._withdraw(lesson, "worse on the rows held back")
             told = f"{lesson.ref} is worse on the rows held back: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
+        odd = (lesson.detail.get("surprise") or {}).get("surprising")
+        if odd and gain and gain["after"] <= gain["before"]:  # drift can be learned; what contradicts itself cannot
+            self._withdraw(lesson, "what users said could not be learned")
+            told = f"users found far more wrong answers than expected, and learning them helped nothing: {_told(gain)}"
+            return self._end(lesson, REFUSED, told, {"gain": gain})
         lesson = replace(lesson, share=self.options.canary)  # as it is asked for now, not when the lesson began
         if not lesson.share:
             self.registry.promote(lesson.ref)

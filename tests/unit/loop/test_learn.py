@@ -114,6 +114,17 @@ def test_poison_is_refused_by_the_gate(hub: AdapterHub) -> None:
     assert hub.learn()[0].did == "waiting"  # the poison was taken, and is not learned again
 
 
+@pytest.mark.parametrize(("after", "did"), [(0.4, "refused"), (0.6, "canary")])
+def test_complaints_that_learning_does_not_answer_are_refused(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch, after: float, did: str
+) -> None:
+    said(hub, 48, good=False)
+    gain = {"rows": 9, "metric": "accuracy", "before": 0.4, "after": after, "worse": False}
+    monkeypatch.setattr(learn_steps.LearnTask, "_gain", lambda *_: gain)
+    assert learn(hub).did == did
+    assert hub.registry.serving()["colours"] == "colours@v1"
+
+
 def test_without_a_canary_a_version_serves_at_once(hub: AdapterHub) -> None:
     said(hub, 24)
     assert learn(hub, canary=0.0).did == "promoted"
