@@ -43,14 +43,11 @@ class ScriptedAsker:
     def writing(self, *_: Any) -> None:
         return None
 
-    def request(self, *_: Any) -> None:
-        return None
+    def request(self, *_: Any) -> Any:
+        return SimpleNamespace(answered_by=None)
 
     async def answers(self, *_: Any) -> list[Prediction]:
         return [Prediction("x", "news@v1", EVIL + HIDDEN, 0.9, {EVIL: 0.9, HIDDEN: 0.1}, "news", {}, 0.8)]
-
-    def hash_of(self, ref: str) -> str:
-        return "ab" * 32
 
 
 def page_of(registry: Registry, role: str = "steer") -> TestClient:

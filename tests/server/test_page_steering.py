@@ -119,13 +119,13 @@ def test_one_promotion_at_a_time(steered: Steered) -> None:
     refused = browser.post("/page/steer/do", data=fields_of(second.text, "/page/steer/do"))
     assert refused.status_code == 400
     assert "Another promotion is running" in refused.text
-    found.server.config.app.state.steering.stop()  # type: ignore[union-attr]  # as at the end of the server
+    found.server.config.app.app.state.steering.stop()  # type: ignore[union-attr]  # as at the end of the server
     until = time.monotonic() + 30
     while "running</span>" in browser.get(running_one.headers["location"]).text:
         assert time.monotonic() < until
         time.sleep(0.05)
     assert "Nothing was changed" in browser.get(running_one.headers["location"]).text
-    found.server.config.app.state.steering._stopping = False  # type: ignore[union-attr]
+    found.server.config.app.app.state.steering._stopping = False  # type: ignore[union-attr]
 
 
 def test_what_has_changed_since_is_asked_again(steered: Steered) -> None:

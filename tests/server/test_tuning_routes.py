@@ -290,7 +290,7 @@ def test_cancel_and_a_file_in_use(tuned: Running) -> None:
     until(client, job.id, lambda now: now.status == "running" and any(runs.glob("long-1-*")))
     with pytest.raises(openai.ConflictError, match=job.id):
         client.files.delete(file)
-    with pytest.raises(openai.ConflictError, match="already"):
+    with pytest.raises(openai.BadRequestError, match="already"):
         create(client, "long-1")
     assert client.fine_tuning.jobs.cancel(waits.id).status == "cancelled"
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
