@@ -42,7 +42,7 @@ def test_no_answer_comes_from_another_version_than_the_one_it_names(serving: Cal
     mover.start()
     try:
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(ask, range(200)))
+            answers = list(pool.map(ask, range(100)))
     finally:
         stop.set()
         mover.join()
