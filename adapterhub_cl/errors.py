@@ -104,6 +104,12 @@ class TrainingInterrupted(TrainingError):
     exit_code = 130
 
 
+class LearnsElsewhere(TrainingError):
+    """Another process learns from the traffic of the hub; nothing is wrong, and nothing was done."""
+
+    code = "busy"
+
+
 class GateRefused(AdapterHubError):
     """The gate refused an adapter that forgets too much.
 

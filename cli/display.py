@@ -28,6 +28,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in " ".join(text.split()))
 
 
+def short(text: str, columns: int = 60) -> str:
+    """A text in one line, cut where it is longer."""
+    line = one_line(text)
+    return line if len(line) <= columns else line[: columns - 1] + "…"
+
+
 def some(names: Sequence[str], most: int = 20, longest: int = 60) -> str:
     """Names with commas between, in one line; of many the first, of a long one its beginning."""
     lines = [one_line(name) for name in names]

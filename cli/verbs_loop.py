@@ -15,7 +15,7 @@ from cl_adapter.app import USE, verb
 from cl_adapter.flags import takes
 from cl_adapter.session import Session, ask
 
-from adapterhub_cl.errors import GateRefused, TrainingError, UsageError
+from adapterhub_cl.errors import GateRefused, LearnsElsewhere, UsageError
 from adapterhub_cl.loop.learn_options import LearnOptions
 from adapterhub_cl.settings import TrainingSettings
 
@@ -153,25 +153,25 @@ def _print_task(one: TaskInbox) -> None:
     if one.corrections:
         print(f"{one.task}: corrections")
         rows = [
-            (_short(c.kept.example.text, _TEXT), _short(c.kept.answer), _short(c.said.right or display.NOTHING))
+            (
+                display.short(c.kept.example.text, _TEXT),
+                display.short(c.kept.answer, _ANSWER),
+                display.short(c.said.right or display.NOTHING, _ANSWER),
+            )
             for c in one.corrections
         ]
         display.table(("text", "answered", "right"), rows)
     if one.unsure:
         print(f"{one.task}: worth labelling")
         unsure = [
-            (u.id, _short(u.example.text, _TEXT), _short(u.answer), f"{u.confidence or 0:.3f}") for u in one.unsure
+            (u.id, display.short(u.example.text, _TEXT), display.short(u.answer, _ANSWER), f"{u.confidence or 0:.3f}")
+            for u in one.unsure
         ]
         display.table(("id", "text", "answered", "confidence"), unsure, right=("confidence",))
 
 
 def _answers(count: int) -> str:
     return f"{count} answer{'' if count == 1 else 's'}"
-
-
-def _short(text: str, columns: int = _ANSWER) -> str:
-    line = display.one_line(text)
-    return line if len(line) <= columns else line[: columns - 1] + "…"
 
 
 @verb(
@@ -200,7 +200,7 @@ def learn(
     def once() -> list[LearnStep]:
         try:
             found = hub.learn(dry_run=dry_run, reporter=session.reporter(), **given)
-        except TrainingError as error:  # another call is at it; under cron this is no failure
+        except LearnsElsewhere as error:  # under cron this is no failure
             session.note(f"note: {error.message}; {error.hint}")
             if session.json:
                 session.give([])
@@ -231,9 +231,6 @@ def _print_steps(session: Session, found: Sequence[LearnStep]) -> None:
     for step in found:
         print(f"{step.task}: {step.did}{f' {step.ref}' if step.ref else ''}: {display.one_line(step.reason)}")
         if (odd := step.detail.get("surprise")) and odd.get("surprising"):
-            told = {key: odd[key] for key in ("wrong", "judged", "expected", "p_value")}
-            from adapterhub_cl.loop.surprise import Surprise
-
-            print(f"  {Surprise(**told)}")
+            print(f"  {odd['told']}")
         if dropped := step.detail.get("dropped"):
             print(f"  left out: {', '.join(f'{count} {why}' for why, count in dropped.items())}")

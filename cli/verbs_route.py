@@ -87,7 +87,7 @@ def _explain(one: Route) -> None:
     if one.nearest:
         display.table(
             ("nearest sample", "task", "cosine"),
-            [(_short(text), name, f"{cosine:.3f}") for name, text, cosine in one.nearest],
+            [(display.short(text), name, f"{cosine:.3f}") for name, text, cosine in one.nearest],
             right=("cosine",),
         )
 
@@ -97,11 +97,6 @@ def _against(one: Route) -> str:
         return ""
     said = "no: below" if one.out_of_distribution else "yes: at or above"
     return f"{said} the threshold ({one.familiarity:.3g}, {one.threshold:.3g})"
-
-
-def _short(text: str, columns: int = 60) -> str:
-    line = display.one_line(text)
-    return line if len(line) <= columns else line[: columns - 1] + "…"
 
 
 @verb(USE, "cl-adapter drift last-week.jsonl\ncl-adapter drift last-week.txt --fail-above 0.2 --json")
@@ -150,6 +145,6 @@ def print_drift(found: Drift) -> None:
         near = f", nearest task {cluster.nearest_task}" if cluster.nearest_task else ""
         print(f"cluster {number}: {len(cluster.members)} inputs ({cluster.share:.1%}){tight}{near}")
         for text in cluster.examples:
-            print(f"  {_short(text, 100)}")
+            print(f"  {display.short(text, 100)}")
     for line in found.proposals:
         print(line)

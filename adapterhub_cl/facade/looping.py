@@ -97,7 +97,7 @@ class Looping(Using):
             for each task what was done, and why.
 
         Raises:
-            TrainingError: another process is at it.
+            LearnsElsewhere: another process is at it.
             StorageError: the disk refuses; the same call goes on.
         """
         one_process("learn")

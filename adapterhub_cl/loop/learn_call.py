@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import TrainingError, UnknownNameError
+from adapterhub_cl.errors import LearnsElsewhere, TrainingError, UnknownNameError
 from adapterhub_cl.loop.learn_options import LearnOptions
 from adapterhub_cl.loop.learn_steps import LearnStep, LearnTask
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.traffic.journal import LEARN_LOCK, Journal
 from adapterhub_cl.traffic.lesson_book import Lessons
+from adapterhub_cl.training.runs import acquire, held
 
 
 def learn(hub: Hub, options: LearnOptions, settings: Mapping[str, Any], *, dry_run: bool = False) -> list[LearnStep]:
@@ -24,7 +23,7 @@ def learn(hub: Hub, options: LearnOptions, settings: Mapping[str, Any], *, dry_r
 
     Raises:
         UnknownNameError: nothing has gathered for the task that was named.
-        TrainingError: another process learns from this hub's traffic.
+        LearnsElsewhere: another process learns from this hub's traffic.
         StorageError: the disk refuses; the same call goes on.
     """
     journal = Journal(hub.registry.path)
@@ -48,20 +47,19 @@ def alone(folder: Path) -> Iterator[None]:
     """Hold the lock of `learn`.
 
     Raises:
-        TrainingError: another process holds it.
+        LearnsElsewhere: another process holds it.
     """
-    lock = FileLock(folder / LEARN_LOCK)
     try:
         with storage_errors(folder):
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(
-            f"another process learns from the traffic of {folder}", "it goes on there; nothing is lost"
-        ) from None
-    try:
+            lock = acquire(
+                folder / LEARN_LOCK,
+                f"another process learns from the traffic of {folder}",
+                "it goes on there; nothing is lost",
+            )
+    except TrainingError as error:
+        raise LearnsElsewhere(error.message, error.hint) from error
+    with held(lock):
         yield
-    finally:
-        lock.release()
 
 
 def watch(once: Callable[[], Any], every: float, stop: Callable[[], bool] = lambda: False) -> None:

@@ -34,7 +34,7 @@ class Surprise:
         return self.p_value < LEVEL
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "surprising": self.surprising}
+        return {**asdict(self), "surprising": self.surprising, "told": str(self)}
 
     def __str__(self) -> str:
         share = self.wrong / self.judged

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cli_support import Cl, Said
 
+from adapterhub_cl.errors import LearnsElsewhere, TrainingError, TrainingInterrupted
 from adapterhub_cl.traffic.journal import Journal, KeptAnswer
 from adapterhub_cl.types import Example
 
@@ -87,6 +88,27 @@ def test_dropping(cl: Cl, hub: Path) -> None:
     said = cl("inbox", "--drop", "--before", "2026-11-05", "--yes", "--hub", hub, "--json")
     assert said.json == {"dropped": 4}
     assert cl("inbox", "mood", "--drop", "--yes", "--hub", hub, "--json").json == {"dropped": 8}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (LearnsElsewhere("another process learns", "it goes on there"), 0, "note: another process learns"),
+        (TrainingInterrupted("stopped", "run it again"), 130, "stopped"),
+        (TrainingError("the loss is not finite", "a lower rate"), 1, "not finite"),
+    ],
+)
+def test_only_another_learn_is_no_failure(
+    cl: Cl, hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, told: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("adapterhub_cl.loop.learn_call.learn", fail)
+    said = cl("learn", "--hub", hub)
+    assert said.code == code
+    assert told in said.err
+    assert "nothing to do" not in said.err
 
 
 def test_learn_refuses_what_makes_no_sense(cl: Cl, hub: Path) -> None:
