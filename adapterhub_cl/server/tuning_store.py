@@ -10,18 +10,16 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from adapterhub_cl.erasure.places import JOBS
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry.files import atomic_write_text, storage_errors
 from adapterhub_cl.server.failing import Refused
+from adapterhub_cl.server.folder_lock import locked
 
 LOG = logging.getLogger("adapterhub_cl.server")
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
@@ -116,7 +114,7 @@ class TuningStore:
         Raises:
             Refused: too many are waiting, or another unfinished job makes an adapter of the same name.
         """
-        with self._locked():
+        with locked(self.folder):
             waiting = self.unfinished()
             if len(waiting) >= MOST_WAITING:
                 raise Refused(429, f"{len(waiting)} jobs are waiting already", "too_many_jobs")
@@ -164,7 +162,7 @@ class TuningStore:
 
     def change(self, job_id: str, change: Callable[[TuningJob], TuningJob]) -> TuningJob:
         """Apply a change to the job as it is now; one that has ended is left as it is."""
-        with self._locked():
+        with locked(self.folder):
             job = self.get(job_id)
             if job.status in ENDED:
                 return job
@@ -233,14 +231,3 @@ class TuningStore:
 
     def _save(self, job: TuningJob) -> None:
         atomic_write_text(self.folder / f"{job.id}.json", json.dumps(asdict(job), indent=1))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()

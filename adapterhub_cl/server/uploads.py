@@ -11,13 +11,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from filelock import FileLock
 
 from adapterhub_cl.erasure.places import UPLOADS
 from adapterhub_cl.registry.files import (
@@ -29,6 +26,7 @@ from adapterhub_cl.registry.files import (
     temporary_name,
 )
 from adapterhub_cl.server.failing import Refused
+from adapterhub_cl.server.folder_lock import locked
 
 LOG = logging.getLogger("adapterhub_cl.server")
 PURPOSE, ROWS, ABOUT = "fine-tune", ".jsonl", ".json"
@@ -75,8 +73,6 @@ class Uploads:
             raise Refused(400, "the file is empty", "invalid_request", "file")
         kept = "".join(c if c.isprintable() else "?" for c in filename)[:200] or "file"
         found = Upload(f"file-{secrets.token_hex(12)}", kept, size, time.time())
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
         with self.locked():
             self._sweep()
             there = sum(path.stat().st_size for path in self.folder.glob(f"*{ROWS}"))
@@ -122,17 +118,9 @@ class Uploads:
             self.path(file_id).unlink(missing_ok=True)
             self.path(file_id).with_suffix(ABOUT).unlink(missing_ok=True)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Held while a file is written or deleted, and while a job that needs one is written down."""
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked(self.folder)
 
     def _write(self, found: Upload, content: BinaryIO) -> None:
         temporary = self.folder / temporary_name()
