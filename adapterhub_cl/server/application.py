@@ -41,7 +41,7 @@ from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
 from adapterhub_cl.server.failing import Refused, answer_of, body_of
-from adapterhub_cl.server.page_facts import FreshFacts
+from adapterhub_cl.server.page_facts import fresh_facts
 from adapterhub_cl.server.page_shell import is_page, refusal
 from adapterhub_cl.server.page_steering import Steering
 from adapterhub_cl.server.serve_options import LOOPBACK, ServeOptions
@@ -84,7 +84,7 @@ def application(
     asker = Asker(registry, engine, options, answered)
     uploads, store = Uploads(registry.path, options.max_files), TuningStore(registry.path)
     command = train or training_command(registry)
-    runner, fresh = TuningRunner(registry, store, uploads, command), FreshFacts(registry)
+    runner, fresh = TuningRunner(registry, store, uploads, command), fresh_facts(registry)
     steering = Steering(registry, command, fresh.forget)
 
     @asynccontextmanager

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,12 +13,11 @@ from adapterhub_cl.registry import Registry, Usage
 from adapterhub_cl.registry.canaries import Canary
 from adapterhub_cl.reporting.facts import Facts, GateFacts, TaskFacts, VersionFacts
 from adapterhub_cl.reporting.gathering import gather
+from adapterhub_cl.server.fresh import Fresh
 from adapterhub_cl.traffic.journal import Journal, TrafficDay
 from adapterhub_cl.traffic.lesson_book import OPEN, Lesson, Lessons
 
 T = TypeVar("T")
-FRESH_S = 5.0  # the hub is read no more often
-COST = 20.0  # and so many times as long as reading it took, so that an open page costs at most 5 % of a core
 ROWS = 50  # of a table on one page
 DAYS, LESSONS = 14, 20
 
@@ -179,40 +175,18 @@ def sheet(rows: Sequence[T], words: Callable[[T], str], query: str, number: str)
 
 def mean_confidence(rows: Sequence[Usage]) -> float | None:
     """The router's confidence over all requests that it decided; None if there are none."""
-    weight: Counter[str] = Counter()
-    total = 0.0
-    for row in rows:
-        if row.mean_confidence is not None:
-            weight["n"] += row.routed + row.fallbacks
-            total += row.mean_confidence * (row.routed + row.fallbacks)
-    return total / weight["n"] if weight["n"] else None
+    known = [(row.mean_confidence, row.routed + row.fallbacks) for row in rows if row.mean_confidence is not None]
+    weight = sum(count for _, count in known)
+    return sum(mean * count for mean, count in known) / weight if weight else None
 
 
-class FreshFacts:
-    """The facts of a hub, read again when they are asked for and old. Safe with several threads."""
+def fresh_facts(registry: Registry) -> Fresh[LiveFacts]:
+    """The facts of a hub, read again when they are asked for and old.
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry, self._lock = registry, threading.Lock()
-        self._until, self._found = -1.0, None  # type: tuple[float, LiveFacts | None]
-
-    def get(self) -> LiveFacts:
-        """Facts that are at most a few seconds old.
-
-        Raises:
-            IntegrityError, StorageError: the index cannot be read.
-        """
-        with self._lock:
-            began = time.monotonic()
-            if self._found is None or began >= self._until:
-                self._found = None
-                self._found = live_facts(self.registry)
-                self._until = began + max(FRESH_S, COST * (time.monotonic() - began))
-            return self._found
-
-    def forget(self) -> None:
-        """The hub was changed: read it again."""
-        with self._lock:
-            self._until = -1.0
+    Raises:
+        IntegrityError, StorageError: `get`, where the index cannot be read.
+    """
+    return Fresh(lambda: live_facts(registry))
 
 
 def live_facts(registry: Registry) -> LiveFacts:

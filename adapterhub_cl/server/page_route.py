@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,7 +14,8 @@ from adapterhub_cl.registry import Registry, Usage
 from adapterhub_cl.registry.names import check_name, parse_ref
 from adapterhub_cl.reporting.page import page_of
 from adapterhub_cl.server.asking import key_name
-from adapterhub_cl.server.page_facts import COST, FRESH_S, LESSONS, FreshFacts, sheet
+from adapterhub_cl.server.fresh import Fresh
+from adapterhub_cl.server.page_facts import LESSONS, LiveFacts, sheet
 from adapterhub_cl.server.page_shell import ASSETS, HEADERS, PageRoute, asset, shown
 from adapterhub_cl.server.page_steering import Steering
 
@@ -24,9 +23,10 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 EVENTS = 20  # of an adapter's log
 
 
-def routes(registry: Registry, fresh: FreshFacts, steering: Steering) -> APIRouter:
+def routes(registry: Registry, fresh: Fresh[LiveFacts], steering: Steering) -> APIRouter:
     """What is shown."""
-    found, report = APIRouter(route_class=PageRoute, include_in_schema=False), _Report(registry)
+    found = APIRouter(route_class=PageRoute, include_in_schema=False)
+    report = Fresh(lambda: page_of(registry).encode("utf-8", "replace"))
 
     @found.get("/")
     async def now(http: Request, q: str = "") -> HTMLResponse:
@@ -75,7 +75,7 @@ def routes(registry: Registry, fresh: FreshFacts, steering: Steering) -> APIRout
     @found.get("/page/report")
     async def whole() -> HTMLResponse:
         headers = {**HEADERS, "content-security-policy": REPORT_POLICY, "referrer-policy": "no-referrer"}
-        return HTMLResponse(await run_in_threadpool(report.page), headers=headers)
+        return HTMLResponse(await run_in_threadpool(report.get), headers=headers)
 
     for name, (kind, _) in ASSETS.items():
         found.add_api_route(f"/page/{name}", _sends(name, kind), methods=["GET"])
@@ -88,19 +88,3 @@ def _sends(name: str, kind: str) -> Callable[[], Coroutine[Any, Any, Response]]:
         return Response(asset(name), media_type=kind, headers=headers)
 
     return send
-
-
-class _Report:
-    """The static report, made again when it is asked for and old."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry, self._lock = registry, threading.Lock()
-        self._until, self._page = -1.0, b""
-
-    def page(self) -> bytes:
-        with self._lock:
-            began = time.monotonic()
-            if began >= self._until:
-                self._page = page_of(self.registry).encode("utf-8", "replace")
-                self._until = began + max(FRESH_S, COST * (time.monotonic() - began))
-            return self._page

@@ -20,7 +20,7 @@ from registry_support import BASE, publish_into
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.usage import Counted
 from adapterhub_cl.server import page_ask, page_route, page_steer
-from adapterhub_cl.server.page_facts import ROWS, FreshFacts, live_facts, sheet
+from adapterhub_cl.server.page_facts import ROWS, fresh_facts, live_facts, sheet
 from adapterhub_cl.server.page_steering import Steering
 from adapterhub_cl.traffic.journal import Journal, KeptAnswer, Said
 from adapterhub_cl.traffic.lesson_book import Lesson, Lessons
@@ -53,7 +53,7 @@ class ScriptedAsker:
 def page_of(registry: Registry, role: str = "steer") -> TestClient:
     """The pages of a hub without an engine, as one role sees them."""
     app = FastAPI()
-    fresh = FreshFacts(registry)
+    fresh = fresh_facts(registry)
     steering = Steering(registry, [], fresh.forget)
     app.include_router(page_route.routes(registry, fresh, steering))
     app.include_router(page_ask.routes(ScriptedAsker()))  # type: ignore[arg-type]
