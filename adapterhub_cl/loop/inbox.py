@@ -90,16 +90,19 @@ def inbox_of(
     found = []
     for name in names:
         said = gather(registry, journal, name)
-        wrong = [one for one in reversed(said.judged) if one.said.good is False or one.said.right not in (None, "")]
-        wrong = [one for one in wrong if one.said.good is not True]
+        # Not right: called wrong, or another right answer was given that could not be compared.
+        wrong = [
+            one for one in reversed(said.judged) if one.said.good is False or (one.said.good is None and one.right)
+        ]
         unsure = sorted(journal.answers(name, unjudged=True), key=lambda one: one.confidence or 0.0)
         newest = next(iter(lessons.all(name)), None)
         kept = counts.get(name, {}).get("answers", 0)
         found.append(TaskInbox(name, kept, said, wrong[:limit], unsure[:limit], newest))
-    unknown = [one for one in journal.answers() if one.out_of_distribution or not one.task]
+    everything = [*journal.answers()]
+    unknown = [one for one in everything if one.out_of_distribution or not one.task]
     groups = None
     if not task and drift is not None and len(unknown) >= UNKNOWN:
-        groups = drift(texts_of([*journal.answers()][-MOST:]))
+        groups = drift(texts_of(everything[-MOST:]))
     return Inbox(found, len(unknown), groups, lessons=lessons.all(task or None)[:limit])
 
 

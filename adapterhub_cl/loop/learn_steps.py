@@ -15,7 +15,7 @@ from adapterhub_cl.data.reading import absolute
 from adapterhub_cl.errors import DataError, GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.intervals import significant_drop
 from adapterhub_cl.evaluation.probes import Probe, score
-from adapterhub_cl.learning.order import finished, order_of
+from adapterhub_cl.learning.order import finished, order_of, versions_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.loop import gathered, verdict
 from adapterhub_cl.loop.learn_options import LearnOptions
@@ -90,15 +90,14 @@ class LearnTask:
 
     def _begin(self, found: gathered.Gathered, verb: str, detail: Mapping[str, Any]) -> Lesson:
         served = self.registry.serving().get(found.task, "")
-        share = self.options.canary if served else 0.0
-        lesson = Lesson(found.task, verb, served_before=served, share=share, detail=detail, id=self.lessons.next_id())
+        lesson = Lesson(found.task, verb, served_before=served, detail=detail, id=self.lessons.next_id())
         learned, back = found.split()
         task = self.registry.task(found.task) if found.known else None
         chat = bool(task.layout.chat) if task and task.layout else any(row.turns for row in learned)
-        file = lesson.file(self.registry.path)
-        gathered.write_rows(file, learned, chat=chat)
+        hub = self.registry.path
+        gathered.write_rows(lesson.file(hub), learned, chat=chat)
         if back:
-            gathered.write_rows(file.with_suffix(".held-back.jsonl"), back, chat=chat)
+            gathered.write_rows(lesson.held_back(hub), back, chat=chat)
         return self.lessons.begin(lesson, [one.kept.id for one in found.judged])
 
     def _teach(self, lesson: Lesson) -> LearnStep:
@@ -126,13 +125,13 @@ class LearnTask:
             self._withdraw(lesson, "what users said could not be learned")
             told = f"users found far more wrong answers than expected, and learning them helped nothing: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
-        lesson = replace(lesson, share=self.options.canary)  # as it is asked for now, not when the lesson began
-        if not lesson.share:
+        share = self.options.canary
+        if not share:
             self.registry.promote(lesson.ref)
             return self._end(lesson, PROMOTED, f"accepted by the gate; {_told(gain)}", {"gain": gain})
-        self.registry.start_canary(lesson.ref, lesson.share)
-        reason = f"answers {lesson.share:.0%} of the conversations; {_told(gain)}"
-        return LearnStep.of(self.lessons.move(lesson, CANARY, reason, share=lesson.share, detail={"gain": gain}))
+        self.registry.start_canary(lesson.ref, share)
+        reason = f"answers {share:.0%} of the conversations; {_told(gain)}"
+        return LearnStep.of(self.lessons.move(lesson, CANARY, reason, share=share, detail={"gain": gain}))
 
     def _train(self, lesson: Lesson) -> AdapterRecord:
         """The version: made now, or by the run that was stopped, or already there.
@@ -145,11 +144,11 @@ class LearnTask:
         file = absolute(lesson.file(self.registry.path))
         runs = Run.unfinished(self.registry.runs_dir, lesson.verb, lesson.task)
         resume = bool(runs) and runs[0].request.get("data") == file
-        if not resume and (made := self._published(lesson)) is not None:
+        if not resume and (made := self._published(lesson.task, file)) is not None:
             return made
         asked: dict[str, Any] = {**self.settings, "serve": not lesson.served_before}
         if lesson.verb == "add-task":
-            held = lesson.file(self.registry.path).with_suffix(".held-back.jsonl")
+            held = lesson.held_back(self.registry.path)
             asked |= {"eval": str(held)} if held.exists() else {}
             asked |= {"kind": "choice"} if lesson.detail.get("labelled") else {}
         if self.options.max_forgetting is not None:
@@ -164,16 +163,14 @@ class LearnTask:
             return done
         return teach(self.hub, order_of(self.registry, request), run=run)
 
-    def _published(self, lesson: Lesson) -> AdapterRecord | None:
-        """The version that was made of the lesson before a kill."""
-        file, names = absolute(lesson.file(self.registry.path)), {r.name for r in self.registry.adapters()}
-        versions = self.registry.versions(lesson.task) if lesson.task in names else []
-        made = [v for v in versions if (v.training.get("data") or {}).get("source") == file]
+    def _published(self, name: str, file: str) -> AdapterRecord | None:
+        """The version that was made of a lesson's file before a kill."""
+        made = [v for v in versions_of(self.registry, name) if (v.training.get("data") or {}).get("source") == file]
         return made[-1] if made else None
 
     def _gain(self, lesson: Lesson) -> dict[str, Any]:
         """How often both versions are right on the rows that were held back."""
-        rows = gathered.read_back(lesson.file(self.registry.path).with_suffix(".held-back.jsonl"))
+        rows = gathered.read_back(lesson.held_back(self.registry.path))
         if not rows:
             return {}
         found = []
@@ -197,8 +194,8 @@ class LearnTask:
             return self._end(lesson, PROMOTED, lesson.reason if lesson.detail.get("decided") else "promoted by hand")
         if serves != lesson.served_before and serves != lesson.ref and not dry_run:
             self._withdraw(lesson, "another version serves")
-            return self._end(lesson, ROLLED_BACK, f"{serves or 'nothing'} serves the task now, and no longer "
-                             f"{lesson.served_before}")  # fmt: skip
+            told = f"{serves or 'nothing'} serves the task now, and no longer {lesson.served_before}"
+            return self._end(lesson, ROLLED_BACK, told)
         answers = self.registry.canaries().get(lesson.task)
         if (answers is None or answers.ref != lesson.ref) and not dry_run:
             self._withdraw(lesson, "its canary was ended")  # by hand; or by a call of learn that was killed here

@@ -33,16 +33,14 @@ def say_rows(registry: Registry, file: Path, by: str = "") -> tuple[int, int]:
             raise DataError(f"{where} has no id", "take the rows of: cl-adapter inbox --export FILE")
         told = {way: row[way] for way in (*WAYS, "task") if row.get(way) is not None}
         old = before.get(answer)
-        if old is not None and old.right == told.get("answer") and len([way for way in told if way in WAYS]) > 1:
-            # An exported row says what is known already; what a person added beside it is what they mean.
+        # An exported row says what is known already; what a person added beside it is what they mean.
+        if old is not None and old.right == told.get("answer") and ("label" in told or "thumb" in told):
+            told.pop("answer", None)
+        if len([way for way in WAYS if way in told]) > 1:
             told.pop("correct", None)
-            if "label" in told or "thumb" in told:
-                told.pop("answer", None)
         if not any(way in told for way in WAYS):
             without += 1
             continue
-        if len([way for way in WAYS if way in told]) > 1:
-            told.pop("correct", None)
         try:
             said = said_of(registry, journal.get(answer), told, by)
         except AdapterHubError as error:

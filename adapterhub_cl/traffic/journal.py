@@ -286,7 +286,8 @@ class Journal:
             if task is not None:
                 count += gone("DELETE FROM answers WHERE id IN (SELECT id FROM feedback WHERE task = ?)", task)
                 count += gone("DELETE FROM answers WHERE task = ?", task)
-                gone("DELETE FROM lessons WHERE task = ?", task) if lessons else None
+            if task is not None and lessons:
+                gone("DELETE FROM lessons WHERE task = ?", task)
             for ref in refs:
                 count += gone("DELETE FROM answers WHERE ref = ?", ref)
             for one in ids:

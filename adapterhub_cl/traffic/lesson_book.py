@@ -53,6 +53,10 @@ class Lesson:
         """The rows that it learns from."""
         return hub / FOLDER / self.task / f"{self.id}.jsonl"
 
+    def held_back(self, hub: Path) -> Path:
+        """The rows that it is measured on; there is no such file where there were few rows."""
+        return self.file(hub).with_suffix(".held-back.jsonl")
+
     def to_json(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in ("id", *self.__dataclass_fields__)}
 
