@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from loras import dense
-from routed_hubs import SPECS, UNLIKE, copied, new_hub, on_base, publish, texts
+from routed_hubs import SPECS, UNLIKE, new_hub, on_base, publish, texts
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.answering import Answer
@@ -50,18 +50,6 @@ def made(load_pico: Any, pico_path: Any, tmp_path_factory: pytest.TempPathFactor
     with hub.engine() as engine:
         engine.prepare()
     return hub
-
-
-@pytest.fixture
-def hub(made: AdapterHub, tmp_path: Path) -> AdapterHub:
-    """A copy of it."""
-    return copied(made, tmp_path / "hub")
-
-
-@pytest.fixture
-def engine(hub: AdapterHub) -> Iterator[Engine]:
-    with hub.engine() as opened:
-        yield opened
 
 
 @pytest.fixture

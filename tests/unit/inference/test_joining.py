@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from routed_hubs import copied, new_hub, on_base, publish, texts
+from routed_hubs import new_hub, on_base, publish, texts
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import AdapterHubError, UnknownNameError
@@ -28,17 +28,6 @@ def made(load_pico: Any, pico_path: Any, tmp_path_factory: pytest.TempPathFactor
     with hub.engine() as engine:
         engine.prepare()
     return hub
-
-
-@pytest.fixture
-def hub(made: AdapterHub, tmp_path: Path) -> AdapterHub:
-    return copied(made, tmp_path / "hub")
-
-
-@pytest.fixture
-def engine(hub: AdapterHub) -> Iterator[Engine]:
-    with hub.engine() as opened:
-        yield opened
 
 
 @pytest.fixture
