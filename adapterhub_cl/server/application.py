@@ -31,6 +31,7 @@ from adapterhub_cl.server import (
     feedback_route,
     files_route,
     jobs_route,
+    messages_route,
     openai_routes,
     page_ask,
     page_route,
@@ -40,7 +41,7 @@ from adapterhub_cl.server import (
 from adapterhub_cl.server.api_keys import NOBODY, ApiKey, found_by, read_keys
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.counting import ServerFigures
-from adapterhub_cl.server.failing import Refused, answer_of, body_of
+from adapterhub_cl.server.failing import Refused, answer_of, body_for
 from adapterhub_cl.server.page_facts import fresh_facts
 from adapterhub_cl.server.page_shell import is_page, refusal
 from adapterhub_cl.server.page_steering import Steering
@@ -101,6 +102,7 @@ def application(
     app = FastAPI(title="AdapterHub-CL", lifespan=living, max_body_size=options.max_body, docs_url=None, redoc_url=None)
     app.state.ready, app.state.steering = False, steering
     app.include_router(openai_routes.routes(asker))
+    app.include_router(messages_route.route(asker))
     app.include_router(predict_route.route(asker))
     app.include_router(feedback_route.route(registry, keeper))
     app.include_router(page_route.routes(registry, fresh, steering))
@@ -128,27 +130,26 @@ def application(
 
     @app.exception_handler(AdapterHubError)
     @app.exception_handler(Refused)
-    async def told(_: Request, error: Exception) -> JSONResponse:
-        return answer_of(error)
+    async def told(http: Request, error: Exception) -> JSONResponse:
+        return answer_of(error, http.url.path)
 
     @app.exception_handler(HTTPException)
     async def plain(http: Request, error: HTTPException) -> Response:
         if is_page(http.url.path):
             return refusal(http, error)
         code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
-        return JSONResponse(body_of(str(error.detail), error.status_code, code), error.status_code)
+        return JSONResponse(body_for(http.url.path, str(error.detail), error.status_code, code), error.status_code)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(http: Request, error: RequestValidationError) -> JSONResponse:
         of_body = error.errors()[0]["loc"][:1] == ("body",)
         if of_body and "json" not in http.headers.get("content-type", ""):
             message = "the body is not read as JSON: send the header content-type: application/json"
-            return JSONResponse(body_of(message, 400, "invalid_request"), 400)
+            return JSONResponse(body_for(http.url.path, message, 400, "invalid_request"), 400)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
-        return JSONResponse(
-            body_of(f"{where or 'the body'}: {first['msg']}", 400, "invalid_request", where or None), 400
-        )
+        message = f"{where or 'the body'}: {first['msg']}"
+        return JSONResponse(body_for(http.url.path, message, 400, "invalid_request", where or None), 400)
 
     return Around(app, guard, counters, options.max_body)  # outside of FastAPI's own limit of a body
 
@@ -181,14 +182,15 @@ class Around:
             self._refuse_large(Request(scope).headers.get("content-length", ""))
             await self.app(scope, receive, watched)
         except Refused as error:
-            response = refusal(Request(scope), error) if is_page(scope["path"]) else answer_of(error)
+            response = refusal(Request(scope), error) if is_page(scope["path"]) else answer_of(error, scope["path"])
             if error.status == 401 and is_page(scope["path"]):
                 response.headers["www-authenticate"] = 'Basic realm="any name, and an API key as the password"'
             await response(scope, receive, watched)
         except Exception as error:
             LOG.exception("an internal error")
             if not status:
-                response = refusal(Request(scope), error) if is_page(scope["path"]) else answer_of(error)
+                path = scope["path"]
+                response = refusal(Request(scope), error) if is_page(path) else answer_of(error, path)
                 await response(scope, receive, watched)
         finally:
             self.counters.running.dec()
@@ -250,6 +252,8 @@ class Guard:
 
     def _key(self, http: Request) -> ApiKey:
         kind, _, secret = http.headers.get("authorization", "").partition(" ")
+        if not kind and "x-api-key" in http.headers:  # as Anthropic's clients send it
+            kind, secret = "bearer", http.headers["x-api-key"]
         if kind.lower() == "basic" and is_page(http.scope["path"]):  # what a browser asks a person for
             secret = _password(secret)
         elif kind.lower() != "bearer" or not secret:

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, and the status of each."""
+"""Errors in OpenAI's form, `{"error": {"message", "type", "param", "code"}}`, or in Anthropic's, and their status."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ class Refused(Exception):
         self.status, self.code, self.param = status, code, param
 
 
+MESSAGES = "/v1/messages"  # the route that answers in Anthropic's form, its errors too
+# Anthropic's words for what went wrong, by status.
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+
+
+def body_for(path: str, message: str, status: int, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an error in the form that clients of this path expect."""
+    if path != MESSAGES:
+        return body_of(message, status, code, param)
+    kind = _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
 def body_of(message: str, status: int, code: str, param: str | None = None) -> dict[str, Any]:
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status)
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
@@ -53,12 +73,12 @@ def told_of(error: Exception) -> tuple[int, str, str | None, str]:
     return 500, "internal_error", None, "an internal error; the server's log has it"
 
 
-def answer_of(error: Exception) -> JSONResponse:
-    """The response to an error."""
+def answer_of(error: Exception, path: str = "") -> JSONResponse:
+    """The response to an error of a request for this path."""
     status, code, param, message = told_of(error)
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     headers |= {"retry-after": "1"} if status in (429, 503) else {}
-    return JSONResponse(body_of(message, status, code, param), status, headers)
+    return JSONResponse(body_for(path, message, status, code, param), status, headers)
 
 
 def status_of(error: AdapterHubError) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.server.asking import AUTO, Asker
 from adapterhub_cl.server.failing import Refused, answer_of
-from adapterhub_cl.server.wire import Asking, Body, ChatAsked, CompletionAsked
+from adapterhub_cl.server.wire import Asking, Body, ChatAsked, ChatMessage, CompletionAsked
 from adapterhub_cl.types import BASE, Example, Prediction
 
 # One answer as a choice of the response: (index, prediction) → JSON.
@@ -44,7 +44,7 @@ def routes(asker: Asker) -> APIRouter:
         refuse_unknown(asked)
         if asked.stream and asked.logprobs:
             raise Refused(400, "logprobs come with whole answers only", "unsupported", "logprobs")
-        example = _conversation(asked)
+        example = conversation_of_messages(asked.messages)
         param = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
         most = asked.max_completion_tokens or asked.max_tokens
         requests = await _requests(asker, http, asked, [example], most, param, "chatcmpl")
@@ -98,14 +98,14 @@ def _models(asker: Asker) -> list[dict[str, Any]]:
     return [{"id": name, "object": "model", "created": 0, "owned_by": "adapterhub-cl"} for name in dict.fromkeys(names)]
 
 
-def _conversation(asked: ChatAsked) -> Example:
+def conversation_of_messages(said: Sequence[ChatMessage]) -> Example:
     """The messages as an example.
 
     Raises:
         Refused: they do not end with a question, or hold what is no text.
     """
     try:
-        messages = [message.plain() for message in asked.messages]
+        messages = [message.plain() for message in said]
     except ValueError as error:
         raise Refused(400, str(error), "unsupported", "messages") from None
     if messages[-1]["role"] not in ("user", "tool"):
@@ -179,7 +179,7 @@ async def _streamed(
             for index in range(len(requests)):
                 yield line([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
         found: list[Prediction] = []
-        async for index, what in _after(first, events):
+        async for index, what in following(first, events):
             if isinstance(what, str):
                 yield line([piece_of(index, what)])
             elif isinstance(what, Exception):
@@ -196,7 +196,7 @@ async def _streamed(
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
 
-async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def following(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The first event, and then the others; these are given up where this is."""
     try:
         yield first
@@ -223,8 +223,13 @@ def _why(answer: Prediction) -> str:
     return "stop" if answer.finished else "length"
 
 
+def tokens_used(found: Sequence[Prediction]) -> tuple[int, int]:
+    """Tokens of the prompts and of the answers; a label that was chosen counts as one."""
+    return sum(answer.prompt_tokens for answer in found), sum(max(1, len(answer.tokens)) for answer in found)
+
+
 def _usage(found: Sequence[Prediction]) -> dict[str, int]:
-    asked, written = sum(a.prompt_tokens for a in found), sum(max(1, len(a.tokens)) for a in found)
+    asked, written = tokens_used(found)
     return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
 
 
