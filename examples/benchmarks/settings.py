@@ -4,13 +4,15 @@
     python examples/benchmarks/settings.py table --work /tmp/settings -o docs/benchmarks
 
 Every arm learns the same rows of each task of superni and cl15 (../shared/data) with the same seed, and is scored on
-that task's dev rows; no test row is read. `run` goes on where it stopped. `--arms a,b` and `--tasks x,y` limit it.
+rows that it did not learn; no test row is read. `run` goes on where it stopped. `--arms "a; b"` and `--tasks "x; y"`
+limit it, and `--rows 60,240` says how many rows each task has. The base may be an encoder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
@@ -28,6 +30,7 @@ TASKS = {
     "emotion": "superni", "sciq": "superni", "evalution": "superni", "glucose": "superni", "commonsenseqa": "superni",
     "agnews": "cl15", "qqp": "cl15", "rte": "cl15",
 }  # fmt: skip
+CHOICES = dict.fromkeys(("agnews", "sst2", "yelp", "dbpedia", "qqp", "boolq"), "cl15")  # an encoder's tasks
 ROWS, DEV, MORE = 240, 60, 180
 MLP = "gate_proj,up_proj,down_proj"
 # Each arm is what it changes of the defaults; `peft` is the plain script at that rate.
@@ -37,8 +40,12 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "rate / 2": {"times": 0.5},
     "rate x 2": {"times": 2.0},
     "no rows held out": {"dev_share": 0.0},
-    "5 epochs": {"epochs": 5},
-    "8 epochs": {"epochs": 8},
+    "6 epochs": {"epochs": 6},
+    "12 epochs": {"epochs": 12},
+    "24 epochs": {"epochs": 24},
+    "6 epochs, no rows held out": {"epochs": 6, "dev_share": 0.0},
+    "12 epochs, no rows held out": {"epochs": 12, "dev_share": 0.0},
+    "24 epochs, no rows held out": {"epochs": 24, "dev_share": 0.0},
     "batch 8": {"batch_size": 8},
     "batch 4": {"batch_size": 4},
     "rank 4": {"rank": 4},
@@ -60,25 +67,28 @@ ARMS: dict[str, Mapping[str, Any]] = {
 FREE = ("sciq", "evalution", "glucose")  # scored by ROUGE-L, the others by the share of right answers
 
 
-def split(task: str, seed: int) -> tuple[list[str], list[str], list[str]]:
+def split(task: str, seed: int, rows: int) -> tuple[list[str], list[str], list[str]]:
     """Lines of JSON: to learn from; to be scored on (dev rows, or some training rows where a task has none); and more
     rows that are not learned, whose answers' loss is measured."""
-    folder = DATA / TASKS[task] / task
+    folder = DATA / {**TASKS, **CHOICES}[task] / task
     train = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     random.Random(f"{task} {seed}").shuffle(train)
     dev = folder / "dev.jsonl"
     held = dev.read_text(encoding="utf-8").splitlines() if dev.exists() else train[-DEV:]
     known = {json.loads(line)["input"] for line in held[:DEV]}
     free = [line for line in train if json.loads(line)["input"] not in known]
-    return free[:ROWS], held[:DEV], [*held[:DEV], *free[ROWS : ROWS + MORE]]
+    return free[:rows], held[:DEV], [*held[:DEV], *free[-MORE:]]
 
 
-def jobs(arms: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+def jobs(
+    arms: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], rows: Sequence[int]
+) -> Iterator[tuple[str, str, int, int]]:
     """Seed by seed, so that every arm is there as early as can be."""
     for seed in seeds:
-        for arm in arms:
-            for task in tasks:
-                yield arm, task, seed
+        for count in rows:
+            for arm in arms:
+                for task in tasks:
+                    yield arm, task, seed, count
 
 
 def ours(base: str, arm: Mapping[str, Any], task: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -93,7 +103,9 @@ def ours(base: str, arm: Mapping[str, Any], task: str, seed: int, folder: Path) 
 
         width = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))["hidden_size"]
         changed["learning_rate"] = TrainingSettings().peak_rate(width) * times
-    record = hub.add_task(task, folder / "train.jsonl", eval=folder / "dev.jsonl", seed=seed, replay="none", **changed)
+    # An encoder answers quickly, so it is scored on all rows that it did not learn.
+    scored = folder / ("unseen.jsonl" if hub.context().base.is_encoder else "dev.jsonl")
+    record = hub.add_task(task, folder / "train.jsonl", eval=scored, seed=seed, replay="none", **changed)
     kind = record.manifest["task_spec"]["kind"]
     training = json.loads((record.path / "training.json").read_text(encoding="utf-8"))
     return {
@@ -101,7 +113,7 @@ def ours(base: str, arm: Mapping[str, Any], task: str, seed: int, folder: Path) 
         "score": record.metrics["rouge_l" if task in FREE else "accuracy" if kind == "choice" else "exact_match"],
         "metrics": record.metrics,
         "loss": answer_loss(hub, record, folder / "unseen.jsonl"),
-        "base_rise": record.manifest["gate"]["general"]["rise"],
+        "base_rise": record.manifest["gate"].get("general", {}).get("rise"),
         "seconds": training["seconds"],
         "best_epoch": training["best_epoch"],
         "losses": [round(row["loss"], 4) for row in training["history"]],
@@ -117,6 +129,11 @@ def answer_loss(hub: Any, record: Any, path: Path) -> float:
     from adapterhub_cl.types import Task
 
     base = hub.context().base
+    if base.is_encoder:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        answers = hub.predict([row["input"] for row in rows], task=record.name)
+        chances = [answer.scores.get(row["output"], 0.0) for answer, row in zip(answers, rows, strict=True)]
+        return -statistics.fmean(math.log(max(chance, 1e-6)) for chance in chances)
     objective, task = objectives.of(base.info), Task.from_json(record.manifest["task_spec"])
     found = read_examples(path, instruction=task.instruction)
     tokens = objective.tokeniser(base.tokenizer, task, base.context).many(found.examples)
@@ -193,30 +210,32 @@ def run(arguments: argparse.Namespace) -> None:
 
     work = Path(arguments.work)
     (work / "rows").mkdir(parents=True, exist_ok=True)
-    for arm, task, seed in jobs(chosen(arguments.arms, ARMS), chosen(arguments.tasks, TASKS), range(arguments.seeds)):
-        name = "".join(c if c.isalnum() else "-" for c in f"{arm}.{task}.{seed}")
+    arms, tasks = chosen(arguments.arms, ARMS), chosen(arguments.tasks, {**TASKS, **CHOICES}, list(TASKS))
+    counts = [int(count) for count in arguments.rows.split(",")]
+    for arm, task, seed, count in jobs(arms, tasks, range(arguments.seeds), counts):
+        name = "".join(c if c.isalnum() else "-" for c in f"{arm}.{task}.{seed}.{count}")
         place = work / "rows" / f"{name}.json"
         try:
             with FileLock(work / f"{name}.lock", timeout=0), tempfile.TemporaryDirectory() as folder:
                 if place.exists():
                     continue
-                train, dev, unseen = split(task, seed)
+                train, dev, unseen = split(task, seed, count)
                 for part, lines in (("train", train), ("dev", dev), ("unseen", unseen)):
                     (Path(folder) / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
                 rate = ARMS[arm].get("peft")
                 make = ours if rate is None else plain
                 found = make(arguments.base, ARMS[arm] if rate is None else rate, task, seed, Path(folder))
-                counts = {"rows": len(train), "dev": len(dev), "unseen": len(unseen)}
-                row = {"arm": arm, "task": task, "seed": seed, **counts, **found}
+                sizes = {"rows": len(train), "dev": len(dev), "unseen": len(unseen)}
+                row = {"arm": arm, "task": task, "seed": seed, **sizes, **found}
                 place.write_text(json.dumps(row) + "\n", encoding="utf-8")
                 told = f"{found['score']:.3f}  loss {found.get('loss', float('nan')):.4f}  {found['seconds']:.0f} s"
-                print(f"{arm:22} {task:14} seed {seed}  {told}", flush=True)
+                print(f"{arm:28} {task:14} {count:5} rows  seed {seed}  {told}", flush=True)
         except Timeout:
             continue  # another process is at it
 
 
-def chosen(text: str, known: Mapping[str, Any]) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()] if text else list(known)
+def chosen(text: str, known: Mapping[str, Any], usual: Sequence[str] = ()) -> list[str]:
+    names = [name.strip() for name in text.split(";") if name.strip()] or list(usual or known)
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"no {', '.join(unknown)}; there are: {', '.join(known)}")
     return names
@@ -302,8 +321,9 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     going = verbs.add_parser("run")
     going.add_argument("--base", required=True, help="folder of an instruct model")
-    going.add_argument("--arms", default="", help="some of the arms, with commas between")
-    going.add_argument("--tasks", default="", help=f"some of {', '.join(TASKS)}")
+    going.add_argument("--arms", default="", help="some of the arms, with semicolons between")
+    going.add_argument("--tasks", default="", help=f"some of {', '.join({**TASKS, **CHOICES})}, likewise")
+    going.add_argument("--rows", default=str(ROWS), help="training rows of each task, with commas between")
     going.add_argument("--seeds", type=int, default=3)
     going.set_defaults(do=run)
     shown = verbs.add_parser("table")
