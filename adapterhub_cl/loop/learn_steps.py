@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from adapterhub_cl.adapters.serving import answering, task_of
@@ -19,6 +20,7 @@ from adapterhub_cl.learning.order import finished, order_of, versions_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.loop import gathered, verdict
 from adapterhub_cl.loop.learn_options import LearnOptions
+from adapterhub_cl.registry.files import now
 from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.traffic.lesson_book import CANARY, FAILED, GATHERED, PROMOTED, REFUSED, ROLLED_BACK, Lesson, Lessons
 from adapterhub_cl.training.runs import Run
@@ -200,9 +202,13 @@ class LearnTask:
         if (answers is None or answers.ref != lesson.ref) and not dry_run:
             self._withdraw(lesson, "its canary was ended")  # by hand; or by a call of learn that was killed here
             return self._end(lesson, ROLLED_BACK, "its canary was ended")
-        judged = self.journal.judged(lesson.task, since=str(lesson.detail.get("since") or lesson.changed_at))
+        since = str(lesson.detail.get("since") or lesson.changed_at)
+        judged = self.journal.judged(lesson.task, since=since)
         canary, beside = (verdict.RightCount.of(judged, ref) for ref in (lesson.ref, lesson.served_before))
         does, reason = verdict.decide(canary, beside, self.options.judged)
+        days = (datetime.fromisoformat(now()) - datetime.fromisoformat(since)).total_seconds() / 86400
+        if does == verdict.WAIT and 0 < self.options.wait_days <= days:
+            does, reason = verdict.decide_late(canary, beside, lesson.detail.get("gain") or {}, days)
         detail = {
             "canary": {"right": canary.right, "judged": canary.judged},
             "beside": {"right": beside.right, "judged": beside.judged},
@@ -211,7 +217,6 @@ class LearnTask:
             did = CANARY if does == verdict.WAIT else f"would {does}"
             return LearnStep(lesson.task, did, reason, lesson.ref, {"lesson": lesson.id, **detail})
         if does == verdict.PROMOTE:
-            since = lesson.detail.get("since") or lesson.changed_at
             lesson = self.lessons.move(lesson, CANARY, reason, detail={"decided": does, "since": since, **detail})
             self.registry.promote(lesson.ref)
             self.registry.end_canary(lesson.task, "promoted")

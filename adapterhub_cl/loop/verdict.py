@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub_cl.traffic.journal import Judged
 
@@ -64,3 +65,20 @@ def decide(canary: RightCount, beside: RightCount, enough: int) -> tuple[str, st
     if canary.judged < PATIENCE * enough:
         return WAIT, f"{both}: lower, but perhaps by chance"
     return ROLL_BACK, f"{both}: lower after {canary.judged} judged answers"
+
+
+def decide_late(canary: RightCount, beside: RightCount, gain: Mapping[str, Any], days: float) -> tuple[str, str]:
+    """What to do with a canary that too few users judged in the time that it had, and why: the rows held back decide,
+    unless the few answers that were judged speak against it.
+
+    Args:
+        gain: `before` and `after` on the rows held back; empty where there were none.
+        days: how long it has been a canary.
+    """
+    few = f"{canary.judged} of its answers were judged in {days:.0f} days"
+    if not gain:
+        return ROLL_BACK, f"{few}, and no rows were held back that could say whether it is better"
+    held = f"{gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"
+    if canary.judged and beside.judged and canary.share < beside.share - SLACK:
+        return ROLL_BACK, f"{few}: {canary}, and {beside} of the version beside it; {held}"
+    return (PROMOTE if gain["after"] >= gain["before"] else ROLL_BACK), f"{few}; {held}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,22 @@ def test_a_lesson_becomes_a_canary_and_is_promoted(hub: AdapterHub) -> None:
     assert hub.registry.canaries() == {}
     assert "canary" not in hub.get("colours@v2").aliases
     assert [event.verb for event in hub.log("colours", 1)] == ["lesson promoted"]
+
+
+def test_a_canary_that_nobody_judges_is_decided_on_by_the_rows_held_back(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(hub, 48)
+    began = learn(hub)
+    gain = began.detail["gain"]
+    later = (datetime.now(UTC) + timedelta(days=15)).isoformat(timespec="milliseconds")
+    monkeypatch.setattr(learn_steps, "now", lambda: later)
+    assert learn(hub, wait_days=0.0).did == "canary"
+    assert learn(hub, wait_days=16.0).did == "canary"
+    step = learn(hub)
+    assert step.did == ("promoted" if gain["after"] >= gain["before"] else "rolled back")
+    assert "0 of its answers were judged in 15 days" in step.reason
+    assert hub.registry.canaries() == {}
 
 
 def test_a_canary_that_users_find_worse_goes_back(hub: AdapterHub) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 from traffic_support import judged
 
-from adapterhub_cl.loop.verdict import PROMOTE, ROLL_BACK, WAIT, RightCount, decide
+from adapterhub_cl.loop.verdict import PROMOTE, ROLL_BACK, WAIT, RightCount, decide, decide_late
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,23 @@ def test_only_judged_answers_of_the_version_count() -> None:
         judged(4, "d", None, True, ref="n@v1"),
     ]
     assert RightCount.of(rows, "n@v2") == RightCount(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("canary", "beside", "held", "does"),
+    [
+        ((0, 0), (0, 0), (0.8, 0.8), PROMOTE),
+        ((0, 0), (9, 10), (0.8, 0.9), PROMOTE),
+        ((0, 0), (0, 0), (0.8, 0.7), ROLL_BACK),
+        ((2, 4), (9, 10), (0.8, 0.9), ROLL_BACK),  # what users said speaks against it
+        ((4, 4), (9, 10), (0.8, 0.9), PROMOTE),
+        ((0, 0), (0, 0), None, ROLL_BACK),
+    ],
+)
+def test_a_late_decision(
+    canary: tuple[int, int], beside: tuple[int, int], held: tuple[float, float] | None, does: str
+) -> None:
+    gain = {"before": held[0], "after": held[1], "rows": 20} if held else {}
+    decided, why = decide_late(RightCount(*canary), RightCount(*beside), gain, 14.2)
+    assert decided == does
+    assert f"{canary[1]} of its answers were judged in 14 days" in why
