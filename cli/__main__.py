@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -38,6 +40,8 @@ from adapterhub_cl.launching import is_helper_process
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        atexit.register(_end_quickly)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: say it to nobody
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
@@ -48,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             return _run(words)
     return _run(words)
+
+
+def _end_quickly() -> None:
+    """Leave what torch and transformers hold to the system: at its end Python would search all of it for cycles, which
+    takes seconds."""
+    gc.freeze()
+    gc.disable()
 
 
 def _run(words: list[str]) -> int:
