@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
@@ -15,6 +15,10 @@ LARGEST_SEED = 2**32 - 1
 ATTENTIONS = ("auto", "sdpa", "eager")
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", re.ASCII | re.IGNORECASE)
 LEARNED = ("all", "last")
+EPOCHS = 3
+# A new adapter that has few rows: the most passes over them, and the steps for which they are meant. An encoder's head
+# begins from nothing. (docs/choosing-settings.md)
+FEW_ROWS, FEW_ROWS_ENCODER = (6, 32), (12, 96)
 SCHEDULES = ("cosine", "linear", "constant")
 INITS = ("default", "gaussian", "orthogonal")
 
@@ -34,7 +38,11 @@ class TrainingSettings:
     """How an adapter is trained. Every field is a flag of `add-task` and `update` (`learning_rate` → `--learning-rate`)
     and a key of `--config FILE`."""
 
-    epochs: int = option(3, "passes over the data")
+    epochs: int | None = option(
+        None,
+        f"passes over the data; default: {EPOCHS}, or up to {FEW_ROWS[0]} ({FEW_ROWS_ENCODER[0]} on an encoder) where "
+        "a new adapter has few rows",
+    )
     batch_size: int = option(16, "examples in one step of one process")
     accumulation: int = option(1, "batches whose gradients are added up before a step")
     learning_rate: float | None = option(None, "peak of AdamW's learning rate; default: chosen from the base's width")
@@ -82,7 +90,10 @@ class TrainingSettings:
     def _checks(self) -> list[tuple[bool, str]]:
         def below(name: str, least: float) -> tuple[bool, str]:
             value = getattr(self, name)
-            return not least <= value < math.inf, f"{flag(name)} must be at least {least}, not {value}"
+            return (
+                value is not None and not least <= value < math.inf,
+                f"{flag(name)} must be at least {least}, not {value}",
+            )
 
         def positive(name: str) -> tuple[bool, str]:
             value = getattr(self, name)
@@ -143,9 +154,28 @@ class TrainingSettings:
     def effective_alpha(self) -> float:
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
+    @property
+    def passes(self) -> int:
+        """How often the data are passed over."""
+        return EPOCHS if self.epochs is None else self.epochs
+
     def steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of a run that trains on so many rows an epoch."""
-        return math.ceil(rows / (self.batch_size * self.accumulation * processes)) * self.epochs
+        return math.ceil(rows / (self.batch_size * self.accumulation * processes)) * self.passes
+
+    def for_rows(self, rows: int, *, fresh: bool, encoder: bool) -> TrainingSettings:
+        """The settings with a number of epochs, where nobody gave one.
+
+        Args:
+            rows: rows that are trained on in an epoch.
+            fresh: whether a new adapter learns a task from them. What continues from an older version would only forget
+                more.
+        """
+        if self.epochs is not None:
+            return self
+        most, steps = FEW_ROWS_ENCODER if encoder else FEW_ROWS
+        each = math.ceil(rows / (self.batch_size * self.accumulation))
+        return replace(self, epochs=min(most, max(EPOCHS, math.ceil(steps / each))) if fresh else EPOCHS)
 
     def memory_bytes(self) -> int:
         """`10GB` → 10·10⁹, `8GiB` → 8·2³⁰; 0 if there is no limit."""

@@ -225,7 +225,7 @@ class Segment:
         for index, one in zip(indices, tokens, strict=True):
             loop.examples[index], loop.lengths[index] = one, len(one)
         usable = [i for i in indices if loop.examples[i].answer]
-        for _ in range(self.settings.epochs if usable else 0):
+        for _ in range(self.settings.passes if usable else 0):
             loss = loop.one_step(usable)
         if usable:
             self.reporter.note(f"{self.before + at + len(batch)} rows  loss {loss:.4f}")

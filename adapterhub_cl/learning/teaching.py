@@ -99,6 +99,7 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     with _adapter(base, order, material, objective) as model:
         lesson = lesson_of(order, material, unchanged)
         rows = rows_of(model, base, objective, order.strategy, lesson, settings, reporter)
+        settings = settings.for_rows(len(rows.training), fresh=lesson.fresh, encoder=base.is_encoder)
         way = way_of(model, base, objective, order.strategy, rows, settings, reporter)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         each = seconds_per_row(model, base, objective, rows.training, settings, way)
@@ -115,7 +116,7 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         typical_length=lengths[len(lengths) // 2],
         longest=lengths[-1],
         steps=settings.steps(len(rows.training)),
-        seconds=round(each * len(rows.training) * settings.epochs, 1),
+        seconds=round(each * len(rows.training) * settings.passes, 1),
         learning_rate=rate,
         trainable=trainable,
         dtype=way.dtype,
@@ -270,6 +271,7 @@ def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[E
         avoid=material.held_out.examples if material.held_out else (),
         places=material.data.places,
         prompt_loss=order.prompt_loss,
+        fresh=(material.parent is None or material.beneath) and not material.raw and material.task.kind != "text",
     )
 
 

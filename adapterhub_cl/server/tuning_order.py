@@ -121,4 +121,4 @@ def _checked(
         said = "; ".join(part for part in (error.message, error.hint) if part).replace(f"{uploads.folder}/", "")
         raise Refused(400, said, "invalid_request") from error
     settings = request.training()
-    return {"n_epochs": settings.epochs, "batch_size": settings.batch_size}
+    return {"n_epochs": settings.epochs or "auto", "batch_size": settings.batch_size}

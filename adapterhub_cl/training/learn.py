@@ -70,6 +70,7 @@ def learn(
     """
     rows = rows_of(model, base, objective, strategy, lesson, settings, reporter)
     training, dev_examples, dev_tokens = rows.training, rows.dev_examples, rows.dev_tokens
+    settings = settings.for_rows(len(training), fresh=lesson.fresh, encoder=base.is_encoder)
     if chosen is None:
         chosen = everyones(way_of(model, base, objective, strategy, rows, settings, reporter), accelerator)
         on_speed(chosen)
@@ -121,7 +122,8 @@ def learn(
         evaluate, log = dev if dev_tokens else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
         reporter.note(
-            f"training on {len(training)} examples ({held_out(len(dev_tokens), settings)}), {loop.total} steps, "
+            f"training on {len(training)} examples ({held_out(len(dev_tokens), settings)}), "
+            f"{settings.passes} epochs, {loop.total} steps, "
             f"learning rate {rate:g}, {base.why or NAMES[base.dtype]}, {chosen.describe()}"
         )
         started = time.perf_counter()
@@ -134,6 +136,7 @@ def learn(
         if warning := guessing(labelled, right):
             reporter.note(warning)
     facts = {
+        "settings": settings.to_json(),
         "examples": len(training),
         "dev_examples": len(dev_tokens),
         "truncated": rows.cut,

@@ -79,7 +79,7 @@ class Loop:
         self.start()
         with self.less, self.reporter.piece("training", self.total) as advance, StopSignal() as stop:
             advance(self.at.steps)
-            while self.at.epoch < self.settings.epochs and not self.exhausted:
+            while self.at.epoch < self.settings.passes and not self.exhausted:
                 self.one_epoch(stop)
         means = [row["loss"] for row in self.at.history] or [0.0]
         if self.alike and means[-1] > max(RISEN * self.at.first_loss, SETTLED) and means[-1] > means[0] / RISEN:
@@ -201,7 +201,7 @@ class Loop:
             }
         )
         shown = "  ".join(f"dev {k} {v:.4f}" for k, v in figures.items())
-        self.reporter.note(f"epoch {at.epoch} of {self.settings.epochs}  loss {loss:.4f}  {shown}".rstrip())
+        self.reporter.note(f"epoch {at.epoch} of {self.settings.passes}  loss {loss:.4f}  {shown}".rstrip())
         self.log({f"dev_{k}": v for k, v in figures.items()}, at.steps)
         at.step_in_epoch, at.loss_sum, at.loss_count = 0, 0.0, 0
         if self.run:

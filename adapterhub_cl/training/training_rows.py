@@ -48,6 +48,7 @@ class TrainingSet:
         avoid: examples that augmentation must not produce: the held-out ones.
         places: where each example comes from, for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
+        fresh: whether a new adapter learns a task that has answers.
     """
 
     task: Task
@@ -63,6 +64,7 @@ class TrainingSet:
     avoid: Sequence[Example] = ()
     places: Sequence[str] = ()
     prompt_loss: float = 0.0
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def way_of(
         objective,
         rows.training,
         settings.batch_size,
-        total=settings.epochs * len(rows.training),
+        total=settings.passes * len(rows.training),
         attention=settings.attention,
         padding=strategy.watches_layers,
         tell=reporter.note,

@@ -206,14 +206,15 @@ class Nightly:
 
         from adapterhub_cl.settings import TrainingSettings
 
-        labels = self.material.labels(task)
+        labels, fresh = self.material.labels(task), task not in self.models
         torch.manual_seed(self.seed)
-        if task not in self.models:
+        if fresh:
             model = AutoModelForSequenceClassification.from_pretrained(self.base, num_labels=len(labels))
             about = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
             self.models[task] = get_peft_model(model, about)
-        model, usual = self.models[task].train(), TrainingSettings()
-        rate, epochs = usual.peak_rate(model.config.hidden_size), usual.epochs
+        model = self.models[task].train()
+        usual = TrainingSettings().for_rows(len(rows), fresh=fresh, encoder=True)
+        rate, epochs = usual.peak_rate(model.config.hidden_size), usual.passes
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
         steps = epochs * -(-len(rows) // usual.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)

@@ -94,7 +94,7 @@ def test_from_mapping_refuses_unknown_keys_with_a_suggestion() -> None:
         ("epochs", "three"),
         ("epochs", 2.5),
         ("epochs", True),
-        ("epochs", None),
+        ("batch_size", None),
         ("epochs", float("inf")),
         ("rank", [4]),
         ("dropout", "much"),
@@ -154,3 +154,29 @@ def test_the_names_of_other_libraries_are_known() -> None:
     with pytest.raises(UnknownNameError, match="unknown setting in the config 'lr'") as caught:
         TrainingSettings.from_mapping({"lr": 1e-3}, "the config")
     assert "what others call lr is learning-rate here" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("rows", "fresh", "encoder", "epochs"),
+    [
+        (512, True, True, 3),
+        (240, True, True, 7),
+        (60, True, True, 12),
+        (1, True, True, 12),
+        (240, True, False, 3),
+        (100, True, False, 5),
+        (60, True, False, 6),
+        (60, False, True, 3),
+        (60, False, False, 3),
+    ],
+)
+def test_few_rows_are_passed_over_more_often_by_a_new_adapter(
+    rows: int, fresh: bool, encoder: bool, epochs: int
+) -> None:
+    found = TrainingSettings().for_rows(rows, fresh=fresh, encoder=encoder)
+    assert (found.epochs, found.passes) == (epochs, epochs)
+    assert TrainingSettings(epochs=2).for_rows(rows, fresh=fresh, encoder=encoder).epochs == 2
+
+
+def test_without_a_number_of_rows_there_are_three_passes() -> None:
+    assert (TrainingSettings().epochs, TrainingSettings().passes, TrainingSettings().steps(32)) == (None, 3, 6)
