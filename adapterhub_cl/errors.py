@@ -110,6 +110,18 @@ class LearnsElsewhere(TrainingError):
     code = "busy"
 
 
+class EngineError(AdapterHubError):
+    """The server that computes the answers refuses, answers wrongly, or is another one than it should be."""
+
+    code = "engine"
+
+
+class EngineDownError(EngineError):
+    """The server that computes the answers cannot be reached, or broke off."""
+
+    code = "engine_down"
+
+
 class GateRefused(AdapterHubError):
     """The gate refused an adapter that forgets too much.
 
