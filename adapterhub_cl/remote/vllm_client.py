@@ -23,7 +23,7 @@ class NotLoadedError(EngineError):
     """The vLLM has no model of this name: it was started again, or somebody unloaded it."""
 
 
-class Piece(NamedTuple):
+class VllmPiece(NamedTuple):
     """What a vLLM wrote since the last piece: token ids with their log-probabilities; `reason`: why it ended, or ''."""
 
     tokens: tuple[tuple[int, float], ...]
@@ -126,7 +126,7 @@ class VllmClient:
             )
         return told
 
-    async def write(self, model: str, prompt: Sequence[int], how: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+    async def write(self, model: str, prompt: Sequence[int], how: Mapping[str, Any]) -> AsyncGenerator[VllmPiece, None]:
         """What it writes after a prompt, piece by piece.
 
         Args:
@@ -152,7 +152,7 @@ class VllmClient:
                         logs = (choice.get("logprobs") or {}).get("token_logprobs") or ()
                         reason = str(choice.get("finish_reason") or "")
                         ended = ended or bool(reason)
-                        yield Piece(tuple(zip(choice.get("token_ids") or (), logs, strict=True)), reason)
+                        yield VllmPiece(tuple(zip(choice.get("token_ids") or (), logs, strict=True)), reason)
                 if not ended:
                     raise EngineDownError(f"the vLLM at {self.address} broke off in the middle of an answer", BACK)
 
