@@ -141,6 +141,13 @@ class GateRefused(AdapterHubError):
         self.record, self.gate = record, dict(gate or {})
 
 
+class ExportRefused(AdapterHubError):
+    """An export that changes nothing, or that loses more of the adapter's score than `--min-retention` allows."""
+
+    code = "export"
+    exit_code = 3
+
+
 # How torch, cuBLAS, cuDNN, the driver and a CPU's allocator say that there is no memory.
 _NO_MEMORY = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc",

@@ -1,0 +1,51 @@
+"""Leaving: versions written for use outside of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl import exporting
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.facade.opened import OpenedHub
+from adapterhub_cl.options import takes
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import check_local
+
+
+class Leaving(OpenedHub):
+    """The verbs that write for other tools."""
+
+    @takes(*exporting.options())
+    def export(
+        self,
+        ref: str,
+        target: str | Path,
+        *,
+        format: str = exporting.DEFAULT,  # noqa: A002 (the flag's name)
+        reporter: Reporter | None = None,
+        **asked: Any,
+    ) -> Path:
+        """Write a version to an empty or missing directory, in the form that another tool opens. No file names a folder
+        of this machine.
+
+        Args:
+            format: `peft` for PEFT's own format with the tokenizer, `task.json` (how it is asked) and a `predict.py`
+                that needs transformers and PEFT alone; the reference lists the others, with their options.
+
+        Raises:
+            UnknownNameError: no such version or format.
+            UsageError: the directory is not empty, or an option belongs to another format.
+            StorageError: the disk cannot be written; the directory is unchanged.
+        """
+        from adapterhub_cl.adapters.serving import task_of
+
+        kind, config = exporting.configured(format, asked)
+        folder = check_local(target)
+        if folder.resolve().is_relative_to(self.folder.resolve()):
+            raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
+        order = exporting.ExportOrder(record, folder, self.base, tasks, self.context(reporter), config)
+        return exporting.export(order, kind)
