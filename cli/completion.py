@@ -135,3 +135,4 @@ def formats() -> list[str]:
 
 
 Ref = Annotated[str, typer.Argument(help="news, news@v2 or news@production", autocompletion=versions)]
+OneRef = Annotated[str | None, typer.Argument(help="news, news@v2 or news@production", autocompletion=versions)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from cl_adapter.app import MOVE, verb
-from cl_adapter.completion import Ref, formats, tasks, versions
+from cl_adapter.completion import OneRef, formats, tasks, versions
 from cl_adapter.flags import takes
 from cl_adapter.session import Session
 from cl_adapter.verbs_learn import outcome, show_outcome
@@ -105,17 +105,32 @@ def import_adapter(
 @takes(*exporting.options(), config=False)
 def export(
     ctx: typer.Context,
-    ref: Ref,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR", help="a directory that is empty or does not exist yet")
     ],
+    ref: OneRef = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="instead of one: of every adapter the version that answers now, to DIR/NAME")
+    ] = False,
     format: Annotated[str, typer.Option(help=FORMATS, autocompletion=formats)] = exporting.DEFAULT,  # noqa: A002
     *,
     given: dict[str, Any],
 ) -> None:
     """Write a version for use elsewhere."""
     session = Session.of(ctx)
+    if (ref is None) != every:
+        raise UsageError(
+            "one version or --all: say which", "cl-adapter export NAME -o DIR, or cl-adapter export --all -o DIR"
+        )
     hub = session.hub()
+    if ref is None:
+        refs = hub.export_all(output, format=format, reporter=session.reporter(), **given)
+        if session.json:
+            session.give({"refs": refs, "path": output, "format": format})
+        else:
+            for one in refs:
+                print(f"{one} → {output}/{one.partition('@')[0]}")
+        return
     record = hub.get(ref)
     path = hub.export(record.ref, output, format=format, reporter=session.reporter(), **given)
     if session.json:

@@ -67,6 +67,33 @@ def write_vllm_folder(folder: Path, made: Path, base_name: str) -> int:
     return rank
 
 
+def largest_difference(folder: Path, made: Path) -> tuple[float, bool]:
+    """How far the change of a layer, ΔW = B·A, differs between a version and what was written for vLLM: the largest
+    difference of a factor relative to the layer's largest number, and whether any layer changes anything.
+
+    Raises:
+        AdapterError, IntegrityError: one of them cannot be read.
+    """
+    apart, changes = 0.0, False
+    with LoraFile(folder) as own, LoraFile(made) as other:
+        if set(own.modules) != set(other.modules):
+            return float("inf"), True
+        for module in own.modules:
+            for mine, theirs in zip(own.factors(module), other.factors(module), strict=True):
+                rows, columns = mine.shape
+                most = float(mine.abs().max())
+                change = max(float((theirs[:rows, :columns] - mine).abs().max()), _beyond(theirs, rows, columns))
+                apart = max(apart, change / most if most else change)
+            changes = changes or bool(own.factors(module)[0].any())
+    return apart, changes
+
+
+def _beyond(padded: torch.Tensor, rows: int, columns: int) -> float:
+    """The largest number in what was padded."""
+    parts = [part.abs().max() for part in (padded[rows:], padded[:, columns:]) if part.numel()]
+    return float(max(parts, default=0.0))
+
+
 def why_not_vllm(folder: Path) -> None:
     """Raise if the adapter in a folder is of a kind that vLLM cannot serve; its tensors are not read.
 

@@ -155,3 +155,26 @@ def export(order: ExportOrder, format: BaseFormat) -> Path:  # noqa: A002 (the f
         format.write(order, made)
         format.prove(order, made)
     return order.target
+
+
+def export_all(orders: Sequence[ExportOrder], format: BaseFormat, target: Path) -> Path:  # noqa: A002
+    """Write versions of different adapters, each to a folder named as the adapter: all of them, or nothing.
+
+    Args:
+        target: the directory that gets these folders; empty or missing.
+
+    Raises:
+        UsageError: the directory is not empty.
+        StorageError, ExportRefused: as `export`.
+    """
+    from adapterhub_cl.adapters.outside import filled
+
+    for order in orders:
+        format.check(order)
+    with filled(target) as made:
+        for order in orders:
+            folder = made / order.record.name
+            folder.mkdir()
+            format.write(order, folder)
+            format.prove(order, folder)
+    return target

@@ -38,14 +38,48 @@ class Leaving(OpenedHub):
             UsageError: the directory is not empty, or an option belongs to another format.
             StorageError: the disk cannot be written; the directory is unchanged.
         """
-        from adapterhub_cl.adapters.serving import task_of
-
         kind, config = exporting.configured(format, asked)
+        return exporting.export(self._order(ref, self._outside(target), config, reporter), kind)
+
+    @takes(*exporting.options())
+    def export_all(
+        self,
+        target: str | Path,
+        *,
+        format: str = exporting.DEFAULT,  # noqa: A002 (the flag's name)
+        reporter: Reporter | None = None,
+        **asked: Any,
+    ) -> list[str]:
+        """Write the version of each adapter that answers now to `target/NAME`: all of them, or nothing.
+
+        Returns:
+            the versions that were written.
+
+        Raises:
+            UsageError: the hub has no adapter, the directory is not empty, or an option belongs to another format.
+            AdapterError: a version cannot be written in this format.
+        """
+        kind, config = exporting.configured(format, asked)
+        folder = self._outside(target)
+        names = sorted({record.name for record in self.registry.adapters(include_rejected=False)})
+        if not names:
+            raise UsageError("this hub has no adapters yet", "cl-adapter add-task NAME DATA trains one")
+        orders = [self._order(name, folder / name, config, reporter) for name in names]
+        exporting.export_all(orders, kind, folder)
+        return [order.record.ref for order in orders]
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _outside(self, target: str | Path) -> Path:
         folder = check_local(target)
         if folder.resolve().is_relative_to(self.folder.resolve()):
             raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
+        return folder
+
+    def _order(self, ref: str, folder: Path, config: Any, reporter: Reporter | None) -> exporting.ExportOrder:
+        from adapterhub_cl.adapters.serving import task_of
+
         record = self.registry.get(ref)
         self.registry.check_files(record)
         tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
-        order = exporting.ExportOrder(record, folder, self.base, tasks, self.context(reporter), config)
-        return exporting.export(order, kind)
+        return exporting.ExportOrder(record, folder, self.base, tasks, self.context(reporter), config)

@@ -9,6 +9,7 @@ from typing import Any
 from adapterhub_cl.answering.answerer import ROWS
 from adapterhub_cl.bank.bank import CAPACITY, HOST_BYTES
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.remote.vllm_address import read_address
 from adapterhub_cl.routing import DEFAULT
 
 BUILT_IN = "built-in"
@@ -53,6 +54,8 @@ class Settings:
                 raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}", f"{name}=1")
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 8):
             raise UsageError(f"max_length must be 8 or more, not {self.max_length!r}", "leave it out for the context")
+        if self.engine != BUILT_IN:
+            read_address(self.engine)
         if not self.timeout_s > 0:
             raise UsageError(f"timeout_s must be above 0 seconds, not {self.timeout_s}", "timeout_s=120")
         if not 0 <= self.wait_ms <= 10_000:

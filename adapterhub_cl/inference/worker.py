@@ -15,7 +15,7 @@ from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.deciding.decider import Decider
 from adapterhub_cl.deciding.view import View
-from adapterhub_cl.errors import AdapterError, AdapterHubError
+from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
 from adapterhub_cl.inference.answers_rows import AnswersRows
 from adapterhub_cl.inference.engine_settings import BUILT_IN, Settings
 from adapterhub_cl.inference.local_rows import LocalRows
@@ -50,26 +50,11 @@ class Worker:
         self.decider = Decider(
             registry, base, self.bank, settings.router, settings.options or {}, reporter, self.halt.is_set
         )
-        self.rows: AnswersRows
-        if settings.engine == BUILT_IN:
-            self.rows = LocalRows(base, self.bank, settings, self.halt.is_set)
-        else:
-            from adapterhub_cl.remote.vllm_rows import VllmRows
-
-            try:
-                self.rows = VllmRows(
-                    registry,
-                    base,
-                    self.bank,
-                    settings.engine,
-                    most=settings.resident,
-                    timeout_s=settings.timeout_s,
-                    max_length=settings.max_length,
-                    halt=self.halt.is_set,
-                )
-            except BaseException:
-                self.bank.close()
-                raise
+        try:
+            self.rows = self._what_answers()
+        except BaseException:
+            self.bank.close()
+            raise
         self._failed: list[tuple[AnswerRequest, Exception]] = []
 
     def run(self) -> None:
@@ -211,6 +196,34 @@ class Worker:
                 yield request, resolve(self.view, request, routing)
             except Exception as error:
                 failed.append((request, error))
+
+    def _what_answers(self) -> AnswersRows:
+        """The base of this process, or the vLLM that the settings name.
+
+        Raises:
+            UsageError: the package that asks a vLLM is not installed, or a vLLM cannot answer for this base.
+            EngineError: the vLLM cannot be asked, or its base is another one.
+        """
+        settings = self.settings
+        if settings.engine == BUILT_IN:
+            return LocalRows(self.base, self.bank, settings, self.halt.is_set)
+        try:
+            from adapterhub_cl.remote.vllm_rows import VllmRows
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--engine URL needs the package {error.name}, which is not installed",
+                "pip install 'adapterhub-cl[serve]'",
+            ) from error
+        return VllmRows(
+            self.registry,
+            self.base,
+            self.bank,
+            settings.engine,
+            most=settings.resident,
+            timeout_s=settings.timeout_s,
+            max_length=settings.max_length,
+            halt=self.halt.is_set,
+        )
 
     def _read(self, ref: str) -> Shelved:
         record = self.registry.get(ref)

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 
-from adapterhub_cl.errors import EngineDownError, EngineError, UsageError
+from adapterhub_cl.errors import EngineDownError, EngineError
+from adapterhub_cl.remote.vllm_address import read_address
 
 CONNECT_S = 5.0
 MOST_TOKENS = 128  # ids whose log-probabilities vLLM gives in one request (its MAX_LOGPROB_TOKEN_IDS)
@@ -28,25 +28,6 @@ class VllmPiece(NamedTuple):
 
     tokens: tuple[tuple[int, float], ...]
     reason: str
-
-
-def read_address(text: str) -> str:
-    """The address of a vLLM, without a `/v1` at its end.
-
-    Raises:
-        UsageError: it is no address.
-    """
-    parts = urlsplit(text)
-    try:
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        known = False
-    if not known or parts.query or parts.fragment:
-        raise UsageError(
-            f"--engine {text!r} is neither built-in nor an address",
-            "--engine http://127.0.0.1:8000 asks a running vLLM",
-        )
-    return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class VllmClient:

@@ -89,11 +89,12 @@ class VllmRows:
         self._effects: dict[str, list[float]] = {}  # reference → what it adds to the log-probabilities of the probe
         self._ends = end_ids(base.tokenizer, base.model)
         self._probe = probe_ids(base)
+        self._client: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-rows", daemon=True)
         self._thread.start()
         try:
-            self._client: VllmClient = self._run(_made(lambda: VllmClient(where, os.environ.get(KEY, ""), timeout_s)))
+            self._client = self._run(_made(lambda: VllmClient(where, os.environ.get(KEY, ""), timeout_s)))
             self._residents: Residents = self._run(_made(lambda: Residents(most, self._load, self._unload)))
             own = own_logs(base, bank, self._probe, {})
             self._model, context, self._theirs = self._run(self._base_of_it())
@@ -158,7 +159,6 @@ class VllmRows:
         except (TimeoutError, AdapterHubError):
             pass
         finally:
-            self._run(self._client.close())
             self._stop()
 
     # -- the base and the adapters ---------------------------------------------------------------
@@ -232,7 +232,8 @@ class VllmRows:
         except Exception as error:
             answer = error
         finally:
-            asking.cancel()
+            asking.cancel()  # so that the vLLM ends it too
+            await asyncio.wait({asking})
         self._done.put((job, answer))
 
     async def _asked(self, job: _Job) -> Answer:
@@ -310,9 +311,20 @@ class VllmRows:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _stop(self) -> None:
+        """End the thread, and whatever is still going on in it."""
+        self._run(self._ended())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _ended(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+        if self._client is not None:
+            await self._client.close()
 
 
 async def _made(make: Callable[[], Any]) -> Any:
