@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING
 
 from adapterhub_cl.adapters.lora_config import CONFIG, PREFIX, WEIGHTS, asked_plainly, check_config, has_head, is_dora
-from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.errors import AdapterError
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_cl.adapters.lora_files import LoraFile
 
 EXPORTS = "server/engine"  # inside a hub: the folders from which a vLLM loads its versions; made again when missing
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks from 8 on; its kernels are made for these
+Outline = tuple[bytes, dict[str, tuple[int, ...]]]  # of a folder: its config, and the shapes of its tensors
 # Layers that vLLM replaces as a whole or not at all; a LoRA on them is dropped or refused there.
 _WHOLE = ("embed_tokens", "wte", "lm_head", "embed_out", "output_embedding")
 
@@ -31,6 +34,11 @@ def write_vllm_folder(folder: Path, made: Path, base_name: str) -> int:
         AdapterError: vLLM cannot serve such an adapter.
         IntegrityError: its files cannot be read.
     """
+    import torch
+    from safetensors.torch import save_file
+
+    from adapterhub_cl.adapters.lora_files import LoraFile
+
     why_not_vllm(folder)
     weights: dict[str, torch.Tensor] = {}
     with LoraFile(folder) as file:
@@ -67,6 +75,25 @@ def write_vllm_folder(folder: Path, made: Path, base_name: str) -> int:
     return rank
 
 
+def outline(folder: Path) -> Outline:
+    """Config and shapes of what `write_vllm_folder` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no dict)
+    return (folder / CONFIG).read_bytes(), shapes
+
+
+def write_zeros(like: Outline, made: Path) -> None:
+    """Write an adapter with factors of zero: it changes nothing."""
+    import torch
+    from safetensors.torch import save_file
+
+    config, shapes = like
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, made / WEIGHTS, metadata={"format": "pt"})
+    (made / CONFIG).write_bytes(config)
+
+
 def largest_difference(folder: Path, made: Path) -> tuple[float, bool]:
     """How far the change of a layer, ΔW = B·A, differs between a version and what was written for vLLM: the largest
     difference of a factor relative to the layer's largest number, and whether any layer changes anything.
@@ -74,6 +101,8 @@ def largest_difference(folder: Path, made: Path) -> tuple[float, bool]:
     Raises:
         AdapterError, IntegrityError: one of them cannot be read.
     """
+    from adapterhub_cl.adapters.lora_files import LoraFile
+
     apart, changes = 0.0, False
     with LoraFile(folder) as own, LoraFile(made) as other:
         if set(own.modules) != set(other.modules):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS
 from adapterhub_cl.adapters.outside import filled
-from adapterhub_cl.adapters.packed import PACKED
-from adapterhub_cl.adapters.vllm_folder import EXPORTS, write_vllm_folder
+from adapterhub_cl.adapters.vllm_folder import EXPORTS, Outline, write_vllm_folder, write_zeros
 from adapterhub_cl.bases.sources import public_name
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.registry import Registry
@@ -55,6 +54,19 @@ class VllmExports:
         self.known[record.ref] = (name, folder)
         return folder
 
+    def rank(self, folder: Path) -> int:
+        """The rank that a folder has in vLLM."""
+        return int(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["r"])
+
+    def zeros(self, like: Outline) -> Path:
+        """A folder for vLLM with factors of zero."""
+        target = self._room / "zeros" / sha256(repr(like).encode()).hexdigest()[:16]
+        if not (target / WEIGHTS).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with filled(target) as made:
+                write_zeros(like, made)
+        return target
+
     def drop(self, ref: str) -> None:
         """Remove the folder of a version that is no longer in the hub."""
         found = self.known.pop(ref, None)
@@ -67,5 +79,5 @@ class VllmExports:
 def content_of(record: AdapterRecord) -> str:
     """SHA-256 over what a version computes: its config and its tensors."""
     files = record.manifest.get("files") or {}
-    hashes = {name: (files.get(name) or {}).get("sha256", "") for name in (CONFIG, WEIGHTS, PACKED)}
+    hashes = {name: about.get("sha256", "") for name, about in files.items() if name.startswith("adapter_")}
     return sha256(json.dumps([FORMAT, hashes], sort_keys=True).encode()).hexdigest()
