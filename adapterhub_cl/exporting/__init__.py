@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ class ExportOrder:
         tasks: those that the version answers, as it learned them.
         hub: registry, base and reporter; `hub.base` loads the base when it is first read.
         config: the options, of the format's `Config`.
+        release: gives up the base that `hub.base` has loaded, where nobody else uses it; the next use loads it again.
     """
 
     record: AdapterRecord
@@ -65,6 +66,7 @@ class ExportOrder:
     tasks: Sequence[Task]
     hub: Hub
     config: Any = field(default_factory=NoOptions)
+    release: Callable[[], None] = lambda: None
 
 
 class BaseFormat:

@@ -82,4 +82,9 @@ class Leaving(OpenedHub):
         record = self.registry.get(ref)
         self.registry.check_files(record)
         tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
-        return exporting.ExportOrder(record, folder, self.base, tasks, self.context(reporter), config)
+        hub, mine = self.context(reporter), self._loaded is None
+        release = self._release if mine else lambda: None
+        return exporting.ExportOrder(record, folder, self.base, tasks, hub, config, release)
+
+    def _release(self) -> None:
+        self._loaded = None
