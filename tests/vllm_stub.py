@@ -48,6 +48,7 @@ class StubVllm:
     runtime_loading: bool = True
     old: bool = False
     key: str = ""
+    root: str = "somewhere"
     bodies: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -79,7 +80,7 @@ class StubVllm:
 
         @app.get("/v1/models")
         def models() -> dict[str, Any]:
-            base = {"id": "the-base", "root": "somewhere", "parent": None, "max_model_len": 512}
+            base = {"id": "the-base", "root": self.root, "parent": None, "max_model_len": 512}
             return {"data": [base, *({"id": n, "root": str(p), "parent": "the-base"} for n, p in self.loaded.items())]}
 
         @app.post("/v1/load_lora_adapter")

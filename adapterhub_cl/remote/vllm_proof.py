@@ -10,8 +10,10 @@ import torch
 
 from adapterhub_cl.answering.answerer import Mixture
 from adapterhub_cl.bank.bank import LoraBank
+from adapterhub_cl.bases.fingerprint import is_base
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import EngineError
+from adapterhub_cl.types import BaseInfo
 
 PROBE = (
     "The library opens at nine and closes at six. On Tuesday a man came in with a wet umbrella, asked for a map of the "
@@ -19,9 +21,10 @@ PROBE = (
 )
 TOKENS = 64
 # Mean difference of a token's log-probability, in nats, up to which two bases count as the same. Measured on
-# SmolLM2-135M: see docs/decisions/046. A 4- or 8-bit base differs from its 16-bit original.
-SAME, SAME_QUANTISED = 0.1, 0.5
-SHARE = 0.5  # how much of an adapter's effect may be missing or other in the vLLM
+# SmolLM2-135M: 0.00002 in fp32, 0.04 in bf16; 0.20 between int8 and fp32 and 0.6 between nf4 and fp32, as much as an
+# adapter makes. So a 4- or 8-bit hub needs the same name or the same files too: docs/decisions/046.
+SAME, SAME_QUANTISED = 0.1, 1.0
+SHARE = 0.1  # how much of an adapter's effect may be missing or other in the vLLM, besides what rounding does
 NOTHING = 1e-5  # nats; an effect up to this is none
 
 
@@ -45,24 +48,31 @@ def own_logs(base: LoadedBase, bank: LoraBank, ids: Sequence[int], mixture: Mixt
     return found
 
 
-def check_base(own: Sequence[float], theirs: Sequence[float], quantisation: str, where: str) -> None:
-    """Raise if a vLLM serves another base.
+def check_base(own: Sequence[float], theirs: Sequence[float], base: BaseInfo, root: str, where: str) -> None:
+    """Raise if a vLLM serves another base than the hub's.
 
     Args:
         own, theirs: log-probabilities of the same tokens.
-        quantisation: of the hub's base.
+        root: what the vLLM was started with: an id or a folder.
         where: the vLLM, for the message.
 
     Raises:
-        EngineError: it does.
+        EngineError: it does, or a 4- or 8-bit base cannot be told apart from another one.
     """
     apart = sum(abs(a - b) for a, b in zip(own, theirs, strict=True)) / len(own)
-    most = SAME if quantisation == "none" else SAME_QUANTISED
+    exact = base.quantization == "none"
+    most = SAME if exact else SAME_QUANTISED
     if not apart <= most:
         raise EngineError(
             f"{where} serves another base than the hub's: the log-probabilities of a fixed text differ by {apart:.2f} "
             f"nats a token, and {most:g} is allowed",
-            "start vLLM with the hub's base; cl-adapter doctor shows which one that is",
+            f"start vLLM with the hub's base: {base.source}",
+        )
+    if not exact and not is_base(root, base):
+        raise EngineError(
+            f"{where} serves {root}, and the hub has {base.source} in {base.quantization}: whether that is the same "
+            "cannot be seen in the answers",
+            f"start vLLM with {base.source}, or make the hub with --quantization none",
         )
 
 

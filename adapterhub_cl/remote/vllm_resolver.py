@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.adapters.vllm_folder import Outline, outline
-from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.fingerprint import is_base
 from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.watching import Watch
@@ -77,9 +77,7 @@ class HubNames:
     def has_base(self, name: str) -> bool:
         """Whether vLLM's base is the hub's: a folder by the fingerprint of its files, an id by its name."""
         if name not in self._bases:
-            base = self.registry.base
-            local = Path(name).expanduser()
-            self._bases[name] = fingerprint(local) == base.fingerprint if local.is_dir() else name == base.source
+            self._bases[name] = is_base(name, self.registry.base)
         return self._bases[name]
 
     def nothing(self, version: NamedVersion) -> Path:

@@ -97,8 +97,8 @@ class VllmRows:
             self._client = self._run(_made(lambda: VllmClient(where, os.environ.get(KEY, ""), timeout_s)))
             self._residents: Residents = self._run(_made(lambda: Residents(most, self._load, self._unload)))
             own = own_logs(base, bank, self._probe, {})
-            self._model, context, self._theirs = self._run(self._base_of_it())
-            check_base(own, self._theirs, base.info.quantization, self._client.address)
+            self._model, root, context, self._theirs = self._run(self._base_of_it())
+            check_base(own, self._theirs, base.info, root, self._client.address)
         except BaseException:
             self._stop()
             raise
@@ -163,16 +163,15 @@ class VllmRows:
 
     # -- the base and the adapters ---------------------------------------------------------------
 
-    async def _base_of_it(self) -> tuple[str, int, list[float]]:
-        """The vLLM's name for its base, its context in tokens (0: it does not say), and what it says of the probe."""
+    async def _base_of_it(self) -> tuple[str, str, int, list[float]]:
+        """The vLLM's name for its base, what it was started with, its context in tokens (0: it does not say), and what
+        it says of the probe."""
         own = [one for one in await self._client.models() if not one.get("parent")]
         if not own:
             raise EngineError(f"the vLLM at {self._client.address} serves no base", "start it with the hub's base")
-        return (
-            own[0]["id"],
-            int(own[0].get("max_model_len") or 0),
-            await self._client.prompt_logs(own[0]["id"], self._probe),
-        )
+        name = own[0]["id"]
+        logs = await self._client.prompt_logs(name, self._probe)
+        return name, str(own[0].get("root") or name), int(own[0].get("max_model_len") or 0), logs
 
     def _look_at(self, mixture: Mixture) -> None:
         """Export a version that is asked for the first time, and see what it does here.

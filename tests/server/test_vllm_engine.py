@@ -22,7 +22,7 @@ HEADERS = ("x-adapter", "x-adapter-sha256", "x-task", "x-fallback")
 @pytest.fixture(scope="module")
 def stub() -> Iterator[StubVllm]:
     base = load_base(AdapterHub.open(REFERENCE).base, device="cpu", dtype="fp32")
-    with listening(StubVllm(base.model)) as found:
+    with listening(StubVllm(base.model, root="tiny")) as found:
         yield found
 
 

@@ -290,3 +290,15 @@ def until(true: Callable[[], Any]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("it does not come")
+
+
+def test_a_base_in_four_bits_needs_the_same_files_there(load_pico: Any, pico_path: Any, tmp_path: Path) -> None:
+    """Rounding hides there which base answers."""
+    base = load_pico("llama", "nf4")
+    hub = new_hub(tmp_path / "hub", pico_path("llama"), base, ("sums",))
+    with listening(StubVllm(load_pico().model)) as stub:
+        with pytest.raises(EngineError, match="whether that is the same cannot be seen"):
+            hub.engine(engine=stub.url)
+        stub.root = str(pico_path("llama"))
+        with hub.engine(engine=stub.url) as engine:
+            assert engine.predict(["1+1"], task="sums")
