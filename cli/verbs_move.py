@@ -120,7 +120,8 @@ def export(
     session = Session.of(ctx)
     if (ref is None) != every:
         raise UsageError(
-            "one version or --all: say which", "cl-adapter export NAME -o DIR, or cl-adapter export --all -o DIR"
+            "export one version, or all of them: say which",
+            "cl-adapter export NAME -o DIR, or cl-adapter export --all -o DIR",
         )
     hub = session.hub()
     if ref is None:

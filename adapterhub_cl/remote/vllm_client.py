@@ -16,7 +16,7 @@ from adapterhub_cl.remote.vllm_address import read_address
 CONNECT_S = 5.0
 MOST_TOKENS = 128  # ids whose log-probabilities vLLM gives in one request (its MAX_LOGPROB_TOKEN_IDS)
 CONNECTIONS = 512
-BACK = "start it again: what is asked after that is answered again"
+BACK = "start it; whatever is asked after that is answered again"
 
 
 class NotLoadedError(EngineError):
