@@ -121,6 +121,9 @@ class StubVllm:
                 return JSONResponse(told, 404)
             if asked.get("stream"):
                 return StreamingResponse(self.stream(asked), media_type="text/event-stream")
+            if (asked.get("logprobs") or 0) > 20:
+                told = {"error": {"message": "Requested sample logprobs is greater than max allowed: 20"}}
+                return JSONResponse(told, 400)
             prompts = asked["prompt"] if isinstance(asked["prompt"][0], list) else [asked["prompt"]]
             return JSONResponse({"choices": [self.choice(asked, k, ids) for k, ids in enumerate(prompts)]})
 

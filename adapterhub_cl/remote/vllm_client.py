@@ -14,7 +14,7 @@ from adapterhub_cl.errors import EngineDownError, EngineError
 from adapterhub_cl.remote.vllm_address import read_address
 
 CONNECT_S = 5.0
-MOST_TOKENS = 128  # ids whose log-probabilities vLLM gives in one request (its MAX_LOGPROB_TOKEN_IDS)
+MOST_TOKENS = 20  # ids whose log-probabilities vLLM gives in one request, unless started with more --max-logprobs
 CONNECTIONS = 512
 BACK = "start it; whatever is asked after that is answered again"
 
@@ -191,6 +191,8 @@ class VllmClient:
             raise NotLoadedError(f"the vLLM at {self.address} has no model {what}: {told}", "ask again")
         kind = EngineDownError if status in (502, 503, 504) else EngineError
         hint = "its own log says more"
+        if "No adapter found" in told:
+            hint = "it must be able to read the hub's folder server/engine"
         if "max_lora_rank" in told:
             hint = "start it with a larger --max-lora-rank"
         raise kind(f"the vLLM at {self.address} refuses {what}: {told}", hint)

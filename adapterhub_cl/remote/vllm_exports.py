@@ -14,6 +14,7 @@ from adapterhub_cl.adapters.vllm_folder import EXPORTS, Outline, write_vllm_fold
 from adapterhub_cl.bases.sources import public_name
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry.files import storage_errors
 from adapterhub_cl.types import AdapterRecord
 
 FORMAT = 1  # of the folders' content
@@ -31,19 +32,21 @@ class VllmExports:
         self._registry, self._room = registry, registry.path.resolve() / EXPORTS
         self.known: dict[str, tuple[str, Path]] = {}
 
-    def folder(self, record: AdapterRecord) -> Path:
-        """The folder of a version, which is written if it is not there yet.
+    def folder(self, record: AdapterRecord) -> tuple[str, Path]:
+        """vLLM's name of a version, and its folder, which is written if it is not there yet.
 
         Raises:
             AdapterError: vLLM cannot serve it.
             IntegrityError: its files are damaged.
+            StorageError: the hub cannot be written.
         """
         content = content_of(record)
         name = f"{record.ref}-{content[:12]}"
         folder = self._room / content[:16] / name
         if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
             self._registry.check_files(record)
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            with storage_errors(folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
             base_name = public_name(str(record.manifest.get("base", {}).get("source", "")))
             try:
                 with filled(folder) as made:
@@ -52,7 +55,7 @@ class VllmExports:
                 if not (folder / WEIGHTS).is_file():
                     raise
         self.known[record.ref] = (name, folder)
-        return folder
+        return name, folder
 
     def rank(self, folder: Path) -> int:
         """The rank that a folder has in vLLM."""
@@ -62,7 +65,8 @@ class VllmExports:
         """A folder for vLLM with factors of zero."""
         target = self._room / "zeros" / sha256(repr(like).encode()).hexdigest()[:16]
         if not (target / WEIGHTS).is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
+            with storage_errors(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
             with filled(target) as made:
                 write_zeros(like, made)
         return target

@@ -71,7 +71,7 @@ class HubNames:
             record = self.registry.get(serving.get(name, name))
         except (UsageError, AdapterError):  # unknown, no name at all, or nothing that may answer
             return None
-        folder = self._exports.folder(record)
+        _, folder = self._exports.folder(record)
         return NamedVersion(record.ref, folder, self._exports.rank(folder), outline(folder))
 
     def has_base(self, name: str) -> bool:

@@ -8,13 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
+from adapterhub_cl.adapters.vllm_folder import why_not_vllm
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.answerer import AskedRow, Mixture
 from adapterhub_cl.answering.asked_rows import Ready
@@ -24,7 +25,7 @@ from adapterhub_cl.answering.written import COLD, WrittenRow
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.chat import end_ids
-from adapterhub_cl.errors import AdapterHubError, EngineError, UsageError
+from adapterhub_cl.errors import AdapterError, AdapterHubError, EngineError, UsageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.remote.vllm_client import MOST_TOKENS, NotLoadedError, VllmClient
 from adapterhub_cl.remote.vllm_exports import VllmExports
@@ -174,7 +175,7 @@ class VllmRows:
         return name, str(own[0].get("root") or name), int(own[0].get("max_model_len") or 0), logs
 
     def _look_at(self, mixture: Mixture) -> None:
-        """Export a version that is asked for the first time, and see what it does here.
+        """See what a version does here, when it is asked for the first time.
 
         Raises:
             UsageError: several adapters at once.
@@ -184,13 +185,16 @@ class VllmRows:
             raise UsageError("a vLLM answers with one adapter at a time, and not with a mixture", "top_k=1")
         for ref in mixture:
             if ref not in self._effects:
-                self._exports.folder(self._registry.get(ref))
+                why_not_vllm(self._registry.get(ref).path)
                 logs = own_logs(self._base, self._bank, self._probe, {ref: 1.0})
                 self._effects[ref] = [a - b for a, b in zip(logs, self._own, strict=True)]
 
     async def _load(self, ref: str) -> str:
         """Load a version, and prove that it does there what it does here."""
-        name, folder = self._exports.known[ref]
+        own = self._effects.get(ref)
+        if own is None:
+            raise AdapterError(f"{ref} was removed meanwhile", "ask again")
+        name, folder = await asyncio.to_thread(lambda: self._exports.folder(self._registry.get(ref)))
         try:
             await self._client.load(name, folder)
         except EngineError:
@@ -200,7 +204,7 @@ class VllmRows:
         theirs = await self._client.prompt_logs(name, self._probe)
         effect = [a - b for a, b in zip(theirs, self._theirs, strict=True)]
         try:
-            check_effect(self._effects[ref], effect, self._noise, ref, self._client.address)
+            check_effect(own, effect, self._noise, ref, self._client.address)
         except EngineError:
             await self._client.unload(name)
             raise
@@ -208,12 +212,10 @@ class VllmRows:
 
     async def _unload(self, ref: str) -> None:
         name, _ = self._exports.known[ref]
-        try:
+        with suppress(EngineError):  # where it is gone, so is whatever was loaded
             await self._client.unload(name)
-        except EngineError:  # it is gone, and with it whatever was loaded
-            return
         if ref not in self._effects:
-            self._exports.drop(ref)
+            await asyncio.to_thread(self._exports.drop, ref)
 
     # -- rows ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loras import write_lora
 from routed_hubs import copied, new_hub, publish, texts
 from vllm_stub import StubVllm, listening
 
@@ -89,6 +90,15 @@ def test_an_answer_ends_at_a_stop_string(engine: Engine) -> None:
     found = engine.generate("abc", adapter="tales@v1", raw=True, max_new_tokens=20, stop=stop)
     assert found.prediction == whole[: whole.find(stop)]
     assert found.finished
+
+
+def test_a_task_of_many_labels_is_scored_in_parts(hub: AdapterHub, stub: StubVllm, tmp_path: Path) -> None:
+    labels = [chr(65 + k) * (1 + k % 2) for k in range(26)]
+    hub.import_adapter(write_lora(tmp_path / "many", 3), "many", labels=labels)
+    with hub.engine() as built_in:
+        right = built_in.predict(["abc", "x y"], task="many")
+    with hub.engine(engine=stub.url) as engine:
+        assert all(close(*pair) for pair in zip(engine.predict(["abc", "x y"], task="many"), right, strict=True))
 
 
 def test_names_say_the_content_and_a_new_version_is_another_name(
