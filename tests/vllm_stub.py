@@ -132,9 +132,6 @@ class StubVllm:
     def choice(self, asked: dict[str, Any], index: int, ids: list[int]) -> dict[str, Any]:
         logs = self.logs(asked["model"], ids)
         found: dict[str, Any] = {"index": index, "finish_reason": "length"}
-        if "prompt_logprobs" in asked:
-            rows = [{str(ids[k + 1]): {"logprob": float(logs[k, ids[k + 1]])}} for k in range(len(ids) - 1)]
-            found["prompt_logprobs"] = [None, *rows]
         if "logprob_token_ids" in asked:
             best = int(logs[-1].argmax())
             wanted = [best] if self.old else [best, *asked["logprob_token_ids"]]

@@ -70,13 +70,6 @@ class VllmClient:
         with suppress(NotLoadedError):
             await self._post("/v1/unload_lora_adapter", {"lora_name": name}, what=f"unloading {name}")
 
-    async def prompt_logs(self, model: str, prompt: Sequence[int]) -> list[float]:
-        """The log-probability of each token of a prompt after those before it, from the second token on."""
-        asked = {"model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        with self._told():
-            rows = (await self._post("/v1/completions", asked))["choices"][0]["prompt_logprobs"][1:]
-            return [float(row[str(token)]["logprob"]) for row, token in zip(rows, prompt[1:], strict=True)]
-
     async def next_logs(
         self, model: str, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
     ) -> list[dict[int, float]]:
@@ -103,7 +96,7 @@ class VllmClient:
         if len(told) != len(prompts) or any(set(tokens) - one.keys() for one in told):
             raise EngineError(
                 f"the vLLM at {self.address} does not give the log-probabilities of chosen tokens",
-                "choice tasks need its field logprob_token_ids: use vLLM 0.32 or newer",
+                "its field logprob_token_ids is needed: use vLLM 0.32 or newer",
             )
         return told
 

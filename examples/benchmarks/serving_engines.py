@@ -89,9 +89,12 @@ def vllm(python: str, base: str, folder: Path, most: int) -> Iterator[str]:
                     raise SystemExit(f"vLLM did not start:\n{log.read_text()[-3000:]}")
                 time.sleep(1)
             yield url
+        except BaseException:
+            print(log.read_text()[-6000:], file=sys.stderr)
+            raise
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def alive(url: str) -> bool:

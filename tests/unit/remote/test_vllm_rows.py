@@ -238,10 +238,10 @@ def test_what_the_vllm_refuses_is_said_with_the_next_step(hub: AdapterHub, engin
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in told.value.hint
 
 
-def test_a_vllm_without_chosen_log_probabilities_is_refused_for_labels(engine: Engine, stub: StubVllm) -> None:
+def test_a_vllm_without_chosen_log_probabilities_is_refused(hub: AdapterHub, stub: StubVllm) -> None:
     stub.old = True
     with pytest.raises(EngineError, match="chosen tokens"):
-        engine.predict(["1+1"], task="sums")
+        hub.engine(engine=stub.url)
 
 
 def test_mixtures_and_dora_are_refused(hub: AdapterHub, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
