@@ -10,6 +10,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.bases import sources
-from adapterhub_cl.errors import EngineError
+from adapterhub_cl.errors import EngineDownError, EngineError
 from adapterhub_cl.types import Prediction
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +45,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
 
 
 @pytest.fixture(scope="module")
-def vllm(hub: AdapterHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a vLLM with the plug-in."""
+def process(hub: AdapterHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """A vLLM with the plug-in: its address, and its process group."""
     folder = tmp_path_factory.mktemp("plug-in")
     about = folder / "adapterhub_cl_checkout-0.dist-info"  # as `pip install --no-deps` would tell vLLM of the plug-in
     about.mkdir()
@@ -73,10 +75,16 @@ def vllm(hub: AdapterHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 if process.poll() is not None or time.monotonic() > ends:
                     pytest.fail(f"vLLM did not start:\n{log.read_text()[-3000:]}")
                 time.sleep(1)
-            yield url
+            yield url, process.pid
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def vllm(process: tuple[str, int]) -> str:
+    return process[0]
 
 
 def answers(url: str) -> bool:
@@ -148,3 +156,26 @@ def test_an_alias_of_the_hub_answers_in_a_stock_vllm_and_moves(hub: AdapterHub, 
     assert after["model"] == f"tickets@production ({moved.ref})"
     assert completed(vllm, "tickets@v1", prompt)["choices"][0]["text"] == before["choices"][0]["text"]
     assert "error" in completed(vllm, "no-such-name", prompt), json.dumps(after)
+
+
+def test_many_versions_at_once_while_they_are_loaded_and_unloaded(hub: AdapterHub, vllm: str) -> None:
+    """The proof of a version that is loaded runs in one batch with the answers of others."""
+    names = ["tickets", "reviews", "facts"]
+    with hub.engine(engine=vllm, resident=2) as engine, ThreadPoolExecutor(8) as pool:
+
+        def ask(k: int) -> str:
+            adapter = f"{names[k % 3]}@v1"
+            return engine.generate(TEXTS[k % 4], adapter=adapter, raw=True, max_new_tokens=6).adapter
+
+        assert list(pool.map(ask, range(48))) == [f"{names[k % 3]}@v1" for k in range(48)]
+
+
+def test_a_vllm_that_is_killed_ends_the_answers_with_an_error(hub: AdapterHub, process: tuple[str, int]) -> None:
+    with hub.engine(engine=process[0]) as engine:
+        stream = engine.stream(TEXTS[0], adapter="base", raw=True, max_new_tokens=400)
+        next(stream)
+        os.killpg(process[1], signal.SIGKILL)
+        with pytest.raises(EngineDownError):
+            list(stream)
+        with pytest.raises(EngineDownError):
+            engine.predict(TEXTS, task="tickets")
