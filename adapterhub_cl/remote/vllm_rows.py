@@ -29,7 +29,7 @@ from adapterhub_cl.errors import AdapterError, AdapterHubError, EngineError, Usa
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.remote.vllm_client import MOST_TOKENS, NotLoadedError, VllmClient
 from adapterhub_cl.remote.vllm_exports import VllmExports
-from adapterhub_cl.remote.vllm_proof import Probe, check_base, check_effect
+from adapterhub_cl.remote.vllm_proof import EngineProbe, check_base, check_effect
 from adapterhub_cl.remote.vllm_residents import Residents
 
 KEY = "CL_ADAPTER_ENGINE_KEY"  # the environment variable with the API key of the vLLM
@@ -96,7 +96,7 @@ class VllmRows:
         try:
             self._client = self._run(_made(lambda: VllmClient(where, os.environ.get(KEY, ""), timeout_s)))
             self._residents: Residents = self._run(_made(lambda: Residents(most, self._load, self._unload)))
-            self._probe = Probe.of(base, bank)
+            self._probe = EngineProbe.of(base, bank)
             own = self._probe.here(base, bank, {})
             self._model, root, context, self._theirs = self._run(self._base_of_it())
             check_base(own, self._theirs, base.info, root, self._client.address)
