@@ -6,7 +6,7 @@ The rows are the held-out data that the version was scored on where they still l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,16 @@ class TaskProof:
             f"{task}: {self.metric} {self.export:.3f} on {self.n} held-out rows (adapter {self.adapter:.3f}, base "
             f"{self.base:.3f}), retention {self.retention:.3f}, same answer on {self.same_answers:.0%}"
         )
+
+
+class Said:
+    """Answers that were given already, by the rows they answer."""
+
+    def __init__(self, pairs: Iterable[tuple[Reference, Answers]]) -> None:
+        self._pairs = list(pairs)
+
+    def __getitem__(self, found: Reference) -> Answers:
+        return next(answers for one, answers in self._pairs if one is found)
 
 
 def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:

@@ -44,7 +44,7 @@ class Whole:
         self.references = _proof.references(order, base)
         self.chosen, self.tried = ORIGINAL, dict[str, float]()
         self._dense = dense_layers(base) if order.base.quantization in FOUR_BIT else {}
-        self._about = replace(base, model=None)
+        self._about, self._context = replace(base, model=None), base.context
         if not self._dense:
             order.release()
 
@@ -76,6 +76,12 @@ class Whole:
             mark_plain_head(model, self.order.record.path)
         about = replace(self._about, model=model)
         return _proof.answers_of(model, about, found.probe, self.order, what)
+
+    def by_llama_cpp(self, python: str, found: _proof.Reference, file: Path) -> tuple[_proof.Answers, float]:
+        """What llama.cpp says with a GGUF file of the model; see `_llama_cpp.answers`."""
+        from adapterhub_cl.exporting import _llama_cpp
+
+        return _llama_cpp.answers(python, found, self._about.tokenizer, self._context, file)
 
     @property
     def dtype(self) -> torch.dtype:
