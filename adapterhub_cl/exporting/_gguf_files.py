@@ -30,7 +30,7 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class GgufPlan:
     """How the tensors of one model are named and ordered in GGUF.
 
     Attributes:
@@ -89,7 +89,7 @@ def _moved(rows: torch.Tensor, heads: int, first: int) -> torch.Tensor:
     return rows.reshape(shape).transpose(1, 2).reshape(rows.shape).contiguous()
 
 
-def plan_for(config: Any, architecture: str) -> Plan:
+def plan_for(config: Any, architecture: str) -> GgufPlan:
     """How a model's tensors are written.
 
     Args:
@@ -109,10 +109,10 @@ def plan_for(config: Any, architecture: str) -> Plan:
         raise AdapterError("heads that are rotated in part only cannot be written as GGUF here", BY_CONVERTER)
     arch, reorders = ARCHITECTURES[architecture]
     heads = int(config.num_attention_heads)
-    return Plan(arch, int(config.num_hidden_layers), (heads, int(config.num_key_value_heads or heads)), reorders)
+    return GgufPlan(arch, int(config.num_hidden_layers), (heads, int(config.num_key_value_heads or heads)), reorders)
 
 
-def write_model(file: Path, model: Any, folder: Path, quant: str, name: str) -> Plan:
+def write_model(file: Path, model: Any, folder: Path, quant: str, name: str) -> GgufPlan:
     """Write a model with its tokenizer.
 
     Args:
@@ -151,7 +151,7 @@ def write_model(file: Path, model: Any, folder: Path, quant: str, name: str) -> 
     return plan
 
 
-def write_lora(file: Path, layers: Mapping[str, tuple[Any, Any]], plan: Plan, quant: str, name: str) -> None:
+def write_lora(file: Path, layers: Mapping[str, tuple[Any, Any]], plan: GgufPlan, quant: str, name: str) -> None:
     """Write a LoRA for llama.cpp.
 
     llama.cpp scales every layer by α ÷ its rank and knows no other scaling. So the factors contain theirs, and every
@@ -204,7 +204,7 @@ def tensors_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield key, value
 
 
-def read_lora(file: Path, plan: Plan, layers: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def read_lora(file: Path, plan: GgufPlan, layers: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Layer → B with its scaling, and A, of a file that `write_lora` wrote."""
     import gguf
 
@@ -244,7 +244,7 @@ def _finish(writer: Any) -> None:
     writer.write_tensors_to_file()
 
 
-def _add_shape(writer: Any, config: Any, plan: Plan) -> None:
+def _add_shape(writer: Any, config: Any, plan: GgufPlan) -> None:
     import gguf
 
     heads, keys = plan.heads

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError
-from adapterhub_cl.exporting._proof import Answers, Reference, scored
+from adapterhub_cl.evaluation.compared import Answers, scored
+from adapterhub_cl.exporting._proof import Reference
 
 if TYPE_CHECKING:
     from adapterhub_cl.data.tokenise import Tokeniser

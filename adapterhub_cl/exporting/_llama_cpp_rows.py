@@ -54,6 +54,15 @@ def write(model: Any, row: dict[str, Any]) -> list[int]:
 def main() -> None:
     import llama_cpp  # type: ignore[import-not-found]
 
+    usual = llama_cpp.llama_model_default_params
+
+    def plain() -> Any:
+        # Weights as they are in the file: rearranged for AMX, q8_0 ends some machines with a segmentation fault.
+        params = usual()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama.llama_cpp.llama_model_default_params = plain
     order = json.load(sys.stdin)
     model = llama_cpp.Llama(
         model_path=order["model"],

@@ -17,24 +17,12 @@ from adapterhub_cl.types import Example, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.evaluation.compared import Answers, TaskProof
     from adapterhub_cl.evaluation.probes import Probe
 
 FILE = "proof.json"
 PLAIN = 0.99  # the usual share of the score to keep
 EIGHT_BIT = 0.97  # with weights in 8 bits
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one model says to the rows of one task.
-
-    Attributes:
-        texts: the answers in the rows' order; empty for raw text.
-        share: the task's main score as a share between 0 and 1.
-    """
-
-    texts: tuple[str, ...]
-    share: float
 
 
 @dataclass(frozen=True)
@@ -54,36 +42,7 @@ class Reference:
         return self.probe.examples
 
 
-@dataclass(frozen=True)
-class TaskProof:
-    """How an export did on the rows of one task.
-
-    Attributes:
-        metric: the task's main score; `base`, `adapter` and `export` are that score as a share, of the base alone, of
-            the adapter in the hub, and of the export.
-        n: number of rows; `data` says where they came from.
-        retention: export ÷ adapter.
-        same_answers: share of the rows to which the export and the adapter give the same answer.
-    """
-
-    metric: str
-    n: int
-    data: str
-    base: float
-    adapter: float
-    export: float
-    retention: float
-    same_answers: float
-
-    def told(self, task: str) -> str:
-        """One line for the user."""
-        return (
-            f"{task}: {self.metric} {self.export:.3f} on {self.n} held-out rows (adapter {self.adapter:.3f}, base "
-            f"{self.base:.3f}), retention {self.retention:.3f}, same answer on {self.same_answers:.0%}"
-        )
-
-
-class Said:
+class GivenAnswers:
     """Answers that were given already, by the rows they answer."""
 
     def __init__(self, pairs: Iterable[tuple[Reference, Answers]]) -> None:
@@ -100,6 +59,7 @@ def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:
         base: the loaded base of the hub.
     """
     from adapterhub_cl.adapters.as_served import as_served
+    from adapterhub_cl.evaluation.compared import Answers
     from adapterhub_cl.evaluation.probes import asked_as, can_answer, probe_of
 
     count = order.config.proof_rows
@@ -131,6 +91,7 @@ def answers_of(model: Any, base: LoadedBase, probe: Probe, order: ExportOrder, w
         what: the step's name for the user.
     """
     from adapterhub_cl import objectives
+    from adapterhub_cl.evaluation.compared import Answers, scored
     from adapterhub_cl.evaluation.gate import as_share
     from adapterhub_cl.evaluation.scoring import answered, evaluate
 
@@ -143,48 +104,6 @@ def answers_of(model: Any, base: LoadedBase, probe: Probe, order: ExportOrder, w
             return Answers((), as_share(one.metric, one.value))
         gold, said = answered(model, base.tokenizer, objective, task, probe.examples, **options)
     return scored(probe, gold, said)
-
-
-def scored(probe: Probe, gold: Sequence[str], said: Sequence[str]) -> Answers:
-    """Answers with their score.
-
-    Args:
-        gold: the right answers.
-        said: those that were given.
-    """
-    from adapterhub_cl.evaluation import metrics
-
-    rows = [example.references for example in probe.examples]
-    scores = metrics.score(probe.task, list(gold), list(said), references=rows)
-    return Answers(tuple(said), scores[probe.task.metric])
-
-
-def compare(found: Reference, export: Answers, data: str) -> TaskProof:
-    """The figures of one task; see `TaskProof`.
-
-    Args:
-        data: where the rows came from, without this machine's folders.
-    """
-    n, adapter = len(found.examples), found.adapter
-    kept = export.share / adapter.share if adapter.share > 0 else 1.0
-    pairs = zip(export.texts, adapter.texts, strict=True)
-    same = sum(one == other for one, other in pairs) / n if export.texts else 1.0
-    return TaskProof(
-        found.task.metric,
-        n,
-        data,
-        round(found.base.share, 6),
-        round(adapter.share, 6),
-        round(export.share, 6),
-        round(kept, 6),
-        round(same, 6),
-    )
-
-
-def lost_too_much(proof: TaskProof, least: float) -> bool:
-    """Whether an export keeps less than it must. The loss of a single row is never too much: rounding can tip a row
-    either way, and one row says nothing."""
-    return proof.retention < least and (proof.adapter - proof.export) * proof.n > 1 + 1e-6
 
 
 def judge(
@@ -209,7 +128,7 @@ def judge(
     Raises:
         ExportRefused: it changes nothing, or loses too much of a task.
     """
-    from adapterhub_cl.bases.sources import public_name
+    from adapterhub_cl.evaluation.compared import compare, lost_too_much
 
     wanted = order.config.min_retention
     least = least if wanted is None else wanted
@@ -217,7 +136,7 @@ def judge(
     silent = []
     for one in found:
         export = answer(one)
-        proofs[one.task.name] = proof = compare(one, export, public_name(one.probe.data))
+        proofs[one.task.name] = proof = compare(one.probe, one.base, one.adapter, export)
         order.hub.reporter.note(proof.told(one.task.name))
         if export.texts and export.texts == one.base.texts != one.adapter.texts:
             silent.append(one.task.name)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from adapterhub_cl.adapters.lora_files import LoraFile
     from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.evaluation.compared import Answers
 
     Dense = Mapping[str, Callable[[], torch.Tensor]]
 
@@ -63,7 +64,7 @@ class Whole:
         self.order.release()
         return model
 
-    def answers(self, model: Any, found: _proof.Reference, what: str) -> _proof.Answers:
+    def answers(self, model: Any, found: _proof.Reference, what: str) -> Answers:
         """What a model says to the rows of one task.
 
         Args:
@@ -77,7 +78,7 @@ class Whole:
         about = replace(self._about, model=model)
         return _proof.answers_of(model, about, found.probe, self.order, what)
 
-    def by_llama_cpp(self, python: str, found: _proof.Reference, file: Path) -> tuple[_proof.Answers, float]:
+    def by_llama_cpp(self, python: str, found: _proof.Reference, file: Path) -> tuple[Answers, float]:
         """What llama.cpp says with a GGUF file of the model; see `_llama_cpp.answers`."""
         from adapterhub_cl.exporting import _llama_cpp
 
@@ -92,11 +93,13 @@ class Whole:
         return with_adapter(self.order, self.folder, self._dense if where == DEQUANTISED else None)
 
     def _kept(self, where: str) -> float:
+        from adapterhub_cl.evaluation.compared import compare
+
         model = self._made(where).to(self.dtype)
         kept = []
         for one in self.references:
             export = self.answers(model, one, f"asking the model on {where} weights")
-            kept.append(_proof.compare(one, export, "").retention)
+            kept.append(compare(one.probe, one.base, one.adapter, export).retention)
         return sum(kept) / len(kept)
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import ExportRefused
 from adapterhub_cl.exporting import BaseFormat, BaseNameOption, ExportOrder, ProofOptions, _proof
 from adapterhub_cl.exporting._gguf_steps import GgufOptions
 from adapterhub_cl.types import BaseInfo
+
+if TYPE_CHECKING:
+    from adapterhub_cl.evaluation.compared import Answers
 
 MODEL = "model.gguf"
 MODELFILE = "Modelfile"
@@ -69,7 +72,7 @@ class Format(BaseFormat):
             opened_by = "llama.cpp"
             tokens: dict[str, float] = {}
 
-            def answer(one: _proof.Reference) -> _proof.Answers:
+            def answer(one: _proof.Reference) -> Answers:
                 said, tokens[one.task.name] = whole.by_llama_cpp(python, one, made / MODEL)
                 return said
 
@@ -81,7 +84,7 @@ class Format(BaseFormat):
             order.hub.reporter.note(_llama_cpp.NOT_RUN)
             model = _gguf_steps.opened(made, MODEL, whole.dtype)
 
-            def answer(one: _proof.Reference) -> _proof.Answers:
+            def answer(one: _proof.Reference) -> Answers:
                 return whole.answers(model, one, "asking the export")
 
         least = _proof.EIGHT_BIT if order.config.quant == "q8_0" else _proof.PLAIN

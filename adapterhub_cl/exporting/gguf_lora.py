@@ -10,12 +10,15 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.exporting import BaseFormat, BaseNameOption, ExportOrder, ProofOptions, _proof
 from adapterhub_cl.exporting._gguf_steps import GgufOptions
 from adapterhub_cl.types import BaseInfo
+
+if TYPE_CHECKING:
+    from adapterhub_cl.evaluation.compared import Answers
 
 ADAPTER, BASE = "adapter.gguf", "base.gguf"
 MODELFILE = "Modelfile"
@@ -93,7 +96,7 @@ class Format(BaseFormat):
         with tempfile.TemporaryDirectory(prefix="cl-adapter-") as place:
             model = self._base_file(order, Path(place))
 
-            def answer(one: _proof.Reference) -> _proof.Answers:
+            def answer(one: _proof.Reference) -> Answers:
                 said, tokens[one.task.name] = _llama_cpp.answers(
                     python, one, base.tokenizer, base.context, model, made / ADAPTER
                 )
@@ -105,7 +108,7 @@ class Format(BaseFormat):
     def next_steps(self, path: Path, base: BaseInfo) -> list[str]:
         return [f"next: llama-server -m BASE.gguf --lora {path / ADAPTER}; or see {path / MODELFILE} for Ollama"]
 
-    def _by_the_hub(self, order: ExportOrder, made: Path) -> _proof.Said:
+    def _by_the_hub(self, order: ExportOrder, made: Path) -> _proof.GivenAnswers:
         """What the factors in the file say on the hub's base."""
         from adapterhub_cl.adapters.as_served import as_served
         from adapterhub_cl.adapters.lora_files import LoraFile, write_lora
@@ -117,7 +120,7 @@ class Format(BaseFormat):
             layers = _gguf_files.read_lora(made / ADAPTER, plan, lora.modules)
             write_lora(Path(place), layers, [lora], "")
             with as_served(base, Path(place)) as model:
-                return _proof.Said(
+                return _proof.GivenAnswers(
                     (one, _proof.answers_of(model, base, one.probe, order, "asking the export"))
                     for one in self.references
                 )

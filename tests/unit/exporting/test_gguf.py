@@ -116,20 +116,20 @@ def test_a_lora_has_its_scaling_inside_and_its_rows_in_order(
 
 
 def test_moving_rows_is_undone() -> None:
-    plan = _gguf_files.Plan("llama", 1, (4, 2), True)
+    plan = _gguf_files.GgufPlan("llama", 1, (4, 2), True)
     rows = torch.arange(64 * 3).reshape(64, 3)
     for key in ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
         assert not torch.equal(plan.ordered(key, rows), rows)
         assert torch.equal(plan.restored(key, plan.ordered(key, rows)), rows)
     assert torch.equal(plan.ordered("model.layers.0.self_attn.v_proj.weight", rows), rows)
-    plain = _gguf_files.Plan("qwen2", 1, (4, 2), False)
+    plain = _gguf_files.GgufPlan("qwen2", 1, (4, 2), False)
     assert torch.equal(plain.ordered("model.layers.0.self_attn.q_proj.weight", rows), rows)
 
 
 def test_another_order_of_the_rows_is_found_out(hub: AdapterHub, tmp_path: Path, monkeypatch: Any) -> None:
     hub.import_adapter(write_lora(tmp_path / "lora", size=0.1), "one")
-    right = _gguf_files.Plan.ordered
-    monkeypatch.setattr(_gguf_files.Plan, "ordered", lambda self, key, rows: right(self, key, rows).flip(0))
+    right = _gguf_files.GgufPlan.ordered
+    monkeypatch.setattr(_gguf_files.GgufPlan, "ordered", lambda self, key, rows: right(self, key, rows).flip(0))
     with pytest.raises(ExportRefused, match="is not the model"):
         hub.export("one", tmp_path / "out", format="gguf")
     assert not (tmp_path / "out").exists()
@@ -166,7 +166,7 @@ def llama_python() -> str:
 
 @pytest.mark.slow  # starts llama.cpp
 @pytest.mark.parametrize("format", ["gguf", "gguf-lora"])
-def test_llama_cpp_answers_as_the_hub_does(pico_path: Any, tmp_path: Path, format: str) -> None:
+def test_llama_cpp_answers_as_the_hub_does(pico_path: Any, tmp_path: Path, format: str) -> None:  # noqa: A002
     llama_python()
     hub = AdapterHub.init(tmp_path / "hub", str(pico_path("llama")), quantization="none", dtype="fp32")
     rows = [{"instruction": "Which?", "input": f"{c} {k}", "output": c} for k in range(12) for c in LABELS]
