@@ -6,7 +6,7 @@ The rows are the held-out data that the version was scored on where they still l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,7 @@ def judge(
     *,
     least: float,
     opened_by: str,
+    card: Mapping[str, Any],
     more: dict[str, Any] | None = None,
 ) -> dict[str, TaskProof]:
     """Ask the export, tell its figures, and write them beside it.
@@ -123,12 +124,14 @@ def judge(
         answer: what the export says to the rows of one task.
         least: the smallest share of the score to keep, unless the user named one.
         opened_by: what it was opened with.
+        card: how the model card describes it: see `write_export_card`.
         more: further facts for `proof.json`.
 
     Raises:
         ExportRefused: it changes nothing, or loses too much of a task.
     """
     from adapterhub_cl.evaluation.compared import compare, lost_too_much
+    from adapterhub_cl.exporting._export_card import write_export_card
 
     wanted = order.config.min_retention
     least = least if wanted is None else wanted
@@ -160,4 +163,5 @@ def judge(
         **(more or {}),
     }
     (made / FILE).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_export_card(order, made, proofs, opened_by, **card)
     return proofs

@@ -49,8 +49,12 @@ class Whole:
         if not self._dense:
             order.release()
 
-    def model(self) -> Any:
-        """The model; in the base's original data type, on the CPU."""
+    def model(self, dtype: torch.dtype | None = None) -> Any:
+        """The merged model, on the CPU.
+
+        Args:
+            dtype: its data type; None: that of the base's original weights.
+        """
         if self._dense and self.references:
             for where in (ORIGINAL, DEQUANTISED):
                 self.tried[where] = self._kept(where)
@@ -59,7 +63,7 @@ class Whole:
             self.order.hub.reporter.note(f"retention when added to the {told}; the {self.chosen} ones are written")
         elif self._dense:
             self.order.hub.reporter.note("note: added to the original weights; no held-out rows could compare them")
-        model = self._made(self.chosen)
+        model = self._made(self.chosen, dtype)
         self._dense = {}
         self.order.release()
         return model
@@ -89,8 +93,8 @@ class Whole:
         """The data type in which the hub answers."""
         return self._about.dtype
 
-    def _made(self, where: str) -> Any:
-        return with_adapter(self.order, self.folder, self._dense if where == DEQUANTISED else None)
+    def _made(self, where: str, dtype: torch.dtype | None = None) -> Any:
+        return with_adapter(self.order, self.folder, self._dense if where == DEQUANTISED else None, dtype)
 
     def _kept(self, where: str) -> float:
         from adapterhub_cl.evaluation.compared import compare
@@ -152,13 +156,14 @@ def dense_layers(base: LoadedBase) -> Dense:
     return found
 
 
-def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None) -> Any:
-    """The model of a base's folder in its own data type, with the version's adapter added into its weights; layer by
+def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The model of a base's folder with the version's adapter added into its weights; layer by
     layer, so that it takes little more memory than the model.
 
     Args:
         folder: see `original_folder`.
         dense: weights that replace those of the folder first.
+        dtype: of the result; None: that of the folder's weights.
 
     Raises:
         ExportRefused: the data type is too coarse: no weight changes.
@@ -169,7 +174,7 @@ def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None) -
     from adapterhub_cl.adapters.lora_config import check_config
     from adapterhub_cl.adapters.lora_files import LoraFile
 
-    model = _plain_model(order, folder)
+    model = _plain_model(order, folder, dtype or "auto")
     with torch.no_grad():
         for name, weight in (dense or {}).items():
             model.get_submodule(name).weight.copy_(weight())
@@ -187,7 +192,7 @@ def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None) -
     return model.eval()
 
 
-def _plain_model(order: ExportOrder, folder: Path) -> Any:
+def _plain_model(order: ExportOrder, folder: Path, dtype: Any) -> Any:
     """The base as transformers opens it, for an encoder with the adapter's head."""
     import transformers
 
@@ -199,10 +204,10 @@ def _plain_model(order: ExportOrder, folder: Path) -> Any:
     if not is_encoder(order.base.architecture):
         with no_loading_bars():
             kind = getattr(transformers, auto_class(order.base.architecture))
-            return kind.from_pretrained(folder, dtype="auto", use_safetensors=True)
+            return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     config = transformers.AutoConfig.from_pretrained(folder)
     with no_loading_bars():
-        model = load_encoder(folder, config, None, dtype="auto", use_safetensors=True)
+        model = load_encoder(folder, config, None, dtype=dtype, use_safetensors=True)
     put_plain_head(model, order.record.path, model.dtype)
     return model
 

@@ -47,11 +47,14 @@ class Format(BaseFormat):
         _gguf_steps.check_kind(order, folder)
 
     def write(self, order: ExportOrder, made: Path) -> None:
+        import torch
+
         from adapterhub_cl.exporting import _gguf_files, _gguf_steps, _whole_model
 
         config = order.config
         self.whole = whole = _whole_model.Whole(order)
-        model, name = whole.model(), _gguf_steps.name_of(order)
+        # Sums in fp32 are rounded once, to what the file stores: f16 is finer than the bf16 of most bases.
+        model, name = whole.model(torch.float32), _gguf_steps.name_of(order)
         self.facts: dict[str, Any] = {"merged_into": whole.chosen, "tried": whole.tried, "quant": config.quant}
         if config.converter:
             folder = made / "converted"
@@ -88,7 +91,11 @@ class Format(BaseFormat):
                 return whole.answers(model, one, "asking the export")
 
         least = _proof.EIGHT_BIT if order.config.quant == "q8_0" else _proof.PLAIN
-        _proof.judge(order, made, whole.references, answer, least=least, opened_by=opened_by, more=self.facts)
+        lines = ["```console", f"$ llama-server -m {MODEL}", f"$ ollama create NAME -f {MODELFILE}", "```"]
+        card = {"library": "gguf", "relation": "finetune", "lines": lines}
+        _proof.judge(
+            order, made, whole.references, answer, least=least, opened_by=opened_by, card=card, more=self.facts
+        )
 
     def next_steps(self, path: Path, base: BaseInfo) -> list[str]:
         return [f"next: llama-server -m {path / MODEL}; or ollama create NAME -f {path / MODELFILE}"]

@@ -80,6 +80,8 @@ class Format(BaseFormat):
 
         python, least = _llama_cpp.interpreter(), _proof.PLAIN
         facts: dict[str, Any] = {"quant": order.config.quant}
+        lines = ["```console", f"$ llama-server -m {BASE} --lora {ADAPTER}", "```"]
+        card = {"library": "gguf", "relation": "adapter", "lines": lines}
         if not python and order.config.converter:
             raise UsageError(
                 "a LoRA that llama.cpp's converter wrote can only be tried with llama.cpp",
@@ -89,7 +91,14 @@ class Format(BaseFormat):
             order.hub.reporter.note(_llama_cpp.NOT_RUN)
             said = self._by_the_hub(order, made)
             _proof.judge(
-                order, made, self.references, said.__getitem__, least=least, opened_by="the hub's base", more=facts
+                order,
+                made,
+                self.references,
+                said.__getitem__,
+                least=least,
+                opened_by="the hub's base",
+                card=card,
+                more=facts,
             )
             return
         base, tokens = order.hub.base, dict[str, float]()
@@ -103,7 +112,9 @@ class Format(BaseFormat):
                 return said
 
             facts["same_tokens"] = tokens
-            _proof.judge(order, made, self.references, answer, least=least, opened_by="llama.cpp", more=facts)
+            _proof.judge(
+                order, made, self.references, answer, least=least, opened_by="llama.cpp", card=card, more=facts
+            )
 
     def next_steps(self, path: Path, base: BaseInfo) -> list[str]:
         return [f"next: llama-server -m BASE.gguf --lora {path / ADAPTER}; or see {path / MODELFILE} for Ollama"]

@@ -51,7 +51,7 @@ def test_transformers_reads_what_was_written(hub: AdapterHub, tmp_path: Path, qu
     proof = json.loads((folder / "proof.json").read_text())
     assert proof["quant"] == quant
     assert proof["opened_by"].startswith("transformers")
-    assert {p.name for p in folder.iterdir()} == {"model.gguf", "Modelfile", "proof.json", "task.json"}
+    assert {p.name for p in folder.iterdir()} == {"model.gguf", "Modelfile", "README.md", "proof.json", "task.json"}
     for file in folder.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
 
