@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import ExportRefused
-from adapterhub_cl.exporting import ExportOrder
+from adapterhub_cl.exporting import PROOF, ExportOrder
 from adapterhub_cl.types import Example, Task
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from adapterhub_cl.evaluation.compared import Answers, TaskProof
     from adapterhub_cl.evaluation.probes import Probe
 
-FILE = "proof.json"
 PLAIN = 0.99  # the usual share of the score to keep
 EIGHT_BIT = 0.97  # with weights in 8 bits
 
@@ -162,6 +161,6 @@ def judge(
         "tasks": {task: asdict(proof) for task, proof in proofs.items()},
         **(more or {}),
     }
-    (made / FILE).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (made / PROOF).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_export_card(order, made, proofs, opened_by, **card)
     return proofs
