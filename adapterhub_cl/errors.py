@@ -141,8 +141,14 @@ class GateRefused(AdapterHubError):
         self.record, self.gate = record, dict(gate or {})
 
 
+class ServerError(AdapterHubError):
+    """A server cannot be reached, or does not answer as it should."""
+
+    code = "server"
+
+
 class ExportRefused(AdapterHubError):
-    """An export that changes nothing, or that loses more of the adapter's score than `--min-retention` allows."""
+    """An export or a server changes nothing, or loses more of the adapter's score than `--min-retention` allows."""
 
     code = "export"
     exit_code = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -135,7 +136,9 @@ def export(
     record = hub.get(ref)
     path = hub.export(record.ref, output, format=format, reporter=session.reporter(), **given)
     if session.json:
-        session.give({"ref": record.ref, "path": str(path), "format": format})
+        proof = path / exporting.PROOF
+        told = {"proof": json.loads(proof.read_text(encoding="utf-8"))} if proof.is_file() else {}
+        session.give({"ref": record.ref, "path": str(path), "format": format, **told})
     else:
         print(f"{record.ref} → {path}")
         for step in exporting.ROOM.get(format)().next_steps(path, hub.base):

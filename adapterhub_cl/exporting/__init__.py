@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOM = Room("adapterhub_cl.exporting", "export format", "Format")
 DEFAULT = "peft"
+PROOF = "proof.json"  # how the export did on held-out rows, beside what was written
 
 
 @dataclass(frozen=True)

@@ -6,35 +6,22 @@ The rows are the held-out data that the version was scored on where they still l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import ExportRefused
-from adapterhub_cl.exporting import ExportOrder
+from adapterhub_cl.exporting import PROOF, ExportOrder
 from adapterhub_cl.types import Example, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.evaluation.compared import Answers, TaskProof
     from adapterhub_cl.evaluation.probes import Probe
 
-FILE = "proof.json"
 PLAIN = 0.99  # the usual share of the score to keep
 EIGHT_BIT = 0.97  # with weights in 8 bits
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one model says to the rows of one task.
-
-    Attributes:
-        texts: the answers in the rows' order; empty for raw text.
-        share: the task's main score as a share between 0 and 1.
-    """
-
-    texts: tuple[str, ...]
-    share: float
 
 
 @dataclass(frozen=True)
@@ -54,33 +41,14 @@ class Reference:
         return self.probe.examples
 
 
-@dataclass(frozen=True)
-class TaskProof:
-    """How an export did on the rows of one task.
+class GivenAnswers:
+    """Answers that were given already, by the rows they answer."""
 
-    Attributes:
-        metric: the task's main score; `base`, `adapter` and `export` are that score as a share, of the base alone, of
-            the adapter in the hub, and of the export.
-        n: number of rows; `data` says where they came from.
-        retention: export ÷ adapter.
-        same_answers: share of the rows to which the export and the adapter give the same answer.
-    """
+    def __init__(self, pairs: Iterable[tuple[Reference, Answers]]) -> None:
+        self._pairs = list(pairs)
 
-    metric: str
-    n: int
-    data: str
-    base: float
-    adapter: float
-    export: float
-    retention: float
-    same_answers: float
-
-    def told(self, task: str) -> str:
-        """One line for the user."""
-        return (
-            f"{task}: {self.metric} {self.export:.3f} on {self.n} held-out rows (adapter {self.adapter:.3f}, base "
-            f"{self.base:.3f}), retention {self.retention:.3f}, same answer on {self.same_answers:.0%}"
-        )
+    def __getitem__(self, found: Reference) -> Answers:
+        return next(answers for one, answers in self._pairs if one is found)
 
 
 def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:
@@ -90,6 +58,7 @@ def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:
         base: the loaded base of the hub.
     """
     from adapterhub_cl.adapters.as_served import as_served
+    from adapterhub_cl.evaluation.compared import Answers
     from adapterhub_cl.evaluation.probes import asked_as, can_answer, probe_of
 
     count = order.config.proof_rows
@@ -121,6 +90,7 @@ def answers_of(model: Any, base: LoadedBase, probe: Probe, order: ExportOrder, w
         what: the step's name for the user.
     """
     from adapterhub_cl import objectives
+    from adapterhub_cl.evaluation.compared import Answers, scored
     from adapterhub_cl.evaluation.gate import as_share
     from adapterhub_cl.evaluation.scoring import answered, evaluate
 
@@ -135,48 +105,6 @@ def answers_of(model: Any, base: LoadedBase, probe: Probe, order: ExportOrder, w
     return scored(probe, gold, said)
 
 
-def scored(probe: Probe, gold: Sequence[str], said: Sequence[str]) -> Answers:
-    """Answers with their score.
-
-    Args:
-        gold: the right answers.
-        said: those that were given.
-    """
-    from adapterhub_cl.evaluation import metrics
-
-    rows = [example.references for example in probe.examples]
-    scores = metrics.score(probe.task, list(gold), list(said), references=rows)
-    return Answers(tuple(said), scores[probe.task.metric])
-
-
-def compare(found: Reference, export: Answers, data: str) -> TaskProof:
-    """The figures of one task; see `TaskProof`.
-
-    Args:
-        data: where the rows came from, without this machine's folders.
-    """
-    n, adapter = len(found.examples), found.adapter
-    kept = export.share / adapter.share if adapter.share > 0 else 1.0
-    pairs = zip(export.texts, adapter.texts, strict=True)
-    same = sum(one == other for one, other in pairs) / n if export.texts else 1.0
-    return TaskProof(
-        found.task.metric,
-        n,
-        data,
-        round(found.base.share, 6),
-        round(adapter.share, 6),
-        round(export.share, 6),
-        round(kept, 6),
-        round(same, 6),
-    )
-
-
-def lost_too_much(proof: TaskProof, least: float) -> bool:
-    """Whether an export keeps less than it must. The loss of a single row is never too much: rounding can tip a row
-    either way, and one row says nothing."""
-    return proof.retention < least and (proof.adapter - proof.export) * proof.n > 1 + 1e-6
-
-
 def judge(
     order: ExportOrder,
     made: Path,
@@ -185,6 +113,7 @@ def judge(
     *,
     least: float,
     opened_by: str,
+    card: Mapping[str, Any],
     more: dict[str, Any] | None = None,
 ) -> dict[str, TaskProof]:
     """Ask the export, tell its figures, and write them beside it.
@@ -194,12 +123,14 @@ def judge(
         answer: what the export says to the rows of one task.
         least: the smallest share of the score to keep, unless the user named one.
         opened_by: what it was opened with.
+        card: how the model card describes it: see `write_export_card`.
         more: further facts for `proof.json`.
 
     Raises:
         ExportRefused: it changes nothing, or loses too much of a task.
     """
-    from adapterhub_cl.bases.sources import public_name
+    from adapterhub_cl.evaluation.compared import compare, lost_too_much
+    from adapterhub_cl.exporting._export_card import write_export_card
 
     wanted = order.config.min_retention
     least = least if wanted is None else wanted
@@ -207,7 +138,7 @@ def judge(
     silent = []
     for one in found:
         export = answer(one)
-        proofs[one.task.name] = proof = compare(one, export, public_name(one.probe.data))
+        proofs[one.task.name] = proof = compare(one.probe, one.base, one.adapter, export)
         order.hub.reporter.note(proof.told(one.task.name))
         if export.texts and export.texts == one.base.texts != one.adapter.texts:
             silent.append(one.task.name)
@@ -230,5 +161,6 @@ def judge(
         "tasks": {task: asdict(proof) for task, proof in proofs.items()},
         **(more or {}),
     }
-    (made / FILE).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (made / PROOF).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_export_card(order, made, proofs, opened_by, **card)
     return proofs

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from adapterhub_cl.adapters.lora_files import LoraFile
     from adapterhub_cl.bases.loading import LoadedBase
+    from adapterhub_cl.evaluation.compared import Answers
 
     Dense = Mapping[str, Callable[[], torch.Tensor]]
 
@@ -44,12 +45,16 @@ class Whole:
         self.references = _proof.references(order, base)
         self.chosen, self.tried = ORIGINAL, dict[str, float]()
         self._dense = dense_layers(base) if order.base.quantization in FOUR_BIT else {}
-        self._about = replace(base, model=None)
+        self._about, self._context = replace(base, model=None), base.context
         if not self._dense:
             order.release()
 
-    def model(self) -> Any:
-        """The model; in the base's original data type, on the CPU."""
+    def model(self, dtype: torch.dtype | None = None) -> Any:
+        """The merged model, on the CPU.
+
+        Args:
+            dtype: its data type; None: that of the base's original weights.
+        """
         if self._dense and self.references:
             for where in (ORIGINAL, DEQUANTISED):
                 self.tried[where] = self._kept(where)
@@ -58,12 +63,12 @@ class Whole:
             self.order.hub.reporter.note(f"retention when added to the {told}; the {self.chosen} ones are written")
         elif self._dense:
             self.order.hub.reporter.note("note: added to the original weights; no held-out rows could compare them")
-        model = self._made(self.chosen)
+        model = self._made(self.chosen, dtype)
         self._dense = {}
         self.order.release()
         return model
 
-    def answers(self, model: Any, found: _proof.Reference, what: str) -> _proof.Answers:
+    def answers(self, model: Any, found: _proof.Reference, what: str) -> Answers:
         """What a model says to the rows of one task.
 
         Args:
@@ -77,20 +82,28 @@ class Whole:
         about = replace(self._about, model=model)
         return _proof.answers_of(model, about, found.probe, self.order, what)
 
+    def by_llama_cpp(self, python: str, found: _proof.Reference, file: Path) -> tuple[Answers, float]:
+        """What llama.cpp says with a GGUF file of the model; see `_llama_cpp.answers`."""
+        from adapterhub_cl.exporting import _llama_cpp
+
+        return _llama_cpp.answers(python, found, self._about.tokenizer, self._context, file)
+
     @property
     def dtype(self) -> torch.dtype:
         """The data type in which the hub answers."""
         return self._about.dtype
 
-    def _made(self, where: str) -> Any:
-        return with_adapter(self.order, self.folder, self._dense if where == DEQUANTISED else None)
+    def _made(self, where: str, dtype: torch.dtype | None = None) -> Any:
+        return with_adapter(self.order, self.folder, self._dense if where == DEQUANTISED else None, dtype)
 
     def _kept(self, where: str) -> float:
+        from adapterhub_cl.evaluation.compared import compare
+
         model = self._made(where).to(self.dtype)
         kept = []
         for one in self.references:
             export = self.answers(model, one, f"asking the model on {where} weights")
-            kept.append(_proof.compare(one, export, "").retention)
+            kept.append(compare(one.probe, one.base, one.adapter, export).retention)
         return sum(kept) / len(kept)
 
 
@@ -143,13 +156,14 @@ def dense_layers(base: LoadedBase) -> Dense:
     return found
 
 
-def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None) -> Any:
-    """The model of a base's folder in its own data type, with the version's adapter added into its weights; layer by
+def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The model of a base's folder with the version's adapter added into its weights; layer by
     layer, so that it takes little more memory than the model.
 
     Args:
         folder: see `original_folder`.
         dense: weights that replace those of the folder first.
+        dtype: of the result; None: that of the folder's weights.
 
     Raises:
         ExportRefused: the data type is too coarse: no weight changes.
@@ -160,7 +174,7 @@ def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None) -
     from adapterhub_cl.adapters.lora_config import check_config
     from adapterhub_cl.adapters.lora_files import LoraFile
 
-    model = _plain_model(order, folder)
+    model = _plain_model(order, folder, dtype or "auto")
     with torch.no_grad():
         for name, weight in (dense or {}).items():
             model.get_submodule(name).weight.copy_(weight())
@@ -178,7 +192,7 @@ def with_adapter(order: ExportOrder, folder: Path, dense: Dense | None = None) -
     return model.eval()
 
 
-def _plain_model(order: ExportOrder, folder: Path) -> Any:
+def _plain_model(order: ExportOrder, folder: Path, dtype: Any) -> Any:
     """The base as transformers opens it, for an encoder with the adapter's head."""
     import transformers
 
@@ -190,10 +204,10 @@ def _plain_model(order: ExportOrder, folder: Path) -> Any:
     if not is_encoder(order.base.architecture):
         with no_loading_bars():
             kind = getattr(transformers, auto_class(order.base.architecture))
-            return kind.from_pretrained(folder, dtype="auto", use_safetensors=True)
+            return kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     config = transformers.AutoConfig.from_pretrained(folder)
     with no_loading_bars():
-        model = load_encoder(folder, config, None, dtype="auto", use_safetensors=True)
+        model = load_encoder(folder, config, None, dtype=dtype, use_safetensors=True)
     put_plain_head(model, order.record.path, model.dtype)
     return model
 

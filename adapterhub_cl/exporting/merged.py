@@ -56,6 +56,7 @@ class Format(BaseFormat):
             lambda one: whole.answers(model, one, "asking the export"),
             least=_proof.PLAIN,
             opened_by=f"{OPENED_BY} {transformers.__version__}",
+            card={"library": "transformers", "relation": "finetune", "lines": _lines(order)},
             more=more,
         )
 
@@ -68,3 +69,16 @@ def class_of(base: BaseInfo) -> str:
     from adapterhub_cl.bases.kinds import auto_class, is_encoder
 
     return "AutoModelForSequenceClassification" if is_encoder(base.architecture) else auto_class(base.architecture)
+
+
+def _lines(order: ExportOrder) -> list[str]:
+    """How the card says that it is opened."""
+    kind = class_of(order.base)
+    return [
+        "```python",
+        f"from transformers import AutoTokenizer, {kind}",
+        "",
+        f'model = {kind}.from_pretrained(".")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```",
+    ]

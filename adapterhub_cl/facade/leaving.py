@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl import exporting
 from adapterhub_cl.errors import UsageError
@@ -11,6 +12,9 @@ from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.options import takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import check_local
+
+if TYPE_CHECKING:
+    from adapterhub_cl.evaluation.replaying import Replayed
 
 
 class Leaving(OpenedHub):
@@ -85,6 +89,46 @@ class Leaving(OpenedHub):
         hub, mine = self.context(reporter), self._loaded is None
         release = self._release if mine else lambda: None
         return exporting.ExportOrder(record, folder, self.base, tasks, hub, config, release)
+
+    def verify_against(
+        self,
+        url: str,
+        refs: Sequence[str] = (),
+        *,
+        model: str | None = None,
+        rows: int | None = None,
+        min_retention: float | None = None,
+        reporter: Reporter | None = None,
+    ) -> list[Replayed]:
+        """Ask a running server the held-out rows of versions, and compare with their recorded scores.
+
+        The server speaks OpenAI's completions: this project's, vLLM or llama.cpp's. Its key is taken from the
+        environment variable CL_ADAPTER_API_KEY.
+
+        Args:
+            url: of the server.
+            refs: the versions; default: every one that serves a task.
+            model: the server's name of the one version, if it lists it under another.
+            rows: how many rows of each task; default: all.
+            min_retention: share of the score that the server must keep; default: 0.97.
+
+        Returns:
+            for each version its figures; `lost` names the tasks of which too much is lost.
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses.
+            UsageError: the server has no such model, or a value cannot be used.
+        """
+        from adapterhub_cl.evaluation import replaying
+
+        least = replaying.LEAST if min_retention is None else min_retention
+        if not 0 <= least <= 1:
+            raise UsageError(f"--min-retention must be between 0 and 1, not {least:g}", "0.97 is usual")
+        if rows is not None and rows < 1:
+            raise UsageError(f"--rows must be at least 1, not {rows}", "leave it out to ask all")
+        if isinstance(refs, str):
+            raise UsageError(f"refs must be a list of adapters, not the text {refs!r}", f'for example ["{refs}"]')
+        return replaying.replay(self.context(reporter), url, refs, model, rows, least)
 
     def _release(self) -> None:
         self._loaded = None
