@@ -110,6 +110,18 @@ class LearnsElsewhere(TrainingError):
     code = "busy"
 
 
+class EngineError(AdapterHubError):
+    """The server that computes the answers refuses, answers wrongly, or is another one than it should be."""
+
+    code = "engine"
+
+
+class EngineDownError(EngineError):
+    """The server that computes the answers cannot be reached, or broke off."""
+
+    code = "engine_down"
+
+
 class GateRefused(AdapterHubError):
     """The gate refused an adapter that forgets too much.
 
@@ -127,6 +139,19 @@ class GateRefused(AdapterHubError):
     ) -> None:
         super().__init__(message, hint)
         self.record, self.gate = record, dict(gate or {})
+
+
+class ServerError(AdapterHubError):
+    """A server cannot be reached, or does not answer as it should."""
+
+    code = "server"
+
+
+class ExportRefused(AdapterHubError):
+    """An export or a server changes nothing, or loses more of the adapter's score than `--min-retention` allows."""
+
+    code = "export"
+    exit_code = 3
 
 
 # How torch, cuBLAS, cuDNN, the driver and a CPU's allocator say that there is no memory.

@@ -11,6 +11,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, UsageError
 from adapterhub_cl.facade.combining import Combining
 from adapterhub_cl.facade.erasing import Erasing
 from adapterhub_cl.facade.learning import Learning
+from adapterhub_cl.facade.leaving import Leaving
 from adapterhub_cl.facade.looping import Looping
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.reporting import Reporting
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Reporting):
+class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving, Reporting):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.
@@ -279,21 +280,6 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Reportin
 
         known = self.registry.task(task) if task else None
         return import_adapter(self.registry, self.load_base(), folder, name, known, described, any_base)
-
-    def export(self, ref: str, target: str | Path, *, format: str = "peft") -> Path:  # noqa: A002 (the flag's name)
-        """Write a version to an empty or missing directory: PEFT's own format, the tokenizer, `task.json` (how it is
-        asked) and a `predict.py` that needs transformers and PEFT alone. No file names a folder of this machine.
-        """
-        from adapterhub_cl.adapters.exporting import export
-        from adapterhub_cl.adapters.serving import task_of
-
-        folder = check_local(target)
-        if folder.resolve().is_relative_to(self.folder.resolve()):
-            raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
-        record = self.registry.get(ref)
-        self.registry.check_files(record)
-        tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
-        return export(record, folder, format, self.base, tasks)
 
     def verify(self, *, serving: bool = False) -> _List[Problem]:
         """Everything that is not as it should be: files, index, leftovers, versions that nothing here can open, and the

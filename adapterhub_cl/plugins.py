@@ -31,7 +31,8 @@ class Room:
     def __init__(self, package: str, what: str, attribute: str, besides: Collection[str] = ()) -> None:
         self.package, self.what, self.attribute, self.besides = package, what, attribute, besides
 
-    def _own(self) -> list[str]:
+    def own(self) -> list[str]:
+        """The names of this project's methods; does not import them."""
         paths = importlib.import_module(self.package).__path__
         named = [m.name for m in pkgutil.iter_modules(paths) if not m.ispkg and not m.name.startswith("_")]
         return [name for name in named if name not in self.besides]
@@ -41,7 +42,7 @@ class Room:
 
     def names(self) -> list[str]:
         """All known names, sorted; does not import the methods."""
-        return sorted({*self._own(), *self._foreign()})
+        return sorted({*self.own(), *self._foreign()})
 
     def canonical(self, name: str) -> str:
         """The name as it is listed: `k-center` is `k_center`; an unknown name is returned unchanged."""
@@ -56,7 +57,7 @@ class Room:
             AdapterHubError: a third party's method cannot be imported, or a module of the room has no such class.
         """
         name = self.canonical(name)
-        if name in self._own():
+        if name in self.own():
             module = importlib.import_module(f"{self.package}.{name}")
             if not hasattr(module, self.attribute):
                 raise AdapterHubError(

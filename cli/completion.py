@@ -127,4 +127,12 @@ def routers(incomplete: str) -> list[str]:
     return ROOM.names()
 
 
+def formats() -> list[str]:
+    """Every export format."""
+    from adapterhub_cl.exporting import ROOM
+
+    return ROOM.names()
+
+
 Ref = Annotated[str, typer.Argument(help="news, news@v2 or news@production", autocompletion=versions)]
+OneRef = Annotated[str | None, typer.Argument(help="news, news@v2 or news@production", autocompletion=versions)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from cl_adapter import display
 from cl_adapter.app import HEALTH, verb
-from cl_adapter.completion import SHELLS, script
+from cl_adapter.completion import SHELLS, script, versions
 from cl_adapter.session import Session, ask
 from cl_adapter.verbs_forget import show_proof
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from adapterhub_cl.registry.checks import Garbage
 
 
-@verb(HEALTH, "cl-adapter verify --repair\ncl-adapter verify --forgotten news")
+@verb(
+    HEALTH,
+    "cl-adapter verify --repair\n"
+    "cl-adapter verify --forgotten news\n"
+    "cl-adapter verify --against http://127.0.0.1:8000 --adapter news",
+)
 def verify(
     ctx: typer.Context,
     repair: Annotated[
@@ -35,9 +41,33 @@ def verify(
     key: Annotated[
         str | None, typer.Option(metavar="FILE", help="the tombstones' key; default: in your configuration")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="instead: ask a running server the held-out rows, and compare the scores"),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF", help="against: the version to ask for; default: all that serve", autocompletion=versions
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="against: the server's name of that version; default: its own")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", help="against: rows of each task; default: all")] = None,
+    min_retention: Annotated[
+        float | None, typer.Option(help="against: share of the score that the server must keep [0.97]")
+    ] = None,
 ) -> None:
-    """Check every file's hash and everything else in the hub."""
+    """Check every file's hash and everything else in the hub, or a server that answers for it."""
     session = Session.of(ctx)
+    if against is not None:
+        if repair or rebuild_index or serving or forgotten is not None or key is not None:
+            raise UsageError("--against only asks a server", "give it without the other checks")
+        _replay(session, against, adapter or [], model=model, rows=rows, min_retention=min_retention)
+        return
+    if adapter or model is not None or rows is not None or min_retention is not None:
+        raise UsageError("--adapter, --model, --rows and --min-retention belong to --against", "add --against URL")
     if forgotten is not None:
         if repair or rebuild_index or serving:
             raise UsageError("--forgotten only searches", "give it alone")
@@ -71,6 +101,30 @@ def verify(
         print("ok")
     if problems:
         raise typer.Exit(1)
+
+
+def _replay(session: Session, url: str, refs: list[str], **asked: Any) -> None:
+    """Tell what a server retains; ends with exit code 3 where that is too little."""
+    from adapterhub_cl.evaluation.replaying import refused
+
+    found = session.hub().verify_against(url, refs, reporter=session.reporter(), **asked)
+    error = refused(found)
+    if session.json:
+        rows = [
+            {"ref": one.ref, "model": one.model, "tasks": {t: asdict(p) for t, p in one.tasks.items()}} for one in found
+        ]
+        session.give({"ok": error is None, "versions": rows})
+    else:
+        lines: list[Any] = [
+            (one.ref, one.model, t, p.metric, f"{p.adapter:.3f}", f"{p.export:.3f}", f"{p.retention:.3f}", p.n)
+            for one in found
+            for t, p in one.tasks.items()
+        ]
+        display.table(("version", "model", "task", "metric", "recorded", "server", "retention", "rows"), lines)
+    if error is not None:
+        if session.json:
+            raise typer.Exit(error.exit_code)
+        raise error
 
 
 def _clean(text: str) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Annotated, Any
 
 import typer
 from cl_adapter.app import MOVE, verb
-from cl_adapter.completion import Ref, tasks, versions
+from cl_adapter.completion import OneRef, formats, tasks, versions
+from cl_adapter.flags import takes
 from cl_adapter.session import Session
 from cl_adapter.verbs_learn import outcome, show_outcome
 
+from adapterhub_cl import exporting
 from adapterhub_cl.errors import UsageError
+
+FORMATS = "; ".join(f"{name}: {one.purpose}" for name, one in exporting.formats().items())
 
 
 @verb(MOVE, "cl-adapter alias news@v2 production")
@@ -99,26 +103,43 @@ def import_adapter(
 
 
 @verb(MOVE, "cl-adapter export news@v2 -o ./news-lora")
+@takes(*exporting.options(), config=False)
 def export(
     ctx: typer.Context,
-    ref: Ref,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR", help="a directory that is empty or does not exist yet")
     ],
-    format: Annotated[str, typer.Option(help="peft: opens with PeftModel.from_pretrained")] = "peft",  # noqa: A002
+    ref: OneRef = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="instead of one: of every adapter the version that answers now, to DIR/NAME")
+    ] = False,
+    format: Annotated[str, typer.Option(help=FORMATS, autocompletion=formats)] = exporting.DEFAULT,  # noqa: A002
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Write a version for use elsewhere."""
     session = Session.of(ctx)
+    if (ref is None) != every:
+        raise UsageError(
+            "export one version, or all of them: say which",
+            "cl-adapter export NAME -o DIR, or cl-adapter export --all -o DIR",
+        )
     hub = session.hub()
+    if ref is None:
+        refs = hub.export_all(output, format=format, reporter=session.reporter(), **given)
+        if session.json:
+            session.give({"refs": refs, "path": output, "format": format})
+        else:
+            for one in refs:
+                print(f"{one} → {output}/{one.partition('@')[0]}")
+        return
     record = hub.get(ref)
-    path = hub.export(record.ref, output, format=format)
+    path = hub.export(record.ref, output, format=format, reporter=session.reporter(), **given)
     if session.json:
-        session.give({"ref": record.ref, "path": str(path), "format": format})
+        proof = path / exporting.PROOF
+        told = {"proof": json.loads(proof.read_text(encoding="utf-8"))} if proof.is_file() else {}
+        session.give({"ref": record.ref, "path": str(path), "format": format, **told})
     else:
         print(f"{record.ref} → {path}")
-        if (path / "predict.py").is_file():
-            local = f"--base {hub.base.source} " if Path(hub.base.source).is_absolute() else ""
-            session.note(f'next: python {path / "predict.py"} {local}"TEXT" answers; task.json says how it is asked')
-        else:
-            session.note("note: the base is not here, or its prompts cannot be rendered, so predict.py was left out")
-            session.note(f'next, in Python: PeftModel.from_pretrained(base, "{path}")')
+        for step in exporting.ROOM.get(format)().next_steps(path, hub.base):
+            session.note(step)

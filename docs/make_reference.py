@@ -33,6 +33,7 @@ ROOMS = (
     ("augmentation", "Augmentations", "`--augment NAME:COPIES`, several with commas between."),
     ("merging", "Merge methods", "`merge --method NAME`; options by `--set NAME.OPTION=VALUE`."),
     ("routing", "Routers", "`--router NAME`; options by `--set NAME.OPTION=VALUE`, common ones by `--set router.…`."),
+    ("exporting", "Export formats", "`export --format NAME`; their options are flags of [export](#export)."),
 )
 STARS = {"VAR_KEYWORD": "**", "VAR_POSITIONAL": "*"}
 RETURNED = (
@@ -68,7 +69,11 @@ def cli() -> str:
     lines += ["Global options go before or after the verb. Data goes to stdout, notes and progress to stderr.", ""]
     lines += table(("option", "what"), [_option(p) for p in group.get_params(context) if p.param_type_name == "option"])
     lines += ["| exit code | means |", "|---|---|", "| 0 | done |", "| 1 | failed |", "| 2 | usage |"]
-    lines += ["| 3 | refused by the gate |", "| 130 | interrupted; `--resume` goes on |", ""]
+    lines += [
+        "| 3 | refused by the gate, or an export that loses too much |",
+        "| 130 | interrupted; `--resume` goes on |",
+        "",
+    ]
     by_group = {title: [c for c in group.commands.values() if c.rich_help_panel == title] for title in GROUPS}
     for title, verbs in by_group.items():
         names = " · ".join(f"[{verb.name}](#{verb.name})" for verb in verbs)

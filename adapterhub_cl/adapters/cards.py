@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub_cl.adapters.card_headers import card_header
 from adapterhub_cl.bases import TINY
 from adapterhub_cl.bases.kinds import auto_class, is_encoder
 from adapterhub_cl.bases.sources import public_name
@@ -29,7 +30,7 @@ def card(
         head: for an encoder's adapter: task → label → row.
     """
     lines = [
-        *_header(name, base),
+        *_header(name, base, evaluations),
         f"A LoRA adapter for the {task.kind} task `{task.name}` on {_about(base)}.",
         "",
     ]
@@ -72,7 +73,7 @@ def derived_card(
     """
     served = ", ".join(f"`{task}`" for task in tasks) or "no task"
     lines = [
-        *_header(name, base),
+        *_header(name, base, evaluations),
         f"A LoRA adapter for {served} on {_about(base)}, {kind} from other versions"
         + (f" by `{recipe['method']}`" if recipe.get("method") else "")
         + ".",
@@ -101,17 +102,8 @@ def derived_card(
     return "\n".join([*lines, "How it was made is recorded in `recipe.json`.", "", *_footer(base, head)])
 
 
-def _header(name: str, base: BaseInfo) -> list[str]:
-    return [
-        "---",
-        f"base_model: {_quoted(base)}",
-        "library_name: peft",
-        "tags: [lora, adapterhub-cl]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-    ]
+def _header(name: str, base: BaseInfo, evaluations: Sequence[Evaluation]) -> list[str]:
+    return [*card_header(name, base, evaluations), f"# {name}", ""]
 
 
 def _quoted(base: BaseInfo) -> str:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from adapterhub_cl.adapters.head_files import PREFIX, StoredHead, grown, head_of_tensors, write_layout
 from adapterhub_cl.adapters.lora_config import CLASSIFIES, has_head
 from adapterhub_cl.adapters.lora_files import read_weights
-from adapterhub_cl.bases.encoders import bare, head_of, head_tensors, put_head
+from adapterhub_cl.bases.encoders import Head, bare, head_of, head_tensors, put_head
 from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.types import Task
 
@@ -78,3 +78,29 @@ def with_head(
     config.task_type, config.modules_to_save = CLASSIFIES, list(head.modules)
     write_layout(folder, kept.layout, head.final)
     return {**weights, **{f"{PREFIX}{key}": value.float().contiguous() for key, value in kept.tensors.items()}}
+
+
+def put_plain_head(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Give an encoder the head of a stored adapter for use without this project: a plain layer, with named labels.
+
+    Args:
+        dtype: of the head.
+    """
+    head = head_of(model)
+    stored = read_head(folder, head.final) if head is not None else None
+    if stored is not None:
+        put_head(model, {}, stored.tensors)
+        model.config.num_labels = len(stored.weight)
+        several = len(stored.layout) > 1
+        for task, rows in stored.layout.items():
+            for label, row in rows.items():
+                model.config.id2label[row] = f"{task}: {label}" if several else label
+        model.config.label2id = {label: row for row, label in model.config.id2label.items()}
+        model.get_submodule(head.final).to(dtype)  # type: ignore[union-attr]
+    del model._adapterhub_head
+
+
+def mark_plain_head(model: Any, folder: Path) -> None:
+    """Let this project answer with an encoder that plain transformers opened with the head of a stored adapter."""
+    stored = head_of_tensors(folder, read_weights(folder))
+    model._adapterhub_head = Head(stored.final, (), {}, stored.layout)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from adapterhub_cl.adapters.head_files import PREFIX
-from adapterhub_cl.adapters.heads import begin_head, check_kind, read_head, with_head
+from adapterhub_cl.adapters.heads import begin_head, check_kind, put_plain_head, read_head, with_head
 from adapterhub_cl.adapters.lora_config import WEIGHTS, check_config
 from adapterhub_cl.adapters.lora_files import check_ranks, plain_folder, read_weights, sort_config, write_config
 from adapterhub_cl.adapters.targets import choices, targets_of
@@ -179,18 +179,7 @@ def open_plain(model: Any, folder: Path, dtype: torch.dtype) -> Any:
         AdapterError, IntegrityError: as `open_adapter`.
     """
     check_kind(model, folder, check_config(folder))
-    head = head_of(model)
-    stored = read_head(folder, head.final) if head is not None else None
-    if stored is not None:
-        put_head(model, {}, stored.tensors)
-        model.config.num_labels = len(stored.weight)
-        several = len(stored.layout) > 1
-        for task, rows in stored.layout.items():
-            for label, row in rows.items():
-                model.config.id2label[row] = f"{task}: {label}" if several else label
-        model.config.label2id = {label: row for row, label in model.config.id2label.items()}
-        model.get_submodule(head.final).to(dtype)  # type: ignore[union-attr]
-    del model._adapterhub_head
+    put_plain_head(model, folder, dtype)
     with plain_folder(folder) as plain:
         return PeftModel.from_pretrained(model, str(plain))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ def facts_of(folder: Path, base: BaseInfo) -> dict[str, Any]:
         "target_modules": sorted(config["target_modules"]),
         "base": {"source": base.source, "fingerprint": base.fingerprint},
     }
+
+
+def told_for(pattern: Mapping[str, Any], module: str, usual: Any) -> Any:
+    """What PEFT's rank_pattern or alpha_pattern says of a layer: the first key wins that is the end of its name (the
+    keys are regular expressions, as in PEFT's `get_pattern_key`); `usual` if none is."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), usual)
 
 
 def asked_plainly(config: Mapping[str, Any]) -> bool:

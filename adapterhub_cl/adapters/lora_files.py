@@ -11,11 +11,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -29,9 +27,13 @@ from adapterhub_cl.adapters.lora_config import (
     check_config,
     has_head,
     reason_of,
+    told_for,
 )
 from adapterhub_cl.adapters.packed import PACKED, PackedFile, PlainFile
 from adapterhub_cl.errors import AdapterError, IntegrityError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # not imported at run time: an adapter is also read where PEFT is not installed
 
 LARGEST = 1e6  # scaling of a layer
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
@@ -203,8 +205,7 @@ class LoraFile:
 
     def scaling(self, module: str) -> float:
         """α/r of a layer, or α/√r (rsLoRA), with PEFT's rank and alpha patterns."""
-        patterns = self.config.get("alpha_pattern") or {}
-        alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), self.config["lora_alpha"]))
+        alpha = float(told_for(self.config.get("alpha_pattern") or {}, module, self.config["lora_alpha"]))
         rank = self._ranks[module]
         found = alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
         if found > LARGEST:
@@ -239,6 +240,8 @@ def config_for(
         targets: the layer names for PEFT: last names, or full ones.
         transposed: whether the base stores its linear layers as GPT-2 does.
     """
+    from peft import LoraConfig
+
     most = max(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != most}
     return LoraConfig(

@@ -14,9 +14,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from adapterhub_cl.adapters.exporting import TASK
 from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS, asked_plainly, check_config
 from adapterhub_cl.adapters.lora_files import ask_plainly, read_weights
+from adapterhub_cl.adapters.task_file import TASK
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.formats import check_format

@@ -11,21 +11,17 @@ from typing import Any, Protocol
 import torch
 
 from adapterhub_cl.answering import Answer, evaluating
-from adapterhub_cl.answering.asked_rows import AskedRow, Mixture, Ready, Stream
-from adapterhub_cl.answering.choices import LabelTree, likeliest, score_rows, settle
+from adapterhub_cl.answering.asked_rows import AskedRow, Mixture, Ready
+from adapterhub_cl.answering.choices import likeliest, score_rows, settle
 from adapterhub_cl.answering.classifying import HeadPart, classify_rows, head_part
-from adapterhub_cl.answering.writing import Writing, write_rows
+from adapterhub_cl.answering.row_prompts import RowPrompts
+from adapterhub_cl.answering.writing import write_rows
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.data.batches import by_length
-from adapterhub_cl.data.labelled import LabelledTokeniser
-from adapterhub_cl.data.tokenise import Tokeniser
-from adapterhub_cl.errors import UsageError
-from adapterhub_cl.types import Task
 
 __all__ = ["ROWS", "Adapters", "Answerer", "AskedRow", "Mixture", "OneModel", "Running"]
 
 ROWS = 32
-_KEPT = 512  # label trees and tokenisers
 
 
 class Adapters(Protocol):
@@ -100,15 +96,15 @@ class Answerer:
 
     Attributes:
         halt: called before each token that is written; True ends all answers where they are.
+        prompts: makes the rows' prompts.
     """
 
     def __init__(self, tokenizer: Any, adapters: Adapters, *, max_length: int, strict: bool = True) -> None:
         self.tokenizer, self.adapters, self.max_length, self.strict = tokenizer, adapters, max_length, strict
         self.halt: Callable[[], bool] = lambda: False
         self._labelled = head_of(adapters.model) is not None
+        self.prompts = RowPrompts(tokenizer, max_length, labelled=self._labelled)
         self._settled = False
-        self._trees: dict[tuple[Any, ...], LabelTree] = {}
-        self._encoders: dict[tuple[Task, int | None], Tokeniser] = {}
 
     def answer(
         self,
@@ -135,8 +131,7 @@ class Answerer:
             try:
                 if row.chooses or running is None:
                     self.adapters.require(row.mixture)
-                stream = None if row.emit is None else Stream(row.emit)
-                ready.append(Ready(index, row, *self._prompt(row), stream))
+                ready.append(self.prompts.ready(index, row))
             except Exception as error:
                 give(index, error)
         if running is not None:
@@ -178,37 +173,6 @@ class Answerer:
         for one, answer in zip(batch, answers, strict=True):
             give(one.index, one.checked(answer, self.strict))
 
-    def _prompt(self, row: AskedRow) -> tuple[tuple[int, ...], bool, Writing]:
-        """See `AskedRow.ready`. Tokenisers are kept, because making one reads all labels of a choice task."""
-        key = (row.task, row.writing.max_new_tokens)
-        if key not in self._encoders:
-            if len(self._encoders) >= _KEPT:
-                self._encoders.clear()
-            self._encoders[key] = self._tokeniser(row)
-        return row.ready(self._encoders[key], self.max_length)
-
-    def _tokeniser(self, row: AskedRow) -> Tokeniser:
-        if not self._labelled:
-            return row.tokeniser(self.tokenizer, self.max_length)
-        if row.task.kind != "choice":
-            raise UsageError(
-                f"an encoder answers choice tasks, and {row.task.name} is a {row.task.kind} task", "name another --task"
-            )
-        return LabelledTokeniser(self.tokenizer, row.task, self.max_length)
-
-    def prefix(self, row: AskedRow) -> str | None:
-        """The text that a row's prompt format puts before the answer, and that is removed from it; see `write_rows`."""
-        return None if row.prompt else Tokeniser(self.tokenizer, row.task, self.max_length).prefix
-
-    def _tree(self, task: Task) -> LabelTree:
-        key = (task.labels, task.prompt_format)
-        if key not in self._trees:
-            if len(self._trees) >= _KEPT:
-                self._trees.clear()
-            encode = Tokeniser(self.tokenizer, task, self.max_length)
-            self._trees[key] = LabelTree({label: encode.answer(label) for label in task.labels})
-        return self._trees[key]
-
     def _batches(self, ready: Sequence[Ready], size: int) -> Iterator[list[Ready]]:
         """Batches of rows of similar length, with no more adapters than fit into one pass."""
         for indices in by_length([len(one.prompt) for one in ready], size):
@@ -233,7 +197,7 @@ class Answerer:
     @torch.no_grad()
     def _choose(self, batch: Sequence[Ready]) -> list[Answer]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
-        trees, pad = [self._tree(row.task) for row in rows], self.tokenizer.pad_token_id
+        trees, pad = [self.prompts.tree(row.task) for row in rows], self.tokenizer.pad_token_id
         if not self._settled and any(tree.tokens for tree in trees):
             with self.adapters.rows([{}, {}]) as model:  # decided on the base alone
                 settle(model, pad)
@@ -245,7 +209,7 @@ class Answerer:
     def _write(self, batch: Sequence[Ready]) -> list[Answer]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         # Positions are counted without the padding, so a long neighbour takes no room from a row.
-        wanted, prefixes = [one.writing for one in batch], [self.prefix(row) for row in rows]
+        wanted, prefixes = [one.writing for one in batch], [self.prompts.prefix(row) for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
         return write_rows(
             self.adapters.model,

@@ -81,7 +81,7 @@ class RunningRows:
         """
         ends = set(self._ends)
         for one in ready:
-            prefix = self._answerer.prefix(one.row)
+            prefix = self._answerer.prompts.prefix(one.row)
             row = WrittenRow(
                 self._answerer.tokenizer, ends, one.prompt, one.writing, prefix, one.stream, one.row.mixture
             )

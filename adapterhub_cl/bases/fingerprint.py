@@ -9,6 +9,7 @@ from pathlib import Path
 from adapterhub_cl.bases.sources import model_files
 from adapterhub_cl.bases.this_machine import UserCache
 from adapterhub_cl.registry.files import sha256_file
+from adapterhub_cl.types import BaseInfo
 
 GGUF = "gguf.json"  # in a kept folder: the GGUF file that it was made of
 
@@ -28,6 +29,14 @@ def fingerprint(path: Path) -> str:
         if file.name != "generation_config.json":
             whole.update(f"{file.name}\0{file_sha256(file, cache)}\n".encode())
     return whole.hexdigest()
+
+
+def is_base(root: str, base: BaseInfo) -> bool:
+    """Whether an id or a folder of this machine is a hub's base: the id by its name, the folder by its fingerprint."""
+    if root == base.source:
+        return True
+    folder = Path(root).expanduser()
+    return folder.is_dir() and fingerprint(folder) == base.fingerprint
 
 
 def kept_room() -> Path:

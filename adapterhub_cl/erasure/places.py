@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.adapters.vllm_folder import EXPORTS
 from adapterhub_cl.erasure.versions import KnownVersion, reads_the_past
 from adapterhub_cl.registry import Registry, files, tombstones
 from adapterhub_cl.registry.samples import ROUTERS
@@ -106,9 +107,10 @@ def knows_of(manifest: Mapping[str, Any], task: str) -> bool:
     return manifest.get("task") == task or any(task in (manifest.get(k) or ()) for k in ("takes_over", "learned_from"))
 
 
-def others(registry: Registry, names: set[str]) -> Iterator[str]:
+def others(registry: Registry, names: set[str], gone: set[str]) -> Iterator[str]:
     """Leftovers of dead processes, training logs and fine-tuning jobs of the task's adapters with the files that were
-    uploaded for them, what was learned from their traffic, and routers, which are fitted again."""
+    uploaded for them, what was learned from their traffic, the copies of the versions `gone` that a vLLM loads, and
+    routers, which are fitted again."""
     hub, store = registry.path, registry.adapters_dir
     folders = [hub, registry.runs_dir, hub / tombstones.FOLDER, store]
     folders += [p for p in store.iterdir() if p.is_dir() and not p.is_symlink()] if store.is_dir() else []
@@ -116,6 +118,7 @@ def others(registry: Registry, names: set[str]) -> Iterator[str]:
     paths += [p for name in sorted(names) for within in (LOGS, LESSONS) if (p := hub / within / name).exists()]
     paths += trained_over_http(hub, names)
     paths += sorted((hub / ROUTERS).iterdir()) if (hub / ROUTERS).is_dir() else []
+    paths += sorted(p for p in (hub / EXPORTS).glob("*/*") if p.name.rpartition("-")[0] in gone)
     for path in paths:
         yield str(path) if not path.is_relative_to(hub) else path.relative_to(hub).as_posix()
 

@@ -168,7 +168,7 @@ def make_plan(
         len(scores),
         tuple(sorted(p.relative_to(hub).as_posix() for p in runs)),
         tuple(streams),
-        tuple(others(registry, names)),
+        tuple(others(registry, names, gone)),
         Journal(hub).count(task, gone),
         serve,
         without,

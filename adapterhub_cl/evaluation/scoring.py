@@ -44,39 +44,69 @@ def evaluate(
     answers = [example.answer for example in examples]
     if any(answer is None for answer in answers):
         raise DataError(f"an example of {data} has no answer", "add the answers, or use predict")
-    encode = objective.tokeniser(tokenizer, task, max_length)
-    gold = [encode.gold(example) for example in examples]
     details: dict[str, Any] = {}
-    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        if task.kind == "text":
+    if task.kind == "text":
+        encode = objective.tokeniser(tokenizer, task, max_length)
+        gold = [encode.gold(example) for example in examples]
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             tokens = [window for example in examples for window in encode.windows(example)]
             told = None if progress is None else _by_share(len(tokens), len(examples), progress)
             losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size, told)
-            total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
-            scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)
-        else:
-            found = objective.predict(
-                model,
-                tokenizer,
-                task,
-                examples,
-                max_length=max_length,
-                batch_size=batch_size,
-                # as many as `predict` writes, and more where a right answer is longer than any of the training data
-                max_new_tokens=encode.budget(
-                    [text for e, right in zip(examples, gold, strict=True) for text in (right, *e.references)]
-                ),
-                progress=progress,
-            )
-            predicted = [answer.text for answer in found]
-            scores = metrics.score(task, gold, predicted, references=[example.references for example in examples])
-            if task.kind == "choice":
-                details = metrics.classification_report(gold, predicted, list(task.labels))
+        total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
+        scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)
+    else:
+        gold, predicted = answered(
+            model,
+            tokenizer,
+            objective,
+            task,
+            examples,
+            max_length=max_length,
+            dtype=dtype,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        scores = metrics.score(task, gold, predicted, references=[example.references for example in examples])
+        if task.kind == "choice":
+            details = metrics.classification_report(gold, predicted, list(task.labels))
     order = sorted(scores, key=lambda name: name != task.metric)
     return [
         Evaluation(task.name, name, scores[name], len(gold), data, _details(name, scores[name], len(gold), details))
         for name in order
     ]
+
+
+def answered(
+    model: Any,
+    tokenizer: Any,
+    objective: BaseObjective,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    max_length: int,
+    dtype: torch.dtype,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[str], list[str]]:
+    """The right answer and the model's answer to each example of a task that is not raw text; arguments as in
+    `evaluate`."""
+    encode = objective.tokeniser(tokenizer, task, max_length)
+    gold = [encode.gold(example) for example in examples]
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        found = objective.predict(
+            model,
+            tokenizer,
+            task,
+            examples,
+            max_length=max_length,
+            batch_size=batch_size,
+            # as many as `predict` writes, and more where a right answer is longer than any of the training data
+            max_new_tokens=encode.budget(
+                [text for e, right in zip(examples, gold, strict=True) for text in (right, *e.references)]
+            ),
+            progress=progress,
+        )
+    return gold, [answer.text for answer in found]
 
 
 def _by_share(pieces: int, examples: int, progress: Callable[[int], None]) -> Callable[[int], None]:

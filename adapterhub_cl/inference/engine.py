@@ -233,12 +233,17 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many requests wait to be answered or to join those that are being written."""
-        return len(self._worker.queue) + (self._worker.running.waiting if self._worker.running else 0)
+        return len(self._worker.queue) + self._worker.rows.waiting
+
+    @property
+    def resident(self) -> list[str]:
+        """The versions that are loaded where the answers are computed."""
+        return self._worker.rows.refs
 
     @property
     def writing(self) -> int:
         """How many answers are being written, token by token."""
-        return self._worker.running.fill if self._worker.running else 0
+        return self._worker.rows.writing
 
     @property
     def closing(self) -> bool:

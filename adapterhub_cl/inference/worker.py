@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.adapters.lora_config import is_dora
 from adapterhub_cl.adapters.serving import open_tasks
 from adapterhub_cl.answering import Answer
-from adapterhub_cl.answering.answerer import Answerer, AskedRow
-from adapterhub_cl.answering.running_rows import RunningRows
+from adapterhub_cl.answering.answerer import AskedRow
 from adapterhub_cl.bank.bank import LoraBank
 from adapterhub_cl.bank.shelf import Shelved, read_adapter
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.deciding.decider import Decider
 from adapterhub_cl.deciding.view import View
-from adapterhub_cl.errors import AdapterError, AdapterHubError
-from adapterhub_cl.inference.engine_settings import Settings
+from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
+from adapterhub_cl.inference.answers_rows import AnswersRows
+from adapterhub_cl.inference.engine_settings import BUILT_IN, Settings
+from adapterhub_cl.inference.local_rows import LocalRows
 from adapterhub_cl.inference.queue import Call, Queue
 from adapterhub_cl.inference.requests import AnswerRequest, Resolved, narrowed, resolve, row_of
 from adapterhub_cl.inference.tally import Tally
@@ -37,7 +38,7 @@ class Worker:
     Attributes:
         queue: what waits.
         halt: set: answers that are being written end as they are.
-        running: answers that are being written; None for a base whose rows cannot join and leave.
+        rows: what answers: the base of this process, or a vLLM.
         done: set when the bank is off the base and the counters are written.
     """
 
@@ -49,11 +50,11 @@ class Worker:
         self.decider = Decider(
             registry, base, self.bank, settings.router, settings.options or {}, reporter, self.halt.is_set
         )
-        longest = min(settings.max_length or base.context, base.context)
-        self.answerer = Answerer(base.tokenizer, self.bank, max_length=longest)
-        self.answerer.halt = self.halt.is_set
-        size = settings.batch_size
-        self.running = RunningRows(self.answerer, size) if RunningRows.can(self.answerer) else None
+        try:
+            self.rows = self._what_answers()
+        except BaseException:
+            self.bank.close()
+            raise
         self._failed: list[tuple[AnswerRequest, Exception]] = []
 
     def run(self) -> None:
@@ -71,14 +72,16 @@ class Worker:
                         self._answer(requests)
                 except BaseException as error:
                     _fail(requests, error)
-                if self.running:
-                    self._step(self.running)
+                if len(self.rows):
+                    self.rows.step()
+                    self._try_again()
                 if self.tally.due:
                     self.tally.flush()
         finally:
             try:
                 self.tally.flush()
                 self.view.close()
+                self.rows.close()
                 self.bank.close()
             finally:
                 self.done.set()
@@ -98,23 +101,16 @@ class Worker:
         if not self.view.refresh():
             return False
         self.bank.remove({*self.bank.refs, *self.bank.shelf.refs} - self.view.versions.keys())
+        self.rows.keep(self.view.versions.keys())
         return True
 
     def _taken(self) -> list[AnswerRequest | Call] | None:
         """What is to be done next; None when nothing will come any more. While answers are written, nothing is waited
         for, and no more is taken than one pass answers."""
         size = self.settings.batch_size
-        if self.running:
+        if len(self.rows):
             return self.queue.take_now(size)
         return self.queue.take(size * PULLS, size, self.settings.wait_ms / 1000, lambda: self.tally.due)
-
-    def _step(self, running: RunningRows) -> None:
-        """Write the next token of all answers that are being written."""
-        try:
-            running.step()
-        except BaseException as error:  # of this code itself: what a pass raises reaches the rows concerned
-            running.abandon(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-        self._try_again()
 
     def _answer(self, requests: Sequence[AnswerRequest]) -> None:
         """Answer requests: labels at once; what is written joins what is being written."""
@@ -153,10 +149,10 @@ class Worker:
         for request, who in self._resolved(requests, self._failed):
             request.answered_by = who
             try:
-                resolved.append((request, who, row_of(self.base, request, who, self.answerer.max_length)))
+                resolved.append((request, who, row_of(self.base, request, who, self.rows.max_length)))
             except Exception as error:
                 self._failed.append((request, error))
-        self.bank.shelf.prefetch(ref for _, who, _ in resolved for ref in who.mixture if ref not in self.bank.refs)
+        self.rows.expect(ref for _, who, _ in resolved for ref in who.mixture)
 
         def give(index: int, answer: Answer | Exception) -> None:
             request, who, _ = resolved[index]
@@ -171,8 +167,7 @@ class Worker:
             self.tally.add(who.ref, name, routed=chosen, fallback=who.fallback, confidence=sure)
             request.future.set_result(who.prediction(request, answer))
 
-        rows, size = [row for _, _, row in resolved], self.settings.batch_size
-        self.answerer.answer(rows, give, batch_size=size, running=self.running)
+        self.rows.answer([row for _, _, row in resolved], give)
 
     def _resolved(
         self, requests: Sequence[AnswerRequest], failed: list[tuple[AnswerRequest, Exception]]
@@ -201,6 +196,34 @@ class Worker:
                 yield request, resolve(self.view, request, routing)
             except Exception as error:
                 failed.append((request, error))
+
+    def _what_answers(self) -> AnswersRows:
+        """The base of this process, or the vLLM that the settings name.
+
+        Raises:
+            UsageError: the package that asks a vLLM is not installed, or a vLLM cannot answer for this base.
+            EngineError: the vLLM cannot be asked, or its base is another one.
+        """
+        settings = self.settings
+        if settings.engine == BUILT_IN:
+            return LocalRows(self.base, self.bank, settings, self.halt.is_set)
+        try:
+            from adapterhub_cl.remote.vllm_rows import VllmRows
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--engine URL needs the package {error.name}, which is not installed",
+                "pip install 'adapterhub-cl[serve]'",
+            ) from error
+        return VllmRows(
+            self.registry,
+            self.base,
+            self.bank,
+            settings.engine,
+            most=settings.resident,
+            timeout_s=settings.timeout_s,
+            max_length=settings.max_length,
+            halt=self.halt.is_set,
+        )
 
     def _read(self, ref: str) -> Shelved:
         record = self.registry.get(ref)

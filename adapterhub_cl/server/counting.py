@@ -36,7 +36,7 @@ class ServerFigures:
         Gauge(**named("queue", "requests that wait for the engine")).set_function(lambda: engine.waiting)
         Gauge(**named("rows_writing", "answers that are being written")).set_function(lambda: engine.writing)
         Gauge(**named("adapters_resident", "adapters in the memory of the running batch")).set_function(
-            lambda: len(engine.bank.refs)
+            lambda: len(engine.resident)
         )
 
     def answered(self, answer: Prediction) -> None:

@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from adapterhub_cl.errors import (
     AdapterHubError,
     DataError,
+    EngineDownError,
+    EngineError,
     IntegrityError,
     StorageError,
     UnknownNameError,
@@ -89,4 +91,6 @@ def status_of(error: AdapterHubError) -> tuple[int, str]:
         return 400, "invalid_request"
     if isinstance(error, StorageError):
         return 503, "storage"
+    if isinstance(error, EngineError):
+        return (503, "engine_down") if isinstance(error, EngineDownError) else (502, "engine_failed")
     return 500, type(error).__name__

@@ -28,10 +28,23 @@ def serve(hub: AdapterHub, options: ServeOptions, *, reporter: Reporter, ready: 
     Raises:
         UsageError: the port is in use, the address is not this machine's, or an option cannot be used.
         DataError: the keys cannot be read.
+        EngineError: the vLLM cannot be asked, or its base is another one.
     """
     guard, listening = Guard.of(options), _listen(options)  # before the base is loaded: mistakes are found at once
-    settings = {"options": dict(options.options), "batch_size": options.batch_size, "capacity": options.capacity}
+    settings = {
+        "options": dict(options.options),
+        "batch_size": options.batch_size,
+        "capacity": options.capacity,
+        "engine": options.engine,
+        "resident": options.resident,
+        "timeout_s": options.deadline,
+    }
     with listening, hub.engine(options.router, reporter=reporter, **settings) as engine:
+        if options.engine == "built-in" and engine.base.device.type != "cpu":
+            reporter.note(
+                "note: the built-in engine does not serve a crowd on a GPU; start vLLM with the hub's base and add "
+                "--engine http://HOST:PORT (docs/serving.md)"
+            )
         train = training_command(hub.registry, hub.device, hub.dtype)
         app = application(hub.registry, engine, options, guard, train)
         if hub.registry.serving():

@@ -28,6 +28,10 @@ class ServeOptions:
         True, "let the base answer what is out of distribution", flag="--no-fallback",
         off="let the likeliest task answer even what is out of distribution",
     )  # fmt: skip
+    engine: str = option(
+        "built-in", "what computes the answers: built-in, or the address of a running vLLM: http://HOST:PORT"
+    )
+    resident: int = option(16, "--engine URL: adapters that the vLLM keeps loaded at the same time")
     batch_size: int = option(32, "requests answered in one pass")
     capacity: int = option(32, "adapters in the running batch")
     max_body: int = option(2_000_000, "largest body of a request, in bytes")
@@ -50,6 +54,7 @@ class ServeOptions:
                 (not 0 <= self.port <= 65535, f"--port must be between 0 and 65535, not {self.port}"),
                 (self.batch_size < 1, f"--batch-size must be at least 1, not {self.batch_size}"),
                 (self.capacity < 1, f"--capacity must be at least 1, not {self.capacity}"),
+                (self.resident < 1, f"--resident must be at least 1, not {self.resident}"),
                 (self.max_body < 1000, f"--max-body must be at least 1000 bytes, not {self.max_body}"),
                 (self.max_files < 0, f"--max-files must be at least 0 bytes, not {self.max_files}"),
                 (self.max_tokens < 1, f"--max-tokens must be at least 1, not {self.max_tokens}"),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,9 +53,9 @@ def make_hub(folder: Path, base: str, most: int) -> AdapterHub:
 
 
 @contextmanager
-def server(hub: Path) -> Iterator[str]:
+def server(hub: Path, *options: str) -> Iterator[str]:
     """`cl-adapter serve` in a process of its own; its address."""
-    command = [sys.executable, "-m", "cl_adapter", "--hub", str(hub), "--json", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "cl_adapter", "--hub", str(hub), "--json", "serve", "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
@@ -67,8 +67,14 @@ def server(hub: Path) -> Iterator[str]:
             process.terminate()
 
 
-def over_http(url: str, names: Sequence[str], asked: Sequence[str], clients: int) -> dict[str, float]:
-    """By OpenAI's own client, streamed."""
+def over_http(
+    url: str, names: Sequence[str], asked: Sequence[str], clients: int, prompt: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """By OpenAI's own client, streamed.
+
+    Args:
+        prompt: from a `task.json`: the server is asked with a whole prompt, and not with a message.
+    """
     import openai
 
     async def all_of_them() -> list[tuple[float, int]]:
@@ -78,12 +84,20 @@ def over_http(url: str, names: Sequence[str], asked: Sequence[str], clients: int
             async def one(number: int, text: str) -> tuple[float, int]:
                 async with gate:
                     started, first, usage = time.perf_counter(), 0.0, 0
-                    stream = await client.chat.completions.create(
-                        model=names[number % len(names)], messages=[{"role": "user", "content": text}], stream=True,
-                        max_tokens=TOKENS, stream_options={"include_usage": True},
-                    )  # fmt: skip
+                    how: dict[str, Any] = {
+                        "model": names[number % len(names)], "stream": True, "max_tokens": TOKENS, "temperature": 0,
+                        "stream_options": {"include_usage": True},
+                    }  # fmt: skip
+                    stream: Any
+                    if prompt is None:
+                        messages = [{"role": "user", "content": text}]
+                        stream = await client.chat.completions.create(messages=messages, **how)
+                    else:
+                        special = {"add_special_tokens": prompt["add_special_tokens"]}
+                        whole = prompt["bare"].replace("{input}", text)
+                        stream = await client.completions.create(prompt=whole, extra_body=special, **how)
                     async for chunk in stream:
-                        if not first and chunk.choices and chunk.choices[0].delta.content:
+                        if not first and chunk.choices and _text(chunk.choices[0]):
                             first = time.perf_counter() - started
                         usage = chunk.usage.completion_tokens if chunk.usage else usage
                     return first, usage
@@ -93,6 +107,10 @@ def over_http(url: str, names: Sequence[str], asked: Sequence[str], clients: int
     started = time.perf_counter()
     found = asyncio.run(all_of_them())
     return figures(time.perf_counter() - started, found)
+
+
+def _text(choice: Any) -> str:
+    return str((choice.delta.content if hasattr(choice, "delta") else choice.text) or "")
 
 
 def in_process(hub: AdapterHub, names: Sequence[str], asked: Sequence[str], clients: int) -> dict[str, float]:

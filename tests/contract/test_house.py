@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub_cl import augmentation, merging, objectives, replay, routing, strategies
+from adapterhub_cl import augmentation, exporting, merging, objectives, replay, routing, strategies
 
 ROOT = Path(__file__).parents[2] / "adapterhub_cl"
-KINDS = (augmentation, merging, objectives, replay, routing, strategies)
+KINDS = (augmentation, exporting, merging, objectives, replay, routing, strategies)
 PLUGINS = {room.__name__.rpartition(".")[2] for room in KINDS}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "migrations" not in p.parts)
 ROOMS = sorted(p.parent for p in FILES if p.name == "__init__.py" and p.parent != ROOT)
 # what every plug-in of a kind is called
-CALLED = {"Config", "Method", "Strategy", "Policy", "Router", "Augmentation", "Objective", "Stage"}
+CALLED = {"Config", "Method", "Strategy", "Policy", "Router", "Augmentation", "Objective", "Stage", "Format"}
 
 
 def imports(file: Path) -> Iterator[tuple[str, ...]]:

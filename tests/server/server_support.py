@@ -36,10 +36,11 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *, train: Sequence[str] = (), **options: Any) -> Iterator[Running]:
+def running(folder: Path, *, train: Sequence[str] = (), engine_at: str = "", **options: Any) -> Iterator[Running]:
     hub = AdapterHub.open(folder)
     hub._loaded = load_base(hub.base, device="cpu")  # two engines cannot share the base that the tests pass on
-    with socket.socket() as listening, hub.engine(capacity=32) as engine:
+    where = {"engine": engine_at} if engine_at else {}
+    with socket.socket() as listening, hub.engine(capacity=32, **where) as engine:
         listening.bind(("127.0.0.1", 0))
         listening.listen(256)
         wanted = ServeOptions(**options)

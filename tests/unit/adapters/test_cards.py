@@ -47,6 +47,24 @@ def test_the_header_is_yaml_and_names_the_base() -> None:
     }
 
 
+def test_the_scores_are_what_hugging_face_shows() -> None:
+    from huggingface_hub import ModelCard
+
+    scores = [
+        Evaluation("news", "accuracy", 0.91234, 50, "/home/me/dev.jsonl"),
+        Evaluation("news", "macro_f1", 0.9, 50),
+    ]
+    endless = Evaluation("old", "perplexity", float("inf"), 3)
+    text = card("news", BASE, Task("news", "choice", labels=("a", "b")), [*scores, endless], {})
+    data = ModelCard(text).data
+    assert data.model_name == "news"
+    assert [(one.task_type, one.dataset_name, one.metric_type, one.metric_value) for one in data.eval_results] == [
+        ("text-classification", "news", "accuracy", 0.91234),
+        ("text-classification", "news", "macro_f1", 0.9),
+    ]
+    assert "/home/me" not in text.split("---\n")[1]
+
+
 def test_the_code_is_python() -> None:
     text = card("news", BaseInfo('C:\\models\\"x"', "f" * 64), Task("news"), [], {})
     code = text.split("```python\n")[1].split("```")[0]

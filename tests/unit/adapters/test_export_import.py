@@ -100,10 +100,11 @@ def test_no_file_names_a_folder_of_this_machine(hub: AdapterHub, tmp_path: Path)
 def test_without_its_base_the_adapter_alone_is_exported(hub: AdapterHub, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from adapterhub_cl.adapters.exporting import export
+    from adapterhub_cl.exporting import ExportOrder, export
+    from adapterhub_cl.exporting.peft import Format
 
     gone = replace(hub.base, source=str(tmp_path / "gone"))
-    folder = export(hub.get("one"), tmp_path / "out", "peft", gone, [Task("one")])
+    folder = export(ExportOrder(hub.get("one"), tmp_path / "out", gone, [Task("one")], hub.context()), Format())
     assert {p.name for p in folder.iterdir()} == {CONFIG, WEIGHTS, "README.md", "task.json"}
 
 

@@ -170,7 +170,7 @@ def test_a_limit_is_the_context_at_most(hub: AdapterHub) -> None:
     context = hub.load_base().context
     for asked, limit in ((None, context), (100, 100), (10_000, context)):
         with hub.engine(max_length=asked) as engine:
-            assert engine._worker.answerer.max_length == limit
+            assert engine._worker.rows.answerer.max_length == limit
 
 
 def test_requests_of_several_top_k_in_one_batch_keep_their_own(hub: AdapterHub) -> None:
@@ -482,7 +482,7 @@ def test_an_error_in_the_worker_reaches_who_asked_and_the_engine_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(engine._worker.answerer, "answer", lambda *_, **__: raised(RuntimeError("a bug")))
+        patch.setattr(engine._worker.rows.answerer, "answer", lambda *_, **__: raised(RuntimeError("a bug")))
         futures = [engine.submit(SUM), engine.submit(GREEK, task="greek")]
         for future in futures:
             with pytest.raises(RuntimeError, match="a bug"):
@@ -795,14 +795,14 @@ def test_a_stream_is_the_text(engine: Engine) -> None:
 
 def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     step, written = threading.Semaphore(0), []
-    real, halt = WrittenRow.finish, engine._worker.answerer.halt
+    real, halt = WrittenRow.finish, engine._worker.rows.answerer.halt
 
     def finish(self: WrittenRow) -> Answer:
         written.append(real(self))
         return written[-1]
 
     monkeypatch.setattr(WrittenRow, "finish", finish)
-    monkeypatch.setattr(engine._worker.answerer, "halt", lambda: step.acquire() and halt())
+    monkeypatch.setattr(engine._worker.rows.answerer, "halt", lambda: step.acquire() and halt())
     stream = engine.stream("abc", adapter="base", raw=True, max_new_tokens=150)
     step.release(20)  # so many tokens may be written
     try:
@@ -819,8 +819,8 @@ def test_a_stream_that_is_given_up_stops_the_writing(engine: Engine, monkeypatch
 
 def test_abandoning_ends_what_is_being_written(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, step = hub.engine(), threading.Semaphore(0)
-    halt = engine._worker.answerer.halt
-    monkeypatch.setattr(engine._worker.answerer, "halt", lambda: step.acquire() and halt())
+    halt = engine._worker.rows.answerer.halt
+    monkeypatch.setattr(engine._worker.rows.answerer, "halt", lambda: step.acquire() and halt())
     stream = engine.stream("abc", adapter="base", raw=True, max_new_tokens=150)
     step.release(10)
     try:
@@ -835,14 +835,14 @@ def test_abandoning_ends_what_is_being_written(hub: AdapterHub, monkeypatch: pyt
 def prompts_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that the engine answers from now on."""
     found: list[str] = []
-    real = engine._worker.answerer.answer
+    real = engine._worker.rows.answerer.answer
 
     def answer(rows: Any, *given: Any, **more: Any) -> None:
         words, most = engine.base.tokenizer, engine.base.context
         found.extend(words.decode(row.ready(row.tokeniser(words, most), most)[0]) for row in rows)
         real(rows, *given, **more)
 
-    monkeypatch.setattr(engine._worker.answerer, "answer", answer)
+    monkeypatch.setattr(engine._worker.rows.answerer, "answer", answer)
     return found
 
 

@@ -33,8 +33,8 @@ def made(load_pico: Any, pico_path: Any, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Lets the engine write so many tokens, and none without it."""
-    allowed, halt = threading.Semaphore(0), engine._worker.answerer.halt
-    monkeypatch.setattr(engine._worker.answerer, "halt", lambda: allowed.acquire() and halt())
+    allowed, halt = threading.Semaphore(0), engine._worker.rows.answerer.halt
+    monkeypatch.setattr(engine._worker.rows.answerer, "halt", lambda: allowed.acquire() and halt())
     yield allowed.release
     allowed.release(10_000)
 
@@ -158,7 +158,7 @@ def test_a_base_that_generate_writes_for(pico_path: Any, load_pico: Any, tmp_pat
     hub = new_hub(tmp_path / "hub", pico_path("mistral"), load_pico("mistral"), ("sums", "tales"))
     right = hub.write("abc", adapter="tales@v1", raw=True, max_new_tokens=5).prediction
     with hub.engine() as engine:
-        assert engine._worker.running is None
+        assert engine._worker.rows.running is None
         assert engine.generate("abc", adapter="tales@v1", raw=True, max_new_tokens=5).prediction == right
         assert (engine.waiting, engine.writing) == (0, 0)
 
@@ -167,9 +167,9 @@ def test_a_mistake_in_the_loop_itself_reaches_who_asked(engine: Engine, monkeypa
     def mistake() -> None:
         raise ZeroDivisionError("in the loop")
 
-    assert engine._worker.running is not None
+    assert engine._worker.rows.running is not None
     with monkeypatch.context() as patch:
-        patch.setattr(engine._worker.running, "_admit", mistake)
+        patch.setattr(engine._worker.rows.running, "_admit", mistake)
         with pytest.raises(ZeroDivisionError):
             engine.generate("abc", adapter="base", raw=True, max_new_tokens=5)
     assert engine.generate("abc", adapter="base", raw=True, max_new_tokens=5).adapter == "base"

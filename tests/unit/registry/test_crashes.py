@@ -73,13 +73,12 @@ def begin_export(hub: Path) -> None:
 
 
 def exported(hub: Path) -> str:
-    from adapterhub_cl.adapters.exporting import export
     from adapterhub_cl.errors import UsageError
+    from adapterhub_cl.hub import AdapterHub
 
     target = hub.parent / "out"
     try:
-        opened = Registry.open(hub)
-        export(opened.get("news"), target, "peft", opened.base, [])
+        AdapterHub.open(hub).export("news", target)
     except UsageError:  # it is all there, and nothing else
         if {path.name for path in target.iterdir()} != EXPORTED:
             raise

@@ -1,4 +1,4 @@
-"""Writes a version for use elsewhere: the adapter in PEFT's format, its prompts, and a script that runs it."""
+"""What every export carries: task.json, which names the base and says how each task is asked, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -11,78 +11,47 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.adapters.outside import filled
 from adapterhub_cl.bases.sources import TOKENIZER_FILES, public_name, resolve
-from adapterhub_cl.errors import BaseModelError, UnknownNameError
+from adapterhub_cl.errors import BaseModelError
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.data.tokenise import Tokeniser
 
-FORMATS = ("peft",)
-TASK, SCRIPT = "task.json", "predict.py"
+TASK = "task.json"
+PREDICT_SCRIPT = Path(__file__).with_name("predict_script.py")
 FORMAT = 1
-_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "heads.json",
-    "README.md",
-    "training.json",
-    "recipe.json",
-)
-_PACKED = "adapter_model.packed.safetensors"
 _INPUT, _INSTRUCTION = "Xq7input7qX", "Xq7told7qX"  # placeholders for the text and the instruction in a prompt
 _SAID = "The text to be answered."
 
 
-def export(
-    record: AdapterRecord,
-    target: Path,
-    format: str,  # noqa: A002 (the flag's name)
-    base: BaseInfo,
-    tasks: Sequence[Task],
-) -> Path:
-    """Write a version to a directory that is empty or does not exist yet; a packed one is unpacked.
+def base_folder(base: BaseInfo) -> Path | None:
+    """Where the base lies; None if it cannot be found on this machine."""
+    try:
+        return resolve(base.source, base.revision)
+    except BaseModelError:
+        return None
 
-    None of its files names a folder of this machine. If the base cannot be found here, the tokenizer, the rendered
-    prompts and the script are left out.
+
+def copy_tokenizer(base: Path, target: Path) -> None:
+    """Copy the tokenizer and the chat template of a base's folder."""
+    for file in sorted(base.iterdir()):
+        if file.name in TOKENIZER_FILES and file.is_file():
+            shutil.copyfile(file, target / file.name)
+
+
+def write_task_file(about: Mapping[str, Any], target: Path) -> None:
+    """Write task.json.
 
     Args:
-        tasks: the tasks that it answers.
-
-    Raises:
-        UnknownNameError: no such format.
-        UsageError: the directory is not empty.
-        StorageError: the disk cannot be written; the directory is unchanged.
+        about: what `about_export` made, completed by `tell_prompts`.
     """
-    if format not in FORMATS:
-        raise UnknownNameError("export format", format, FORMATS)
-    with filled(target) as made:
-        for name in _FILES:
-            if (record.path / name).is_file():  # an imported adapter has no training.json
-                shutil.copyfile(record.path / name, made / name)
-        if (record.path / _PACKED).is_file():
-            from adapterhub_cl.adapters.lora_files import unpack
-
-            unpack(record.path, made)
-        _without_folders(record, base, made)
-        about = _about(record, base, tasks)
-        try:
-            folder = resolve(base.source, base.revision)
-        except BaseModelError:
-            folder = None
-        if folder is not None:
-            for file in sorted(folder.iterdir()):
-                if file.name in TOKENIZER_FILES and file.is_file():
-                    shutil.copyfile(file, made / file.name)
-            if _tell_prompts(about, record, base, folder, tasks):
-                shutil.copyfile(Path(__file__).with_name("predict_script.py"), made / SCRIPT)
-        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
-        (made / TASK).write_text(text, encoding="utf-8")
-    return target
+    text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    (target / TASK).write_text(text, encoding="utf-8")
 
 
-def _about(record: AdapterRecord, base: BaseInfo, tasks: Sequence[Task]) -> dict[str, Any]:
+def about_export(record: AdapterRecord, base: BaseInfo, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The content of task.json: the version, its base, and its tasks, without their prompts."""
     from adapterhub_cl.adapters.head_files import read_layout
     from adapterhub_cl.bases.kinds import auto_class, is_encoder
 
@@ -107,7 +76,7 @@ def _about(record: AdapterRecord, base: BaseInfo, tasks: Sequence[Task]) -> dict
     }
 
 
-def _tell_prompts(
+def tell_prompts(
     about: dict[str, Any], record: AdapterRecord, base: BaseInfo, folder: Path, tasks: Sequence[Task]
 ) -> bool:
     """Add how each task is prompted; returns whether all prompts could be described, so that others can use them."""
@@ -192,7 +161,7 @@ def _ends(tokenizer: Any, folder: Path, encode: Tokeniser) -> list[int]:
     return list(dict.fromkeys(int(one) for one in found if isinstance(one, int)))
 
 
-def _without_folders(record: AdapterRecord, base: BaseInfo, target: Path) -> None:
+def remove_folders(record: AdapterRecord, base: BaseInfo, target: Path) -> None:
     """Remove this machine's folders from the copied files: they are useless elsewhere, and reveal too much."""
     training = record.training
     named = [base.source, *(str((training.get(key) or {}).get("source") or "") for key in ("data", "eval"))]

@@ -1,0 +1,226 @@
+"""Held-out rows asked of a running server, and its answers compared with the recorded score of the version.
+
+The server is anything that speaks OpenAI's completions: this project's, vLLM, llama.cpp's. It is sent the exact prompt
+that the adapter learned, so what is compared is the model that runs there, not how a client asks it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from adapterhub_cl.adapters.serving import task_of
+from adapterhub_cl.bases.kinds import is_encoder
+from adapterhub_cl.bases.sources import resolve
+from adapterhub_cl.context import Hub
+from adapterhub_cl.data.tokenise import Tokeniser
+from adapterhub_cl.errors import AdapterHubError, DataError, ServerError, UsageError
+from adapterhub_cl.evaluation.compared import Answers, TaskProof, compare, lost_too_much, scored
+from adapterhub_cl.evaluation.probes import Probe, asked_as, probe_of, score_version
+from adapterhub_cl.types import AdapterRecord, Task
+
+KEY = "CL_ADAPTER_API_KEY"  # the server's key, if it wants one
+LEAST = 0.97
+SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a server retains of one version.
+
+    Attributes:
+        model: the name by which the server was asked.
+        tasks: task → its figures.
+        least: the smallest share of the score to keep.
+    """
+
+    ref: str
+    model: str
+    tasks: Mapping[str, TaskProof]
+    least: float
+
+    @property
+    def lost(self) -> list[str]:
+        """The tasks of which too much is lost."""
+        return [task for task, proof in self.tasks.items() if lost_too_much(proof, self.least)]
+
+
+def replay(
+    hub: Hub, url: str, refs: Sequence[str], model: str | None, rows: int | None, least: float = LEAST
+) -> list[Replayed]:
+    """Ask a server the held-out rows of versions.
+
+    Args:
+        url: of the server, with or without `/v1`.
+        refs: the versions; empty for every one that serves a task.
+        model: the server's name of the one version; None: the version's own reference, its name or its task, whichever
+            the server lists, or its only model.
+        rows: how many rows of each task; None: all. The score of fewer rows than were recorded is measured in the hub.
+        least: the smallest share of the score to keep.
+
+    Raises:
+        ServerError: the server cannot be reached, or refuses.
+        UsageError: it has no such model, or the versions cannot be asked in text.
+        DataError: no held-out row is left.
+    """
+    if is_encoder(hub.registry.base.architecture):
+        raise UsageError("an encoder is not asked by completions", "verify --against is for bases that write")
+    records = [hub.registry.get(ref) for ref in refs or sorted(set(hub.registry.serving().values()))]
+    if model is not None and len(records) != 1:
+        raise UsageError("--model names one model of the server", "name one version with --adapter")
+    server = CompletionServer(url)
+    there = server.models()
+    found = []
+    for record in records:
+        name = model or _name_of(record, there, len(records) == 1)
+        proofs = {task.name: _asked(hub, server, name, record, task, rows) for task in _tasks(hub, record)}
+        told = {task: proof for task, proof in proofs.items() if proof is not None}
+        if not told:
+            raise DataError(
+                f"no row of {record.ref} is left to ask", "only versions with held-out data or samples can be asked"
+            )
+        found.append(Replayed(record.ref, name, told, least))
+    return found
+
+
+class CompletionServer:
+    """A server that speaks OpenAI's completions.
+
+    Args:
+        url: with or without `/v1`.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UsageError(f"{url!r} is not the URL of a server", "for example http://127.0.0.1:8000")
+        self.url = url.rstrip("/").removesuffix("/v1")
+
+    def models(self) -> list[str]:
+        """The names of its models."""
+        told = self._call("/v1/models")
+        try:
+            return [str(row["id"]) for row in told["data"]]
+        except (KeyError, TypeError) as error:
+            raise ServerError(f"{self.url}/v1/models is not a list of models", "check the URL") from error
+
+    def complete(self, model: str, prompt: str, most: int) -> str:
+        """What a model writes after a prompt, without chance.
+
+        Args:
+            most: tokens to write.
+        """
+        told = self._call("/v1/completions", {"model": model, "prompt": prompt, "max_tokens": most, "temperature": 0.0})
+        try:
+            return str(told["choices"][0]["text"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise ServerError(
+                f"{self.url}/v1/completions gives no text", "check that it speaks OpenAI's form"
+            ) from error
+
+    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers)  # of http or https: see __init__
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise ServerError(f"{self.url}{path} answers {error.code}: {_said(error)}", _hint(error.code)) from error
+        except (OSError, ValueError) as error:
+            why = getattr(error, "reason", error)
+            raise ServerError(f"{self.url}{path} cannot be asked: {why}", "check that the server runs there") from error
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The message of a refusal, in one line."""
+    try:
+        text = error.read(2000).decode("utf-8", "replace")
+    except OSError:
+        return str(error.reason)
+    try:
+        found = json.loads(text)
+        told = found.get("error", found.get("message", text))
+        return " ".join(str(told.get("message", told) if isinstance(told, dict) else told).split())[:300]
+    except (ValueError, AttributeError):
+        return " ".join(text.split())[:300] or str(error.reason)
+
+
+def _hint(code: int) -> str:
+    return f"set {KEY} to a key of the server" if code in (401, 403) else "check the server's log"
+
+
+def _name_of(record: AdapterRecord, there: Sequence[str], alone: bool) -> str:
+    for name in (record.ref, record.name, record.task):
+        if name and name in there:
+            return name
+    if alone and len(there) == 1:
+        return there[0]
+    shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
+    raise UsageError(f"the server has no model {record.ref} or {record.name}", f"it has {shown}: name one with --model")
+
+
+def _tasks(hub: Hub, record: AdapterRecord) -> list[Task]:
+    registry = hub.registry
+    return [task_of(registry, record) if name == record.task else registry.task(name) for name in record.tasks]
+
+
+def _asked(
+    hub: Hub, server: CompletionServer, model: str, record: AdapterRecord, task: Task, rows: int | None
+) -> TaskProof | None:
+    """The figures of one task; None if nothing is left to ask, or it is raw text."""
+    probe = None if task.kind == "text" else probe_of(hub.registry, task.name)
+    if probe is None:
+        hub.reporter.note(f"note: {task.name} of {record.ref} has no rows that can be asked; skipped")
+        return None
+    probe = asked_as(probe, task)
+    if rows is not None:
+        probe = replace(probe, examples=probe.examples[:rows])
+    recorded = score_version(hub, record, probe)
+    said = _answers(hub, server, model, record, probe)
+    return compare(probe, Answers((), 0.0), Answers((), recorded.value), said)
+
+
+def _answers(hub: Hub, server: CompletionServer, model: str, record: AdapterRecord, probe: Probe) -> Answers:
+    from transformers import AutoTokenizer
+
+    base = hub.registry.base
+    tokenizer = AutoTokenizer.from_pretrained(resolve(base.source, base.revision))
+    encode = Tokeniser(tokenizer, probe.task, probe.max_length)
+    gold = [encode.gold(example) for example in probe.examples]
+    wanted = [*gold, *(text for example in probe.examples for text in example.references)]
+    most = max((len(encode.answer(label)) for label in probe.task.labels), default=0) or encode.budget(wanted)
+    said = []
+    with hub.reporter.piece(f"asking {model} at {server.url} for {probe.task.name}", len(gold)) as advance:
+        for example in probe.examples:
+            prompt = tokenizer.decode(encode.prompt(example).prompt, clean_up_tokenization_spaces=False)
+            if tokenizer.bos_token and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
+                prompt = prompt.removeprefix(tokenizer.bos_token)  # the server puts it there itself
+            said.append(encode.written(server.complete(model, prompt, most)))
+            advance(1)
+    return scored(probe, gold, said)
+
+
+def refused(found: Sequence[Replayed]) -> AdapterHubError | None:
+    """The error that says what was lost; None if nothing was."""
+    from adapterhub_cl.errors import ExportRefused
+
+    told = [
+        f"{task} {one.tasks[task].retention:.3f} ({one.tasks[task].adapter:.3f} → {one.tasks[task].export:.3f})"
+        for one in found
+        for task in one.lost
+    ]
+    if not told:
+        return None
+    return ExportRefused(
+        f"the server retains less than {found[0].least:g} of {'; '.join(told)}",
+        "check that it serves this version, and that the base there is the hub's",
+    )

@@ -1,0 +1,134 @@
+"""Leaving: versions written for use outside of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl import exporting
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.facade.opened import OpenedHub
+from adapterhub_cl.options import takes
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.registry import check_local
+
+if TYPE_CHECKING:
+    from adapterhub_cl.evaluation.replaying import Replayed
+
+
+class Leaving(OpenedHub):
+    """The verbs that write for other tools."""
+
+    @takes(*exporting.options())
+    def export(
+        self,
+        ref: str,
+        target: str | Path,
+        *,
+        format: str = exporting.DEFAULT,  # noqa: A002 (the flag's name)
+        reporter: Reporter | None = None,
+        **asked: Any,
+    ) -> Path:
+        """Write a version to an empty or missing directory, in the form that another tool opens. No file names a folder
+        of this machine.
+
+        Args:
+            format: `peft` for PEFT's own format with the tokenizer, `task.json` (how it is asked) and a `predict.py`
+                that needs transformers and PEFT alone; the reference lists the others, with their options.
+
+        Raises:
+            UnknownNameError: no such version or format.
+            UsageError: the directory is not empty, or an option belongs to another format.
+            StorageError: the disk cannot be written; the directory is unchanged.
+        """
+        kind, config = exporting.configured(format, asked)
+        return exporting.export(self._order(ref, self._outside(target), config, reporter), kind)
+
+    @takes(*exporting.options())
+    def export_all(
+        self,
+        target: str | Path,
+        *,
+        format: str = exporting.DEFAULT,  # noqa: A002 (the flag's name)
+        reporter: Reporter | None = None,
+        **asked: Any,
+    ) -> list[str]:
+        """Write the version of each adapter that answers now to `target/NAME`: all of them, or nothing.
+
+        Returns:
+            the versions that were written.
+
+        Raises:
+            UsageError: the hub has no adapter, the directory is not empty, or an option belongs to another format.
+            AdapterError: a version cannot be written in this format.
+        """
+        kind, config = exporting.configured(format, asked)
+        folder = self._outside(target)
+        names = sorted({record.name for record in self.registry.adapters(include_rejected=False)})
+        if not names:
+            raise UsageError("this hub has no adapters yet", "cl-adapter add-task NAME DATA trains one")
+        orders = [self._order(name, folder / name, config, reporter) for name in names]
+        exporting.export_all(orders, kind, folder)
+        return [order.record.ref for order in orders]
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _outside(self, target: str | Path) -> Path:
+        folder = check_local(target)
+        if folder.resolve().is_relative_to(self.folder.resolve()):
+            raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
+        return folder
+
+    def _order(self, ref: str, folder: Path, config: Any, reporter: Reporter | None) -> exporting.ExportOrder:
+        from adapterhub_cl.adapters.serving import task_of
+
+        record = self.registry.get(ref)
+        self.registry.check_files(record)
+        tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
+        hub, mine = self.context(reporter), self._loaded is None
+        release = self._release if mine else lambda: None
+        return exporting.ExportOrder(record, folder, self.base, tasks, hub, config, release)
+
+    def verify_against(
+        self,
+        url: str,
+        refs: Sequence[str] = (),
+        *,
+        model: str | None = None,
+        rows: int | None = None,
+        min_retention: float | None = None,
+        reporter: Reporter | None = None,
+    ) -> list[Replayed]:
+        """Ask a running server the held-out rows of versions, and compare with their recorded scores.
+
+        The server speaks OpenAI's completions: this project's, vLLM or llama.cpp's. Its key is taken from the
+        environment variable CL_ADAPTER_API_KEY.
+
+        Args:
+            url: of the server.
+            refs: the versions; default: every one that serves a task.
+            model: the server's name of the one version, if it lists it under another.
+            rows: how many rows of each task; default: all.
+            min_retention: share of the score that the server must keep; default: 0.97.
+
+        Returns:
+            for each version its figures; `lost` names the tasks of which too much is lost.
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses.
+            UsageError: the server has no such model, or a value cannot be used.
+        """
+        from adapterhub_cl.evaluation import replaying
+
+        least = replaying.LEAST if min_retention is None else min_retention
+        if not 0 <= least <= 1:
+            raise UsageError(f"--min-retention must be between 0 and 1, not {least:g}", "0.97 is usual")
+        if rows is not None and rows < 1:
+            raise UsageError(f"--rows must be at least 1, not {rows}", "leave it out to ask all")
+        if isinstance(refs, str):
+            raise UsageError(f"refs must be a list of adapters, not the text {refs!r}", f'for example ["{refs}"]')
+        return replaying.replay(self.context(reporter), url, refs, model, rows, least)
+
+    def _release(self) -> None:
+        self._loaded = None
