@@ -62,6 +62,7 @@ class TuningAsked(Body):
         None, max_length=16
     )
     integrations: list[dict[str, Any]] | None = None
+    kind: Literal["choice", "generation"] | None = None  # not OpenAI's: their client sends it as `extra_body`
 
     def numbers(self) -> dict[str, Any]:
         """The hyperparameters; those of `method` win.
@@ -91,7 +92,7 @@ def routes(registry: Registry, store: TuningStore, uploads: Uploads, runner: Tun
         refuse_unknown(asked)
         numbers = asked.numbers()
         files = {"training_file": asked.training_file, "validation_file": asked.validation_file}
-        about = {"seed": asked.seed or 0, "suffix": asked.suffix, "metadata": asked.metadata}
+        about = {"seed": asked.seed or 0, "suffix": asked.suffix, "metadata": asked.metadata, "kind": asked.kind}
 
         def written() -> TuningJob:
             job = job_of(registry, uploads, rate, asked.model, files, numbers, about)

@@ -40,7 +40,7 @@ def job_of(
         rate: see `usual_rate`.
         files: `training_file` and `validation_file`, by id.
         numbers: the hyperparameters that the client chose.
-        about: `seed`, `suffix` and `metadata`.
+        about: `seed`, `suffix`, `metadata` and `kind`.
 
     Raises:
         Refused: a file is unknown, a row cannot be used, or the name is taken or does not fit the model.
@@ -51,6 +51,9 @@ def job_of(
     for param, file_id in files.items():
         if file_id is not None:
             uploads.get(file_id, param=param)
+    if files["validation_file"] == files["training_file"]:
+        said = "a version is scored on rows that it did not learn: the validation file must be another one"
+        raise Refused(400, said, "invalid_validation_file", "validation_file")
     verb, name = _named(registry, model, about["suffix"], job_id)
     options: dict[str, Any] = {}
     if "n_epochs" in numbers:
@@ -61,6 +64,10 @@ def job_of(
         options["learning_rate"] = float(f"{rate * numbers['learning_rate_multiplier']:.6g}")
     if about["seed"]:
         options["seed"] = about["seed"]
+    if about["kind"]:
+        if verb == "update":
+            raise Refused(400, f"{name} keeps the kind of its task; leave `kind` out", "invalid_request", "kind")
+        options["kind"] = about["kind"]
     shown = _checked(registry, uploads, verb, name, files, options)
     return TuningJob(
         id=job_id,

@@ -123,6 +123,29 @@ def test_an_update_and_a_name_of_its_own(tuned: Running) -> None:
     assert f"add-task ft-{job.id[6:18]} /" in (tuned.hub.folder.parent / "starts.txt").read_text()
 
 
+def test_conversations_become_a_choice_task_where_that_is_asked(tuned: Running) -> None:
+    client = tuned.client()
+    said = [
+        {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
+        for row in ROWS
+    ]
+    file = upload(client, "\n".join(map(json.dumps, said)).encode())
+    job = create(client, "quick-kind", training_file=file, extra_body={"kind": "choice"})
+    assert ended(client, job.id).status == "succeeded"
+    starts = (tuned.hub.folder.parent / "starts.txt").read_text().splitlines()
+    assert "--kind choice" in next(line for line in starts if "quick-kind" in line)
+    with pytest.raises(openai.BadRequestError, match="keeps the kind"):
+        create(client, model="tickets@v1", training_file=file, extra_body={"kind": "choice"})
+
+
+def test_the_rows_that_are_learned_are_not_the_score(tuned: Running) -> None:
+    client = tuned.client()
+    file = upload(client)
+    with pytest.raises(openai.BadRequestError, match="must be another one") as refused:
+        create(client, "same", training_file=file, validation_file=file)
+    assert refused.value.param == "validation_file"
+
+
 def test_jobs_come_in_pages(tuned: Running) -> None:
     client = tuned.client()
     made = [create(client, f"quick-page{k}").id for k in range(3)]
