@@ -23,6 +23,7 @@ from adapterhub_cl.types import CANARY, LATEST, PRODUCTION, AdapterRecord, Edge,
 
 if TYPE_CHECKING:
     from adapterhub_cl.data.marked import Part
+    from adapterhub_cl.evaluation.bisecting import Bisected
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 
 _List = list  # within the class, `list` is the verb
@@ -193,6 +194,34 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving,
 
         refs = [refs] if isinstance(refs, str) else refs
         return Listing(score_versions(self.context(reporter), refs, data, columns, batch_size, task))
+
+    def bisect(
+        self,
+        name: str,
+        data: str | Path,
+        *,
+        good: str | None = None,
+        bad: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        task: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> Bisected:
+        """Find the version of an adapter that broke some rows: those that the good version answers rightly and the bad
+        one wrongly. Of the versions between them, about log2 are asked. Nothing is recorded.
+
+        Args:
+            data: rows with their right answers.
+            good: an older version; default: the first one.
+            bad: a newer version; default: the newest one. Versions that the gate rejected are passed over.
+            task: whose prompt and labels the data have, for a version that answers for several.
+
+        Raises:
+            DataError: a row has no answer, or one that is no label of the task.
+            UsageError: there are not two versions, or the good one is not the older one.
+        """
+        from adapterhub_cl.evaluation.bisecting import bisect
+
+        return bisect(self.context(reporter), name, data, good=good, bad=bad, columns=columns, task=task)
 
     def load(self, ref: str) -> tuple[Any, Any]:
         """The base with this adapter as a plain transformers + PEFT model, and the tokenizer.

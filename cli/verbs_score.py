@@ -1,4 +1,4 @@
-"""`eval`: score adapters."""
+"""`eval` and `bisect`: score adapters, and find the version that broke some rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cl_adapter.verbs_stream import show_matrix
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.types import Evaluation
+
+SHOWN = 20  # broken rows that are printed; --json has all of them
 
 
 @verb(USE, "cl-adapter eval news --data test.jsonl --report", "eval")
@@ -60,6 +62,58 @@ def evaluate(
                 print(f"\n{ref} on {score.task}")
                 display.class_report(score)
     session.note(f"next: {session.command('eval --matrix')} shows every task after each was learned")
+
+
+@verb(USE, "cl-adapter bisect news --data complaints.jsonl")
+def bisect(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="the adapter whose versions are searched", autocompletion=versions)],
+    data: Annotated[str, typer.Option(help="rows with their right answers")],
+    good: Annotated[
+        str | None, typer.Option(help="an older version; default: the first", autocompletion=versions)
+    ] = None,
+    bad: Annotated[
+        str | None, typer.Option(help="a newer version; default: the newest", autocompletion=versions)
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="which column is which: input=a,output=b")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="the task of --data, if the adapter answers for several", autocompletion=tasks)
+    ] = None,
+) -> None:
+    """Find the version of an adapter that broke some rows."""
+    from adapterhub_cl.data.columns import parse_columns
+
+    session = Session.of(ctx)
+    given = parse_columns(columns) if columns else None
+    found = session.hub().bisect(name, data, good=good, bad=bad, columns=given, task=task, reporter=session.reporter())
+    if session.json:
+        session.give(found.to_json())
+        return
+    if not found.broken:
+        print(f"no row broke: {found.bad} has right what {found.good} has right of {found.rows} rows")
+        return
+    count = len(found.broken)
+    print(f"{count} of {found.rows} rows broke between {found.good} and {found.bad}")
+    if found.tried:
+        display.table(
+            ("version", "right of them"), [(ref, right) for ref, right in found.tried.items()], right=("right of them",)
+        )
+    print(f"{found.first} is the first that has most of them wrong; {found.before} has most of them right")
+    display.table(
+        ("row", "right", f"{found.bad} says", "text"),
+        [
+            (
+                display.short(row.place, 40),
+                display.short(row.wanted, 30),
+                display.short(row.said, 30),
+                display.short(row.text),
+            )
+            for row in found.broken[:SHOWN]
+        ],
+    )
+    if count > SHOWN:
+        session.note(f"and {count - SHOWN} more; --json lists all of them")
+    session.note(f"next: {session.command(f'show {found.first}')} says what it was trained on")
 
 
 def _result(ref: str, score: Evaluation, report: bool) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""Which version of an adapter broke some rows, found as `git bisect` finds a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl import objectives
+from adapterhub_cl.adapters.serving import ServingTable, answering, who_answers
+from adapterhub_cl.context import Hub
+from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.label_forms import for_task
+from adapterhub_cl.data.tasks import check_answers
+from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.evaluation.metrics import score
+from adapterhub_cl.evaluation.scoring import answered
+from adapterhub_cl.types import AdapterRecord, Example, Task
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row that the good version answers rightly and the bad one does not.
+
+    Attributes:
+        place: where it stands in the data.
+        wanted: its right answer; `said` is the bad version's.
+    """
+
+    place: str
+    text: str
+    wanted: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Bisected:
+    """What a bisection found.
+
+    Attributes:
+        rows: how many rows were asked.
+        good, bad: the versions between which it was searched.
+        broken: the rows that the good one has right and the bad one wrong.
+        tried: each version that was asked in between, in order → how many of the broken rows it has right.
+        first: the first version that has fewer than half of them right; empty if no row broke.
+        before: the version before that one.
+    """
+
+    rows: int
+    good: str
+    bad: str
+    broken: tuple[BrokenRow, ...]
+    tried: Mapping[str, int]
+    first: str = ""
+    before: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "good": self.good,
+            "bad": self.bad,
+            "first": self.first,
+            "before": self.before,
+            "tried": dict(self.tried),
+            "broken": [vars(row) for row in self.broken],
+        }
+
+
+def bisect(
+    hub: Hub,
+    name: str,
+    data: str | Path,
+    *,
+    good: str | None = None,
+    bad: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+) -> Bisected:
+    """Search the versions of an adapter; see `AdapterHub.bisect`."""
+    between = _versions(hub, name, good, bad)
+    asked, _ = who_answers(ServingTable(hub.registry), task, between[-1].ref)
+    assert asked is not None  # a version has a task, or `who_answers` says so
+    found = read_examples(data, columns, asked.instruction, layout=asked.layout)
+    if asked.kind == "text" or found.layout == "raw text":
+        raise DataError(f"{data} is raw text, which has no right answers", "give rows with an answer each")
+    found = for_task(asked, found)
+    check_answers(asked, found)
+    if missing := next((found.places[k] for k, e in enumerate(found.examples) if e.answer is None), ""):
+        raise DataError(f"{missing} has no answer", "every row needs its right answer")
+    rows: Sequence[Example] = found.examples
+    right_then, _ = _right(hub, between[0], task, rows)
+    right_now, said = _right(hub, between[-1], task, rows)
+    gone = [k for k in range(len(rows)) if right_then[k] and not right_now[k]]
+    broken = tuple(BrokenRow(found.places[k], rows[k].input, rows[k].answer or "", said[k]) for k in gone)
+    good_ref, bad_ref = between[0].ref, between[-1].ref
+    if not gone:
+        return Bisected(len(rows), good_ref, bad_ref, broken, {})
+    tried: dict[str, int] = {}
+    low, high = 0, len(between) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        right, _ = _right(hub, between[middle], task, [rows[k] for k in gone])
+        tried[between[middle].ref] = sum(right)
+        if 2 * sum(right) >= len(gone):
+            low = middle
+        else:
+            high = middle
+    return Bisected(len(rows), good_ref, bad_ref, broken, tried, between[high].ref, between[low].ref)
+
+
+def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[AdapterRecord]:
+    """The versions to be searched, oldest first.
+
+    Raises:
+        UsageError: there are fewer than two, or the good one is not the older one.
+    """
+    name = hub.registry.get(name).name
+    every = [one for one in hub.registry.versions(name) if one.status != "rejected"]
+    first = hub.registry.get(good) if good else every[0]
+    last = hub.registry.get(bad) if bad else every[-1]
+    for option, record in (("--good", first), ("--bad", last)):
+        if record.name != name:
+            raise UsageError(f"{option} {record.ref} is no version of {name}", f"cl-adapter list --all shows {name}'s")
+    if first.version >= last.version:
+        raise UsageError(
+            f"{first.ref} is not older than {last.ref}: there is nothing between them to search",
+            "--good names an older version than --bad",
+        )
+    inner = [one for one in every if first.version < one.version < last.version]
+    return [first, *inner, last]
+
+
+def _right(
+    hub: Hub, record: AdapterRecord, task_name: str | None, rows: Sequence[Example]
+) -> tuple[list[bool], list[str]]:
+    """Whether a version answers each row rightly, and its answers. A label that it did not know yet is wrong."""
+    task, _ = who_answers(ServingTable(hub.registry), task_name, record.ref)
+    assert task is not None
+    knows = [task.kind != "choice" or row.answer in task.labels for row in rows]
+    own = [row for row, known in zip(rows, knows, strict=True) if known]
+    if not own:
+        return [False] * len(rows), [""] * len(rows)
+    with (
+        answering(hub.registry, hub.base, record.ref) as model,
+        hub.reporter.piece(f"asking {record.ref}", len(own)) as advance,
+    ):
+        wanted, found = answered(
+            model,
+            hub.base.tokenizer,
+            objectives.of(hub.base.info),
+            task,
+            own,
+            max_length=hub.base.context,
+            dtype=hub.base.dtype,
+            progress=advance,
+        )
+    told = iter(zip(own, wanted, found, strict=True))
+    right, said = [], []
+    for known in knows:
+        row, gold, answer = next(told) if known else (None, "", "")
+        right.append(row is not None and _matches(task, row, gold, answer))
+        said.append(answer)
+    return right, said
+
+
+def _matches(task: Task, row: Example, gold: str, answer: str) -> bool:
+    metric = "accuracy" if task.kind == "choice" else "exact_match"
+    return score(task, [gold], [answer], references=[row.references])[metric] == 1.0

@@ -1,0 +1,88 @@
+"""`bisect`: which version broke some rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cl_adapter.__main__ import main
+from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, rows, write
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import DataError, UsageError
+
+
+def shifted(folder: Path, name: str, seed: int) -> Path:
+    """Rows with wrong labels."""
+    nexts = dict(zip(COLOURS, (*COLOURS[1:], COLOURS[0]), strict=True))
+    return write(folder / name, [{**row, "output": nexts[row["output"]]} for row in rows(COLOURS, 48, seed)])
+
+
+@pytest.fixture(scope="module")
+def hub(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+    """colours@v1 and v2 are right, v3 has learned wrong labels, and v4 and v5 have not unlearned them."""
+    folder = tmp_path_factory.mktemp("bisected")
+    made = new_hub(folder / "hub", pico_path("bert"))
+    own: dict[str, Any] = {**QUICK, "replay": "none", "max_forgetting": 1.0}
+    made.add_task("colours", data(folder, COLOURS), **own)
+    made.update("colours", data(folder, COLOURS, 48, 2), **own)
+    made.update("colours", shifted(folder, "wrong.jsonl", 3), **{**own, "epochs": 12})
+    made.update("colours", shifted(folder, "wrong-too.jsonl", 4), **own)
+    made.update("colours", shifted(folder, "wrong-again.jsonl", 5), **own)
+    made.add_task("animals", data(folder, ANIMALS, 8), **{**own, "epochs": 1})
+    return made
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    return data(tmp_path, COLOURS, 12, 9)
+
+
+def test_the_version_is_found(hub: AdapterHub, asked: Path) -> None:
+    found = hub.bisect("colours", asked)
+    assert (found.first, found.before, found.good, found.bad) == (
+        "colours@v3",
+        "colours@v2",
+        "colours@v1",
+        "colours@v5",
+    )
+    assert set(found.tried) == {"colours@v3", "colours@v2"}
+    assert len(found.broken) > 6
+    row = found.broken[0]
+    assert row.said != row.wanted == row.text.split()[0]
+    assert row.place.startswith(str(asked))
+
+
+def test_the_search_can_be_narrowed(hub: AdapterHub, asked: Path) -> None:
+    found = hub.bisect("colours", asked, good="colours@v2", bad="colours@v3")
+    assert (found.first, found.before, found.tried) == ("colours@v3", "colours@v2", {})
+    nothing = hub.bisect("colours", asked, good="colours@v1", bad="colours@v2")
+    assert (nothing.first, nothing.broken) == ("", ())
+
+
+def test_what_cannot_be_searched(hub: AdapterHub, asked: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not older"):
+        hub.bisect("colours", asked, good="colours@v3", bad="colours@v2")
+    with pytest.raises(UsageError, match="not older"):
+        hub.bisect("animals", asked)
+    with pytest.raises(UsageError, match="no version of colours"):
+        hub.bisect("colours", asked, good="animals@v1")
+    with pytest.raises(DataError, match="not among the labels"):
+        hub.bisect("colours", data(tmp_path, ANIMALS, 4))
+    notes = tmp_path / "notes.txt"
+    notes.write_text("The harbour was closed in spring.\n")
+    with pytest.raises(DataError, match="raw text"):
+        hub.bisect("colours", notes)
+
+
+def test_the_command(hub: AdapterHub, asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--hub", str(hub.folder), "--json", "bisect", "colours", "--data", str(asked)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["first"], told["rows"]) == ("colours@v3", 12)
+    assert main(["--hub", str(hub.folder), "bisect", "colours", "--data", str(asked)]) == 0
+    shown = capsys.readouterr()
+    assert "colours@v3 is the first that has most of them wrong; colours@v2 has most of them right" in shown.out
+    assert "show colours@v3" in shown.err
