@@ -74,11 +74,14 @@ def begin_export(hub: Path) -> None:
 
 def exported(hub: Path) -> str:
     from adapterhub_cl.errors import UsageError
+    from adapterhub_cl.exporting import ExportOrder, export
+    from adapterhub_cl.exporting.peft import Format
     from adapterhub_cl.hub import AdapterHub
 
     target = hub.parent / "out"
     try:
-        AdapterHub.open(hub).export("news", target)
+        opened = AdapterHub.open(hub)
+        export(ExportOrder(opened.get("news"), target, opened.base, [], opened.context()), Format())
     except UsageError:  # it is all there, and nothing else
         if {path.name for path in target.iterdir()} != EXPORTED:
             raise
