@@ -19,6 +19,7 @@ EPOCHS = 3
 # A new adapter that has few rows: the most passes over them, and the steps for which they are meant. An encoder's head
 # begins from nothing. (docs/choosing-settings.md)
 FEW_ROWS, FEW_ROWS_ENCODER = (6, 32), (12, 96)
+RSLORA_ALPHA = 8.0
 SCHEDULES = ("cosine", "linear", "constant")
 INITS = ("default", "gaussian", "orthogonal")
 
@@ -51,7 +52,7 @@ class TrainingSettings:
     weight_decay: float = option(0.0, "AdamW's weight decay")
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
     rank: int = option(16, "rank of the adapter")
-    alpha: float | None = option(None, "LoRA's alpha; default: twice the rank")
+    alpha: float | None = option(None, "LoRA's alpha; default: twice the rank, 8 with --rslora")
     dropout: float = option(0.0, "LoRA's dropout, 0 to 1")
     target_modules: str = option(
         "all-linear", "which linear layers get LoRA: all-linear, or names with commas between", joins=True
@@ -152,7 +153,11 @@ class TrainingSettings:
 
     @property
     def effective_alpha(self) -> float:
-        return 2.0 * self.rank if self.alpha is None else self.alpha
+        """Alpha as given, or one that scales ΔW by 2 at rank 16. (rsLoRA divides by the root of the rank, so twice the
+        rank would scale it by 16 at rank 64, where training diverges.)"""
+        if self.alpha is not None:
+            return self.alpha
+        return RSLORA_ALPHA if self.rslora else 2.0 * self.rank
 
     @property
     def passes(self) -> int:

@@ -12,6 +12,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Problem
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PACKED = "adapter_model.packed.safetensors"  # instead of WEIGHTS where a version is stored packed
 PREFIX = "base_model.model."
 CLASSIFIES = "SEQ_CLS"  # PEFT's name for an adapter with a head, on an encoder
 # Settings that define how the adapter is computed, for plain LoRA, rsLoRA and DoRA.
@@ -76,8 +77,9 @@ def check_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_sha256(record: AdapterRecord) -> str:
-    """SHA-256 of a version's weights, which never change."""
-    return str(((record.manifest.get("files") or {}).get(WEIGHTS) or {}).get("sha256", ""))
+    """SHA-256 of the file of a version's weights, packed or not, which never changes."""
+    files = record.manifest.get("files") or {}
+    return str((files.get(WEIGHTS) or files.get(PACKED) or {}).get("sha256", ""))
 
 
 def facts_of(folder: Path, base: BaseInfo) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from adapterhub_cl.adapters.lora_config import (
     ASKED,
     CLASSIFIES,
     CONFIG,
+    PACKED,
     WEIGHTS,
     asked_plainly,
     check_config,
@@ -29,7 +30,7 @@ from adapterhub_cl.adapters.lora_config import (
     reason_of,
     told_for,
 )
-from adapterhub_cl.adapters.packed import PACKED, PackedFile, PlainFile
+from adapterhub_cl.adapters.packed import PackedFile, PlainFile
 from adapterhub_cl.errors import AdapterError, IntegrityError
 
 if TYPE_CHECKING:

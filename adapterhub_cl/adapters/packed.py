@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 
 from adapterhub_cl.errors import IntegrityError
 
-PACKED = "adapter_model.packed.safetensors"
 GROUP = 64
 LEVELS = {"int8": 127, "int4": 7}
 FORMAT, ABOUT = 1, "packed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from adapterhub_cl.adapters.lora_config import PACKED
 from adapterhub_cl.exporting import BaseFormat, ExportOrder
 from adapterhub_cl.types import BaseInfo
 
@@ -21,7 +22,6 @@ FILES = (
     "training.json",
     "recipe.json",
 )
-PACKED = "adapter_model.packed.safetensors"
 
 
 class Format(BaseFormat):

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from adapterhub_cl.adapters.head_files import write_apart
-from adapterhub_cl.adapters.lora_config import WEIGHTS
+from adapterhub_cl.adapters.lora_config import PACKED, WEIGHTS
 from adapterhub_cl.adapters.lora_files import is_packed, read_weights
-from adapterhub_cl.adapters.packed import GROUP, LEVELS, PACKED, PackedFile, pack, round_trip
+from adapterhub_cl.adapters.packed import GROUP, LEVELS, PackedFile, pack, round_trip
 from adapterhub_cl.errors import AdapterError, UnknownNameError
 from adapterhub_cl.merging.factors import Factors
 

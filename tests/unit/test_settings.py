@@ -150,6 +150,11 @@ def test_alpha_is_twice_the_rank_unless_given() -> None:
     assert TrainingSettings(rank=7, alpha=3).effective_alpha == 3
 
 
+@pytest.mark.parametrize(("rank", "scale"), [(4, 4.0), (16, 2.0), (64, 1.0)])
+def test_rslora_does_not_scale_higher_ranks_up(rank: int, scale: float) -> None:
+    assert TrainingSettings(rank=rank, rslora=True).effective_alpha / rank**0.5 == scale
+
+
 def test_the_names_of_other_libraries_are_known() -> None:
     with pytest.raises(UnknownNameError, match="unknown setting in the config 'lr'") as caught:
         TrainingSettings.from_mapping({"lr": 1e-3}, "the config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from toys import stir, toy_settings
 
 from adapterhub_cl.adapters import packed
 from adapterhub_cl.adapters.lora import new_adapter, open_adapter, save_adapter, stored_adapter
+from adapterhub_cl.adapters.lora_config import PACKED, weights_sha256
 from adapterhub_cl.adapters.lora_files import LoraFile, is_packed, plain_folder, read_weights, unpack
 from adapterhub_cl.adapters.stacking import put_beneath
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError
@@ -96,7 +98,7 @@ def test_the_bytes_are_those_that_were_planned(tmp_path: Path) -> None:
         folder = write_random_lora(tmp_path / kind, RANKS)
         storage.store(folder, kind)
         planned = sum(storage.numbers_bytes(RANKS[name], LAYERS[name], kind) for name in RANKS)
-        file = folder / (packed.PACKED if kind in packed.LEVELS else "adapter_model.safetensors")
+        file = folder / (PACKED if kind in packed.LEVELS else "adapter_model.safetensors")
         held = sum(value.nbytes for value in load_file(file).values())
         assert held == planned
         assert storage.weights_bytes(folder) == file.stat().st_size
@@ -174,7 +176,7 @@ def test_a_packed_adapter_can_be_gone_on_from_and_stood_on(adapter: Path, load_p
 
 
 def repack(folder: Path, change: Any) -> None:
-    path = folder / packed.PACKED
+    path = folder / PACKED
     tensors = load_file(path)
     file = packed.PackedFile(path)
     about = json.loads(file._file.metadata()[packed.ABOUT])
@@ -217,7 +219,7 @@ def test_a_packed_file_that_does_not_fit_is_refused(change: Any, tmp_path: Path)
 def test_a_truncated_packed_file_is_refused(tmp_path: Path) -> None:
     folder = write_random_lora(tmp_path / "a", RANKS)
     storage.store(folder, "int8")
-    path = folder / packed.PACKED
+    path = folder / PACKED
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(IntegrityError, match="cannot be read"):
         LoraFile(folder)
@@ -242,3 +244,9 @@ def test_tensors_of_several_types_count_as_the_widest(tmp_path: Path) -> None:
     out, in_ = LAYERS[name]
     mixed = {name: (torch.zeros(out, 1), torch.zeros(1, in_, dtype=torch.bfloat16))}
     assert storage.stored_kind(write_factors(tmp_path / "a", mixed)) == "fp32"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.packed.safetensors"])
+def test_the_hash_of_the_weights_is_known_for_both_forms(name: str) -> None:
+    record: Any = SimpleNamespace(manifest={"files": {name: {"sha256": "abc"}}})
+    assert weights_sha256(record) == "abc"
