@@ -16,8 +16,8 @@ ATTENTIONS = ("auto", "sdpa", "eager")
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", re.ASCII | re.IGNORECASE)
 LEARNED = ("all", "last")
 EPOCHS = 3
-# A new adapter that has few rows: the most passes over them, and the steps for which they are meant. An encoder's head
-# begins from nothing. (docs/choosing-settings.md)
+# A new adapter that has few rows of a choice task: the most passes over them, and the steps for which they are meant.
+# An encoder's head begins from nothing. (docs/choosing-settings.md)
 FEW_ROWS, FEW_ROWS_ENCODER = (6, 32), (12, 96)
 RSLORA_ALPHA = 8.0
 SCHEDULES = ("cosine", "linear", "constant")
@@ -42,7 +42,7 @@ class TrainingSettings:
     epochs: int | None = option(
         None,
         f"passes over the data; default: {EPOCHS}, or up to {FEW_ROWS[0]} ({FEW_ROWS_ENCODER[0]} on an encoder) where "
-        "a new adapter has few rows",
+        "a new adapter learns a choice task from few rows",
     )
     batch_size: int = option(16, "examples in one step of one process")
     accumulation: int = option(1, "batches whose gradients are added up before a step")
@@ -173,8 +173,8 @@ class TrainingSettings:
 
         Args:
             rows: rows that are trained on in an epoch.
-            fresh: whether a new adapter learns a task from them. What continues from an older version would only forget
-                more.
+            fresh: whether a new adapter learns a choice task from them. Free answers get worse by more passes, and what
+                continues from an older version would forget more.
         """
         if self.epochs is not None:
             return self

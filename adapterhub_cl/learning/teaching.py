@@ -271,7 +271,7 @@ def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[E
         avoid=material.held_out.examples if material.held_out else (),
         places=material.data.places,
         prompt_loss=order.prompt_loss,
-        fresh=(material.parent is None or material.beneath) and not material.raw and material.task.kind != "text",
+        fresh=(material.parent is None or material.beneath) and not material.raw and material.task.kind == "choice",
     )
 
 

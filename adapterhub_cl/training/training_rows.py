@@ -48,7 +48,7 @@ class TrainingSet:
         avoid: examples that augmentation must not produce: the held-out ones.
         places: where each example comes from, for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
-        fresh: whether a new adapter learns a task that has answers.
+        fresh: whether a new adapter learns a choice task.
     """
 
     task: Task

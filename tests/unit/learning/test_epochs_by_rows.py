@@ -28,6 +28,12 @@ def test_a_new_adapter_learns_few_rows_more_often_than_an_update(
     assert updated.training["settings"]["epochs"] == 3
 
 
+def test_free_answers_are_not_passed_over_more_often(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub: AdapterHub = new_hub(tmp_path / "hub", pico_path("llama"))
+    record = hub.add_task("colours", data(tmp_path, COLOURS, 16), kind="generation", **UNSAID)
+    assert record.training["settings"]["epochs"] == 3
+
+
 def test_raw_text_is_not_passed_over_more_often(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
     hub: AdapterHub = new_hub(tmp_path / "hub", pico_path("llama"))
     (tmp_path / "notes.txt").write_text("The harbour was closed in spring.\n\nThe ferry lands elsewhere.\n")
