@@ -20,8 +20,8 @@ def test_a_new_adapter_learns_few_rows_more_often_than_an_update(
 ) -> None:
     hub = new_hub(tmp_path / "hub", pico_path(kind))
     rows = data(tmp_path, COLOURS, 16)
-    plan = hub.add_task("colours", rows, dry_run=True, **UNSAID)
-    record = hub.add_task("colours", rows, **UNSAID)
+    plan = hub.add_task("colours", rows, kind="choice", dry_run=True, **UNSAID)
+    record = hub.add_task("colours", rows, kind="choice", **UNSAID)
     assert record.training["settings"]["epochs"] == epochs
     assert record.training["steps"] == plan.steps == 2 * epochs
     updated = hub.update("colours", data(tmp_path, COLOURS, 16, 2), **UNSAID)
