@@ -40,6 +40,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "rate / 2": {"times": 0.5},
     "rate x 2": {"times": 2.0},
     "no rows held out": {"dev_share": 0.0},
+    "3 epochs": {"epochs": 3},
     "6 epochs": {"epochs": 6},
     "12 epochs": {"epochs": 12},
     "24 epochs": {"epochs": 24},
@@ -256,24 +257,41 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """settings.md and settings.json of what was measured."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(arguments.work) / "rows").iterdir())]
-    scores = {(r["arm"], r["task"], r["seed"]): r for r in rows}
-    tasks = [task for task in TASKS if any(r["task"] == task for r in rows)]
+    """NAME.md and NAME.json of what was measured: one table for each number of rows."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(arguments.work) / "rows").iterdir())]
     lines = [
-        "# Settings on a real language model",
+        f"# {arguments.title}",
         "",
         f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
         "",
-        f"SmolLM2-135M-Instruct, 16-bit unless said otherwise. {ROWS} training rows of each task; no test row is read. "
-        "Each arm changes one thing of the defaults, and its difference to the defaults is taken on the same task, "
-        "seed and rows. **Loss** is that of an answer token, in nats, on up to "
-        f"{DEV + MORE} rows that were not learned: below 0 is better than the defaults. **Score** is ROUGE-L for "
-        f"{', '.join(FREE)} and the share of right answers for the others, on {DEV} of these rows, in points: above 0 "
-        "is better. The 95 % intervals are over the pairs of a task and a seed; one that contains 0 may be chance. "
-        "**Base** is how much the loss on general text rises. `rte` has no dev rows, so some of its training rows are "
-        "used.",
+        "No test row is read. Each arm changes one thing of the defaults, and its difference to the defaults is taken "
+        "on the same task, seed and rows. **Loss** is that of an answer token (on an encoder of the label), in nats, on "
+        "rows that were not learned: below 0 is better than the defaults. **Score** is ROUGE-L for "
+        f"{', '.join(FREE)} and the share of right answers for the others, in points: above 0 is better. The 95 % "
+        "intervals are over the pairs of a task and a seed; one that contains 0 may be chance. **Base** is how much the "
+        "loss on general text rises.",
+    ]
+    for count in sorted({row["rows"] for row in found}):
+        lines += ["", f"## {count} rows of each task", "", *_tables([row for row in found if row["rows"] == count])]
+    lines += [
         "",
+        "<!-- not run: takes hours, and the real texts and model -->",
+        "```console",
+        "$ python examples/benchmarks/settings.py run --base MODEL --work settings-work",
+        "$ python examples/benchmarks/settings.py table --work settings-work -o docs/benchmarks",
+        "```",
+    ]
+    out = Path(arguments.output)
+    (out / f"{arguments.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / f"{arguments.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _tables(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Each arm against the defaults, and the scores of each task."""
+    scores = {(r["arm"], r["task"], r["seed"]): r for r in rows}
+    tasks = [task for task in {**TASKS, **CHOICES} if any(r["task"] == task for r in rows)]
+    lines = [
         "| arm | pairs | loss | from | to | score | from | to | base | time |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -290,30 +308,22 @@ def table(arguments: argparse.Namespace) -> None:
             losses = [r["loss"] - usual["loss"] for r, usual in pairs if "loss" in r]
             cells += [f"{end:+.3f}" for end in interval(losses)] if losses else ["–"] * 3
             cells += [f"{end:+.1f}" for end in interval([100 * (r["score"] - usual["score"]) for r, usual in pairs])]
-        rises = [r["base_rise"] for r, _ in pairs if "base_rise" in r]
+        rises = [r["base_rise"] for r, _ in pairs if r.get("base_rise") is not None]
         cells.append(f"{statistics.fmean(rises):+.2f}" if rises else "–")
         cells.append(f"{statistics.median(r['seconds'] / usual['seconds'] for r, usual in pairs):.2f} ×")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Scores of each task (mean over the seeds):", "", "| arm | " + " | ".join(tasks) + " |"]
-    lines += ["|---|" + "---|" * len(tasks)]
-    for arm in ARMS:
-        found = [[r["score"] for r in rows if (r["arm"], r["task"]) == (arm, task)] for task in tasks]
-        if any(found):
-            lines.append(
-                f"| {arm} | " + " | ".join(f"{100 * statistics.fmean(f):.1f}" if f else "–" for f in found) + " |"
-            )
-    lines += [
-        "",
-        "<!-- not run: takes hours, and the real texts and model -->",
-        "```console",
-        "$ python examples/benchmarks/settings.py run --base MODEL --work settings-work",
-        "$ python examples/benchmarks/settings.py table --work settings-work -o docs/benchmarks",
-        "```",
-    ]
-    out = Path(arguments.output)
-    (out / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (out / "settings.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    for what, of in (("Scores", "score"), ("Losses", "loss")):
+        lines += ["", f"{what} of each task (mean over the seeds):", "", "| arm | " + " | ".join(tasks) + " |"]
+        lines += ["|---|" + "---|" * len(tasks)]
+        for arm in ARMS:
+            mine = [[r[of] for r in rows if (r["arm"], r["task"]) == (arm, task) and of in r] for task in tasks]
+            told = [
+                f"{(100 if of == 'score' else 1) * statistics.fmean(f):.{1 if of == 'score' else 3}f}" if f else "–"
+                for f in mine
+            ]
+            if any(mine):
+                lines.append(f"| {arm} | {' | '.join(told)} |")
+    return lines
 
 
 def main() -> None:
@@ -327,7 +337,9 @@ def main() -> None:
     going.add_argument("--seeds", type=int, default=3)
     going.set_defaults(do=run)
     shown = verbs.add_parser("table")
-    shown.add_argument("-o", "--output", required=True, help="folder for settings.md and settings.json")
+    shown.add_argument("-o", "--output", required=True, help="folder for NAME.md and NAME.json")
+    shown.add_argument("--name", default="settings")
+    shown.add_argument("--title", default="Settings on a real language model")
     shown.set_defaults(do=table)
     for verb in (going, shown):
         verb.add_argument("--work", required=True, help="folder for the results")
