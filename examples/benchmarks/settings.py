@@ -265,11 +265,11 @@ def table(arguments: argparse.Namespace) -> None:
         f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
         "",
         "No test row is read. Each arm changes one thing of the defaults, and its difference to the defaults is taken "
-        "on the same task, seed and rows. **Loss** is that of an answer token (on an encoder of the label), in nats, on "
+        "on the same task, seed and rows. **Loss** is that of an answer token (on an encoder: the label), in nats, on "
         "rows that were not learned: below 0 is better than the defaults. **Score** is ROUGE-L for "
         f"{', '.join(FREE)} and the share of right answers for the others, in points: above 0 is better. The 95 % "
-        "intervals are over the pairs of a task and a seed; one that contains 0 may be chance. **Base** is how much the "
-        "loss on general text rises.",
+        "intervals are over the pairs of a task and a seed; one that contains 0 may be chance. **Base** is how much "
+        "the loss on general text rises.",
     ]
     for count in sorted({row["rows"] for row in found}):
         lines += ["", f"## {count} rows of each task", "", *_tables([row for row in found if row["rows"] == count])]
