@@ -29,6 +29,8 @@ def filled(target: Path) -> Iterator[Path]:
         UsageError: the target is not empty.
         StorageError: the disk cannot be written; the target is unchanged.
     """
+    if target.is_symlink() and not target.exists():
+        raise UsageError(f"{target} is a link to a folder that is not there", "name another one with -o")
     made = not target.exists()
     if not made:
         _clear(target)
@@ -41,6 +43,7 @@ def filled(target: Path) -> Iterator[Path]:
             for path in files.walk_files(making)[0].values():
                 files.fsync_file(path)
             files.write_synced(making / _NAMES, json.dumps(names).encode())
+            _readable(making)
             files.fsync_dir(making)
             for name in names:
                 (making / name).rename(target / name)
@@ -54,6 +57,17 @@ def filled(target: Path) -> Iterator[Path]:
         with suppress(OSError):  # everything is in place; the next call would remove the rest
             shutil.rmtree(making)
             files.fsync_dir(target)
+
+
+def _readable(making: Path) -> None:
+    """Give every file the mode that a new file gets here: safetensors writes files that nobody else can read, and the
+    tool that the folder is for may run as somebody else."""
+    usual = making / f"{_NAMES}.mode"
+    usual.touch()
+    mode = usual.stat().st_mode & 0o777
+    usual.unlink()
+    for path in files.walk_files(making)[0].values():
+        path.chmod(mode)
 
 
 def _clear(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,10 @@ def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[Ad
     """
     name = hub.registry.get(name).name
     every = [one for one in hub.registry.versions(name) if one.status != "rejected"]
-    first = hub.registry.get(good) if good else every[0]
-    last = hub.registry.get(bad) if bad else every[-1]
+    if len(every) < 2:
+        raise UsageError(f"{name} has one version only: there is nothing to search", "cl-adapter list --all")
+    first = hub.registry.get(_full(name, good)) if good else every[0]
+    last = hub.registry.get(_full(name, bad)) if bad else every[-1]
     for option, record in (("--good", first), ("--bad", last)):
         if record.name != name:
             raise UsageError(f"{option} {record.ref} is no version of {name}", f"cl-adapter list --all shows {name}'s")
@@ -129,6 +132,11 @@ def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[Ad
         )
     inner = [one for one in every if first.version < one.version < last.version]
     return [first, *inner, last]
+
+
+def _full(name: str, ref: str) -> str:
+    """`v3` → `news@v3`."""
+    return f"{name}@{ref}" if re.fullmatch(r"v[0-9]+", ref) else ref
 
 
 def _right(

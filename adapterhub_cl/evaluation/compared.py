@@ -91,5 +91,6 @@ def compare(probe: Probe, base: Answers, adapter: Answers, other: Answers) -> Ta
 
 def lost_too_much(proof: TaskProof, least: float) -> bool:
     """Whether an export keeps less than it must. The loss of a single row is never too much: rounding can tip a row
-    either way, and one row says nothing."""
-    return proof.retention < least and (proof.adapter - proof.export) * proof.n > 1 + 1e-3
+    either way, and one row says nothing. But where nothing at all is right any more, that is a loss."""
+    nothing = proof.adapter > 0 and proof.export <= 0
+    return proof.retention < least and (nothing or (proof.adapter - proof.export) * proof.n > 1 + 1e-3)

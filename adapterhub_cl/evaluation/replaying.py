@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +28,8 @@ from adapterhub_cl.types import AdapterRecord, Task
 
 KEY = "CL_ADAPTER_API_KEY"  # the server's key, if it wants one
 LEAST = 0.97
-SECONDS = 120.0
+SECONDS, LIST_SECONDS = 120.0, 15.0  # how long an answer, and the list of models, may take
+MOST_BYTES = 10 * 2**20  # of an answer
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class CompletionServer:
 
     def models(self) -> list[str]:
         """The names of its models."""
-        told = self._call("/v1/models")
+        told = self._call("/v1/models", seconds=LIST_SECONDS)
         try:
             return [str(row["id"]) for row in told["data"]]
         except (KeyError, TypeError) as error:
@@ -118,26 +120,38 @@ class CompletionServer:
         """
         told = self._call("/v1/completions", {"model": model, "prompt": prompt, "max_tokens": most, "temperature": 0.0})
         try:
-            return str(told["choices"][0]["text"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ServerError(
-                f"{self.url}/v1/completions gives no text", "check that it speaks OpenAI's form"
-            ) from error
+            text = told["choices"][0]["text"]
+        except (LookupError, TypeError) as error:
+            raise self._strange("gives no text") from error
+        if not isinstance(text, str):
+            raise self._strange("gives no text")
+        return text
 
-    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _strange(self, what: str) -> ServerError:
+        return ServerError(f"{self.url}/v1/completions {what}", "check that it is a server of OpenAI's interface")
+
+    def _call(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = SECONDS) -> Any:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)  # of http or https: see __init__
         try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-                return json.loads(answer.read())
+            with urllib.request.urlopen(request, timeout=seconds) as answer:
+                text = answer.read(MOST_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise ServerError(f"{self.url}{path} answers {error.code}: {_said(error)}", _hint(error.code)) from error
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException) as error:
             why = getattr(error, "reason", error)
             raise ServerError(f"{self.url}{path} cannot be asked: {why}", "check that the server runs there") from error
+        try:
+            if len(text) > MOST_BYTES:
+                raise ValueError
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ServerError(
+                f"{self.url}{path} does not answer in JSON", "check that it is a server of OpenAI's interface"
+            ) from error
 
 
 def _said(error: urllib.error.HTTPError) -> str:
@@ -162,10 +176,11 @@ def _name_of(record: AdapterRecord, there: Sequence[str], alone: bool) -> str:
     for name in (record.ref, record.name, record.task):
         if name and name in there:
             return name
-    if alone and len(there) == 1:
+    if alone and len(there) == 1:  # llama.cpp names the one model that it serves after its file
         return there[0]
     shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
-    raise UsageError(f"the server has no model {record.ref} or {record.name}", f"it has {shown}: name one with --model")
+    hint = f"it has {shown}: name one with --model" if there else "it lists no model at all"
+    raise UsageError(f"the server has no model {record.ref} or {record.name}", hint)
 
 
 def _tasks(hub: Hub, record: AdapterRecord) -> list[Task]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def storage_error(error: BaseException, path: Path | str) -> StorageError | None
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and "(os error 28)" in str(error):  # safetensors reports a full disk as its own error
+        number = errno.ENOSPC
+    if number is None and re.search(r"\d+ requested and \d+ written", str(error)):  # and so does numpy
         number = errno.ENOSPC
     if number not in _REFUSALS:
         return None

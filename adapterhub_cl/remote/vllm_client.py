@@ -160,7 +160,7 @@ class VllmClient:
             raise EngineDownError(f"the vLLM at {self.address} broke off in the middle of an answer", BACK) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(
-                f"what the server at {self.address} answers is not vLLM's: {type(error).__name__}: {error}",
+                f"what the server at {self.address} answers is not what a vLLM answers",
                 "--engine needs the address of a vLLM's OpenAI server",
             ) from error
 

@@ -77,12 +77,16 @@ class ChatAsked(Asking):
     top_logprobs: int = Field(0, ge=0, le=0)  # the likeliest others are not kept
 
 
+class AnthropicMessage(ChatMessage):
+    role: Literal["user", "assistant"]
+
+
 class MessagesAsked(Body):
     """`POST /v1/messages`, as Anthropic's interface has it."""
 
     model: str = "auto"
     max_tokens: int = Field(ge=1)
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[AnthropicMessage] = Field(min_length=1)
     system: str | list[dict[str, Any]] | None = None
     temperature: float = Field(0.0, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)

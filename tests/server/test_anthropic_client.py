@@ -61,6 +61,8 @@ def test_errors_have_anthropics_form(served: Running) -> None:
     with pytest.raises(anthropic.BadRequestError) as streamed:
         client.messages.create(**asked(max_tokens=10**6, stream=True))
     assert streamed.value.body["type"] == "error"  # type: ignore[index]
+    with pytest.raises(anthropic.BadRequestError, match="'user' or 'assistant'"):
+        client.messages.create(**asked(messages=[{"role": "tool", "content": "x"}]))
     malformed = httpx2.post(f"{served.url}/v1/messages", json={"messages": []})
     assert malformed.status_code == 400
     assert set(malformed.json()) == {"type", "error"}

@@ -137,3 +137,18 @@ def test_a_url_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: 
 def test_a_path_with_a_colon_is_one(path: str) -> None:
     assert check_local(path) == Path(path)
     assert files.TEMPORARY not in str(check_local(path))
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with filled(target) as made:
+        (made / "weights").write_text("1")
+        (made / "weights").chmod(0o600)
+    (tmp_path / "usual").touch()
+    assert (target / "weights").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="a link to a folder that is not there"), filled(tmp_path / "link"):
+        pass

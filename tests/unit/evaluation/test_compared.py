@@ -37,3 +37,9 @@ def test_one_row_is_never_too_much(count: int) -> None:
     for lost, least, refused in ((0, 1.0, False), (1, 1.0, False), (2, 1.0, True), (2, 0.0, False)):
         other = scored(rows, ["a"] * count, said(count, count - lost))
         assert lost_too_much(compare(rows, Answers((), 0.0), adapter, other), least) is refused
+
+
+def test_nothing_right_is_too_much_of_the_only_row() -> None:
+    rows = probe(3)
+    adapter, other = (scored(rows, ["a"] * 3, said(3, right)) for right in (1, 0))
+    assert lost_too_much(compare(rows, Answers((), 0.0), adapter, other), 0.97)

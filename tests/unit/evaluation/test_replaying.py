@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, ServerError, UsageError
+from adapterhub_cl.evaluation import replaying
 from adapterhub_cl.evaluation.replaying import KEY, refused
 
 LABELS = ("red", "blue")
@@ -126,8 +128,30 @@ def test_servers_that_fail(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> 
     for wrong in ("file:///etc/passwd", "localhost:80", ""):
         with pytest.raises(UsageError, match="is not the URL of a server"):
             hub.verify_against(wrong)
-    with served(lambda asked: "", models=()) as url, pytest.raises(UsageError, match="no model"):
+    with served(lambda asked: "", models=()) as url, pytest.raises(UsageError, match="no model") as none:
         hub.verify_against(url)
+    assert none.value.hint == "it lists no model at all"
+    for strange in (None, 5, ["red"]):
+        with served(lambda asked, told=strange: told) as url, pytest.raises(ServerError, match="gives no text"):  # type: ignore[misc]
+            hub.verify_against(url, rows=2)
+
+
+def test_a_server_that_does_not_stop(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying, "MOST_BYTES", 1000)
+    with served(lambda asked: "x" * 2000) as url, pytest.raises(ServerError, match="does not answer in JSON"):
+        hub.verify_against(url, rows=2)
+    monkeypatch.setattr(replaying, "LIST_SECONDS", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ServerError, match="cannot be asked: timed out"):
+            hub.verify_against(f"http://127.0.0.1:{silent.getsockname()[1]}", rows=2)
+
+
+def test_nothing_right_is_a_loss_however_few_the_rows(hub: AdapterHub) -> None:
+    with served(lambda asked: "green") as url:
+        found = hub.verify_against(url, ["colours"], rows=1)
+    assert (found[0].tasks["colours"].adapter, found[0].lost) in ((1.0, ["colours"]), (0.0, []))
 
 
 def test_a_version_without_rows(hub: AdapterHub, tmp_path: Path) -> None:

@@ -161,7 +161,14 @@ def test_an_error_after_the_rename_takes_the_version_back(
     assert hub.verify() == []
 
 
-@pytest.mark.parametrize("error", [FULL, RuntimeError("I/O error: No space left on device (os error 28)")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FULL,
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        OSError("11264 requested and 5248 written"),  # numpy
+    ],
+)
 def test_a_full_disk_while_the_draft_is_written(hub: Registry, error: Exception) -> None:
     def write_half() -> None:
         with hub.new_draft("news") as draft:
