@@ -28,7 +28,7 @@ class Rebasing(OpenedHub):
         reporter: Reporter | None = None,
         **asked: Any,
     ) -> Rebased:
-        """Make a hub on another base that knows this hub's tasks; this hub is only read, but for scores.
+        """Make a hub on another base that knows this hub's tasks; this hub is only read.
 
         Each task is learned again from its original data where they still lie unchanged where they were, otherwise
         from its replay samples. It is scored on the rows that the old version is scored on, and recorded as rejected

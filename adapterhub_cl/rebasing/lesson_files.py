@@ -41,13 +41,10 @@ class WrittenLesson:
     old_n: int = 0
 
 
-def read_lesson(registry: Registry, task: str, ref: str) -> WrittenLesson | None:
-    """What was written down of a task; None if there is nothing, it is damaged, or another version has answered since.
-
-    Args:
-        ref: the version that answers in the old hub.
-    """
-    folder = registry.path / FOLDER / task
+def read_lesson(registry: Registry, source: TaskSource) -> WrittenLesson | None:
+    """What was written down of a task; None if there is nothing, it is damaged, or the old hub would give something
+    else by now."""
+    folder = registry.path / FOLDER / source.task.name
     try:
         row = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if not isinstance(row, dict) or seals.is_broken_json(row):
@@ -57,7 +54,9 @@ def read_lesson(registry: Registry, task: str, ref: str) -> WrittenLesson | None
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found.ref == ref and found.old_score is not None else None
+    now = (source.record.ref, source.source, len(source.rows), len(source.held))
+    same = (found.ref, found.source, found.rows, found.held) == now
+    return found if same and found.old_score is not None else None
 
 
 def write_rows(registry: Registry, found: TaskSource) -> WrittenLesson:

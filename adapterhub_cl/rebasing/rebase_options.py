@@ -23,6 +23,7 @@ class RebaseOptions:
         0.9, "the share of its old score that a task must keep, 0 to 1; chance is allowed for as the gate does",
         check="adapterhub_cl.rebasing.rebase_options:check_share",
     )  # fmt: skip
+    again: bool = option(False, "learn those tasks once more that were rejected before")
 
 
 def read_tasks(value: Any) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from adapterhub_cl.bases.same_weights import is_same_model
 from adapterhub_cl.bases.sources import QUANTIZATIONS
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import (
+    AdapterError,
     AdapterHubError,
     BaseModelError,
+    IntegrityError,
     StorageError,
     TrainingInterrupted,
     UnknownNameError,
@@ -134,7 +136,7 @@ def rebase(
         done = NewHub(there.path, new.base, new)
         if same:
             return Rebased(new.path, _rebound(registry, new, names, old.reporter))
-        sources, moves = _prepared(old, done, names)
+        sources, moves = _prepared(old, done, names, options.again)
         free()
         hub = opened(new)
         for name, (found, lesson) in sources.items():
@@ -213,7 +215,7 @@ def _rebound(old: Registry, new: Registry, names: Sequence[str], reporter: Repor
 
 
 def _prepared(
-    old: Hub, new: NewHub, names: Sequence[str]
+    old: Hub, new: NewHub, names: Sequence[str], again: bool
 ) -> tuple[dict[str, tuple[TaskSource, lesson_files.WrittenLesson]], dict[str, TaskMove]]:
     """For each task that is left: its rows in the new hub and its old score; what is told of the others."""
     registry, target = old.registry, new.registry
@@ -222,8 +224,10 @@ def _prepared(
     sources: dict[str, tuple[TaskSource, lesson_files.WrittenLesson]] = {}
     moves: dict[str, TaskMove] = {}
     for name in names:
-        if name in moved:
-            old.reporter.note(f"{name} was moved before: {moved[name].ref}")
+        if name in moved and not (again and moved[name].status == "rejected"):
+            was = str(moved[name].manifest["rebased_from"]["ref"])
+            since = "" if was == serving[name] else f"; {serving[name]} answers for it in the old hub by now"
+            old.reporter.note(f"{name} was moved before: {moved[name].ref} from {was}{since}")
             moves[name] = _told(moved[name], serving[name])
             _take_aliases(registry, target, moves[name])
             continue
@@ -231,11 +235,12 @@ def _prepared(
         moves[name] = _of(found)
         if not found.source:
             continue
-        lesson = lesson_files.read_lesson(target, name, found.record.ref)
+        lesson = lesson_files.read_lesson(target, found)
         if lesson is None:
+            relearning.drop_runs(target, name)
             try:
                 lesson = relearning.old_score(old, found, lesson_files.write_rows(target, found))
-            except BaseModelError as error:
+            except (BaseModelError, IntegrityError, AdapterError) as error:
                 moves[name] = _without(moves[name], f"its old score cannot be measured: {error.message}")
                 continue
             if lesson.old_score is None:

@@ -79,7 +79,15 @@ def relearn(
         request = replace(request, rebased_from=rebased_from)
         return teach(hub, order_of(registry, request), run=None)
     except GateRefused as refused:
+        hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
         return registry.get(refused.record.ref)
+
+
+def drop_runs(registry: Registry, task: str) -> None:
+    """Remove unfinished runs of a rebase that learned a task from other rows than it would be learned from now."""
+    for run in Run.unfinished(registry.runs_dir, "add-task", task):
+        if run.request.get("rebased_from"):
+            run.remove()
 
 
 def _may_lose(metric: str, lesson: WrittenLesson, least: float) -> float:

@@ -112,6 +112,8 @@ def test_a_task_that_keeps_too_little_is_rejected(
     capsys.readouterr()
     main(["--hub", str(new.folder), "show", "colours@v1"])
     assert "rebased from" in capsys.readouterr().out
+    assert main([*line, "--again", "--epochs", "8", "--learning-rate", "0.01"]) == 0
+    assert new.registry.serving() == {"animals": "animals@v1", "colours": "colours@v2"}
 
 
 def test_a_dry_run_writes_nothing(
