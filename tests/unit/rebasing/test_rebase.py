@@ -318,3 +318,19 @@ def test_free_answers_do_not_go_to_an_encoder(
     text.unlink()
     found = hub.rebase(str(pico_path("mistral")), to=str(tmp_path / "third"), tasks=["prose"], dry_run=True)
     assert (found.tasks[0].state, "only from the data" in found.tasks[0].reason) == ("not movable", True)
+
+
+def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
+    """Where the original file is not used: passages, further right answers, conversations."""
+    from adapterhub_cl.data.columns import read_examples
+    from adapterhub_cl.examples import Example, Turn
+
+    talk = (Turn("system", "be brief"), Turn("user", "one"), Turn("assistant", "x"), Turn("user", "two"))
+    sets = [
+        [Example("a passage q", "a", "read", references=("x",), passage=9), Example("p q", "b", "read", passage=1)],
+        [Example("q", "a"), Example("q2", "b")],
+        [Example("two", "a", "be brief", turns=talk)],
+    ]
+    for wanted in sets:
+        file = write(tmp_path / "rows.jsonl", [example.to_json() for example in wanted])
+        assert list(read_examples(file)) == wanted
