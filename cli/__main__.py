@@ -20,6 +20,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_loop,
     verbs_move,
     verbs_prune,
+    verbs_rebase,
     verbs_replay,
     verbs_report,
     verbs_route,

@@ -234,6 +234,8 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
         DataError: one of them is part of the question, and the user did not choose to leave it out.
     """
     left = [c for c in columns if c not in layout.columns and any(filled(rows, c))]
+    if layout.name == "instruction/input/output":  # there `Example.to_json` writes how long the passage is
+        left = [c for c in left if c != "passage" or not all(isinstance(row.get(c, 0), int) for row in rows.rows)]
     if not chosen and (media := [c for c in left if c.strip().lower() in MEDIA and _holds_media(rows, c)]):
         raise DataError(
             f"{rows.source}: column {media[0]!r} holds what is not text, and only texts are read",

@@ -13,7 +13,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tasks import find_outdated, mark_of
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.fact_scores import FactQuestions
-from adapterhub_cl.evaluation.gate import Decision, decide
+from adapterhub_cl.evaluation.gate import Decision, Effect, as_share, decide
 from adapterhub_cl.evaluation.knowledge import Questions
 from adapterhub_cl.evaluation.probes import (
     Probe,
@@ -167,11 +167,26 @@ class Judge:
             if warning := not_learned(learned):
                 self.reporter.note(warning)
             scores += learned
+        if (rebased := self._rebased(scores)) is not None:
+            effects.append(rebased)
         general = None if self.order.general is None else self.order.general.effect(self.hub, model)
         decision = decide(effects, self.order.limit, general)
         for text in decision.within_chance:
             self.reporter.note(text)
         return scores, decision
+
+    def _rebased(self, scores: Sequence[Evaluation]) -> Effect | None:
+        """The effect on the task itself of learning it again on another base: from the old hub's score to this one.
+
+        None for raw text: perplexities of two bases, whose tokens differ, cannot be compared.
+        """
+        old, held, task = self.request.rebased_from, self.material.held_out, self.material.task
+        if not old or held is None or task.kind == "text":
+            return None
+        now = next(s for s in scores if (s.data, s.metric) == (held.source, task.metric))
+        before = as_share(task.metric, float(old["old_score"]))
+        served_by = f"{old['ref']} on the old base"
+        return Effect(task.name, task.metric, before, as_share(task.metric, now.value), now.n, now.data, served_by)
 
     def _own(self, model: Any) -> list[Evaluation]:
         """All metrics on the held-out data of this run."""
@@ -236,6 +251,8 @@ def conclude(
         scores, decision = judge.after(model)
         kept, memory = keep_samples(judge.hub, judge.order, model, judge.objective, judge.material, learned)
     extra = {**(more or {}), **({"outdated": sorted(judge.outdated)} if judge.outdated else {})}
+    if rebased := judge.order.request.rebased_from:
+        extra["rebased_from"] = {**rebased, "new_score": next((s.value for s in scores), None)}
     trained = Trained(model, judge.material, scores, decision, training, kept, memory, extra)
     record = record_version(judge.hub, judge.order, trained)
     return record, None if decision.passed else refusal(record, judge.order.request.strategy)

@@ -297,36 +297,46 @@ def _past(registry: Registry, reads: str, task: str) -> Iterator[PastTask]:
         if reads == "samples":
             found: Sequence[Example] = kept_samples(record)
         else:
-            found = _all_data(registry, record)
+            found = [example for rows in data_of(registry, record) for example in rows]
         if found:
             yield PastTask(registry.task(name), record, found)
 
 
-def _all_data(registry: Registry, record: AdapterRecord) -> Sequence[Example]:
-    """What a version was trained on, and the versions of the same task that it was updated from.
+def data_of(registry: Registry, record: AdapterRecord) -> list[Examples]:
+    """The files that a version was trained on, and the versions of the same task that it was updated from; the newest
+    first.
 
     Raises:
         DataError: something of it is no longer there, or has changed.
     """
-    found: list[Example] = []
+    found: list[Examples] = []
     hint = "put it back, or take a strategy that needs samples only: --strategy replay"
     seen: set[str] = set()
-    version: AdapterRecord | None = record
-    while version is not None:
+    for version in learned_by(registry, record):
         known = version.training.get("data")
         if known is None:
             raise DataError(f"there is no record of what {version.ref} was trained on: it was {version.kind}", hint)
         if version.manifest.get("online"):
             raise DataError(f"{version.ref} was learned from a feed, which cannot be read again", hint)
-        if known["sha256"] not in seen:
-            seen.add(known["sha256"])
-            if not at_hand(known["source"]):
-                raise DataError(f"the training data of {version.ref} are no longer at {known['source']}", hint)
-            task = Task.from_json(version.manifest["task_spec"])
-            rows = read_examples(known["source"], known.get("columns") or None, task.instruction, layout=task.layout)
-            if rows.sha256 != known["sha256"]:
-                raise DataError(f"{known['source']} has changed since {version.ref} was trained on it", hint)
-            found += for_task(task, rows).examples
+        if known["sha256"] in seen:
+            continue
+        seen.add(known["sha256"])
+        if not at_hand(known["source"]):
+            raise DataError(f"the training data of {version.ref} are no longer at {known['source']}", hint)
+        task = Task.from_json(version.manifest["task_spec"])
+        rows = read_examples(known["source"], known.get("columns") or None, task.instruction, layout=task.layout)
+        if rows.sha256 != known["sha256"]:
+            raise DataError(f"{known['source']} has changed since {version.ref} was trained on it", hint)
+        found.append(for_task(task, rows))
+    return found
+
+
+def learned_by(registry: Registry, record: AdapterRecord) -> list[AdapterRecord]:
+    """A version and the versions of the same task that it was updated from, the newest first."""
+    found: list[AdapterRecord] = []
+    version: AdapterRecord | None = record
+    while version is not None:
+        found.append(version)
         parents = [e["parent"] for e in version.manifest.get("lineage", ()) if e["relation"] == "updated_from"]
         before = registry.get(parents[0]) if parents else None
         version = before if before is not None and before.task == record.task else None

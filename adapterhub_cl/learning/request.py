@@ -36,6 +36,8 @@ class TrainRequest(AddTaskOptions):
         start: the version that an update continues from; empty: the adapter's newest.
         settings: what the user gave of `TrainingSettings`; the rest are defaults.
         stream: which stage of which stream this is, with what was measured before it.
+        rebased_from: the version of another hub, on another base, that this one takes the place of, with its score;
+            see `adapterhub_cl/rebasing`.
     """
 
     verb: str
@@ -44,6 +46,7 @@ class TrainRequest(AddTaskOptions):
     start: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     stream: Mapping[str, Any] = field(default_factory=dict)
+    rebased_from: Mapping[str, Any] = field(default_factory=dict)
 
     def training(self) -> TrainingSettings:
         """The whole settings.

@@ -1,0 +1,99 @@
+"""Whether two bases are one model that was moved or saved again: the same tensors, tokens and configuration in other
+files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.bases.sources import TOKENIZER_FILES, read_config, resolve
+from adapterhub_cl.errors import BaseModelError
+from adapterhub_cl.types import BaseInfo
+
+# What `save_pretrained` writes anew each time, and what changes neither weights nor tokens.
+UNIMPORTANT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+
+
+def is_same_model(old: BaseInfo, new: BaseInfo) -> bool:
+    """Whether an adapter of one base does on the other exactly what it does on its own.
+
+    The tensors are compared bit by bit. False where one of the bases is not here, or where anything is in doubt.
+    """
+    if (old.quantization, old.architecture) != (new.quantization, new.architecture):
+        return False
+    if old.fingerprint == new.fingerprint:
+        return True
+    if old.parameters != new.parameters:
+        return False
+    try:
+        one, other = resolve(old.source, old.revision), resolve(new.source, new.revision)
+        return _same_config(one, other) and _same_tokens(one, other) and _same_tensors(one, other)
+    except (BaseModelError, OSError, ValueError, KeyError):
+        return False
+
+
+def _same_config(one: Path, other: Path) -> bool:
+    from transformers import AutoConfig
+
+    def told(path: Path) -> dict[str, Any]:
+        read_config(path)
+        row = AutoConfig.from_pretrained(path).to_dict()
+        return {key: value for key, value in row.items() if key not in UNIMPORTANT}
+
+    return told(one) == told(other)
+
+
+def _same_tokens(one: Path, other: Path) -> bool:
+    def files(path: Path) -> dict[str, bytes]:
+        return {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
+
+    if files(one) == files(other):
+        return True
+    from transformers import AutoTokenizer
+
+    first, second = AutoTokenizer.from_pretrained(one), AutoTokenizer.from_pretrained(other)
+    if not (first.is_fast and second.is_fast):
+        return False
+
+    def works(tokenizer: Any) -> Any:
+        row = json.loads(tokenizer.backend_tokenizer.to_str())
+        row.pop("truncation", None)
+        row.pop("padding", None)
+        kept = ("chat_template", "special_tokens_map", "model_max_length", "padding_side", "truncation_side")
+        return row, [getattr(tokenizer, key) for key in kept], type(tokenizer)
+
+    return bool(works(first) == works(second))
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    import torch
+
+    first, second = _places(one), _places(other)
+    if first.keys() != second.keys():
+        return False
+    for name in sorted(first):
+        a, b = _tensor(first[name], name), _tensor(second[name], name)
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        if not torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8)):
+            return False
+    return True
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """Name of a tensor → the file that has it."""
+    from safetensors import safe_open
+
+    found: dict[str, Path] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found.update(dict.fromkeys(tensors.keys(), file))
+    return found
+
+
+def _tensor(file: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return tensors.get_tensor(name)

@@ -1,0 +1,105 @@
+"""What a task is learned from and measured on, written down in the new hub: a rebase that was stopped goes on with the
+very same rows and the same old score."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from adapterhub_cl.rebasing.new_hub import FOLDER
+from adapterhub_cl.rebasing.task_sources import TaskSource
+from adapterhub_cl.registry import Registry, seals, storage_errors
+from adapterhub_cl.registry.files import atomic_write_text, sha256_file
+from adapterhub_cl.types import Example
+
+FILE, ROWS, HELD = "lesson.json", "train.jsonl", "held-out.jsonl"
+
+
+@dataclass(frozen=True)
+class WrittenLesson:
+    """One task, ready to be learned.
+
+    Attributes:
+        ref: the old version.
+        data, eval: files; `sha256` of those that were written here.
+        old_score: of the old version on `eval`, by `metric`; `old_n` rows.
+    """
+
+    task: str
+    ref: str
+    source: str
+    data: str
+    eval: str
+    rows: int
+    held: int
+    metric: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    old_score: float | None = None
+    old_n: int = 0
+
+
+def read_lesson(registry: Registry, source: TaskSource) -> WrittenLesson | None:
+    """What was written down of a task; None if there is nothing, it is damaged, or the old hub would give something
+    else by now."""
+    folder = registry.path / FOLDER / source.task.name
+    try:
+        row = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if not isinstance(row, dict) or seals.is_broken_json(row):
+            return None
+        found = WrittenLesson(**{key: row[key] for key in WrittenLesson.__dataclass_fields__})
+        if any(sha256_file(folder / name) != wanted for name, wanted in found.sha256.items()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    now = (source.record.ref, source.source, len(source.rows), len(source.held))
+    same = (found.ref, found.source, found.rows, found.held) == now
+    return found if same and found.old_score is not None else None
+
+
+def write_rows(registry: Registry, found: TaskSource) -> WrittenLesson:
+    """Write a task's rows into the new hub; files that can be used where they lie are not copied.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    folder = registry.path / FOLDER / found.task.name
+    text = found.task.kind == "text"
+    with storage_errors(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        own: dict[str, Sequence[Example]] = {}
+        as_it_is = bool(found.same_file and found.held_file)
+        if not as_it_is:
+            own = {ROWS: found.rows, HELD: found.held}
+        for name, rows in own.items():
+            lines = [{"text": e.answer} if text else e.to_json() for e in rows]
+            atomic_write_text(folder / name, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines))
+        sha256 = {name: sha256_file(folder / name) for name in own}
+    return WrittenLesson(
+        found.task.name,
+        found.record.ref,
+        found.source,
+        found.same_file if as_it_is else str((folder / ROWS).resolve()),
+        found.held_file if as_it_is else str((folder / HELD).resolve()),
+        len(found.rows),
+        len(found.held),
+        found.task.metric,
+        found.columns if as_it_is else {},
+        sha256,
+    )
+
+
+def finish_lesson(registry: Registry, lesson: WrittenLesson) -> None:
+    """Write down that the rows are complete and the old score is measured.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    folder = registry.path / FOLDER / lesson.task
+    row = asdict(lesson)
+    with storage_errors(folder):
+        atomic_write_text(folder / FILE, json.dumps({**row, seals.KEY: seals.of_json(row)}, indent=1) + "\n")

@@ -1,0 +1,51 @@
+"""The options of `rebase`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebaseOptions:
+    """The options of `rebase`."""
+
+    to: str = option("", "the folder of the hub on the new base: a new one, an empty one, or one that this began")
+    tasks: Sequence[str] = option(
+        tuple, "only these tasks: a,b,c; default: every task that an adapter answers for",
+        parse="adapterhub_cl.rebasing.rebase_options:read_tasks",
+    )  # fmt: skip
+    min_retention: float = option(
+        0.9, "the share of its old score that a task must keep, 0 to 1; chance is allowed for as the gate does",
+        check="adapterhub_cl.rebasing.rebase_options:check_share",
+    )  # fmt: skip
+    again: bool = option(False, "learn those tasks once more that were rejected before")
+
+
+def read_tasks(value: Any) -> tuple[str, ...]:
+    """`a,b,c`, or a list of names.
+
+    Raises:
+        UsageError: no name is among them.
+    """
+    parts = value.split(",") if isinstance(value, str) else [str(one) for one in value]
+    found = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not found:
+        raise UsageError("--tasks names no task", "--tasks news,reviews; or leave it out for all of them")
+    return found
+
+
+def check_share(value: float) -> None:
+    """Raise where a retention is out of range.
+
+    Raises:
+        UsageError: it is not between 0 and 1.
+    """
+    if not 0 <= value <= 1:
+        raise UsageError(
+            f"--min-retention must be between 0 and 1, not {value}", "0.9 lets a task lose a tenth of its score"
+        )

@@ -1,0 +1,300 @@
+"""The steps of a rebase: what each task would be learned from, then task by task until none is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.bases.loading import inspect_base
+from adapterhub_cl.bases.same_weights import is_same_model
+from adapterhub_cl.bases.sources import QUANTIZATIONS
+from adapterhub_cl.context import Hub
+from adapterhub_cl.errors import (
+    AdapterError,
+    AdapterHubError,
+    BaseModelError,
+    IntegrityError,
+    StorageError,
+    TrainingInterrupted,
+    UnknownNameError,
+    UsageError,
+)
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.rebasing import lesson_files, rebinding, relearning
+from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
+from adapterhub_cl.rebasing.rebase_options import RebaseOptions
+from adapterhub_cl.rebasing.task_sources import TaskSource, source_of_task
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.runs import acquire, held
+from adapterhub_cl.types import CANARY, LATEST, AdapterRecord
+
+PLANNED, MOVED, REJECTED, NOT_MOVABLE, FAILED = "planned", "moved", "rejected", "not movable", "failed"
+
+
+@dataclass(frozen=True)
+class TaskMove:
+    """What became of one task, or would.
+
+    Attributes:
+        old, new: versions; `new` is empty where there is none yet.
+        source: `data`, `samples`, `rebound`, or empty.
+        state: `planned`, `moved`, `rejected`, `not movable` or `failed`.
+        reason: why it is not movable, failed, or is not learned from its data.
+        rows: rows to learn from; `held` rows that it is measured on.
+        old_score, new_score: of the task's `metric` on the same rows; None where they were not measured.
+        seconds: of this call; 0 for a task that was moved before.
+    """
+
+    task: str
+    old: str
+    new: str = ""
+    source: str = ""
+    state: str = PLANNED
+    reason: str = ""
+    rows: int = 0
+    held: int = 0
+    metric: str = ""
+    old_score: float | None = None
+    new_score: float | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def retention(self) -> float | None:
+        """The new score divided by the old one; None where it cannot be told."""
+        if self.metric == "perplexity" or not self.old_score or self.new_score is None:
+            return None
+        return self.new_score / self.old_score
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "notes": list(self.notes), "retention": self.retention}
+
+    def _cells(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_json().items() if key not in ("notes", "seconds")}
+
+
+@dataclass(frozen=True)
+class Rebased:
+    """A hub on its new base.
+
+    Attributes:
+        hub: its folder.
+        tasks: every task that was asked for.
+    """
+
+    hub: Path
+    tasks: Sequence[TaskMove] = field(default_factory=tuple)
+
+    def named(self, state: str) -> list[str]:
+        """The tasks that are in this state."""
+        return [one.task for one in self.tasks if one.state == state]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"hub": str(self.hub), "tasks": [one.to_json() for one in self.tasks]}
+
+
+def rebase(
+    old: Hub,
+    base: str,
+    options: RebaseOptions,
+    settings: Mapping[str, Any],
+    opened: Callable[[Registry], Hub],
+    free: Callable[[], None],
+    *,
+    revision: str | None = None,
+    dry_run: bool = False,
+) -> Rebased:
+    """Carry out a rebase; see `AdapterHub.rebase`.
+
+    Args:
+        opened: makes the new hub's context.
+        free: lets go of the old base, which is not needed any more.
+    """
+    if not options.to:
+        raise UsageError("rebase needs the folder of the new hub", f"cl-adapter rebase {base} --to NEW_HUB")
+    registry = old.registry
+    quantization = registry.base.quantization if registry.base.quantization in QUANTIZATIONS else "none"
+    info = inspect_base(base, quantization, revision)
+    there = look(registry, options.to, info)
+    names = _chosen(registry, options.tasks)
+    same = is_same_model(registry.base, there.base)
+    if not same and there.base.fingerprint == registry.base.fingerprint:
+        raise UsageError(
+            f"the hub is bound to {registry.base.source} already, and --to holds it in another quantization",
+            "name another base, or leave --to to be made",
+        )
+    if dry_run:
+        return Rebased(there.path, _planned(registry, there, names, same))
+    new = make(registry, there)
+    lock = acquire(
+        new.path / FOLDER / ".lock", f"a rebase into {new.path} is going on in another process", "wait for it"
+    )
+    with held(lock):
+        done = NewHub(there.path, new.base, new)
+        if same:
+            return Rebased(new.path, _rebound(registry, new, names, old.reporter))
+        sources, moves = _prepared(old, done, names, options.again)
+        free()
+        hub = opened(new)
+        for name, (found, lesson) in sources.items():
+            moves[name] = _moved(hub, registry, found, lesson, options.min_retention, settings)
+            _take_aliases(registry, new, moves[name])
+    return Rebased(new.path, [moves[name] for name in names])
+
+
+def _chosen(registry: Registry, wanted: Sequence[str]) -> list[str]:
+    """The tasks to be moved.
+
+    Raises:
+        UnknownNameError: a task is unknown, or nothing answers for it.
+    """
+    serving = registry.serving()
+    for name in wanted:
+        if name not in serving:
+            raise UnknownNameError("task", name, sorted(serving))
+    if not serving:
+        raise UsageError("no adapter of this hub answers for a task, so there is nothing to move", "cl-adapter list")
+    return list(wanted) or sorted(serving)
+
+
+def _planned(registry: Registry, there: NewHub, names: Sequence[str], same: bool) -> list[TaskMove]:
+    serving, moved = registry.serving(), there.moved()
+    if same:
+        return [TaskMove(name, serving[name], source=rebinding.REBOUND) for name in names]
+    return [
+        _told(moved[name], serving[name]) if name in moved else _of(source_of_task(registry, there.base, name))
+        for name in names
+    ]
+
+
+def _of(found: TaskSource) -> TaskMove:
+    return TaskMove(
+        found.task.name,
+        found.record.ref,
+        source=found.source,
+        state=PLANNED if found.source else NOT_MOVABLE,
+        reason=found.reason,
+        rows=len(found.rows),
+        held=len(found.held),
+        metric=found.task.metric,
+        notes=found.notes,
+    )
+
+
+def _told(record: AdapterRecord, old: str, seconds: float = 0.0, notes: tuple[str, ...] = ()) -> TaskMove:
+    """What a version that a rebase made tells of itself."""
+    told = record.manifest["rebased_from"]
+    return TaskMove(
+        record.task,
+        str(told.get("ref") or old),
+        record.ref,
+        str(told.get("source") or ""),
+        REJECTED if record.status == "rejected" else MOVED,
+        rows=int(told.get("rows") or 0),
+        held=next((int(row["n"]) for row in record.manifest.get("evaluations", ())), 0),
+        metric=str(told.get("metric") or ""),
+        old_score=told.get("old_score"),
+        new_score=told.get("new_score"),
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def _rebound(old: Registry, new: Registry, names: Sequence[str], reporter: Reporter) -> list[TaskMove]:
+    reporter.note("the new base is the old one in other files, so the versions are copied and nothing is trained")
+    there = rebinding.copied(new)
+    for record in rebinding.to_copy(old, names):
+        if record.ref not in there:
+            there[record.ref] = rebinding.rebind(old, new, record)
+        _copy_aliases(old, new, record, there[record.ref])
+    serving = old.serving()
+    return [TaskMove(name, serving[name], there[serving[name]].ref, rebinding.REBOUND, state=MOVED) for name in names]
+
+
+def _prepared(
+    old: Hub, new: NewHub, names: Sequence[str], again: bool
+) -> tuple[dict[str, tuple[TaskSource, lesson_files.WrittenLesson]], dict[str, TaskMove]]:
+    """For each task that is left: its rows in the new hub and its old score; what is told of the others."""
+    registry, target = old.registry, new.registry
+    assert target is not None  # it was made
+    serving, moved = registry.serving(), new.moved()
+    sources: dict[str, tuple[TaskSource, lesson_files.WrittenLesson]] = {}
+    moves: dict[str, TaskMove] = {}
+    for name in names:
+        if name in moved and not (again and moved[name].status == "rejected"):
+            was = str(moved[name].manifest["rebased_from"]["ref"])
+            since = "" if was == serving[name] else f"; {serving[name]} answers for it in the old hub by now"
+            old.reporter.note(f"{name} was moved before: {moved[name].ref} from {was}{since}")
+            moves[name] = _told(moved[name], serving[name])
+            _take_aliases(registry, target, moves[name])
+            continue
+        found = source_of_task(registry, new.base, name)
+        moves[name] = _of(found)
+        if not found.source:
+            continue
+        lesson = lesson_files.read_lesson(target, found)
+        if lesson is None:
+            relearning.drop_runs(target, name)
+            try:
+                lesson = relearning.old_score(old, found, lesson_files.write_rows(target, found))
+            except (BaseModelError, IntegrityError, AdapterError) as error:
+                moves[name] = _without(moves[name], f"its old score cannot be measured: {error.message}")
+                continue
+            if lesson.old_score is None:
+                moves[name] = _without(moves[name], f"{found.record.ref} has no head for it, so it has no old score")
+                continue
+            lesson_files.finish_lesson(target, lesson)
+        sources[name] = (found, lesson)
+    return sources, moves
+
+
+def _without(move: TaskMove, reason: str) -> TaskMove:
+    return TaskMove(move.task, move.old, state=NOT_MOVABLE, reason=reason, metric=move.metric, notes=move.notes)
+
+
+def _moved(
+    hub: Hub,
+    old: Registry,
+    found: TaskSource,
+    lesson: lesson_files.WrittenLesson,
+    least: float,
+    settings: Mapping[str, Any],
+) -> TaskMove:
+    """One task; what cannot be learned is told, and the others go on.
+
+    Raises:
+        TrainingInterrupted, StorageError, BaseModelError: no other task could be learned either.
+    """
+    began = time.monotonic()
+    hub.reporter.note(f"{found.task.name}: learned again from {lesson.rows} rows ({lesson.source})")
+    for note in found.notes:
+        hub.reporter.note(f"note: {found.task.name}: {note}")
+    try:
+        record = relearning.relearn(hub, old, found, lesson, least, settings)
+    except TrainingInterrupted as error:
+        error.hint = "the same command goes on where it stopped"
+        raise
+    except (StorageError, BaseModelError):
+        raise
+    except AdapterHubError as error:
+        hub.reporter.note(f"warning: {found.task.name} cannot be learned: {error.message}")
+        return replace(_without(_of(found), error.message), state=FAILED)
+    return _told(record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
+
+
+def _take_aliases(old: Registry, new: Registry, move: TaskMove) -> None:
+    """Give a task's new version the aliases of its old one; not where that one serves several tasks."""
+    record = old.get(move.old)
+    if move.state == MOVED and record.task == move.task:
+        _copy_aliases(old, new, record, new.get(move.new))
+
+
+def _copy_aliases(old: Registry, new: Registry, record: AdapterRecord, copy: AdapterRecord) -> None:
+    """Aliases that the adapter has in the new hub already stay where they are."""
+    there = new.aliases().get(copy.name, {})
+    for alias in record.aliases:
+        if alias not in (LATEST, CANARY) and alias not in there:
+            new.set_alias(copy.ref, alias)

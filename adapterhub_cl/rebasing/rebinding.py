@@ -1,0 +1,73 @@
+"""Versions of a base that was only moved or saved again are copied as they are, under the new fingerprint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from typing import Any
+
+from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.types import AdapterRecord, Evaluation, Task
+
+REBOUND = "rebound"
+
+
+def to_copy(old: Registry, tasks: Collection[str]) -> list[AdapterRecord]:
+    """The versions that serve these tasks, and for a task that an adapter of several serves its own newest one; those
+    that serve come last, so that they serve in the new hub as well."""
+    serving = old.serving()
+    refs = {ref for task, ref in serving.items() if task in tasks}
+    serves = {ref: old.get(ref) for ref in refs}
+    wanted = {task for record in serves.values() for task in record.tasks}
+    own: dict[str, AdapterRecord] = {}
+    for record in sorted(old.adapters(all_versions=True), key=lambda record: record.created_at):
+        if record.task in wanted and record.status == "active" and record.ref not in refs:
+            own[record.task] = record
+    served_alone = {record.task for record in serves.values()}
+    before = [record for task, record in own.items() if task not in served_alone]
+    return [*before, *sorted(serves.values(), key=lambda record: record.created_at)]
+
+
+def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord:
+    """Copy one version; its files are checked first.
+
+    Raises:
+        IntegrityError: a file is missing or changed.
+        StorageError: the disk refused; nothing was published.
+    """
+    old.check_files(record)
+    made = record.manifest
+    with new.new_draft(record.name) as draft, storage_errors(draft.path):
+        for name in made["files"]:
+            target = draft.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record.path / name, target)
+        spec = made.get("task_spec")
+        manifest: dict[str, Any] = {
+            **made,
+            "base": {"source": new.base.source, "fingerprint": new.base.fingerprint},
+            "rebased_from": {
+                "hub": old.path.resolve().name,
+                "ref": record.ref,
+                "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
+                "source": REBOUND,
+            },
+        }
+        return new.publish(
+            draft,
+            manifest,
+            evaluations=[Evaluation(**row) for row in made.get("evaluations", ())],
+            task=Task.from_json(spec) if spec else None,
+            verb="rebase",
+            repeats=False,
+        )
+
+
+def copied(new: Registry) -> dict[str, AdapterRecord]:
+    """Old reference → its copy, of every version that was rebound."""
+    found = {}
+    for record in new.adapters(all_versions=True):
+        told = record.manifest.get("rebased_from") or {}
+        if told.get("source") == REBOUND:
+            found[str(told["ref"])] = record
+    return found

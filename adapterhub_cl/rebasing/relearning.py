@@ -1,0 +1,129 @@
+"""A task is learned again through the training path of `add-task`, and judged against its old score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from adapterhub_cl import objectives
+from adapterhub_cl import replay as policies
+from adapterhub_cl.bases.kinds import is_encoder
+from adapterhub_cl.bases.sources import has_chat_template
+from adapterhub_cl.context import Hub
+from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.evaluation.gate import as_share
+from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
+from adapterhub_cl.learning.order import finished, order_of
+from adapterhub_cl.learning.request import build
+from adapterhub_cl.learning.teaching import teach
+from adapterhub_cl.rebasing.lesson_files import WrittenLesson
+from adapterhub_cl.rebasing.task_sources import TaskSource
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.samples.of_task import length_of
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.training.runs import Run
+from adapterhub_cl.types import AdapterRecord, BaseInfo
+
+# Settings that were chosen for the old base or the machine of that time.
+OF_THE_BASE = ("learning_rate", "target_modules", "layers", "attention", "checkpointing", "memory")
+
+
+def old_score(hub: Hub, found: TaskSource, lesson: WrittenLesson) -> WrittenLesson:
+    """The lesson with the score of the old version on its held-out rows: as recorded, or measured now."""
+    if not can_answer(hub.registry.base, found.record, found.task):
+        return lesson
+    where = found.measured_on or lesson.eval
+    held = Probe(found.task, found.held, where, length_of(found.record), found.held_sha256)
+    score = score_version(hub, found.record, held)
+    return replace(lesson, old_score=score.value, old_n=score.n)
+
+
+def relearn(
+    hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, least: float, asked: Mapping[str, Any]
+) -> AdapterRecord:
+    """Learn a task in the new hub, or go on where a run of it was stopped; a version that keeps too little is recorded
+    as rejected.
+
+    Args:
+        hub: the new one.
+        least: the share of the old score that it must keep.
+        asked: training settings that the user gave; the others are those of the old version.
+
+    Raises:
+        AdapterHubError: the task cannot be learned; nothing was recorded.
+    """
+    registry = hub.registry
+    task = found.task
+    try:
+        for run in Run.unfinished(registry.runs_dir, "add-task", task.name):
+            if run.request.get("rebased_from"):
+                request, run_again = build(registry, "add-task", task.name, None, True, {})
+                if run_again is None or run_again.id != run.id:
+                    break
+                done = finished(registry, request, run, hub.reporter)
+                return done or teach(hub, order_of(registry, request), run=run)
+        given = {**_described(found, registry.base), **_settings(found, asked), "eval": lesson.eval}
+        given |= {"columns": lesson.columns, "max_forgetting": _may_lose(task.metric, lesson, least)}
+        request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
+        rebased_from = {
+            "hub": old.path.resolve().name,
+            "ref": found.record.ref,
+            "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
+            "source": lesson.source,
+            "rows": lesson.rows,
+            "metric": lesson.metric,
+            "old_score": lesson.old_score,
+            "min_retention": least,
+        }
+        request = replace(request, rebased_from=rebased_from)
+        return teach(hub, order_of(registry, request), run=None)
+    except GateRefused as refused:
+        hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
+        return registry.get(refused.record.ref)
+
+
+def drop_runs(registry: Registry, task: str) -> None:
+    """Remove unfinished runs of a rebase that learned a task from other rows than it would be learned from now."""
+    for run in Run.unfinished(registry.runs_dir, "add-task", task):
+        if run.request.get("rebased_from"):
+            run.remove()
+
+
+def _may_lose(metric: str, lesson: WrittenLesson, least: float) -> float:
+    """How much the score may fall, as the gate counts."""
+    return min(1.0, max(0.0, (1 - least) * as_share(metric, float(lesson.old_score or 0.0))))
+
+
+def _described(found: TaskSource, base: BaseInfo) -> dict[str, Any]:
+    """The task as the old hub has it, as far as the new base can ask it so."""
+    task = found.task
+    given: dict[str, Any] = {"kind": task.kind, "metric": task.metric}
+    if task.kind == "choice":
+        given["labels"] = task.labels
+    if task.instruction:
+        given["instruction"] = task.instruction
+    if found.facts:
+        given["facts"] = True
+    if not is_encoder(base.architecture) and task.kind != "text":
+        own_words = "{" in task.prompt_format
+        chat = task.prompt_format == "chat"
+        if own_words or not (chat or has_chat_template(base)):  # a base with a template is asked through it
+            given["prompt_format"] = task.prompt_format
+    kept = found.record.manifest.get("replay") or (found.first.manifest.get("replay") if found.first else None) or {}
+    policy = kept.get("policy")
+    if policy in policies.ROOM.names() and kept.get("size") is not None:
+        writes = "writing" in policies.ROOM.get(policy).needs
+        if not writes or objectives.of(base).writes:
+            given["replay"] = f"{policy}:{kept['size']}"
+    return given
+
+
+def _settings(found: TaskSource, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The training settings of the old version that are not of its base, under those that the user gave."""
+    usual = TrainingSettings().to_json()
+    had = (found.first.training.get("settings") if found.first is not None else None) or {}
+    kept = {k: v for k, v in had.items() if k in usual and v != usual[k] and k not in OF_THE_BASE}
+    if "rank" in asked and "alpha" not in asked:
+        kept.pop("alpha", None)
+    return {**kept, **asked}

@@ -1,0 +1,173 @@
+"""From what a task of the old hub would be learned again, and on which rows it is measured."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from adapterhub_cl import objectives
+from adapterhub_cl.data.columns import Examples
+from adapterhub_cl.data.tasks import find_leaks
+from adapterhub_cl.errors import AdapterHubError, DataError, UsageError
+from adapterhub_cl.evaluation.probes import outdated_of, probe_of, without
+from adapterhub_cl.learning.material import data_of, learned_by
+from adapterhub_cl.registry import Registry
+from adapterhub_cl.samples.of_task import samples_of
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
+
+DATA, SAMPLES = "data", "samples"
+HELD_SHARE = 0.25  # of the rows, where there is no held-out file; the rest is learned
+FEWEST = 4  # rows to learn from
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """What there is of one task.
+
+    Attributes:
+        record: the version that answers for it in the old hub.
+        source: `data`, `samples`, or empty where it cannot be learned again; `reason` says why, or why it is not the
+            data.
+        rows: what it would be learned from.
+        held: what both versions are scored on.
+        measured_on: the held-out file, as recorded scores name it; empty if `held` are rows that were held back.
+        held_file: that file, if all of it is used; `held_sha256` as recorded scores have it.
+        same_file: the original data file, where it is learned as it is, with its columns.
+        first: the version whose training settings are taken over.
+        notes: what else the user should know.
+    """
+
+    task: Task
+    record: AdapterRecord
+    source: str = ""
+    reason: str = ""
+    rows: Sequence[Example] = ()
+    held: Sequence[Example] = ()
+    measured_on: str = ""
+    held_file: str = ""
+    held_sha256: str = ""
+    same_file: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    facts: bool = False
+    first: AdapterRecord | None = None
+    notes: tuple[str, ...] = ()
+
+
+def source_of_task(registry: Registry, base: BaseInfo, name: str) -> TaskSource:
+    """What a task would be learned from: its original data if they still lie unchanged where they were, otherwise its
+    replay samples.
+
+    Args:
+        base: the new base.
+    """
+    task, record = registry.task(name), registry.get(registry.serving()[name])
+    try:
+        objectives.name_for(base, task.kind)
+    except UsageError as error:
+        return TaskSource(task, record, reason=error.message)
+    own = record if record.task == name else _newest(registry, name)
+    if own is None:
+        return TaskSource(task, record, reason=f"{record.ref} answers for it, and no version of its own is left")
+    notes = () if record.task == name else (f"{record.ref} answers for several tasks; it gets an adapter of its own",)
+    chain = learned_by(registry, own)
+    facts = any(row["metric"] == "efficacy" for one in chain for row in one.manifest.get("evaluations", ()))
+    found = TaskSource(task, record, facts=facts, first=chain[-1], notes=notes)
+    try:
+        return _split(registry, _from_data(found, data_of(registry, own)))
+    except DataError as error:
+        if facts or task.kind == "text":
+            what = "facts are" if facts else "raw text is"
+            return _none(found, f"{what} learned again only from the data: {error.message}")
+        reason = error.message
+    try:
+        samples = samples_of(registry, name, own)
+        if samples is None:
+            return _none(found, f"{reason}, and it keeps no replay samples")
+        return _split(registry, replace(found, source=SAMPLES, rows=list(samples.examples), reason=reason))
+    except AdapterHubError as error:
+        return _none(found, error.message)
+
+
+def _newest(registry: Registry, name: str) -> AdapterRecord | None:
+    own = [r for r in registry.adapters(all_versions=True) if r.task == name and r.status == "active" and r.training]
+    return max(own, key=lambda record: record.created_at, default=None)
+
+
+def _none(found: TaskSource, reason: str) -> TaskSource:
+    return replace(found, source="", rows=(), held=(), reason=reason)
+
+
+def _from_data(found: TaskSource, files: Sequence[Examples]) -> TaskSource:
+    """The rows of all files. A question that a newer file answers is not learned from an older one as well.
+
+    Raises:
+        DataError: all of it is raw text, and the task is not.
+    """
+    text = found.task.kind == "text"
+    usable = [one for one in files if (one.layout == "raw text") == text]
+    if not usable:
+        raise DataError(f"the data of {found.record.ref} are raw text, which the task itself is not", "")
+    notes = found.notes
+    if len(usable) < len(files):
+        notes = (*notes, "the raw text that it was updated with is left out")
+    rows: list[Example] = []
+    for one in usable:
+        old = set(find_leaks(rows, one))
+        rows += [example for k, example in enumerate(one) if k not in old]
+    single = usable[0] if len(files) == 1 else None
+    known = (found.first.training.get("data") or {}) if found.first is not None else {}
+    return replace(
+        found,
+        source=DATA,
+        rows=rows,
+        same_file=str(known["source"]) if single is not None else "",
+        columns=dict(known.get("columns") or {}),
+        notes=notes,
+    )
+
+
+def _split(registry: Registry, found: TaskSource) -> TaskSource:
+    """With the rows that both versions are scored on: the held-out file if it is still there, otherwise rows that are
+    held back: replay samples where there are any. Facts are not held back: one that is not taught cannot be known.
+
+    Raises:
+        DataError: too few rows are left to learn from.
+    """
+    probe = probe_of(registry, found.task.name)
+    if probe is not None and probe.sha256:
+        probe = without(probe, outdated_of(found.record, found.task.name))
+    if probe is not None and probe.sha256:
+        kept = replace(found, held=list(probe.examples), measured_on=probe.data, held_sha256=probe.sha256)
+        kept = kept if probe.left_out else replace(kept, held_file=probe.data)
+    elif found.facts:
+        kept = replace(found, held=found.rows, notes=(*found.notes, "measured on the facts themselves"))
+    else:
+        samples = samples_of(registry, found.task.name, found.record)
+        pool = list(samples.examples) if samples is not None else list(found.rows)
+        held = held_back(found.task, pool, int(HELD_SHARE * len(found.rows)))
+        leaks = set(find_leaks(held, found.rows))
+        rows = [example for k, example in enumerate(found.rows) if k not in leaks]
+        kept = replace(found, rows=rows, held=held, same_file="")
+        if not held:
+            raise DataError(f"{len(found.rows)} rows are too few to hold any back", "")
+    if len(kept.rows) < FEWEST and found.task.kind != "text":
+        raise DataError(f"{len(kept.rows)} rows are too few to learn from", "")
+    return kept
+
+
+def held_back(task: Task, pool: Sequence[Example], most: int) -> list[Example]:
+    """Rows to score on: of each label the same share, and never all rows of one; drawn with a fixed seed."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in dict.fromkeys(pool):
+        groups[(example.answer or "") if task.kind == "choice" else ""].append(example)
+    draw = random.Random(0)
+    count = sum(map(len, groups.values()))
+    share = min(HELD_SHARE, most / count) if count else 0.0
+    found: list[Example] = []
+    for label in sorted(groups):
+        rows = groups[label]
+        draw.shuffle(rows)
+        found += rows[: max(int(share * len(rows)), 1 if len(rows) > 2 and share else 0)]
+    return found

@@ -1,0 +1,336 @@
+"""`rebase`: the tasks of a hub in a hub on another base."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cl_adapter.__main__ import main
+from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, teach, write
+from filelock import FileLock
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import HubError, TrainingError, UnknownNameError, UsageError
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.rebasing import relearning
+
+FAST: dict[str, Any] = {"epochs": 8, "learning_rate": 0.01}
+BRIEF: dict[str, Any] = {**FAST, "epochs": 1, "min_retention": 0}
+
+
+@pytest.fixture(scope="module")
+def made(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub on bert: colours with its data and held-out file, animals with samples only; colours@v1 in production."""
+    folder = tmp_path_factory.mktemp("rebased")
+    hub = new_hub(folder / "old", pico_path("bert"))
+    teach(hub, folder, "colours", COLOURS)
+    gone = folder / "gone"
+    gone.mkdir()
+    teach(hub, gone, "animals", ANIMALS, replay="balanced:40")
+    shutil.rmtree(gone)
+    hub.alias("colours@v1", "production")
+    return folder
+
+
+@pytest.fixture
+def old(made: Path, tmp_path: Path) -> AdapterHub:
+    shutil.copytree(made / "old", tmp_path / "old")
+    return AdapterHub.open(tmp_path / "old")
+
+
+@pytest.fixture
+def roberta(pico_path: Callable[[str], Path]) -> str:
+    return str(pico_path("roberta"))
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_tasks_are_learned_from_data_and_from_samples(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    before = sorted((p.name, p.stat().st_size) for p in (old.folder / "adapters").rglob("*"))
+    found = old.rebase(roberta, to=str(tmp_path / "new"), **FAST)
+    assert [(one.task, one.source, one.state) for one in found.tasks] == [
+        ("animals", "samples", "moved"),
+        ("colours", "data", "moved"),
+    ]
+    animals, colours = found.tasks
+    assert (animals.rows, animals.held, colours.rows, colours.held) == (30, 10, 48, 24)
+    new = AdapterHub.open(tmp_path / "new")
+    assert new.base.fingerprint != old.base.fingerprint
+    assert new.registry.serving() == {"animals": "animals@v1", "colours": "colours@v1"}
+    for one in found.tasks:
+        told = new.get(one.new).manifest["rebased_from"]
+        assert told["ref"] == one.old
+        assert told["base"]["fingerprint"] == old.base.fingerprint
+        assert (told["source"], told["old_score"], told["new_score"]) == (one.source, one.old_score, one.new_score)
+        assert one.retention is not None
+        assert one.retention > 0.8
+        spec = new.get(one.new).manifest["task_spec"]
+        was = old.get(one.old).manifest["task_spec"]
+        assert [spec[key] for key in ("kind", "labels", "instruction", "metric")] == [
+            was[key] for key in ("kind", "labels", "instruction", "metric")
+        ]
+    assert "production" in new.get("colours@v1").aliases
+    assert new.predict(["dog table"], task="animals")[0].prediction == "dog"
+    assert new.verify() == []
+    assert before == sorted((p.name, p.stat().st_size) for p in (old.folder / "adapters").rglob("*"))
+
+
+def test_held_back_samples_are_not_learned(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    old.rebase(roberta, to=str(tmp_path / "new"), tasks=["animals"], **BRIEF)
+    folder = tmp_path / "new" / "rebase" / "animals"
+    train, held = (
+        {json.loads(line)["input"] for line in (folder / name).read_text().splitlines()}
+        for name in ("train.jsonl", "held-out.jsonl")
+    )
+    assert (len(train), len(held), train & held) == (30, 10, set())
+
+
+def test_a_task_that_keeps_too_little_is_rejected(
+    old: AdapterHub, roberta: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--hub", str(old.folder), "--quiet", "rebase", roberta, "--to", str(tmp_path / "new")]
+    code = main([*line, "--tasks", "colours", "--epochs", "1", "--learning-rate", "1e-7"])
+    assert code == 3
+    assert "rejected" in capsys.readouterr().out
+    new = AdapterHub.open(tmp_path / "new")
+    assert new.get("colours@v1").status == "rejected"
+    assert new.registry.serving() == {}
+    assert main([*line, "--epochs", "8", "--learning-rate", "0.01"]) == 3  # the other task goes on
+    assert new.registry.serving() == {"animals": "animals@v1"}
+    assert len(new.registry.versions("colours")) == 1
+    capsys.readouterr()
+    main(["--hub", str(new.folder), "show", "colours@v1"])
+    assert "rebased from" in capsys.readouterr().out
+    assert main([*line, "--again", "--epochs", "8", "--learning-rate", "0.01"]) == 0
+    assert new.registry.serving() == {"animals": "animals@v1", "colours": "colours@v2"}
+
+
+def test_a_dry_run_writes_nothing(
+    old: AdapterHub, roberta: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["--hub", str(old.folder), "rebase", roberta, "--to", str(tmp_path / "new"), "--dry-run"])
+    told = capsys.readouterr().out
+    assert code == 0
+    assert "30 samples" in told
+    assert "no longer at" in told
+    assert not (tmp_path / "new").exists()
+
+
+class _Killed(Reporter):
+    """Ends the process, as kill −9 does, once a note says this."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def note(self, text: str) -> None:
+        if self.text in text:
+            os._exit(137)
+
+
+@pytest.mark.parametrize("when", ["animals: learned again", "colours: learned again"])
+def test_a_killed_rebase_goes_on(old: AdapterHub, roberta: str, tmp_path: Path, when: str) -> None:
+    child = os.fork()
+    if child == 0:
+        old.rebase(roberta, to=str(tmp_path / "new"), reporter=_Killed(when), **BRIEF)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
+    done = [record.ref for record in AdapterHub.open(tmp_path / "new").list()]
+    assert done == (["animals@v1"] if when.startswith("colours") else [])
+    notes = Notes()
+    found = old.rebase(roberta, to=str(tmp_path / "new"), reporter=notes, **BRIEF)
+    assert [one.state for one in found.tasks] == ["moved", "moved"]
+    new = AdapterHub.open(tmp_path / "new")
+    assert [record.ref for record in new.list(all_versions=True)] == ["animals@v1", "colours@v1"]
+    assert [text for text in notes.said if "learned again" in text] == [
+        text for text in notes.said if "learned again" in text and not any(ref[:-3] in text for ref in done)
+    ]
+    assert "production" in new.get("colours").aliases
+
+
+def test_a_run_that_was_stopped_is_resumed(
+    old: AdapterHub, roberta: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old hub is not asked again: its score and the rows are written down."""
+
+    class Stop(Reporter):
+        steps = 0
+
+        def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
+            Stop.steps += bool(values)
+            if Stop.steps == 6:
+                os._exit(137)
+
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "tasks": ["colours"], "checkpoint_every": 2, **FAST}
+    child = os.fork()
+    if child == 0:
+        old.rebase(roberta, reporter=Stop(), **asked)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
+    runs = list((tmp_path / "new" / "runs").glob("colours-*"))
+    assert len(runs) == 1
+    monkeypatch.setattr(relearning, "old_score", lambda *_: pytest.fail("measured again"))
+    found = old.rebase(roberta, **asked)
+    assert [one.state for one in found.tasks] == ["moved"]
+    assert json.loads((tmp_path / "new/adapters/colours/v1/training.json").read_text())["run"] == runs[0].name
+    assert not runs[0].exists()
+
+
+def test_two_at_once_are_refused(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    old.rebase(roberta, to=str(tmp_path / "new"), tasks=["colours"], **BRIEF)
+    with (
+        FileLock(tmp_path / "new" / "rebase" / ".lock"),
+        pytest.raises(TrainingError, match="going on in another process"),
+    ):
+        old.rebase(roberta, to=str(tmp_path / "new"), **FAST)
+
+
+def test_other_hubs_are_left_alone(
+    old: AdapterHub, made: Path, roberta: str, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="hub that is to be moved"):
+        old.rebase(roberta, to=str(old.folder))
+    with pytest.raises(UsageError, match="needs the folder"):
+        old.rebase(roberta)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        old.rebase(roberta, to=str(tmp_path / "new"), min_retention=1.5)
+    with pytest.raises(UnknownNameError, match="birds"):
+        old.rebase(roberta, to=str(tmp_path / "new"), tasks="birds")
+    distil = str(pico_path("distilbert"))
+    taken = new_hub(tmp_path / "taken", pico_path("distilbert"))
+    with pytest.raises(HubError, match="bound to the base"):
+        old.rebase(roberta, to=str(tmp_path / "taken"))
+    taken.add_task("animals", data(tmp_path, ANIMALS, 8), **{**QUICK, "epochs": 1})
+    with pytest.raises(HubError, match="has adapters already"):
+        old.rebase(distil, to=str(tmp_path / "taken"))
+    other = new_hub(tmp_path / "other", pico_path("bert"))
+    teach(other, tmp_path, "colours", COLOURS, epochs=1)
+    other.rebase(roberta, to=str(tmp_path / "theirs"), **BRIEF)
+    with pytest.raises(HubError, match="rebase of another hub"):
+        old.rebase(roberta, to=str(tmp_path / "theirs"))
+
+
+def test_a_base_that_was_saved_again_is_rebound(old: AdapterHub, made: Path, tmp_path: Path) -> None:
+    """Other files, another fingerprint, the same tensors: the copies answer as the versions did."""
+    import transformers
+
+    moved = tmp_path / "moved"
+    model = transformers.AutoModelForMaskedLM.from_pretrained(old.base.source)
+    model.save_pretrained(moved, max_shard_size="20KB")
+    transformers.AutoTokenizer.from_pretrained(old.base.source).save_pretrained(moved)
+    found = old.rebase(str(moved), to=str(tmp_path / "new"))
+    assert [(one.source, one.state) for one in found.tasks] == [("rebound", "moved")] * 2
+    new = AdapterHub.open(tmp_path / "new")
+    assert new.base.fingerprint != old.base.fingerprint
+    texts = ["red apple", "green stone", "blue"]
+    answers = [[(p.prediction, p.scores) for p in hub.predict(texts, task="colours")] for hub in (old, new)]
+    assert answers[0] == answers[1]
+    assert new.get("colours@v1").metrics == old.get("colours@v1").metrics
+    assert new.get("colours@production").ref == "colours@v1"
+    assert new.verify() == []
+    again = old.rebase(str(moved), to=str(tmp_path / "new"))
+    assert [one.new for one in again.tasks] == ["animals@v1", "colours@v1"]
+    assert len(new.list(all_versions=True)) == 2
+
+
+def test_other_weights_are_not_taken_for_the_same(old: AdapterHub, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    near = tmp_path / "near"
+    model = transformers.AutoModelForMaskedLM.from_pretrained(old.base.source)
+    with torch.no_grad():
+        next(model.parameters())[5, 3] += 1e-3
+    model.save_pretrained(near)
+    transformers.AutoTokenizer.from_pretrained(old.base.source).save_pretrained(near)
+    found = old.rebase(str(near), to=str(tmp_path / "new"), dry_run=True)
+    assert [one.source for one in found.tasks] == ["samples", "data"]
+
+
+def test_what_a_task_was_learned_from_goes_with_it(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    old.rebase(roberta, to=str(tmp_path / "new"), tasks=["animals"], **BRIEF)
+    new = AdapterHub.open(tmp_path / "new")
+    assert (new.folder / "rebase" / "animals").is_dir()
+    new.forget_task("animals", key=tmp_path / "key")
+    assert not (new.folder / "rebase" / "animals").exists()
+    assert new.prove_forgotten("animals", key=tmp_path / "key").ok
+
+
+def test_changed_data_are_not_learned_from(old: AdapterHub, made: Path, roberta: str, tmp_path: Path) -> None:
+    file = Path(old.get("colours").training["data"]["source"])
+    text = file.read_text()
+    try:
+        file.write_text(text + text.splitlines()[0].replace("red", "blue") + "\n")
+        found = old.rebase(roberta, to=str(tmp_path / "new"), tasks=["colours"], dry_run=True)
+    finally:
+        file.write_text(text)
+    assert found.tasks[0].source == "samples"
+    assert "has changed" in found.tasks[0].reason
+
+
+def test_rows_that_were_changed_are_written_again(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    old.rebase(roberta, to=str(tmp_path / "new"), tasks=["animals"], **BRIEF)
+    new = AdapterHub.open(tmp_path / "new")
+    new.registry.delete("animals@v1")
+    rows = tmp_path / "new" / "rebase" / "animals" / "train.jsonl"
+    whole = rows.read_text()
+    write(rows, [{"input": "cat", "output": "dog"}])
+    old.rebase(roberta, to=str(tmp_path / "new"), tasks=["animals"], **BRIEF)
+    assert rows.read_text() == whole
+
+
+def test_free_answers_do_not_go_to_an_encoder(
+    pico_path: Callable[[str], Path], roberta: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a causal base takes everything: from llama to qwen2, with an adapter for each task."""
+    hub = new_hub(tmp_path / "old", pico_path("llama"))
+    own: dict[str, Any] = {"epochs": 2, "rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64}
+    words = [{"input": f"word {k}", "output": f"w{k}"} for k in range(16)]
+    hub.add_task("words", write(tmp_path / "words.jsonl", words), kind="generation", metric="token_f1", **own)
+    hub.add_task("colours", data(tmp_path, COLOURS, 24), prompt_format="Q: {input} A:", **own)
+    text = tmp_path / "text.txt"
+    text.write_text("The red apple is good.\n\nThe blue stone is bad.\n\nThe house is green.\n\nA cloud.\n\nA river.\n")
+    hub.add_task("prose", text, **own)
+    line = ["--hub", str(hub.folder), "--quiet", "rebase", roberta, "--to", str(tmp_path / "encoder"), "--dry-run"]
+    assert main([*line, "--tasks", "words,colours"]) == 0
+    told = capsys.readouterr().out
+    assert "it writes no free answers" in told.replace("\n", " ")
+    found = hub.rebase(str(pico_path("qwen2")), to=str(tmp_path / "causal"), min_retention=0, epochs=1)
+    assert [(one.task, one.source, one.state) for one in found.tasks] == [
+        ("colours", "data", "moved"),
+        ("prose", "data", "moved"),
+        ("words", "data", "moved"),
+    ]
+    new = AdapterHub.open(tmp_path / "causal")
+    assert new.registry.task("colours").prompt_format == "Q: {input} A:"
+    assert (new.registry.task("words").kind, new.registry.task("words").metric) == ("generation", "token_f1")
+    assert found.tasks[1].retention is None  # perplexities of two bases
+    text.unlink()
+    found = hub.rebase(str(pico_path("mistral")), to=str(tmp_path / "third"), tasks=["prose"], dry_run=True)
+    assert (found.tasks[0].state, "only from the data" in found.tasks[0].reason) == ("not movable", True)
+
+
+def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
+    """Where the original file is not used: passages, further right answers, conversations."""
+    from adapterhub_cl.data.columns import read_examples
+    from adapterhub_cl.examples import Example, Turn
+
+    talk = (Turn("system", "be brief"), Turn("user", "one"), Turn("assistant", "x"), Turn("user", "two"))
+    sets = [
+        [Example("a passage q", "a", "read", references=("x",), passage=9), Example("p q", "b", "read", passage=1)],
+        [Example("q", "a"), Example("q2", "b")],
+        [Example("two", "a", "be brief", turns=talk)],
+    ]
+    for wanted in sets:
+        file = write(tmp_path / "rows.jsonl", [example.to_json() for example in wanted])
+        assert list(read_examples(file)) == wanted
