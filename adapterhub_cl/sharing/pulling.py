@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry, check_new, parse_ref, storage_errors
+from adapterhub_cl.registry import Registry, changes, check_new, parse_ref, storage_errors
 from adapterhub_cl.registry.files import sha256_file
 from adapterhub_cl.registry.names import is_outside
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
@@ -71,7 +71,19 @@ def pull(
         IntegrityError: something in the store was changed, is damaged, or another key signed it.
         StorageError: the store cannot be read, or the disk cannot be written.
     """
-    store = RemoteStore(target)
+    with changes.operation():
+        return _pull(registry, RemoteStore(target), ref, name, trust, with_samples, reporter)
+
+
+def _pull(
+    registry: Registry,
+    store: RemoteStore,
+    ref: str | None,
+    name: str | None,
+    trust: Sequence[str],
+    with_samples: bool,
+    reporter: Reporter,
+) -> list[MovedVersion]:
     accepted = {as_fingerprint(one) for one in trust}
     store.check_there()
     wanted = _wanted(store, ref)

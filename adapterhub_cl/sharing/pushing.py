@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry, parse_ref
+from adapterhub_cl.registry import Registry, changes, parse_ref
 from adapterhub_cl.registry.files import storage_errors
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.sharing.remote_store import RemoteStore, blob, document
@@ -45,7 +45,7 @@ def push(
         reporter.note(f"made your signing key, {key.path}; its fingerprint is {fingerprint(key.public)}")
     serving = set(registry.serving().values())
     done = []
-    with reporter.piece(f"pushing to {store.url}", len(records)) as advance:
+    with changes.operation(), reporter.piece(f"pushing to {store.url}", len(records)) as advance:
         for record in records:
             done.append(_push_one(registry, store, record, record.ref in serving, with_samples, key))
             advance()

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adapterhub_cl.errors import AdapterHubError, StorageError, UsageError, first_line
-from adapterhub_cl.registry import check_local
+from adapterhub_cl.registry import changes, check_local
 from adapterhub_cl.registry.files import TEMPORARY, fsync_dir, fsync_file, storage_error, temporary_name
 from adapterhub_cl.registry.names import is_name
 
@@ -159,6 +159,7 @@ class RemoteStore:
         with self.errors():
             if self._folder:
                 _put_locally(self._folder / path, source)
+                changes.happened()
                 return
             place = self._at(path)
             if _protocol(self._fs) not in _FLAT:
@@ -167,6 +168,7 @@ class RemoteStore:
                 self._fs.pipe_file(place, source)
             else:
                 self._fs.put_file(str(source), place)
+            changes.happened()
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"

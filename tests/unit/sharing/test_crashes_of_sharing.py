@@ -1,4 +1,4 @@
-"""Push and pull, killed or with a full disk at their writes: nothing half done is ever seen, and the same call goes on."""
+"""Push and pull, killed or with a full disk at their writes: nothing half done is seen, and the same call goes on."""
 
 from __future__ import annotations
 

@@ -354,7 +354,7 @@ ERRORS = [
     (TimeoutError("slow"), "cannot be reached"),
     (PermissionError("forbidden"), "no permission"),
     (FileNotFoundError("no such bucket"), "cannot be found"),
-    (OSError(28, "No space left on device"), "no space left"),
+    (OSError(28, "No space left on device"), "no space left on .*; the changes made before the error remain"),
 ]
 
 
