@@ -16,6 +16,7 @@ from adapterhub_cl.facade.looping import Looping
 from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.rebasing import Rebasing
 from adapterhub_cl.facade.reporting import Reporting
+from adapterhub_cl.facade.travelling import Travelling
 from adapterhub_cl.facade.using import Using
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving, Rebasing, Reporting):
+class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving, Rebasing, Travelling, Reporting):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.

@@ -26,6 +26,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_route,
     verbs_score,
     verbs_serve,
+    verbs_share,
     verbs_stream,
     verbs_use,
 )

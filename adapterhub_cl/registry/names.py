@@ -48,6 +48,11 @@ def check_local(path: str | Path, what: str = "a folder") -> Path:
     return Path(path).expanduser()
 
 
+def is_outside(parent: str) -> bool:
+    """Whether a parent in the lineage is a version of another hub, named by its path or URL."""
+    return Path(parent).is_absolute() or _URL.fullmatch(parent) is not None
+
+
 def is_name(text: str) -> bool:
     """Whether the text is a valid name: `[a-z0-9][a-z0-9._-]*`, no `..`, at most 100 characters."""
     return len(text) <= MAX_LENGTH and ".." not in text and _NAME.fullmatch(text) is not None

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, AdapterHubError
 from adapterhub_cl.registry import changes, drafts, files, manifests, mirror, tombstones, writes
@@ -19,6 +19,9 @@ from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.rebuilding import version_directories
 from adapterhub_cl.types import LATEST, Evaluation, Task
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 REPEATABLE = ("imported", "merged", "distilled", "pruned")  # deterministic: the same inputs give the same version
 TOLD = ("README.md", "recipe.json")  # these contain times and scores too
@@ -34,6 +37,7 @@ def publish(
     task: Task | None,
     published: Mapping[str, Any],
     repeats: bool = True,
+    number: int | None = None,
 ) -> int:
     """Make the draft the next version of its adapter; see `Registry.publish`.
 
@@ -43,7 +47,7 @@ def publish(
     if draft.published:
         raise AdapterError(f"this draft of {draft.name} is already published", "create a new draft")
     with changes.operation():
-        return _publish(index, draft, given, edges, evaluations, task, published, repeats)
+        return _publish(index, draft, given, edges, evaluations, task, published, repeats, number)
 
 
 def _publish(
@@ -55,6 +59,7 @@ def _publish(
     task: Task | None,
     published: Mapping[str, Any],
     repeats: bool = True,
+    number: int | None = None,
 ) -> int:
     sealed = draft.seal()
     manifest = manifests.build(
@@ -68,7 +73,7 @@ def _publish(
         final: Path | None = None
         try:
             with mirror.following(index.hub, index) as connection:
-                manifest["version"] = version = writes.next_version(connection, draft.name, store)
+                manifest["version"] = version = _number(connection, draft.name, store, number)
                 text = manifests.dump(manifest)
                 final = store / f"v{version}"
                 draft.move_to(final, text)
@@ -85,6 +90,15 @@ def _publish(
                 draft.move_back(final)
             raise
     return version
+
+
+def _number(connection: Connection, name: str, store: Path, wanted: int | None) -> int:
+    """The number of a new version: the next one, or the one that is wanted if it was never used."""
+    if wanted is None:
+        return writes.next_version(connection, name, store)
+    if writes.is_used(connection, name, wanted) or (store / f"v{wanted}").exists():
+        raise AdapterError(f"{name}@v{wanted} exists already, or existed", f"see cl-adapter log {name}")
+    return wanted
 
 
 def _finished(index: Index, store: Path, manifest: Mapping[str, Any]) -> int | None:

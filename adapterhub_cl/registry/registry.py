@@ -15,7 +15,7 @@ from adapterhub_cl.registry.canaries import Canaries
 from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
-from adapterhub_cl.registry.names import check_local, check_name
+from adapterhub_cl.registry.names import check_local, check_name, is_outside
 from adapterhub_cl.registry.removing import Erasures
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
@@ -146,6 +146,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         move_latest: bool = True,
         verb: str = "publish",
         repeats: bool = True,
+        number: int | None = None,
     ) -> AdapterRecord:
         """Make a draft the next version of its adapter: completely, or not at all.
 
@@ -155,7 +156,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         Args:
             manifest: `kind`, `rank`, `status` (`active` or `rejected`) and whatever else is to be stored.
             edges: (parent, relation) pairs; parents are references, or a path or URL for `imported_from`, or the
-                path of a version of another hub.
+                path or URL of a version of another hub.
             draft: what `new_draft` returned, with all files written.
             serve: whether the version serves its task.
             move_latest: whether the alias `latest` moves to it.
@@ -166,16 +167,18 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             verb: the word in the log, e.g. `add-task`.
             repeats: if the newest version is identical (imported or derived in the same way from the same inputs),
                 return that one, so that a call that was killed can be repeated.
+            number: the version's number, if it has one from elsewhere; it must never have been used here.
 
         Raises:
             UsageError: an unknown kind, status, relation or parent.
-            AdapterError: the draft is empty, contains a link or was already published, or a score is not finite.
+            AdapterError: the number is used, the draft is empty, contains a link or was already published, or a score
+                is not finite.
             StorageError: the disk cannot be written; nothing was changed.
         """
         if task is not None:
             check_name(task.name, "task")
         manifests.check_relations(edges)
-        outside = [relation == "imported_from" or Path(parent).is_absolute() for parent, relation in edges]
+        outside = [relation == "imported_from" or is_outside(parent) for parent, relation in edges]
         resolved = [(p if out else self.get(p).ref, r) for (p, r), out in zip(edges, outside, strict=True)]
         from adapterhub_cl.registry import publishing
 
@@ -188,6 +191,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             task=task,
             published={"verb": verb, "serve": serve, "move_latest": move_latest},
             repeats=repeats,
+            number=number,
         )
         return self.get(f"{draft.name}@v{version}")
 

@@ -31,6 +31,13 @@ def next_version(connection: Connection, name: str, directory: Path) -> int:
     return max([highest, *kept, *on_disk]) + 1
 
 
+def is_used(connection: Connection, name: str, version: int) -> bool:
+    """Whether an adapter has, or had, a version of this number."""
+    noted = connection.scalars(select(schema.events.c.ref).where(schema.events.c.verb == UNREADABLE))
+    there = select(_v.c.version).where(_v.c.name == name, _v.c.version == version)
+    return connection.scalar(there) is not None or f"{name}@v{version}" in noted
+
+
 def newest_active(connection: Connection, name: str) -> int | None:
     """The highest version of an adapter that is neither rejected nor deleted."""
     found = connection.scalar(select(func.max(_v.c.version)).where(_v.c.name == name, _v.c.status == "active"))
