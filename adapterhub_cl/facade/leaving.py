@@ -10,7 +10,7 @@ from adapterhub_cl import exporting
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.options import takes
-from adapterhub_cl.progress import Reporter
+from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import check_local
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Leaving(OpenedHub):
             StorageError: the disk cannot be written; the directory is unchanged.
         """
         kind, config = exporting.configured(format, asked)
+        self._tell_other(ref, reporter)
         return exporting.export(self._order(ref, self._outside(target), config, reporter), kind)
 
     @takes(*exporting.options())
@@ -60,15 +61,17 @@ class Leaving(OpenedHub):
             the versions that were written.
 
         Raises:
-            UsageError: the hub has no adapter, the directory is not empty, or an option belongs to another format.
+            UsageError: no adapter answers, the directory is not empty, or an option belongs to another format.
             AdapterError: a version cannot be written in this format.
         """
         kind, config = exporting.configured(format, asked)
         folder = self._outside(target)
-        names = sorted({record.name for record in self.registry.adapters(include_rejected=False)})
-        if not names:
-            raise UsageError("this hub has no adapters yet", "cl-adapter add-task NAME DATA trains one")
-        orders = [self._order(name, folder / name, config, reporter) for name in names]
+        # An adapter that was imported without a task serves none, and is asked by its name.
+        named = {r.name: r.ref for r in self.registry.adapters(include_rejected=False) if not r.tasks}
+        named |= {self.registry.get(ref).name: ref for ref in sorted(set(self.registry.serving().values()))}
+        if not named:
+            raise UsageError("nothing answers in this hub yet", "cl-adapter add-task NAME DATA trains an adapter")
+        orders = [self._order(ref, folder / name, config, reporter) for name, ref in sorted(named.items())]
         exporting.export_all(orders, kind, folder)
         return [order.record.ref for order in orders]
 
@@ -79,6 +82,13 @@ class Leaving(OpenedHub):
         if folder.resolve().is_relative_to(self.folder.resolve()):
             raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
         return folder
+
+    def _tell_other(self, ref: str, reporter: Reporter | None) -> None:
+        """Tell where a bare name means its newest version, and another one answers."""
+        record = self.registry.get(ref)
+        serves = [one for one in self.registry.serving().values() if self.registry.get(one).name == record.name]
+        if ref == record.name and serves and record.ref not in serves:
+            usual(reporter).note(f"note: {record.ref} is the newest version; {serves[0]} is the one that answers now")
 
     def _order(self, ref: str, folder: Path, config: Any, reporter: Reporter | None) -> exporting.ExportOrder:
         from adapterhub_cl.adapters.serving import task_of

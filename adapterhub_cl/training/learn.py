@@ -19,7 +19,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.evaluation.scoring import dev_figures
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.settings import EPOCHS, TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Stage
 from adapterhub_cl.training import memory, speed
 from adapterhub_cl.training.layer_stack import recomputed
@@ -70,6 +70,7 @@ def learn(
     """
     rows = rows_of(model, base, objective, strategy, lesson, settings, reporter)
     training, dev_examples, dev_tokens = rows.training, rows.dev_examples, rows.dev_tokens
+    unsaid = settings.epochs is None
     settings = settings.for_rows(len(training), fresh=lesson.fresh, encoder=base.is_encoder)
     if chosen is None:
         chosen = everyones(way_of(model, base, objective, strategy, rows, settings, reporter), accelerator)
@@ -121,9 +122,10 @@ def learn(
         )
         evaluate, log = dev if dev_tokens else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
+        more = " because the rows are few (--epochs says how many)" if unsaid and settings.passes > EPOCHS else ""
         reporter.note(
             f"training on {len(training)} examples ({held_out(len(dev_tokens), settings)}), "
-            f"{settings.passes} epochs, {loop.total} steps, "
+            f"{settings.passes} epochs{more}, {loop.total} steps, "
             f"learning rate {rate:g}, {base.why or NAMES[base.dtype]}, {chosen.describe()}"
         )
         started = time.perf_counter()

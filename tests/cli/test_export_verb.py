@@ -13,7 +13,7 @@ def test_all_that_answer_are_written_for_vllm(cl: Any, tmp_path: Path) -> None:
     asked = [*REFERENCE, "export", "--all", "--format", "vllm", "-o", str(tmp_path / "out")]
     said = cl(*asked, "--base-name", "some/base", "--json")
     assert said.code == 0
-    assert said.json["refs"] == ["all@v2", "commands@v1", "facts@v1", "reviews@v1", "tickets@v1"]
+    assert said.json["refs"] == ["commands@v1", "facts@v1", "reviews@v1", "tickets@v1"]
     for folder in (tmp_path / "out").iterdir():
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "some/base"

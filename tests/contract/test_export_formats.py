@@ -25,6 +25,11 @@ def hub(pico_path: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
     return made
 
 
+def asked(name: str) -> dict[str, str]:
+    """What a format must be told of a base that has no public name."""
+    return {"base_name": "some/base"} if name == "vllm" else {}
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_it_is_described(name: str) -> None:
     found = exporting.ROOM.get(name)
@@ -50,19 +55,19 @@ def test_a_failure_leaves_nothing(hub: AdapterHub, tmp_path: Path, name: str, mo
 
     monkeypatch.setattr(kind, "prove", fail)
     with pytest.raises(Exception, match="space"):
-        hub.export("one", target, format=name)
+        hub.export("one", target, format=name, **asked(name))
     assert not target.exists()
     monkeypatch.undo()
-    hub.export("one", target, format=name)
+    hub.export("one", target, format=name, **asked(name))
     with pytest.raises(UsageError, match="is not an empty directory"):
-        hub.export("one", target, format=name)
+        hub.export("one", target, format=name, **asked(name))
     with pytest.raises(UsageError, match="inside the hub"):
-        hub.export("one", hub.folder / "out", format=name)
+        hub.export("one", hub.folder / "out", format=name, **asked(name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_file_names_this_machine(hub: AdapterHub, tmp_path: Path, name: str) -> None:
-    folder = hub.export("one", tmp_path / "out", format=name.replace("_", "-"))
+    folder = hub.export("one", tmp_path / "out", format=name.replace("_", "-"), **asked(name))
     for file in (path for path in folder.rglob("*") if path.is_file()):
         for secret in (hub.base.source, str(hub.folder), "/tmp", "/dev/shm"):
             assert secret.encode() not in file.read_bytes(), file.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,20 @@ from adapterhub_cl.server.api_keys import add_key
 TICKET = "they charged my card twice"
 
 
+MADE: list[anthropic.Anthropic] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Every client is closed at the end of its test: this one leaves its connections open otherwise."""
+    yield
+    while MADE:
+        MADE.pop().close()
+
+
 def client_of(served: Running, **options: Any) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=served.url, max_retries=0, **{"api_key": "none", **options})
+    MADE.append(anthropic.Anthropic(base_url=served.url, max_retries=0, **{"api_key": "none", **options}))
+    return MADE[-1]
 
 
 def asked(text: str = TICKET, **more: Any) -> dict[str, Any]:

@@ -24,7 +24,13 @@ def test_every_error_is_of_the_tree_and_has_its_own_code() -> None:
 
 def test_exit_codes_are_those_promised() -> None:
     found = {e.__name__: e.exit_code for e in ALL if e.exit_code != 1}
-    assert found == {"UsageError": 2, "UnknownNameError": 2, "GateRefused": 3, "TrainingInterrupted": 130}
+    assert found == {
+        "UsageError": 2,
+        "UnknownNameError": 2,
+        "GateRefused": 3,
+        "ExportRefused": 3,
+        "TrainingInterrupted": 130,
+    }
 
 
 def test_message_and_hint() -> None:

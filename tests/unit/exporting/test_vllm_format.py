@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.adapters.lora_config import CONFIG, WEIGHTS, told_for
 from adapterhub_cl.adapters.vllm_folder import RANKS, largest_difference, outline, write_vllm_folder, write_zeros
 from adapterhub_cl.errors import AdapterError, ExportRefused, UsageError
+from adapterhub_cl.progress import LineReporter
 
 Q0 = "model.layers.0.self_attn.q_proj"
 CASES: dict[str, dict[str, Any]] = {
@@ -84,6 +86,18 @@ def test_all_are_written_by_name_or_none_is(hub: AdapterHub, tmp_path: Path, mon
     with pytest.raises(AdapterError, match="DoRA"):
         hub.export_all(tmp_path / "none", format="vllm", base_name="some/base")
     assert not (tmp_path / "none").exists()
+
+
+def test_all_are_the_versions_that_answer(pico_path: Any, tmp_path: Path) -> None:
+    made = AdapterHub.init(tmp_path / "hub", str(pico_path("llama")), quantization="none", dtype="fp32")
+    for seed in (1, 2):
+        made.import_adapter(write_lora(tmp_path / f"lora{seed}", seed), "one", labels=("a", "b"))
+    serving = made.registry.serving()["one"]
+    assert made.get("one").ref != serving == "one@v1"
+    assert made.export_all(tmp_path / "all", format="vllm", base_name="some/base") == [serving]
+    told = io.StringIO()
+    made.export("one", tmp_path / "newest", format="vllm", base_name="some/base", reporter=LineReporter(told))
+    assert "one@v1 is the one that answers now" in told.getvalue()
 
 
 def test_an_adapter_that_changes_nothing_is_refused(
