@@ -43,8 +43,9 @@ class Leaving(OpenedHub):
             StorageError: the disk cannot be written; the directory is unchanged.
         """
         kind, config = exporting.configured(format, asked)
+        order = self._order(ref, self._outside(target), config, reporter)
         self._tell_other(ref, reporter)
-        return exporting.export(self._order(ref, self._outside(target), config, reporter), kind)
+        return exporting.export(order, kind)
 
     @takes(*exporting.options())
     def export_all(
