@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from openai import OpenAI
@@ -19,20 +19,32 @@ from adapterhub_cl.bases.loading import load_base
 from adapterhub_cl.server.application import Guard, application
 from adapterhub_cl.server.serve_options import ServeOptions
 
+C = TypeVar("C")
 REFERENCE = Path(__file__).parents[2] / "registry"
 
 
 @dataclass
 class Running:
-    """A server that runs in this process."""
+    """A server that runs in this process.
+
+    Attributes:
+        clients: closed when the server ends. One that a failed call's traceback holds would otherwise be found by the
+            garbage collector, perhaps after its open socket.
+    """
 
     url: str
     hub: AdapterHub
     server: uvicorn.Server
     engine: Any
+    clients: list[Any] = field(default_factory=list)
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        return self.keep(OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options))
+
+    def keep(self, client: C) -> C:
+        """A client that is closed when the server ends."""
+        self.clients.append(client)
+        return client
 
 
 @contextmanager
@@ -50,8 +62,11 @@ def running(folder: Path, *, train: Sequence[str] = (), engine_at: str = "", **o
         thread.start()
         while not server.started:
             time.sleep(0.01)
+        found = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", hub, server, engine)
         try:
-            yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", hub, server, engine)
+            yield found
         finally:
+            for client in found.clients:
+                client.close()
             server.should_exit = True
             thread.join(30)

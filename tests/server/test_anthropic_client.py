@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,8 @@ from adapterhub_cl.server.api_keys import add_key
 TICKET = "they charged my card twice"
 
 
-MADE: list[anthropic.Anthropic] = []
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    """Every client is closed at the end of its test: this one leaves its connections open otherwise."""
-    yield
-    while MADE:
-        MADE.pop().close()
-
-
 def client_of(served: Running, **options: Any) -> anthropic.Anthropic:
-    MADE.append(anthropic.Anthropic(base_url=served.url, max_retries=0, **{"api_key": "none", **options}))
-    return MADE[-1]
+    return served.keep(anthropic.Anthropic(base_url=served.url, max_retries=0, **{"api_key": "none", **options}))
 
 
 def asked(text: str = TICKET, **more: Any) -> dict[str, Any]:
