@@ -8,12 +8,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.server.asking import Asker
 from adapterhub_cl.server.failing import MESSAGES, answer_of
-from adapterhub_cl.server.openai_routes import conversation_of_messages, following, refuse_unknown, tokens_used
+from adapterhub_cl.server.openai_routes import (
+    begun,
+    conversation_of_messages,
+    event_stream,
+    refuse_unknown,
+    tokens_used,
+)
 from adapterhub_cl.server.wire import MessagesAsked
 from adapterhub_cl.types import Prediction
 
@@ -43,11 +49,9 @@ def route(asker: Asker) -> APIRouter:
 
 async def _streamed(asker: Asker, request: AnswerRequest, model: str) -> Response:
     """The answer as server-sent events; the headers wait for the first piece, so that they can say who answers."""
-    events = asker.stream([request])
-    first = await anext(events)
-    if isinstance(first[1], Exception):
-        await events.aclose()  # type: ignore[attr-defined]
-        return answer_of(first[1], MESSAGES)
+    events = await begun(asker, [request])
+    if isinstance(events, Exception):
+        return answer_of(events, MESSAGES)
     who = request.answered_by
 
     async def lines() -> AsyncIterator[str]:
@@ -55,7 +59,7 @@ async def _streamed(asker: Asker, request: AnswerRequest, model: str) -> Respons
         start = {**_head(request, who.ref if who else model), "content": [], "stop_reason": None, "stop_sequence": None}
         yield _event("message_start", message={**start, "usage": {"input_tokens": 0, "output_tokens": 0}})
         yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-        async for _, what in following(first, events):
+        async for _, what in events:
             if isinstance(what, str):
                 yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": what})
             elif isinstance(what, Exception):
@@ -67,8 +71,7 @@ async def _streamed(asker: Asker, request: AnswerRequest, model: str) -> Respons
                 yield _event("message_delta", delta=_end(what), usage=_usage(what))
         yield _event("message_stop")
 
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **asker.headers(who)}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return event_stream(lines(), asker.headers(who))
 
 
 def _head(request: AnswerRequest, model: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -163,11 +163,9 @@ async def _streamed(
 ) -> Response:
     """The answers as server-sent events. The first is waited for, so that the headers can say who answers and an error
     is an error."""
-    events = asker.stream(requests)
-    first = await anext(events)
-    if isinstance(first[1], Exception):
-        await events.aclose()  # type: ignore[attr-defined]
-        return answer_of(first[1])
+    events = await begun(asker, requests)
+    if isinstance(events, Exception):
+        return answer_of(events)
     who = requests[0].answered_by
     head = {"id": requests[0].id, "object": kind, "created": int(time.time()), "model": who.ref if who else asked.model}
 
@@ -179,7 +177,7 @@ async def _streamed(
             for index in range(len(requests)):
                 yield line([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
         found: list[Prediction] = []
-        async for index, what in following(first, events):
+        async for index, what in events:
             if isinstance(what, str):
                 yield line([piece_of(index, what)])
             elif isinstance(what, Exception):
@@ -192,11 +190,27 @@ async def _streamed(
             yield line([], usage=_usage(found))
         yield "data: [DONE]\n\n"
 
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **asker.headers(who)}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return event_stream(lines(), asker.headers(who))
 
 
-async def following(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def begun(asker: Asker, requests: Sequence[AnswerRequest]) -> AsyncIterator[Any] | Exception:
+    """What `Asker.stream` gives, once the first of it is there: by then it is known who answers. The error, if that is
+    the first."""
+    events = asker.stream(requests)
+    first = await anext(events)
+    if isinstance(first[1], Exception):
+        await events.aclose()  # type: ignore[attr-defined]
+        return first[1]
+    return _following(first, events)
+
+
+def event_stream(lines: AsyncIterator[str], headers: Mapping[str, str]) -> Response:
+    """Server-sent events that no proxy holds back."""
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
+    return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+
+
+async def _following(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The first event, and then the others; these are given up where this is."""
     try:
         yield first
