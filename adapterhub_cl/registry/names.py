@@ -48,6 +48,16 @@ def check_local(path: str | Path, what: str = "a folder") -> Path:
     return Path(path).expanduser()
 
 
+def refuse_inside(path: Path, hub: Path, hint: str) -> None:
+    """Raise where something would be written into a hub that is not part of it.
+
+    Raises:
+        UsageError: the path, its links followed, is inside the hub's folder.
+    """
+    if path.resolve().is_relative_to(hub.resolve()):
+        raise UsageError(f"{path} is inside the hub", hint)
+
+
 def is_outside(parent: str) -> bool:
     """Whether a parent in the lineage is a version of another hub, named by its path or URL."""
     return Path(parent).is_absolute() or _URL.fullmatch(parent) is not None

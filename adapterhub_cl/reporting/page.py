@@ -12,6 +12,7 @@ from typing import Any
 
 from adapterhub_cl.errors import StorageError, UsageError
 from adapterhub_cl.registry import Event, Registry, check_local, files
+from adapterhub_cl.registry.names import refuse_inside
 from adapterhub_cl.reporting import drawing, views
 from adapterhub_cl.reporting.facts import Facts
 from adapterhub_cl.reporting.gathering import MOST_MOVES, gather
@@ -123,8 +124,7 @@ def check_target(path: Path, hub: Path, overwrite: bool) -> Path:
         raise UsageError(f"{path} is a link that leads back to itself", "name another file") from error
     if not target.parent.is_dir():
         raise UsageError(f"{path} is a link to {target}, whose directory does not exist", "create it, or name another")
-    if target.is_relative_to(hub.resolve()):
-        raise UsageError(f"{path} is inside the hub", "name a file outside of it: -o ../report.html")
+    refuse_inside(path, hub, "name a file outside of it: -o ../report.html")
     if (path.exists() or path.is_symlink()) and not overwrite and not is_report(path):
         raise UsageError(f"{path} already exists and is not a report", "name another file, or add --overwrite")
     return path

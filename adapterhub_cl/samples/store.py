@@ -10,6 +10,7 @@ from typing import Any
 
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.registry import HubFile, Registry, check_local, files, parse_ref, samples
+from adapterhub_cl.registry.names import refuse_inside
 from adapterhub_cl.samples.budget import Budget, fitting, parse_budget, shares
 from adapterhub_cl.types import AdapterRecord, Example
 
@@ -103,8 +104,7 @@ class Samples:
             raise UsageError(f"{path} already exists", "name another file, or add --overwrite")
         if not path.parent.is_dir():
             raise UsageError(f"the directory {path.parent} does not exist", "create it first")
-        if path.resolve().is_relative_to(self.registry.path.resolve()):
-            raise UsageError(f"{path} is inside the hub", "name a file outside of it")
+        refuse_inside(path, self.registry.path, "name a file outside of it")
         if ref is not None:
             rows = [example.to_json() for example in self.show(ref)]
         else:

@@ -11,6 +11,7 @@ from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError,
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, parse_ref
 from adapterhub_cl.registry.files import storage_errors
+from adapterhub_cl.registry.names import refuse_inside
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.sharing.remote_store import RemoteStore, blob, document
 from adapterhub_cl.sharing.shared_version import MovedVersion, SharedVersion, digest, read, without_samples, write
@@ -35,8 +36,8 @@ def push(
         StorageError: the store cannot be written.
     """
     store = RemoteStore(target)
-    if store.folder is not None and store.folder.resolve().is_relative_to(registry.path.resolve()):
-        raise UsageError(f"{store.url} is inside the hub", "push to a folder outside of it")
+    if store.folder is not None:
+        refuse_inside(store.folder, registry.path, "push to a folder outside of it")
     records = _wanted(registry, refs)
     for record in records:
         registry.check_files(record)
