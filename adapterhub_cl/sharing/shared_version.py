@@ -14,12 +14,12 @@ from typing import Any
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry import shapes
 from adapterhub_cl.registry.manifests import parse
+from adapterhub_cl.registry.publishing import TOLD
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.sharing.signing import SigningKey, fingerprint, is_signed
 from adapterhub_cl.types import Task
 
 FORMAT = 1
-_TOLD = ("README.md", "recipe.json")  # these contain times and scores too
 _PURPOSE = b"adapterhub-cl shared version\n"  # so that a signature holds for nothing else
 _DIGITS = set("0123456789abcdef")
 
@@ -80,7 +80,7 @@ class SharedVersion:
 
 def digest(manifest: Mapping[str, Any]) -> str:
     """What makes two versions the same: the SHA-256 of their files, without samples, cards and recipes."""
-    rows = sorted((name, row["sha256"]) for name, row in manifest["files"].items() if name not in (*_TOLD, SAMPLES))
+    rows = sorted((name, row["sha256"]) for name, row in manifest["files"].items() if name not in (*TOLD, SAMPLES))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
