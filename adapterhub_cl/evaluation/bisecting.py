@@ -145,30 +145,26 @@ def _right(
     """Whether a version answers each row rightly, and its answers. A label that it did not know yet is wrong."""
     task, _ = who_answers(ServingTable(hub.registry), task_name, record.ref)
     assert task is not None
-    knows = [task.kind != "choice" or row.answer in task.labels for row in rows]
-    own = [row for row, known in zip(rows, knows, strict=True) if known]
-    if not own:
-        return [False] * len(rows), [""] * len(rows)
+    right, said = [False] * len(rows), [""] * len(rows)
+    known = [k for k, row in enumerate(rows) if task.kind != "choice" or row.answer in task.labels]
+    if not known:
+        return right, said
     with (
         answering(hub.registry, hub.base, record.ref) as model,
-        hub.reporter.piece(f"asking {record.ref}", len(own)) as advance,
+        hub.reporter.piece(f"asking {record.ref}", len(known)) as advance,
     ):
         wanted, found = answered(
             model,
             hub.base.tokenizer,
             objectives.of(hub.base.info),
             task,
-            own,
+            [rows[k] for k in known],
             max_length=hub.base.context,
             dtype=hub.base.dtype,
             progress=advance,
         )
-    told = iter(zip(own, wanted, found, strict=True))
-    right, said = [], []
-    for known in knows:
-        row, gold, answer = next(told) if known else (None, "", "")
-        right.append(row is not None and _matches(task, row, gold, answer))
-        said.append(answer)
+    for k, gold, answer in zip(known, wanted, found, strict=True):
+        right[k], said[k] = _matches(task, rows[k], gold, answer), answer
     return right, said
 
 
