@@ -170,6 +170,11 @@ def task_of(registry: Registry, record: AdapterRecord) -> Task:
     return registry.task(record.task) if record.task else Task(record.name)
 
 
+def tasks_of(registry: Registry, record: AdapterRecord) -> list[Task]:
+    """Every task that a version answers: its own as it was when it was made, the others as they are now."""
+    return [task_of(registry, record) if name == record.task else registry.task(name) for name in record.tasks]
+
+
 @contextmanager
 def answering(registry: Registry, base: LoadedBase, ref: str) -> Iterator[Any]:
     """The base with a version active, its files checked; `base` is the base alone.

@@ -54,6 +54,10 @@ class TaskProof:
             f"{self.base:.3f}), retention {self.retention:.3f}{same}"
         )
 
+    def drop(self, task: str) -> str:
+        """What was lost, for a refusal: `news 0.500 (0.800 → 0.400)`."""
+        return f"{task} {self.retention:.3f} ({self.adapter:.3f} → {self.export:.3f})"
+
 
 def scored(probe: Probe, gold: Sequence[str], said: Sequence[str]) -> Answers:
     """Answers with their score.

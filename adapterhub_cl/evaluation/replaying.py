@@ -16,7 +16,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapterhub_cl.adapters.serving import task_of
+from adapterhub_cl.adapters.serving import tasks_of
 from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import resolve
 from adapterhub_cl.context import Hub
@@ -81,7 +81,7 @@ def replay(
     found = []
     for record in records:
         name = model or _name_of(record, there, len(records) == 1)
-        proofs = {task.name: _asked(hub, server, name, record, task, rows) for task in _tasks(hub, record)}
+        proofs = {task.name: _asked(hub, server, name, record, task, rows) for task in tasks_of(hub.registry, record)}
         told = {task: proof for task, proof in proofs.items() if proof is not None}
         if not told:
             raise DataError(
@@ -140,7 +140,9 @@ class CompletionServer:
             with urllib.request.urlopen(request, timeout=seconds) as answer:
                 text = answer.read(MOST_BYTES + 1)
         except urllib.error.HTTPError as error:
-            raise ServerError(f"{self.url}{path} answers {error.code}: {_said(error)}", _hint(error.code)) from error
+            with error:
+                said = _said(error)
+            raise ServerError(f"{self.url}{path} answers {error.code}: {said}", _hint(error.code)) from error
         except (OSError, HTTPException) as error:
             why = getattr(error, "reason", error)
             raise ServerError(f"{self.url}{path} cannot be asked: {why}", "check that the server runs there") from error
@@ -183,11 +185,6 @@ def _name_of(record: AdapterRecord, there: Sequence[str], alone: bool) -> str:
     raise UsageError(f"the server has no model {record.ref} or {record.name}", hint)
 
 
-def _tasks(hub: Hub, record: AdapterRecord) -> list[Task]:
-    registry = hub.registry
-    return [task_of(registry, record) if name == record.task else registry.task(name) for name in record.tasks]
-
-
 def _asked(
     hub: Hub, server: CompletionServer, model: str, record: AdapterRecord, task: Task, rows: int | None
 ) -> TaskProof | None:
@@ -228,11 +225,7 @@ def refused(found: Sequence[Replayed]) -> AdapterHubError | None:
     """The error that says what was lost; None if nothing was."""
     from adapterhub_cl.errors import ExportRefused
 
-    told = [
-        f"{task} {one.tasks[task].retention:.3f} ({one.tasks[task].adapter:.3f} → {one.tasks[task].export:.3f})"
-        for one in found
-        for task in one.lost
-    ]
+    told = [one.tasks[task].drop(task) for one in found for task in one.lost]
     if not told:
         return None
     return ExportRefused(

@@ -6,7 +6,7 @@ The rows are the held-out data that the version was scored on where they still l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,16 +39,6 @@ class Reference:
     @property
     def examples(self) -> Sequence[Example]:
         return self.probe.examples
-
-
-class GivenAnswers:
-    """Answers that were given already, by the rows they answer."""
-
-    def __init__(self, pairs: Iterable[tuple[Reference, Answers]]) -> None:
-        self._pairs = list(pairs)
-
-    def __getitem__(self, found: Reference) -> Answers:
-        return next(answers for one, answers in self._pairs if one is found)
 
 
 def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:
@@ -149,7 +139,7 @@ def judge(
         )
     lost = {task: proof for task, proof in proofs.items() if lost_too_much(proof, least)}
     if lost:
-        told = "; ".join(f"{task} {p.retention:.3f} ({p.adapter:.3f} → {p.export:.3f})" for task, p in lost.items())
+        told = "; ".join(proof.drop(task) for task, proof in lost.items())
         raise ExportRefused(
             f"the export retains less than {least:g} of {told}",
             "nothing was written; --min-retention accepts less, --proof-rows measures on more rows",

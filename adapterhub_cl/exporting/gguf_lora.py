@@ -94,7 +94,7 @@ class Format(BaseFormat):
                 order,
                 made,
                 self.references,
-                said.__getitem__,
+                lambda one: said[one.task.name],
                 least=least,
                 opened_by="the hub's base",
                 card=card,
@@ -119,8 +119,8 @@ class Format(BaseFormat):
     def next_steps(self, path: Path, base: BaseInfo) -> list[str]:
         return [f"next: llama-server -m BASE.gguf --lora {path / ADAPTER}; or see {path / MODELFILE} for Ollama"]
 
-    def _by_the_hub(self, order: ExportOrder, made: Path) -> _proof.GivenAnswers:
-        """What the factors in the file say on the hub's base."""
+    def _by_the_hub(self, order: ExportOrder, made: Path) -> dict[str, Answers]:
+        """Task → what the factors in the file say on the hub's base."""
         from adapterhub_cl.adapters.as_served import as_served
         from adapterhub_cl.adapters.lora_files import LoraFile, write_lora
         from adapterhub_cl.exporting import _gguf_files, _gguf_steps
@@ -131,10 +131,10 @@ class Format(BaseFormat):
             layers = _gguf_files.read_lora(made / ADAPTER, plan, lora.modules)
             write_lora(Path(place), layers, [lora], "")
             with as_served(base, Path(place)) as model:
-                return _proof.GivenAnswers(
-                    (one, _proof.answers_of(model, base, one.probe, order, "asking the export"))
+                return {
+                    one.task.name: _proof.answers_of(model, base, one.probe, order, "asking the export")
                     for one in self.references
-                )
+                }
 
     def _base_file(self, order: ExportOrder, place: Path) -> Path:
         """The base as GGUF: the hub's own file, or one that is written here."""

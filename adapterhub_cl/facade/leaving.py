@@ -12,6 +12,7 @@ from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.options import takes
 from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import check_local
+from adapterhub_cl.registry.names import refuse_inside
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.replaying import Replayed
@@ -80,8 +81,7 @@ class Leaving(OpenedHub):
 
     def _outside(self, target: str | Path) -> Path:
         folder = check_local(target)
-        if folder.resolve().is_relative_to(self.folder.resolve()):
-            raise UsageError(f"{target} is inside the hub", "export to a folder outside of it")
+        refuse_inside(folder, self.folder, "export to a folder outside of it")
         return folder
 
     def _tell_other(self, ref: str, reporter: Reporter | None) -> None:
@@ -92,11 +92,11 @@ class Leaving(OpenedHub):
             usual(reporter).note(f"note: {record.ref} is the newest version; {serves[0]} is the one that answers now")
 
     def _order(self, ref: str, folder: Path, config: Any, reporter: Reporter | None) -> exporting.ExportOrder:
-        from adapterhub_cl.adapters.serving import task_of
+        from adapterhub_cl.adapters.serving import tasks_of
 
         record = self.registry.get(ref)
         self.registry.check_files(record)
-        tasks = [task_of(self.registry, record) if t == record.task else self.registry.task(t) for t in record.tasks]
+        tasks = tasks_of(self.registry, record)
         hub, mine = self.context(reporter), self._loaded is None
         release = self._release if mine else lambda: None
         return exporting.ExportOrder(record, folder, self.base, tasks, hub, config, release)
