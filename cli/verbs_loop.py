@@ -232,5 +232,8 @@ def _print_steps(session: Session, found: Sequence[LearnStep]) -> None:
         print(f"{step.task}: {step.did}{f' {step.ref}' if step.ref else ''}: {display.one_line(step.reason)}")
         if (odd := step.detail.get("surprise")) and odd.get("surprising"):
             print(f"  {odd['told']}")
+        if apart := step.detail.get("incident"):
+            does = "set aside, not learned" if apart["over"] else "left waiting, since it may go on"
+            print(f"  {does}: {apart['told']}")
         if dropped := step.detail.get("dropped"):
             print(f"  left out: {', '.join(f'{count} {why}' for why, count in dropped.items())}")

@@ -17,8 +17,9 @@ from adapterhub_cl.data.label_forms import for_task
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import mark_of
 from adapterhub_cl.errors import DataError
+from adapterhub_cl.evaluation import metrics
 from adapterhub_cl.evaluation.gate import Effect, as_share
-from adapterhub_cl.evaluation.scoring import evaluate
+from adapterhub_cl.evaluation.scoring import answered, evaluate
 from adapterhub_cl.evaluation.stages import source_of
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
@@ -122,6 +123,29 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
             dtype=base.dtype,
             progress=advance,
         )[0]
+
+
+def score_rows(
+    model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None = None, what: str = ""
+) -> list[float]:
+    """The task's main score on each row, 0 to 1, for the model in its current state; not for raw text."""
+    reporter = reporter or Reporter()
+    task, rows = probe.task, probe.examples
+    with reporter.piece(what or f"measuring {task.name}", len(rows)) as advance:
+        gold, said = answered(
+            model,
+            base.tokenizer,
+            objectives.of(base.info),
+            task,
+            rows,
+            max_length=base.context,
+            dtype=base.dtype,
+            progress=advance,
+        )
+    return [
+        metrics.score(task, [right], [given], references=[row.references])[task.metric]
+        for right, given, row in zip(gold, said, rows, strict=True)
+    ]
 
 
 def score_version(

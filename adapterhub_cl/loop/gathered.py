@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.evaluation.probes import probe_of
+from adapterhub_cl.loop.incident import Incident
 from adapterhub_cl.loop.surprise import Surprise, surprise
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.files import atomic_write_text
@@ -30,6 +31,7 @@ class Gathered:
         known: whether the hub has the task; otherwise users have named it.
         judged: everything that was said and waits.
         surprise: whether it was more often wrong than expected; None where that cannot be told.
+        incident: rows that users contradict far more often than the others; they are no longer in `clean`.
     """
 
     task: str
@@ -37,6 +39,23 @@ class Gathered:
     judged: Sequence[Judged]
     clean: Clean
     surprise: Surprise | None
+    incident: Incident | None = None
+
+    def without(self, registry: Registry, found: Incident) -> Gathered:
+        """What is left to learn. Rows of an incident that is over are taken by the lesson and not learned; if it may go
+        on, its rows and those after it wait."""
+        rows = list(self.clean.rows)
+        apart = {question_of(row) for row in (rows[found.start : found.stop] if found.over else rows[found.start :])}
+        times = [one.said.at for one in self.judged if question_of(one.kept.example) in apart]
+        found = replace(found, since=min(times), until=max(times))
+        others = [one for one in self.judged if question_of(one.kept.example) not in apart]
+        return replace(
+            self,
+            judged=self.judged if found.over else others,
+            clean=replace(self.clean, rows=[row for row in rows if question_of(row) not in apart]),
+            surprise=surprise(registry, self.task, others) if self.known else None,
+            incident=found,
+        )
 
     def split(self) -> tuple[list[Example], list[Example]]:
         """Rows to learn, and rows to measure on (none of few rows)."""
@@ -56,6 +75,7 @@ class Gathered:
             "dropped": self.clean.dropped,
             "labelled": all(one.said.labelled for one in self.judged if one.said.right is not None),
             "surprise": self.surprise.to_json() if self.surprise else None,
+            "incident": self.incident.to_json() if self.incident else None,
         }
 
 

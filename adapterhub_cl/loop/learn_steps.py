@@ -5,27 +5,32 @@ Each step is recorded before the next begins, and can be repeated: after a kill,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from statistics import fmean
 from typing import Any
 
 from adapterhub_cl.adapters.serving import answering, task_of
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.reading import absolute
 from adapterhub_cl.errors import DataError, GateRefused, StorageError, UsageError
-from adapterhub_cl.evaluation.intervals import significant_drop
-from adapterhub_cl.evaluation.probes import Probe, score
+from adapterhub_cl.evaluation.intervals import paired_interval
+from adapterhub_cl.evaluation.probes import Probe, score_rows
 from adapterhub_cl.learning.order import finished, order_of, versions_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.loop import gathered, verdict
+from adapterhub_cl.loop.incident import incident
 from adapterhub_cl.loop.learn_options import LearnOptions
 from adapterhub_cl.registry.files import now
+from adapterhub_cl.traffic.cleaning import question_of
 from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.traffic.lesson_book import CANARY, FAILED, GATHERED, PROMOTED, REFUSED, ROLLED_BACK, Lesson, Lessons
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import LATEST, AdapterRecord
+from adapterhub_cl.types import LATEST, AdapterRecord, Example
 
+EARLIER = 200  # rows held back of earlier lessons that a new version is measured on
+HALF = 0.5  # an answer with a lower score than this is wrong
 WAITING, WOULD = "waiting", "would learn"
 
 
@@ -75,11 +80,15 @@ class LearnTask:
             if dry_run:
                 return LearnStep(task, WOULD, f"lesson {lesson.id} was begun and not finished")
             return self._teach(lesson)
-        found = gathered.gather(self.registry, self.journal, task)
+        found, enough = gathered.gather(self.registry, self.journal, task), self.options.enough
+        if len(found.clean.rows) >= enough:
+            found = self._set_aside(found)
         detail = {key: value for key, value in found.to_json().items() if key not in ("task", "known")}
-        rows, enough = len(found.clean.rows), self.options.enough
+        rows = len(found.clean.rows)
         if rows < enough:
-            return LearnStep(task, WAITING, f"{rows} of {enough} rows with a right answer have gathered", "", detail)
+            beside = f", beside {found.incident}" if found.incident else ""
+            told = f"{rows} of {enough} rows with a right answer have gathered{beside}"
+            return LearnStep(task, WAITING, told, "", detail)
         if found.known and task not in {record.name for record in self.registry.adapters(include_rejected=False)}:
             served = self.registry.serving().get(task, "nothing")
             return LearnStep(task, WAITING, f"{served} serves it, and no adapter of its own can be updated", "", detail)
@@ -89,6 +98,19 @@ class LearnTask:
         return self._teach(self._begin(found, verb, detail))
 
     # -- learning --------------------------------------------------------------------------------
+
+    def _set_aside(self, found: gathered.Gathered) -> gathered.Gathered:
+        """Without the rows of an incident, see `loop.incident`. One that goes on and leaves too few others is learned
+        with them: it may be drift, and the gate, the rows held back and the canary judge what it makes."""
+        served = self.registry.serving().get(found.task)
+        if not found.known or served is None or self.registry.task(found.task).kind == "text":
+            return found
+        scores = self._scores(served, found.task, found.clean.rows, "comparing what users said")
+        seen = incident([score < HALF for score in scores])
+        if seen is None:
+            return found
+        left = found.without(self.registry, seen)
+        return left if seen.over or len(left.clean.rows) >= self.options.enough else found
 
     def _begin(self, found: gathered.Gathered, verb: str, detail: Mapping[str, Any]) -> Lesson:
         served = self.registry.serving().get(found.task, "")
@@ -118,7 +140,7 @@ class LearnTask:
         if not lesson.served_before:
             return self._end(lesson, PROMOTED, "a new task, which nothing served before")
         gain = self._gain(lesson)
-        if gain.get("worse"):
+        if gain.get("worse") or gain.get("earlier", {}).get("worse"):
             self._withdraw(lesson, "worse on the rows held back")
             told = f"{lesson.ref} is worse on the rows held back: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
@@ -171,20 +193,38 @@ class LearnTask:
         return made[-1] if made else None
 
     def _gain(self, lesson: Lesson) -> dict[str, Any]:
-        """How often both versions are right on the rows that were held back."""
-        rows = gathered.read_back(lesson.held_back(self.registry.path))
-        if not rows:
+        """How often both versions are right on the rows that were held back, and on those of the lessons before it."""
+        path = self.registry.path
+        rows, learned = gathered.read_back(lesson.held_back(path)), gathered.read_back(lesson.file(path))
+        seen = {question_of(row) for row in (*rows, *learned)}
+        earlier = [row for row in self._earlier(lesson) if question_of(row) not in seen]
+        if not rows or self.registry.task(lesson.task).kind == "text":
             return {}
-        found = []
-        for ref in (lesson.served_before, lesson.ref):
-            record = self.registry.get(ref)
-            task = task_of(self.registry, record) if record.task == lesson.task else self.registry.task(lesson.task)
-            probe = Probe(task, rows, "rows held back", task.max_length or self.hub.base.context)
-            with answering(self.registry, self.hub.base, ref) as model:
-                found.append(score(model, self.hub.base, probe, self.hub.reporter, f"measuring {ref}"))
-        before, after = (one.value for one in found)
-        worse = significant_drop(before, len(rows), after, len(rows), 0.0)
-        return {"rows": len(rows), "metric": found[0].metric, "before": before, "after": after, "worse": worse}
+        both = [*rows, *earlier]
+        before, after = (
+            self._scores(ref, lesson.task, both, f"measuring {ref}") for ref in (lesson.served_before, lesson.ref)
+        )
+        n = len(rows)
+        found = {"rows": n, "metric": self.registry.task(lesson.task).metric, **_change(before[:n], after[:n])}
+        if earlier:
+            found["earlier"] = {"rows": len(earlier), **_change(before[n:], after[n:])}
+        return found
+
+    def _earlier(self, lesson: Lesson) -> list[Example]:
+        """Rows that were held back of earlier lessons whose version was promoted, the newest first."""
+        found: list[Example] = []
+        for one in self.lessons.all(lesson.task):
+            if one.state == PROMOTED and one.id != lesson.id and len(found) < EARLIER:
+                found += gathered.read_back(one.held_back(self.registry.path))
+        return found[:EARLIER]
+
+    def _scores(self, ref: str, name: str, rows: Sequence[Example], what: str) -> list[float]:
+        """The main score of a version on each row, 0 to 1."""
+        record = self.registry.get(ref)
+        task = task_of(self.registry, record) if record.task == name else self.registry.task(name)
+        probe = Probe(task, rows, "what users said", task.max_length or self.hub.base.context)
+        with answering(self.registry, self.hub.base, ref) as model:
+            return score_rows(model, self.hub.base, probe, self.hub.reporter, what)
 
     # -- the canary ------------------------------------------------------------------------------
 
@@ -247,7 +287,15 @@ class LearnTask:
         return LearnStep.of(ended)
 
 
+def _change(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    low, _ = paired_interval(before, after)
+    return {"before": fmean(before), "after": fmean(after), "worse": low > 0}
+
+
 def _told(gain: Mapping[str, Any]) -> str:
     if not gain:
         return "too few rows to hold some back"
-    return f"{gain['metric']} {gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"
+    told = f"{gain['metric']} {gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"
+    if old := gain.get("earlier"):
+        told += f", {old['before']:.3f} → {old['after']:.3f} on {old['rows']} of earlier lessons"
+    return told

@@ -15,7 +15,7 @@ from traffic_support import answer
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, GateRefused, TrainingError, UnknownNameError, UsageError
-from adapterhub_cl.loop import learn_steps
+from adapterhub_cl.loop import gathered, learn_steps
 from adapterhub_cl.loop.learn_call import alone, watch
 from adapterhub_cl.traffic.journal import Said
 from adapterhub_cl.traffic.lesson_book import Lessons
@@ -39,9 +39,10 @@ def hub(taught: Path, tmp_path: Path) -> AdapterHub:
 
 
 def said(hub: AdapterHub, count: int, task: str = "colours", *, labels: Sequence[str] = COLOURS, shift: int = 0,
-         ref: str = "colours@v1", good: bool | None = True, first: int = 0, at: str = "") -> None:  # fmt: skip
+         ref: str = "colours@v1", good: bool | None = True, first: int = 0, at: str = "",
+         draw: int = 0) -> None:  # fmt: skip
     """Answers that users judged; `shift` moves each right label on by so many."""
-    found = rows(labels, count, SEED)
+    found = rows(labels, count, SEED + draw)
     about = {"at": at} if at else {}
     for k, row in enumerate(found, first):
         right = labels[(labels.index(row["output"]) + shift) % len(labels)]
@@ -129,6 +130,47 @@ def test_poison_is_refused_by_the_gate(hub: AdapterHub) -> None:
     assert hub.registry.serving()["colours"] == "colours@v1"
     assert hub.registry.canaries() == {}
     assert hub.learn()[0].did == "waiting"  # the poison was taken, and is not learned again
+
+
+def test_a_poisoned_stretch_between_good_rows_is_set_aside(hub: AdapterHub) -> None:
+    for first, shift, day in ((0, 0, 1), (100, 1, 2), (200, 0, 3)):
+        said(hub, 24, shift=shift, good=not shift, first=first, at=f"2026-01-0{day}T00:00:00.000+00:00", draw=first)
+    step = learn(hub)
+    assert step.did == "canary"
+    apart = step.detail["incident"]
+    assert (apart["over"], apart["wrong"], apart["wrong_elsewhere"]) == (True, 1.0, 0.0)
+    assert 22 <= apart["rows"] <= 24  # a question or two comes twice, or is an evaluation row
+    assert 44 <= step.detail["rows"] <= 48
+    assert not step.detail["surprise"]["surprising"]
+    assert hub.traffic.judged(waiting=True) == []  # taken, so that no later lesson learns them
+
+
+def test_a_stretch_that_may_go_on_waits(hub: AdapterHub) -> None:
+    for first, shift, day in ((0, 0, 1), (100, 1, 2)):
+        said(hub, 24, shift=shift, good=not shift, first=first, at=f"2026-01-0{day}T00:00:00.000+00:00", draw=first)
+    step = learn(hub)
+    assert (step.did, step.detail["incident"]["over"]) == ("canary", False)
+    assert len(hub.traffic.judged(waiting=True)) == step.detail["incident"]["rows"] >= 22
+
+
+def test_what_earlier_lessons_held_back_protects_what_they_taught(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(hub, 48)
+    assert learn(hub, canary=0.0).did == "promoted"
+    said(hub, 48, first=100, ref="colours@v2", draw=1)
+    real = learn_steps.LearnTask._scores
+    earlier = len(gathered.read_back(Lessons(hub.traffic).all()[0].held_back(hub.folder)))
+
+    def forgets(self: Any, ref: str, name: str, rows: Any, what: str) -> list[float]:
+        found = real(self, ref, name, rows, what)
+        return [*found[:-earlier], *([0.0] * earlier)] if ref == "colours@v3" else found
+
+    monkeypatch.setattr(learn_steps.LearnTask, "_scores", forgets)
+    step = learn(hub)
+    assert step.did == "refused"
+    assert f"→ 0.000 on {earlier} of earlier lessons" in step.reason
+    assert hub.registry.serving()["colours"] == "colours@v2"
 
 
 @pytest.mark.parametrize(("after", "did"), [(0.4, "refused"), (0.6, "canary")])
