@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cl_adapter.__main__ import main
+from crashes import in_child
 from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, teach, write
 from filelock import FileLock
 
@@ -140,11 +141,7 @@ class _Killed(Reporter):
 
 @pytest.mark.parametrize("when", ["animals: learned again", "colours: learned again"])
 def test_a_killed_rebase_goes_on(old: AdapterHub, roberta: str, tmp_path: Path, when: str) -> None:
-    child = os.fork()
-    if child == 0:
-        old.rebase(roberta, to=str(tmp_path / "new"), reporter=_Killed(when), **BRIEF)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
+    assert in_child(lambda: old.rebase(roberta, to=str(tmp_path / "new"), reporter=_Killed(when), **BRIEF)) == 137
     done = [record.ref for record in AdapterHub.open(tmp_path / "new").list()]
     assert done == (["animals@v1"] if when.startswith("colours") else [])
     notes = Notes()
@@ -172,11 +169,7 @@ def test_a_run_that_was_stopped_is_resumed(
                 os._exit(137)
 
     asked: dict[str, Any] = {"to": str(tmp_path / "new"), "tasks": ["colours"], "checkpoint_every": 2, **FAST}
-    child = os.fork()
-    if child == 0:
-        old.rebase(roberta, reporter=Stop(), **asked)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
+    assert in_child(lambda: old.rebase(roberta, reporter=Stop(), **asked)) == 137
     runs = list((tmp_path / "new" / "runs").glob("colours-*"))
     assert len(runs) == 1
     monkeypatch.setattr(relearning, "old_score", lambda *_: pytest.fail("measured again"))
