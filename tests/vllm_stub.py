@@ -30,6 +30,7 @@ class StubVllm:
         loaded: LoRA name → the folder it came from; `factors`: the same → layer → (A, B).
         most: adapters that were loaded at the same time, at most.
         running: LoRA name → requests that are being answered now.
+        well: what it says of its health.
         deaf: adapters are taken and do nothing.
         dies_after: tokens after which a stream breaks off.
         slow: seconds before each token.
@@ -42,6 +43,7 @@ class StubVllm:
     most: int = 0
     running: dict[str, int] = field(default_factory=dict)
     unloaded_in_use: list[str] = field(default_factory=list)
+    well: bool = True
     deaf: bool = False
     dies_after: int | None = None
     slow: float = 0.0
@@ -77,6 +79,10 @@ class StubVllm:
             if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
                 return JSONResponse({"error": "Unauthorized"}, 401)
             return await go_on(request)  # type: ignore[no-any-return]
+
+        @app.get("/health")
+        def health() -> Response:
+            return Response(status_code=200 if self.well else 503)
 
         @app.get("/v1/models")
         def models() -> dict[str, Any]:

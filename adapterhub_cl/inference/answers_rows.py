@@ -33,6 +33,9 @@ class AnswersRows(Protocol):
     def __len__(self) -> int:
         """How many rows `step` still has to do with."""
 
+    def reachable(self) -> bool:
+        """Whether what computes the answers can be asked; called by any thread, and may wait for some seconds."""
+
     def expect(self, refs: Iterable[str]) -> None:
         """Begin to read versions that will be asked for."""
 

@@ -245,6 +245,10 @@ class Engine:
         """How many answers are being written, token by token."""
         return self._worker.rows.writing
 
+    def reachable(self) -> bool:
+        """Whether what computes the answers can be asked: a vLLM may be down. It may wait for some seconds."""
+        return not self.closing and self._worker.rows.reachable()
+
     @property
     def closing(self) -> bool:
         """Whether it takes nothing more."""

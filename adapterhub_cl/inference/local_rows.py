@@ -46,6 +46,9 @@ class LocalRows:
     def refs(self) -> list[str]:
         return self.bank.refs
 
+    def reachable(self) -> bool:
+        return True
+
     def expect(self, refs: Iterable[str]) -> None:
         self.bank.shelf.prefetch(ref for ref in refs if ref not in self.bank.refs)
 

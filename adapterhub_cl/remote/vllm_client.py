@@ -14,6 +14,7 @@ from adapterhub_cl.errors import EngineDownError, EngineError
 from adapterhub_cl.remote.vllm_address import read_address
 
 CONNECT_S = 5.0
+ALIVE_S = 2.0
 MOST_TOKENS = 20  # ids whose log-probabilities vLLM gives in one request, unless started with more --max-logprobs
 CONNECTIONS = 512
 BACK = "start it; whatever is asked after that is answered again"
@@ -50,6 +51,13 @@ class VllmClient:
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def alive(self) -> bool:
+        """Whether it says that it is well."""
+        try:
+            return (await self._http.get("/health", timeout=ALIVE_S)).status_code == 200
+        except httpx2.HTTPError:
+            return False
 
     async def models(self) -> list[dict[str, Any]]:
         """What it serves: the base (whose `parent` is None) and the adapters that are loaded."""

@@ -114,6 +114,9 @@ class VllmRows:
     def waiting(self) -> int:
         return sum(not job.asked for job in self._jobs.copy())
 
+    def reachable(self) -> bool:
+        return bool(self._run(self._client.alive()))
+
     @property
     def writing(self) -> int:
         return sum(job.asked for job in self._jobs.copy())

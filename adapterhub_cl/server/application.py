@@ -119,7 +119,7 @@ def application(
     async def ready() -> JSONResponse:
         try:
             await run_in_threadpool(registry.serving)
-            able = app.state.ready and not engine.closing
+            able = app.state.ready and await run_in_threadpool(engine.reachable)
         except AdapterHubError:  # the hub is gone, or its disk is
             able = False
         return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)

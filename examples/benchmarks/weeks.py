@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.append(str(Path(__file__).parent))  # machine.py
 from machine import installed, machine
 
@@ -277,11 +279,13 @@ def run(arguments: argparse.Namespace) -> None:
         plain = nightly(arguments.base, material, arguments.seed, weeks)
         rows = []
         for week, mine in enumerate(ours(arguments.base, material, Path(folder), weeks)):
-            rows.append({"week": week, **mine, "nightly": next(plain)})
+            memory = psutil.Process().memory_info().rss // 1_000_000
+            rows.append({"week": week, **mine, "nightly": next(plain), "memory_mb": memory})
             shown = {
                 task: f"{mine['scores'][task]:.3f}/{rows[-1]['nightly'].get(task, 0):.3f}" for task in mine["scores"]
             }
-            print(week, shown, *(f"{s['task']}:{s['did']}" for s in mine["steps"]), *mine["found"], flush=True)
+            did = (f"{s['task']}:{s['did']} ({s['reason']})" for s in mine["steps"])
+            print(week, shown, f"{memory} MB", *did, *mine["found"], flush=True)
             (work / f"{arguments.seed}.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
 

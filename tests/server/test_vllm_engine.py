@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from openai import APIStatusError
 from server_support import REFERENCE, Running, running
@@ -66,6 +67,15 @@ def test_a_vllm_that_fails_is_told_in_openais_form(remote: Running, stub: StubVl
     finally:
         stub.dies_after = None
     assert remote.client().completions.create(model="base", prompt="The cat", max_tokens=2).choices
+
+
+def test_the_server_is_ready_only_while_the_vllm_is(remote: Running, stub: StubVllm) -> None:
+    found = []
+    for well in (True, False, True):
+        stub.well = well
+        found.append(httpx2.get(f"{remote.url}/health/ready").status_code)
+    assert found == [200, 503, 200]
+    assert httpx2.get(f"{remote.url}/health/live").status_code == 200
 
 
 def test_nothing_is_left_when_the_server_ends(stub: StubVllm, tmp_path: Path) -> None:
