@@ -318,7 +318,8 @@ class Prediction:
         truncated: whether the input was cut to the task's limit, or the answer ended at the task's limit.
         finished: whether the answer ended by itself, not at the limit of new tokens; always true for a choice.
         prompt_tokens: how many tokens the prompt has.
-        tokens: of a written answer each token's id and log-probability; neither of the two is part of `to_json`.
+        tokens: of a written answer each token's id and log-probability.
+        stopped_at: the stop string that ended a written answer; neither it nor the two before are part of `to_json`.
     """
 
     text: str
@@ -334,10 +335,11 @@ class Prediction:
     finished: bool = True
     prompt_tokens: int = field(default=0, repr=False, compare=False)
     tokens: tuple[tuple[int, float], ...] = field(default=(), repr=False, compare=False)
+    stopped_at: str = field(default="", repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         row = asdict(self) | {"adapters": [{"ref": ref, "weight": weight} for ref, weight in self.adapters.items()]}
-        return {key: value for key, value in row.items() if key not in ("prompt_tokens", "tokens")}
+        return {key: value for key, value in row.items() if key not in ("prompt_tokens", "tokens", "stopped_at")}
 
     def _cells(self) -> dict[str, Any]:
         found = {"text": self.text, "prediction": self.prediction, "confidence": float(self.confidence)}

@@ -18,6 +18,7 @@ class Answer(NamedTuple):
         finished: it ended by itself, not at the limit of new tokens.
         prompt_tokens: how many the prompt has.
         tokens: of a written answer each token's id and log-probability.
+        stopped_at: the stop string that ended it, or ''.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Answer(NamedTuple):
     finished: bool = True
     prompt_tokens: int = 0
     tokens: tuple[tuple[int, float], ...] = ()
+    stopped_at: str = ""
 
 
 @contextmanager

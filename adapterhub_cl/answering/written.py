@@ -132,12 +132,17 @@ class WrittenRow:
 
     def text(self) -> str:
         """The answer as far as it is written, up to the first stop string."""
+        whole, at, _ = self._whole()
+        whole = whole[:at] if self.ended else whole
+        return whole if self.prefix is None else whole.rstrip()
+
+    def _whole(self) -> tuple[str, int, str]:
+        """All that was written, where its first stop string begins (its length, if it has none), and that string."""
         whole = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
         if self.prefix is not None:
             whole = tidy(whole.removeprefix(self.prefix))
-        ends = [at for stop in self.wanted.stop if (at := whole.find(stop)) >= 0]
-        whole = whole[: min(ends)] if ends and self.ended else whole
-        return whole if self.prefix is None else whole.rstrip()
+        found = [(at, stop) for stop in self.wanted.stop if (at := whole.find(stop)) >= 0]
+        return whole, *min(found, default=(len(whole), ""))
 
     def _give(self, emit: Callable[[str], bool]) -> None:
         """Emit the new end of the answer, but hold back what may be the beginning of a stop string or a character."""
@@ -161,7 +166,7 @@ class WrittenRow:
             self._give(self.emit)
         sure = math.exp(math.fsum(self.logs) / max(1, len(self.ids)))
         tokens = tuple(zip(self.ids, self.logs, strict=True))
-        return Answer(self.text(), sure, {}, finished=self.ended, tokens=tokens)
+        return Answer(self.text(), sure, {}, finished=self.ended, tokens=tokens, stopped_at=self._whole()[2])
 
 
 def take_tokens(scores: torch.Tensor, rows: Sequence[WrittenRow]) -> torch.Tensor:

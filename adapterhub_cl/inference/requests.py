@@ -175,6 +175,7 @@ class Resolved:
             answer.finished,
             answer.prompt_tokens,
             answer.tokens,
+            answer.stopped_at,
         )
 
 

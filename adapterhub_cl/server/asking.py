@@ -192,12 +192,17 @@ class Asker:
     def _late(self) -> Refused:
         return Refused(504, f"no answer within {self.options.deadline:g} seconds", "deadline_exceeded")
 
-    def headers(self, who: Resolved | None) -> dict[str, str]:
-        """Which version answers, its content hash, the task, and what the router said."""
+    def headers(self, who: Resolved | None, answers: Sequence[Prediction] = ()) -> dict[str, str]:
+        """Which version answers, its content hash, the task, what the router said, and whether the input was cut.
+
+        Args:
+            answers: as far as they are known when the headers are sent.
+        """
         if who is None:
             return {}
         found = {"x-adapter": who.ref, "x-fallback": "true" if who.fallback else "false"}
         found |= {"x-task": header_safe(who.task.name)} if who.task and who.task.name else {}
+        found |= {"x-input-cut": "true"} if any(one.truncated and one.finished for one in answers) else {}
         found |= {} if who.routed is None else {"x-router-confidence": f"{who.routed.confidence:.4f}"}
         return found | ({"x-adapter-sha256": who.sha256} if who.sha256 else {})
 

@@ -42,7 +42,7 @@ def route(asker: Asker) -> APIRouter:
         [answer] = await asker.answers(http, [request])
         content = [{"type": "text", "text": answer.prediction}]
         body = {**_head(request, answer.adapter), "content": content, **_end(answer), "usage": _usage(answer)}
-        return JSONResponse(body, headers=asker.headers(request.answered_by))
+        return JSONResponse(body, headers=asker.headers(request.answered_by, [answer]))
 
     return found
 
@@ -79,7 +79,9 @@ def _head(request: AnswerRequest, model: str) -> dict[str, Any]:
 
 
 def _end(answer: Prediction) -> dict[str, Any]:
-    """Why an answer ended. (Whether at a stop sequence or by itself is not told apart.)"""
+    """Why an answer ended."""
+    if answer.stopped_at:
+        return {"stop_reason": "stop_sequence", "stop_sequence": answer.stopped_at}
     return {"stop_reason": "end_turn" if answer.finished else "max_tokens", "stop_sequence": None}
 
 

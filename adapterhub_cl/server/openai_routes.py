@@ -155,7 +155,7 @@ async def _whole(
         "choices": [choice(index, answer) for index, answer in enumerate(found)],
         "usage": _usage(found),
     }
-    return JSONResponse(body, headers=asker.headers(requests[0].answered_by))
+    return JSONResponse(body, headers=asker.headers(requests[0].answered_by, found))
 
 
 async def _streamed(

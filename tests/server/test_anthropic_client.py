@@ -47,6 +47,15 @@ def test_a_stream_says_the_same(served: Running) -> None:
     assert stream.response.headers["x-adapter"] == "facts@v1"
 
 
+def test_a_stop_sequence_is_named(served: Running) -> None:
+    client = client_of(served)
+    whole = client.messages.create(**asked("who runs the bakery", model="base", max_tokens=8)).content[0].text
+    stop = whole.strip()[2:4]
+    answer = client.messages.create(**asked("who runs the bakery", model="base", max_tokens=8, stop_sequences=[stop]))
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", stop)
+    assert answer.content[0].text == whole[: whole.index(stop)]
+
+
 def test_errors_have_anthropics_form(served: Running) -> None:
     client = client_of(served)
     with pytest.raises(anthropic.NotFoundError) as none:

@@ -57,6 +57,17 @@ def test_the_headers_say_who_answered(served: Running) -> None:
     assert "x-adapter-sha256" not in raw.headers
 
 
+def test_a_long_input_that_was_cut_is_said(served: Running) -> None:
+    client = served.client()
+    found = [
+        client.chat.completions.with_raw_response.create(
+            model="tickets", messages=[{"role": "user", "content": TICKET * times}]
+        ).headers.get("x-input-cut")
+        for times in (1, 200)
+    ]
+    assert found == [None, "true"]
+
+
 def test_written_answers_whole_and_streamed_are_the_same(served: Running) -> None:
     options: dict[str, Any] = {"model": "facts", "max_tokens": 12}
     whole = ask(served, "who runs the bakery", **options)
