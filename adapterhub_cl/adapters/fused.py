@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from adapterhub_cl.adapters.fused_norms import fused_norms
+
 
 class _Fused(torch.autograd.Function):
     """y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ + (x·Fᵀ)·Gᵀ (+ bias); x `[…, in]`, W `[out, in]`, A `[r, in]`, B `[out, r]`.
@@ -66,7 +68,7 @@ class _Fused(torch.autograd.Function):
 
 @contextmanager
 def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
-    """Inside the block, plain LoRA layers of `model` run fused; all others are unchanged.
+    """Inside the block, plain LoRA layers of `model` and its RMSNorms run fused; all others are unchanged.
 
     Args:
         dtype: type of the products.
@@ -91,7 +93,8 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
         layer.forward = _forward(layer, weight, base.bias, _frozen(layer, dtype))
         changed.append(layer)
     try:
-        yield len(changed)
+        with fused_norms(model):
+            yield len(changed)
     finally:
         for layer in changed:
             del layer.forward

@@ -1,0 +1,79 @@
+"""RMSNorm's shorter backward pass gives the same values and gradients, and only where the formula fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from adapterhub_cl.adapters.fused_norms import fused_norms
+
+
+def norm_of(kind: Any, width: int, dtype: torch.dtype, seed: int = 0) -> Any:
+    norm = kind(width).to(dtype)
+    draw = torch.Generator().manual_seed(seed)
+    norm.weight.data = torch.randn(width, generator=draw).to(dtype)
+    return norm.requires_grad_(False)
+
+
+def results(norm: Any, x: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.backward(slope)
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+@given(
+    rows=st.integers(1, 5),
+    width=st.integers(1, 33),
+    size=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 9),
+    kind=st.sampled_from([LlamaRMSNorm, Qwen3RMSNorm]),
+)
+def test_values_and_gradients_are_those_of_the_module(rows: int, width: int, size: float, seed: int, kind: Any) -> None:
+    norm = norm_of(kind, width, torch.float32, seed)
+    draw = torch.Generator().manual_seed(seed)
+    x, slope = (torch.randn(rows, width, generator=draw) * s for s in (size, 1.0))
+    value, gradient = results(norm, x, slope)
+    with fused_norms(torch.nn.Sequential(norm)) as count:
+        assert count == 1
+        other, fused = results(norm, x, slope)
+    assert torch.equal(value, other)
+    assert torch.allclose(gradient, fused, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+    assert "forward" not in norm.__dict__
+
+
+def test_half_precision_and_another_type_of_the_weight() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, slope = (torch.randn(6, 64, generator=draw).bfloat16() for _ in range(2))
+    for dtype in (torch.bfloat16, torch.float32):
+        norm = norm_of(LlamaRMSNorm, 64, dtype)
+        value, gradient = results(norm, x, slope.to(norm(x).dtype))
+        with fused_norms(torch.nn.Sequential(norm)) as count:
+            assert count == 1
+            other, fused = results(norm, x, slope.to(other_type := norm(x).dtype))
+        assert other_type == value.dtype
+        assert torch.equal(value, other)
+        assert fused.dtype == torch.bfloat16
+        assert torch.allclose(gradient.float(), fused.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [Gemma3RMSNorm])
+def test_another_formula_is_left_alone(kind: Any) -> None:
+    norm = norm_of(kind, 8, torch.float32)
+    with fused_norms(torch.nn.Sequential(norm)) as count:
+        assert count == 0
+        assert "forward" not in norm.__dict__
+
+
+def test_a_norm_that_is_trained_is_left_alone() -> None:
+    norm = norm_of(LlamaRMSNorm, 8, torch.float32).requires_grad_(True)
+    with fused_norms(torch.nn.Sequential(norm)) as count:
+        assert count == 0
