@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -61,6 +62,18 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 6e9:
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
+def leave_out_what_stays() -> None:
+    """Leave all there is now out of later searches for cycles: the modules and tests are half a million objects, which
+    cost half a second a search, and each load of a quantised base makes one."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    leave_out_what_stays()
+
+
 def pytest_sessionfinish() -> None:
     if _MINE:
         shutil.rmtree(_HOME, ignore_errors=True)
@@ -111,6 +124,7 @@ def _one_embedded_base() -> Iterator[None]:
             key = (self.base.quantization, self.base.fingerprint, self.device, self.dtype)
             if key not in known:
                 known[key] = load(self, reporter)
+                leave_out_what_stays()
             self._loaded = known[key]
         return load(self, reporter)
 
@@ -166,6 +180,7 @@ def pico_path(_torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
             auto.from_config(pico_config(kind)).save_pretrained(folder)
             make_tokenizer(bos=kind != "qwen2", encoder=kind in ENCODERS).save_pretrained(folder)
             made[kind] = folder
+            leave_out_what_stays()
         return made[kind]
 
     return path
