@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck
@@ -53,6 +54,13 @@ for _name, _value in _OUTSIDE.items():
     os.environ[_name] = str(_value)
 for _name in ("CL_ADAPTER_HUB", "HF_TOKEN", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
+
+# Each client of a test server reads all certificates of the world, which takes longer than its request: one will do.
+_whole = Path(certifi.where()).read_text(encoding="utf-8")
+_CERTIFICATE = _HOME / "certificate.pem"
+if not _CERTIFICATE.exists():
+    _CERTIFICATE.write_text(_whole[: _whole.index("END CERTIFICATE")] + "END CERTIFICATE-----\n", encoding="utf-8")
+os.environ["SSL_CERT_FILE"] = str(_CERTIFICATE)
 
 # Hubs are made in memory where there is room: most tests write a hub, and none of them needs a disk.
 _MEMORY = Path("/dev/shm")

@@ -15,11 +15,12 @@ import uvicorn
 from openai import OpenAI
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.bases.loading import load_base
+from adapterhub_cl.bases.loading import LoadedBase, load_base
 from adapterhub_cl.server.application import Guard, application
 from adapterhub_cl.server.serve_options import ServeOptions
 
 C = TypeVar("C")
+_FREE: list[LoadedBase] = []  # bases that no server uses now: two engines cannot share one
 REFERENCE = Path(__file__).parents[2] / "registry"
 
 
@@ -50,7 +51,7 @@ class Running:
 @contextmanager
 def running(folder: Path, *, train: Sequence[str] = (), engine_at: str = "", **options: Any) -> Iterator[Running]:
     hub = AdapterHub.open(folder)
-    hub._loaded = load_base(hub.base, device="cpu")  # two engines cannot share the base that the tests pass on
+    base = hub._loaded = _FREE.pop() if _FREE else load_base(hub.base, device="cpu")
     where = {"engine": engine_at} if engine_at else {}
     with socket.socket() as listening, hub.engine(capacity=32, **where) as engine:
         listening.bind(("127.0.0.1", 0))
@@ -70,3 +71,5 @@ def running(folder: Path, *, train: Sequence[str] = (), engine_at: str = "", **o
                 client.close()
             server.should_exit = True
             thread.join(30)
+    if engine.closed:  # it has left the base as it found it
+        _FREE.append(base)

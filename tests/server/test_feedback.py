@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from server_support import REFERENCE, Running, running
+from server_support import Running, running
 
 from adapterhub_cl.server.api_keys import add_key
 
@@ -17,10 +18,9 @@ TICKET = "they charged my card twice"
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str]]:
+def kept(routed_copy: Callable[[], Path]) -> Iterator[tuple[Running, str]]:
     """A server that keeps answers, and the id of one."""
-    folder = shutil.copytree(REFERENCE, tmp_path_factory.mktemp("kept") / "hub")
-    with running(folder, log=True) as found:
+    with running(routed_copy(), log=True) as found:
         yield found, post(found, "predict", inputs=[TICKET], model="tickets").json()["data"][0]["id"]
 
 

@@ -4,7 +4,7 @@ the vLLM is gone."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -28,9 +28,8 @@ def stub() -> Iterator[StubVllm]:
 
 
 @pytest.fixture(scope="module")
-def remote(stub: StubVllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = shutil.copytree(REFERENCE, tmp_path_factory.mktemp("remote") / "hub")
-    with running(folder, engine_at=stub.url) as found:
+def remote(stub: StubVllm, routed_copy: Callable[[], Path]) -> Iterator[Running]:
+    with running(routed_copy(), engine_at=stub.url) as found:
         yield found
 
 
