@@ -203,14 +203,23 @@ def test_on_top_of_a_frozen_adapter(new_hub: Callable[[str], AdapterHub], data: 
         hub.add_task("x", data / "tickets.train.jsonl", on_top_of="commands", strategy="ewc", **QUICK)
 
 
-def test_what_a_strategy_remembers_survives_the_registry(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
+def first_rows(source: Path, count: int, target: Path) -> Path:
+    target.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+    return target
+
+
+def test_what_a_strategy_remembers_survives_the_registry(
+    new_hub: Callable[[str], AdapterHub], data: Path, tmp_path: Path
+) -> None:
     hub = new_hub("hub")
     for name in ("commands", "tickets"):
-        hub.add_task(name, data / f"{name}.train.jsonl", strategy="ewc+der", max_forgetting=1, **{**QUICK, "epochs": 1})
+        rows = first_rows(data / f"{name}.train.jsonl", 12, tmp_path / f"{name}.jsonl")
+        hub.add_task(name, rows, strategy="ewc+der", max_forgetting=1, **{**QUICK, "epochs": 1})
     assert {"strategy.safetensors", "replay.jsonl"} <= set(hub.get("tickets").manifest["files"])
     (hub.folder / "index.db").unlink()
     again = AdapterHub.open(hub.folder)
-    record = again.update("tickets", data / "tickets.test.jsonl", strategy="ewc", max_forgetting=1, epochs=1)
+    new = first_rows(data / "tickets.test.jsonl", 8, tmp_path / "new.jsonl")
+    record = again.update("tickets", new, strategy="ewc", max_forgetting=1, epochs=1)
     assert record.manifest["strategy"] == "ewc"
     assert again.verify() == []
 
@@ -241,7 +250,8 @@ def test_an_update_is_measured_by_recall_retention_and_locality(
     raw = hub.update("commands", text, max_forgetting=1, epochs=1, dev_share=0.0, reporter=shown)
     assert ("what commands is to learn, after", 2, 2) in shown.done, "of raw text too"
     assert "recall" in {row["metric"] for row in raw.manifest["evaluations"]}
-    later = hub.update("commands", data / "commands.test.jsonl", max_forgetting=1, epochs=1)
+    new = first_rows(data / "commands.test.jsonl", 6, tmp_path / "new.jsonl")
+    later = hub.update("commands", new, max_forgetting=1, epochs=1)
     assert later.ref == "commands@v4", "samples of a raw text are read back"
     assert later.manifest["training"]["settings"]["max_length"] == 48, "as the version before"
 
@@ -266,21 +276,21 @@ def feed(count: int) -> io.StringIO:
 
 
 def test_online_learning_publishes_and_survives_a_kill(new_hub: Callable[[str], AdapterHub], data: Path) -> None:
-    settings: dict[str, Any] = {"every": 24, "epochs": 1, "max_length": 48, "max_forgetting": 1}
+    settings: dict[str, Any] = {"every": 16, "epochs": 1, "max_length": 48, "max_forgetting": 1}
     whole, broken = new_hub("whole", "commands"), new_hub("broken", "commands")
-    made = whole.update_online("commands", feed(52), **settings)
+    made = whole.update_online("commands", feed(36), **settings)
     assert [record.ref for record in made] == ["commands@v2", "commands@v3", "commands@v4"]
-    assert [record.manifest["online"]["rows"] for record in made] == [24, 48, 52]
+    assert [record.manifest["online"]["rows"] for record in made] == [16, 32, 36]
     assert weights(whole, "commands@v2") != weights(whole, "commands@v1")
 
     with pytest.raises(Crash):
-        broken.update_online("commands", feed(52), reporter=CrashAt("40 rows"), **settings)
+        broken.update_online("commands", feed(36), reporter=CrashAt("24 rows"), **settings)
     assert broken.get("commands").ref == "commands@v2"
     time.sleep(1)  # what was read ahead is written down meanwhile
     received = next(broken.registry.runs_dir.glob("*/received.jsonl")).read_text(encoding="utf-8").splitlines()
-    rest = io.StringIO("".join(feed(52).readlines()[len(received) :]))
+    rest = io.StringIO("".join(feed(36).readlines()[len(received) :]))
     again = broken.update_online("commands", rest, resume=True)
-    assert [record.manifest["online"]["rows"] for record in again] == [48, 52]
+    assert [record.manifest["online"]["rows"] for record in again] == [32, 36]
     for ref in ("commands@v2", "commands@v3", "commands@v4"):
         assert weights(broken, ref) == weights(whole, ref)
     assert broken.verify() == []
@@ -304,7 +314,14 @@ def facts(path: Path, *rows: tuple[str, str]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "replay", "der"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("sequential", marks=pytest.mark.slow),
+        "replay",
+        pytest.param("der", marks=pytest.mark.slow),
+    ],
+)
 def test_a_fact_that_changes_replaces_the_old_answer(
     new_hub: Callable[[str], AdapterHub], tmp_path: Path, strategy: str
 ) -> None:

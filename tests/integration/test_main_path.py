@@ -36,9 +36,23 @@ def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
     return AdapterHub.open(trained_hub("commands-fp32", train), dtype="fp32")
 
 
-def train_quickly(folder: Path) -> None:
-    train, test = DEMO / "tickets.train.jsonl", DEMO / "tickets.test.jsonl"
-    AdapterHub.init(folder, "tiny").add_task("tickets", train, eval=test, epochs=2, rank=4, max_length=48)
+def first_lines(source: Path, count: int, target: Path) -> Path:
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
+    target.write_text("".join(lines), encoding="utf-8")
+    return target
+
+
+@pytest.fixture
+def small(trained_hub: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
+    """A hub on the 4-bit base with one hastily trained adapter, a new copy for each test."""
+
+    def train(folder: Path) -> None:
+        stays = tmp_path_factory.mktemp("quick")  # the tests score on it again
+        rows = first_lines(DEMO / "tickets.train.jsonl", 64, stays / "train.jsonl")
+        test = first_lines(DEMO / "tickets.test.jsonl", 40, stays / "test.jsonl")
+        AdapterHub.init(folder, "tiny").add_task("tickets", rows, eval=test, epochs=2, rank=4, max_length=48)
+
+    return AdapterHub.open(trained_hub("tickets-quick", train))
 
 
 def logits(model: Any, tokenizer: Any) -> torch.Tensor:
@@ -193,8 +207,8 @@ def test_what_does_not_fit_is_refused(hub: AdapterHub, few: Path, tmp_path: Path
     assert not any(a.name in ("x", "broken") for a in hub.list())
 
 
-def test_a_tampered_adapter_is_refused(trained_hub: Callable[..., Path]) -> None:
-    hub = AdapterHub.open(trained_hub("tickets-quick", train_quickly))
+def test_a_tampered_adapter_is_refused(small: AdapterHub) -> None:
+    hub = small
     file = hub.path("tickets") / "adapter_model.safetensors"
     file.chmod(0o644)
     content = bytearray(file.read_bytes())
@@ -231,19 +245,10 @@ def test_a_lora_of_another_shape_is_refused(hub: AdapterHub, tmp_path: Path) -> 
     assert "wrong" not in {a.name for a in hub.list()}
 
 
-@pytest.fixture
-def small(trained_hub: Callable[..., Path]) -> AdapterHub:
-    """A hub on the 4-bit base with one hastily trained adapter, a new copy for each test."""
-    return AdapterHub.open(trained_hub("tickets-quick", train_quickly))
-
-
 @pytest.fixture(scope="session")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first 64 tickets: enough where nothing is said about what was learned."""
-    path = tmp_path_factory.mktemp("few") / "tickets.jsonl"
-    lines = (DEMO / "tickets.train.jsonl").read_text(encoding="utf-8").splitlines()[:64]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    """The first 32 tickets: enough where nothing is said about what was learned."""
+    return first_lines(DEMO / "tickets.train.jsonl", 32, tmp_path_factory.mktemp("few") / "tickets.jsonl")
 
 
 def test_the_recorded_score_is_what_the_stored_version_scores(small: AdapterHub) -> None:
