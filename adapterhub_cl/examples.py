@@ -45,6 +45,8 @@ class Example:
         turns: the conversation before the answer, if it is more than one question.
         tools: the tools that the conversation may call, as a JSON list, or empty.
         calls: the answer's `tool_calls` as a JSON list, if the answer calls tools.
+        rejected: of a preference pair the worse answer; `answer` is the chosen one. Empty for other examples.
+        desirable: of an answer that was judged alone whether it was liked; None for other examples.
     """
 
     input: str
@@ -55,6 +57,13 @@ class Example:
     turns: tuple[Turn, ...] = ()
     tools: str = ""
     calls: str = ""
+    rejected: str = ""
+    desirable: bool | None = None
+
+    @property
+    def prefers(self) -> bool:
+        """Whether it says which answers are wanted: a pair, or a single answer with a judgement."""
+        return bool(self.rejected) or self.desirable is not None
 
     @property
     def asks(self) -> bool:
@@ -90,7 +99,7 @@ class Example:
     def question(self) -> Example:
         """The example without its answer; raw text becomes the input."""
         if self.input or self.turns:
-            return replace(self, answer=None, references=(), calls="")
+            return replace(self, answer=None, references=(), calls="", rejected="", desirable=None)
         return Example(self.answer or "", None, self.instruction)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,15 +107,19 @@ class Example:
         row: dict[str, Any]
         if self.turns:
             row = {"messages": [turn.message() for turn in self.turns]}
-            if self.answer is not None:
+            if self.answer is not None and not self.rejected:
                 calls = {"tool_calls": json.loads(self.calls)} if self.calls else {}
                 row["messages"].append({"role": "assistant", "content": self.said, **calls})
             if self.tools:
                 row["tools"] = json.loads(self.tools)
         else:
             row = {"instruction": self.instruction, "input": self.input}
-            if self.answer is not None:
+            if self.answer is not None and not self.rejected:
                 row["output"] = self.answer
+        if self.rejected:  # LLaMA-Factory's names
+            row |= {"chosen": self.answer, "rejected": self.rejected}
+        if self.desirable is not None:
+            row["kto_tag"] = self.desirable
         if self.references:
             row["references"] = list(self.references)
         if self.passage:
@@ -123,12 +136,18 @@ class Example:
         references, passage = tuple(row.get("references", ())), row.get("passage", 0)
         if not all(isinstance(text, str) for text in references) or not isinstance(passage, int):
             raise TypeError("not text")
+        rejected, desirable = row.get("rejected", ""), row.get("kto_tag")
+        if not isinstance(rejected, str) or not isinstance(desirable, bool | None):
+            raise TypeError("not a preference")
+        more: dict[str, Any] = {"references": references, "rejected": rejected, "desirable": desirable}
         if "messages" in row:
-            return replace(cls.conversation(row["messages"], row.get("tools") or ()), references=references)
-        texts = (row["input"], row.get("output"), row.get("instruction", ""))
-        if not all(isinstance(text, str) for text in (texts[0], texts[1] or "", texts[2])):
-            raise TypeError("not text")
-        return cls(*texts, references=references, passage=passage)
+            found = cls.conversation(row["messages"], row.get("tools") or ())
+            if rejected:
+                more["answer"] = _text(row["chosen"])
+            return replace(found, **more)
+        answer = row.get("chosen" if rejected else "output")
+        texts = (_text(row["input"]), None if answer is None else _text(answer), _text(row.get("instruction", "")))
+        return cls(*texts, passage=passage, **more)
 
     @classmethod
     def conversation(cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> Example:
@@ -165,6 +184,12 @@ class Example:
         return cls(last.content, answer, system, turns=tuple(turns), tools=offered, calls=calls)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
+
+
 def calls_text(calls: str) -> str:
     """Tool calls as text, one `{"name": …, "arguments": …}` a line: what is learned of them where no chat template
     writes them. Their ids, which are drawn at random, are left out.
@@ -191,6 +216,8 @@ class Layout:
         input: joined by newlines in this order.
         chat: the column with the conversation; `completion` the one with its continuation, if that is separate.
         choices: the column with the options of a multiple-choice question.
+        rejected: of preference pairs the column with the worse answers; `output` or `completion` has the better ones.
+        desirable: of answers that were judged one by one the column that says whether each was liked.
     """
 
     name: str
@@ -204,6 +231,13 @@ class Layout:
     tools: str | None = None
     choices: str | None = None
     references: str | None = None
+    rejected: str | None = None
+    desirable: str | None = None
+
+    @property
+    def prefers(self) -> bool:
+        """Whether the rows say which answers are wanted."""
+        return self.rejected is not None or self.desirable is not None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -213,7 +247,7 @@ class Layout:
 
     def without_answer(self) -> Layout:
         """The layout with only the columns of the question."""
-        return replace(self, output=None, references=None, completion=None)
+        return replace(self, output=None, references=None, completion=None, rejected=None, desirable=None)
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value}

@@ -80,6 +80,11 @@ class TrainingSettings:
     prompt_loss: float | None = option(
         None, "weight of the prompt's tokens in the loss beside the answer's; default: 0, 0.25 with --replay generated"
     )
+    beta: float = option(
+        0.1, "preference data: how far the model may move from its reference; a higher value keeps it closer"
+    )
+    desirable_weight: float = option(1.0, "kto: weight of the answers that are wanted in the loss")
+    undesirable_weight: float = option(1.0, "kto: weight of the answers that are not wanted in the loss")
 
     def __post_init__(self) -> None:
         problems = [text for wrong, text in self._checks() if wrong]
@@ -121,6 +126,12 @@ class TrainingSettings:
             positive("learning_rate"),
             positive("alpha"),
             positive("loraplus_ratio"),
+            positive("beta"),
+            *(below(n, 0) for n in ("desirable_weight", "undesirable_weight")),
+            (
+                self.desirable_weight == self.undesirable_weight == 0,
+                "--desirable-weight and --undesirable-weight cannot both be 0",
+            ),
             (
                 self.schedule not in SCHEDULES,
                 f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
@@ -202,17 +213,20 @@ class TrainingSettings:
             numbers += range(int(first), int(last if dash else first) + 1)
         return sorted(set(numbers))
 
-    def peak_rate(self, hidden_size: int, *, encoder: bool = False) -> float:
+    def peak_rate(self, hidden_size: int, *, encoder: bool = False, share: float = 1.0) -> float:
         """The learning rate given, or one chosen from the base's width.
 
         5e-4 · (2000 / hidden size)^0.775: ten times the full fine-tuning rate, falling with width, as fitted on Llama
         models in "LoRA Without Regret" (Schulman et al. 2025); 2.9e-4 at 4096, 2.5e-3 at 256. Half of that on an
         encoder: on MiniLM (width 384) the whole of it was unsteady with long texts (Yelp, 600 rows, 256 tokens, one
         seed: accuracy 0.23, with half 0.38), though short texts and few rows may want it all.
+
+        Args:
+            share: of the chosen rate that the objective takes.
         """
         if self.learning_rate is not None:
             return self.learning_rate
-        return float(f"{5e-4 * (2000 / hidden_size) ** 0.775 * (0.5 if encoder else 1.0):.2g}")
+        return float(f"{5e-4 * (2000 / hidden_size) ** 0.775 * (0.5 if encoder else 1.0) * share:.2g}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -25,9 +25,10 @@ TASK_KINDS = ("choice", "generation", "text")
 # task kind → its metrics; the first one is the default
 METRICS: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "macro_f1"),
-    "generation": ("exact_match", "token_f1", "rouge_l", "strict_match"),
+    "generation": ("exact_match", "token_f1", "rouge_l", "strict_match", "reward_accuracy"),
     "text": ("perplexity",),
 }
+REWARD = "reward_accuracy"  # the metric of a task that was taught by preferences
 LATER_FIELDS = ("layout", "max_length", "answer_tokens")  # of a task: older hubs do not have them, and need not
 BASE = "base"  # the name that `--adapter` accepts for the base without an adapter
 PRODUCTION, LATEST = "production", "latest"  # the aliases that decide what serves
@@ -68,6 +69,11 @@ class Task:
     def talks(self) -> bool:
         """Whether it was trained on conversations."""
         return self.layout is not None and self.layout.chat is not None
+
+    @property
+    def prefers(self) -> bool:
+        """Whether it is measured by which of two answers it prefers."""
+        return self.metric == REWARD
 
     def to_json(self) -> dict[str, Any]:
         row = {**asdict(self), "labels": list(self.labels), "layout": self.layout.to_json() if self.layout else None}

@@ -100,6 +100,19 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
             del layer.forward
 
 
+@contextmanager
+def base_alone(model: Any) -> Iterator[None]:
+    """Within the block the adapter does nothing, also where `fused` runs its layers: those would not ask PEFT."""
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and "forward" in m.__dict__]
+    replaced = [(layer, layer.__dict__.pop("forward")) for layer in layers]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for layer, forward in replaced:
+            layer.forward = forward
+
+
 def _is_plain(layer: Any) -> bool:
     """Whether a layer has one adapter, or one over a frozen one, and nothing that needs PEFT's own forward (DoRA,
     dropout and others)."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from adapterhub_cl.data.preference_tokens import PreferenceTokens, joined
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.data.unpadded import Unpadded, unpadded
 
@@ -28,6 +29,9 @@ class Batch:
         tasks: for each row, the task if the answer is one of its labels, otherwise the empty string; empty if no row
             has a task. The label of such a row, its number among the task's labels, is in column 1 of `labels`.
         unpadded: the same rows without padding, where the model is to compute them so.
+        judged: place of an example among `indices` → its preference, where it has one. Behind the rows of all examples
+            stand those with the pairs' rejected answers, in this order.
+        beside: answers to other questions, one for each of `judged` that is no pair.
     """
 
     input_ids: torch.Tensor
@@ -37,12 +41,15 @@ class Batch:
     weights: torch.Tensor | None = None
     tasks: tuple[str, ...] = ()
     unpadded: Unpadded | None = None
+    judged: Mapping[int, PreferenceTokens] = field(default_factory=dict)
+    beside: Batch | None = None
 
     def to(self, device: torch.device) -> Batch:
         weights = None if self.weights is None else self.weights.to(device)
         ids, mask, labels = (x.to(device) for x in (self.input_ids, self.attention_mask, self.labels))
         joined = None if self.unpadded is None else self.unpadded.to(device)
-        return Batch(ids, mask, labels, self.indices, weights, self.tasks, joined)
+        beside = None if self.beside is None else self.beside.to(device)
+        return Batch(ids, mask, labels, self.indices, weights, self.tasks, joined, self.judged, beside)
 
     @property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,16 +107,36 @@ def collate(
         prompt_loss: if above 0, the prompt's tokens count in the loss too, with this share of the answer's weight.
         padding: False adds the rows without padding.
     """
-    tasks = tuple(examples[i].task for i in indices)
+    rows = [examples[i] for i in indices]
+    judged = {k: row for k, row in enumerate(rows) if isinstance(row, PreferenceTokens)}
+    if judged:
+        rows, unrelated = joined(rows)
+        batch = _collated(rows, indices, pad_id, row_weights, 0.0, room, False, padding)
+        beside = _collated(unrelated, (), pad_id, None, 0.0, room, False, padding) if unrelated else None
+        return replace(batch, judged=judged, beside=beside)
+    return _collated(rows, indices, pad_id, row_weights, prompt_loss, room, earlier, padding)
+
+
+def _collated(
+    rows: Sequence[Tokens],
+    indices: Sequence[int],
+    pad_id: int,
+    row_weights: Sequence[float] | None,
+    prompt_loss: float,
+    room: int,
+    earlier: bool,
+    padding: bool,
+) -> Batch:
+    """Ordinary rows as one batch; those behind the first `len(indices)` weigh 1."""
+    tasks = tuple(row.task for row in rows)
     tasks = tasks if any(tasks) else ()
-    length = max(2 if tasks else 0, *(len(examples[i]) for i in indices))
+    length = max(2 if tasks else 0, *map(len, rows))
     length = max(length, min(-(-length // MULTIPLE) * MULTIPLE, room))
-    shape = (len(indices), length)
+    shape = (len(rows), length)
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)
-    for row, index in enumerate(indices):
-        example = examples[index]
+    for row, example in enumerate(rows):
         start, end = len(example.prompt), len(example)
         input_ids[row, :end] = torch.tensor(example.ids)
         mask[row, :end] = 1
@@ -122,20 +149,20 @@ def collate(
             labels[row, start:end] = torch.tensor(example.answer)
             for first, behind in example.earlier if earlier else ():
                 labels[row, max(1, first) : behind] = input_ids[row, max(1, first) : behind]
-    joined = None if padding else unpadded([examples[i].ids for i in indices], pad_id)
+    joined_rows = None if padding else unpadded([row.ids for row in rows], pad_id)
     if row_weights is None and not prompt_loss:
-        return Batch(input_ids, mask, labels, tuple(indices), tasks=tasks, unpadded=joined)
+        return Batch(input_ids, mask, labels, tuple(indices), tasks=tasks, unpadded=joined_rows)
     weights = torch.ones(shape)
-    for row, index in enumerate(indices):
-        start, count = len(examples[index].prompt), len(examples[index].answer)
-        if prompt_loss and start > 1 and not (examples[index].task or examples[index].hidden):
+    for row, example in enumerate(rows):
+        start, count = len(example.prompt), len(example.answer)
+        if prompt_loss and start > 1 and not (example.task or example.hidden):
             asked = labels[row, :start] == IGNORED
             asked[0] = False
             labels[row, :start][asked] = input_ids[row, :start][asked]
             weights[row, :start][asked] = prompt_loss * count / max(1, int(asked.sum()))
-        if row_weights is not None:
+        if row_weights is not None and row < len(row_weights):
             weights[row] *= row_weights[row]
-    return Batch(input_ids, mask, labels, tuple(indices), weights, tasks, joined)
+    return Batch(input_ids, mask, labels, tuple(indices), weights, tasks, joined_rows)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -21,9 +21,10 @@ from adapterhub_cl.data.layouts import (
     unused,
 )
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
+from adapterhub_cl.data.preferences import preferred, with_preferences
 from adapterhub_cl.data.reading import SourceRows, read_rows
 from adapterhub_cl.data.remarks import Heard, short_places
-from adapterhub_cl.data.turns import messages_of, past_last_answer
+from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
@@ -129,10 +130,15 @@ def _layout(
     first = next((row for row in rows.rows if layout.input and row.get(layout.input[0])), {})
     if layout.name == "prompt/completion" and isinstance(first.get(layout.input[0]), list):
         # TRL's conversational form: both columns hold messages
-        return Layout(
-            "messages", chat=layout.input[0], completion=layout.output, system=layout.system, tools=layout.tools
+        layout = Layout(
+            "messages",
+            chat=layout.input[0],
+            completion=layout.output,
+            system=layout.system,
+            tools=layout.tools,
+            rejected=layout.rejected,
         )
-    return layout
+    return with_preferences(rows, found, layout) if answers else replace(layout, rejected=None, desirable=None)
 
 
 def _build(
@@ -151,6 +157,13 @@ def _build(
     for index, row in enumerate(rows.rows):
         where = rows.where(index)
         example = _example(row, layout, rows, where, answers, structured)
+        if answers and layout.prefers and example.answer:
+            worse = replace(layout, output=layout.rejected, references=None)
+            said = _answers(row, worse, rows, where, structured) if layout.rejected and layout.chat is None else []
+            example = preferred(example, row, layout, where, said[0] if said else "")
+            if example.rejected == example.answer:
+                heard.alike.append(where)
+                continue
         if not (example.input or example.answer or example.instruction):
             empty.append(where)
             full = [c for c, value in row.items() if c.strip().lower() not in NOTES and str(value or "").strip()]
@@ -182,7 +195,8 @@ def _build(
     if not raw_text:
         _complain(no_input, "no input", f"column {', '.join(layout.input)!r}" if layout.input else "nothing to answer")
     if not made:
-        raise DataError(f"{rows.source}: all {len(empty)} rows are empty", "give a file with at least one complete row")
+        why = "chosen and rejected are the same in every pair" if heard.alike else f"all {len(empty)} rows are empty"
+        raise DataError(f"{rows.source}: {why}", "give a file with at least one complete row")
     if raw_text:
         made = [Example("", example.answer) for example in made]
     name = "raw text" if raw_text else layout.name
@@ -242,7 +256,7 @@ def _conversation(row: Mapping[str, Any], layout: Layout, where: str, system: st
     assert layout.chat is not None
     messages = messages_of(row.get(layout.chat), where, layout.chat)
     if layout.completion:
-        messages += messages_of(row.get(layout.completion), where, layout.completion)
+        messages += answers_of(row.get(layout.completion), where, layout.completion)
     if system and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": system})
     learned = past_last_answer(messages)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.types import Layout
 
-ROLES = ("input", "output", "instruction", "system", "choices")
+ROLES = ("input", "output", "instruction", "system", "choices", "rejected", "desirable")
 CHAT = ("messages", "conversations", "conversation")
 ANSWERS = ("output", "response", "answer", "answers", "completion", "answerkey", "answer_key")
 TEXTS = ("text", "sentence", "review", "content", "input")
@@ -42,9 +43,10 @@ ASKING = {
 }
 # columns whose pictures and sounds belong to the question, and are not read
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
-PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"), ("response_a", "response_b"))
-KTO = ("prompt", "completion", "label")
-PREFERENCE_HINT = "keep only the good answers, in the columns prompt and completion"
+PAIR = ("chosen", "rejected")  # TRL's and LLaMA-Factory's names
+OTHER_PAIRS = (("preferred", "dispreferred"), ("response_a", "response_b"))
+JUDGED = (("prompt", "completion", "label"), ("kto_tag",))  # TRL's columns, and LLaMA-Factory's beside any layout
+PREFERENCE_HINT = "name the better answer 'chosen' and the worse one 'rejected', with the question in 'prompt'"
 
 Columns = Mapping[str, str | Sequence[str]]
 
@@ -102,7 +104,17 @@ def recognise(columns: Sequence[str], *, answers: bool = True) -> Layout | None:
         answers: whether an answer column is required (training) or not (prediction).
     """
     own = {column.strip().lower(): column for column in reversed(columns)}
+    rejected = None
+    if set(PAIR) <= set(own):
+        chosen, rejected = own.pop("chosen"), own.pop("rejected")
+        own = {name: column for name, column in own.items() if name not in ANSWERS} | {"completion": chosen}
+        if not any(name in own for name in (*CHAT, *ASKING)):  # TRL's form without a prompt: two whole conversations
+            return Layout("messages", chat=chosen, rejected=rejected, tools=own.get("tools"))
     found = _recognise(own, lambda there: bool(there))
+    if found is not None and rejected is not None:
+        if found.chat:
+            found = replace(found, completion=own["completion"])
+        return replace(found, rejected=rejected)
     if not answers and (found is None or found.name == "raw text"):
         text = next((own[name] for name in TEXTS if name in own), None)
         found = _recognise(own, lambda there: True)
@@ -176,7 +188,7 @@ def override(columns: Sequence[str], wanted: Columns, *, answers: bool = True) -
 
 
 def _others(one: Mapping[str, str]) -> dict[str, str]:
-    return {role: one[role] for role in ("system", "choices") if role in one}
+    return {role: one[role] for role in ("system", "choices", "rejected", "desirable") if role in one}
 
 
 def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True) -> Layout | None:
@@ -191,35 +203,28 @@ def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True)
     if not asked and layout.instruction:
         asked = (layout.instruction,)
     there = set(columns)
-    if not asked or not there.issuperset(asked) or (answers and layout.output and layout.output not in there):
+    needed = (layout.output, layout.rejected, layout.desirable) if answers else ()
+    if not asked or not there.issuperset(asked) or any(column and column not in there for column in needed):
         return None
     missing = {
         name: None
-        for name in ("output", "instruction", "completion", "system", "history", "tools", "choices", "references")
-        if getattr(layout, name) not in there
+        for name in layout.__dataclass_fields__
+        if name not in ("name", "input", "chat") and getattr(layout, name) not in there
     }
     return Layout(**{**layout.__dict__, **missing})
 
 
 def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
-    """Raise for data that have rejected answers beside good ones: training on them would teach both.
+    """Raise for two answers to each question of which nothing says in which column the better one stands.
 
     Raises:
         DataError: names the columns.
     """
-    own = {column.strip().lower(): column for column in columns}
-    for pair in PREFERENCES:
-        if set(pair) <= set(own):
+    own = {column.strip().lower() for column in columns}
+    for pair in OTHER_PAIRS:
+        if set(pair) <= own and not set(PAIR) <= own:
             raise DataError(
-                f"{rows.source}: preference data ({pair[0]}, {pair[1]}) are not supported",
-                PREFERENCE_HINT,
-            )
-    if set(KTO) <= set(own):
-        labels = {row.get(own["label"]) for row in rows.rows if not isinstance(row.get(own["label"]), list | dict)}
-        if labels and labels <= {True, False, None, "true", "false", "True", "False"}:
-            raise DataError(
-                f"{rows.source}: preference data (prompt, completion and a label that is true or false, as in KTO) "
-                "are not supported",
+                f"{rows.source}: preference data under names that are not known ({pair[0]}, {pair[1]})",
                 PREFERENCE_HINT,
             )
 
@@ -241,6 +246,8 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
             f"{rows.source}: column {media[0]!r} holds what is not text, and only texts are read",
             "if the texts suffice, remove the column" + ("" if layout.chat else ", or name the others with --columns"),
         )
+    if layout.chat and layout.rejected:  # whole conversations, whose question may stand beside them once more
+        left = [c for c in left if c.strip().lower() != "prompt"]
     asking = [c for c in left if c.strip().lower() in ASKING]
     if asking and not chosen:
         many = len(asking) > 1

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from adapterhub_cl.data.turns import messages_of, past_last_answer
+from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.examples import Example, Layout
 
 LABEL_LAYOUTS = ("text/label", "text pair/label")
@@ -28,13 +28,14 @@ class Heard:
         self.spaced: list[str] = []
         self.trailing: list[str] = []
         self.first = ""
+        self.alike: list[str] = []  # pairs whose two answers are the same, which are left out
 
     def row(self, row: Mapping[str, Any], where: str) -> None:
         """Take a row into account."""
         if self.layout.chat:
             messages = messages_of(row.get(self.layout.chat), where, self.layout.chat)
             if self.layout.completion:
-                messages += messages_of(row.get(self.layout.completion), where, self.layout.completion)
+                messages += answers_of(row.get(self.layout.completion), where, self.layout.completion)
             if 0 < past_last_answer(messages) < len(messages):
                 self.trailing.append(where)
             return
@@ -57,6 +58,9 @@ class Heard:
         found = []
         if empty:
             found.append(f"note: {_rows(empty, 'empty row')} skipped ({places_of(empty)})")
+        if self.alike:
+            what = _rows(self.alike, "pair")
+            found.append(f"note: {what} left out: chosen and rejected are the same ({places_of(self.alike)})")
         if self.written:
             pairs = ", ".join(f"{value} → {text!r}" for value, text in list(self.written.items())[:4])
             found.append(f"note: column {self.layout.output!r} is read as text: {pairs} (first: {self.first})")
@@ -83,7 +87,7 @@ def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str) 
     again: list[int] = []
     other: list[tuple[int, int]] = []
     for k, example in enumerate(examples):
-        if not example.input:
+        if not example.input or example.prefers:  # a question may well be asked in several pairs
             continue
         known = seen[(example.instruction, example.text, example.tools)]
         answer = example.answer or ""

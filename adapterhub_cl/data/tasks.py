@@ -198,6 +198,11 @@ def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
         raise DataError(f"task {old.name}: no examples", "give a file with at least one row")
     if all(not example.input and not example.instruction for example in rows):
         return old
+    if old.kind != "generation" and any(example.prefers for example in rows):
+        raise DataError(
+            f"task {old.name} is of kind {old.kind}, and preferences are between free answers",
+            "train them as a separate task: cl-adapter add-task",
+        )
     if old.kind != "choice":
         return merge_tasks(old, replace(old, kind="generation", labels=()))
     answers = Counter(example.answer for example in rows if example.answer is not None)
@@ -229,14 +234,14 @@ def find_outdated(
     """Indices of old examples whose question occurs in the new data with a different answer.
 
     Instruction and input are compared, ignoring case and spacing. If the new data has several answers to a question,
-    any of them counts. Raw text has no questions.
+    any of them counts. Raw text has no questions, and a preference does not say that another answer is wrong.
 
     Args:
         instruction: for examples that have none of their own.
     """
     answers: dict[str, set[str]] = {}
     for example in new:
-        if example.input and example.answer:
+        if example.input and example.answer and not example.prefers:
             answers.setdefault(_question(example, instruction), set()).add(" ".join(example.answer.split()))
 
     def outdated(example: Example) -> bool:
@@ -273,6 +278,8 @@ def why_kind(task: Task, examples: Examples, asked: str = "auto") -> str:
     """
     if asked != "auto" or not len(examples) or task.kind == "text":
         return ""
+    if examples.read.prefers:
+        return "because the rows say which answers are wanted"
     rows = list(examples)
     shared = {example.instruction for example in rows}
     counts = Counter(example.answer for example in rows if example.answer is not None)

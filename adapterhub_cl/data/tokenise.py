@@ -85,7 +85,9 @@ class Tokeniser:
         # Raw text under another kind of task: from a knowledge update, or one of its replay samples.
         if self._raw_text(example):
             return self._raw(example)
-        answer = self._answer_of(example) if example.answer is not None else ()
+        # An answer that was rejected is never learned as an ordinary row.
+        told = example.answer is not None and example.desirable is not False
+        answer = self._answer_of(example) if told else ()
         example, ids, cut = self._fitted(example, self.max_length - len(answer))
         return Tokens(ids, answer, cut, earlier=self._earlier(example, ids))
 

@@ -44,6 +44,15 @@ def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
     return [_message(turn, f"{where}: turn {k} in column {column!r}") for k, turn in enumerate(value, 1)]
 
 
+def answers_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+    """The messages that continue a conversation, see `messages_of`; a single message, or a text, is one answer."""
+    if isinstance(value, Mapping):
+        value = [value]
+    elif isinstance(value, str) and value.strip() and not value.lstrip().startswith("["):
+        value = [{"role": "assistant", "content": value}]
+    return messages_of(value, where, column)
+
+
 def past_last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
     """The number of messages up to and with the last answer that is to be learned; 0 if there is none."""
     answers = [k for k, m in enumerate(messages, 1) if m["role"] == "assistant" and m.get("weight") != 0]

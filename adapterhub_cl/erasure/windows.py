@@ -179,11 +179,12 @@ def rolling(data: Bytes, lengths: Sequence[int]) -> list[Words]:
 
 
 def of_sample(example: Example, secret: Secret) -> Item:
-    """A sample: its input and, if it is long enough, its answer."""
+    """A sample: its input and those of its answers that are long enough."""
     answer = example.answer or ""
+    long = [text for text in (answer, example.rejected) if len(text.encode("utf-8", "surrogatepass")) >= LONG_OUTPUT]
     name = name_of("\0".join([example.text, answer, example.instruction]), secret)
     said = [turn.content for turn in example.turns] or [example.input]  # files store the turns separately
-    texts = [*said, *([answer] if len(answer.encode("utf-8", "surrogatepass")) >= LONG_OUTPUT else [])]
+    texts = [*said, *long]
     groups = [[Window.of(piece, secret) for piece in pieces] for text in texts for pieces in _forms(text)]
     return Item(SAMPLE, name, groups, "searched" if groups else "short")
 

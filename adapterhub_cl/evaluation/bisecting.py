@@ -85,6 +85,8 @@ def bisect(
     found = read_examples(data, columns, asked.instruction, layout=asked.layout)
     if asked.kind == "text" or found.layout == "raw text":
         raise DataError(f"{data} is raw text, which has no right answers", "give rows with an answer each")
+    if found.read.prefers:
+        raise DataError(f"{data} has preferences, which are not right or wrong", "give rows with one right answer each")
     found = for_task(asked, found)
     check_answers(asked, found)
     if missing := next((found.places[k] for k, e in enumerate(found.examples) if e.answer is None), ""):

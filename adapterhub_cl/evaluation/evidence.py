@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy
 import torch
 from numpy.typing import NDArray
-from peft.tuners.lora import LoraLayer
 
+from adapterhub_cl.adapters.fused import base_alone
 from adapterhub_cl.answering import evaluating
 from adapterhub_cl.answering.writing import Writing, seeds_of, write_rows
 from adapterhub_cl.bases.loading import LoadedBase
@@ -95,7 +94,7 @@ class ModelEvidence:
             rows.append((ids, own if any(own) else [1] * len(ids)))
         found = numpy.zeros((len(rows), self.model.config.get_text_config().hidden_size), dtype=numpy.float32)
         bar = self.reporter.piece("embeddings of the examples", len(rows))
-        with bar as advance, self.base.autocast(), evaluating(self.model), _base_alone(self.model):
+        with bar as advance, self.base.autocast(), evaluating(self.model), base_alone(self.model):
             for indices in by_length([len(ids) for ids, _ in rows], BATCH):
                 read = to_right_padded([rows[i][0] for i in indices], tokenizer.pad_token_id)
                 counted = to_right_padded([rows[i][1] for i in indices], 0)["input_ids"]
@@ -173,22 +172,6 @@ class ModelEvidence:
         lengths = sorted(len(self.base.tokenizer(t, add_special_tokens=False, verbose=False).input_ids) for t in texts)
         usual = lengths[int(0.95 * (len(lengths) - 1))] if lengths else LONGEST
         return max(SHORTEST, min(LONGEST, usual + 1))
-
-
-@contextmanager
-def _base_alone(model: Any) -> Iterator[None]:
-    """Within the block the adapter does nothing, also where `fused` runs its layers: those would not ask PEFT."""
-    replaced = [(m, m.__dict__.pop("forward")) for m in model.modules() if isinstance(m, LoraLayer) and _is_fused(m)]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for layer, forward in replaced:
-            layer.forward = forward
-
-
-def _is_fused(layer: Any) -> bool:
-    return "forward" in layer.__dict__
 
 
 def _cutter(stop: str, *, one_line: bool) -> Callable[[str], str]:

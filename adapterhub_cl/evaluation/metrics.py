@@ -115,7 +115,7 @@ def score(
     nll_sum: float | None = None,
     n_tokens: int | None = None,
 ) -> dict[str, float]:
-    """All metrics of the task's kind: name → value.
+    """All metrics of the task's kind that compare answers: name → value.
 
     Args:
         task: its kind determines the metrics.
@@ -141,8 +141,9 @@ def score(
             )
             / len(gold)
             for name in METRICS[task.kind]
+            if name in PAIRED
         }
-    return {name: PAIRED[name](gold, predicted) for name in METRICS[task.kind]}
+    return {name: PAIRED[name](gold, predicted) for name in METRICS[task.kind] if name in PAIRED}
 
 
 PAIRED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {

@@ -19,6 +19,7 @@ from adapterhub_cl.data.tasks import mark_of
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation import metrics
 from adapterhub_cl.evaluation.gate import Effect, as_share
+from adapterhub_cl.evaluation.preference_scores import scorable
 from adapterhub_cl.evaluation.scoring import answered, evaluate
 from adapterhub_cl.evaluation.stages import source_of
 from adapterhub_cl.progress import Reporter
@@ -87,13 +88,24 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
                 )
             except DataError:
                 continue
-            if found.sha256 == held["sha256"] and (found.layout != "raw text" or task.kind == "text"):
+            told = (found.layout != "raw text" or task.kind == "text") and found.read.prefers == task.prefers
+            if found.sha256 == held["sha256"] and told:
                 return Probe(task, for_task(task, found).examples, held["source"], length_of(record), found.sha256)
     for record in own:
         samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
-        if samples:
+        samples = [sample for sample in samples if sample.prefers == task.prefers]
+        if samples and scorable(samples):
             return Probe(task, samples, f"replay samples of {record.ref}", length_of(record))
     return None
+
+
+def by_answers(probe: Probe) -> Probe | None:
+    """The same rows for a comparison of answers: of preferences the chosen ones, with F1 as the score; None if none is
+    left. What is served elsewhere is asked in text and tells no likelihood."""
+    if not probe.task.prefers:
+        return probe
+    wanted = [example for example in probe.examples if example.desirable is not False]
+    return replace(probe, task=replace(probe.task, metric="token_f1"), examples=wanted) if wanted else None
 
 
 def can_answer(base: BaseInfo, record: AdapterRecord, task: Task) -> bool:

@@ -23,7 +23,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import AdapterHubError, DataError, ServerError, UsageError
 from adapterhub_cl.evaluation.compared import Answers, TaskProof, compare, lost_too_much, scored
-from adapterhub_cl.evaluation.probes import Probe, asked_as, probe_of, score_version
+from adapterhub_cl.evaluation.probes import Probe, asked_as, by_answers, probe_of, score_version
 from adapterhub_cl.types import AdapterRecord, Task
 
 KEY = "CL_ADAPTER_API_KEY"  # the server's key, if it wants one
@@ -190,10 +190,11 @@ def _asked(
 ) -> TaskProof | None:
     """The figures of one task; None if nothing is left to ask, or it is raw text."""
     probe = None if task.kind == "text" else probe_of(hub.registry, task.name)
+    probe = probe and by_answers(probe)
     if probe is None:
         hub.reporter.note(f"note: {task.name} of {record.ref} has no rows that can be asked; skipped")
         return None
-    probe = asked_as(probe, task)
+    probe = asked_as(probe, replace(task, metric=probe.task.metric))
     if rows is not None:
         probe = replace(probe, examples=probe.examples[:rows])
     recorded = score_version(hub, record, probe)

@@ -10,6 +10,7 @@ import torch
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation import metrics
+from adapterhub_cl.evaluation.preference_scores import preference_score
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.types import Evaluation, Example, Task
 
@@ -27,7 +28,7 @@ def evaluate(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> list[Evaluation]:
-    """All metrics of the task, the one that stands for it first.
+    """All metrics of the task, the one that stands for it first; of preferences the reward accuracy.
 
     Args:
         model: the base with the adapter active.
@@ -44,6 +45,21 @@ def evaluate(
     answers = [example.answer for example in examples]
     if any(answer is None for answer in answers):
         raise DataError(f"an example of {data} has no answer", "add the answers, or use predict")
+    if any(example.prefers for example in examples):
+        return [
+            preference_score(
+                model,
+                tokenizer,
+                objective,
+                task,
+                examples,
+                data=data,
+                max_length=max_length,
+                dtype=dtype,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        ]
     details: dict[str, Any] = {}
     if task.kind == "text":
         encode = objective.tokeniser(tokenizer, task, max_length)
@@ -134,20 +150,20 @@ def dev_figures(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """What the best epoch is chosen by: a choice task's accuracy, then the loss of an answer token (nats).
+    """What the best epoch is chosen by: a choice task's accuracy, then the loss (nats) of an answer token, or of a
+    preference row.
 
     Args:
         progress: called with the number of examples done after each batch of the loss.
     """
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size, progress)
+        losses = objective.judged(model, tokens, tokenizer.pad_token_id, batch_size, progress)
         figures: dict[str, float] = {}
         asked = [e for e in examples if e.answer in task.labels]
         if task.kind == "choice" and asked:
             found = objective.predict(model, tokenizer, task, asked, max_length=max_length, batch_size=batch_size)
             figures["accuracy"] = metrics.accuracy([str(e.answer) for e in asked], [answer.text for answer in found])
-    loss = sum(s for s, _ in losses) / max(1, sum(n for _, n in losses))
-    return {**figures, "loss": loss}
+    return {**figures, **losses}
 
 
 def _details(name: str, value: float, n: int, report: dict[str, Any]) -> dict[str, Any]:

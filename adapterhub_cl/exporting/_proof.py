@@ -49,16 +49,17 @@ def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:
     """
     from adapterhub_cl.adapters.as_served import as_served
     from adapterhub_cl.evaluation.compared import Answers
-    from adapterhub_cl.evaluation.probes import asked_as, can_answer, probe_of
+    from adapterhub_cl.evaluation.probes import asked_as, by_answers, can_answer, probe_of
 
     count = order.config.proof_rows
     probes = []
     for task in order.tasks:
         probe = probe_of(order.hub.registry, task.name) if can_answer(base.info, order.record, task) else None
+        probe = probe and by_answers(probe)
         if probe is None:
             order.hub.reporter.note(f"note: no held-out row or replay sample of {task.name} is left to try it on")
             continue
-        probe = asked_as(probe, task)
+        probe = asked_as(probe, replace(task, metric=probe.task.metric))
         probes.append(replace(probe, examples=probe.examples[:count]))
     if not probes:
         return []

@@ -165,6 +165,8 @@ class Feed:
                 raise DataError("not a JSON object")
             rows = SourceRows([row], "standard input", "", [number])
             found = examples(rows, dict(self.request.columns) or None, self.request.instruction or "", self._layout())
+            if found.read.prefers:
+                raise DataError("a preference, which update learns without --online only")
             raw = found.layout == "raw text"
             self.raw = raw if self.raw is None else self.raw
             if raw != self.raw:

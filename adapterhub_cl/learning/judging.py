@@ -74,8 +74,8 @@ class Judge:
             with fact_lessons.before_training(base, parent) as old:
                 were = asked.ask(old, base, reporter, "before")
             return lambda model: asked.compare(were, asked.ask(model, base, reporter, "after"))
-        if self.request.verb != "update" or parent is None:
-            return None
+        if self.request.verb != "update" or parent is None or material.data.read.prefers:
+            return None  # whether preferences were learned is told by their rewards, not by what is written
         updated = Questions(self.registry, task, rows, self.length, seed, raw=material.raw, parent=kept)
         with as_served(base, parent.path) as old:
             before = updated.ask(old, base, reporter, "before")
@@ -143,6 +143,7 @@ class Judge:
         probe, held = probe_of(self.registry, new.name), material.held_out
         goes_on = material.parent is not None and material.parent.task == new.name
         usable = held is not None and (held.layout != "raw text" or new.kind == "text")
+        usable = usable and held is not None and held.read.prefers == new.prefers
         if held is not None and usable and not goes_on and (probe is None or not probe.sha256):
             # Replay samples are what the older version was trained on, and this one may never have seen them.
             probe = Probe(new, held.examples, held.source, self.length, held.sha256)

@@ -22,14 +22,15 @@ from adapterhub_cl.data.tasks import (
     infer_task,
     updated_task,
 )
-from adapterhub_cl.errors import AdapterError, DataError
-from adapterhub_cl.learning.order import TrainOrder
+from adapterhub_cl.errors import AdapterError, DataError, UsageError
+from adapterhub_cl.evaluation.preference_scores import scorable
+from adapterhub_cl.learning.order import TrainOrder, refuse_with_preferences
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.kept import kept_samples
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Combined
-from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo, Example, Layout, Task
+from adapterhub_cl.types import DERIVED, REWARD, AdapterRecord, BaseInfo, Example, Layout, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
@@ -141,7 +142,8 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
         review = [sample for sample in kept_samples(start) if sample not in fresh]
         data = for_task(registry.task(start.task), data)
         task = updated_task(registry.task(start.task), data)
-        task = task if data.layout == "raw text" or not data.read.name else replace(task, layout=data.read)
+        kept = data.layout == "raw text" or not data.read.name or (data.read.prefers and not task.prefers)
+        task = task if kept else replace(task, layout=data.read)
     else:
         data = with_known_labels(request.labels, data)
         task = _same_task(registry, described_task(request, data, registry.base))
@@ -155,6 +157,13 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
     material = without_outdated(material)
     if request.facts:
         _refuse_other_than_facts(material)
+    if data.read.prefers:
+        refuse_with_preferences(order)
+    if held_out is not None and held_out.read.prefers and not scorable(held_out.examples):
+        raise DataError(
+            f"{held_out.source}: all answers are judged alike, so there is nothing to compare",
+            "give answers that are wanted and answers that are not",
+        )
     if not material.raw:
         check_answers(task, data)
         if held_out is not None:
@@ -217,21 +226,28 @@ def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Tas
     """The task that a request and its data describe. It is asked through the base's chat template, where the base has
     one and nobody says otherwise: an instruct model knows no other form so well."""
     template = request.prompt_format is None and has_chat_template(base)
+    metric = request.metric or (REWARD if data.read.prefers else None)
     return infer_task(
         request.name,
         data,
         kind=_asked_kind(request, data, base),
         labels=list(request.labels) or None,
         prompt_format="chat" if template else request.prompt_format,
-        metric=request.metric,
+        metric=metric,
         instruction=request.instruction,
     )
 
 
 def _asked_kind(request: TrainRequest, data: Examples, base: BaseInfo) -> str:
     """The kind that the user named, or the only one that can be: facts are free answers, and an encoder has none."""
+    if data.read.prefers and request.kind not in ("auto", "generation"):
+        raise UsageError(
+            f"--kind {request.kind}: preferences are between free answers", "leave --kind out, or say --kind generation"
+        )
     if request.kind != "auto":
         return request.kind
+    if data.read.prefers:
+        return "generation"
     if request.facts:
         return "generation"
     answers = {example.answer for example in data if example.answer is not None}

@@ -36,7 +36,7 @@ def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) ->
     held, was = material.held_out, parent.training.get("eval")
     if held is None or not was or was["sha256"] == held.sha256:
         return
-    if held.layout != "raw text" or material.task.kind == "text":
+    if (held.layout != "raw text" or material.task.kind == "text") and held.read.prefers == material.task.prefers:
         reporter.note(
             f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
             "use a file with the rows of both to go on measuring what was learned before"
@@ -56,6 +56,10 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note("  facts have free answers; they are taught in other wordings too, see docs/knowledge-updates.md")
     elif request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
         reporter.note(f"  {why}")
+    if objective.prefers:
+        against = "the base" if material.parent is None else material.parent.ref
+        what = "pairs are learned by dpo" if data.read.rejected else "judged answers are learned by kto"
+        reporter.note(f"  {what}; the reference is {against}")
     if data.unused:
         many = len(data.unused) > 1
         names = ", ".join(map(repr, data.unused))

@@ -123,6 +123,18 @@ def _refuse_writing(registry: Registry, order: TrainOrder) -> None:
         objectives.refuse_writing(base, "--prompt-loss")
 
 
+def refuse_with_preferences(order: TrainOrder) -> None:
+    """Raise for options that mean nothing where preferences are learned.
+
+    Raises:
+        UsageError: names the option.
+    """
+    asked = {"--facts": order.request.facts, "--augment": order.augments, "--labels": order.request.labels}
+    asked["--prompt-loss"] = order.settings.prompt_loss
+    if found := next((name for name, value in asked.items() if value), ""):
+        raise UsageError(f"{found} cannot be used with preference data", f"leave {found} out")
+
+
 def finished(registry: Registry, request: TrainRequest, run: Run, reporter: Reporter) -> AdapterRecord | None:
     """The version that a resumed run had published just before it was killed; None where there is something to train.
 

@@ -16,6 +16,7 @@ from adapterhub_cl.adapters.lora import save_adapter
 from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.context import Hub
+from adapterhub_cl.data.preference_tokens import ordinary
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.evaluation.gate import Decision
@@ -70,7 +71,9 @@ def keep_samples(
     task = material.task.as_text() if material.raw else material.task
     evidence = ModelEvidence(model, hub.base, objective, task, pool, learned.facts["max_length"], reporter=hub.reporter)
     kept = order.keep.select(pool, order.settings.seed, evidence)
-    memory = order.strategy.remember(learned.stage, kept, learned.encode.many(kept))
+    tokens = [ordinary(row) for row in learned.encode.many(kept)]
+    usable = [k for k, row in enumerate(tokens) if row.answer]
+    memory = order.strategy.remember(learned.stage, [kept[k] for k in usable], [tokens[k] for k in usable])
     return kept, {name: value.detach().cpu().contiguous() for name, value in memory.items()}
 
 
@@ -80,7 +83,7 @@ def training_facts(
     """The facts of a training that `training.json` keeps."""
     request = order.request
     held_out = material.held_out
-    objective = objectives.name_for(base, "text" if material.raw else material.task.kind)
+    objective = objectives.name_taught(base, material.data, "text" if material.raw else material.task.kind)
     return {
         "run": run.id,
         "strategy": request.strategy,

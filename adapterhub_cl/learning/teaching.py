@@ -89,8 +89,8 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         DataError, UsageError: the data or a setting cannot be used.
     """
     registry, reporter, settings = hub.registry, hub.reporter, order.settings
-    objective = objectives.of(registry.base)
     material = prepare(registry, order, parent=None, sha256=None)
+    objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, order.request, objective, reporter)
     with reporter.piece("loading the base", 1):
         base = hub.base
@@ -104,7 +104,7 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         each = seconds_per_row(model, base, objective, rows.training, settings, way)
     lengths = sorted(map(len, rows.training))
-    rate = settings.peak_rate(base.width, encoder=base.is_encoder)
+    rate = settings.peak_rate(base.width, encoder=base.is_encoder, share=objective.rate_share)
     return TrainingPlan(
         task=material.task.name,
         kind=material.task.kind,
@@ -155,11 +155,11 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
     """
     registry, reporter = hub.registry, hub.reporter
     request, settings, strategy = order.request, order.settings, order.strategy
-    objective = objectives.of(registry.base)
     if run is None:
         mention_what_is_there(registry, request, reporter)
     stored = dict(run.request) if run else {}
     material = prepare(registry, order, parent=stored.get("parent"), sha256=stored.get("sha256"))
+    objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, request, objective, reporter)
     if material.parent is not None and request.verb == "update":
         tell_parent(registry, material.parent, reporter)
@@ -270,7 +270,7 @@ def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[E
         unchanged=unchanged,
         avoid=material.held_out.examples if material.held_out else (),
         places=material.data.places,
-        prompt_loss=order.prompt_loss,
+        prompt_loss=0.0 if material.data.read.prefers else order.prompt_loss,
         fresh=(material.parent is None or material.beneath) and not material.raw and material.task.kind == "choice",
     )
 

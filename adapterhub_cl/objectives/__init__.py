@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterhub_cl.answering import Answer
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+    from adapterhub_cl.settings import TrainingSettings
 
 ROOM = Room("adapterhub_cl.objectives", "objective", "Objective")
+DPO, KTO = "dpo", "kto"
 
 
 def of(base: BaseInfo) -> BaseObjective:
@@ -28,6 +30,30 @@ def of(base: BaseInfo) -> BaseObjective:
     """
     found: BaseObjective = ROOM.get(objectives_of(base.architecture)[-1])()
     return found
+
+
+def taught_by(base: BaseInfo, rows: Iterable[Example], settings: TrainingSettings) -> BaseObjective:
+    """The objective that a base is trained with on these rows: `dpo` where there are pairs, `kto` where single answers
+    were judged, otherwise that of `of`.
+
+    Raises:
+        UsageError: the base is an encoder, and the rows say which answers are wanted.
+    """
+    wanted = _preference_of(rows)
+    if not wanted:
+        return of(base)
+    refuse_writing(base, "learning from preferences")
+    found: BaseObjective = ROOM.get(wanted)(settings)
+    return found
+
+
+def name_taught(base: BaseInfo, rows: Iterable[Example], kind: str) -> str:
+    """The name of the objective that a base is trained with on the rows of a kind of task."""
+    return _preference_of(rows) or name_for(base, kind)
+
+
+def _preference_of(rows: Iterable[Example]) -> str:
+    return min((DPO if row.rejected else KTO for row in rows if row.prefers), default="")
 
 
 def name_for(base: BaseInfo, kind: str) -> str:
@@ -73,11 +99,15 @@ class BaseObjective(ABC):
         task_type: PEFT's name for it.
         answers_with: task kinds that it can serve.
         writes: whether it can write text.
+        prefers: whether it learns which of two answers is wanted, against a reference.
+        rate_share: the default learning rate, as a share of the usual one.
     """
 
     task_type: ClassVar[str]
     answers_with: ClassVar[tuple[str, ...]]
     writes: ClassVar[bool] = True
+    prefers: ClassVar[bool] = False
+    rate_share: ClassVar[float] = 1.0
 
     @abstractmethod
     def tokeniser(self, tokenizer: Any, task: Task, max_length: int) -> Tokeniser:
@@ -104,9 +134,49 @@ class BaseObjective(ABC):
     def losses_of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Loss of each label under `logits`, times its weight, `[n_labels]`."""
 
+    def losses_given(self, logits: torch.Tensor, batch: Batch, model: Any) -> torch.Tensor:
+        """What `losses` gives, where the logits are known already."""
+        return self.losses_of(logits, batch)
+
     def losses(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Loss of each answer token, `[n_answer_tokens]`, fp32, in row order; carries the gradient."""
+        """Loss of each answer token, `[n_answer_tokens]`, fp32, in row order; of preferences that of each row. With the
+        gradient."""
         return self.losses_of(self.logits(model, batch), batch)
+
+    def counted(self, examples: Sequence[Tokens], indices: Sequence[int]) -> int:
+        """What the summed loss of some rows is divided by: the number of their answer tokens."""
+        from adapterhub_cl.data.batches import answers_in
+
+        return answers_in(examples, indices)
+
+    def referred(
+        self,
+        model: Any,
+        tokens: Sequence[Tokens],
+        pad_id: int,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Tokens]:
+        """The rows with what the loss has to know of the model before it is trained: for most objectives nothing, for
+        preferences the reference's log-probabilities.
+
+        Args:
+            model: the reference.
+            progress: called with the number of rows done after each batch.
+        """
+        return list(tokens)
+
+    def judged(
+        self,
+        model: Any,
+        tokens: Sequence[Tokens],
+        pad_id: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, float]:
+        """The figures of rows held out by which the best epoch is chosen: the loss of an answer token."""
+        losses = self.perplexities(model, tokens, pad_id, batch_size, progress)
+        return {"loss": sum(total for total, _ in losses) / max(1, sum(count for _, count in losses))}
 
     @abstractmethod
     def perplexities(

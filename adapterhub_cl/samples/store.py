@@ -280,7 +280,8 @@ def sample_key(example: Example) -> tuple[str, str]:
 
 
 def _has(example: Example, text: str) -> bool:
-    return any(text.casefold() in part.casefold() for part in (example.text, example.answer or "", example.instruction))
+    parts = (example.text, example.answer or "", example.instruction, example.rejected)
+    return any(text.casefold() in part.casefold() for part in parts)
 
 
 def _text(lines: Sequence[str]) -> str:

@@ -69,9 +69,8 @@ def learn(
         UsageError: a resumed run would go on in another type.
     """
     rows = rows_of(model, base, objective, strategy, lesson, settings, reporter)
-    training, dev_examples, dev_tokens = rows.training, rows.dev_examples, rows.dev_tokens
     unsaid = settings.epochs is None
-    settings = settings.for_rows(len(training), fresh=lesson.fresh, encoder=base.is_encoder)
+    settings = settings.for_rows(len(rows.training), fresh=lesson.fresh, encoder=base.is_encoder)
     if chosen is None:
         chosen = everyones(way_of(model, base, objective, strategy, rows, settings, reporter), accelerator)
         on_speed(chosen)
@@ -80,6 +79,12 @@ def learn(
             f"this run computed in {chosen.dtype} when it was stopped, and would now go on in {NAMES[base.dtype]}",
             f"cl-adapter --dtype {chosen.dtype} add-task … --resume",
         )
+
+    with speed.use(model, chosen), fused(model, base.dtype, chosen.keep_bytes):
+        rows = rows.referred(
+            model, base, objective, chosen.rows or settings.batch_size, lesson.parent is None, reporter
+        )
+    training, dev_examples, dev_tokens = rows.training, rows.dev_examples, rows.dev_tokens
 
     def dev(current: Any) -> Mapping[str, float]:
         with reporter.piece("rows held out", len(dev_tokens)) as advance:
@@ -95,7 +100,7 @@ def learn(
                 progress=advance,
             )
 
-    rate = settings.peak_rate(base.width, encoder=base.is_encoder)
+    rate = settings.peak_rate(base.width, encoder=base.is_encoder, share=objective.rate_share)
     # The scores that follow are measured as the stored version will answer.
     peak = memory.Peak(base.device)
     with (

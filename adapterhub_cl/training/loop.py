@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from adapterhub_cl.adapters.lora import trainable, training_mode
 from adapterhub_cl.bases.encoders import bare
-from adapterhub_cl.data.batches import answers_in, collate, plan_epoch
+from adapterhub_cl.data.batches import collate, plan_epoch
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted, is_out_of_memory
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.training import checkpoints
@@ -211,20 +211,20 @@ class Loop:
         """One optimiser step on these rows and those that the strategy reviews, all processes together.
 
         Returns:
-            the mean loss of an answer token.
+            the mean loss of an answer token; of preference data of a row.
         """
         started = time.perf_counter()
         reviewed = {row: weight for row, weight in self.strategy.review(self.stage, fresh) if row not in self.left_out}
         weights = dict.fromkeys(fresh, 1.0) | reviewed
         indices = list(weights)
-        tokens = answers_in(self.examples, indices)
+        counted = self.objective.counted(self.examples, indices)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine, factor = indices[rank::world], 1.0
         if not mine:  # a short last step: take part in the exchange, add nothing
             mine, factor = indices[:1], 0.0
         while True:
             try:
-                total = self.gradients(mine, weights, factor * world / tokens)
+                total = self.gradients(mine, weights, factor * world / counted)
                 break
             except (MemoryError, RuntimeError) as error:
                 if world > 1 or not is_out_of_memory(error):
@@ -276,7 +276,7 @@ class Loop:
                 with self.autocast:
                     if self.strategy.reads_logits:
                         logits = self.objective.logits(self.wrapped, batch)
-                        losses = self.objective.losses_of(logits, batch)
+                        losses = self.objective.losses_given(logits, batch, self.wrapped)
                     else:
                         logits, losses = torch.empty(0, 0), self.objective.losses(self.wrapped, batch)
                     loss = losses.sum() * factor

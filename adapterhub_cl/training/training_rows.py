@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import augmentation
-from adapterhub_cl.adapters.fused import fused
+from adapterhub_cl.adapters.fused import base_alone, fused
 from adapterhub_cl.answering.writing import base_writer
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.bases.loading import LoadedBase
@@ -88,6 +89,34 @@ class TrainingRows:
     cut: int
     length: int
     encode: Tokeniser
+
+    def referred(
+        self,
+        model: Any,
+        base: LoadedBase,
+        objective: BaseObjective,
+        batch_size: int,
+        fresh: bool,
+        reporter: Reporter,
+    ) -> TrainingRows:
+        """The rows with what an objective has to know of the model before it is trained.
+
+        Args:
+            model: as it is before the first step, computing as in the run.
+            fresh: whether the adapter is new; then the base alone is the reference.
+        """
+        if not objective.prefers:
+            return self
+        parts = [self.training, self.dev_tokens, self.past]
+        found = []
+        with (
+            reporter.piece("answers of the reference", sum(map(len, parts))) as advance,
+            base.autocast(),
+            base_alone(model) if fresh else nullcontext(),
+        ):
+            for part in parts:
+                found.append(objective.referred(model, part, base.tokenizer.pad_token_id, batch_size, advance))
+        return replace(self, training=found[0], dev_tokens=found[1], past=found[2])
 
 
 def dev_split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -122,19 +122,6 @@ def test_one_role_twice() -> None:
         parse_columns("input=a,output=b,output=c")
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "p", "chosen": "a", "rejected": "b"},
-        {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]},
-        {"prompt": "p", "completion": "c", "label": False},
-    ],
-)
-def test_preference_data_are_refused_by_name(row: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="preference data"):
-        examples(rows(row, {**row, "label": True} if "label" in row else row))
-
-
 def test_several_right_answers_and_answers_that_are_data() -> None:
     made = examples(rows({"question": "q", "answers": ["a", "b", "a"]})).examples[0]
     assert (made.answer, made.references) == ("a", ("b",))

@@ -115,7 +115,7 @@ def test_score_gives_every_metric_of_the_kind() -> None:
         {"exact_match": 0.0, "token_f1": 1.0, "rouge_l": 2 / 3, "strict_match": 0.0}
     )
     assert score(text, [], [], nll_sum=2 * math.log(3), n_tokens=2) == pytest.approx({"perplexity": 3.0})
-    assert {*PAIRED, "perplexity"} == {name for names in METRICS.values() for name in names}
+    assert {*PAIRED, "perplexity", "reward_accuracy"} == {name for names in METRICS.values() for name in names}
     with pytest.raises(DataError, match="scored by its likelihood"):
         score(text, ["a"], ["a"])
 

@@ -1,0 +1,44 @@
+"""KTO, Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306): single answers that were judged, such
+as thumbs up and down, become more or less likely against the reference.
+
+With the reward r = β · (log π − log π_ref), the loss of a wanted answer is weight · (1 − σ(r − z)), that of an unwanted
+one weight · (1 − σ(z − r)). z = β · max(0, KL) is the model's divergence from the reference, without gradient: the mean
+log-ratio of answers to other questions, over the rows that are computed together. (The next row's answer is taken, the
+last row has the first one's; TRL's KTOTrainer does so within a batch.) Taken for rows with a boolean judgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from adapterhub_cl.data.preference_tokens import JudgedTokeniser, PreferenceTokens
+from adapterhub_cl.data.tokenise import Tokeniser, Tokens
+from adapterhub_cl.objectives._preferring import Preferring
+from adapterhub_cl.types import Task
+
+
+class Objective(Preferring):
+    """The loss of each answer against what the model gives away anyhow."""
+
+    def tokeniser(self, tokenizer: Any, task: Task, max_length: int) -> Tokeniser:
+        return JudgedTokeniser(tokenizer, task, max_length)
+
+    def paired(self, tokens: Sequence[Tokens]) -> list[Tokens]:
+        found = list(tokens)
+        judged = [(k, row) for k, row in enumerate(tokens) if isinstance(row, PreferenceTokens)]
+        for (k, row), (_, following) in zip(judged, [*judged[1:], *judged[:1]], strict=True):
+            found[k] = replace(row, other=following.answer)
+        return found
+
+    def preference_losses(
+        self, rewards: torch.Tensor, others: torch.Tensor, rows: Sequence[PreferenceTokens]
+    ) -> torch.Tensor:
+        liked = torch.tensor([bool(row.desirable) for row in rows], device=rewards.device)
+        weights = rewards.new_tensor([self.weights[bool(row.desirable)] for row in rows])
+        divergence = others.mean().clamp(min=0).detach()
+        gain = torch.where(liked, rewards - divergence, divergence - rewards)
+        return weights * (1 - torch.sigmoid(gain))

@@ -1,0 +1,112 @@
+"""Rows that say which answers are wanted, in the forms of TRL and LLaMA-Factory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapterhub_cl.data.columns import examples, inputs, parse_columns
+from adapterhub_cl.data.reading import SourceRows
+from adapterhub_cl.errors import DataError
+from adapterhub_cl.types import Example
+
+USER = {"role": "user", "content": "q"}
+GOOD, BAD = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
+OPEN = {"from": "human", "value": "q"}
+
+
+def rows(*given: dict[str, Any]) -> SourceRows:
+    return SourceRows(list(given), "train.jsonl", "0" * 64, list(range(1, len(given) + 1)))
+
+
+PAIRS = [
+    {"prompt": "q", "chosen": "a", "rejected": "b"},
+    {"question": "q", "chosen": "a", "rejected": "b"},
+    {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+    {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+    {"prompt": [USER], "chosen": GOOD, "rejected": BAD},
+    {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    {
+        "conversations": [OPEN],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
+]
+JUDGED = [
+    {"prompt": "q", "completion": "a", "label": True},
+    {"prompt": [USER], "completion": [GOOD], "label": True},
+    {"instruction": "q", "input": "", "output": "a", "kto_tag": True},
+    {"conversations": [OPEN, {"from": "gpt", "value": "a"}], "kto_tag": "true"},
+]
+
+
+@pytest.mark.parametrize("row", PAIRS, ids=lambda row: "/".join(row))
+def test_pairs(row: dict[str, Any]) -> None:
+    found = examples(rows(row))
+    assert found.read.rejected == "rejected"
+    assert found.unused == ()
+    [made] = found.examples
+    assert (made.input, made.answer, made.rejected) == ("q", "a", "b")
+    assert Example.from_json(made.to_json()) == made
+    again = examples(rows(made.to_json())).examples  # as `replay.jsonl` of a hub is read as data
+    assert [(e.text, e.answer, e.rejected) for e in again] == [("q", "a", "b")]
+    assert [(e.input, e.rejected) for e in inputs(rows(row))] == [("q", "")]
+    assert not made.question().prefers
+
+
+@pytest.mark.parametrize("row", JUDGED, ids=lambda row: "/".join(row))
+def test_single_answers_that_were_judged(row: dict[str, Any]) -> None:
+    column = next(name for name in ("label", "kto_tag") if name in row)
+    found = examples(rows(row, {**row, column: False}))
+    assert [(e.input, e.answer, e.desirable) for e in found] == [("q", "a", True), ("q", "a", False)]
+    for made in found:
+        assert Example.from_json(made.to_json()) == made
+        assert [e.desirable for e in examples(rows(made.to_json()))] == [made.desirable]
+
+
+def test_turns_before_the_answer_and_named_columns() -> None:
+    early = [USER, {"role": "assistant", "content": "x"}, {"role": "user", "content": "r"}]
+    [made] = examples(rows({"chosen": [*early, GOOD], "rejected": [*early, BAD]})).examples
+    assert ([t.content for t in made.turns], made.answer, made.rejected) == (["q", "x", "r"], "a", "b")
+    assert Example.from_json(made.to_json()) == made
+    named = parse_columns("input=ask,output=up,rejected=down")
+    [made] = examples(rows({"ask": "q", "up": "a", "down": "b"}), named).examples
+    assert (made.answer, made.rejected) == ("a", "b")
+
+
+def test_a_label_that_is_no_judgement_stays_a_label() -> None:
+    found = examples(rows({"text": "x", "label": True}, {"text": "y", "label": False}))
+    assert [(e.answer, e.desirable) for e in found] == [("true", None), ("false", None)]
+
+
+def test_pairs_without_a_difference_are_left_out_and_told() -> None:
+    same = {"prompt": "q", "chosen": "a", "rejected": "a"}
+    found = examples(rows(same, PAIRS[0]))
+    assert len(found) == 1
+    assert found.remarks == ("note: 1 pair is left out: chosen and rejected are the same (train.jsonl line 1)",)
+    with pytest.raises(DataError, match="the same in every pair"):
+        examples(rows(same))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, "no rejected answer"),
+        ({"prompt": "q", "chosen": "", "rejected": "b"}, "no answer"),
+        ({"chosen": [USER, GOOD], "rejected": [{"role": "user", "content": "other"}, BAD]}, "same conversation"),
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD, USER, BAD]}, "3 messages long"),
+        ({"prompt": "q", "preferred": "a", "dispreferred": "b"}, "names that are not known"),
+        ({"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}, "names that are not known"),
+        ({"chosen": "Human: q Assistant: a", "rejected": "Human: q Assistant: b"}, "no column has the question"),
+    ],
+)
+def test_bad_rows_are_named(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        examples(rows(PAIRS[0] if "prompt" in row and isinstance(row["prompt"], str) and "chosen" in row else row, row))
+
+
+def test_a_row_without_its_judgement_is_named() -> None:
+    with pytest.raises(DataError, match="line 2: no judgement"):
+        examples(rows(JUDGED[0], {**JUDGED[0], "label": None}))
