@@ -72,7 +72,7 @@ def draw(work: Path) -> None:
 METHODS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ("linear", "slao", "ema", "ties", "dare", "dare_ties", "della", "breadcrumbs")),
     *((name, {"space": "core"}) for name in ("ties", "dare", "dare_ties", "della", "breadcrumbs")),
-    *((name, {}) for name in ("knots", "tsv", "iso", "regmean", "learned")),
+    *((name, {}) for name in ("knots", "tsv", "iso", "ctm", "regmean", "learned")),
 ]
 WIDE = ("linear", "ties", "knots", "tsv", "iso", "regmean", "learned")
 ALL = "all ranks (64)"

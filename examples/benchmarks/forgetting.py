@@ -50,6 +50,8 @@ VARIANTS = [
     Variant("lwf", "lwf"),
     Variant("olora", "olora"),
     Variant("inflora", "inflora"),
+    Variant("osf", "osf"),
+    Variant("forever", "forever", replay=KEPT),
     Variant("slao", "slao"),
     Variant("incremental", "incremental"),
     Variant("der", "der", replay=KEPT),

@@ -28,7 +28,10 @@ from streams import DATA, STREAMS, Budget, write_rows
 from adapterhub_cl.registry.files import atomic_write_text
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "adapterhub-cl")
-METHODS = ("base", "ours", "multitask", "sequential", "replay", "distilled", "der", "inflora", "lwf", "ewc", "olora")
+METHODS = (
+    *("base", "ours", "multitask", "sequential", "replay", "distilled", "der", "inflora", "lwf", "ewc", "olora"),
+    *("osf", "forever"),
+)
 SEEDS = {"superni": 3}  # of the others one
 Job = tuple[str, str, int]
 
