@@ -140,6 +140,8 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
     if request.verb == "update" and start is not None:
         fresh = set(data.examples)
         review = [sample for sample in kept_samples(start) if sample not in fresh]
+        if not data.read.prefers:  # an answer that was rejected is never learned as a right one
+            review = [sample for sample in review if sample.desirable is not False]
         data = for_task(registry.task(start.task), data)
         task = updated_task(registry.task(start.task), data)
         kept = data.layout == "raw text" or not data.read.name or (data.read.prefers and not task.prefers)

@@ -91,6 +91,12 @@ def test_judged_answers(hub: AdapterHub, tmp_path: Path) -> None:
         "colours", write(tmp_path / "pairs.jsonl", pairs()[:8]), epochs=1
     )  # old judged rows beside pairs
     assert json.loads((again.path / "training.json").read_text())["objective"] == "dpo"
+    plain = [{"prompt": f"a {thing} is", "completion": "red"} for thing in THINGS]
+    later = hub.update("colours", write(tmp_path / "plain.jsonl", plain), epochs=1, max_forgetting=1.0)
+    facts = json.loads((later.path / "training.json").read_text())
+    assert facts["objective"] == "causal_lm"
+    liked = sum(e.desirable is not False for e in kept_samples(again))
+    assert facts["trained_on"] + facts["dev_examples"] == len(plain) + liked, "what was rejected is not learned"
     one_sided = write(tmp_path / "liked.jsonl", [row for row in rows if row["label"]])
     with pytest.raises(DataError, match="judged alike"):
         hub.add_task("liked", data, eval=one_sided, **QUICK)
