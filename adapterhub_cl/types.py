@@ -15,7 +15,8 @@ from adapterhub_cl.examples import Example as Example
 from adapterhub_cl.examples import Layout as Layout
 from adapterhub_cl.examples import Turn as Turn
 
-RELATIONS = ("trained_on_top_of", "updated_from", "merged_from", "distilled_from", "pruned_from", "imported_from")
+RELATIONS = ("trained_on_top_of", "updated_from", "started_from", "merged_from", "distilled_from",
+             "pruned_from", "imported_from")  # fmt: skip
 KINDS = ("trained", "updated", "imported", "merged", "distilled", "pruned")
 # How many parents must be left to make a derived version again; versions that need training are not made again.
 REPEATED_FROM = {"merge": 2, "prune": 1}

@@ -17,6 +17,7 @@ from adapterhub_cl.types import DERIVED
 _WORDS = {
     "updated_from": "updated from",
     "trained_on_top_of": "trained on top of",
+    "started_from": "started from",
     "merged_from": "merged from",
     "distilled_from": "distilled from",
     "pruned_from": "pruned from",

@@ -91,6 +91,11 @@ def order_of(registry: Registry, request: TrainRequest) -> TrainOrder:
                 f"--on-top-of stacks a new adapter on a frozen one, but {strategy.name} continues training an old one",
                 "use it with isolated, incremental or olora",
             )
+        if strategy.trial is not None:
+            raise UsageError(
+                f"--on-top-of cannot be combined with {strategy.name}, which chooses what the adapter starts from",
+                f"leave --on-top-of out, or use --strategy isolated to train on top of {request.on_top_of}",
+            )
         registry.get(request.on_top_of)
     return order
 

@@ -112,7 +112,8 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
     model, material, training = trained.model, trained.material, trained.training
     parent, task = material.parent, material.task
     relation = "trained_on_top_of" if material.beneath else "updated_from"
-    edges = [(parent.ref, relation)] if parent else []
+    start = dict(strategy.start())
+    edges = [*([(parent.ref, relation)] if parent else []), *((ref, "started_from") for ref in start.get("from", ()))]
     with registry.new_draft(request.name) as draft, storage_errors(draft.path):
         save_adapter(model, draft.path, base.info.source, [task.name, *material.takes_over])
         check_served(model, base, draft.path, f"the new version of {request.name}")
@@ -132,6 +133,7 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
             "strategy": strategy.name,
             "shared": strategy.shared,
             "takes_over": list(material.takes_over),
+            **({"start": start} if start else {}),
             "learned_from": sorted({lesson.task.name for lesson in material.past}),
             "read_from": sorted({lesson.record.ref for lesson in material.past}),
             "gate": trained.decision.to_json(),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from adapterhub_cl import objectives
+from adapterhub_cl import objectives, strategies
 from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.adapters.targets import left_out
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.marked import Part, marked
-from adapterhub_cl.learning import fact_lessons
+from adapterhub_cl.learning import fact_lessons, kin_trial
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
     Material,
@@ -187,13 +187,14 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         length = min(settings.max_length, base.context)
         judge = Judge(hub, order, material, length)
         unchanged = unchanged_rows(hub, order, material, run.path, accelerator)
+        kin = _tried(hub, order, material, run.path, accelerator)
         with _adapter(base, order, material, objective) as model:
             learned = learn(
                 model,
                 base,
                 objective,
                 strategy,
-                lesson_of(order, material, unchanged),
+                replace(lesson_of(order, material, unchanged), kin=kin),
                 settings,
                 run=run.path,
                 chosen=speed.stored(run.path),
@@ -253,6 +254,18 @@ def unchanged_rows(
     if accelerator is None or accelerator.is_main_process:
         rows = fact_lessons.old_answers(hub, material, fact_lessons.beside(material, order.settings.seed).trained, run)
     return rows if accelerator is None else everyones(rows, accelerator)
+
+
+def _tried(
+    hub: Hub, order: TrainOrder, material: Material, run: Path, accelerator: Accelerator
+) -> Sequence[strategies.Kin]:
+    """The versions of other tasks that the strategy wants tried on the new rows. One process tries them; a run that
+    goes on from a checkpoint has its start already."""
+    trial = order.strategy.trial
+    if trial is None or (run / checkpoints.NAME).exists():
+        return ()
+    found = kin_trial.try_versions(hub, order, material, trial) if accelerator.is_main_process else ()
+    return everyones(found, accelerator)
 
 
 def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[Example, bool]] = ()) -> TrainingSet:

@@ -130,6 +130,27 @@ class DerivedFacts:
 
 
 @dataclass(frozen=True)
+class StartFacts:
+    """What a version started from, of the versions of other tasks that were tried.
+
+    Attributes:
+        parents: what it started from, in words; empty: a fresh adapter.
+        best: the best start that was tried, in words.
+        fresh, kin: losses from a fresh adapter and from the best start, on `rows` rows after `steps` steps.
+        tried: how many starts were tried.
+    """
+
+    ref: str
+    parents: str
+    best: str
+    fresh: float
+    kin: float
+    rows: int
+    steps: int
+    tried: int
+
+
+@dataclass(frozen=True)
 class RouterFacts:
     """A fitted router's decisions for its held-out samples.
 
@@ -186,6 +207,7 @@ class Facts:
     base_effects: tuple[tuple[str, BaseEffect], ...] = ()
     derived: tuple[DerivedFacts, ...] = ()
     edges: tuple[Edge, ...] = ()
+    starts: tuple[StartFacts, ...] = ()
     router: RouterFacts | None = None
     usage: tuple[Usage, ...] = ()
     kept: tuple[Kept, ...] = ()

@@ -30,6 +30,7 @@ from adapterhub_cl.reporting.facts import (
     Facts,
     GateFacts,
     RouterFacts,
+    StartFacts,
     TaskFacts,
     VersionFacts,
 )
@@ -117,6 +118,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         base_effects=tuple(_each(notes, "the loss on general text of", reversed(records), _base_effect)),
         derived=tuple(_each(notes, "the recipe of", reversed(records), lambda r: _derived(r, notes))),
         edges=tuple(registry.lineage()),
+        starts=tuple(_each(notes, "the start of", reversed(records), _start)),
         router=_router(registry.path / ROUTERS, list(serving), notes),
         usage=tuple(usage),
         kept=tuple(notes.attempt("the replay samples", list[Kept](), samples.rows)),
@@ -217,6 +219,20 @@ def _gate(record: AdapterRecord) -> GateFacts | None:
 def _base_effect(record: AdapterRecord) -> tuple[str, BaseEffect] | None:
     effect = general_of(record.manifest.get("gate") or {})
     return None if effect is None else (record.ref, effect)
+
+
+def _start(record: AdapterRecord) -> StartFacts | None:
+    told = record.manifest.get("start")
+    if not told:
+        return None
+    numbers = {name: float(told[name]) for name in ("fresh", "kin")}
+    counts = {name: int(told[name]) for name in ("rows", "steps")}
+    parents, best = _mixture(told["from"]), _mixture(told["best"])
+    return StartFacts(record.ref, parents, best, **numbers, **counts, tried=len(told["tried"]))  # type: ignore[arg-type]
+
+
+def _mixture(parents: Mapping[str, float]) -> str:
+    return " + ".join(f"{float(weight):.2g} · {ref}" if weight != 1 else str(ref) for ref, weight in parents.items())
 
 
 def _promotions(events: Sequence[Event], notes: _Notes) -> list[GateFacts]:

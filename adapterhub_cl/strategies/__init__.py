@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -48,6 +48,42 @@ class Origin:
     example: Example
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a strategy wants tried before training; see `BaseStrategy.trial`.
+
+    Attributes:
+        rows: of the new task on which each version is tried.
+        versions: that are tried at most, the newest ones.
+        starts: how many of the best are handed over with their weights.
+    """
+
+    rows: int
+    versions: int
+    starts: int
+
+
+@dataclass(frozen=True)
+class Kin:
+    """A version of another task, or a mixture of several, as a start for the new adapter.
+
+    Attributes:
+        parents: version → its weight in ΔW.
+        loss: on the rows of the trial, nats a token; on an encoder, of a linear classifier on what it reads off them.
+        layers: name of a layer → A `[r, in]` and B `[out, r]` with ΔW = B·A, r at most the new adapter's rank; empty if
+            it is not one of the best.
+        head: label → its row of an encoder's head and its bias, where the version knows the same labels and its own
+            head is better than a new one.
+        error: the largest share of a layer's ΔW that was cut off to fit the rank.
+    """
+
+    parents: Mapping[str, float]
+    loss: float
+    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+    head: Mapping[str, tuple[torch.Tensor, float]] = field(default_factory=dict, repr=False)
+    error: float = 0.0
+
+
 class Stage(Protocol):
     """A run as a hook sees it, and what it may compute with. Rows are numbered, those of the new task first.
 
@@ -63,6 +99,9 @@ class Stage(Protocol):
         reviewed: old task → its rows, for strategies that read samples.
         origins: for each old row (row − fresh) where it comes from.
         parent: directory of the version that the run continues from or trains on top of; None for a fresh adapter.
+        kin: versions of other tasks that were tried on the new task's rows, the best first (see `BaseStrategy.trial`).
+        rate: peak learning rate of the run.
+        batch: rows of one optimiser step.
     """
 
     @property
@@ -85,6 +124,12 @@ class Stage(Protocol):
     def origins(self) -> Sequence[Origin]: ...
     @property
     def parent(self) -> Path | None: ...
+    @property
+    def kin(self) -> Sequence[Kin]: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
 
     def length(self, row: int) -> int:
         """Tokens of a row."""
@@ -157,6 +202,12 @@ class BaseStrategy:
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
 
+    @property
+    def trial(self) -> Trial | None:
+        """What of the versions that answer for the hub's other tasks is tried on the new task's rows before training;
+        `Stage.kin` has the results. None tries nothing."""
+        return None
+
     def repeats(self, tasks: Sequence[str]) -> Sequence[int]:
         """How often each row is trained on in an epoch, at least once.
 
@@ -198,6 +249,15 @@ class BaseStrategy:
         Args:
             samples: the replay samples that will be stored.
             tokens: the same samples as token ids.
+        """
+        return {}
+
+    def start(self) -> Mapping[str, Any]:
+        """What came of `Stage.kin`, as plain JSON for the manifest; empty if nothing was tried.
+
+        `from`: the versions whose ΔW the adapter started from, with their weights; empty if it started fresh. `best`:
+        the same of the best start. `kin` and `fresh`: losses from that start and from a fresh one on `rows` rows, after
+        `steps` steps. `tried`: a list.
         """
         return {}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.options import from_mapping
-from adapterhub_cl.strategies import ROOM, BaseStrategy, Past, Stage
+from adapterhub_cl.strategies import ROOM, BaseStrategy, Past, Stage, Trial
 from adapterhub_cl.types import AdapterRecord, Example
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Combined(BaseStrategy):
         """The version that the new adapter continues from, or is stacked on."""
         return past.newest if self.makes in ("continued", "stacked") else None
 
+    @property
+    def trial(self) -> Trial | None:
+        return next((part.trial for part in self.parts.values() if part.trial is not None), None)
+
     def repeats(self, tasks: Sequence[str]) -> Sequence[int]:
         return [max(times) for times in zip(*(part.repeats(tasks) for part in self.parts.values()), strict=True)]
 
@@ -134,6 +138,9 @@ class Combined(BaseStrategy):
             for name, part in self.parts.items()
             for key, value in part.remember(stage, samples, tokens).items()
         }
+
+    def start(self) -> Mapping[str, Any]:
+        return next((found for part in self.parts.values() if (found := part.start())), {})
 
     def summary(self) -> dict[str, Any]:
         return {name: told for name, part in self.parts.items() if (told := part.summary())}

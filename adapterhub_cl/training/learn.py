@@ -124,6 +124,7 @@ def learn(
             run=run,
             padding=chosen.padding,
             rows=chosen.rows,
+            kin=lesson.kin,
         )
         evaluate, log = dev if dev_tokens else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)

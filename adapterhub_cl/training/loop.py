@@ -51,7 +51,7 @@ class Loop:
         self.model, self.objective, self.strategy = model, order.objective, order.strategy
         self.settings, self.rate, self.pad_id, self.run = settings, order.rate, order.pad_id, order.run
         self.examples, self.fresh = [*order.examples, *order.past], len(order.examples)
-        self.origins, self.parent = order.origins, order.parent
+        self.origins, self.parent, self.kin = order.origins, order.parent, order.kin
         self.prompt_loss, self.alike, self.padding = order.prompt_loss, order.alike, order.padding
         self.evaluate, self.reporter, self.log = evaluate, reporter or Reporter(), log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")

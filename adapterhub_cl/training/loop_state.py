@@ -11,7 +11,7 @@ import torch
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.strategies import BaseStrategy, Origin
+from adapterhub_cl.strategies import BaseStrategy, Kin, Origin
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class LoopOrder:
         alike: whether the examples are of one kind, so that the first batch's loss can stand for all at the start.
         run: folder for checkpoints; None keeps none.
         rows: rows in memory at once; 0: a batch.
+        kin: versions of other tasks that were tried on the rows, the best first.
         padding: False computes rows without padding, which the model's attention must have been set for.
     """
 
@@ -89,3 +90,4 @@ class LoopOrder:
     run: Path | None = None
     padding: bool = True
     rows: int = 0
+    kin: Sequence[Kin] = ()

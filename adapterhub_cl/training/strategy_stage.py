@@ -13,7 +13,7 @@ import torch
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
-from adapterhub_cl.strategies import Origin
+from adapterhub_cl.strategies import Kin, Origin
 from adapterhub_cl.types import HeadRows
 
 if TYPE_CHECKING:
@@ -61,6 +61,18 @@ class LoopStage:
     @property
     def parent(self) -> Path | None:
         return self._loop.parent
+
+    @property
+    def kin(self) -> Sequence[Kin]:
+        return self._loop.kin
+
+    @property
+    def rate(self) -> float:
+        return self._loop.rate
+
+    @property
+    def batch(self) -> int:
+        return int(self._loop.rows_per_step)
 
     @cached_property
     def reviewed(self) -> dict[str, list[int]]:

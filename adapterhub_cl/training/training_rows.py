@@ -22,7 +22,7 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.strategies import BaseStrategy, Origin
+from adapterhub_cl.strategies import BaseStrategy, Kin, Origin
 from adapterhub_cl.training import memory, speed
 from adapterhub_cl.types import Example, Task
 
@@ -50,6 +50,7 @@ class TrainingSet:
         places: where each example comes from, for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
         fresh: whether a new adapter learns a choice task.
+        kin: versions of other tasks that were tried on the examples, the best first.
     """
 
     task: Task
@@ -66,6 +67,7 @@ class TrainingSet:
     places: Sequence[str] = ()
     prompt_loss: float = 0.0
     fresh: bool = False
+    kin: Sequence[Kin] = ()
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from toys import same, toy_settings, toy_tokens, train
 
 from adapterhub_cl.adapters.lora import save_adapter
+from adapterhub_cl.bank.shelf import read_adapter
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.strategies import MEMORY, ROOM, BaseStrategy, Origin, build
+from adapterhub_cl.strategies import MEMORY, ROOM, BaseStrategy, Kin, Origin, build
 from adapterhub_cl.training import checkpoints
 from adapterhub_cl.types import Example
 
@@ -66,10 +67,13 @@ def second(name: str, base: Any, first: Callable[[str], Path], **options: Any) -
     place = first(name)
     strategy = options.pop("strategy", None) or build(name)
     settings = toy_settings(dropout=0.2, checkpoint_every=3, **options.pop("changes", {}))
-    at = {"continued": {"start": place}, "stacked": {"beneath": place}}.get(strategy.makes, {})
+    at: dict[str, Any] = {"continued": {"start": place}, "stacked": {"beneath": place}}.get(strategy.makes, {})
     past = toy_tokens(len(OLD), seed=5) if strategy.what_is_read else []
     origins = [Origin("old", place, example) for example in OLD] if past else []
-    return train(base, settings, strategy=strategy, fuse=True, past=past, origins=origins, **at, **options)
+    tries = build(name).trial is not None
+    kin = [Kin({"old@v1": 1.0}, 0.0, read_adapter(place, torch.float32).factors)] if tries else []
+    at |= {"past": past, "origins": origins, "kin": kin}
+    return train(base, settings, toy_tokens(40 if tries else 14), strategy=strategy, fuse=True, **at, **options)
 
 
 def test_it_is_documented_and_of_one_file(name: str) -> None:

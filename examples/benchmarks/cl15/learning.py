@@ -30,7 +30,7 @@ def taught(job: Job, base: str, quantization: str) -> dict[str, Any]:
     settings = {**budget.settings(), "learning_rate": budget.learning_rate * method.rate, "seed": job.seed}
     if method.name == "zero-shot":
         found = derived.zero_shot(base, quantization, job.data, job.tasks, budget)
-    elif method.name == "ours":
+    elif method.routed:
         found = isolated(hub_at(job.place, base, quantization), job.data, job.tasks, method, settings, budget)
     elif method.from_ours:
         found = derived.MAKES[method.name](job, settings)
@@ -97,7 +97,7 @@ def stream(hub: Any, job: Job, settings: Mapping[str, Any], budget: Budget) -> d
     }
 
 
-# -- ours: an adapter a task, and a router -----------------------------------------------------
+# -- ours and kin: an adapter a task, and a router ---------------------------------------------
 
 
 def isolated(
@@ -119,6 +119,8 @@ def isolated(
                 hub.add_task(
                     task,
                     **files,
+                    strategy=method.strategy,
+                    options=dict(method.options),
                     replay=method.replay,
                     max_forgetting=1.0,
                     reporter=reporter(method.name),
@@ -132,13 +134,14 @@ def isolated(
             atomic_write_text(note, json.dumps(found))
         stage = json.loads(note.read_text(encoding="utf-8"))
         print(
-            f"[ours] stage {number} {task}: {stage['given']:.3f} given, {stage['whole'][task][0]:.3f} found", flush=True
+            f"[{method.name}] stage {number} {task}: {stage['given']:.3f} given, {stage['whole'][task][0]:.3f} found",
+            flush=True,
         )
         rows.append([stage["whole"][name][0] if name in stage["whole"] else None for name in tasks])
         first_bare[task], given[task] = stage["bare"][task][0], stage["given"]
         for form in ("whole", "bare"):
             routing[form] = {name: stage[form][name][1:] for name in stage[form]}
-    matrix = AccuracyMatrix(tuple(tasks), tuple(map(tuple, rows)), ("accuracy",) * len(tasks), name="ours")
+    matrix = AccuracyMatrix(tuple(tasks), tuple(map(tuple, rows)), ("accuracy",) * len(tasks), name=method.name)
     last = {name: stage["bare"][name][0] for name in tasks}
     loss = [last[name] - first_bare[name] for name in tasks[:-1]]
     records = [hub.get(task) for task in tasks]

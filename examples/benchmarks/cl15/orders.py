@@ -145,6 +145,11 @@ class Method:
         return "".join(c if c.isalnum() else "-" for c in self.name).strip("-")
 
     @property
+    def routed(self) -> bool:
+        """Whether each task has an adapter of its own, and a router finds the task."""
+        return self.strategy in ("isolated", "kin")
+
+    @property
     def from_ours(self) -> bool:
         """Whether it is made in a copy of the hub that `ours` leaves."""
         return not self.strategy and self.name != "zero-shot"
@@ -164,6 +169,7 @@ _RATES = _tried("rate", 0.5, 1.0, 2.0)
 OURS = Method("ours", "isolated", f"balanced:{KEPT}", trials=_RATES)
 METHODS = (
     OURS,
+    Method("kin", "kin", f"balanced:{KEPT}", trials=_tried("kin.share", 0.05, 0.1, 0.3)),
     Method("sequential", "sequential", rate=0.5, trials=_RATES),
     Method("replay 5%", "replay", "5%", {"replay.ratio": 0.25}, trials=_tried("replay.ratio", 0.25, 0.5, 1.0)),
     Method("merged", options={"method": "tsv"}, trials=_tried("method", "linear", "regmean", "tsv")),

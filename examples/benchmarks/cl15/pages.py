@@ -15,13 +15,13 @@ from adapterhub_cl.registry.files import atomic_write_text
 
 ABOUT = f"""\
 Ours teaches each task to an adapter of its own and keeps {KEPT} samples of each task for its router; what is
-distilled of it learns from those too. `replay` and `der` keep the share of the training rows that their names say
-(der 5 %), the other methods nothing. **AP** is the mean accuracy over the tasks after the last one. *Told*: each
-test row is asked as a row of its own task, as its instruction tells the models of the papers; all methods of one
-shared adapter are asked so. *Found*: nothing is told and the hub's analytic router finds the task, `whole` from the
-prompt with its instruction, `bare` from the text alone. The columns of orders have the task found for ours and its
-forms, told for the others. **BWT**: what the earlier tasks changed by since they were learned; of ours with the task
-found.
+distilled of it learns from those too. `kin` does the same, but an adapter may start from those of earlier tasks.
+`replay` and `der` keep the share of the training rows that their names say (der 5 %), the other methods nothing.
+**AP** is the mean accuracy over the tasks after the last one. *Told*: each test row is asked as a row of its own
+task, as its instruction tells the models of the papers; all methods of one shared adapter are asked so. *Found*:
+nothing is told and the hub's analytic router finds the task, `whole` from the prompt with its instruction, `bare`
+from the text alone. The columns of orders have the task found for ours and its forms, told for the others. **BWT**:
+what the earlier tasks changed by since they were learned; of ours with the task found.
 
 Each method passes about the same number of rows of each task: small tasks are learned in more epochs, and multitask,
 which learns all tasks at once, repeats their rows. Multitask, the untrained base (zero-shot: of an encoder the label
@@ -193,7 +193,8 @@ def described(name: str, rows: Sequence[Run]) -> str:
     changed = [f"{key} {value}" for key, value in rows[0]["options"].items()]
     if rows[0]["rate"] != 1:
         changed.append(f"rate × {rows[0]['rate']:g}")
-    shown = {"ours": "**ours**: isolated + analytic router"}.get(name, f"ours, {name}" if name in TOLD else name)
+    routed = {"ours": "**ours**: isolated + analytic router", "kin": "**kin** + analytic router"}
+    shown = routed.get(name, f"ours, {name}" if name in TOLD else name)
     return f"{shown} ({', '.join(changed)})" if changed else shown
 
 

@@ -107,7 +107,7 @@ def sound(row: Any) -> bool:
             right = len(row["scores"]) == len(tasks)
             shares += row["scores"]
         shares += [row["given_accuracy"]] if method.name in TOLD else []
-        if method.name == "ours":
+        if method.routed:
             shares += [row["bare_accuracy"], *(row[kind][form] for kind in WAYS for form in ("whole", "bare"))]
         times = [
             value for name in ("seconds", "wall_seconds", "bwt", "bare_bwt") if (value := row.get(name)) is not None

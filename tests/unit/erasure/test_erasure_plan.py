@@ -58,6 +58,13 @@ def test_what_was_made_before_the_past_was_written_down_counts(hub: Registry) ->
     assert set(fates(hub, "news")) == {"news@v1", "late@v1", "gone@v1"}
 
 
+def test_a_version_that_started_from_one_of_the_task_has_its_weights(hub: Registry) -> None:
+    publish(hub, "news", "news", seed=1)
+    publish(hub, "sport", "sport", seed=2, edges=[("news@v1", "started_from")], learned_from=[])
+    (sport,) = (version for version in look(hub, "news").versions if version.ref == "sport@v1")
+    assert (sport.does, sport.why) == ("retired", "started from news@v1")
+
+
 def test_what_stored_logits_or_generated_texts_told_counts(hub: Registry) -> None:
     publish(hub, "news", "news", seed=1)
     told = {"edges": [("news@v1", "updated_from")], "strategy": "der", "memory": True}

@@ -1,0 +1,207 @@
+"""The strategy kin: other tasks' versions are tried, the best start must beat a fresh adapter, and it is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.adapters.lora import new_adapter
+from adapterhub_cl.adapters.starting import put_factors, put_rows
+from adapterhub_cl.bank.shelf import Shelved
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.learning.kin_trial import with_weights
+from adapterhub_cl.learning.linear_probe import own_head_loss, probe_loss
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.strategies import Kin
+from adapterhub_cl.strategies.kin import lead
+from adapterhub_cl.types import Task
+
+OWN: dict[str, Any] = {**QUICK, "replay": "balanced:12", "max_forgetting": 1.0}
+KIN: dict[str, Any] = {**OWN, "strategy": "kin", "epochs": 2}
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def files_of(record: Any) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in record.path.iterdir() if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def first(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A hub with two tasks: colours, which the new task resembles, and animals, which it does not."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            place = tmp_path_factory.mktemp("kin")
+            made = new_hub(place / "hub", pico_path(kind))
+            made.add_task("colours", data(place, COLOURS), **OWN)
+            made.add_task("animals", data(place, ANIMALS), **OWN)
+            folders[kind] = place / "hub"
+        return folders[kind]
+
+    return folder
+
+
+def copied(folder: Path, place: Path) -> AdapterHub:
+    return AdapterHub.open(shutil.copytree(folder, place), dtype="fp32")
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_task_that_resembles_another_starts_from_it_and_says_so(
+    first: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    hub = copied(first(kind), tmp_path / "hub")
+    old, notes = files_of(hub.get("colours")), Notes()
+    made = hub.add_task("paints", data(tmp_path, COLOURS, 48, 3), **KIN, reporter=notes)
+    start = made.manifest["start"]
+    assert start["from"] == start["best"] == {"colours@v1": 1.0}
+    assert start["kin"] < start["fresh"]
+    tried = {tuple(row["from"]): row["loss"] for row in start["tried"]}
+    assert tried["colours@v1",] < tried["animals@v1",]
+    assert ("colours@v1", "animals@v1") in tried, "the mean of the best two"
+    edges = [(edge.child, edge.parent, edge.relation) for edge in hub.lineage("paints")]
+    assert ("paints@v1", "colours@v1", "started_from") in edges
+    race = json.loads((made.path / "training.json").read_text())["strategy_summary"]["kin"]["race"]
+    assert [row["from"] for row in race][:2] == ["a fresh adapter", {"colours@v1": 1.0}]
+    assert any("the adapter starts from it" in line for line in notes.lines)
+    assert files_of(hub.get("colours")) == old
+    assert hub.predict(["red stone"], task="colours")[0].adapter == "colours@v1"
+    page = hub.report(tmp_path / "report.html").read_text()
+    assert "Who helped whom" in page
+
+
+def test_a_task_that_no_other_helps_starts_fresh_as_isolated_does(first: Callable[[str], Path], tmp_path: Path) -> None:
+    """No lead is enough for so high a bar; then the race must leave nothing behind."""
+    hub = copied(first("llama"), tmp_path / "hub")
+    found = data(tmp_path, COLOURS, 48, 5)
+    made = hub.add_task("fresh", found, **KIN, options={"kin.sure": 1e9})
+    assert made.manifest["start"]["from"] == {}
+    plain = hub.add_task("plain", found, **{**KIN, "strategy": "isolated"})
+    assert not [edge for edge in hub.lineage("fresh") if edge.child == "fresh@v1"]
+    one, two = (torch_file(record) for record in (made, plain))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one), "a trial leaves no trace"
+
+
+def torch_file(record: Any) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(record.path / "adapter_model.safetensors")
+
+
+def test_few_rows_or_an_empty_hub_are_told(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "hub", pico_path("llama"))
+    notes = Notes()
+    alone = hub.add_task("colours", data(tmp_path, COLOURS), **{**KIN, "epochs": 1}, reporter=notes)
+    assert "start" not in alone.manifest
+    assert any("nothing of other tasks could be tried" in line for line in notes.lines)
+    few = hub.add_task("few", data(tmp_path, ANIMALS, 20), **{**KIN, "epochs": 1}, reporter=notes)
+    assert "start" not in few.manifest
+    assert any("20 rows are too few to compare starts on" in line for line in notes.lines)
+    with pytest.raises(UsageError, match="--on-top-of cannot be combined with kin"):
+        hub.add_task("more", data(tmp_path, ANIMALS), **KIN, on_top_of="colours")
+    with pytest.raises(UsageError, match="kin makes a fresh adapter"):
+        hub.update("colours", data(tmp_path, COLOURS, 12, 4), strategy="kin")
+    with pytest.raises(UsageError, match="DoRA"):
+        hub.add_task("more", data(tmp_path, ANIMALS), **KIN, dora=True)
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+class KillAt(Notes):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        if self.text in text:
+            raise Killed
+
+
+def test_a_killed_run_goes_on_with_the_start_that_it_chose(first: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, other = (copied(first("llama"), tmp_path / name) for name in ("hub", "other"))
+    rows_ = data(tmp_path, COLOURS, 48, 7)
+    whole = other.add_task("killed", rows_, **KIN)
+    with pytest.raises(Killed):
+        hub.add_task("killed", rows_, **KIN, reporter=KillAt("epoch 2 of 2"))
+    notes = Notes()
+    again = hub.add_task("killed", resume=True, reporter=notes)
+    assert again.manifest["start"]["from"] == {"colours@v1": 1.0}
+    assert not any("kin: after" in line for line in notes.lines), "the race is not run again"
+    one, two = torch_file(whole), torch_file(again)
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+def factors(rank: int, seed: int, layer: str = "model.layers.0.self_attn.q_proj") -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
+    return {layer: (torch.randn(rank, 32, generator=draw), torch.randn(32, rank, generator=draw))}
+
+
+@pytest.mark.parametrize("rank", [2, 6])
+def test_a_mixture_in_the_shape_of_the_new_adapter(pico_base: Any, rank: int) -> None:
+    """Exactly the mean of ΔW where the rank holds it, else its best approximation (Eckart-Young)."""
+    layer = "model.layers.0.self_attn.q_proj"
+    adapters = {"a@v1": Shelved(factors(1, 1)), "b@v1": Shelved(factors(rank - 1, 2))}
+    settings = TrainingSettings(rank=2)
+    found = with_weights(Kin({"a@v1": 0.5, "b@v1": 0.5}, 0.0), adapters, pico_base, settings)
+    (a1, b1), (a2, b2) = (adapters[ref].factors[layer] for ref in adapters)
+    mean = 0.5 * b1 @ a1 + 0.5 * b2 @ a2
+    u, s, vh = torch.linalg.svd(mean)
+    best = u[:, :2] * s[:2] @ vh[:2]
+    assert found.error == pytest.approx(float(s[2:].norm() / s.norm()), abs=1e-5)
+    with new_adapter(pico_base, settings, "CAUSAL_LM") as model:
+        assert put_factors(model, {**found.layers, "no.such.layer": found.layers[layer]}) == 1
+        module = model.get_base_model().get_submodule(layer)
+        torch.testing.assert_close(module.get_delta_weight("default"), best, atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="rank 3"):
+            put_factors(model, factors(3, 4))
+
+
+def test_a_head_for_the_same_labels_is_carried_over(load_pico: Callable[..., Any]) -> None:
+    """By label, whatever the order of the rows; a head for other labels is left alone."""
+    base, settings = load_pico("bert"), TrainingSettings(rank=2)
+    rows = {label: (torch.full((32,), float(k)), k / 10) for k, label in enumerate(("dog", "cat"))}
+    for labels, same in ((("cat", "dog"), True), (("cat", "cow"), False)):
+        with new_adapter(base, settings, "SEQ_CLS", tasks=[Task("animals", "choice", labels=labels)]) as model:
+            layer = model.get_base_model().classifier
+            put_rows(model, rows)
+            assert (layer.weight[0].eq(1).all() and layer.weight[1].eq(0).all()).item() is same
+            assert layer.bias.tolist() == (pytest.approx([0.1, 0.0]) if same else [0.0, 0.0])
+
+
+def test_the_lead_is_of_pairs() -> None:
+    mean, error = lead([2.0, 4.0, 9.0, 1.0], [1.0, 2.0, 6.0, -1.0])
+    assert mean == 2.0
+    assert error == pytest.approx((2 / 3 / 4) ** 0.5)
+
+
+def test_a_probe_knows_what_can_be_told_apart() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = [k % 2 for k in range(40)]
+    noise = torch.randn(40, 6, generator=draw)
+    told = noise.clone()
+    told[:, 0] += 6 * torch.tensor(labels)
+    assert probe_loss(told, labels) < 0.5 < 0.65 < probe_loss(noise, labels)
+    head = [(torch.tensor([0.0, 1.0]), 0.0), (torch.tensor([1.0, 0.0]), 0.5)]
+    by_hand = float(torch.log(1 + torch.exp(torch.tensor(1.0 - 2.5))))
+    assert own_head_loss(torch.tensor([[2.0, 1.0]]), [1], head) == pytest.approx(by_hand)
