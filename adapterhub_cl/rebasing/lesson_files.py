@@ -24,7 +24,9 @@ class WrittenLesson:
     Attributes:
         ref: the old version.
         data, eval: files; `sha256` of those that were written here.
-        old_score: of the old version on `eval`, by `metric`; `old_n` rows.
+        old_score: what the new version is compared with, by `metric`: of the old version on `old_n` rows.
+        old_measured: its score on `eval`.
+        old_from: the held-out file that `old_score` was recorded on; empty if it was measured on `eval`.
     """
 
     task: str
@@ -39,6 +41,8 @@ class WrittenLesson:
     sha256: Mapping[str, str] = field(default_factory=dict)
     old_score: float | None = None
     old_n: int = 0
+    old_measured: float | None = None
+    old_from: str = ""
 
 
 def read_lesson(registry: Registry, source: TaskSource) -> WrittenLesson | None:
@@ -49,7 +53,7 @@ def read_lesson(registry: Registry, source: TaskSource) -> WrittenLesson | None:
         row = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if not isinstance(row, dict) or seals.is_broken_json(row):
             return None
-        found = WrittenLesson(**{key: row[key] for key in WrittenLesson.__dataclass_fields__})
+        found = WrittenLesson(**{key: row[key] for key in WrittenLesson.__dataclass_fields__ if key in row})
         if any(sha256_file(folder / name) != wanted for name, wanted in found.sha256.items()):
             return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -23,20 +23,53 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.training.runs import Run
-from adapterhub_cl.types import AdapterRecord, BaseInfo
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 # Settings that were chosen for the old base or the machine of that time.
 OF_THE_BASE = ("learning_rate", "target_modules", "layers", "attention", "checkpointing", "memory")
 
 
 def old_score(hub: Hub, found: TaskSource, lesson: WrittenLesson) -> WrittenLesson:
-    """The lesson with the score of the old version on its held-out rows: as recorded, or measured now."""
+    """The lesson with the score of the old version on its held-out rows: as recorded, or measured now.
+
+    Where those rows are samples that the old version learned, it scores about 1 on them, and no new version, which has
+    not learned them, could keep up. The lower of that and of the score that was recorded on rows held out is the one
+    to keep; a note says which.
+    """
     if not can_answer(hub.registry.base, found.record, found.task):
         return lesson
     where = found.measured_on or lesson.eval
     held = Probe(found.task, found.held, where, length_of(found.record), found.held_sha256)
     score = score_version(hub, found.record, held)
-    return replace(lesson, old_score=score.value, old_n=score.n)
+    lesson = replace(lesson, old_score=score.value, old_n=score.n, old_measured=score.value)
+    if found.measured_on or found.facts:  # facts are learned and measured on the same rows by both versions
+        return lesson
+    task, ref, shown = found.task, found.record.ref, f"{score.value:.4g}"
+    known = recorded_held_out(found)
+    if known is None:
+        hub.reporter.note(
+            f"note: {task.name} is compared with the {task.metric} that {ref} has on samples that it learned, {shown}: "
+            "no score on rows held out is recorded, so a good new version may be refused (--min-retention allows more)"
+        )
+        return lesson
+    lower = as_share(task.metric, known.value) < as_share(task.metric, score.value)
+    used = f"on {known.n} rows held out, {known.value:.4g}, as recorded" if lower else f"on its samples, {shown}"
+    other = f"on samples that it learned, {shown}" if lower else f"on rows held out, {known.value:.4g}"
+    hub.reporter.note(f"{task.name} is compared with the {task.metric} of {ref} {used} (the lower one; {other})")
+    return replace(lesson, old_score=known.value, old_n=known.n, old_from=known.data) if lower else lesson
+
+
+def recorded_held_out(found: TaskSource) -> Evaluation | None:
+    """The score of the old version on the task, as it was recorded on a held-out file when the version was made; None
+    where there is none."""
+    learned = (found.record.training.get("data") or {}).get("sha256")
+    for row in found.record.manifest.get("evaluations", ()):
+        sha256 = (row.get("details") or {}).get("sha256")
+        if (row["task"], row["metric"]) == (found.task.name, found.task.metric) and sha256 not in (None, "", learned):
+            return Evaluation(
+                row["task"], row["metric"], float(row["value"]), int(row["n"]), str(row.get("data") or "")
+            )
+    return None
 
 
 def relearn(
@@ -74,6 +107,7 @@ def relearn(
             "rows": lesson.rows,
             "metric": lesson.metric,
             "old_score": lesson.old_score,
+            **({"old_measured": lesson.old_measured, "old_score_from": lesson.old_from} if lesson.old_from else {}),
             "min_retention": least,
         }
         request = replace(request, rebased_from=rebased_from)

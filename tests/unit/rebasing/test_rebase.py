@@ -16,9 +16,12 @@ from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, teach, write
 from filelock import FileLock
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import HubError, TrainingError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import relearning
+from adapterhub_cl.rebasing.lesson_files import WrittenLesson
+from adapterhub_cl.rebasing.task_sources import source_of_task
 
 FAST: dict[str, Any] = {"epochs": 8, "learning_rate": 0.01}
 BRIEF: dict[str, Any] = {**FAST, "epochs": 1, "min_retention": 0}
@@ -95,6 +98,26 @@ def test_held_back_samples_are_not_learned(old: AdapterHub, roberta: str, tmp_pa
         for name in ("train.jsonl", "held-out.jsonl")
     )
     assert (len(train), len(held), train & held) == (30, 10, set())
+
+
+def test_samples_that_the_old_version_learned_do_not_flatter_it(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    """Its score on them is 1; 0.6 was recorded on rows held out, and 0.6 is what a new version must keep."""
+    source = source_of_task(old.registry, old.base, "animals")
+    assert (source.source, source.measured_on) == ("samples", "")
+    row = next(row for row in source.record.manifest["evaluations"] if row["metric"] == "accuracy")
+    row |= {"value": 0.6, "n": 24}
+    lesson = WrittenLesson("animals", "animals@v1", "samples", "", "", 30, 10, "accuracy")
+    notes = Notes()
+    hub = Hub(old.registry, old.load_base, notes)
+    found = relearning.old_score(hub, source, lesson)
+    assert (found.old_score, found.old_n, found.old_measured) == (0.6, 24, 1.0)
+    assert found.old_from == row["data"]
+    assert "on 24 rows held out, 0.6, as recorded (the lower one; on samples that it learned, 1)" in notes.said[-1]
+    row["value"] = 1.0
+    assert relearning.old_score(hub, source, lesson).old_score == 1.0
+    source.record.manifest["evaluations"].clear()
+    assert relearning.old_score(hub, source, lesson).old_score == 1.0
+    assert "no score on rows held out is recorded" in notes.said[-1]
 
 
 def test_a_task_that_keeps_too_little_is_rejected(
