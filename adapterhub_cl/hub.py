@@ -60,8 +60,9 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving,
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        index: str | None = None,
     ) -> AdapterHub:
-        """Make a hub in a directory that is empty or does not exist yet.
+        """Make a hub in a directory that is empty or does not exist yet, or join one whose index is on a server.
 
         Args:
             base: `tiny` (embedded), a folder, a GGUF file, or a hub id such as `Qwen/Qwen2.5-0.5B`.
@@ -69,17 +70,19 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving,
             revision: branch, tag or commit of a hub id.
             device: `auto`, `cpu`, `cuda`, `cuda:N`.
             dtype: `auto`, `bf16`, `fp16`, `fp32`.
+            index: `postgresql://user@host/database` to keep the index on a server, without a password (libpq reads
+                PGPASSWORD and ~/.pgpass); default: in the directory.
 
         Raises:
             BaseModelError: the base cannot be found or read.
-            HubError, UsageError: there is something in that directory already.
+            HubError, UsageError: there is something in that directory already, or the index belongs to another hub.
+            StorageError: the server cannot be used.
         """
         check_local(path)  # before the base is read
         from adapterhub_cl.bases.loading import inspect_base
 
-        return cls(
-            Registry.create(path, inspect_base(base, quantization, revision), {"max_forgetting": 0.02}), device, dtype
-        )
+        found = inspect_base(base, quantization, revision)
+        return cls(Registry.create(path, found, {"max_forgetting": 0.02}, index_url=index), device, dtype)
 
     @classmethod
     def open(

@@ -54,6 +54,10 @@ def init(
     ] = None,
     quantization: Annotated[str, typer.Option(help="how the base is stored in memory")] = "nf4",
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the id")] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="postgresql://user@host/database: the index on a server, without a password; see sharing.md"),
+    ] = None,
 ) -> None:
     """Make a hub for one base."""
     session = Session.of(ctx)
@@ -71,7 +75,7 @@ def init(
         raise UsageError("init needs a folder for the hub", "cl-adapter init my-hub --base tiny")
     if base.lower().endswith(".gguf"):
         session.note("reading the GGUF file; the first time it is dequantised into the cache, which takes a minute")
-    hub = AdapterHub.init(where, base, quantization=quantization, revision=revision)
+    hub = AdapterHub.init(where, base, quantization=quantization, revision=revision, index=index)
     found = hub.base
     if session.json:
         session.give({"hub": str(hub.folder), "base": {k: getattr(found, k) for k in found.__dataclass_fields__}})

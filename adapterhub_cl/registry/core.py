@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UnknownNameError
 from adapterhub_cl.registry import changes, queries
 from adapterhub_cl.registry.hubfile import HubFile
-from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.names import check_name
+from adapterhub_cl.registry.postgres import open_index
 from adapterhub_cl.registry.queries import Event
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge
 
@@ -29,7 +29,7 @@ class RegistryCore:
         self.path, self.hub_file = path, hub_file
         self.adapters_dir = hub_file.store_path(path)
         self.runs_dir = path / "runs"
-        self._index = Index(path, hub_file.index_url)
+        self._index = open_index(path, hub_file.index_url)
         self._stopped: Event | None = None  # a change that was committed by a process killed before it reported that
         self.base_path = ""  # where the base is now, if not where hub.toml says
 

@@ -31,8 +31,8 @@ class HubFile:
 
     Attributes:
         created_at: UTC, ISO 8601.
-        index_url: SQLAlchemy URL; a relative SQLite path is relative to the hub.
-        store_url: `file:` and a path; a relative path is relative to the hub.
+        index_url: SQLAlchemy URL; a relative SQLite path is relative to the hub, a server's has no password.
+        store_url: `file:` and a path, relative to the hub unless it is absolute; or a URL that several machines reach.
         defaults: options used when neither a flag nor a config file sets them.
     """
 
@@ -43,12 +43,19 @@ class HubFile:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the versions are in a store that other machines reach too."""
+        return "://" in self.store_url and not self.store_url.startswith("file:")
+
     def store_path(self, hub: Path) -> Path:
-        """The directory that holds the adapters.
+        """The directory that holds the adapters: all of them, or the copies of those that were used here.
 
         Raises:
             HubError: the store is not a directory on this machine.
         """
+        if self.is_shared:
+            return hub / "adapters"
         scheme, _, rest = self.store_url.partition(":")
         if scheme != "file" or not rest:
             raise HubError(

@@ -116,7 +116,7 @@ class Index:
         """
         with changes.operation(), self.lock(), index_errors(self.where):
             before, failed = -1, None
-            with self.engine().connect() as connection:
+            with self._session() as connection:
                 transaction = connection.begin()
                 try:
                     before = self._stamp(connection)
@@ -133,6 +133,10 @@ class Index:
                 self._judge(failed, before)
             changes.happened()
 
+    def _session(self) -> AbstractContextManager[Connection]:
+        """The connection for one write transaction."""
+        return self.engine().connect()
+
     def _stamp(self, connection: Connection) -> int:
         """Number the transaction in the database itself, so that a later check can tell whether it was committed."""
         if self.file is None:
@@ -146,17 +150,11 @@ class Index:
 
         On a full disk SQLite can write a transaction and then fail to confirm it.
         """
-        now: int | None = None
-        if self.file is not None:
-            try:
-                with self.reading() as query:
-                    now = int(query("PRAGMA user_version")[0][0])
-            except AdapterHubError:
-                now = None
-        if now is not None and now != before:
-            LOG.warning("the disk reported an error while writing %s, but the change was saved", self.where)
+        saved = self._was_saved(before)
+        if saved:
+            LOG.warning("an error was reported while writing %s, but the change was saved", self.where)
             return
-        if now is not None:
+        if saved is not None:
             raise failed
         try:
             with index_errors(self.where):
@@ -166,6 +164,13 @@ class Index:
             error.message += "; whether the change was saved is unknown until the index can be read again"
             error.args = (error.message,)
             raise
+
+    def _was_saved(self, before: int) -> bool | None:
+        """Whether the transaction that `_stamp` numbered is in the database; None if nobody can tell."""
+        if self.file is not None:
+            with suppress(AdapterHubError), self.reading() as query:
+                return int(query("PRAGMA user_version")[0][0]) != before
+        return None
 
     def engine(self) -> Engine:
         """The SQLAlchemy engine, created at first use; a connection lives as long as its transaction."""
@@ -226,6 +231,10 @@ class Index:
 
                 with self.writing() as connection:
                     upgrade(connection)
+                    self._complete_schema(connection)
+
+    def _complete_schema(self, connection: Connection) -> None:
+        """Add to a schema that was just brought up to date what only this kind of database needs."""
 
 
 def open_sqlite(file: Path) -> sqlite3.Connection:
@@ -295,6 +304,11 @@ def index_errors(where: str, what: str = "index", damaged: str = REBUILD) -> Ite
         cause = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None)
         if isinstance(cause, sqlite3.Error):
             raise _translate(cause, f"the {what} {where}", damaged) from error
+        driver = error if cause is None else cause
+        if type(driver).__module__.partition(".")[0] == "psycopg":
+            from adapterhub_cl.registry.postgres import told
+
+            raise told(driver, f"the {what} {where}") from error
         if cause is None or not type(error).__module__.startswith("sqlalchemy."):
             raise
         said = str(cause).strip().partition("\n")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
 from adapterhub_cl.registry.index import HEAD
 from adapterhub_cl.registry.names import check_local, check_name, is_outside
+from adapterhub_cl.registry.postgres import check_url
 from adapterhub_cl.registry.removing import Erasures
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.samples import SampleFiles
@@ -41,28 +43,43 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
     # -- making and opening ----------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path | str, base: BaseInfo, defaults: Mapping[str, Any] | None = None) -> Registry:
-        """Make a hub in a directory that is missing or empty.
+    def create(
+        cls,
+        path: Path | str,
+        base: BaseInfo,
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        index_url: str | None = None,
+    ) -> Registry:
+        """Make a hub in a directory that is missing or empty, or join one that has its index on a server.
 
         `hub.toml` is written last, so after a crash `open` finds no hub, and `create` can be called again.
 
+        Args:
+            index_url: `postgresql://…` without a password; None keeps the index in the directory.
+
         Raises:
-            HubError: there is already a hub.
-            UsageError: the directory contains something else.
-            StorageError: the disk cannot be written.
+            HubError: there is already a hub, or the index on the server belongs to another one.
+            UsageError: the directory contains something else, or a URL cannot be used.
+            StorageError: the disk cannot be written, or the server cannot be used.
         """
-        from adapterhub_cl.registry import mirror, rebuilding
+        from adapterhub_cl.registry import joining, mirror, rebuilding
 
         path = check_local(path)
         _check_free(path)
         hub_file = HubFile(base=base, created_at=files.now(), defaults=dict(defaults or {})).beside(path)
+        if index_url is not None:
+            hub_file = replace(hub_file, index_url=check_url(index_url))
         registry = cls(path, hub_file)
         with files.storage_errors(path):
             registry.adapters_dir.mkdir(parents=True, exist_ok=True)
             registry.runs_dir.mkdir(exist_ok=True)
         with registry._index.lock():
             _check_free(path)  # another process may have been faster
-            rebuilding.rebuild(path, registry._index, registry.adapters_dir)
+            if index_url is None:
+                rebuilding.rebuild(path, registry._index, registry.adapters_dir)
+            else:
+                registry.hub_file = hub_file = joining.begin(registry._index, path, hub_file)
             with registry._index.reading() as query:
                 mirror.write(path, query)
             hub_file.write(path)
@@ -85,6 +102,8 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         registry = cls(path, HubFile.read(path))
         registry.base_path = os.environ.get(BASE_PATH, "") if base_path is None else base_path
         revision = registry._index.revision()
+        if registry._index.file is None:
+            registry._check_server(revision)
         if revision != HEAD:
             registry._index.check_known(revision)
             registry._make_index(revision)
@@ -93,6 +112,19 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
                 registry.hub_file = HubFile.read(path)  # the replacement may have set a budget
             registry.settle()
         return registry
+
+    def _check_server(self, revision: str | None) -> None:
+        """Raise if the database of an index on a server is blank, or belongs to another hub."""
+        from adapterhub_cl.registry import joining
+
+        if revision is None:
+            raise HubError(
+                f"the index {self._index.where} of {self.path} has no tables",
+                "check [index] url in hub.toml; if the database was lost, restore its backup, or make a new index "
+                "from the manifests: cl-adapter verify --rebuild-index",
+            )
+        self._index.check_known(revision)
+        joining.check(self._index, self.hub_file)
 
     def _make_index(self, revision: str | None) -> None:
         if revision is not None:
@@ -119,9 +151,11 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         Raises:
             StorageError: the disk cannot be written; the old index is untouched.
         """
-        from adapterhub_cl.registry import rebuilding
+        from adapterhub_cl.registry import joining, rebuilding
 
-        return rebuilding.rebuild(self.path, self._index, self.adapters_dir)
+        count = rebuilding.rebuild(self.path, self._index, self.adapters_dir)
+        joining.reintroduce(self._index, self.path, self.hub_file)
+        return count
 
     # -- writing versions ------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from adapterhub_cl.registry import changes, files
 from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import index_errors, open_sqlite
 from adapterhub_cl.registry.names import parse_ref
+from adapterhub_cl.registry.postgres import PostgresIndex
 
 _PATIENCE_S = 30.0  # how long to wait for readers that keep the write-ahead log in use
 
@@ -96,11 +97,14 @@ class Erasures(RegistryCore):
                     copy.unlink(missing_ok=True)
 
     def scrub(self) -> None:
-        """Rewrite the index's file without deleted content, and empty its write-ahead log.
+        """Rewrite the index's file without deleted content, and empty its write-ahead log; on a server, rewrite the
+        tables. The server's own log, its replicas and its backups are not touched.
 
         Raises:
             StorageError: the disk cannot be written, or another process keeps reading the write-ahead log.
         """
+        if isinstance(self._index, PostgresIndex):
+            self._index.rewrite_tables(_PATIENCE_S)
         file = self._index.file
         if file is None:
             return
