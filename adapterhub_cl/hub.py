@@ -61,6 +61,7 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving,
         device: str = "auto",
         dtype: str = "auto",
         index: str | None = None,
+        store: str | None = None,
     ) -> AdapterHub:
         """Make a hub in a directory that is empty or does not exist yet, or join one whose index is on a server.
 
@@ -72,6 +73,8 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving,
             dtype: `auto`, `bf16`, `fp16`, `fp32`.
             index: `postgresql://user@host/database` to keep the index on a server, without a password (libpq reads
                 PGPASSWORD and ~/.pgpass); default: in the directory.
+            store: `s3://bucket/prefix` or another URL of fsspec to keep the versions where other machines reach them;
+                default: in the directory.
 
         Raises:
             BaseModelError: the base cannot be found or read.
@@ -82,7 +85,9 @@ class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving,
         from adapterhub_cl.bases.loading import inspect_base
 
         found = inspect_base(base, quantization, revision)
-        return cls(Registry.create(path, found, {"max_forgetting": 0.02}, index_url=index), device, dtype)
+        return cls(
+            Registry.create(path, found, {"max_forgetting": 0.02}, index_url=index, store_url=store), device, dtype
+        )
 
     @classmethod
     def open(

@@ -164,6 +164,11 @@ class AdapterRecord:
         return f"{self.name}@v{self.version}"
 
     @property
+    def place(self) -> Path:
+        """Where its directory is, or will be once `path` was used: in a hub with a shared store, that fetches it."""
+        return self.path
+
+    @property
     def tasks(self) -> list[str]:
         """The tasks that it serves, or would serve: its own first, if it has one."""
         return list(dict.fromkeys(t for t in (self.task, *self.manifest.get("takes_over", ())) if t))
@@ -250,7 +255,7 @@ class AdapterRecord:
         facts = {key: told for key, told in self._cells().items() if key not in ("ref", "metric", "value")}
         scores = {metric: showing.number(value) for metric, value in self.metrics.items()}
         labels = ", ".join(str(label) for label in (self.manifest.get("task_spec") or {}).get("labels") or ())
-        more = {"status": self.status, **facts, "labels": labels, **scores, "path": str(self.path)}
+        more = {"status": self.status, **facts, "labels": labels, **scores, "path": str(self.place)}
         return showing.card(self.ref, more)
 
     def to_json(self) -> dict[str, Any]:

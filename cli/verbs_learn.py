@@ -58,6 +58,9 @@ def init(
         str | None,
         typer.Option(help="postgresql://user@host/database: the index on a server, without a password; see sharing.md"),
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix: the versions in a store that other machines reach")
+    ] = None,
 ) -> None:
     """Make a hub for one base."""
     session = Session.of(ctx)
@@ -75,7 +78,7 @@ def init(
         raise UsageError("init needs a folder for the hub", "cl-adapter init my-hub --base tiny")
     if base.lower().endswith(".gguf"):
         session.note("reading the GGUF file; the first time it is dequantised into the cache, which takes a minute")
-    hub = AdapterHub.init(where, base, quantization=quantization, revision=revision, index=index)
+    hub = AdapterHub.init(where, base, quantization=quantization, revision=revision, index=index, store=store)
     found = hub.base
     if session.json:
         session.give({"hub": str(hub.folder), "base": {k: getattr(found, k) for k in found.__dataclass_fields__}})
@@ -269,7 +272,7 @@ def outcome(record: AdapterRecord) -> dict[str, Any]:
     return {
         **record.to_json(),
         "gate": record.manifest.get("gate"),
-        "path": str(record.path),
+        "path": str(record.place),
         "task_spec": record.manifest.get("task_spec"),
         "evaluations": record.manifest.get("evaluations", []),
     }

@@ -154,7 +154,7 @@ _IN_RECORD = {"name", "version", "kind", "task", "status", "rank", "bytes", "cre
 def _whole(record: AdapterRecord, scores: Sequence[StoredEvaluation], parents: Sequence[Edge]) -> dict[str, Any]:
     return {
         **record.to_json(),
-        "path": str(record.path),
+        "path": str(record.place),
         **{key: _plain(value) for key, value in record.manifest.items() if key not in _IN_RECORD},
         "evaluations": [stored.to_json() for stored in scores],
         "lineage": [{"parent": edge.parent, "relation": edge.relation} for edge in parents],
@@ -197,7 +197,7 @@ def _print_whole(
         "requests": _requests(usage, len(record.tasks) > 1),
         "labels": ", ".join(task.get("labels", ())),
         "instruction": task.get("instruction"),
-        "prompt format": "" if (record.path / "heads.json").is_file() else task.get("prompt_format"),
+        "prompt format": "" if "heads.json" in record.manifest.get("files", ()) else task.get("prompt_format"),
         "base": f"{base['source']} ({str(base.get('fingerprint') or '')[:12]})" if base.get("source") else "",
         "rebased from": _rebased(made.get("rebased_from") or {}),
         "rank": record.rank,
@@ -209,7 +209,7 @@ def _print_whole(
         "held-out data": _source(held_out),
         "settings": _settings(training),
         "size": display.size(record.bytes),
-        "path": record.path,
+        "path": record.place,
     }
     display.pairs({**about, **{f"parent {i}": _edge(edge) for i, edge in enumerate(parents, 1)}})
     if scores:

@@ -291,12 +291,7 @@ def _remove(registry: Registry, plan: ErasurePlan, stone: Tombstone) -> None:
     detail = {"tombstone": stone.path.name, "versions": len(gone), **stone.counts}
     registry.erase(plan.task, gone, plan.serve, detail)
     drafts.fault("rows erased")
-    for ref in gone:
-        place = registry.adapters_dir / ref.replace("@", "/")
-        files.remove_tree(place)
-        with suppress(OSError):
-            place.parent.rmdir()  # succeeds only if empty
-        drafts.fault("version removed")
+    registry.remove_files(gone)
     for name in stone.folders:
         _remove_folder(registry, registry.path / name)
         drafts.fault("folder removed")

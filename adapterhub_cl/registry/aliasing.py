@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, UnknownNameError, UsageError
@@ -120,9 +119,9 @@ class Aliases(RegistryCore):
         with self._write() as (connection, writes):
             with self._index.reading() as query:
                 name, alias = self._alias(query, what)
-                before = queries.find(query, self.adapters_dir, f"{name}@{alias}")
+                before = queries.find(query, self.versions_in, f"{name}@{alias}")
                 served = queries.serving(query)
-                earlier = previous(query, self.adapters_dir, before, alias)
+                earlier = previous(query, self.versions_in, before, alias)
                 untouched = self._set_once(query, name, alias)
                 given_back = self._before_promotion(query, before, served) if earlier is None else {}
             if earlier is None and alias == PRODUCTION and given_back:
@@ -183,7 +182,7 @@ class Aliases(RegistryCore):
         for event in queries.events(query, current.ref, None):
             if event.verb == "promote" and event.detail.get("served_before"):
                 there = {
-                    r.ref for r in queries.adapters(query, self.adapters_dir, all_versions=True, include_rejected=False)
+                    r.ref for r in queries.adapters(query, self.versions_in, all_versions=True, include_rejected=False)
                 }
                 before: Mapping[str, str] = event.detail["served_before"]
                 return {t: ref for t, ref in before.items() if served.get(t) == current.ref and ref in there}
@@ -202,7 +201,7 @@ class Aliases(RegistryCore):
         """Remove an alias as if it had never been set; returns the version that serves the first task from now on, or
         the newest one."""
         with self._index.reading() as query:
-            there = queries.adapters(query, self.adapters_dir, all_versions=True, include_rejected=False)
+            there = queries.adapters(query, self.versions_in, all_versions=True, include_rejected=False)
             served = queries.serving(query)
         again: dict[str, str] = {}
         for task in current.tasks if alias == PRODUCTION else ():
@@ -230,7 +229,7 @@ class Aliases(RegistryCore):
         return len(named) == 1
 
 
-def previous(query: Query, store: Path, current: AdapterRecord, alias: str) -> AdapterRecord | None:
+def previous(query: Query, store: queries.Store, current: AdapterRecord, alias: str) -> AdapterRecord | None:
     """The version that an alias named before; None if it never named another one."""
     there = {record.version: record for record in queries.versions(query, store, current.name)}
     stack: list[int] = []  # the versions that the alias has moved on from and not yet come back to
@@ -248,7 +247,7 @@ def previous(query: Query, store: Path, current: AdapterRecord, alias: str) -> A
     return there[earlier[-1]] if earlier else None
 
 
-def ways_on(query: Query, store: Path, damaged: AdapterRecord) -> list[str]:
+def ways_on(query: Query, store: queries.Store, damaged: AdapterRecord) -> list[str]:
     """Suggested ways out when a version is damaged and no copy of it exists; empty if the hub does not need it."""
     for alias in (PRODUCTION, LATEST):
         if alias in damaged.aliases and previous(query, store, damaged, alias) is not None:

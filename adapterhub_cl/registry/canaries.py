@@ -66,7 +66,7 @@ class Canaries(RegistryCore):
             held = queries.adapters_with_alias(query, CANARY)
             served = queries.serving(query) if held else {}
             for name, version in held.items():
-                record = queries.find(query, self.adapters_dir, f"{name}@v{version}")
+                record = queries.find(query, self.versions_in, f"{name}@v{version}")
                 told = next((e for e in queries.events(query, record.ref, None) if e.verb == "canary"), None)
                 if told is None or record.status != "active" or told.detail.get("beside") != served.get(record.task):
                     continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -24,6 +23,7 @@ from adapterhub_cl.registry import (
     samples,
     score_file,
     seals,
+    shared_checks,
     tombstones,
     unreadable,
     writes,
@@ -31,8 +31,10 @@ from adapterhub_cl.registry import (
 from adapterhub_cl.registry.aliasing import ways_on
 from adapterhub_cl.registry.index import REBUILD, Index, Query
 from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.registry.quoting import quoted
 from adapterhub_cl.registry.rebuilding import UNUSABLE, is_version, reason, version_directories
 from adapterhub_cl.registry.samples import ROUTERS
+from adapterhub_cl.registry.shared_store import SharedStore
 from adapterhub_cl.types import AdapterRecord, Problem
 
 REPAIR, COLLECT = "cl-adapter verify --repair", "cl-adapter gc"
@@ -43,20 +45,26 @@ _DANGLING = """FROM {table} t LEFT JOIN versions v ON v.name = t.name AND v.vers
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that the hub no longer needs. `bytes` is the disk space that removing it frees."""
+    """Something that the hub no longer needs. `bytes` is the space that removing it frees.
+
+    Attributes:
+        in_store: `path` is one in the shared store.
+    """
 
     path: Path
     reason: str
     bytes: int
+    in_store: bool = False
 
 
 @dataclass(frozen=True)
 class Place:
-    """A hub's directories and index."""
+    """A hub's directories, its index and, if its versions are in one, its shared store."""
 
     hub: Path
     store: Path
     index: Index
+    shared: SharedStore | None = None
 
     @property
     def runs(self) -> Path:
@@ -74,11 +82,13 @@ def verify(place: Place) -> list[Problem]:
         with place.index.reading() as query:
             found += _database(place, query)
             queries.check(query)
-            found += _versions(place, query)
+            found += _versions(place, query) if place.shared is None else ()
             found += _dangling(query)
-            found += _mirror(place, query)
+            if place.shared is None or place.index.file is not None:  # otherwise other machines write too
+                found += _mirror(place, query)
             queries.events(query, None, None)  # raises if a row cannot be read
             queries.evaluations(query, None, None, None)
+        found += shared_checks.problems(place, place.shared) if place.shared is not None else ()
     except IntegrityError as error:
         found.append(Problem("index.db", error.message, REBUILD))
     return found
@@ -95,9 +105,13 @@ def repair(place: Place) -> list[str]:
     done = [] if finished is None else [finished]
     with place.index.lock(), place.index.reading() as query:
         queries.check(query)
-        for path in unreadable.write_back(place.store, unreadable.recorded(query), changed=True):
+        recorded = unreadable.recorded(query) if place.shared is None else ()
+        for path in unreadable.write_back(place.store, recorded, changed=True):
             done.append(f"restored {place.relative(path)} from the index")
+    if place.shared is not None:
+        done += shared_checks.repair_store(place, place.shared)
     with place.index.writing() as connection:
+        done += shared_checks.adopt(place, place.shared, connection) if place.shared is not None else ()
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):
             if _whole(directory) is None:
                 manifest, text = manifests.read(directory)
@@ -111,7 +125,8 @@ def repair(place: Place) -> list[str]:
                     done.append(f"skipped {place.relative(directory)}: {reason(error)}")
                     continue
                 done.append(f"adopted {place.relative(directory)}")
-        for ref in unreadable.keep_place(connection, place.store, mirror.read(place.hub)[0]):
+        told = mirror.read(place.hub)[0]
+        for ref in unreadable.keep_place(connection, place.store, told) if place.shared is None else ():
             done.append(f"reserved the version number of {ref}, which is missing from the index")
         for table, key in (("aliases", "alias"), ("serving", "task")):
             sql = f"SELECT t.name, t.version, t.{key} " + _DANGLING.format(table=table)
@@ -153,7 +168,11 @@ def garbage(place: Place, older_than_days: float) -> list[Garbage]:
         name, version = path.parent.name, int(path.name[1:])
         if (name, version) in deleted and f"{name}@v{version}" not in needed:
             found.append((path, "a deleted version"))
-    return [Garbage(path, reason, files.tree_bytes(path)) for path, reason in found]
+    garbage = [Garbage(path, reason, files.tree_bytes(path)) for path, reason in found]
+    if place.shared is not None:
+        there = shared_checks.unneeded(place, place.shared, list(needed))
+        garbage += [Garbage(Path(path), why, size, in_store=True) for path, (why, size) in there.items()]
+    return garbage
 
 
 def collect(place: Place, items: Sequence[Garbage]) -> int:
@@ -162,8 +181,12 @@ def collect(place: Place, items: Sequence[Garbage]) -> int:
     Raises:
         StorageError: the disk cannot be written, or a path is not one of the hub's adapters, runs or leftovers.
     """
-    freed = 0
+    freed = sum(item.bytes for item in items if item.in_store)
+    if place.shared is not None and (paths := [item.path.as_posix() for item in items if item.in_store]):
+        shared_checks.collect(place, place.shared, paths)
     for item in items:
+        if item.in_store:
+            continue
         if not _removable(place, item.path):
             raise StorageError(f"{item.path} does not belong to this hub; not removed", "pass what garbage() returned")
         files.remove_tree(item.path)
@@ -352,6 +375,8 @@ def _version(place: Place, query: Query, record: AdapterRecord) -> Iterator[Prob
 
 
 def _unregistered(place: Place, query: Query) -> list[Path]:
+    if place.shared is not None:
+        return []  # a copy without rows is worth nothing
     rows_there = set(query("SELECT name, version FROM versions"))
     return [p for p in version_directories(place.store) if (p.parent.name, int(p.name[1:])) not in rows_there]
 
@@ -381,15 +406,3 @@ def _mirror(place: Place, query: Query) -> Iterator[Problem]:
     for path in sorted(place.hub.glob(f"{mirror.BROKEN}*")):
         said = f"an earlier {mirror.STATE} that could not be read"
         yield Problem(path.name, said, f"check its content, then remove it: rm -r {quoted(path.name)}")
-
-
-def quoted(path: str) -> str:
-    """A path quoted for the shell; characters that do not print are written as `$'…'`."""
-    if path.isprintable():
-        return shlex.quote(path)
-    printable = (c if c.isprintable() and c not in "'\\" else _escaped(c) for c in path)
-    return f"$'{''.join(printable)}'"
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

@@ -13,6 +13,7 @@ from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.names import check_name
 from adapterhub_cl.registry.postgres import open_index
 from adapterhub_cl.registry.queries import Event
+from adapterhub_cl.registry.shared_store import SharedStore
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Edge
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class RegistryCore:
     def __init__(self, path: Path, hub_file: HubFile) -> None:
         self.path, self.hub_file = path, hub_file
         self.adapters_dir = hub_file.store_path(path)
+        self.shared = SharedStore(hub_file.store_url, self.adapters_dir) if hub_file.is_shared else None
+        self.versions_in: queries.Store = self.shared or self.adapters_dir
         self.runs_dir = path / "runs"
         self._index = open_index(path, hub_file.index_url)
         self._stopped: Event | None = None  # a change that was committed by a process killed before it reported that
@@ -45,7 +48,7 @@ class RegistryCore:
         """
         with self._index.reading() as query:
             return queries.adapters(
-                query, self.adapters_dir, all_versions=all_versions, include_rejected=include_rejected
+                query, self.versions_in, all_versions=all_versions, include_rejected=include_rejected
             )
 
     def current(self) -> list[AdapterRecord]:
@@ -55,7 +58,7 @@ class RegistryCore:
         An adapter that has only rejected versions appears with the newest of them.
         """
         with self._index.reading() as query:
-            return queries.current(query, self.adapters_dir)
+            return queries.current(query, self.versions_in)
 
     def get(self, ref: str) -> AdapterRecord:
         """The version that a reference names.
@@ -69,7 +72,7 @@ class RegistryCore:
             AdapterError: the adapter has no accepted version.
         """
         with self._index.reading() as query:
-            return queries.find(query, self.adapters_dir, ref)
+            return queries.find(query, self.versions_in, ref)
 
     def versions(self, name: str) -> list[AdapterRecord]:
         """All versions of an adapter, oldest first.
@@ -78,14 +81,14 @@ class RegistryCore:
             UnknownNameError: no such adapter.
         """
         with self._index.reading() as query:
-            if found := queries.versions(query, self.adapters_dir, check_name(name)):
+            if found := queries.versions(query, self.versions_in, check_name(name)):
                 return found
             raise UnknownNameError("adapter", name, queries.adapter_names(query), "list all: cl-adapter list")
 
     def lineage(self, ref: str | None = None) -> list[Edge]:
         """All edges from a version to its ancestors, then to its descendants, nearest first; all edges if no `ref`."""
         with self._index.reading() as query:
-            return queries.lineage(query, None if ref is None else queries.find(query, self.adapters_dir, ref).ref)
+            return queries.lineage(query, None if ref is None else queries.find(query, self.versions_in, ref).ref)
 
     def events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
         """The log, newest first; optionally only the entries of one adapter (all its versions), version or task."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.errors import HubError
+from adapterhub_cl.errors import HubError, UsageError
 from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.types import BaseInfo
 
@@ -145,6 +145,26 @@ class HubFile:
             defaults=_table(path, raw, "defaults"),
             format=number,
         )
+
+
+def check_store_url(url: str) -> str:
+    """The URL of a shared store as it is stored in `hub.toml`.
+
+    Raises:
+        UsageError: it is no URL that several machines can reach, or contains a password.
+    """
+    scheme, _, rest = url.rstrip("/").partition("://")
+    if not scheme or not rest or scheme in ("file", "memory"):
+        raise UsageError(
+            f"{url!r} is not a store that several machines reach",
+            "give s3://bucket/prefix, another URL of fsspec, or local:///folder for one that all machines mount",
+        )
+    if "@" in rest.partition("/")[0] and ":" in rest.partition("@")[0]:
+        raise UsageError(
+            "the store's URL contains a password, which would be stored in hub.toml",
+            "leave it out, and put the credentials where fsspec looks for them, such as AWS_PROFILE",
+        )
+    return url.rstrip("/")
 
 
 def _table(path: Path, raw: Mapping[str, Any], name: str) -> dict[str, Any]:

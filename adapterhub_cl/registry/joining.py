@@ -11,14 +11,16 @@ from adapterhub_cl.errors import HubError
 from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.postgres import PostgresIndex
+from adapterhub_cl.registry.shared_store import SharedStore
 
 
-def begin(index: Index, hub: Path, hub_file: HubFile) -> HubFile:
+def begin(index: Index, hub: Path, hub_file: HubFile, shared: SharedStore | None) -> HubFile:
     """Make the tables of a hub's index on a server, or join the hub that has them; needs the index's lock.
 
     Args:
         hub: the folder that is being made.
         hub_file: what its `hub.toml` is going to say.
+        shared: its store, which is claimed before the database names it.
 
     Returns:
         The same, with the time at which the hub was first made.
@@ -28,10 +30,14 @@ def begin(index: Index, hub: Path, hub_file: HubFile) -> HubFile:
         StorageError: the server cannot be reached, or refuses.
     """
     if not isinstance(index, PostgresIndex):
+        if shared is not None:
+            shared.claim(hub_file)
         return hub_file
     index.migrate()
     there = index.identity()
     if not there:
+        if shared is not None:
+            shared.claim(hub_file)
         index.introduce(_identity(hub, hub_file))
         return hub_file
     _check_base(index, there, hub_file)
@@ -45,7 +51,10 @@ def begin(index: Index, hub: Path, hub_file: HubFile) -> HubFile:
             f"the index {index.where} belongs to another hub, whose versions are in {kept.removeprefix('file:')}",
             "use another database for each hub; machines that share one need --store, such as s3://bucket/prefix",
         )
-    return replace(hub_file, created_at=str(there["created_at"]))
+    hub_file = replace(hub_file, created_at=str(there["created_at"]))
+    if shared is not None:
+        shared.claim(hub_file)
+    return hub_file
 
 
 def check(index: Index, hub_file: HubFile) -> None:

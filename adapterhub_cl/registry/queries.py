@@ -21,9 +21,11 @@ from adapterhub_cl.registry.shapes import (
     shown,
     sound_details,
 )
+from adapterhub_cl.registry.shared_store import SharedRecord, SharedStore
 from adapterhub_cl.showing import cells_of
 from adapterhub_cl.types import KINDS, LATEST, STATUSES, AdapterRecord, Edge, Evaluation, Task
 
+Store = Path | SharedStore  # the folder of the versions, or the store from which they are fetched into one
 _VERSION = "v.name, v.version, v.kind, v.task, v.status, v.rank, v.bytes, v.created_at, v.manifest"
 _LATEST = """v.version = COALESCE(
     (SELECT a.version FROM aliases a WHERE a.name = v.name AND a.alias = 'latest'),
@@ -170,36 +172,38 @@ def _check_row(table: str, row: Row) -> None:
             raise IntegrityError(f"the index is damaged: a row of {table} has {column} = {shown(value)}", REBUILD)
 
 
-def _record(row: Row, store: Path, aliases: tuple[str, ...]) -> AdapterRecord:
+def _record(row: Row, store: Store, aliases: tuple[str, ...]) -> AdapterRecord:
     _check_row("versions", row)
     name, version, kind, task, status, rank, size, created_at, manifest = row
-    return AdapterRecord(
-        name=name,
-        version=version,
-        kind=kind,
-        task=task,
-        status=status,
-        rank=rank,
-        bytes=size,
-        created_at=created_at,
-        path=store / name / f"v{version}",
-        aliases=aliases,
-        manifest=LazyManifest(manifest, f"{name}@v{version}"),
-    )
+    values = {
+        "name": name,
+        "version": version,
+        "kind": kind,
+        "task": task,
+        "status": status,
+        "rank": rank,
+        "bytes": size,
+        "created_at": created_at,
+        "aliases": aliases,
+        "manifest": LazyManifest(manifest, f"{name}@v{version}"),
+    }
+    if isinstance(store, SharedStore):
+        return SharedRecord.of(store, manifest, **values)
+    return AdapterRecord(path=store / name / f"v{version}", **values)
 
 
-def adapters(query: Query, store: Path, *, all_versions: bool, include_rejected: bool) -> list[AdapterRecord]:
+def adapters(query: Query, store: Store, *, all_versions: bool, include_rejected: bool) -> list[AdapterRecord]:
     """Every adapter at its latest version, or all versions, sorted by name and version; never deleted ones."""
     rejected = "" if include_rejected else " AND v.status <> 'rejected'"
     return _records(query, store, ("" if all_versions else f" AND {_LATEST}") + rejected)
 
 
-def current(query: Query, store: Path) -> list[AdapterRecord]:
+def current(query: Query, store: Store) -> list[AdapterRecord]:
     """The versions that matter now: see `Registry.current`."""
     return _records(query, store, f" AND ({_LATEST} OR {_NEWEST} OR {_SERVES})")
 
 
-def _records(query: Query, store: Path, which: str) -> list[AdapterRecord]:
+def _records(query: Query, store: Store, which: str) -> list[AdapterRecord]:
     rows = query(f"SELECT {_VERSION} FROM versions v WHERE v.status <> 'deleted'{which} ORDER BY v.name, v.version")
     named: dict[tuple[str, int], list[str]] = {}
     for name, alias, version in _aliases(query, "SELECT name, alias, version FROM aliases ORDER BY alias"):
@@ -207,7 +211,7 @@ def _records(query: Query, store: Path, which: str) -> list[AdapterRecord]:
     return [_record(row, store, tuple(named.get(row[:2], ()))) for row in rows]
 
 
-def versions(query: Query, store: Path, name: str) -> list[AdapterRecord]:
+def versions(query: Query, store: Store, name: str) -> list[AdapterRecord]:
     """All versions of one adapter that are not deleted, oldest first; empty if there is no such adapter."""
     rows = query(
         f"SELECT {_VERSION} FROM versions v WHERE v.name = :name AND v.status <> 'deleted' ORDER BY v.version",
@@ -249,7 +253,7 @@ def ambiguous_alias(alias: str, names: Mapping[str, int]) -> UsageError:
     )
 
 
-def find(query: Query, store: Path, text: str) -> AdapterRecord:
+def find(query: Query, store: Store, text: str) -> AdapterRecord:
     ref = parse_ref(text)
     known = versions(query, store, ref.name)
     if not known:

@@ -31,6 +31,7 @@ from adapterhub_cl.registry import (
 )
 from adapterhub_cl.registry.index import Index, Query, Row, index_errors, open_sqlite
 from adapterhub_cl.registry.names import is_name, parse_ref
+from adapterhub_cl.registry.shared_store import SharedStore
 
 LOG = logging.getLogger("adapterhub_cl")
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -58,7 +59,9 @@ def is_version(text: str) -> bool:
     return text[:1] == "v" and text[1:].isascii() and text[1:].isdigit() and text[1] != "0" and len(text) < 11
 
 
-def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False) -> int:
+def rebuild(
+    hub: Path, index: Index, store: Path, *, only_if_blank: bool = False, shared: SharedStore | None = None
+) -> int:
     """Rebuild the index under the hub's lock, and put it in place of the old one.
 
     Works whatever state the old index is in, even missing. A version whose manifest is invalid is skipped, with a
@@ -68,6 +71,7 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
         hub: the hub's directory.
         index: its index, in any state.
         store: the directory of its adapters.
+        shared: where the manifests are, if not in that directory.
         only_if_blank: do nothing if another process has created an index in the meantime.
 
     Returns:
@@ -77,7 +81,7 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
         StorageError: the disk cannot be written; the old index is untouched.
     """
     try:
-        return _rebuild(hub, index, store, only_if_blank=only_if_blank)
+        return _rebuild(hub, index, store, only_if_blank, shared)
     except StorageError as error:
         if only_if_blank and getattr(error.__cause__, "errno", None) in _READ_ONLY:
             raise StorageError(
@@ -87,13 +91,15 @@ def rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool = False
         raise
 
 
-def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> int:
+def _rebuild(hub: Path, index: Index, store: Path, only_if_blank: bool, shared: SharedStore | None) -> int:
     with changes.operation(), index.lock():
         if only_if_blank and index.revision() is not None:
             return 0
         if index.file is None:
             index.migrate()
-            _write_back(index, store)
+            _follow_server(hub, index)
+            if shared is None:
+                _write_back(index, store)
             with index.writing() as connection:
 
                 def query(sql: str) -> list[Row]:
@@ -102,13 +108,14 @@ def _rebuild(hub: Path, index: Index, store: Path, *, only_if_blank: bool) -> in
                 old = _Old(_log(query), usage.read(query))
                 for table in reversed(schema.metadata.sorted_tables):
                     connection.execute(delete(table))
-                count = _fill(connection, hub, store, old)
+                count = _fill(connection, hub, store, old, shared)
         else:
             index.check_file()
             _remove_leftovers(hub)
             _settle(hub, index)
-            _write_back(index, store)
-            count = _rebuild_sqlite(hub, index.file, store)
+            if shared is None:
+                _write_back(index, store)
+            count = _rebuild_sqlite(hub, index.file, store, shared)
         mirror.tell_broken(hub)
         return count
 
@@ -120,6 +127,13 @@ def _write_back(index: Index, store: Path) -> None:
         recorded = unreadable.recorded(query)
     for path in unreadable.write_back(store, recorded):
         LOG.warning("restored the damaged %s from the index", path)
+
+
+def _follow_server(hub: Path, index: Index) -> None:
+    """Bring the files that the rows are made from up to date with a server, where other machines may have written."""
+    with suppress(AdapterHubError), index.reading() as query:
+        if query("SELECT 1 FROM versions LIMIT 1"):
+            mirror.settle(hub, query)
 
 
 def _remove_leftovers(hub: Path) -> None:
@@ -140,7 +154,7 @@ def _settle(hub: Path, index: Index) -> None:
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
+def _rebuild_sqlite(hub: Path, file: Path, store: Path, shared: SharedStore | None) -> int:
     temporary = hub / files.temporary_name()
     with files.storage_errors(hub):
         temporary.mkdir()
@@ -148,7 +162,7 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
         fresh = Index(temporary, "sqlite:///index.db")
         fresh.migrate()
         with fresh.writing() as connection:
-            count = _fill(connection, hub, store, _old_of_file(file))
+            count = _fill(connection, hub, store, _old_of_file(file), shared)
         new = temporary / "index.db"
         with index_errors(str(new)), closing(open_sqlite(new)) as raw:
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -165,19 +179,24 @@ def _rebuild_sqlite(hub: Path, file: Path, store: Path) -> int:
     return count
 
 
-def _fill(connection: Connection, hub: Path, store: Path, old: _Old) -> int:
+def _fill(connection: Connection, hub: Path, store: Path, old: _Old, shared: SharedStore | None = None) -> int:
     """Insert everything; a version that is missing from the old log gets a log entry made from its manifest.
 
     What tombstones name stays forgotten: scores on the task, and versions that a copy of the hub has brought back.
     """
     found: list[tuple[dict[str, Any], str]] = []
     forgotten, gone = tombstones.forgotten(hub), tombstones.removed(hub)
-    for directory in version_directories(store):
-        if f"{directory.parent.name}@{directory.name}" in gone:
+    if shared is None:
+        directories = list(version_directories(store))
+    else:
+        directories = [store / name / f"v{number}" for name, number in sorted(shared.versions())]
+    for directory in directories:
+        name, number = directory.parent.name, int(directory.name[1:])
+        if f"{name}@v{number}" in gone:
             LOG.warning("skipped %s: it belongs to a forgotten task", directory)
             continue
         try:
-            found.append(manifests.read(directory))
+            found.append(manifests.read(directory) if shared is None else shared.parsed(name, number))
         except IntegrityError as error:
             LOG.warning("skipped a version: %s", error.message)
     found.sort(key=lambda item: (item[0]["created_at"], item[0]["name"], item[0]["version"]))

@@ -14,7 +14,7 @@ from adapterhub_cl.registry import changes, files, manifests
 from adapterhub_cl.registry.aliasing import Aliases, ways_on
 from adapterhub_cl.registry.canaries import Canaries
 from adapterhub_cl.registry.drafts import Draft
-from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile
+from adapterhub_cl.registry.hubfile import BASE_PATH, FILE_NAME, HubFile, check_store_url
 from adapterhub_cl.registry.index import HEAD
 from adapterhub_cl.registry.names import check_local, check_name, is_outside
 from adapterhub_cl.registry.postgres import check_url
@@ -50,6 +50,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         defaults: Mapping[str, Any] | None = None,
         *,
         index_url: str | None = None,
+        store_url: str | None = None,
     ) -> Registry:
         """Make a hub in a directory that is missing or empty, or join one that has its index on a server.
 
@@ -57,6 +58,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
 
         Args:
             index_url: `postgresql://…` without a password; None keeps the index in the directory.
+            store_url: where the versions are, if other machines are to reach them; the directory has copies then.
 
         Raises:
             HubError: there is already a hub, or the index on the server belongs to another one.
@@ -70,6 +72,8 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         hub_file = HubFile(base=base, created_at=files.now(), defaults=dict(defaults or {})).beside(path)
         if index_url is not None:
             hub_file = replace(hub_file, index_url=check_url(index_url))
+        if store_url is not None:
+            hub_file = replace(hub_file, store_url=check_store_url(store_url))
         registry = cls(path, hub_file)
         with files.storage_errors(path):
             registry.adapters_dir.mkdir(parents=True, exist_ok=True)
@@ -78,8 +82,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             _check_free(path)  # another process may have been faster
             if index_url is None:
                 rebuilding.rebuild(path, registry._index, registry.adapters_dir)
-            else:
-                registry.hub_file = hub_file = joining.begin(registry._index, path, hub_file)
+            registry.hub_file = hub_file = joining.begin(registry._index, path, hub_file, registry.shared)
             with registry._index.reading() as query:
                 mirror.write(path, query)
             hub_file.write(path)
@@ -111,6 +114,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             if registry.finish_replacing() is not None:
                 registry.hub_file = HubFile.read(path)  # the replacement may have set a budget
             registry.settle()
+            registry.drop_erased_copies()
         return registry
 
     def _check_server(self, revision: str | None) -> None:
@@ -133,7 +137,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             return
         from adapterhub_cl.registry import rebuilding
 
-        count = rebuilding.rebuild(self.path, self._index, self.adapters_dir, only_if_blank=True)
+        count = rebuilding.rebuild(self.path, self._index, self.adapters_dir, only_if_blank=True, shared=self.shared)
         rebuilding.LOG.info("%s had no index; created one from %d manifests", self.path, count)
 
     @classmethod
@@ -153,7 +157,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         """
         from adapterhub_cl.registry import joining, rebuilding
 
-        count = rebuilding.rebuild(self.path, self._index, self.adapters_dir)
+        count = rebuilding.rebuild(self.path, self._index, self.adapters_dir, shared=self.shared)
         joining.reintroduce(self._index, self.path, self.hub_file)
         return count
 
@@ -226,6 +230,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             published={"verb": verb, "serve": serve, "move_latest": move_latest},
             repeats=repeats,
             number=number,
+            shared=self.shared,
         )
         return self.get(f"{draft.name}@v{version}")
 
@@ -279,6 +284,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         Raises:
             IntegrityError: a file is missing or has changed; the message names it.
         """
+        place = record.path  # fetched first, where it is in a shared store
         made_for = record.manifest.get("base", {}).get("fingerprint", self.base.fingerprint)
         if made_for != self.base.fingerprint:
             raise AdapterError(
@@ -286,7 +292,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
                 f"{self.base.fingerprint[:12]})",
                 "use it in a hub of its own base",
             )
-        found = list(manifests.differences(record.path, record.manifest["files"]))
+        found = list(manifests.differences(place, record.manifest["files"]))
         if wrong := self._wrong_manifest(record):
             with suppress(StorageError):
                 self.finish_replacing()  # removing samples rewrites the manifest
@@ -298,7 +304,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             if not what.startswith("extra"):
                 with self._index.reading() as query:
                     hint = ", or ".join(
-                        ["see cl-adapter verify", *ways_on(query, self.adapters_dir, self.get(record.ref))]
+                        ["see cl-adapter verify", *ways_on(query, self.versions_in, self.get(record.ref))]
                     )
                 raise IntegrityError(f"{record.path / relative} of {record.ref}: {what}", hint)
 
@@ -358,7 +364,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
     def _place(self) -> Place:
         from adapterhub_cl.registry.checks import Place
 
-        return Place(self.path, self.adapters_dir, self._index)
+        return Place(self.path, self.adapters_dir, self._index, self.shared)
 
 
 def _ancestry(record: AdapterRecord) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import StorageError
-from adapterhub_cl.registry import changes, files
+from adapterhub_cl.registry import changes, drafts, files
 from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.index import index_errors, open_sqlite
 from adapterhub_cl.registry.names import parse_ref
 from adapterhub_cl.registry.postgres import PostgresIndex
+from adapterhub_cl.registry.shared_store import LIVE_MANIFESTS, needed_files
 
 _PATIENCE_S = 30.0  # how long to wait for readers that keep the write-ahead log in use
 
@@ -79,6 +80,39 @@ class Erasures(RegistryCore):
             done = (e.detail.get("tombstone") for e in self.events(task) if e.verb == "forget-task")
             if detail["tombstone"] not in done:
                 writes.add_event(connection, "forget-task", task, detail)
+
+    def remove_files(self, refs: Collection[str]) -> None:
+        """Delete the files of versions whose rows are erased: here and, where it is shared, in the store. There, every
+        other deleted version goes too: its files may hold rows of the task, and other machines cannot look for them.
+
+        Raises:
+            StorageError: the disk or the store cannot be written; may be called again.
+        """
+        if self.shared is not None:
+            with self._index.lock(), self._index.reading() as query:
+                needed = needed_files(row[0] for row in query(LIVE_MANIFESTS))
+                live = set(query("SELECT name, version FROM versions WHERE status <> 'deleted'"))
+                deleted = set(query("SELECT name, version FROM versions WHERE status = 'deleted'"))
+                for name, version in sorted(self.shared.versions() & (deleted | {_pair(ref) for ref in refs}) - live):
+                    self.shared.drop(name, version, needed)
+        for ref in refs:
+            place = self.adapters_dir / ref.replace("@", "/")
+            files.remove_tree(place)
+            with suppress(OSError):
+                place.parent.rmdir()  # succeeds only if empty
+            drafts.fault("version removed")
+
+    def drop_erased_copies(self) -> None:
+        """Delete this machine's copies of versions that another machine has erased; does nothing without a shared
+        store."""
+        if self.shared is None or not self.adapters_dir.is_dir():
+            return
+        here = {(path.parent.name, path.name) for path in self.adapters_dir.glob("*/v*")}
+        with self._index.reading() as query:
+            erased = query("SELECT name, version FROM versions WHERE status = 'deleted' AND manifest_sha256 = ''")
+        for name, version in erased:
+            if (name, f"v{version}") in here:
+                files.remove_tree(self.adapters_dir / name / f"v{version}")
 
     def check_mirror(self) -> None:
         """Make sure that `aliases.json` matches the index and contains nothing of what was erased; copies that a

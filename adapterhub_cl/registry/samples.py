@@ -21,6 +21,7 @@ from adapterhub_cl.registry import changes, drafts, files, manifests, shapes
 from adapterhub_cl.registry.core import RegistryCore
 from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.index import Index
+from adapterhub_cl.registry.shared_store import LIVE_MANIFESTS, SharedStore, needed_files
 from adapterhub_cl.types import AdapterRecord
 
 FILE_NAME, INTENT = "replay.jsonl", "pending.json"
@@ -83,7 +84,8 @@ class SampleFiles(RegistryCore):
         """
         with changes.operation(), self._index.lock():
             self.finish_replacing()
-            replace(self._index, [(self.get(one.ref), one) for one in replacements], verb, dict(defaults or {}))
+            wanted = [(self.get(one.ref), one) for one in replacements]
+            replace(self._index, wanted, verb, dict(defaults or {}), self.shared)
             self.hub_file = HubFile.read(self.path)
 
     @contextmanager
@@ -99,6 +101,10 @@ class SampleFiles(RegistryCore):
         with self._index.lock():
             with self._index.reading() as query:
                 deleted = query("SELECT version FROM versions WHERE name = :name AND status = 'deleted'", name=name)
+                if self.shared is not None:
+                    needed = needed_files(found[0] for found in query(LIVE_MANIFESTS))
+                    for number in set(self.shared.numbers(name)) & {row[0] for row in deleted}:
+                        self.shared.drop(name, number, needed)  # whole: its files could not be fetched any more
             paths = [self.adapters_dir / name / f"v{row[0]}" / FILE_NAME for row in deleted]
             there = [path for path in paths if path.is_file() or path.is_symlink()]
             for path in there:
@@ -133,13 +139,20 @@ def read(record: AdapterRecord) -> list[str]:
 
 
 def replace(
-    index: Index, wanted: Sequence[tuple[AdapterRecord, Replacement]], verb: str, defaults: Mapping[str, Any]
+    index: Index,
+    wanted: Sequence[tuple[AdapterRecord, Replacement]],
+    verb: str,
+    defaults: Mapping[str, Any],
+    shared: SharedStore | None = None,
 ) -> None:
     """Replace the samples of versions; see `Registry.replace_all_samples`."""
     rows = [_row(record, one, verb) for record, one in wanted]
     if not rows:
         if defaults:
             _set_defaults(index.hub, defaults)
+        return
+    if shared is not None:
+        _replace_shared(index, shared, rows, defaults)
         return
     intent = {"format": FORMAT, "versions": rows, "defaults": dict(defaults)}
     pending = index.hub / INTENT
@@ -159,6 +172,26 @@ def replace(
         if not _begun(directories, rows):
             pending.unlink(missing_ok=True)
         raise
+
+
+def _replace_shared(
+    index: Index, shared: SharedStore, rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> None:
+    """Replace samples in a shared store: the rows change in one transaction, then the manifests follow, which `repair`
+    completes, and the old samples go. Copies on other machines are fetched again when they are next used."""
+    for row in rows:
+        shared.put_text(row["text"])
+    drafts.fault("samples uploaded")
+    _record(index, rows)
+    drafts.fault("row updated")
+    with index.reading() as query:
+        needed = needed_files(found[0] for found in query(LIVE_MANIFESTS))
+    for row in rows:
+        files.remove_tree(shared.folder / row["name"] / f"v{row['version']}")
+        shared.follow(row["name"], row["version"], row["manifest"], needed)
+    if defaults:
+        _set_defaults(index.hub, defaults)
+    files.remove_tree(index.hub / ROUTERS)
 
 
 def _row(record: AdapterRecord, wanted: Replacement, verb: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Scores(RegistryCore):
     def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
         """Recorded scores in the order they were recorded, optionally of one version and on one task."""
         with self._index.reading() as query:
-            record = None if ref is None else queries.find(query, self.adapters_dir, ref)
+            record = None if ref is None else queries.find(query, self.versions_in, ref)
             name, version = (None, None) if record is None else (record.name, record.version)
             return queries.evaluations(query, name, version, task)
 

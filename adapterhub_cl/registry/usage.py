@@ -129,7 +129,7 @@ class Counters(RegistryCore):
                 return [_usage(row) for row in read(query)]
             wanted = (BASE, 0)
             if ref != BASE:
-                record = queries.find(query, self.adapters_dir, ref)
+                record = queries.find(query, self.versions_in, ref)
                 wanted = (record.name, record.version)
             return [_usage(row) for row in read(query) if row[:2] == wanted]
 

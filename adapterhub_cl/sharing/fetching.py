@@ -17,7 +17,7 @@ from typing import Any
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.registry.files import TEMPORARY, is_leftover, remove_tree, sha256_file
-from adapterhub_cl.sharing.remote_store import AGAIN, RemoteStore, blob
+from adapterhub_cl.registry.remote_store import AGAIN, RemoteStore, blob
 
 _END = "-pull"
 _CHUNK = 4 << 20  # bytes

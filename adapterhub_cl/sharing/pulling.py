@@ -12,10 +12,10 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, check_new, parse_ref, storage_errors
 from adapterhub_cl.registry.files import sha256_file
 from adapterhub_cl.registry.names import is_outside
+from adapterhub_cl.registry.remote_store import RemoteStore, document
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.tombstones import forgotten
 from adapterhub_cl.sharing.fetching import Fetcher, gathering
-from adapterhub_cl.sharing.remote_store import RemoteStore, document
 from adapterhub_cl.sharing.shared_version import MovedVersion, SharedVersion, digest, read, without_samples
 from adapterhub_cl.sharing.signing import as_fingerprint, pin, pinned
 from adapterhub_cl.types import LATEST, AdapterRecord, Evaluation, Task

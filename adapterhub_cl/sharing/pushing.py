@@ -12,8 +12,8 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, parse_ref
 from adapterhub_cl.registry.files import storage_errors
 from adapterhub_cl.registry.names import refuse_inside
+from adapterhub_cl.registry.remote_store import RemoteStore, blob, document
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
-from adapterhub_cl.sharing.remote_store import RemoteStore, blob, document
 from adapterhub_cl.sharing.shared_version import MovedVersion, SharedVersion, digest, read, without_samples, write
 from adapterhub_cl.sharing.signing import SigningKey, fingerprint, signing_key
 from adapterhub_cl.types import AdapterRecord

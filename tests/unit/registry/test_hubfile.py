@@ -60,7 +60,7 @@ def test_newer_keys_are_tolerated_with_a_warning(
 
 
 def test_a_store_that_is_no_directory_is_refused(tmp_path: Path, base: BaseInfo) -> None:
-    HubFile(base, "2026-01-01", store_url="s3://bucket").write(tmp_path)
+    HubFile(base, "2026-01-01", store_url="s3:bucket").write(tmp_path)
     with pytest.raises(HubError, match="not a file: URL"):
         Registry.open(tmp_path)
 

@@ -13,7 +13,7 @@ from crashes import KILLED, Case, check, inject, state_of
 from sharing_support import make_hub, pull, push, train
 
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.sharing.remote_store import RemoteStore, blob
+from adapterhub_cl.registry.remote_store import RemoteStore, blob
 from adapterhub_cl.sharing.shared_version import read
 from adapterhub_cl.sharing.signing import signing_key
 

@@ -22,8 +22,8 @@ from adapterhub_cl.errors import (
     UsageError,
 )
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry.remote_store import RemoteStore
 from adapterhub_cl.sharing import fetching, remote_store
-from adapterhub_cl.sharing.remote_store import RemoteStore
 from adapterhub_cl.types import Evaluation
 
 

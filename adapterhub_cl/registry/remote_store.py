@@ -1,7 +1,9 @@
-"""A store that versions are moved through, and the one place where its errors become `StorageError`."""
+"""A store that several machines reach, and the one place where its errors become `StorageError`."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import time
@@ -11,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adapterhub_cl.errors import AdapterHubError, StorageError, UsageError, first_line
-from adapterhub_cl.registry import changes, check_local
+from adapterhub_cl.registry import changes
 from adapterhub_cl.registry.files import TEMPORARY, fsync_dir, fsync_file, storage_error, temporary_name
-from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.registry.names import check_local, is_name
 
 BLOBS, VERSIONS = "blobs", "versions"
 LARGEST_DOCUMENT = 16 << 20  # bytes of a version's document
@@ -59,8 +61,7 @@ class RemoteStore:
             raise UsageError("the target is empty", "give a folder, or a URL such as s3://bucket/prefix")
         self._folder: Path | None = None
         self._fs: Any = None
-        if target.startswith("file://"):
-            target = target.removeprefix("file://")
+        target = re.sub(r"^(file|local)://", "", target)
         if not _URL.match(target):
             self._folder = check_local(target).absolute()
             self.url = str(self._folder)
@@ -170,6 +171,61 @@ class RemoteStore:
                 self._fs.put_file(str(source), place)
             changes.happened()
 
+    def put_new(self, path: str, content: bytes) -> bool:
+        """Write a small file unless there is one, in one step that only one of several writers can do.
+
+        Returns:
+            Whether the file has this content now: False if another writer's is there.
+
+        Raises:
+            StorageError: it cannot be written; it may still arrive, if the connection broke off.
+        """
+        with self.errors():
+            try:
+                if self._folder:
+                    _link_locally(self._folder / path, content)
+                else:
+                    if _protocol(self._fs) not in _FLAT:
+                        self._fs.makedirs(str(PurePosixPath(self._at(path)).parent), exist_ok=True)
+                    self._fs.pipe_file(self._at(path), content, mode="create")
+                changes.happened()
+                return True
+            except OSError as error:
+                # The library may have sent it twice, and have met its own file at the second time.
+                if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
+                    raise
+                found = self.read(path)
+                if found is None:
+                    raise
+                return found == content
+
+    def remove(self, path: str) -> None:
+        """Delete a file; a missing one is fine."""
+        with self.errors():
+            try:
+                if self._folder:
+                    (self._folder / path).unlink()
+                else:
+                    self._fs.rm_file(self._at(path))
+                changes.happened()
+            except FileNotFoundError:
+                return
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Every file below a folder: its path in the store → its size in bytes."""
+        with self.errors():
+            try:
+                if self._folder:
+                    root = self._folder
+                    there = [path for path in (root / folder).rglob("*") if path.is_file()]
+                    return {path.relative_to(root).as_posix(): path.stat().st_size for path in there}
+                self._fs.invalidate_cache()
+                found = self._fs.find(self._at(folder), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+            cut = len(self._fs._strip_protocol(self._root)) + 1
+            return {str(path)[cut:]: int(about["size"]) for path, about in found.items()}
+
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
 
@@ -240,6 +296,19 @@ def _put_locally(final: Path, source: Path | bytes) -> None:
         write()
         fsync_file(beside)
         beside.replace(final)
+        fsync_dir(final.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _link_locally(final: Path, content: bytes) -> None:
+    """Create a file with its content, or raise FileExistsError: a link is made of it only where there is none."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = final.with_name(temporary_name())
+    try:
+        beside.write_bytes(content)
+        fsync_file(beside)
+        os.link(beside, final)
         fsync_dir(final.parent)
     finally:
         beside.unlink(missing_ok=True)

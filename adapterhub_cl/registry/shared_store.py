@@ -1,0 +1,300 @@
+"""The versions of a hub in a store that several machines reach, and this machine's copies of them.
+
+A file is in the store under its SHA-256, a version is its manifest. The index decides which manifests count; the copies
+in `<hub>/adapters` are made when a version's path is first used. See docs/decisions/053-index-in-postgresql.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.errors import AdapterHubError, HubError, IntegrityError
+from adapterhub_cl.registry import files, manifests
+from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.types import AdapterRecord
+
+if TYPE_CHECKING:
+    from adapterhub_cl.registry.hubfile import HubFile
+    from adapterhub_cl.registry.remote_store import RemoteStore
+
+MANIFESTS, BLOBS, IDENTITY = "manifests", "blobs", "hub.json"
+_MANIFEST = re.compile(r"manifests/([^/]+)/v([1-9][0-9]{0,8})\.json")
+LIVE_MANIFESTS = "SELECT manifest FROM versions WHERE status <> 'deleted'"
+Files = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SharedStore:
+    """A store and the folder of this machine's copies.
+
+    Attributes:
+        url: as in `hub.toml`.
+        folder: `<hub>/adapters`.
+    """
+
+    url: str
+    folder: Path
+
+    @cached_property
+    def remote(self) -> RemoteStore:
+        from adapterhub_cl.registry.remote_store import RemoteStore  # imports fsspec, which listing does not need
+
+        return RemoteStore(self.url)
+
+    # -- whose store it is -----------------------------------------------------------------------
+
+    def claim(self, hub_file: HubFile) -> None:
+        """Record whose store it is.
+
+        Raises:
+            HubError: it is the store of another hub.
+            StorageError: it cannot be reached or written, for example because the bucket is missing.
+        """
+        about = {"created_at": hub_file.created_at, "fingerprint": hub_file.base.fingerprint}
+        text = (json.dumps(about) + "\n").encode()
+        if self.remote.put_new(IDENTITY, text):
+            return
+        if not self.remote.sizes(MANIFESTS):  # an `init` was killed, and nothing was published since
+            self.remote.put(IDENTITY, text)
+            return
+        raise HubError(
+            f"the store {self.remote.url} belongs to another hub",
+            "give the --index of that hub to join it, or another --store",
+        )
+
+    # -- versions in the store -------------------------------------------------------------------
+
+    def versions(self) -> set[tuple[str, int]]:
+        """Name and number of each manifest in the store."""
+        found = (_MANIFEST.fullmatch(path) for path in self.remote.sizes(MANIFESTS))
+        return {(match[1], int(match[2])) for match in found if match and is_name(match[1])}
+
+    def numbers(self, name: str) -> list[int]:
+        """The numbers of an adapter's manifests in the store."""
+        found = (_MANIFEST.fullmatch(path) for path in self.remote.sizes(f"{MANIFESTS}/{name}"))
+        return sorted(int(match[2]) for match in found if match and match[1] == name)
+
+    def manifest(self, name: str, number: int) -> str | None:
+        """The text of a manifest; None if it is missing."""
+        raw = self.remote.read(_manifest(name, number))
+        return None if raw is None else raw.decode(errors="replace")
+
+    def parsed(self, name: str, number: int) -> tuple[dict[str, Any], str]:
+        """A manifest and its text.
+
+        Raises:
+            IntegrityError: it is missing or invalid.
+        """
+        text = self.manifest(name, number)
+        if text is None:
+            raise IntegrityError(f"{_manifest(name, number)} is missing in {self.remote.url}", "see cl-adapter verify")
+        return manifests.parse(text, self.folder / name / f"v{number}" / manifests.FILE_NAME), text
+
+    def lacking(self, about: Files, there: Mapping[str, int] | None = None) -> str:
+        """The first of a version's files that the store does not have in full; empty if it has all.
+
+        Args:
+            there: all files of the store, where they are known.
+        """
+        for relative, row in about.items():
+            path = _blob(row)
+            size = self.remote.size(path) if there is None else there.get(path)
+            if size != row["bytes"]:
+                return relative
+        return ""
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def upload(self, directory: Path, about: Files) -> None:
+        """Send the files that the store does not have yet."""
+        for relative, row in about.items():
+            if self.remote.size(_blob(row)) != row["bytes"]:
+                self.remote.put(_blob(row), directory / relative)
+
+    def put_text(self, text: str) -> None:
+        """Send the content of a small file, such as replay samples."""
+        raw = text.encode()
+        self.remote.put(_blob({"sha256": hashlib.sha256(raw).hexdigest()}), raw)
+
+    def create(self, name: str, number: int, text: str) -> bool:
+        """Put a version's manifest unless there is one; whether this one is there now."""
+        return self.remote.put_new(_manifest(name, number), text.encode())
+
+    def drop_manifest(self, name: str, number: int) -> None:
+        self.remote.remove(_manifest(name, number))
+
+    def follow(self, name: str, number: int, text: str, needed: set[str]) -> None:
+        """Replace a version's manifest by what the index says, and delete the files that only the old one named.
+
+        Args:
+            needed: the SHA-256 of every file that a version in the index has.
+        """
+        self._drop_files(name, number, needed)  # first: the old manifest knows their names
+        self.remote.put(_manifest(name, number), text.encode())
+
+    def drop(self, name: str, number: int, needed: set[str]) -> None:
+        """Delete a version, and its files that no other version has."""
+        self._drop_files(name, number, needed)
+        self.drop_manifest(name, number)
+
+    def _drop_files(self, name: str, number: int, needed: set[str]) -> None:
+        with suppress(IntegrityError):
+            for row in self.parsed(name, number)[0]["files"].values():
+                if row["sha256"] not in needed:
+                    self.remote.remove(_blob(row))
+
+    def unneeded(self, needed: set[str]) -> dict[str, int]:
+        """The files that no version has: path in the store → size in bytes. A version that has no rows yet counts."""
+        kept = {_blob({"sha256": sha}) for sha in needed}
+        there = self.remote.sizes(BLOBS)
+        if there.keys() <= kept:
+            return {}
+        for name, number in self.versions():
+            with suppress(IntegrityError):
+                kept.update(_blob(row) for row in self.parsed(name, number)[0]["files"].values())
+        return {path: size for path, size in there.items() if path not in kept}
+
+    # -- copies on this machine ------------------------------------------------------------------
+
+    def is_current(self, name: str, number: int, text: str) -> bool:
+        """Whether this machine has a copy of the version as the index describes it."""
+        try:
+            return (self._copy(name, number) / manifests.FILE_NAME).read_bytes() == text.encode()
+        except OSError:
+            return False
+
+    def _copy(self, name: str, number: int) -> Path:
+        return self.folder / name / f"v{number}"
+
+    def fetch(self, name: str, number: int, text: str) -> Path:
+        """The directory of a version on this machine, fetched and checked first if it is not there.
+
+        Args:
+            text: the manifest in the index.
+
+        Raises:
+            IntegrityError: the store lacks a file, or it has another content.
+            StorageError: the store cannot be reached, or the disk cannot be written; nothing half done is left.
+        """
+        final = self._copy(name, number)
+        if self.is_current(name, number, text):
+            return final
+        beside = final.parent / files.temporary_name()
+        try:
+            with files.storage_errors(final):
+                beside.mkdir(parents=True)
+                for relative, row in manifests.parse(text, final / manifests.FILE_NAME)["files"].items():
+                    self._fetch_file(final / relative, beside / relative, row, f"{relative} of {name}@v{number}")
+                files.write_synced(beside / manifests.FILE_NAME, text.encode())
+                (beside / manifests.FILE_NAME).chmod(0o444)
+                files.fsync_dir(beside)
+                self._put_in_place(beside, final)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return final
+
+    def _put_in_place(self, made: Path, final: Path) -> None:
+        if final.is_symlink() or final.exists():
+            away = final.parent / files.temporary_name()
+            with suppress(FileNotFoundError):  # another process has replaced it too
+                final.rename(away)
+            shutil.rmtree(away, ignore_errors=True)
+        try:
+            made.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # otherwise another process was faster, with the same files
+
+    def _fetch_file(self, old: Path, target: Path, row: Mapping[str, Any], what: str) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if old.is_file() and not old.is_symlink() and files.sha256_file(old) == row["sha256"]:
+            shutil.copyfile(old, target)
+        else:
+            hint = "restore it in the store, or see cl-adapter verify"
+            if self.remote.size(_blob(row)) is None:
+                raise IntegrityError(f"{what} is missing in {self.remote.url}", hint)
+            digest = hashlib.sha256()
+            with self.remote.errors(), self.remote.opened(_blob(row)) as source, target.open("wb") as made:
+                while piece := source.read(1 << 20):
+                    digest.update(piece)
+                    with files.storage_errors(target):
+                        made.write(piece)
+            if digest.hexdigest() != row["sha256"]:
+                raise IntegrityError(f"{what} was changed or cut short in {self.remote.url}", hint)
+        files.fsync_file(target)
+        target.chmod(0o444)
+
+    def adopt(self, draft: Path, name: str, number: int, text: str) -> bool:
+        """Make a draft that was published this machine's copy; False where the disk does not allow it."""
+        with suppress(OSError):
+            files.write_synced(draft / manifests.FILE_NAME, text.encode())
+            (draft / manifests.FILE_NAME).chmod(0o444)
+            self._put_in_place(draft, self._copy(name, number))
+            return True
+        return False
+
+
+class SharedRecord(AdapterRecord):
+    """A version whose directory is fetched from the store when its path is first used."""
+
+    _store: SharedStore
+    _text: str
+
+    @classmethod
+    def of(cls, store: SharedStore, text: str, **values: Any) -> SharedRecord:
+        record = cls(path=store.folder / values["name"] / f"v{values['version']}", **values)
+        object.__setattr__(record, "_store", store)
+        object.__setattr__(record, "_text", text)
+        return record
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "path":
+            known = object.__getattribute__(self, "__dict__")
+            if "_store" in known:
+                store: SharedStore = known["_store"]
+                return store.fetch(known["name"], known["version"], known["_text"])
+        return object.__getattribute__(self, name)
+
+    @property
+    def place(self) -> Path:
+        return Path(self.__dict__["path"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SharedRecord) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((self.ref, self._text))
+
+    def __repr__(self) -> str:
+        return f"SharedRecord({self.ref}, {self.status}, {self.place})"
+
+
+def needed_files(texts: Iterable[str]) -> set[str]:
+    """The SHA-256 of all files that these manifests name."""
+    return {str(row["sha256"]) for text in texts for row in _files_of(text)}
+
+
+def _files_of(text: str) -> Iterator[Mapping[str, Any]]:
+    with suppress(ValueError, AdapterHubError, AttributeError):
+        yield from json.loads(text).get("files", {}).values()
+
+
+def _blob(row: Mapping[str, Any]) -> str:
+    sha = str(row["sha256"])
+    if re.fullmatch(r"[0-9a-f]{64}", sha) is None:
+        raise IntegrityError(f"{sha[:80]!r} is not a SHA-256", "see cl-adapter verify")
+    return f"{BLOBS}/{sha[:2]}/{sha}"
+
+
+def _manifest(name: str, number: int) -> str:
+    return f"{MANIFESTS}/{name}/v{number}.json"
