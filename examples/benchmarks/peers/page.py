@@ -22,6 +22,7 @@ the activations), as a share of the best matrix product that the same process me
 bf16; padding and what is computed twice do not count as work. Where a call made several rounds, all ways in turn, each
 with the next seed, the table has the median of each and the mean accuracy, and below it are their ranges.
 """
+Key = tuple[str, str, str, str]
 TITLES = (
     *("way", "examples/s", "ratio", "in CPU time", "tokens/s", "of best"),
     *("accuracy", "peak MB", "in training MB", "notes"),
@@ -77,7 +78,7 @@ def show(section: dict[str, Any]) -> None:
         print("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
 
 
-def read(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+def read(folder: Path) -> dict[Key, dict[str, Any]]:
     """The sections of the page that is there.
 
     Raises:
@@ -97,8 +98,8 @@ def read(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 
 def write(section: dict[str, Any], folder: Path) -> None:
-    """Put a section into `peers.json`, in the place of the one of the same base, task and table if there is one, and
-    write the page of all of them.
+    """Put a section into `peers.json`, in the place of the one of the same base, task, table and processor if there
+    is one, and write the page of all of them.
 
     Raises:
         SystemExit: the section that is there has ways that this one has not.
@@ -120,8 +121,13 @@ def write(section: dict[str, Any], folder: Path) -> None:
         atomic_write_text(folder / name, content)
 
 
-def key(section: dict[str, Any]) -> tuple[str, str, str]:
-    return section["base_told"], section["task_told"], section["table"]
+def key(section: dict[str, Any]) -> Key:
+    return section["base_told"], section["task_told"], section["table"], processor_of(section)
+
+
+def processor_of(section: dict[str, Any]) -> str:
+    """The name of the processor, without how many there are."""
+    return str(section["machine"]).split(", ")[0]
 
 
 def unsure(section: dict[str, Any]) -> str:
@@ -140,7 +146,7 @@ def text(section: dict[str, Any]) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in section["settings"].items())
     what = "one thing changed at a time" if section["table"] == "ablation" else "the ways"
     lines = [
-        f"## {section['base_told']}, {section['task_told']}: {what}",
+        f"## {section['base_told']}, {section['task_told']}: {what}, on {processor_of(section)}",
         "",
         f"`{section['command']}`",
         "",
