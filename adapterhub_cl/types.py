@@ -71,11 +71,6 @@ class Task:
         """Whether it was trained on conversations."""
         return self.layout is not None and self.layout.chat is not None
 
-    @property
-    def prefers(self) -> bool:
-        """Whether it is measured by which of two answers it prefers."""
-        return self.metric == REWARD
-
     def to_json(self) -> dict[str, Any]:
         row = {**asdict(self), "labels": list(self.labels), "layout": self.layout.to_json() if self.layout else None}
         return {key: value for key, value in row.items() if value or key not in LATER_FIELDS}

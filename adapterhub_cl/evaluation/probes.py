@@ -26,7 +26,7 @@ from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.kept import kept_samples
 from adapterhub_cl.samples.of_task import length_of
-from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example, Task
+from adapterhub_cl.types import REWARD, AdapterRecord, BaseInfo, Evaluation, Example, Task
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
                 )
             except DataError:
                 continue
-            told = (found.layout != "raw text" or task.kind == "text") and found.read.prefers == task.prefers
+            told = (found.layout != "raw text" or task.kind == "text") and found.read.prefers == (task.metric == REWARD)
             if found.sha256 == held["sha256"] and told:
                 return Probe(task, for_task(task, found).examples, held["source"], length_of(record), found.sha256)
     for record in own:
         samples = [s for s in kept_samples(record) if s.input or task.kind == "text"]
-        samples = [sample for sample in samples if sample.prefers == task.prefers]
+        samples = [sample for sample in samples if sample.prefers == (task.metric == REWARD)]
         if samples and scorable(samples):
             return Probe(task, samples, f"replay samples of {record.ref}", length_of(record))
     return None
@@ -102,7 +102,7 @@ def probe_of(registry: Registry, name: str) -> Probe | None:
 def by_answers(probe: Probe) -> Probe | None:
     """The same rows for a comparison of answers: of preferences the chosen ones, with F1 as the score; None if none is
     left. What is served elsewhere is asked in text and tells no likelihood."""
-    if not probe.task.prefers:
+    if probe.task.metric != REWARD:
         return probe
     wanted = [example for example in probe.examples if example.desirable is not False]
     return replace(probe, task=replace(probe.task, metric="token_f1"), examples=wanted) if wanted else None

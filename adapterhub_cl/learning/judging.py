@@ -32,7 +32,7 @@ from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, refusal
 from adapterhub_cl.learning.recording import Trained, keep_samples, record_version
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.types import AdapterRecord, Evaluation, Example, Task
+from adapterhub_cl.types import REWARD, AdapterRecord, Evaluation, Example, Task
 
 
 class Judge:
@@ -143,7 +143,7 @@ class Judge:
         probe, held = probe_of(self.registry, new.name), material.held_out
         goes_on = material.parent is not None and material.parent.task == new.name
         usable = held is not None and (held.layout != "raw text" or new.kind == "text")
-        usable = usable and held is not None and held.read.prefers == new.prefers
+        usable = usable and held is not None and held.read.prefers == (new.metric == REWARD)
         if held is not None and usable and not goes_on and (probe is None or not probe.sha256):
             # Replay samples are what the older version was trained on, and this one may never have seen them.
             probe = Probe(new, held.examples, held.source, self.length, held.sha256)

@@ -144,7 +144,7 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
             review = [sample for sample in review if sample.desirable is not False]
         data = for_task(registry.task(start.task), data)
         task = updated_task(registry.task(start.task), data)
-        kept = data.layout == "raw text" or not data.read.name or (data.read.prefers and not task.prefers)
+        kept = data.layout == "raw text" or not data.read.name or (data.read.prefers and task.metric != REWARD)
         task = task if kept else replace(task, layout=data.read)
     else:
         data = with_known_labels(request.labels, data)

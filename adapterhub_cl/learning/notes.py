@@ -12,7 +12,7 @@ from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import REWARD, AdapterRecord
 
 MOST_LABELS, LONGEST_LABEL = 8, 30  # that are named, and their characters
 
@@ -36,7 +36,8 @@ def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) ->
     held, was = material.held_out, parent.training.get("eval")
     if held is None or not was or was["sha256"] == held.sha256:
         return
-    if (held.layout != "raw text" or material.task.kind == "text") and held.read.prefers == material.task.prefers:
+    same = held.read.prefers == (material.task.metric == REWARD)
+    if same and (held.layout != "raw text" or material.task.kind == "text"):
         reporter.note(
             f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
             "use a file with the rows of both to go on measuring what was learned before"
