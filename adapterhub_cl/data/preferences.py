@@ -28,7 +28,7 @@ def with_preferences(rows: SourceRows, columns: Sequence[str], layout: Layout) -
         layout: as the names tell it.
     """
     if layout.rejected:
-        better = layout.completion or layout.output
+        better = layout.completion or layout.output or layout.chat
         first: Any = next((row[better] for row in rows.rows if better and row.get(better)), None)
         if layout.chat == better and isinstance(first, str) and not first.lstrip().startswith("["):
             raise DataError(f"{rows.source}: no column has the question of the pairs", PREFERENCE_HINT)
