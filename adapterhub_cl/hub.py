@@ -17,6 +17,7 @@ from adapterhub_cl.facade.pruning import Pruning
 from adapterhub_cl.facade.rebasing import Rebasing
 from adapterhub_cl.facade.reporting import Reporting
 from adapterhub_cl.facade.travelling import Travelling
+from adapterhub_cl.facade.tuning import Tuning
 from adapterhub_cl.facade.using import Using
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Event, Registry, StoredEvaluation, check_local
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 _List = list  # within the class, `list` is the verb
 
 
-class AdapterHub(Learning, Looping, Using, Combining, Pruning, Erasing, Leaving, Rebasing, Travelling, Reporting):
+class AdapterHub(
+    Learning, Looping, Using, Combining, Pruning, Erasing, Leaving, Rebasing, Tuning, Travelling, Reporting
+):
     """A directory that holds one base's adapters, and everything that can be done with them.
 
     Made by `init`, opened by `open`; nothing has to be closed. The base is loaded when first needed, and kept.

@@ -28,6 +28,7 @@ from cl_adapter import (  # noqa: F401 (importing registers the verbs)
     verbs_serve,
     verbs_share,
     verbs_stream,
+    verbs_tune,
     verbs_use,
 )
 from cl_adapter.app import app

@@ -122,9 +122,14 @@ def show(
     if session.json:
         about = _whole(record, scores, parents)
         shown = {"example": [asdict(part) for part in example]} if prompt else {}
+        tuned = hub.tuned(record.name)
+        shown |= {"tuned": tuned["settings"]} if tuned else {}
         session.give({**about, "serves": served, "usage": [row.to_json() for row in usage], **shown})
         return
     _print_whole(record, scores, parents, served, usage)
+    if tuned := hub.tuned(record.name):
+        chosen = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in tuned["settings"].items())
+        print(f"\nlater trainings of {record.name} begin with what tune kept: {chosen or tuned['kept']}")
     if prompt and not example:
         session.note("note: it keeps no replay samples, so there is no row to show")
     elif prompt:

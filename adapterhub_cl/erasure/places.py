@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterhub_cl.adapters.vllm_folder import EXPORTS
 from adapterhub_cl.erasure.versions import KnownVersion, reads_the_past
+from adapterhub_cl.learning.chosen_settings import FOLDER as TUNED
 from adapterhub_cl.rebasing.new_hub import FOLDER as REBASE
 from adapterhub_cl.registry import Registry, files, tombstones
 from adapterhub_cl.registry.samples import ROUTERS
@@ -110,13 +111,15 @@ def knows_of(manifest: Mapping[str, Any], task: str) -> bool:
 
 def others(registry: Registry, names: set[str], gone: set[str]) -> Iterator[str]:
     """Leftovers of dead processes, training logs and fine-tuning jobs of the task's adapters with the files that were
-    uploaded for them, what was learned from their traffic, the rows that a rebase wrote down for them, the copies of
-    the versions `gone` that a vLLM loads, and routers, which are fitted again."""
+    uploaded for them, what was learned from their traffic, the rows that a rebase wrote down for them, the settings
+    that were chosen on their data, the copies of the versions `gone` that a vLLM loads, and routers, which are fitted
+    again."""
     hub, store = registry.path, registry.adapters_dir
     folders = [hub, registry.runs_dir, hub / tombstones.FOLDER, store]
     folders += [p for p in store.iterdir() if p.is_dir() and not p.is_symlink()] if store.is_dir() else []
     paths = [p for folder in folders for p in sorted(folder.glob(f"{files.TEMPORARY}*")) if files.is_leftover(p)]
     paths += [p for name in sorted(names) for within in (LOGS, LESSONS, REBASE) if (p := hub / within / name).exists()]
+    paths += [p for name in sorted(names) if (p := hub / TUNED / f"{name}.json").exists()]
     paths += trained_over_http(hub, names)
     paths += sorted((hub / ROUTERS).iterdir()) if (hub / ROUTERS).is_dir() else []
     paths += sorted(p for p in (hub / EXPORTS).glob("*/*") if p.name.rpartition("-")[0] in gone)

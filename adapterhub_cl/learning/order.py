@@ -10,6 +10,7 @@ from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, general_of, limit_of
 from adapterhub_cl.evaluation.general_text import GeneralText, general_text
+from adapterhub_cl.learning.chosen_settings import read_choice
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
@@ -164,6 +165,10 @@ def mention_what_is_there(registry: Registry, request: TrainRequest, reporter: R
             f"note: {old[-1].ref} exists already; this trains a new version from scratch. To continue from it: "
             f"cl-adapter update {request.name} DATA"
         )
+    chosen = read_choice(registry, request.name) or {"settings": {}}
+    if begun := {k: v for k, v in chosen["settings"].items() if request.settings.get(k) == v}:
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in begun.items())
+        reporter.note(f"begins with what tune chose for {request.name}: {told}")
     if waiting := Run.unfinished(registry.runs_dir, request.verb, request.name):
         reporter.note(
             f"note: there is an unfinished {request.verb} of {request.name} ({waiting[0].id}); "

@@ -15,10 +15,13 @@ from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.reading import absolute, at_hand, read_rows
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.launching import refuse_sharding
+from adapterhub_cl.learning.chosen_settings import usual_settings
 from adapterhub_cl.learning.train_options import FACT_REPLAY, FACT_SETTINGS, AddTaskOptions
 from adapterhub_cl.options import flag, given_of
 from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.strategies import DEFAULT
+from adapterhub_cl.strategies import build as build_strategy
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import DERIVED, AdapterRecord, BaseInfo
 
@@ -87,12 +90,20 @@ class TrainRequest(AddTaskOptions):
 
 
 def build(
-    registry: Registry, verb: str, name: str, data: str | Path | None, resume: bool, asked: Mapping[str, Any]
+    registry: Registry,
+    verb: str,
+    name: str,
+    data: str | Path | None,
+    resume: bool,
+    asked: Mapping[str, Any],
+    *,
+    tuned: bool = True,
 ) -> tuple[TrainRequest, Run | None]:
     """The request that a call makes, and the run that it resumes; see `order_of` for its checks.
 
     Args:
         asked: options of `AddTaskOptions` and of `TrainingSettings`, those that were given.
+        tuned: begin with the settings that `tune` chose for the name.
 
     Raises:
         UsageError: a bad name, no data, nothing to resume, other data than the run was started with, or a launcher
@@ -117,6 +128,8 @@ def build(
     if data is None:
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
     given = {**given_of(AddTaskOptions, asked), "settings": given_of(TrainingSettings, asked)}
+    if tuned:
+        given["settings"] = {**_tuned(registry, verb, name, given), **given["settings"]}
     given["labels"] = tuple(given.get("labels", ()))
     if given.get("facts") and verb == "add-task":
         given.setdefault("replay", FACT_REPLAY)
@@ -130,6 +143,13 @@ def build(
         if cut := (before.training.get("settings") or {}).get("max_length"):
             given["settings"] = {"max_length": cut, **given["settings"]}
     return TrainRequest(verb, name, absolute(data), **given), None
+
+
+def _tuned(registry: Registry, verb: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `tune` chose for the name; flags win over them. What continues from an older version has its
+    shape already."""
+    strategy = build_strategy(given.get("strategy") or DEFAULT)
+    return usual_settings(registry, name, fresh=verb == "add-task" and strategy.makes != "continued")
 
 
 def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from adapterhub_cl.evaluation.base_effect import BaseEffect
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.registry import Event, Usage
+from adapterhub_cl.reporting.searches import TunedFacts
 from adapterhub_cl.samples.budget import Budget
 from adapterhub_cl.samples.store import Kept
 from adapterhub_cl.types import BaseInfo, Edge
@@ -208,6 +209,7 @@ class Facts:
     derived: tuple[DerivedFacts, ...] = ()
     edges: tuple[Edge, ...] = ()
     starts: tuple[StartFacts, ...] = ()
+    tuned: tuple[TunedFacts, ...] = ()
     router: RouterFacts | None = None
     usage: tuple[Usage, ...] = ()
     kept: tuple[Kept, ...] = ()

@@ -34,6 +34,7 @@ from adapterhub_cl.reporting.facts import (
     TaskFacts,
     VersionFacts,
 )
+from adapterhub_cl.reporting.searches import all_searches
 from adapterhub_cl.samples.store import Kept, Samples
 from adapterhub_cl.types import DERIVED, AdapterRecord, Task
 
@@ -119,6 +120,7 @@ def gather(registry: Registry, tool: str = "") -> Facts:
         derived=tuple(_each(notes, "the recipe of", reversed(records), lambda r: _derived(r, notes))),
         edges=tuple(registry.lineage()),
         starts=tuple(_each(notes, "the start of", reversed(records), _start)),
+        tuned=all_searches(registry, notes.attempt),
         router=_router(registry.path / ROUTERS, list(serving), notes),
         usage=tuple(usage),
         kept=tuple(notes.attempt("the replay samples", list[Kept](), samples.rows)),

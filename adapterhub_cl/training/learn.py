@@ -57,11 +57,13 @@ def learn(
     on_speed: Callable[[speed.Speed], None],
     accelerator: Accelerator,
     reporter: Reporter,
+    on_epoch: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Learned:
     """Train the LoRA on `model`; its best weights are in the model afterwards.
 
     Args:
         chosen: how to compute, where a resumed run has chosen already.
+        on_epoch: called with the figures on the rows held out after each epoch; what it raises ends the training.
         on_speed: called with the choice before the first step, to be kept for a resume.
 
     Raises:
@@ -88,7 +90,7 @@ def learn(
 
     def dev(current: Any) -> Mapping[str, float]:
         with reporter.piece("rows held out", len(dev_tokens)) as advance:
-            return dev_figures(
+            figures = dev_figures(
                 current,
                 base.tokenizer,
                 objective,
@@ -99,6 +101,9 @@ def learn(
                 dtype=base.dtype,
                 progress=advance,
             )
+        if on_epoch is not None:
+            on_epoch(figures)
+        return figures
 
     rate = settings.peak_rate(base.width, encoder=base.is_encoder, share=objective.rate_share)
     # The scores that follow are measured as the stored version will answer.

@@ -1,0 +1,75 @@
+"""The settings that `tune` chose for a task: `<hub>/tuned/NAME.json`, where later trainings begin. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub_cl.errors import IntegrityError
+from adapterhub_cl.registry import Registry, seals, storage_errors
+from adapterhub_cl.registry.files import atomic_write_text
+from adapterhub_cl.settings import TrainingSettings
+
+FOLDER = "tuned"
+# What an adapter that continues from another one takes from it, so that a choice for a fresh one cannot apply.
+OF_THE_SHAPE = ("rank", "alpha", "target_modules", "layers")
+
+
+def place_of(registry: Registry, name: str) -> Path:
+    return registry.path / FOLDER / f"{name}.json"
+
+
+def read_choice(registry: Registry, name: str) -> dict[str, Any] | None:
+    """What `tune` found for a name: `settings` (empty: the defaults stay), `trials` and how they were confirmed; None
+    where nothing was tuned.
+
+    Raises:
+        IntegrityError: the file is not what was written.
+    """
+    path = place_of(registry, name)
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(row, dict) or seals.KEY not in row or seals.is_broken_json(row):
+            raise ValueError("its SHA-256 is another")
+        TrainingSettings.from_mapping(row["settings"], str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(
+            f"{path} is not what was written: {error}", f"drop it: cl-adapter tune {name} --drop; or tune again"
+        ) from error
+    return row
+
+
+def write_choice(registry: Registry, name: str, row: Mapping[str, Any]) -> None:
+    """Keep what was found; it replaces what was there.
+
+    Raises:
+        StorageError: the disk refused; what was there is untouched.
+    """
+    path = place_of(registry, name)
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        atomic_write_text(path, json.dumps({**row, seals.KEY: seals.of_json(row)}, indent=1) + "\n")
+
+
+def drop_choice(registry: Registry, name: str) -> bool:
+    """Remove what was found; False where there was nothing."""
+    path = place_of(registry, name)
+    with storage_errors(path):
+        there = path.is_file()
+        path.unlink(missing_ok=True)
+    return there
+
+
+def usual_settings(registry: Registry, name: str, *, fresh: bool) -> dict[str, Any]:
+    """The settings that trainings of this name begin with.
+
+    Args:
+        fresh: whether a new adapter is trained; one that continues from another keeps its shape.
+    """
+    found = read_choice(registry, name)
+    chosen = dict(found["settings"]) if found else {}
+    return {key: value for key, value in chosen.items() if fresh or key not in OF_THE_SHAPE}

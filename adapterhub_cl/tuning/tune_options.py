@@ -1,0 +1,28 @@
+"""The options of `tune`. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapterhub_cl.errors import UsageError
+from adapterhub_cl.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """The options of `tune`."""
+
+    trials: int = option(20, "settings that are tried at most, the defaults among them")
+    minutes: float | None = option(None, "begin no further trial after so many minutes; default: no limit")
+    confirm: int = option(2, "trainings, each with another seed, by which the best settings must beat the defaults")
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"--{name} must be at least {least}, not {getattr(self, name)}"
+            for name, least in (("trials", 2), ("confirm", 1))
+            if getattr(self, name) < least
+        ]
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            problems.append(f"--minutes must be above 0, not {self.minutes:g}")
+        if problems:
+            raise UsageError("; ".join(problems), "cl-adapter tune NAME DATA --trials 20")

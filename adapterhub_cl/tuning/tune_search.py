@@ -1,0 +1,341 @@
+"""The search: trials in one process on one loaded base, pruned and resumable, and a confirmation on rows of its own.
+
+Rows are divided three ways. Trials train on the first part and are judged on the second, drawn by Optuna's TPE
+(Bergstra et al. 2011) with median pruning (Golovin et al. 2017) after each epoch. The best of many trials is partly
+luck, so the third part is read only at the end: the best settings and the defaults are trained again with other seeds
+on the first two parts, and compared there row by row. Only a lead beyond chance makes them the task's defaults.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.context import Hub
+from adapterhub_cl.errors import DataError, TrainingError, TrainingInterrupted, UsageError
+from adapterhub_cl.learning.chosen_settings import write_choice
+from adapterhub_cl.learning.material import Material, prepare, with_limits
+from adapterhub_cl.learning.order import TrainOrder
+from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.strategies.kin import lead
+from adapterhub_cl.training.runs import Run, leave
+from adapterhub_cl.tuning.tune_options import TuneOptions
+from adapterhub_cl.tuning.tune_space import Space, space_of
+from adapterhub_cl.tuning.tune_trials import row_scores, trained
+from adapterhub_cl.types import Example
+
+if TYPE_CHECKING:
+    import optuna
+
+FEWEST = 100  # rows to tune on; fewer say nothing
+SHARE, MOST = 0.2, 200  # of the rows, for judging trials and for the confirmation each
+SURE = 1.645  # standard errors that the best settings must lead by: one-sided 95 %
+STUDY, FILE = "tune", "study.db"
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """What a search would do.
+
+    Attributes:
+        default: the settings of the first trial.
+        searched: setting → its values, or the ends of its range.
+        rows: to train on; `judged` for the trials, `confirmed` for the confirmation.
+    """
+
+    name: str
+    trials: int
+    default: dict[str, Any]
+    searched: dict[str, list[Any]]
+    rows: int
+    judged: int
+    confirmed: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a search.
+
+    Attributes:
+        material: what trials train on, and are judged on: the latter share of it is held out as `share` says.
+        confirmed: rows for the end.
+    """
+
+    material: Material
+    share: float
+    confirmed: Sequence[Example]
+
+
+def parts_of(hub: Hub, order: TrainOrder) -> Parts:
+    """Read the data and divide them.
+
+    Raises:
+        DataError: the data cannot be used, or the rows are too few.
+    """
+    if order.request.facts:
+        raise UsageError("facts cannot be held out: one that is not taught cannot be known", "leave --facts out")
+    material = prepare(hub.registry, order, parent="")
+    count = len(material.data)
+    if count < FEWEST:
+        raise DataError(f"{count} rows are too few to tune on", f"give at least {FEWEST} rows")
+    held = min(MOST, int(SHARE * count))
+    chosen = set(random.Random(f"tune {order.settings.seed}").sample(range(count), held))
+    confirmed = [example for k, example in enumerate(material.data) if k in chosen]
+    known = {(e.instruction, e.text) for e in confirmed}
+    kept = [k for k, e in enumerate(material.data) if k not in chosen and (e.instruction, e.text) not in known]
+    if len(kept) < FEWEST // 2:
+        raise DataError(f"{len(kept)} different rows are too few to tune on", f"give at least {FEWEST} different rows")
+    rows = replace(
+        material.data,
+        examples=[material.data.examples[k] for k in kept],
+        places=[material.data.places[k] for k in kept],
+    )
+    material = with_limits(replace(material, data=rows), hub.base, order.settings)
+    return Parts(material, held / len(kept), confirmed)
+
+
+def defaults_of(hub: Hub, order: TrainOrder, material: Material) -> TrainingSettings:
+    """The order's settings with a number of epochs and a learning rate, as a training would choose them."""
+    base, settings, rows = hub.base, order.settings, len(material.data)
+    fresh = settings.for_rows(rows, fresh=material.task.kind == "choice", encoder=base.is_encoder)
+    return replace(settings, epochs=fresh.passes, learning_rate=settings.peak_rate(base.width, encoder=base.is_encoder))
+
+
+def plan_of(hub: Hub, order: TrainOrder, options: TuneOptions) -> TunePlan:
+    """What `search` would do; nothing is written."""
+    parts = parts_of(hub, order)
+    settings = defaults_of(hub, order, parts.material)
+    space = space_of(hub.base, settings, order.request.settings)
+    judged = min(MOST, int(parts.share * len(parts.material.data)))
+    return TunePlan(
+        order.request.name,
+        options.trials,
+        dict(space.default),
+        space.describe(),
+        len(parts.material.data) - judged,
+        judged,
+        len(parts.confirmed),
+    )
+
+
+def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -> dict[str, Any]:
+    """Try settings, confirm the best, and keep what was found as the defaults of the name.
+
+    Args:
+        run: a search to go on with; None begins one.
+
+    Returns:
+        what `learning.chosen_settings.read_choice` reads.
+
+    Raises:
+        DataError: the data cannot be used, have changed, or are too few.
+        TrainingInterrupted: stopped by the user; the same command with `--resume` goes on.
+    """
+    parts, request = parts_of(hub, order), order.request
+    sha256 = parts.material.data.sha256
+    if run is not None and run.request.get("sha256") != sha256:
+        raise DataError(f"{request.data} has changed since the search began", "restore it, or start again")
+    if run is None:
+        row = {**request.to_json(), "verb": "tune", "created_at": datetime.now(UTC).isoformat(), "sha256": sha256}
+        run = Run.start(hub.registry.runs_dir, {**row, "tune": vars(options)})
+    lock = run.lock()
+    try:
+        run.claim()
+        with storage_errors(run.path), _study(run, order.settings.seed) as study:
+            found = _Search(hub, order, options, parts, study)()
+        write_choice(hub.registry, request.name, found)
+    except BaseException as error:
+        hopeless = isinstance(error, UsageError | DataError) or type(error) is TrainingError
+        leave(run, error, f"cl-adapter tune {request.name} --resume", "" if hopeless else "what was tried so far")
+        raise
+    finally:
+        lock.release()
+    run.remove()
+    hub.registry.add_event("tune", "", {"name": request.name, "kept": found["kept"], "settings": found["settings"]})
+    return found
+
+
+@contextmanager
+def _study(run: Run, seed: int) -> Any:
+    """The study in the run's folder, in SQLite, which survives a kill at any moment."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(run.path / FILE).resolve()}")
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
+        )  # fmt: skip
+        study.sampler = optuna.samplers.TPESampler(seed=(seed + 7919 * len(study.trials)) % 2**32, n_startup_trials=6)
+        yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+class _Search:
+    def __init__(self, hub: Hub, order: TrainOrder, options: TuneOptions, parts: Parts, study: optuna.Study) -> None:
+        self.hub, self.order, self.options, self.parts, self.study = hub, order, options, parts, study
+        self.settings = defaults_of(hub, order, parts.material)
+        self.space: Space = space_of(hub.base, self.settings, order.request.settings)
+        if not self.space.default:
+            raise UsageError("every setting that is searched was given", "leave --rank or --learning-rate out")
+
+    def __call__(self) -> dict[str, Any]:
+        import optuna
+
+        study, states, started = self.study, optuna.trial.TrialState, time.monotonic()
+        for trial in study.trials:
+            if trial.state == states.RUNNING:  # the process was killed
+                study.tell(trial.number, state=states.FAIL)
+                study.enqueue_trial(trial.params or dict(self.space.default))
+        if not study.trials:
+            study.enqueue_trial(dict(self.space.default))
+        limit = self.options.minutes
+        with self.hub.reporter.piece("trials", self.options.trials) as advance:
+            advance(self._done())
+            while self._done() < self.options.trials:
+                if limit is not None and time.monotonic() - started > 60 * limit and self._done():
+                    self.hub.reporter.note(f"{limit:g} minutes are over: no further trial is begun")
+                    break
+                self._one()
+                advance(1)
+        return self._outcome()
+
+    def _done(self) -> int:
+        return sum(t.user_attrs.get("ended", False) for t in self.study.trials)
+
+    def _one(self) -> None:
+        import optuna
+
+        trial, states = self.study.ask(), optuna.trial.TrialState
+        settings, started = self.space.draw(trial), time.monotonic()
+        figures: list[Mapping[str, float]] = []
+
+        def on_epoch(found: Mapping[str, float]) -> None:
+            figures.append(dict(found))
+            trial.report(value_of(found), len(figures))
+            if trial.number and trial.should_prune():  # the defaults are always seen to their end
+                raise optuna.TrialPruned
+
+        state, value, reason = states.COMPLETE, None, ""
+        try:
+            held = {**settings, "dev_share": self.parts.share}
+            with trained(self.hub, self.order, self.parts.material, held, on_epoch):
+                value = max(map(value_of, figures))
+        except optuna.TrialPruned:
+            state = states.PRUNED
+        except TrainingInterrupted:
+            self.study.tell(trial, state=states.FAIL)
+            self.study.enqueue_trial(settings)
+            raise
+        except TrainingError as error:
+            if not trial.number:
+                raise
+            state, reason = states.FAIL, error.message
+        best = max(figures, key=value_of, default={})
+        told = {"settings": settings, "figures": best, "epochs_run": len(figures), "reason": reason}
+        for key, item in {**told, "seconds": round(time.monotonic() - started, 1), "ended": True}.items():
+            trial.set_user_attr(key, item)
+        self.study.tell(trial, value, state=None if state == states.COMPLETE else state)
+        shown = "  ".join(f"{key} {number:.4f}" for key, number in best.items())
+        word = {states.COMPLETE: "", states.PRUNED: "  pruned", states.FAIL: f"  failed: {reason}"}[state]
+        self.hub.reporter.note(f"trial {trial.number}: {words(settings)}  {shown}{word}")
+
+    def _outcome(self) -> dict[str, Any]:
+        import optuna
+
+        complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        best = max(complete, key=lambda t: (t.value, -t.number))
+        default = next(t for t in complete if t.user_attrs["settings"] == dict(self.space.default))
+        chosen = dict(best.user_attrs["settings"])
+        changed = {key: value for key, value in chosen.items() if value != self.space.default.get(key)}
+        confirmed = self._confirmed(chosen) if changed else {}
+        won = bool(confirmed) and confirmed["lead"] > SURE * confirmed["error"] and confirmed["lead"] > 0
+        if won:
+            kept = "tuned"
+        elif confirmed:
+            kept = f"the defaults: a lead of {confirmed['lead']:.4f} ± {confirmed['error']:.4f} may be chance"
+        else:
+            kept = "the defaults: no trial was better"
+        data, request = self.parts.material.data, self.order.request
+        return {
+            "name": request.name,
+            "kept": kept,
+            "settings": chosen if won else {},
+            "best": chosen,
+            "default": dict(self.space.default),
+            "fixed": dict(request.settings),
+            "searched": self.space.describe(),
+            "confirmed": confirmed,
+            "trials": [_told(t) for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("ended")],
+            "default_trial": default.number,
+            "best_trial": best.number,
+            "data": {"source": data.source, "sha256": data.sha256, "rows": len(data) + len(self.parts.confirmed)},
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _confirmed(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The best settings against the defaults on the rows for the end, each trained with other seeds; what is
+        measured is kept in the study, so that a search that is killed here goes on."""
+        scores: dict[str, list[list[float]]] = {"default": [], "best": []}
+        with self.hub.reporter.piece("confirming", 2 * self.options.confirm) as advance:
+            for k in range(self.options.confirm):
+                seed = (self.settings.seed + 1 + k) % 2**32
+                for which, settings in (("default", self.space.default), ("best", chosen)):
+                    key = f"confirm {k} {which} {words(settings)}"
+                    if key not in self.study.user_attrs:
+                        with trained(self.hub, self.order, self.parts.material, {**settings, "seed": seed}) as found:
+                            length = int(found[1].facts["max_length"])
+                            rows = self.parts.confirmed
+                            self.study.set_user_attr(
+                                key, row_scores(self.hub, self.parts.material, found[0], rows, length)
+                            )
+                    scores[which].append(self.study.user_attrs[key])
+                    advance(1)
+        means = {which: [sum(row) / len(row) for row in zip(*runs, strict=True)] for which, runs in scores.items()}
+        ahead, error = lead([-x for x in means["default"]], [-x for x in means["best"]])
+        measure = "accuracy" if self.parts.material.task.kind == "choice" else "log-likelihood"
+        return {
+            "rows": len(self.parts.confirmed),
+            "seeds": self.options.confirm,
+            "measure": measure,
+            "default": round(sum(means["default"]) / len(means["default"]), 6),
+            "best": round(sum(means["best"]) / len(means["best"]), 6),
+            "lead": round(ahead, 6),
+            "error": round(error, 6),
+        }
+
+
+def value_of(figures: Mapping[str, float]) -> float:
+    """What is maximised: a choice task's accuracy, with the loss where it is equal; of others minus the loss."""
+    loss = min(float(figures["loss"]), 100.0)
+    return figures["accuracy"] - 1e-4 * loss if "accuracy" in figures else -loss
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """`rank 8, epochs 3, learning rate 0.001`."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in settings.items()
+    )
+
+
+def _told(trial: Any) -> dict[str, Any]:
+    about = trial.user_attrs
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "settings": about["settings"],
+        "figures": about["figures"],
+        "epochs_run": about["epochs_run"],
+        "seconds": about["seconds"],
+        "reason": about["reason"],
+    }

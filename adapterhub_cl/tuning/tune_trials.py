@@ -1,0 +1,86 @@
+"""One training of a trial, and how its adapter does row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from adapterhub_cl import objectives
+from adapterhub_cl.adapters.lora import new_adapter
+from adapterhub_cl.context import Hub
+from adapterhub_cl.learning.material import Material
+from adapterhub_cl.learning.order import TrainOrder, order_of
+from adapterhub_cl.learning.teaching import lesson_of
+from adapterhub_cl.progress import Reporter
+from adapterhub_cl.training.learn import Learned, learn
+from adapterhub_cl.types import Example
+
+
+class TrialReporter(Reporter):
+    """Shows the progress of a trial, and none of its notes."""
+
+    def __init__(self, inner: Reporter) -> None:
+        self.inner = inner
+
+    def start(self, what: str, total: int) -> None:
+        self.inner.start(what, total)
+
+    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
+        self.inner.advance(steps, tokens, **values)
+
+    def finish(self) -> None:
+        self.inner.finish()
+
+
+@contextmanager
+def trained(
+    hub: Hub,
+    order: TrainOrder,
+    material: Material,
+    settings: Mapping[str, Any],
+    on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+) -> Iterator[tuple[Any, Learned]]:
+    """The base with an adapter that was trained with these settings; nothing is stored.
+
+    Args:
+        settings: beside those of the order.
+        on_epoch: called with the figures on the rows held out after each epoch; what it raises ends the training.
+    """
+    request = replace(order.request, settings={**order.request.settings, **settings})
+    own = order_of(hub.registry, request)
+    base, objective = hub.base, objectives.of(hub.registry.base)
+    with new_adapter(base, own.settings, objective.task_type, tasks=[material.task]) as model:
+        learned = learn(
+            model,
+            base,
+            objective,
+            own.strategy,
+            lesson_of(own, material),
+            own.settings,
+            run=None,
+            chosen=None,
+            on_speed=lambda _: None,
+            accelerator=Accelerator(cpu=base.device.type == "cpu"),
+            reporter=TrialReporter(hub.reporter),
+            on_epoch=on_epoch,
+        )
+        yield model, learned
+
+
+def row_scores(hub: Hub, material: Material, model: Any, rows: Sequence[Example], length: int) -> list[float]:
+    """How the model does on each row: of a choice task 1 where it is right, else 0; of others minus the loss of an
+    answer token (nats)."""
+    base, task = hub.base, material.task
+    objective = objectives.of(hub.registry.base)
+    with base.autocast(), hub.reporter.piece("rows held out", len(rows)) as advance:
+        if task.kind == "choice":
+            found = objective.predict(model, base.tokenizer, task, rows, max_length=length, progress=advance)
+            return [float(a.text == row.answer) for a, row in zip(found, rows, strict=True)]
+        encode = objective.tokeniser(base.tokenizer, task, length)
+        tokens = [encode(row) for row in rows]
+        sums = objective.perplexities(model, tokens, base.tokenizer.pad_token_id, progress=advance)
+        return [-total / max(1, count) for total, count in sums]

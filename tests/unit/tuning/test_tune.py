@@ -1,0 +1,193 @@
+"""`tune`: the search, its confirmation, what it keeps, and where later trainings begin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cl_adapter.__main__ import main
+from encoder_hubs import COLOURS, QUICK, data, new_hub
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import DataError, IntegrityError, TrainingInterrupted, UsageError
+from adapterhub_cl.learning.chosen_settings import place_of, write_choice
+from adapterhub_cl.tuning import tune_search
+from adapterhub_cl.tuning.tune_search import SURE, value_of
+
+pytest.importorskip("optuna")
+ALL_GIVEN = {"rank": 4, "epochs": 1, "target_modules": "query", "learning_rate": 0.1}
+FIXED: dict[str, Any] = {"batch_size": 8, "max_length": 32}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it may tidy up."""
+
+
+class Fake:
+    """Trainings whose accuracy is what `score` says of their settings; each epoch is noted in `asked`."""
+
+    def __init__(self, score: Callable[[Mapping[str, Any]], float]) -> None:
+        self.score = score
+        self.asked: list[dict[str, Any]] = []
+        self.kill_at = -1
+        self.error: BaseException = Killed()
+
+    @contextmanager
+    def trained(
+        self, hub: Any, order: Any, material: Any, settings: Mapping[str, Any], on_epoch: Any = None
+    ) -> Iterator[Any]:
+        self.asked.append(dict(settings))
+        if len(self.asked) == self.kill_at:
+            raise self.error
+        for epoch in range(settings["epochs"] if on_epoch else 0):
+            on_epoch({"accuracy": self.score(settings) * (epoch + 1) / settings["epochs"], "loss": 1.0})
+        yield settings, SimpleNamespace(facts={"max_length": 32})
+
+    def row_scores(self, hub: Any, material: Any, model: Mapping[str, Any], rows: Any, length: int) -> list[float]:
+        right = round(self.score(model) * len(rows))
+        return [float(k < right) for k in range(len(rows))]
+
+
+@pytest.fixture
+def hub(pico_path: Callable[[str], Path], tmp_path: Path) -> AdapterHub:
+    return new_hub(tmp_path / "hub", pico_path("bert"))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Mapping[str, Any]], float]], Fake]:
+    def install(score: Callable[[Mapping[str, Any]], float]) -> Fake:
+        made = Fake(score)
+        monkeypatch.setattr(tune_search, "trained", made.trained)
+        monkeypatch.setattr(tune_search, "row_scores", made.row_scores)
+        return made
+
+    return install
+
+
+def by_rank(settings: Mapping[str, Any]) -> float:
+    return 0.9 if settings.get("rank") == 4 else 0.4
+
+
+def test_the_best_settings_are_confirmed_and_later_trainings_begin_with_them(
+    hub: AdapterHub, fake: Any, tmp_path: Path
+) -> None:
+    made = fake(by_rank)
+    found = hub.tune("colours", data(tmp_path, COLOURS, 200), trials=12, confirm=1, **FIXED)
+    assert found["trials"][0]["settings"] == found["default"], "the defaults come first"
+    assert found["default"]["rank"] == 16
+    assert found["settings"]["rank"] == 4
+    assert found["kept"] == "tuned"
+    check = found["confirmed"]
+    assert (check["rows"], check["default"], check["best"]) == (40, 0.4, 0.9)
+    assert check["lead"] > SURE * check["error"] > 0
+    assert [s["seed"] for s in made.asked if "seed" in s] == [1, 1], "other seeds than the trials'"
+    assert any(trial["state"] == "pruned" for trial in found["trials"])
+    assert hub.tuned("colours") is not None
+    assert not list((hub.folder / "runs").iterdir())
+    record = hub.add_task("colours", data(tmp_path, COLOURS), **{**QUICK, "rank": 2})
+    assert record.rank == 2, "a flag wins"
+    kept = {**FIXED, "dev_share": 0.0, "learning_rate": 0.01, "epochs": 1}
+    record = hub.add_task("colours", data(tmp_path, COLOURS), max_forgetting=1.0, **kept)
+    assert record.rank == 4
+    again = hub.update("colours", data(tmp_path, COLOURS, 12, 4), max_forgetting=1.0, **kept)
+    assert again.rank == 4
+    assert "Settings tried for colours" in hub.report(tmp_path / "report.html").read_text()
+    assert hub.drop_tuned("colours")
+    assert hub.tuned("colours") is None
+
+
+def test_a_lead_that_may_be_chance_keeps_the_defaults(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
+    fake(lambda settings: 0.45 if settings.get("rank") == 4 and "seed" not in settings else 0.4)
+    found = hub.tune("colours", data(tmp_path, COLOURS, 200), trials=12, confirm=2, **FIXED)
+    assert found["settings"] == {}
+    assert found["confirmed"]["lead"] == 0
+    assert "may be chance" in found["kept"]
+    fake(lambda settings: 0.5)
+    found = hub.tune("colours", data(tmp_path, COLOURS, 200), trials=3, confirm=2, **FIXED)
+    assert (found["settings"], found["confirmed"]) == ({}, {})
+    assert "no trial was better" in found["kept"]
+
+
+@pytest.mark.parametrize("at", [1, 9])
+def test_a_killed_search_goes_on(hub: AdapterHub, fake: Any, tmp_path: Path, at: int) -> None:
+    """Killed in the first trial, and while the best is confirmed."""
+    made = fake(by_rank)
+    made.kill_at = at
+    with pytest.raises(Killed):
+        hub.tune("colours", data(tmp_path, COLOURS, 200), trials=8, confirm=1, **FIXED)
+    made.kill_at = -1
+    before = len(made.asked)
+    found = hub.tune("colours", resume=True)
+    assert [trial["number"] for trial in found["trials"]][-1] >= 7
+    assert len(found["trials"]) == 8
+    assert found["trials"][0]["settings"] == found["default"]
+    assert made.asked[before]["rank"] == made.asked[at - 1]["rank"], "what was killed is tried again"
+    with pytest.raises(UsageError, match="no unfinished tune"):
+        hub.tune("colours", resume=True)
+
+
+def test_bad_input_is_refused(hub: AdapterHub, fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = fake(by_rank)
+    rows = data(tmp_path, COLOURS, 200)
+    with pytest.raises(DataError, match="48 rows are too few"):
+        hub.tune("colours", data(tmp_path, COLOURS, 48))
+    for options, said in (
+        ({"trials": 1}, "--trials must be at least 2"),
+        ({"minutes": 0}, "--minutes must be above 0"),
+        ({"confirm": 0}, "--confirm must be at least 1"),
+        ({"eval": str(rows)}, "does not use --eval"),
+        ({"strategy": "sequential"}, "sequential makes another"),
+        ({"strategy": "kin"}, "kin makes another"),
+        ({"rank": 0}, "--rank must be at least 1"),
+        (ALL_GIVEN, "every setting that is searched was given"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            hub.tune("colours", rows, **options)
+        assert not list((hub.folder / "runs").iterdir()), "nothing is left behind"
+    made.kill_at, made.error = len(made.asked) + 2, TrainingInterrupted("stopped")
+    with pytest.raises(TrainingInterrupted) as stopped:
+        hub.tune("colours", rows, trials=3, **FIXED)
+    assert "tune colours --resume" in stopped.value.hint
+    with pytest.raises(UsageError, match="keeps its data and settings"):
+        hub.tune("colours", rows, resume=True)
+    rows.write_text(rows.read_text() + rows.read_text().splitlines()[0].replace("red", "blue") + "\n")
+    with pytest.raises(DataError, match="has changed since the search began"):
+        hub.tune("colours", resume=True)
+    write_choice(hub.registry, "colours", {"settings": {"rank": 4}, "trials": []})
+    path = place_of(hub.registry, "colours")
+    path.write_text(path.read_text().replace("4", "8"))
+    with pytest.raises(IntegrityError, match="not what was written"):
+        hub.add_task("colours", rows)
+    assert main(["--hub", str(hub.folder), "tune", "colours", "--drop"]) == 0
+    assert "has the defaults again" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(hub: AdapterHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = str(data(tmp_path, COLOURS, 200))
+    assert main(["--hub", str(hub.folder), "--json", "tune", "colours", rows, "--dry-run", "--rank", "4"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["rows"], planned["judged"], planned["confirmed"]) == (120, 40, 40)
+    assert set(planned["searched"]) == {"epochs", "target_modules", "learning_rate"}
+    assert planned["searched"]["target_modules"] == ["all-linear", "key,query,value"]
+    assert not list((hub.folder / "runs").iterdir())
+
+
+def test_a_search_on_a_real_base(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    """A pico Llama: every trial is a training, and the figures are of rows that it did not learn."""
+    hub = new_hub(tmp_path / "hub", pico_path("llama"))
+    found = hub.tune("colours", data(tmp_path, COLOURS, 110), trials=2, confirm=1, epochs=1, rank=2, **FIXED)
+    assert [trial["number"] for trial in found["trials"]] == [0, 1]
+    assert all(0 <= trial["figures"]["accuracy"] <= 1 for trial in found["trials"] if trial["figures"])
+    assert found["kept"]
+    assert hub.list() == []
+
+
+def test_what_is_maximised() -> None:
+    assert value_of({"accuracy": 0.5, "loss": 1.0}) > value_of({"accuracy": 0.5, "loss": 2.0})
+    assert value_of({"accuracy": 0.51, "loss": 90.0}) > value_of({"accuracy": 0.5, "loss": 0.1})
+    assert value_of({"loss": 1.5}) == -1.5
