@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
 from adapterhub_cl.registry import (
@@ -20,9 +17,9 @@ from adapterhub_cl.registry import (
     manifests,
     mirror,
     queries,
+    run_checks,
     samples,
     score_file,
-    seals,
     shared_checks,
     tombstones,
     unreadable,
@@ -37,8 +34,7 @@ from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.registry.shared_store import SharedStore
 from adapterhub_cl.types import AdapterRecord, Problem
 
-REPAIR, COLLECT = "cl-adapter verify --repair", "cl-adapter gc"
-_RUN_GRACE_S = 60.0  # a run that is just starting has no run.json yet
+REPAIR = "cl-adapter verify --repair"
 _DANGLING = """FROM {table} t LEFT JOIN versions v ON v.name = t.name AND v.version = t.version
     WHERE v.name IS NULL OR v.status = 'deleted'"""
 
@@ -77,7 +73,7 @@ class Place:
 
 def verify(place: Place) -> list[Problem]:
     """Every problem found; empty for a healthy hub. Reads and hashes every file."""
-    found = [*_pending(place), *_tombstones(place), *_leftovers(place), *_runs(place), *_strays(place)]
+    found = [*_pending(place), *_tombstones(place), *_leftovers(place), *run_checks.unfinished(place), *_strays(place)]
     try:
         with place.index.reading() as query:
             found += _database(place, query)
@@ -156,14 +152,14 @@ def garbage(place: Place, older_than_days: float) -> list[Garbage]:
     Descendants of a version never need its files: every adapter is self-contained.
     """
     found = [(path, "leftover of a process that has ended") for path in _temporary(place)]
-    for path, about in _run_directories(place):
+    for path, about in run_checks.run_directories(place):
         if about is None:
             found.append((path, "a run without run.json"))
-        elif time.time() - _touched(path) >= older_than_days * 86_400:
+        elif time.time() - run_checks.touched(path) >= older_than_days * 86_400:
             found.append((path, f"an unfinished run of {about.get('name', '?')}"))
     with place.index.reading() as query:
         deleted = set(query("SELECT name, version FROM versions WHERE status = 'deleted'"))
-    needed = needed_by_runs(place, dropped={path for path, _ in found})
+    needed = run_checks.needed_by_runs(place, dropped={path for path, _ in found})
     for path in version_directories(place.store):
         name, version = path.parent.name, int(path.name[1:])
         if (name, version) in deleted and f"{name}@v{version}" not in needed:
@@ -243,74 +239,6 @@ def _tombstones(place: Place) -> Iterator[Problem]:
 def _leftovers(place: Place) -> Iterator[Problem]:
     for path in _temporary(place):
         yield Problem(place.relative(path), "leftover of a process that has ended", REPAIR)
-
-
-def _run_directories(place: Place) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Runs that no process is working on, with their `run.json`; None if it is missing or unreadable."""
-    for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
-        if path.name.startswith(files.TEMPORARY) or not path.is_dir() or path.is_symlink():
-            continue
-        try:
-            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            if time.time() - _touched(path) > _RUN_GRACE_S:
-                yield path, None
-            continue
-        about = about if isinstance(about, dict) else {}
-        pid, host = about.get("pid"), about.get("host", socket.gethostname())
-        if not (isinstance(pid, int) and host == socket.gethostname() and files.alive(pid)):
-            yield path, about
-
-
-def needed_by_runs(place: Place, dropped: Collection[Path] = ()) -> dict[str, str]:
-    """Version → the unfinished run (in progress or resumable) that continues from it or trains on top of it; a bare
-    adapter name if the run will continue from whichever version is the latest by then.
-
-    Args:
-        dropped: runs to leave out.
-    """
-    found: dict[str, str] = {}
-    for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
-        if path in dropped or path.name.startswith(files.TEMPORARY) or path.is_symlink():
-            continue
-        with suppress(OSError, ValueError):
-            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            if not isinstance(about, dict):
-                continue
-            refs = [about.get("parent"), about.get("on_top_of")]
-            refs += [about.get("name")] if about.get("verb") == "update-online" else []
-            found |= {ref: path.name for ref in refs if isinstance(ref, str) and ref}
-    return found
-
-
-def _touched(path: Path) -> float:
-    return max([path.stat().st_mtime, *(file.stat().st_mtime for file in files.walk_files(path)[0].values())])
-
-
-def _runs(place: Place) -> Iterator[Problem]:
-    for path, about in _run_directories(place):
-        if about is None:
-            yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
-        elif broken := _broken_in(path, about):
-            fix = f"start the run again without --resume, and delete this one: {COLLECT} --older-than 0"
-            for file in broken:
-                yield Problem(place.relative(file), "changed: its SHA-256 differs from the recorded one", fix)
-        else:
-            verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
-            special = {"update-online": f"update {name} - --online", "distill": f"distill --as {name}"}
-            words = special.get(verb, f"{verb} {name}")
-            fix = f"cl-adapter {words} --resume, or delete it: {COLLECT} --older-than 0"
-            yield Problem(place.relative(path), f"unfinished run of {name}", fix)
-
-
-def _broken_in(run: Path, about: dict[str, Any]) -> list[Path]:
-    """The files of a run whose content is not what was written."""
-    broken = [run / "run.json"] if seals.is_broken_json(about) else []
-    for file in sorted(run.rglob("*.safetensors")):
-        if not file.name.startswith("."):  # still being written
-            with suppress(FileNotFoundError):
-                broken += [file] if file.is_symlink() or seals.is_broken(file) else []
-    return broken
 
 
 def _strays(place: Place) -> Iterator[Problem]:

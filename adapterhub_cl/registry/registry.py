@@ -343,10 +343,10 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         return checks.repair(self._place())
 
     def needed_by_runs(self) -> dict[str, str]:
-        """Version → the unfinished run that continues from it or trains on top of it; see `checks.needed_by_runs`."""
-        from adapterhub_cl.registry import checks
+        """Version → the unfinished run that continues from it or trains on top of it; see `run_checks`."""
+        from adapterhub_cl.registry import run_checks
 
-        return checks.needed_by_runs(self._place())
+        return run_checks.needed_by_runs(self._place())
 
     def garbage(self, older_than_days: float = 7.0) -> list[Garbage]:
         """What may be removed: leftovers, unfinished runs of that age, and directories of deleted versions that no

@@ -13,9 +13,9 @@ from registry_support import Publish, publish_into, rows_of
 
 from adapterhub_cl.errors import IntegrityError, StorageError
 from adapterhub_cl.registry import Registry, manifests, score_file, shapes
-from adapterhub_cl.registry.checks import quoted
 from adapterhub_cl.registry.index import Index
 from adapterhub_cl.registry.names import is_name
+from adapterhub_cl.registry.quoting import quoted
 from adapterhub_cl.types import Evaluation
 
 EVIL = "$(id)`x`\x1b[31m\u202eEVIL\n"

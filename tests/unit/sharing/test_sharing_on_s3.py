@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_support import server
 from sharing_support import make_hub, pull, push, train
 
 from adapterhub_cl.errors import IntegrityError, StorageError
 from adapterhub_cl.registry import Registry
 
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server without buckets, which s3fs finds through its environment variables."""
-    pytest.importorskip("s3fs", reason="needs s3fs")
-    threaded = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer(port=0)
-    threaded.start()
-    host, port = threaded.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    yield f"http://{host}:{port}"
-    threaded.stop()
+__all__ = ["server"]
 
 
 @pytest.mark.slow
