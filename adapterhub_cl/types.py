@@ -254,19 +254,9 @@ class AdapterRecord:
         return showing.card(self.ref, more)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "ref": self.ref,
-            "name": self.name,
-            "version": self.version,
-            "kind": self.kind,
-            "aliases": list(self.aliases),
-            "task": self.task,
-            "rank": self.rank,
-            "bytes": self.bytes,
-            "created_at": self.created_at,
-            "status": self.status,
-            "metrics": self.metrics,
-        }
+        first = {"ref": self.ref, "name": self.name, "version": self.version, "kind": self.kind}
+        facts = ("task", "rank", "bytes", "created_at", "status", "metrics")
+        return {**first, "aliases": list(self.aliases), **{key: getattr(self, key) for key in facts}}
 
 
 class Versions(showing.Listing[AdapterRecord]):

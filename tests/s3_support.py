@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server without buckets, which s3fs finds through its environment variables."""
-    pytest.importorskip("s3fs", reason="needs s3fs")
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
     threaded = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer(port=0)
     threaded.start()
     host, port = threaded.get_host_and_port()
@@ -21,6 +21,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # those of an earlier server
     yield f"http://{host}:{port}"
     threaded.stop()
 

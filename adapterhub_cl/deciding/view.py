@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import time
+
 from adapterhub_cl.adapters.serving import ServingTable
+from adapterhub_cl.errors import StorageError
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.watching import Watch
 from adapterhub_cl.types import AdapterRecord
+
+RETRY_S = 5.0  # how long the server of an index that could not be reached is left alone
+_LOG = logging.getLogger("adapterhub_cl")
 
 
 class View(ServingTable):
@@ -22,9 +29,25 @@ class View(ServingTable):
         self.versions: dict[str, AdapterRecord] = {}
         self.generation = 0
         self._stale = True
+        self._not_before = 0.0
 
     def refresh(self) -> bool:
-        """Look whether something was committed; whether there was."""
+        """Look whether something was committed; whether there was.
+
+        While the server of an index cannot be reached, what was read last stays, so that requests are answered.
+        """
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            return self._refresh()
+        except StorageError as error:
+            if not (self.generation and self._watch.is_remote):
+                raise
+            self._not_before = time.monotonic() + RETRY_S
+            _LOG.warning("%s; answering as the hub was before", error.message)
+            return False
+
+    def _refresh(self) -> bool:
         self._stale = self._watch.changed() or self._stale
         if not self._stale:
             return False

@@ -35,6 +35,11 @@ class Watch:
         self._listening: psycopg.Connection[Any] | None = None
         self._schema = ""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the index is on a server, which may be out of reach for a while."""
+        return self._server is not None
+
     def changed(self) -> bool:
         """True at the first check.
 

@@ -56,7 +56,7 @@ class Fetcher:
         self.store, self.folder, self.fetched = store, folder, 0
         self._hub = registry.path
         self._known = {
-            str(row["sha256"]): record.path / name
+            str(row["sha256"]): record.place / name
             for record in registry.adapters(all_versions=True)
             for name, row in record.manifest["files"].items()
         }

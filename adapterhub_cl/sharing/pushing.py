@@ -73,11 +73,6 @@ def _push_one(
     registry: Registry, store: RemoteStore, record: AdapterRecord, serves: bool, with_samples: bool, key: SigningKey
 ) -> MovedVersion:
     there = _there(store, record)
-    if there is not None and digest(there.manifest) != digest(record.manifest):
-        raise AdapterError(
-            f"{store.url} has another {record.ref}, with other content",
-            f"push to another target; cl-adapter pull TARGET {record.ref} --as NAME brings that one here",
-        )
     whole = there is not None and (there.has_samples or not with_samples)
     manifest = _manifest(registry, record, with_samples)
     listed = there.files if there is not None and whole else manifest["files"]
@@ -91,13 +86,28 @@ def _push_one(
     if whole:
         return MovedVersion(record.ref, bool(sent), sent)
     text = write(manifest, _parents(registry, record), serves or bool(record.manifest["published"]["serve"]), key)
-    store.put(document(record.name, record.version), text)
+    if there is not None:
+        store.put(document(record.name, record.version), text)  # the same version, with its samples now
+    elif not store.put_new(document(record.name, record.version), text):
+        _there(store, record)  # refuses what another push has put there meanwhile, unless it is the same version
+        return MovedVersion(record.ref, bool(sent), sent)
     return MovedVersion(record.ref, True, sent + len(text))
 
 
 def _there(store: RemoteStore, record: AdapterRecord) -> SharedVersion | None:
+    """The version in the store; None if it has none of this name and number.
+
+    Raises:
+        AdapterError: it has other content.
+    """
     raw = store.read(document(record.name, record.version))
-    return None if raw is None else read(raw, record.name, record.version, store.url)
+    found = None if raw is None else read(raw, record.name, record.version, store.url)
+    if found is not None and digest(found.manifest) != digest(record.manifest):
+        raise AdapterError(
+            f"{store.url} has another {record.ref}, with other content",
+            f"push to another target; cl-adapter pull TARGET {record.ref} --as NAME brings that one here",
+        )
+    return found
 
 
 def _manifest(registry: Registry, record: AdapterRecord, with_samples: bool) -> dict[str, Any]:

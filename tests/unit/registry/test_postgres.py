@@ -265,6 +265,31 @@ def test_a_server_that_is_down_is_told_and_nothing_is_lost(hub: Registry, postgr
     assert hub.verify() == []
 
 
+@slow
+def test_what_was_read_last_serves_while_the_server_is_down(
+    hub: Registry, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub_cl.deciding import view as views
+
+    monkeypatch.setattr(views, "RETRY_S", 0.0)
+    publish_into(hub)
+    publish_into(hub)
+    view = views.View(hub)
+    try:
+        assert view.refresh()
+        postgres.stop()
+        try:
+            assert not view.refresh()
+            assert view.serving == {"news": "news@v2"}
+        finally:
+            postgres.start()
+        hub.set_alias("news@v1", "production")
+        assert _soon(view.refresh)
+        assert view.serving == {"news": "news@v1"}
+    finally:
+        view.close()
+
+
 def test_parameters_are_bound_in_the_drivers_style() -> None:
     assert _bound("SELECT a::text FROM t WHERE n = :name AND p LIKE 'x%'") == (
         b"SELECT a::text FROM t WHERE n = %(name)s AND p LIKE 'x%%'"

@@ -433,3 +433,29 @@ def test_the_manifest_says_where_a_version_came_from(ours: Registry, theirs: Reg
         "signer",
         "signature",
     }
+
+
+@pytest.mark.parametrize("content", [b"weights" * 100, b"other" * 100], ids=["the same", "another"])
+def test_a_document_that_another_push_has_just_put_is_not_replaced(
+    ours: Registry, theirs: Registry, store: str, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Both looked before either wrote: the conditional write lets one of them win."""
+    train(ours)
+    train(theirs, content=content)
+    real = RemoteStore.put_new
+    raced: list[bool] = []
+
+    def put_new(self: RemoteStore, path: str, document: bytes) -> bool:
+        if not raced:
+            raced.append(True)
+            push(theirs, store, "news@v1")
+        return real(self, path, document)
+
+    monkeypatch.setattr(RemoteStore, "put_new", put_new)
+    if content == b"weights" * 100:
+        assert [one.ref for one in push(ours, store, "news@v1")] == ["news@v1"]
+    else:
+        with pytest.raises(AdapterError, match="has another news@v1, with other content"):
+            push(ours, store, "news@v1")
+    assert raced
+    assert [one.moved for one in push(theirs, store, "news@v1")] == [False]
