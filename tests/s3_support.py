@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     threaded = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer(port=0)
     threaded.start()
     host, port = threaded.get_host_and_port()
+    reset = urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # all servers of a process share their buckets
     for key, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "a",

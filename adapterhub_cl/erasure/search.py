@@ -104,12 +104,16 @@ def shown(path: Path, hub: Path) -> str:
 
 
 def search(registry: Registry, needles: Needles) -> tuple[list[Hit], Searched]:
-    """Search for windows in every file of a hub, and in the rows of an index on a server.
+    """Search for windows in every file of a hub, in its shared store, and in the rows of an index on a server.
 
     Raises:
         StorageError: a file cannot be read.
     """
     hits, searched = search_files(hub_files(registry), needles)
+    for name, opened in registry.shared.all_files() if registry.shared is not None else ():
+        with opened as file:
+            searched.files += 1
+            hits += [Hit(name, offset, window) for offset, window in needles.scan(file, searched)]
     for text in registry.index_texts():
         found = needles.scan(io.BytesIO(text.encode("utf-8", "surrogatepass")), searched)
         hits += [Hit("the index", offset, window) for offset, window in found]

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -128,6 +128,18 @@ class RemoteStore:
             raise StorageError(f"{path} in {self.url} is too large to be a version's document", "remove it there")
         with self.errors(), self.opened(path) as file:
             return file.read(LARGEST_DOCUMENT)
+
+    def read_many(self, paths: Collection[str]) -> dict[str, bytes]:
+        """Small files that are there, several at a time where the store can do that."""
+        with self.errors():
+            if self._folder:
+                return {path: raw for path in paths if (raw := self.read(path)) is not None}
+            places = {self._fs._strip_protocol(self._at(path)): path for path in paths}
+            found = self._fs.cat(list(places), on_error="return") if places else {}
+            for raw in found.values():
+                if isinstance(raw, Exception) and not isinstance(raw, FileNotFoundError):
+                    raise raw
+            return {places[place]: raw for place, raw in found.items() if isinstance(raw, bytes)}
 
     def size(self, path: str) -> int | None:
         """Size of a file in bytes; None if it is missing."""

@@ -45,6 +45,7 @@ def _rows(query: Query) -> dict[Version, str]:
 
 def _in_store(shared: SharedStore, query: Query) -> Iterator[Problem]:
     rows, there, sizes = _rows(query), shared.versions(), shared.remote.sizes(BLOBS)
+    texts = shared.texts(there & {version for version, text in rows.items() if text})
     for (name, version), text in rows.items():
         if not text:
             continue
@@ -54,7 +55,7 @@ def _in_store(shared: SharedStore, query: Query) -> Iterator[Problem]:
             yield Problem(where, said, "restore it from a machine that has a copy, or from a backup of the store")
         if (name, version) not in there:
             yield Problem(where, "missing, but the version is in the index", REPAIR)
-        elif shared.manifest(name, version) != text:
+        elif texts.get((name, version)) != text:
             yield Problem(where, "differs from the index: a removal of samples was interrupted", REPAIR)
     for name, version in sorted(there - rows.keys()):
         if wrong := _wrong(shared, name, version):
@@ -95,9 +96,9 @@ def repair_store(place: Place, shared: SharedStore) -> Iterator[str]:
     """Let manifests in the store follow the index, and remove damaged copies; one line for each."""
     with place.index.lock(), place.index.reading() as query:
         rows, there = _rows(query), shared.versions()
-        needed = needed_files(rows.values())
+        needed, texts = needed_files(rows.values()), shared.texts(there)
         for (name, version), text in rows.items():
-            if text and ((name, version) not in there or shared.manifest(name, version) != text):
+            if text and texts.get((name, version)) != text:
                 shared.follow(name, version, text, needed)
                 yield f"wrote {_where(shared, name, version)} from the index"
         for directory in {directory: None for _, directory in _copies(place, shared, query)}:

@@ -12,11 +12,11 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from adapterhub_cl.errors import AdapterHubError, HubError, IntegrityError
 from adapterhub_cl.registry import files, manifests
@@ -89,6 +89,11 @@ class SharedStore:
         raw = self.remote.read(_manifest(name, number))
         return None if raw is None else raw.decode(errors="replace")
 
+    def texts(self, versions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+        """The texts of manifests, of those that are there."""
+        paths = {_manifest(name, number): (name, number) for name, number in versions}
+        return {paths[path]: raw.decode(errors="replace") for path, raw in self.remote.read_many(paths).items()}
+
     def parsed(self, name: str, number: int) -> tuple[dict[str, Any], str]:
         """A manifest and its text.
 
@@ -159,10 +164,20 @@ class SharedStore:
         there = self.remote.sizes(BLOBS)
         if there.keys() <= kept:
             return {}
-        for name, number in self.versions():
-            with suppress(IntegrityError):
-                kept.update(_blob(row) for row in self.parsed(name, number)[0]["files"].values())
+        for text in self.texts(self.versions()).values():
+            with suppress(IntegrityError, KeyError):
+                kept.update(_blob(row) for row in _files_of(text))
         return {path: size for path, size in there.items() if path not in kept}
+
+    def all_files(self) -> Iterator[tuple[str, AbstractContextManager[BinaryIO]]]:
+        """Every file of the store: its name for messages, and a block that opens it."""
+        for path in sorted({**self.remote.sizes(BLOBS), **self.remote.sizes(MANIFESTS)}):
+            yield f"{self.remote.url}/{path}", self._opened(path)
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[BinaryIO]:
+        with self.remote.errors(), self.remote.opened(path) as file:
+            yield cast(BinaryIO, file)
 
     # -- copies on this machine ------------------------------------------------------------------
 
