@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from typing import Any
 
 import typer
@@ -64,10 +65,16 @@ def _end_quickly() -> None:
     gc.disable()
 
 
+@cache
+def _group() -> Any:
+    """All verbs, built once: it takes as long as many a verb, and tests call `main` thousands of times."""
+    return typer.main.get_command(app)
+
+
 def _run(words: list[str]) -> int:
     json, debug, hub = "--json" in words, "--debug" in words, ""  # until the line is taken apart
     try:
-        group: Any = typer.main.get_command(app)
+        group = _group()
         if VARIABLE in os.environ:
             return answer(group, os.environ[VARIABLE])
         line = hoist(words, lambda verb: _valued(group, verb))
