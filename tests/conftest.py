@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def _one_embedded_base() -> Iterator[None]:
 
     load, known = OpenedHub.load_base, {}  # type: ignore[var-annotated]
 
+    @wraps(load)
     def shared(self: OpenedHub, reporter: Any = None) -> Any:
         if self._loaded is None and self.base.source == "tiny":
             key = (self.base.quantization, self.base.fingerprint, self.device, self.dtype)
