@@ -151,12 +151,8 @@ def test_isolated_forgets_nothing_and_several_strategies_leave_the_hub_alone(
     assert hub.verify() == []
 
 
-def test_the_gate_refuses_what_forgets_and_promote_overrules_it(
-    new_hub: Callable[[str], AdapterHub], data: Path
-) -> None:
-    hub = new_hub("hub")
-    settings = {**QUICK, "epochs": 5}
-    hub.add_task("commands", DEMO / "commands.train.jsonl", eval=DEMO / "commands.test.jsonl", **settings)
+def test_the_gate_refuses_what_forgets_and_promote_overrules_it(commands_hub: AdapterHub, data: Path) -> None:
+    hub = commands_hub
     assert hub.get("commands").metrics["accuracy"] > 0.4
     with pytest.raises(GateRefused) as refused:
         hub.add_task(
@@ -165,7 +161,7 @@ def test_the_gate_refuses_what_forgets_and_promote_overrules_it(
             eval=data / "tickets.test.jsonl",
             strategy="sequential",
             max_forgetting=0.02,
-            **settings,
+            **{**QUICK, "epochs": 5, "rank": None},
         )
     assert "commands" in refused.value.message
     assert "promote tickets@v1 --max-forgetting 1" in refused.value.hint

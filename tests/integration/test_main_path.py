@@ -26,14 +26,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def hub(trained_hub: Callable[..., Path]) -> AdapterHub:
-    """A hub on the unquantised base with one trained adapter, a new copy for each test: several of them change it."""
-
-    def train(folder: Path) -> None:
-        hub = AdapterHub.init(folder, "tiny", quantization="none", dtype="fp32")
-        hub.add_task("commands", TRAIN, eval=TEST, epochs=4, rank=8, max_length=48, seed=1)
-
-    return AdapterHub.open(trained_hub("commands-fp32", train), dtype="fp32")
+def hub(commands_hub: AdapterHub) -> AdapterHub:
+    return commands_hub
 
 
 def first_lines(source: Path, count: int, target: Path) -> Path:
