@@ -46,7 +46,18 @@ def head(record: Any, task: str) -> torch.Tensor:
     return torch.cat([weight, bias[:, None]], 1)
 
 
-@pytest.mark.parametrize("method", sorted(set(ROOM.names()) - {"slao"}))
+METHODS = sorted(set(ROOM.names()) - {"slao"})
+
+
+@pytest.mark.parametrize(
+    ("original", "method"),
+    [
+        *(("bert_body", method) for method in METHODS),
+        # Which base it is makes no difference to a method: one of them is enough in the default run.
+        *(pytest.param("roberta", m, marks=[pytest.mark.slow] if m != "linear" else []) for m in METHODS),
+    ],
+    indirect=["original"],
+)
 def test_a_merge_keeps_the_heads_to_the_bit(hub: AdapterHub, method: str) -> None:
     record = hub.merge(["colours", "animals"], name="both", method=method)
     for task in ("colours", "animals"):
