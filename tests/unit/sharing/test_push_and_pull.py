@@ -382,7 +382,7 @@ def test_a_pull_that_breaks_off_continues_where_it_stopped(
     monkeypatch.setattr(fetching, "_CHUNK", 100)
     train(ours)
     push(ours, store, "news")
-    real, reads = remote_store.RemoteStore.opened, [0]
+    real, reads = RemoteStore.opened, [0]
 
     from contextlib import contextmanager
 
@@ -399,7 +399,7 @@ def test_a_pull_that_breaks_off_continues_where_it_stopped(
 
             yield Breaking()
 
-    monkeypatch.setattr(remote_store.RemoteStore, "opened", fragile)
+    monkeypatch.setattr(RemoteStore, "opened", fragile)
     with pytest.raises(StorageError, match="broke off"):
         pull(theirs, store)
     assert theirs.adapters(all_versions=True) == []
