@@ -21,7 +21,7 @@ from adapterhub_cl.errors import (
     UnknownNameError,
     UsageError,
 )
-from adapterhub_cl.registry import Registry, remote_store
+from adapterhub_cl.registry import Registry
 from adapterhub_cl.registry.remote_store import RemoteStore
 from adapterhub_cl.sharing import fetching
 from adapterhub_cl.types import Evaluation
