@@ -18,7 +18,7 @@ from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.tuning.tune_options import TuneOptions
 
 
-@verb(MAKE, "cl-adapter tune news train.jsonl --trials 20 --minutes 30\ncl-adapter add-task news train.jsonl")
+@verb(MAKE, "cl-adapter tune news train.jsonl --trials 20 --minutes 30\ncl-adapter tune news --resume")
 @takes(TuneOptions, AddTaskOptions, TrainingSettings)
 def tune(
     ctx: typer.Context,
