@@ -118,19 +118,22 @@ def needs(
 def _kept(model: Any, objective: BaseObjective, batch: Batch, base: LoadedBase) -> int:
     """Bytes that autograd keeps for the backward pass, parameters and buffers aside."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    seen: dict[int, int] = {}
-    alive = []
+    seen: dict[int, torch.UntypedStorage] = {}
 
-    def look(tensor: torch.Tensor) -> torch.Tensor:
+    # The graph holds this function, so what it returns or keeps must not hold the graph: that would never be freed.
+    def look(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # else its address could be another tensor's next
-        return tensor
+            seen[storage.data_ptr()] = storage  # kept, else its address could be another tensor's next
 
-    with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor), base.autocast():
+    def never(_: None) -> torch.Tensor:
+        raise AssertionError("there is no backward pass")
+
+    with torch.autograd.graph.saved_tensors_hooks(look, never), base.autocast():
         objective.losses(model, batch)
-    return sum(seen.values())
+    found = sum(storage.nbytes() for storage in seen.values())
+    seen.clear()
+    return found
 
 
 def fitted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,19 @@ def test_measuring_leaves_no_trace(pico_base: Any) -> None:
         assert list(pico_base.model.model.layers) == layers
         assert torch.equal(torch.get_rng_state(), state)
         assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_measurement_leaves_no_activations_behind(pico_base: Any) -> None:
+    """A graph whose hooks hold it would stay for as long as the process lives, one more after each training."""
+
+    def activations() -> int:
+        gc.collect()
+        return sum(type(one) is torch.Tensor and one.grad_fn is not None for one in gc.get_objects())
+
+    with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
+        before = activations()
+        memory.fitted(model, pico_base, Objective(), toy_tokens(9), TrainingSettings(), Speed())
+        assert activations() == before
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "bloom"])
