@@ -86,7 +86,9 @@ def _pull(
 ) -> list[MovedVersion]:
     accepted = {as_fingerprint(one) for one in trust}
     store.check_there()
-    wanted = _wanted(store, ref)
+    in_store = store.listed()
+    _tell_vanished(registry, store, in_store, reporter)
+    wanted = _wanted(store, in_store, ref)
     if name is not None and len(wanted) != 1:
         raise UsageError(f"--as names one version, and these are {len(wanted)}", "name one: news@v2")
     if name is not None:
@@ -126,8 +128,27 @@ def _pull(
 # -- what is asked for, and whether it may come --------------------------------------------------------------------
 
 
-def _wanted(store: RemoteStore, ref: str | None) -> list[tuple[str, int]]:
-    listed = store.listed()
+def _tell_vanished(
+    registry: Registry, store: RemoteStore, listed: Mapping[str, Sequence[int]], reporter: Reporter
+) -> None:
+    """Say which versions came from this store and are not in it any more. A signature cannot tell: an older state of a
+    store is as well signed as the newest one."""
+    gone = []
+    for record in registry.adapters(all_versions=True):
+        about = record.manifest.get("shared")
+        if isinstance(about, Mapping) and about.get("from") == store.url:
+            came = parse_ref(str(about.get("ref")))
+            if came.version not in listed.get(came.name, ()):
+                gone.append(str(came))
+    if gone:
+        told = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+        reporter.note(
+            f"note: {told} came from {store.url} and {'are' if len(gone) > 1 else 'is'} not there any more: removed by "
+            "an owner, or the store was set back to an older state"
+        )
+
+
+def _wanted(store: RemoteStore, listed: Mapping[str, Sequence[int]], ref: str | None) -> list[tuple[str, int]]:
     if not listed:
         raise UnknownNameError("version", ref or "", (), f"{store.url} has no versions; cl-adapter push makes some")
     if ref is None:

@@ -459,3 +459,23 @@ def test_a_document_that_another_push_has_just_put_is_not_replaced(
             push(ours, store, "news@v1")
     assert raced
     assert [one.moved for one in push(theirs, store, "news@v1")] == [False]
+
+
+def test_a_store_that_was_set_back_is_noticed(ours: Registry, theirs: Registry, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    train(ours)
+    push(ours, store)
+    older = tmp_path / "older"
+    shutil.copytree(store, older)
+    train(ours, content=b"newer" * 100)
+    push(ours, store)
+    notes = Notes()
+    pull(theirs, store, reporter=notes)
+    assert not any("any more" in line for line in notes.told)
+    shutil.rmtree(store)
+    older.rename(store)  # everything in it has a valid signature
+    notes = Notes()
+    assert [one.moved for one in pull(theirs, store, reporter=notes)] == [False]
+    (told,) = (line for line in notes.told if "any more" in line)
+    assert told.startswith(f"note: news@v2 came from {store} and is not there any more")
+    assert theirs.get("news").ref == "news@v2"
