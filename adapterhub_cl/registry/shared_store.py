@@ -213,7 +213,8 @@ class SharedStore:
                 files.write_synced(beside / manifests.FILE_NAME, text.encode())
                 (beside / manifests.FILE_NAME).chmod(0o444)
                 files.fsync_dir(beside)
-                self._put_in_place(beside, final)
+                if not self.is_current(name, number, text):  # another process may have been faster
+                    self._put_in_place(beside, final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return final
