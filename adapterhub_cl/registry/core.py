@@ -29,12 +29,21 @@ class RegistryCore:
     def __init__(self, path: Path, hub_file: HubFile) -> None:
         self.path, self.hub_file = path, hub_file
         self.adapters_dir = hub_file.store_path(path)
-        self.shared = SharedStore(hub_file.store_url, self.adapters_dir) if hub_file.is_shared else None
+        self.shared: SharedStore | None = None
+        if hub_file.is_shared:
+            self.shared = SharedStore(hub_file.store_url, self.adapters_dir, self._manifest_now)
         self.versions_in: queries.Store = self.shared or self.adapters_dir
         self.runs_dir = path / "runs"
         self._index = open_index(path, hub_file.index_url)
         self._stopped: Event | None = None  # a change that was committed by a process killed before it reported that
         self.base_path = ""  # where the base is now, if not where hub.toml says
+
+    def _manifest_now(self, name: str, version: int) -> str | None:
+        """The text of a version's manifest in the index; None if it has been deleted."""
+        sql = "SELECT manifest FROM versions WHERE name = :name AND version = :version AND status <> 'deleted'"
+        with self._index.reading() as query:
+            rows = query(sql, name=name, version=version)
+        return str(rows[0][0]) if rows else None
 
     @property
     def base(self) -> BaseInfo:

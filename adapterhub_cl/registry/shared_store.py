@@ -11,9 +11,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MANIFESTS, BLOBS, IDENTITY = "manifests", "blobs", "hub.json"
 _MANIFEST = re.compile(r"manifests/([^/]+)/v([1-9][0-9]{0,8})\.json")
 LIVE_MANIFESTS = "SELECT manifest FROM versions WHERE status <> 'deleted'"
+_TRIES = 3  # a version whose samples are removed while it is fetched is fetched again
 Files = Mapping[str, Mapping[str, Any]]
 
 
@@ -40,10 +41,12 @@ class SharedStore:
     Attributes:
         url: as in `hub.toml`.
         folder: `<hub>/adapters`.
+        now: name and number of a version → its manifest in the index; None if it has none.
     """
 
     url: str
     folder: Path
+    now: Callable[[str, int], str | None] = field(default=lambda name, number: None, repr=False, compare=False)
 
     @cached_property
     def remote(self) -> RemoteStore:
@@ -195,12 +198,24 @@ class SharedStore:
         """The directory of a version on this machine, fetched and checked first if it is not there.
 
         Args:
-            text: the manifest in the index.
+            text: the manifest in the index, when the version was read. Its samples may have been removed since.
 
         Raises:
             IntegrityError: the store lacks a file, or it has another content.
             StorageError: the store cannot be reached, or the disk cannot be written; nothing half done is left.
         """
+        if self.is_current(name, number, text):
+            return self._copy(name, number)
+        for _ in range(_TRIES):
+            text = self.now(name, number) or text
+            try:
+                return self._fetch(name, number, text)
+            except IntegrityError:
+                if self.now(name, number) in (None, text):
+                    raise
+        return self._fetch(name, number, self.now(name, number) or text)
+
+    def _fetch(self, name: str, number: int, text: str) -> Path:
         final = self._copy(name, number)
         if self.is_current(name, number, text):
             return final

@@ -132,6 +132,17 @@ def test_removed_samples_leave_the_store_and_every_copy(shared: Registry, killed
     assert (again.get("news@v2").path / "replay.jsonl").read_text() == '{"text": "kept"}\n'
 
 
+def test_a_record_from_before_a_removal_leads_to_what_is_there_now(shared: Registry) -> None:
+    publish_samples(shared, '{"text": "private"}\n')
+    before = shared.get("news@v1")
+    shared.replace_samples("news@v1", "")
+    assert (before.path / "replay.jsonl").read_text() == ""
+    shared.check_files(before)
+    shutil.rmtree(before.place)
+    shared.check_files(before)
+    assert shared.verify() == []
+
+
 def test_gc_keeps_what_another_version_has(shared: Registry) -> None:
     publish_into(shared)
     publish_into(shared)
