@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,33 @@ from adapterhub_cl.progress import Reporter
 TEXTS = ["red stone house 7", "dog river cloud 8", "green table stone 3"]
 
 
-@pytest.fixture(scope="module", params=["bert_body", "roberta"])
-def original(request: Any, pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
-    folder = tmp_path_factory.mktemp("combining")
-    hub = new_hub(folder / "hub", pico_path(request.param))
-    teach(hub, folder, "colours", COLOURS, replay="balanced:24")
-    teach(hub, folder, "animals", ANIMALS, rank=2, replay="balanced:24")
-    return hub
+@pytest.fixture(scope="session")
+def taught(
+    pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory, trained_hub: Callable[..., Path]
+) -> Callable[[str], Path]:
+    """Gives the folder of a new copy of a hub with two tasks on such a base; a process of tests trains it once."""
+
+    def copy(kind: str) -> Path:
+        def train(place: Path) -> None:
+            folder = tmp_path_factory.mktemp("combining")
+            hub = new_hub(place, pico_path(kind))
+            teach(hub, folder, "colours", COLOURS, replay="balanced:24")
+            teach(hub, folder, "animals", ANIMALS, rank=2, replay="balanced:24")
+
+        return trained_hub(f"combining-{kind}-{os.getpid()}", train)  # each process has pico bases of its own
+
+    return copy
+
+
+@pytest.fixture(params=["bert_body", "roberta"])
+def original(request: Any, taught: Callable[[str], Path]) -> Path:
+    return taught(request.param)
 
 
 @pytest.fixture
-def hub(original: AdapterHub, tmp_path: Path) -> AdapterHub:
+def hub(original: Path) -> AdapterHub:
     """A copy that a test may change."""
-    shutil.copytree(original.folder, tmp_path / "copy")
-    return AdapterHub.open(tmp_path / "copy", dtype="fp32")
+    return AdapterHub.open(original, dtype="fp32")
 
 
 def head(record: Any, task: str) -> torch.Tensor:
