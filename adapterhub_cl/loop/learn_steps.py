@@ -22,6 +22,7 @@ from adapterhub_cl.learning.request import build
 from adapterhub_cl.loop import gathered, verdict
 from adapterhub_cl.loop.incident import incident
 from adapterhub_cl.loop.learn_options import LearnOptions
+from adapterhub_cl.loop.surprise import surprise
 from adapterhub_cl.registry.files import now
 from adapterhub_cl.traffic.cleaning import question_of
 from adapterhub_cl.traffic.journal import Journal
@@ -243,9 +244,11 @@ class LearnTask:
             self._withdraw(lesson, "its canary was ended")  # by hand; or by a call of learn that was killed here
             return self._end(lesson, ROLLED_BACK, "its canary was ended")
         since = str(lesson.detail.get("since") or lesson.changed_at)
-        judged = self.journal.judged(lesson.task, since=since)
-        canary, beside = (verdict.RightCount.of(judged, ref) for ref in (lesson.ref, lesson.served_before))
-        does, reason = verdict.decide(canary, beside, self.options.judged)
+        refs = (lesson.ref, lesson.served_before)
+        judged = verdict.reliable(self.journal.judged(lesson.task, since=since), lesson.served_before)
+        canary, beside = (verdict.RightCount.of(judged, ref) for ref in refs)
+        odd = surprise(self.registry, lesson.task, judged)
+        does, reason = verdict.decide(canary, beside, self.options.judged, odd=odd is not None and odd.surprising)
         days = (datetime.fromisoformat(now()) - datetime.fromisoformat(since)).total_seconds() / 86400
         if does == verdict.WAIT and 0 < self.options.wait_days <= days:
             does, reason = verdict.decide_late(canary, beside, lesson.detail.get("gain") or {}, days)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_cl.loop.incident import incident
 from adapterhub_cl.traffic.journal import Judged
 
 LEVEL = 0.05  # of Fisher's exact test, one-sided: is the canary right less often?
@@ -35,7 +36,22 @@ class RightCount:
         return f"{self.right} of {self.judged} right"
 
 
-def decide(canary: RightCount, beside: RightCount, enough: int) -> tuple[str, str]:
+def reliable(judged: Sequence[Judged], beside: str) -> list[Judged]:
+    """The judged answers without those of a time in which users suddenly found far more wrong answers of the version
+    beside the canary (see `loop.incident`): they would count against the version that answered more in that time.
+
+    Args:
+        judged: oldest first.
+    """
+    known = [one for one in judged if one.kept.ref == beside and one.said.good is not None]
+    seen = incident([not one.said.good for one in known])
+    if seen is None:
+        return list(judged)
+    first, last = known[seen.start].kept.at, known[seen.stop - 1].kept.at
+    return [one for one in judged if not first <= one.kept.at <= last]
+
+
+def decide(canary: RightCount, beside: RightCount, enough: int, *, odd: bool = False) -> tuple[str, str]:
     """What to do with a canary, and why.
 
     It is rolled back as soon as it is right less often beyond chance (Fisher's exact test, p < 0.05). It is promoted
@@ -45,6 +61,8 @@ def decide(canary: RightCount, beside: RightCount, enough: int) -> tuple[str, st
     Args:
         beside: the version that answers the other requests, in the same time.
         enough: judged answers of the canary.
+        odd: users find far more wrong answers than the version beside it should give. What they say may be wrong, so a
+            canary that is not better beyond chance gets three times as many answers as well.
     """
     from scipy.stats import fisher_exact
 
@@ -61,10 +79,19 @@ def decide(canary: RightCount, beside: RightCount, enough: int) -> tuple[str, st
         missing = f"{canary.judged} of {enough} judged answers" if canary.judged < enough else "nothing to compare with"
         return WAIT, f"{both}: {missing}"
     if canary.share >= beside.share - SLACK:
-        return PROMOTE, both
+        if not odd or canary.judged >= PATIENCE * enough or _better(canary, beside):
+            return PROMOTE, both
+        return WAIT, f"{both}: far more wrong answers than expected, so more of them are waited for"
     if canary.judged < PATIENCE * enough:
         return WAIT, f"{both}: lower, but perhaps by chance"
     return ROLL_BACK, f"{both}: lower after {canary.judged} judged answers"
+
+
+def _better(canary: RightCount, beside: RightCount) -> bool:
+    from scipy.stats import fisher_exact
+
+    table = [[one.right, one.judged - one.right] for one in (canary, beside)]
+    return float(fisher_exact(table, alternative="greater").pvalue) < LEVEL
 
 
 def decide_late(canary: RightCount, beside: RightCount, gain: Mapping[str, Any], days: float) -> tuple[str, str]:

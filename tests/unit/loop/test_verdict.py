@@ -7,7 +7,7 @@ import random
 import pytest
 from traffic_support import judged
 
-from adapterhub_cl.loop.verdict import PROMOTE, ROLL_BACK, WAIT, RightCount, decide, decide_late
+from adapterhub_cl.loop.verdict import PROMOTE, ROLL_BACK, WAIT, RightCount, decide, decide_late, reliable
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,34 @@ def test_decisions(canary: tuple[int, int], beside: tuple[int, int], does: str) 
     decided, why = decide(RightCount(*canary), RightCount(*beside), 20)
     assert decided == does
     assert f"{canary[0]} of {canary[1]} right" in why
+
+
+@pytest.mark.parametrize(
+    ("canary", "beside", "does"),
+    [
+        ((18, 20), (90, 100), WAIT),  # as good, but what users say may be wrong
+        ((54, 60), (90, 100), PROMOTE),  # as good for long enough
+        ((19, 20), (50, 100), PROMOTE),  # drift that the canary has learned
+        ((0, 20), (6, 100), WAIT),
+        ((2, 20), (50, 100), ROLL_BACK),
+    ],
+)
+def test_where_far_more_is_wrong_than_expected(canary: tuple[int, int], beside: tuple[int, int], does: str) -> None:
+    assert decide(RightCount(*canary), RightCount(*beside), 20, odd=True)[0] == does
+
+
+def test_a_time_in_which_everything_was_called_wrong_does_not_count() -> None:
+    """Else the canary, of which more answers came after it, would look better: 13 of 17 against 28 of 60."""
+    rows = [judged(k, f"q{k}", "x", k % 9 == 0, ref="n@v1", at=f"2026-01-01T00:{k:02d}") for k in range(30)]
+    rows += [judged(30 + k, f"c{k}", "x", False, ref="n@v2", at=f"2026-01-01T00:{k:02d}") for k in range(3)]
+    rows += [judged(50 + k, f"p{k}", None, k % 5 > 0, ref="n@v1", at=f"2026-01-02T00:{k:02d}") for k in range(30)]
+    rows += [judged(90 + k, f"d{k}", None, k != 4, ref="n@v2", at=f"2026-01-02T00:{k:02d}") for k in range(14)]
+    rows.sort(key=lambda one: one.kept.at)
+    left = reliable(rows, "n@v1")
+    assert len(left) < 48
+    assert RightCount.of(left, "n@v1").share > 0.7
+    assert RightCount.of(left, "n@v2").share > 0.8
+    assert reliable(left, "n@v1") == left
 
 
 def test_an_equal_canary_is_seldom_rolled_back() -> None:
