@@ -44,7 +44,7 @@ class Bisected:
         good, bad: the versions between which it was searched.
         broken: the rows that the good one has right and the bad one wrong.
         tried: each version that was asked in between, in order → how many of the broken rows it has right.
-        first: the first version that has fewer than half of them right; empty if no row broke.
+        first: the first version that has at most half of them right; empty if no row broke.
         before: the version before that one.
     """
 
@@ -105,7 +105,7 @@ def bisect(
         middle = (low + high) // 2
         right, _ = _right(hub, between[middle], task, [rows[k] for k in gone])
         tried[between[middle].ref] = sum(right)
-        if 2 * sum(right) >= len(gone):
+        if 2 * sum(right) > len(gone):
             low = middle
         else:
             high = middle

@@ -135,7 +135,7 @@ def build(
         given.setdefault("replay", FACT_REPLAY)
     if verb == "update":
         before = registry.get(name)
-        given["columns"] = given.get("columns") or _usual_columns(before.manifest, str(data))
+        given["columns"] = given.get("columns") or _usual_columns(registry, before, str(data))
         given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
         kept = before.manifest.get("replay") or {}
         if kept.get("size") is not None:
@@ -152,17 +152,15 @@ def _tuned(registry: Registry, verb: str, name: str, given: Mapping[str, Any]) -
     return usual_settings(registry, name, fresh=verb == "add-task" and strategy.makes != "continued")
 
 
-def _usual_columns(before: Mapping[str, Any], data: str) -> Mapping[str, str]:
-    """The default columns of an update: those of the version before, if the new data have them.
-
-    Args:
-        before: the manifest of that version.
-    """
-    told = ((before.get("training") or {}).get("data") or {}).get("columns") or {}
-    if not told or data == "-" or not at_hand(data):
+def _usual_columns(registry: Registry, before: AdapterRecord, data: str) -> Mapping[str, str]:
+    """The default columns of an update: those of the newest version whose columns the new data have. It need not be the
+    one before, which may have been learned from production, whose rows have columns of their own."""
+    older = [one for one in registry.versions(before.name) if one.version <= before.version]
+    told = [(one.training.get("data") or {}).get("columns") or {} for one in reversed(older)]
+    if not any(told) or data == "-" or not at_hand(data):
         return {}
     there = {column for row in read_rows(data).rows for column in row}
-    return told if there.issuperset(told.values()) else {}
+    return next((one for one in told if one and there.issuperset(one.values())), {})
 
 
 def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:

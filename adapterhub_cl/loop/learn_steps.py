@@ -146,9 +146,10 @@ class LearnTask:
             told = f"{lesson.ref} is worse on the rows held back: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
         odd = (lesson.detail.get("surprise") or {}).get("surprising")
-        if odd and gain and gain["after"] <= gain["before"]:  # drift can be learned; what contradicts itself cannot
+        # Drift can be learned; what contradicts itself cannot. One row more says nothing.
+        if odd and gain and (gain["after"] - gain["before"]) * gain["rows"] < 1.5:
             self._withdraw(lesson, "what users said could not be learned")
-            told = f"users found far more wrong answers than expected, and learning them helped nothing: {_told(gain)}"
+            told = f"users found far more wrong answers than expected, and learning them hardly helped: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
         share = self.options.canary
         if not share:
