@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,13 @@ def publish(
 
 
 @pytest.fixture
-def world(hub: Registry) -> Registry:
+def world(trained_hub: Callable[..., Path], tmp_path: Path) -> Registry:
     """Task news in two versions, and everything that can come of it; tasks mood and topics; calm is not concerned."""
+    made = trained_hub("erasure-world", lambda folder: _fill(Registry.create(folder, BASE)))
+    return Registry.open(shutil.move(made, tmp_path / "hub"))
+
+
+def _fill(hub: Registry) -> None:
     publish(hub, "news", "news", seed=1, samples=rows(SECRETS[:3]), scores={"news": 0.8}, memory=True)
     publish(
         hub,
@@ -136,7 +142,6 @@ def world(hub: Registry) -> Registry:
     (hub.path / "logs" / "mood" / "events").write_text("loss")
     (hub.adapters_dir / "news" / ".tmp-999999999-abcd").mkdir()
     (hub.adapters_dir / "news" / ".tmp-999999999-abcd" / "replay.jsonl").write_text(rows(SECRETS))
-    return hub
 
 
 def _runs(hub: Registry) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_support import Publish, publish_into, rows_of
+from registry_support import BASE, Publish, publish_into, rows_of
 
 from adapterhub_cl.errors import IntegrityError, StorageError
 from adapterhub_cl.registry import Registry, manifests, score_file, shapes
@@ -23,8 +23,13 @@ SPEC = {"name": "news", "kind": "choice", "labels": ["a", "b"], "metric": "accur
 
 
 @pytest.fixture
-def lived(hub: Registry) -> Registry:
+def lived(trained_hub: Callable[..., Path], tmp_path: Path) -> Registry:
     """A hub with a pin, a rejected version, a task taken over, and a score that was recorded later."""
+    made = trained_hub("lived", lambda folder: live(Registry.create(folder, BASE)))
+    return Registry.open(shutil.move(made, tmp_path / "hub"))
+
+
+def live(hub: Registry) -> None:
     publish_into(hub, "news", score=0.5)
     publish_into(hub, "news", score=0.6)
     publish_into(hub, "news", status="rejected")
@@ -34,7 +39,6 @@ def lived(hub: Registry) -> Registry:
     hub.serve("news", "news@v1")
     hub.set_status("mood@v1", "rejected")
     hub.add_evaluations("news@v1", [Evaluation("news", "accuracy", 0.4, 5, "later.jsonl", {"interval": [0.1, 0.8]})])
-    return hub
 
 
 def without_index(hub: Registry) -> Path:
