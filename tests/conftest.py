@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import shutil
 import socket
@@ -81,6 +82,14 @@ def leave_out_what_stays() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     leave_out_what_stays()
+
+
+_tests = itertools.count(1)
+
+
+def pytest_runtest_logfinish() -> None:
+    if next(_tests) % 250 == 0:  # what tests import on their way stays too
+        leave_out_what_stays()
 
 
 def pytest_sessionfinish() -> None:
