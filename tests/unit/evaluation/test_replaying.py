@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -157,6 +158,7 @@ def test_nothing_right_is_a_loss_however_few_the_rows(hub: AdapterHub) -> None:
 def test_a_version_without_rows(hub: AdapterHub, tmp_path: Path) -> None:
     from loras import write_lora
 
-    hub.import_adapter(write_lora(tmp_path / "lora"), "bare", labels=("a", "b"))
+    own = AdapterHub.open(shutil.copytree(hub.folder, tmp_path / "hub"), dtype="fp32")
+    own.import_adapter(write_lora(tmp_path / "lora"), "bare", labels=("a", "b"))
     with served(right, ["bare"]) as url, pytest.raises(DataError, match="no row of bare@v1 is left to ask"):
-        hub.verify_against(url, ["bare"])
+        own.verify_against(url, ["bare"])
