@@ -257,6 +257,9 @@ def test_a_version_that_is_removed_meanwhile_is_unknown_and_the_rest_goes_on(ser
 def test_the_log_has_no_text(served: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="adapterhub_cl.server"):
         post(served, ASKED)
+        until = time.monotonic() + 30
+        while "/v1/chat/completions" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.01)  # it is written once the answer has gone out
     rows = [json.loads(record.message) for record in caplog.records]  # others of this process may be among them
     told = [(row["route"], row["status"], row.get("x-adapter")) for row in rows]
     assert ("/v1/chat/completions", 200, "tickets@v1") in told
