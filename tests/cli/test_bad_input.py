@@ -67,7 +67,7 @@ def test_bad_data(case: str, cl: Cl, registry: Registry, tmp_path: Path) -> None
         (["--replay", "balanced"], "--replay 'balanced' is not POLICY:SIZE", "--replay balanced:200"),
         (["--schedule", "cosin"], "unknown schedule 'cosin'", "did you mean cosine?"),
         (["--kind", "choise"], "unknown kind of task 'choise'", "did you mean choice?"),
-        (["--metric", "acuracy"], "unknown metric 'acuracy'", "did you mean accuracy?"),
+        (["--metric", "acuracy"], "unknown metric 'acuracy'", "did you mean accuracy or reward_accuracy?"),
         (["--prompt-format", "alpacca"], "unknown prompt format 'alpacca'", "did you mean alpaca?"),
         (["--columns", "input=txt,output=label"], "unknown column 'txt'", "did you mean text?"),
         (["--columns", "text"], "not of the form role=column", "--columns input=COLUMN"),

@@ -120,7 +120,7 @@ def test_all_problems_in_one_message(folder: Path) -> None:
         "task 3 (news): eval cannot be standard input",
         "--batch-size must be a whole number, not 'many'",
         "columns cannot be [1]",
-        "unknown metric 'acuracy' — did you mean accuracy?",
+        "unknown metric 'acuracy' — did you mean accuracy or reward_accuracy?",
         "'Bad Name' is not a valid name for a task",
         "unknown prompt format 'nope'",
         "--labels 3 is not a JSON list of texts",
