@@ -45,10 +45,14 @@ def push(
     if key.made:
         reporter.note(f"made your signing key, {key.path}; its fingerprint is {fingerprint(key.public)}")
     serving = set(registry.serving().values())
+    named = {registry.get(ref).name for ref in serving}
     done = []
     with changes.operation(), reporter.piece(f"pushing to {store.url}", len(records)) as advance:
         for record in records:
-            done.append(_push_one(registry, store, record, record.ref in serving, with_samples, key))
+            # A version that was made to serve and does not was rolled back from, if another one of its name serves.
+            made_to = record.name not in named and bool(record.manifest["published"]["serve"])
+            serves = record.ref in serving or made_to
+            done.append(_push_one(registry, store, record, serves, with_samples, key))
             advance()
     return done
 
@@ -85,7 +89,7 @@ def _push_one(
         sent += int(row["bytes"])
     if whole:
         return MovedVersion(record.ref, bool(sent), sent)
-    text = write(manifest, _parents(registry, record), serves or bool(record.manifest["published"]["serve"]), key)
+    text = write(manifest, _parents(registry, record), serves, key)
     if there is not None:
         store.put(document(record.name, record.version), text)  # the same version, with its samples now
     elif not store.put_new(document(record.name, record.version), text):

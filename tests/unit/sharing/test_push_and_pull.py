@@ -277,6 +277,16 @@ def _again_as_task_of(hub: Registry, tmp_path: Path) -> None:
     pull(hub, tmp_path / "store", "other")
 
 
+def test_what_was_rolled_back_from_does_not_answer_elsewhere(ours: Registry, theirs: Registry, tmp_path: Path) -> None:
+    for _ in range(3):
+        train(ours)
+    ours.promote("news@v2")
+    assert ours.serving()["news"] == "news@v2"
+    push(ours, tmp_path / "store")
+    assert len(pull(theirs, tmp_path / "store")) == 3
+    assert theirs.serving()["news"] == "news@v2"
+
+
 def test_what_answers_for_unknown_tasks_is_refused(ours: Registry, theirs: Registry, tmp_path: Path) -> None:
     train(ours)
     train(ours, "both", takes_over=["news"], serve=False)
