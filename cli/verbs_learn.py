@@ -305,6 +305,6 @@ def show_outcome(record: AdapterRecord, took: str = "", serving: Mapping[str, st
                 print(f"  {task} stays with {now[task]} (production); to move it: cl-adapter promote {record.ref}")
     now = (serving or {}).get(record.task)
     if record.status == "active" and now and now != record.ref:
-        print(f"  {now} still answers for {record.task} (production); to move it: cl-adapter promote {record.ref}")
+        print(f"  {now} still answers for {record.task}; to move it: cl-adapter promote {record.ref}")
     facts = [record.status, f"rank {record.rank}", display.size(record.bytes), took]
     print(f"  {', '.join(fact for fact in facts if fact)}")

@@ -115,7 +115,7 @@ class Tuning(OpenedHub):
     def _refuse(self, asked: Mapping[str, Any]) -> None:
         given = given_of(AddTaskOptions, asked)
         if wrong := [key for key in UNUSED if key in given]:
-            names = ", ".join(map(flag, wrong))
+            names = ", ".join("--no-serve" if key == "serve" else flag(key) for key in wrong)
             raise UsageError(
                 f"tune does not use {names}: it holds out rows of the data itself and makes no version",
                 "give it to add-task afterwards",

@@ -145,7 +145,8 @@ class Journal:
         """
         for row in self.read(f"SELECT {_ANSWER} FROM answers WHERE id = ?", (answer,)):
             return _kept(row)
-        raise UnknownNameError("answer", answer, (), "serve --log keeps answers; ids are those of its responses")
+        hint = "serve --log keeps answers, a second after it gave them; ids are those of its responses"
+        raise UnknownNameError("answer", answer, (), hint)
 
     def answers(self, task: str | None = None, since: str = "", *, unjudged: bool = False) -> Iterator[KeptAnswer]:
         """Answers, oldest first.
