@@ -21,15 +21,14 @@ from adapterhub_cl.data.layouts import (
     unused,
 )
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
-from adapterhub_cl.data.preferences import preferred, with_preferences
+from adapterhub_cl.data.preferences import preferred, refuse_other_values, with_preferences
 from adapterhub_cl.data.reading import SourceRows, read_rows
-from adapterhub_cl.data.remarks import Heard, short_places
+from adapterhub_cl.data.remarks import LABEL_LAYOUTS, Heard, short_places
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
 
-LABEL_LAYOUTS = ("text/label", "text pair/label")
 LABEL_WORDS = 12  # longer answers are not labels
 
 
@@ -121,7 +120,10 @@ def _layout(
     rows: SourceRows, found: Sequence[str], columns: Columns | None, known: Sequence[Layout], answers: bool
 ) -> Layout:
     if columns:
-        return override(found, columns, answers=answers)
+        chosen = override(found, columns, answers=answers)
+        if answers and chosen.desirable:
+            refuse_other_values(rows, chosen.desirable, chosen)
+        return chosen
     refuse_preferences(rows, found)
     layout = next((fit for one in known if (fit := fits(one, found, answers=answers))), None)
     layout = layout or recognise(found, answers=answers)
@@ -160,7 +162,8 @@ def _build(
         if answers and layout.prefers and example.answer:
             worse = replace(layout, output=layout.rejected, references=None)
             said = _answers(row, worse, rows, where, structured) if layout.rejected and layout.chat is None else []
-            example = preferred(example, row, layout, where, said[0] if said else "")
+            classes = rows.class_names.get(layout.desirable or "", ())
+            example = preferred(example, row, layout, where, said[0] if said else "", classes)
             if example.rejected == example.answer:
                 heard.alike.append(where)
                 continue

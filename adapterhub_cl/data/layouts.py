@@ -45,8 +45,11 @@ ASKING = {
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 PAIR = ("chosen", "rejected")  # TRL's and LLaMA-Factory's names
 OTHER_PAIRS = (("preferred", "dispreferred"), ("response_a", "response_b"))
-JUDGED = (("prompt", "completion", "label"), ("kto_tag",))  # TRL's columns, and LLaMA-Factory's beside any layout
+# columns that judge the answer beside them: LLaMA-Factory's name, TRL's, and those of files of feedback
+JUDGEMENTS = ("kto_tag", "label", "thumb", "thumbs", "rating")
 PREFERENCE_HINT = "name the better answer 'chosen' and the worse one 'rejected', with the question in 'prompt'"
+
+AS_GIVEN = "as given by --columns"  # the name of the layout that the user chose
 
 Columns = Mapping[str, str | Sequence[str]]
 
@@ -183,7 +186,7 @@ def override(columns: Sequence[str], wanted: Columns, *, answers: bool = True) -
     one = {role: str(value) for role, value in wanted.items() if role != "input"}
     given = wanted.get("input", ())
     text = (given,) if isinstance(given, str) else tuple(given)
-    name = "raw text" if not text and "instruction" not in one else "as given by --columns"
+    name = "raw text" if not text and "instruction" not in one else AS_GIVEN
     return Layout(name, text, one.get("output"), one.get("instruction"), **_others(one))
 
 

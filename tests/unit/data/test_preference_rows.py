@@ -110,3 +110,54 @@ def test_bad_rows_are_named(row: dict[str, Any], said: str) -> None:
 def test_a_row_without_its_judgement_is_named() -> None:
     with pytest.raises(DataError, match="line 2: no judgement"):
         examples(rows(JUDGED[0], {**JUDGED[0], "label": None}))
+
+
+ASKED = {"question": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag", "thumb", "thumbs", "Rating"])
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [(True, False), ("up", "down"), ("Yes", "no"), ("good", "bad"), (1, 0), ("1", "-1"), (1, -1), (1.0, 0.0)],
+)
+def test_a_column_beside_an_answer_judges_it(column: str, yes: Any, no: Any) -> None:
+    for asked in (ASKED, {"prompt": "q", "completion": "a"}):
+        judged = rows({**asked, column: yes}, {**asked, column: no})
+        assert [e.desirable for e in examples(judged)] == [True, False]
+        question, answer = asked
+        named = parse_columns(f"input={question},output={answer},desirable={column}")
+        assert [e.desirable for e in examples(judged, named)] == [True, False]
+
+
+def test_judgements_that_are_numbers_of_classes() -> None:
+    told = SourceRows(
+        [{**ASKED, "label": 0}, {**ASKED, "label": 1}], "x", "0" * 64, [1, 2], class_names={"label": ["up", "down"]}
+    )
+    assert [e.desirable for e in examples(told)] == [True, False]
+
+
+@pytest.mark.parametrize(("column", "bad"), [("label", "flase"), ("kto_tag", 2), ("thumb", "sideways"), ("rating", 3)])
+def test_a_judgement_that_cannot_be_read_is_named(column: str, bad: Any) -> None:
+    good = [{**ASKED, column: 1}, {**ASKED, column: 0}]
+    told = rows(*good, *good, {**ASKED, column: bad}, {**ASKED, column: bad})
+    with pytest.raises(
+        DataError, match=rf"^train.jsonl line 5: no judgement: '{bad}' .*2 such rows: line 5, 6"
+    ) as said:
+        examples(told)
+    assert "--columns input=question,output=answer" in said.value.hint
+    with pytest.raises(DataError, match="line 5: no judgement"):
+        examples(told, parse_columns(f"input=question,output=answer,desirable={column}"))
+
+
+def test_what_may_be_a_judgement_is_never_ignored() -> None:
+    stars = rows(*({**ASKED, "rating": k} for k in range(1, 6)))
+    with pytest.raises(DataError, match="'rating' stands beside an answer and holds no judgements") as said:
+        examples(stars)
+    assert "--columns input=question,output=answer;" in said.value.hint
+    assert examples(stars, parse_columns("input=question,output=answer")).unused == ("rating",)
+    with pytest.raises(DataError, match="holds 0 beside -1 and 1"):
+        examples(rows(*({**ASKED, "rating": k} for k in (-1, 0, 1))))
+    beside = rows({**ASKED, "rating": 4, "thumb": "up"}, {**ASKED, "rating": 2, "thumb": "down"})
+    assert [e.desirable for e in examples(beside)] == [True, False]
+    empty = examples(rows({**ASKED, "thumb": ""}))
+    assert [e.desirable for e in empty] == [None]
