@@ -13,6 +13,7 @@ from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.types import Layout
 
 ROLES = ("input", "output", "instruction", "system", "choices", "rejected", "desirable")
+OTHER_ROLES = {"chosen": "output"}  # TRL's word for the better of two answers
 CHAT = ("messages", "conversations", "conversation")
 ANSWERS = ("output", "response", "answer", "answers", "completion", "answerkey", "answer_key")
 TEXTS = ("text", "sentence", "review", "content", "input")
@@ -44,6 +45,18 @@ ASKING = {
 # columns whose pictures and sounds belong to the question, and are not read
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
 PAIR = ("chosen", "rejected")  # TRL's and LLaMA-Factory's names
+# words that a better and a worse answer go by; `--columns` has to say so
+BETTER_WORSE = (
+    PAIR,
+    ("good", "bad"),
+    ("better", "worse"),
+    ("right", "wrong"),
+    ("correct", "incorrect"),
+    ("accepted", "rejected"),
+    ("preferred", "dispreferred"),
+    ("winner", "loser"),
+    ("up", "down"),
+)
 OTHER_PAIRS = (("preferred", "dispreferred"), ("response_a", "response_b"))
 # columns that judge the answer beside them: LLaMA-Factory's name, TRL's, and those of files of feedback
 JUDGEMENTS = ("kto_tag", "label", "thumb", "thumbs", "rating")
@@ -68,7 +81,7 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
         )
     found: dict[str, list[str]] = {}
     for role, _, column in pairs:
-        found.setdefault(role.strip(), []).append(column.strip())
+        found.setdefault(OTHER_ROLES.get(role.strip(), role.strip()), []).append(column.strip())
     for role, columns in found.items():
         if role not in ROLES:
             raise UnknownNameError("role in --columns", role, ROLES)
@@ -87,10 +100,13 @@ def read_columns(value: str | Columns) -> dict[str, str | list[str]]:
         return parse_columns(value)
     if not isinstance(value, Mapping) or not all(isinstance(c, str | list | tuple) for c in value.values()):
         raise UsageError(f"columns cannot be {value!r}", "write --columns input=COLUMN,output=COLUMN")
-    for role in value:
+    given = {str(OTHER_ROLES.get(role, role)): found for role, found in value.items()}
+    if len(given) < len(value):
+        raise UsageError("--columns names two columns as output", "chosen is another word for output: give one of them")
+    for role in given:
         if role not in ROLES:
-            raise UnknownNameError("role in --columns", str(role), ROLES)
-    return {role: found if isinstance(found, str) else [str(c) for c in found] for role, found in value.items()}
+            raise UnknownNameError("role in --columns", role, ROLES)
+    return {role: found if isinstance(found, str) else [str(c) for c in found] for role, found in given.items()}
 
 
 def named(columns: Columns) -> set[str]:
@@ -173,9 +189,7 @@ def override(columns: Sequence[str], wanted: Columns, *, answers: bool = True) -
         UnknownNameError: the role or column does not exist.
         UsageError: there is no column for the answers.
     """
-    for role in wanted:
-        if role not in ROLES:
-            raise UnknownNameError("role in --columns", role, ROLES)
+    wanted = read_columns(wanted)
     for column in sorted(named(wanted)):
         if column not in columns:
             raise UnknownNameError("column", column, columns)
@@ -226,9 +240,10 @@ def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
     own = {column.strip().lower() for column in columns}
     for pair in OTHER_PAIRS:
         if set(pair) <= own and not set(PAIR) <= own:
+            hint = proposal(rows, columns, answers=True)
             raise DataError(
                 f"{rows.source}: preference data under names that are not known ({pair[0]}, {pair[1]})",
-                PREFERENCE_HINT,
+                PREFERENCE_HINT + (f"; or {hint}" if pair in BETTER_WORSE and hint else ""),
             )
 
 
@@ -281,7 +296,8 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
     """A guess at `--columns`, quoted for a shell; empty if no column could be the input or the answer.
 
     The input is a column whose name suggests a question, otherwise the one with the longest texts; the answer is a
-    column named like one, otherwise the one with the fewest different values.
+    column named like one, otherwise the one with the fewest different values. Two columns named like a better and a
+    worse answer are a pair.
     """
     texts = {column: filled(rows, column) for column in found if not {",", "="} & set(column)}
     usable = [column for column, values in texts.items() if any(values)]
@@ -289,7 +305,9 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
     def likely(column: str) -> tuple[bool, int]:
         return column.strip().lower() in ASKING, sum(map(len, texts[column]))
 
-    text = max(usable, key=likely, default=None)
+    own = {column.strip().lower(): column for column in usable}
+    pair = next(([own[one], own[two]] for one, two in BETTER_WORSE if answers and one in own and two in own), [])
+    text = max((column for column in usable if column not in pair), key=likely, default=None)
     rest = [column for column in usable if column != text and column.strip().lower() not in NOTES]
     if text is None or (answers and not rest):
         return ""
@@ -299,6 +317,8 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
         unlike = column.strip().lower() not in (*ANSWERS, *LABELS)
         return unlike, not all(texts[column]), distinct == 1 and len(rows.rows) > 1, distinct
 
+    if pair:
+        return f"--columns {shlex.quote(f'input={text},output={pair[0]},rejected={pair[1]}')}"
     wanted = f"input={text}" + (f",output={min(rest, key=preferred)}" if answers else "")
     return f"--columns {shlex.quote(wanted)}"
 

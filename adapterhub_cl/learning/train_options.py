@@ -42,7 +42,9 @@ class OnlineOptions(GeneralOptions):
         None, "how much an earlier task that it answers for may lose, 0 to 1; default: the hub's", stream=False
     )
     columns: Mapping[str, str] = option(
-        dict, "which column is which: input=a,output=b[,instruction=c]", parse="adapterhub_cl.data.layouts:read_columns"
+        dict,
+        "which column is which: input=a,output=b[,instruction=c][,rejected=d or desirable=d]",
+        parse="adapterhub_cl.data.layouts:read_columns",
     )
     instruction: str | None = option(None, "what to do with inputs that come without an instruction")
 

@@ -8,7 +8,7 @@ import pytest
 
 from adapterhub_cl.data.columns import examples, inputs, parse_columns
 from adapterhub_cl.data.reading import SourceRows
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.types import Example
 
 USER = {"role": "user", "content": "q"}
@@ -161,3 +161,25 @@ def test_what_may_be_a_judgement_is_never_ignored() -> None:
     assert [e.desirable for e in examples(beside)] == [True, False]
     empty = examples(rows({**ASKED, "thumb": ""}))
     assert [e.desirable for e in empty] == [None]
+
+
+@pytest.mark.parametrize("worse", ["good", "bad"])
+def test_pairs_under_other_names_are_proposed_as_pairs(worse: str) -> None:
+    order = ("bad", "good") if worse == "bad" else ("good", "bad")
+    pair = rows({"question": "why is that so?", **{name: f"{name} answer" for name in order}})
+    with pytest.raises(DataError) as said:
+        examples(pair)
+    assert said.value.hint.endswith("--columns input=question,output=good,rejected=bad")
+    with pytest.raises(DataError) as said:
+        examples(rows({"q": "?", "good": "a long answer", "bad": "another long answer"}))
+    assert said.value.hint.endswith("--columns input=q,output=good,rejected=bad")
+    with pytest.raises(DataError) as said:
+        examples(rows({"prompt": "q", "preferred": "a", "dispreferred": "b"}))
+    assert said.value.hint.endswith("--columns input=prompt,output=preferred,rejected=dispreferred")
+    for wanted in ("input=question,output=good,rejected=bad", "input=question,chosen=good,rejected=bad"):
+        [made] = examples(pair, parse_columns(wanted)).examples
+        assert (made.answer, made.rejected) == ("good answer", "bad answer")
+    [made] = examples(pair, {"input": "question", "chosen": "good", "rejected": "bad"}).examples
+    assert made.rejected == "bad answer"
+    with pytest.raises(UsageError, match="two columns as output"):
+        parse_columns("input=question,chosen=good,output=bad")
