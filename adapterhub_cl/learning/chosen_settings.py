@@ -16,6 +16,9 @@ FOLDER = "tuned"
 # What an adapter that continues from another one takes from it, so that a choice for a fresh one cannot apply.
 OF_THE_SHAPE = ("rank", "alpha", "target_modules", "layers")
 
+# What was found for answers, and does not hold for preferences, whose losses need other rates.
+OF_ANSWERS = ("learning_rate", "epochs")
+
 
 def place_of(registry: Registry, name: str) -> Path:
     return registry.path / FOLDER / f"{name}.json"
@@ -68,8 +71,9 @@ def usual_settings(registry: Registry, name: str, *, fresh: bool) -> dict[str, A
     """The settings that trainings of this name begin with.
 
     Args:
-        fresh: whether a new adapter is trained; one that continues from another keeps its shape.
+        fresh: whether a new adapter is trained; one that continues from another keeps its shape, and passes over its
+            rows as often as usual, because each further pass costs what was known before.
     """
     found = read_choice(registry, name)
     chosen = dict(found["settings"]) if found else {}
-    return {key: value for key, value in chosen.items() if fresh or key not in OF_THE_SHAPE}
+    return {key: value for key, value in chosen.items() if fresh or key not in (*OF_THE_SHAPE, "epochs")}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, general_of, limit_of
 from adapterhub_cl.evaluation.general_text import GeneralText, general_text
-from adapterhub_cl.learning.chosen_settings import read_choice
+from adapterhub_cl.learning.chosen_settings import OF_ANSWERS, read_choice
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
@@ -165,15 +166,40 @@ def mention_what_is_there(registry: Registry, request: TrainRequest, reporter: R
             f"note: {old[-1].ref} exists already; this trains a new version from scratch. To continue from it: "
             f"cl-adapter update {request.name} DATA"
         )
-    chosen = read_choice(registry, request.name) or {"settings": {}}
-    if begun := {k: v for k, v in chosen["settings"].items() if request.settings.get(k) == v}:
-        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in begun.items())
-        reporter.note(f"begins with what tune chose for {request.name}: {told}")
     if waiting := Run.unfinished(registry.runs_dir, request.verb, request.name):
         reporter.note(
             f"note: there is an unfinished {request.verb} of {request.name} ({waiting[0].id}); "
             "--resume would continue it, cl-adapter gc --older-than 0 drops it. Starting a new run."
         )
+
+
+def suited(order: TrainOrder, prefers: bool) -> TrainOrder:
+    """Where preferences are learned, the order without the rate and the epochs that `tune` chose for answers."""
+    dropped = [key for key in OF_ANSWERS if prefers and key in order.request.tuned]
+    if not dropped:
+        return order
+    settings = {key: value for key, value in order.request.settings.items() if key not in dropped}
+    tuned = {key: value for key, value in order.request.tuned.items() if key not in dropped}
+    request = replace(order.request, settings=settings, tuned=tuned)
+    return replace(order, request=request, settings=request.training())
+
+
+def tell_tuned(registry: Registry, request: TrainRequest, prefers: bool, reporter: Reporter) -> None:
+    """Say which settings that `tune` chose are used, and why others are not."""
+    chosen = (read_choice(registry, request.name) or {"settings": {}})["settings"]
+    if request.tuned:
+        reporter.note(f"begins with what tune chose for {request.name}: {_listed(request.tuned)}")
+    if left := {key: chosen[key] for key in OF_ANSWERS if key in chosen and key not in request.settings}:
+        why = (
+            "it was chosen for answers, and preference data need a lower learning rate and the usual epochs"
+            if prefers
+            else "what continues from an older version passes over new rows as often as usual, to keep what it knows"
+        )
+        reporter.note(f"note: what tune chose is not used here ({_listed(left)}): {why}")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
 
 
 def refusal(record: AdapterRecord, strategy: str) -> GateRefused:

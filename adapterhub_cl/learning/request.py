@@ -38,6 +38,7 @@ class TrainRequest(AddTaskOptions):
         data: path or id of the training data.
         start: the version that an update continues from; empty: the adapter's newest.
         settings: what the user gave of `TrainingSettings`; the rest are defaults.
+        tuned: those of the settings that `tune` chose, and the user did not give.
         stream: which stage of which stream this is, with what was measured before it.
         rebased_from: the version of another hub, on another base, that this one takes the place of, with its score;
             see `adapterhub_cl/rebasing`.
@@ -48,6 +49,7 @@ class TrainRequest(AddTaskOptions):
     data: str
     start: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Any] = field(default_factory=dict)
     stream: Mapping[str, Any] = field(default_factory=dict)
     rebased_from: Mapping[str, Any] = field(default_factory=dict)
 
@@ -129,7 +131,9 @@ def build(
         raise UsageError(f"{verb} {name}: no data given", f"cl-adapter {verb} {name} DATA.jsonl")
     given = {**given_of(AddTaskOptions, asked), "settings": given_of(TrainingSettings, asked)}
     if tuned:
-        given["settings"] = {**_tuned(registry, verb, name, given), **given["settings"]}
+        chosen = _tuned(registry, verb, name, given)
+        given["tuned"] = {key: value for key, value in chosen.items() if key not in given["settings"]}
+        given["settings"] = {**chosen, **given["settings"]}
     given["labels"] = tuple(given.get("labels", ()))
     if given.get("facts") and verb == "add-task":
         given.setdefault("replay", FACT_REPLAY)
@@ -146,8 +150,8 @@ def build(
 
 
 def _tuned(registry: Registry, verb: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that `tune` chose for the name; flags win over them. What continues from an older version has its
-    shape already."""
+    """The settings that `tune` chose for the name; flags win over them. What continues from an older version keeps
+    its shape, and the usual epochs."""
     strategy = build_strategy(given.get("strategy") or DEFAULT)
     return usual_settings(registry, name, fresh=verb == "add-task" and strategy.makes != "continued")
 

@@ -26,7 +26,7 @@ from adapterhub_cl.learning.material import (
     with_limits,
 )
 from adapterhub_cl.learning.notes import tell, tell_parent, tell_scale
-from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, versions_of
+from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suited, tell_tuned, versions_of
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.objectives import BaseObjective
@@ -88,8 +88,11 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     Raises:
         DataError, UsageError: the data or a setting cannot be used.
     """
-    registry, reporter, settings = hub.registry, hub.reporter, order.settings
+    registry, reporter = hub.registry, hub.reporter
     material = prepare(registry, order, parent=None, sha256=None)
+    order = suited(order, material.data.read.prefers)
+    settings = order.settings
+    tell_tuned(registry, order.request, material.data.read.prefers, reporter)
     objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, order.request, objective, reporter)
     with reporter.piece("loading the base", 1):
@@ -154,11 +157,14 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         TrainingInterrupted: stopped by the user; the run can be resumed.
     """
     registry, reporter = hub.registry, hub.reporter
-    request, settings, strategy = order.request, order.settings, order.strategy
     if run is None:
-        mention_what_is_there(registry, request, reporter)
+        mention_what_is_there(registry, order.request, reporter)
     stored = dict(run.request) if run else {}
     material = prepare(registry, order, parent=stored.get("parent"), sha256=stored.get("sha256"))
+    order = suited(order, material.data.read.prefers)
+    request, settings, strategy = order.request, order.settings, order.strategy
+    if run is None:
+        tell_tuned(registry, request, material.data.read.prefers, reporter)
     objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, request, objective, reporter)
     if material.parent is not None and request.verb == "update":

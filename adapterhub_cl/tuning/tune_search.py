@@ -81,6 +81,11 @@ def parts_of(hub: Hub, order: TrainOrder) -> Parts:
     if order.request.facts:
         raise UsageError("facts cannot be held out: one that is not taught cannot be known", "leave --facts out")
     material = prepare(hub.registry, order, parent="")
+    if material.data.read.prefers:
+        raise UsageError(
+            "tune searches settings for answers, and these rows are preferences",
+            "train with add-task, which has a learning rate of its own for preferences",
+        )
     count = len(material.data)
     if count < FEWEST:
         raise DataError(f"{count} rows are too few to tune on", f"give at least {FEWEST} rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from adapterhub_cl.data.preference_tokens import PreferenceTokens
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.evaluation.preference_scores import preference_score
+from adapterhub_cl.learning.chosen_settings import write_choice
 from adapterhub_cl.objectives import causal_lm, dpo, kto
+from adapterhub_cl.progress import LineReporter
 from adapterhub_cl.samples.kept import kept_samples
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.types import Example, Task
@@ -120,6 +123,32 @@ def test_options_that_do_not_fit_are_refused(
     with pytest.raises((UsageError, DataError), match=said):
         hub.add_task("colours", write(tmp_path / "train.jsonl", pairs()), **{**QUICK, **options})
     assert not hub.list()
+
+
+def test_what_tune_chose_for_answers_is_not_used_for_preferences(hub: AdapterHub, tmp_path: Path) -> None:
+    write_choice(hub.registry, "colours", {"settings": {"rank": 2, "learning_rate": 0.25, "epochs": 7}, "trials": []})
+    small: dict[str, Any] = {"batch_size": 4, "max_length": 64, "max_forgetting": 1.0}
+    plain = write(tmp_path / "plain.jsonl", [{"prompt": f"the {t} is", "completion": "red"} for t in THINGS])
+    preferred = write(tmp_path / "pairs.jsonl", pairs()[:6])
+
+    def trained(record: Any) -> tuple[float, int, int]:
+        facts = json.loads((record.path / "training.json").read_text())
+        return facts["learning_rate"], facts["settings"]["epochs"], record.rank
+
+    usual = trained(hub.add_task("other", preferred, **small))[0]
+    assert trained(hub.add_task("colours", plain, **small)) == (0.25, 7, 2)
+    assert trained(hub.update("colours", plain, **small)) == (0.25, 3, 2), "an update passes over its rows as usual"
+    said = StringIO()
+    assert trained(hub.update("colours", preferred, reporter=LineReporter(said), **small)) == (usual, 3, 2)
+    assert "not used here (learning rate 0.25, epochs 7): it was chosen for answers" in said.getvalue()
+    assert trained(hub.add_task("colours", preferred, **small)) == (usual, 3, 2), "the rank is tuned still"
+    assert trained(hub.update("colours", preferred, learning_rate=0.25, epochs=1, **small)) == (0.25, 1, 2)
+
+
+def test_preferences_are_not_tuned(hub: AdapterHub, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    with pytest.raises(UsageError, match="tune searches settings for answers"):
+        hub.tune("colours", write(tmp_path / "pairs.jsonl", pairs() * 6))
 
 
 PAIR = PreferenceTokens((1, 20, 21), (30, 31, 2), other=(40, 2))
