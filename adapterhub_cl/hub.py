@@ -323,7 +323,7 @@ class AdapterHub(
         known = self.registry.task(task) if task else None
         return import_adapter(self.registry, self.load_base(), folder, name, known, described, any_base)
 
-    def verify(self, *, serving: bool = False) -> _List[Problem]:
+    def verify(self, *, serving: bool = False, reporter: Reporter | None = None) -> _List[Problem]:
         """Everything that is not as it should be: files, index, leftovers, versions that nothing here can open, and the
         base's fingerprint.
 
@@ -333,7 +333,7 @@ class AdapterHub(
         from adapterhub_cl.adapters.lora_config import check_stored
         from adapterhub_cl.bases.unchanged import check_adapters, check_base
 
-        found = self.registry.verify()
+        found = self.registry.verify(reporter)
         damaged = {problem.path for problem in found}
         with suppress(IntegrityError):  # an index whose rows cannot be read is among the problems already
             records = self.list(all_versions=True)

@@ -85,8 +85,8 @@ def verify(
             done.append(f"rebuilt the index from {Registry.rebuild_at(session.existing())} versions")
         hub = session.hub()
         if repair:
-            done += hub.repair(key=key)
-        problems = hub.verify(serving=serving)
+            done += hub.repair(key=key, reporter=session.reporter())
+        problems = hub.verify(serving=serving, reporter=session.reporter())
     except IntegrityError as error:  # an index that cannot be read is a finding, not a failure to look
         problems = [Problem("index.db", error.message, error.hint)]
     for line in done:

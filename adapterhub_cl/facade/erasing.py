@@ -76,16 +76,16 @@ class Erasing(OpenedHub):
 
         return prove(self.registry, name, None if key is None else check_local(key, "a file"))
 
-    def repair(self, *, key: str | Path | None = None) -> list[str]:
+    def repair(self, *, key: str | Path | None = None, reporter: Reporter | None = None) -> list[str]:
         """Mend what can be mended without loss; one line for each thing done. See `Registry.repair`; tombstones from
         before there were keys are put under one.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the disk refused, or the hub's shared store is not there.
         """
         from adapterhub_cl.erasure.removal import strengthen
 
-        done = self.registry.repair()
+        done = self.registry.repair(reporter)
         return [*done, *strengthen(self.registry, None if key is None else check_local(key, "a file"))]
 
     def _repeat(self, reporter: Reporter | None) -> Repeat:

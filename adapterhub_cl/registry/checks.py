@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import (
     files,
     keys,
@@ -71,7 +72,7 @@ class Place:
         return Path(os.path.relpath(path, self.hub)).as_posix()
 
 
-def verify(place: Place) -> list[Problem]:
+def verify(place: Place, reporter: Reporter | None = None) -> list[Problem]:
     """Every problem found; empty for a healthy hub. Reads and hashes every file."""
     found = [*_pending(place), *_tombstones(place), *_leftovers(place), *run_checks.unfinished(place), *_strays(place)]
     try:
@@ -84,13 +85,13 @@ def verify(place: Place) -> list[Problem]:
                 found += _mirror(place, query)
             queries.events(query, None, None)  # raises if a row cannot be read
             queries.evaluations(query, None, None, None)
-        found += shared_checks.problems(place, place.shared) if place.shared is not None else ()
+        found += shared_checks.problems(place, place.shared, reporter or Reporter()) if place.shared is not None else ()
     except IntegrityError as error:
         found.append(Problem("index.db", error.message, REBUILD))
     return found
 
 
-def repair(place: Place) -> list[str]:
+def repair(place: Place, reporter: Reporter | None = None) -> list[str]:
     """Complete what was interrupted, adopt complete versions that have no rows, drop rows that name nothing, remove
     leftovers; returns one line for each.
 
@@ -105,7 +106,7 @@ def repair(place: Place) -> list[str]:
         for path in unreadable.write_back(place.store, recorded, changed=True):
             done.append(f"restored {place.relative(path)} from the index")
     if place.shared is not None:
-        done += shared_checks.repair_store(place, place.shared)
+        done += shared_checks.repair_store(place, place.shared, reporter or Reporter())
     with place.index.writing() as connection:
         done += shared_checks.adopt(place, place.shared, connection) if place.shared is not None else ()
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):

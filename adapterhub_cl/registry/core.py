@@ -31,7 +31,7 @@ class RegistryCore:
         self.adapters_dir = hub_file.store_path(path)
         self.shared: SharedStore | None = None
         if hub_file.is_shared:
-            self.shared = SharedStore(hub_file.store_url, self.adapters_dir, self._manifest_now)
+            self.shared = SharedStore(hub_file.store_url, self.adapters_dir, self._manifest_now, lambda: self.hub_file)
         self.versions_in: queries.Store = self.shared or self.adapters_dir
         self.runs_dir = path / "runs"
         self._index = open_index(path, hub_file.index_url)

@@ -21,7 +21,8 @@ from adapterhub_cl.registry.shapes import (
     shown,
     sound_details,
 )
-from adapterhub_cl.registry.shared_store import SharedRecord, SharedStore
+from adapterhub_cl.registry.shared_record import SharedRecord
+from adapterhub_cl.registry.shared_store import SharedStore
 from adapterhub_cl.showing import cells_of
 from adapterhub_cl.types import KINDS, LATEST, STATUSES, AdapterRecord, Edge, Evaluation, Task
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterError, HubError, IntegrityError, StorageError, UsageError
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import changes, files, manifests
 from adapterhub_cl.registry.aliasing import Aliases, ways_on
 from adapterhub_cl.registry.canaries import Canaries
@@ -326,13 +327,13 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             self.finish_replacing()
         return list(manifests.differences(record.path, self.get(record.ref).manifest["files"]))
 
-    def verify(self) -> list[Problem]:
-        """Every problem found, each with its fix; hashes every file of the hub."""
+    def verify(self, reporter: Reporter | None = None) -> list[Problem]:
+        """Every problem found, each with its fix; hashes every file of the hub, and of its shared store."""
         from adapterhub_cl.registry import checks
 
-        return checks.verify(self._place())
+        return checks.verify(self._place(), reporter)
 
-    def repair(self) -> list[str]:
+    def repair(self, reporter: Reporter | None = None) -> list[str]:
         """Fix what can be fixed without loss; returns one line for each fix.
 
         Adopts complete versions that have no rows, drops aliases and serving rows that name nothing, removes
@@ -340,7 +341,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         """
         from adapterhub_cl.registry import checks
 
-        return checks.repair(self._place())
+        return checks.repair(self._place(), reporter)
 
     def needed_by_runs(self) -> dict[str, str]:
         """Version → the unfinished run that continues from it or trains on top of it; see `run_checks`."""

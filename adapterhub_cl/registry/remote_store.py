@@ -244,12 +244,20 @@ class RemoteStore:
     # -- errors ----------------------------------------------------------------------------------
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn what a library of a store raises into a `StorageError` with the next step."""
+    def errors(self, *, missing: bool = False) -> Iterator[None]:
+        """Turn what a library of a store raises into a `StorageError` with the next step.
+
+        Args:
+            missing: let a FileNotFoundError through.
+        """
         try:
             yield
         except AdapterHubError:
             raise
+        except FileNotFoundError as error:
+            if missing:
+                raise
+            raise self._told(error) or error from error
         except Exception as error:
             told = self._told(error)
             if told is None:

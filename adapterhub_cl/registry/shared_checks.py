@@ -11,30 +11,46 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from adapterhub_cl.errors import IntegrityError, StorageError
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import files, manifests, tombstones, writes
 from adapterhub_cl.registry.index import Query
 from adapterhub_cl.registry.rebuilding import UNUSABLE, reason, version_directories
-from adapterhub_cl.registry.shared_store import BLOBS, LIVE_MANIFESTS, MANIFESTS, SharedStore, needed_files
+from adapterhub_cl.registry.shared_store import (
+    BLOBS,
+    LIVE_MANIFESTS,
+    MANIFESTS,
+    SharedStore,
+    blob_of,
+    is_whole,
+    needed_files,
+)
+from adapterhub_cl.registry.store_identity import IDENTITY
 from adapterhub_cl.types import Problem
 
 if TYPE_CHECKING:
     from adapterhub_cl.registry.checks import Place
 
 REPAIR = "cl-adapter verify --repair"
+ELSEWHERE = f"{REPAIR}, on a machine that has a copy; or restore it from a backup of the store"
 Version = tuple[str, int]
 
 
-def problems(place: Place, shared: SharedStore) -> list[Problem]:
-    """What is wrong in the store or in this machine's copies.
+def problems(place: Place, shared: SharedStore, reporter: Reporter) -> list[Problem]:
+    """What is wrong in the store or in this machine's copies. Reads and hashes every file of the store.
 
     Raises:
         StorageError: the store cannot be reached.
     """
+    strange = [Problem(f"{shared.remote.url}/{IDENTITY}", e.message, e.hint) for e in [shared.strangeness()] if e]
+    if strange and not shared.versions():
+        return strange  # each version is missing there, which says nothing new
+    changed = _changed(place, shared, reporter)  # before the lock is taken, because it may take long
     with ExitStack() as stack:
         with suppress(StorageError):  # a read-only folder; then what is being published may be listed
             stack.enter_context(place.index.lock())
         query = stack.enter_context(place.index.reading())
-        return [*_in_store(shared, query), *(problem for problem, _ in _copies(place, shared, query))]
+        copies = (problem for problem, _ in _copies(place, shared, query))
+        return [*strange, *_in_store(shared, query, changed), *copies]
 
 
 def _rows(query: Query) -> dict[Version, str]:
@@ -43,16 +59,25 @@ def _rows(query: Query) -> dict[Version, str]:
     return {(name, version): "" if status == "deleted" else text for name, version, status, text in rows}
 
 
-def _in_store(shared: SharedStore, query: Query) -> Iterator[Problem]:
+def _changed(place: Place, shared: SharedStore, reporter: Reporter) -> set[str]:
+    with place.index.reading() as query:
+        texts = list(_rows(query).values())
+    return shared.changed(texts, reporter)
+
+
+def _in_store(shared: SharedStore, query: Query, changed: set[str]) -> Iterator[Problem]:
     rows, there, sizes = _rows(query), shared.versions(), shared.remote.sizes(BLOBS)
     texts = shared.texts(there & {version for version, text in rows.items() if text})
     for (name, version), text in rows.items():
         if not text:
             continue
         where, about = _where(shared, name, version), manifests.parse(text, _path(shared, name, version))
-        if lacks := shared.lacking(about["files"], sizes):
-            said = f"{lacks} is missing or incomplete in the store"
-            yield Problem(where, said, "restore it from a machine that has a copy, or from a backup of the store")
+        for relative, row in about["files"].items():
+            path = blob_of(row)
+            if path in changed or sizes.get(path) != row["bytes"]:
+                said = "was changed" if path in changed else "is missing or incomplete"
+                mine = is_whole(_path(shared, name, version).parent / relative, row)
+                yield Problem(where, f"{relative} {said} in the store", REPAIR if mine else ELSEWHERE)
         if (name, version) not in there:
             yield Problem(where, "missing, but the version is in the index", REPAIR)
         elif texts.get((name, version)) != text:
@@ -92,12 +117,25 @@ def _wrong(shared: SharedStore, name: str, version: int) -> str:
     return f"{lacks} is missing" if lacks else ""
 
 
-def repair_store(place: Place, shared: SharedStore) -> Iterator[str]:
-    """Let manifests in the store follow the index, and remove damaged copies; one line for each."""
+def repair_store(place: Place, shared: SharedStore, reporter: Reporter) -> Iterator[str]:
+    """Put back what the store has lost and this machine has a copy of, let manifests in the store follow the index, and
+    remove damaged copies; one line for each.
+
+    Raises:
+        StorageError: the store is not there.
+        HubError: it is the store of another hub.
+    """
+    if shared.reclaim():
+        yield f"wrote {shared.remote.url}/{IDENTITY}"
+    changed = _changed(place, shared, reporter)
     with place.index.lock(), place.index.reading() as query:
         rows, there = _rows(query), shared.versions()
         needed, texts = needed_files(rows.values()), shared.texts(there)
         for (name, version), text in rows.items():
+            if text:
+                path = _path(shared, name, version)
+                for relative in shared.restore(path.parent, manifests.parse(text, path)["files"], changed):
+                    yield f"put {relative} of {name}@v{version} back into the store"
             if text and texts.get((name, version)) != text:
                 shared.follow(name, version, text, needed)
                 yield f"wrote {_where(shared, name, version)} from the index"
@@ -146,7 +184,7 @@ def collect(place: Place, shared: SharedStore, paths: Sequence[str]) -> None:
             if f"{MANIFESTS}/{name}/v{version}.json" in paths and rows.get((name, version)) == "":
                 shared.drop(name, version, needed)
         for path in set(paths) & shared.unneeded(needed).keys():
-            shared.remote.remove(path)
+            shared.remove_file(path)
 
 
 def _path(shared: SharedStore, name: str, version: int) -> Path:

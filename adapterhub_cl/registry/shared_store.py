@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from adapterhub_cl.errors import AdapterHubError, HubError, IntegrityError
-from adapterhub_cl.registry import files, manifests
+from adapterhub_cl.registry import files, manifests, store_identity
 from adapterhub_cl.registry.names import is_name
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.registry.store_identity import IDENTITY
 
 if TYPE_CHECKING:
+    from adapterhub_cl.progress import Reporter
     from adapterhub_cl.registry.hubfile import HubFile
     from adapterhub_cl.registry.remote_store import RemoteStore
 
-MANIFESTS, BLOBS, IDENTITY = "manifests", "blobs", "hub.json"
+MANIFESTS, BLOBS = "manifests", "blobs"
 _MANIFEST = re.compile(r"manifests/([^/]+)/v([1-9][0-9]{0,8})\.json")
 LIVE_MANIFESTS = "SELECT manifest FROM versions WHERE status <> 'deleted'"
 _TRIES = 3  # a version whose samples are removed while it is fetched is fetched again
@@ -42,11 +43,13 @@ class SharedStore:
         url: as in `hub.toml`.
         folder: `<hub>/adapters`.
         now: name and number of a version → its manifest in the index; None if it has none.
+        owner: the hub that the store belongs to.
     """
 
     url: str
     folder: Path
     now: Callable[[str, int], str | None] = field(default=lambda name, number: None, repr=False, compare=False)
+    owner: Callable[[], HubFile] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def remote(self) -> RemoteStore:
@@ -63,8 +66,7 @@ class SharedStore:
             HubError: it is the store of another hub.
             StorageError: it cannot be reached or written, for example because the bucket is missing.
         """
-        about = {"created_at": hub_file.created_at, "fingerprint": hub_file.base.fingerprint}
-        text = (json.dumps(about) + "\n").encode()
+        text = store_identity.content(hub_file)
         if self.remote.put_new(IDENTITY, text):
             return
         if not self.remote.sizes(MANIFESTS):  # an `init` was killed, and nothing was published since
@@ -74,6 +76,40 @@ class SharedStore:
             f"the store {self.remote.url} belongs to another hub",
             "give the --index of that hub to join it, or another --store",
         )
+
+    def strangeness(self) -> AdapterHubError | None:
+        """Why nothing may be written to what is at the address; None if it is this hub's store."""
+        return None if self.owner is None else store_identity.strangeness(self.remote, self.owner())
+
+    def check_mine(self) -> None:
+        """Look before each write whether the store is there, and this hub's.
+
+        Raises:
+            StorageError: there is none, or it does not say whose it is.
+            HubError: it is the store of another hub.
+        """
+        if (wrong := self.strangeness()) is not None:
+            raise wrong
+
+    def reclaim(self) -> bool:
+        """Write `hub.json` again where it was lost or damaged; False where it is as it should be.
+
+        Raises:
+            StorageError: the store has no version either, so it may be a folder whose disk is not mounted.
+            HubError: it is the store of another hub.
+        """
+        wrong = self.strangeness()
+        if wrong is None or self.owner is None:
+            return False
+        if isinstance(wrong, HubError) or not self._has_mine():
+            raise wrong
+        self.remote.put(IDENTITY, store_identity.content(self.owner()))
+        return True
+
+    def _has_mine(self) -> bool:
+        """Whether a version in the store is one of this hub, as its index describes it."""
+        there = self.texts(self.versions())
+        return any(self.now(name, number) == text for (name, number), text in there.items())
 
     # -- versions in the store -------------------------------------------------------------------
 
@@ -115,30 +151,70 @@ class SharedStore:
             there: all files of the store, where they are known.
         """
         for relative, row in about.items():
-            path = _blob(row)
+            path = blob_of(row)
             size = self.remote.size(path) if there is None else there.get(path)
             if size != row["bytes"]:
                 return relative
         return ""
 
+    def changed(self, texts: Iterable[str], reporter: Reporter) -> set[str]:
+        """Read the files that these manifests name, and return the paths in the store of those with another content.
+        What is missing or incomplete is left to `lacking`."""
+        sizes, rows = self.remote.sizes(BLOBS), {blob_of(row): row for text in texts for row in _files_of(text)}
+        whole = sorted(path for path, row in rows.items() if sizes.get(path) == row["bytes"])
+        found = set()
+        with reporter.piece(f"reading {self.remote.url}", len(whole)) as advance:
+            for path in whole:
+                with suppress(FileNotFoundError):  # `gc` of another machine deleted it
+                    if self._sha256(path) != rows[path]["sha256"]:
+                        found.add(path)
+                advance()
+        return found
+
+    def _sha256(self, path: str) -> str:
+        digest = hashlib.sha256()
+        with self.remote.errors(missing=True), self.remote.opened(path) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
+
     # -- writing ---------------------------------------------------------------------------------
 
     def upload(self, directory: Path, about: Files) -> None:
         """Send the files that the store does not have yet."""
+        self.check_mine()
         for relative, row in about.items():
-            if self.remote.size(_blob(row)) != row["bytes"]:
-                self.remote.put(_blob(row), directory / relative)
+            if self.remote.size(blob_of(row)) != row["bytes"]:
+                self.remote.put(blob_of(row), directory / relative)
+
+    def restore(self, directory: Path, about: Files, wrong: set[str]) -> Iterator[str]:
+        """Send the files that are missing in the store or, as `wrong` says, have another content, from a copy that has
+        the right one; yields their names."""
+        for relative, row in about.items():
+            path, mine = blob_of(row), directory / relative
+            if (path in wrong or self.remote.size(path) != row["bytes"]) and is_whole(mine, row):
+                self.check_mine()
+                self.remote.put(path, mine)
+                yield relative
 
     def put_text(self, text: str) -> None:
         """Send the content of a small file, such as replay samples."""
+        self.check_mine()
         raw = text.encode()
-        self.remote.put(_blob({"sha256": hashlib.sha256(raw).hexdigest()}), raw)
+        self.remote.put(blob_of({"sha256": hashlib.sha256(raw).hexdigest()}), raw)
 
     def create(self, name: str, number: int, text: str) -> bool:
         """Put a version's manifest unless there is one; whether this one is there now."""
+        self.check_mine()
         return self.remote.put_new(_manifest(name, number), text.encode())
 
+    def remove_file(self, path: str) -> None:
+        """Delete what `unneeded` found."""
+        self.check_mine()
+        self.remote.remove(path)
+
     def drop_manifest(self, name: str, number: int) -> None:
+        self.check_mine()
         self.remote.remove(_manifest(name, number))
 
     def follow(self, name: str, number: int, text: str, needed: set[str]) -> None:
@@ -147,11 +223,13 @@ class SharedStore:
         Args:
             needed: the SHA-256 of every file that a version in the index has.
         """
+        self.check_mine()
         self._drop_files(name, number, needed)  # first: the old manifest knows their names
         self.remote.put(_manifest(name, number), text.encode())
 
     def drop(self, name: str, number: int, needed: set[str]) -> None:
         """Delete a version, and its files that no other version has."""
+        self.check_mine()
         self._drop_files(name, number, needed)
         self.drop_manifest(name, number)
 
@@ -159,17 +237,17 @@ class SharedStore:
         with suppress(IntegrityError):
             for row in self.parsed(name, number)[0]["files"].values():
                 if row["sha256"] not in needed:
-                    self.remote.remove(_blob(row))
+                    self.remote.remove(blob_of(row))
 
     def unneeded(self, needed: set[str]) -> dict[str, int]:
         """The files that no version has: path in the store → size in bytes. A version that has no rows yet counts."""
-        kept = {_blob({"sha256": sha}) for sha in needed}
+        kept = {blob_of({"sha256": sha}) for sha in needed}
         there = self.remote.sizes(BLOBS)
         if there.keys() <= kept:
             return {}
         for text in self.texts(self.versions()).values():
             with suppress(IntegrityError, KeyError):
-                kept.update(_blob(row) for row in _files_of(text))
+                kept.update(blob_of(row) for row in _files_of(text))
         return {path: size for path, size in there.items() if path not in kept}
 
     def all_files(self) -> Iterator[tuple[str, AbstractContextManager[BinaryIO]]]:
@@ -248,14 +326,14 @@ class SharedStore:
 
     def _fetch_file(self, old: Path, target: Path, row: Mapping[str, Any], what: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if old.is_file() and not old.is_symlink() and files.sha256_file(old) == row["sha256"]:
+        if is_whole(old, row):
             shutil.copyfile(old, target)
         else:
             hint = "restore it in the store, or see cl-adapter verify"
-            if self.remote.size(_blob(row)) is None:
+            if self.remote.size(blob_of(row)) is None:
                 raise IntegrityError(f"{what} is missing in {self.remote.url}", hint)
             digest = hashlib.sha256()
-            with self.remote.errors(), self.remote.opened(_blob(row)) as source, target.open("wb") as made:
+            with self.remote.errors(), self.remote.opened(blob_of(row)) as source, target.open("wb") as made:
                 while piece := source.read(1 << 20):
                     digest.update(piece)
                     with files.storage_errors(target):
@@ -275,39 +353,9 @@ class SharedStore:
         return False
 
 
-class SharedRecord(AdapterRecord):
-    """A version whose directory is fetched from the store when its path is first used."""
-
-    _store: SharedStore
-    _text: str
-
-    @classmethod
-    def of(cls, store: SharedStore, text: str, **values: Any) -> SharedRecord:
-        record = cls(path=store.folder / values["name"] / f"v{values['version']}", **values)
-        object.__setattr__(record, "_store", store)
-        object.__setattr__(record, "_text", text)
-        return record
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "path":
-            known = object.__getattribute__(self, "__dict__")
-            if "_store" in known:
-                store: SharedStore = known["_store"]
-                return store.fetch(known["name"], known["version"], known["_text"])
-        return object.__getattribute__(self, name)
-
-    @property
-    def place(self) -> Path:
-        return Path(self.__dict__["path"])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SharedRecord) and self.__dict__ == other.__dict__
-
-    def __hash__(self) -> int:
-        return hash((self.ref, self._text))
-
-    def __repr__(self) -> str:
-        return f"SharedRecord({self.ref}, {self.status}, {self.place})"
+def is_whole(path: Path, row: Mapping[str, Any]) -> bool:
+    """Whether a file on this machine is there, and has the recorded content."""
+    return path.is_file() and not path.is_symlink() and files.sha256_file(path) == row["sha256"]
 
 
 def needed_files(texts: Iterable[str]) -> set[str]:
@@ -320,7 +368,7 @@ def _files_of(text: str) -> Iterator[Mapping[str, Any]]:
         yield from json.loads(text).get("files", {}).values()
 
 
-def _blob(row: Mapping[str, Any]) -> str:
+def blob_of(row: Mapping[str, Any]) -> str:
     sha = str(row["sha256"])
     if re.fullmatch(r"[0-9a-f]{64}", sha) is None:
         raise IntegrityError(f"{sha[:80]!r} is not a SHA-256", "see cl-adapter verify")

@@ -12,7 +12,7 @@ import pytest
 from crashes import in_child
 from registry_support import BASE, publish_into
 
-from adapterhub_cl.errors import HubError, IntegrityError, UsageError
+from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UsageError
 from adapterhub_cl.registry import Registry, drafts
 from adapterhub_cl.registry.hubfile import check_store_url
 from adapterhub_cl.registry.remote_store import RemoteStore
@@ -238,3 +238,73 @@ def test_only_one_writer_puts_a_new_file(tmp_path: Path) -> None:
         store.remove("a/b.json")
         store.remove("a/b.json")
         assert store.sizes("a") == {}
+
+
+def test_a_store_that_is_not_mounted_is_not_made_again(shared: Registry) -> None:
+    store = shared.path.parent / "store"
+    publish_into(shared)
+    away = store.rename(store.with_name("away"))
+    with pytest.raises(StorageError, match="is not there: is it mounted") as refused:
+        publish_into(shared, content=b"second")
+    assert "mount it" in refused.value.hint
+    assert not store.exists()
+    store.mkdir()  # the mount point
+    with pytest.raises(StorageError, match="is it mounted"):
+        publish_into(shared, content=b"second")
+    with pytest.raises(StorageError, match="is it mounted"):
+        shared.repair()
+    assert list(store.iterdir()) == []
+    (problem,) = shared.verify()
+    assert problem.path.endswith("store/hub.json")
+    store.rmdir()
+    away.rename(store)
+    assert publish_into(shared, content=b"second").ref == "news@v2"
+    assert shared.verify() == []
+
+
+def test_a_lost_or_strange_identity_is_found(shared: Registry) -> None:
+    publish_into(shared)
+    file = shared.path.parent / "store" / "hub.json"
+    whole = file.read_bytes()
+    for content in (None, b"\x00 nothing", b"[1]"):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        (problem,) = shared.verify()
+        assert "verify --repair" in problem.fix
+        with pytest.raises(StorageError):
+            publish_into(shared, content=b"second")
+        assert shared.repair() == [f"wrote {file}"]
+        assert file.read_bytes() == whole
+    file.write_bytes(whole.replace(b"20", b"19", 1))
+    (problem,) = shared.verify()
+    assert "belongs to another hub" in problem.problem
+    for writes in (shared.repair, lambda: publish_into(shared, content=b"second")):
+        with pytest.raises(HubError, match="belongs to another hub"):
+            writes()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "cut"])
+def test_a_damaged_file_in_the_store_comes_back_from_a_copy(shared: Registry, damage: str) -> None:
+    record = publish_into(shared)
+    (large,) = [name for name in files_in(shared, "blobs") if (shared.path.parent / "store" / name).stat().st_size > 9]
+    path = shared.path.parent / "store" / large
+
+    def harm() -> None:
+        path.unlink()
+        if damage != "missing":
+            path.write_bytes(b"WEIGHTS" * (100 if damage == "changed" else 1))
+
+    harm()
+    (problem,) = shared.verify()
+    assert problem.fix == "cl-adapter verify --repair"
+    assert "changed" in problem.problem if damage == "changed" else "missing or incomplete" in problem.problem
+    assert shared.repair() == ["put adapter_model.safetensors of news@v1 back into the store"]
+    assert path.read_bytes() == b"weights" * 100
+    assert shared.verify() == []
+    harm()
+    shutil.rmtree(record.place)
+    (problem,) = shared.verify()
+    assert "on a machine that has a copy" in problem.fix
+    shared.repair()
+    assert path.exists() == (damage != "missing")
