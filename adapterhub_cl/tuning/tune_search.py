@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies.kin import lead
 from adapterhub_cl.training.runs import Run, leave
+from adapterhub_cl.tuning.study_file import opened_study
 from adapterhub_cl.tuning.tune_options import TuneOptions
 from adapterhub_cl.tuning.tune_space import Space, space_of
 from adapterhub_cl.tuning.tune_trials import row_scores, trained
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 FEWEST = 100  # rows to tune on; fewer say nothing
 SHARE, MOST = 0.2, 200  # of the rows, for judging trials and for the confirmation each
 SURE = 1.645  # standard errors that the best settings must lead by: one-sided 95 %
-STUDY, FILE = "tune", "study.db"
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,8 @@ def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -
     Raises:
         DataError: the data cannot be used, have changed, or are too few.
         TrainingInterrupted: stopped by the user; the same command with `--resume` goes on.
+        StorageError: the disk is full or read-only.
+        IntegrityError: the file of the search that should go on is damaged.
     """
     parts, request = parts_of(hub, order), order.request
     sha256 = parts.material.data.sha256
@@ -152,7 +153,7 @@ def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -
     lock = run.lock()
     try:
         run.claim()
-        with storage_errors(run.path), _study(run, order.settings.seed) as study:
+        with storage_errors(run.path), opened_study(run, request.name, order.settings.seed) as study:
             found = _Search(hub, order, options, parts, study)()
         write_choice(hub.registry, request.name, found)
     except BaseException as error:
@@ -164,25 +165,6 @@ def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -
     run.remove()
     hub.registry.add_event("tune", "", {"name": request.name, "kept": found["kept"], "settings": found["settings"]})
     return found
-
-
-@contextmanager
-def _study(run: Run, seed: int) -> Any:
-    """The study in the run's folder, in SQLite, which survives a kill at any moment."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(run.path / FILE).resolve()}")
-    try:
-        study = optuna.create_study(
-            storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
-        )  # fmt: skip
-        study.sampler = optuna.samplers.TPESampler(seed=(seed + 7919 * len(study.trials)) % 2**32, n_startup_trials=6)
-        yield study
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
 
 
 class _Search:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from cl_adapter.__main__ import main
 from encoder_hubs import COLOURS, QUICK, data, new_hub
+from sqlalchemy import Engine, event
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.errors import DataError, IntegrityError, TrainingInterrupted, UsageError
+from adapterhub_cl.errors import DataError, IntegrityError, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.learning.chosen_settings import place_of, write_choice
 from adapterhub_cl.tuning import tune_search
 from adapterhub_cl.tuning.tune_search import SURE, value_of
@@ -129,6 +131,49 @@ def test_a_killed_search_goes_on(hub: AdapterHub, fake: Any, tmp_path: Path, at:
     assert made.asked[before]["rank"] == made.asked[at - 1]["rank"], "what was killed is tried again"
     with pytest.raises(UsageError, match="no unfinished tune"):
         hub.tune("colours", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["noise", "cut", "row"])
+def test_a_damaged_study_is_told_in_one_line(hub: AdapterHub, fake: Any, tmp_path: Path, damage: str) -> None:
+    made = fake(by_rank)
+    made.kill_at = 3
+    rows = data(tmp_path, COLOURS, 200)
+    with pytest.raises(Killed):
+        hub.tune("colours", rows, trials=4, confirm=1, **FIXED)
+    made.kill_at = -1
+    (file,) = hub.registry.runs_dir.glob("*/study.db")
+    if damage == "row":
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("UPDATE trial_params SET distribution_json = '{'")
+            database.commit()
+    else:
+        file.write_bytes(b"noise" * 1000 if damage == "noise" else file.read_bytes()[:5000])
+    with pytest.raises(IntegrityError, match=r"study\.db is damaged") as refused:
+        hub.tune("colours", resume=True)
+    assert "cl-adapter tune colours DATA" in refused.value.hint
+    assert hub.tune("colours", rows, trials=2, confirm=1, **FIXED)["trials"]
+
+
+@pytest.mark.parametrize("trials", [0, 2])
+def test_a_full_disk_keeps_what_was_tried(hub: AdapterHub, fake: Any, tmp_path: Path, trials: int) -> None:
+    """SQLite may have no further page, and says what it says on a full disk."""
+    made, full = fake(by_rank), True
+
+    def began(connection: Any) -> None:
+        if len(made.asked) >= trials:  # 1: the pages that the file has already stay allowed
+            most = 1 if full else 1_000_000
+            connection.connection.driver_connection.execute(f"PRAGMA max_page_count = {most}")
+
+    event.listen(Engine, "begin", began)
+    try:
+        with pytest.raises(StorageError, match="no space left on") as refused:
+            hub.tune("colours", data(tmp_path, COLOURS, 200), trials=40, confirm=1, **FIXED)
+        assert "cl-adapter tune colours --resume" in refused.value.hint
+        full, before = False, len(made.asked)
+        assert before >= trials
+        assert len(hub.tune("colours", resume=True, trials=before + 2)["trials"]) == before + 2
+    finally:
+        event.remove(Engine, "begin", began)
 
 
 def test_bad_input_is_refused(hub: AdapterHub, fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
