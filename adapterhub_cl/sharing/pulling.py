@@ -16,6 +16,7 @@ from adapterhub_cl.registry.remote_store import RemoteStore, document
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
 from adapterhub_cl.registry.tombstones import forgotten
 from adapterhub_cl.sharing.fetching import Fetcher, gathering
+from adapterhub_cl.sharing.pulled_adapter import check_adapter
 from adapterhub_cl.sharing.shared_version import MovedVersion, SharedVersion, digest, read, without_samples
 from adapterhub_cl.sharing.signing import as_fingerprint, pin, pinned
 from adapterhub_cl.types import LATEST, AdapterRecord, Evaluation, Task
@@ -116,6 +117,8 @@ def _pull(
                         brought[ref_][file] = fetcher.bring(file, row, ref_)
                         advance()
                     costs[ref_] = fetcher.fetched - before
+            for place in new:
+                check_adapter(place.shared.ref, store.url, brought[place.shared.ref], folder)
             _pin(registry, store, signers, reporter)
             for place in new:
                 record = _publish(registry, store, place, brought[place.shared.ref])

@@ -135,6 +135,7 @@ def read(raw: bytes, name: str, number: int, where: str) -> SharedVersion:
         parents, serves = about["parents"], about["serves"]
         if not isinstance(serves, bool) or not all(map(_is_digest, parents.values())):
             raise ValueError("its parents")
+        _check_finite(about["manifest"])
         if not all(_is_digest(row["sha256"]) for row in manifest["files"].values()):
             raise ValueError("a hash")
         shared = SharedVersion(name, number, manifest, serves, dict(parents), fingerprint(public))
@@ -150,6 +151,11 @@ def _again(name: str, number: int) -> str:
 
 def _bytes(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
+
+
+def _check_finite(value: Any) -> None:
+    """Raise ValueError for NaN and infinities, which JSON does not have and Python's reader accepts."""
+    json.dumps(value, allow_nan=False)
 
 
 def _is_digest(value: Any) -> bool:

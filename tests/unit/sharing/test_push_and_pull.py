@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
 import shutil
 import stat
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from registry_support import BASE
-from sharing_support import SECRET, Notes, make_hub, pull, push, train
+from sharing_support import SECRET, Notes, lora, make_hub, pull, push, train
 
 from adapterhub_cl.errors import (
     AdapterError,
@@ -22,9 +25,11 @@ from adapterhub_cl.errors import (
     UsageError,
 )
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry.drafts import Draft
 from adapterhub_cl.registry.remote_store import RemoteStore
 from adapterhub_cl.sharing import fetching
-from adapterhub_cl.types import Evaluation
+from adapterhub_cl.sharing.signing import signing_key
+from adapterhub_cl.types import AdapterRecord, Evaluation
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -184,6 +189,83 @@ def test_a_changed_document_is_refused(ours: Registry, theirs: Registry, tmp_pat
     with pytest.raises(IntegrityError, match=r"news@v7|v7"):
         pull(theirs, store, "news@v7")
     unharmed(theirs)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_signed_number_that_is_not_finite_is_refused(
+    ours: Registry, theirs: Registry, tmp_path: Path, number: str
+) -> None:
+    train(ours, training={"loss": 0.125})
+    push(ours, tmp_path / "store", "news")
+    path, key = tmp_path / "store" / "versions" / "news" / "v1.json", signing_key()
+    outer = json.loads(path.read_text())
+    text = outer["signed"].replace("0.125", number)
+    signature = key.sign(b"adapterhub-cl shared version\n" + text.encode())
+    path.write_text(json.dumps({**outer, "signed": text, "signature": base64.b64encode(signature).decode()}))
+    with pytest.raises(IntegrityError, match="describes no version"):
+        pull(theirs, tmp_path / "store")
+    unharmed(theirs)
+
+
+class Touch:
+    """A pickle that leaves a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("garbage", "adapter_model.safetensors cannot be read"),
+        ("pickle", "adapter_model.safetensors cannot be read"),
+        ("nan", "NaN"),
+        ("no weights", "it has no adapter_model.safetensors"),
+        ("config", "adapter_config.json cannot be read"),
+        ("other config", "is PREFIX, not LoRA"),
+        ("no config", "it has no adapter_config.json"),
+    ],
+)
+def test_signed_files_that_are_no_adapter_are_refused(
+    ours: Registry, theirs: Registry, tmp_path: Path, damage: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = Registry.publish
+
+    def spoiled(self: Registry, draft: Draft, *given: Any, **options: Any) -> AdapterRecord:
+        weights, config = draft.path / "adapter_model.safetensors", draft.path / "adapter_config.json"
+        match damage:
+            case "garbage":
+                weights.write_bytes(b"garbage" * 100)
+            case "pickle":
+                weights.write_bytes(pickle.dumps(Touch(tmp_path / "loaded")))
+            case "nan":
+                weights.write_bytes(lora(b"\xff" * 700))
+            case "no weights":
+                weights.unlink()
+            case "config":
+                config.write_text("{")
+            case "other config":
+                config.write_text(json.dumps({"peft_type": "PREFIX"}))
+            case "no config":
+                config.unlink()
+        return publish(self, draft, *given, **options)
+
+    train(ours, "good")
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "publish", spoiled)
+        train(ours)
+    push(ours, tmp_path / "store")
+    with pytest.raises(IntegrityError, match=said) as refused:
+        pull(theirs, tmp_path / "store")
+    assert "news@v1" in refused.value.message
+    assert "\n" not in refused.value.message
+    assert ".tmp-" not in refused.value.message
+    unharmed(theirs)
+    assert not (tmp_path / "loaded").exists()
+    assert [one.ref for one in pull(theirs, tmp_path / "store", "good")] == ["good@v1"]
 
 
 def test_the_first_signer_is_pinned_and_another_is_refused(
@@ -424,7 +506,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
     push(ours, tmp_path / "store", "news")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(StorageError, match=r"702 bytes are to be fetched, 100 are free"):
+    with pytest.raises(StorageError, match=r"775 bytes are to be fetched, 100 are free"):
         pull(theirs, tmp_path / "store")
     unharmed(theirs)
 
