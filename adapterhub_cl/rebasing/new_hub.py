@@ -11,6 +11,7 @@ from adapterhub_cl.errors import HubError, IntegrityError, UsageError
 from adapterhub_cl.registry import Registry, check_local, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.registry.hubfile import FILE_NAME as HUB_FILE
+from adapterhub_cl.registry.names import refuse_in_any, refuse_inside
 from adapterhub_cl.types import AdapterRecord, BaseInfo
 
 FOLDER = "rebase"  # in the new hub: a folder for each task, with the rows that it is learned from and measured on
@@ -47,12 +48,14 @@ def look(old: Registry, path: str | Path, base: BaseInfo) -> NewHub:
 
     Raises:
         HubError: the hub there is bound to another base, or holds what another rebase, or somebody else, put there.
-        UsageError: it is the old hub itself.
+        UsageError: it is the old hub itself, or inside a hub.
     """
     place = check_local(path)
     if place.resolve() == old.path.resolve():
         raise UsageError("--to names the hub that is to be moved", "give another folder: the old hub is only read")
+    refuse_inside(place, old.path, "give a folder outside of it with --to")
     if not (place / HUB_FILE).is_file():
+        refuse_in_any(place, HUB_FILE, "give a folder outside of every hub with --to")
         return NewHub(place, base, None)
     there = Registry.open(place, "")
     if there.base.fingerprint != base.fingerprint:

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import HubError
-from adapterhub_cl.registry.hubfile import HubFile
+from adapterhub_cl.registry.hubfile import FILE_NAME, HubFile
 from adapterhub_cl.registry.index import Index
+from adapterhub_cl.registry.names import refuse_in_any, refuse_inside
 from adapterhub_cl.registry.postgres import PostgresIndex
 from adapterhub_cl.registry.shared_store import SharedStore
+
+
+def check_place(shared: SharedStore, hub: Path) -> None:
+    """Raise UsageError for a store that is a folder inside a hub, the one that is being made or another."""
+    if (folder := shared.remote.folder) is not None:
+        hint = "give --store a folder outside of every hub: local:///mnt/store"
+        refuse_inside(folder, hub, hint)
+        refuse_in_any(folder, FILE_NAME, hint)
 
 
 def begin(index: Index, hub: Path, hub_file: HubFile, shared: SharedStore | None) -> HubFile:

@@ -58,6 +58,21 @@ def refuse_inside(path: Path, hub: Path, hint: str) -> None:
         raise UsageError(f"{path} is inside the hub", hint)
 
 
+def refuse_in_any(path: Path, mark: str, hint: str) -> None:
+    """Raise where something would be written into some hub that is not part of it.
+
+    Args:
+        mark: the name of the file that makes a folder a hub.
+
+    Raises:
+        UsageError: the path, its links followed, is a hub or inside one.
+    """
+    place = path.resolve()
+    for folder in (place, *place.parents):
+        if (folder / mark).is_file():
+            raise UsageError(f"{path} is inside the hub {folder}", hint)
+
+
 def is_outside(parent: str) -> bool:
     """Whether a parent in the lineage is a version of another hub, named by its path or URL."""
     return Path(parent).is_absolute() or _URL.fullmatch(parent) is not None

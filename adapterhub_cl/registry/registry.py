@@ -76,6 +76,8 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         if store_url is not None:
             hub_file = replace(hub_file, store_url=check_store_url(store_url))
         registry = cls(path, hub_file)
+        if registry.shared is not None:
+            joining.check_place(registry.shared, path)
         with files.storage_errors(path):
             registry.adapters_dir.mkdir(parents=True, exist_ok=True)
             registry.runs_dir.mkdir(exist_ok=True)

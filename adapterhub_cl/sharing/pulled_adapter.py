@@ -1,4 +1,4 @@
-"""What a pull has fetched is opened before it is published: a signature tells who made the files, not what is in them."""
+"""What a pull has fetched is opened before it is published: a signature says who made a file, not what is in it."""
 
 from __future__ import annotations
 

@@ -216,6 +216,9 @@ def test_other_hubs_are_left_alone(
 ) -> None:
     with pytest.raises(UsageError, match="hub that is to be moved"):
         old.rebase(roberta, to=str(old.folder))
+    with pytest.raises(UsageError, match="inside the hub"):
+        old.rebase(roberta, to=str(old.folder / "sub"))
+    assert not (old.folder / "sub").exists()
     with pytest.raises(UsageError, match="needs the folder"):
         old.rebase(roberta)
     with pytest.raises(UsageError, match="between 0 and 1"):

@@ -308,3 +308,12 @@ def test_a_damaged_file_in_the_store_comes_back_from_a_copy(shared: Registry, da
     assert "on a machine that has a copy" in problem.fix
     shared.repair()
     assert path.exists() == (damage != "missing")
+
+
+def test_a_store_inside_a_hub_is_refused(shared: Registry, tmp_path: Path) -> None:
+    for place in ("second/store", "second", "hub", "hub/adapters/store"):
+        with pytest.raises(UsageError, match="is inside the hub") as refused:
+            Registry.create(tmp_path / "second", BASE, store_url=f"local://{tmp_path}/{place}")
+        assert "--store" in refused.value.hint
+    assert not (tmp_path / "second").exists()
+    assert shared.verify() == []
