@@ -332,8 +332,11 @@ class AdapterHub(
         """
         from adapterhub_cl.adapters.lora_config import check_stored
         from adapterhub_cl.bases.unchanged import check_adapters, check_base
+        from adapterhub_cl.learning.chosen_settings import damaged_choices
+        from adapterhub_cl.sharing.signing import damaged_signers
 
         found = self.registry.verify(reporter)
+        found += [*damaged_choices(self.registry), *damaged_signers(self.registry.path)]
         damaged = {problem.path for problem in found}
         with suppress(IntegrityError):  # an index whose rows cannot be read is among the problems already
             records = self.list(all_versions=True)

@@ -11,6 +11,7 @@ from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry import Registry, seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.types import Problem
 
 FOLDER = "tuned"
 # What an adapter that continues from another one takes from it, so that a choice for a fresh one cannot apply.
@@ -44,6 +45,18 @@ def read_choice(registry: Registry, name: str) -> dict[str, Any] | None:
             f"{path} is not what was written: {error}", f"drop it: cl-adapter tune {name} --drop; or tune again"
         ) from error
     return row
+
+
+def damaged_choices(registry: Registry) -> list[Problem]:
+    """The files that cannot be read, for `verify`: trainings of these names are refused."""
+    found = []
+    for path in sorted((registry.path / FOLDER).glob("*.json")):
+        try:
+            read_choice(registry, path.stem)
+        except IntegrityError as error:
+            where = f"{FOLDER}/{path.name}"
+            found.append(Problem(where, error.message.replace(str(path), "the file", 1), error.hint))
+    return found
 
 
 def write_choice(registry: Registry, name: str, row: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from adapterhub_cl.errors import HubError, UsageError
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.registry.files import atomic_write_text, fsync_dir, temporary_name, write_all
+from adapterhub_cl.types import Problem
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -131,6 +132,15 @@ def pinned(hub: Path, url: str) -> frozenset[str]:
         HubError: the file cannot be read.
     """
     return frozenset(_read(hub).get(url, ()))
+
+
+def damaged_signers(hub: Path) -> list[Problem]:
+    """What is wrong with the file, for `verify`: without it no version is pulled."""
+    try:
+        _read(hub)
+    except HubError as error:
+        return [Problem(PINNED, error.message.replace(str(hub / PINNED), "the file", 1), error.hint)]
+    return []
 
 
 def pin(hub: Path, url: str, accepted: Collection[str]) -> None:

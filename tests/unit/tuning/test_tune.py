@@ -176,6 +176,21 @@ def test_a_full_disk_keeps_what_was_tried(hub: AdapterHub, fake: Any, tmp_path: 
         event.remove(Engine, "begin", began)
 
 
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"settings": {}}', "\x00"])
+def test_verify_finds_a_damaged_choice_and_damaged_signers(hub: AdapterHub, damage: str) -> None:
+    write_choice(hub.registry, "colours", {"settings": {"rank": 4}})
+    assert hub.verify() == []
+    place_of(hub.registry, "colours").write_text(damage)
+    (hub.folder / "signers.json").write_text(damage)
+    chosen, signers = hub.verify()
+    assert (chosen.path, signers.path) == ("tuned/colours.json", "signers.json")
+    assert "tune colours --drop" in chosen.fix
+    assert "restore it" in signers.fix
+    assert hub.drop_tuned("colours")
+    (hub.folder / "signers.json").unlink()
+    assert hub.verify() == []
+
+
 def test_bad_input_is_refused(hub: AdapterHub, fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = fake(by_rank)
     rows = data(tmp_path, COLOURS, 200)
