@@ -97,6 +97,7 @@ def training_facts(
             "sha256": material.data.sha256,
             "layout": material.data.layout,
             "columns": dict(request.columns),
+            "unused": list(material.data.unused),
             "examples": len(material.data),
             "skipped": material.data.skipped,
         },

@@ -5,15 +5,17 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
+from adapterhub_cl.data.layouts import JUDGEMENTS, filled, named
 from adapterhub_cl.data.reading import absolute, at_hand, read_rows
-from adapterhub_cl.errors import IntegrityError, UsageError
+from adapterhub_cl.errors import DataError, IntegrityError, UsageError
 from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.learning.chosen_settings import usual_settings
 from adapterhub_cl.learning.train_options import FACT_REPLAY, FACT_SETTINGS, AddTaskOptions
@@ -139,7 +141,8 @@ def build(
         given.setdefault("replay", FACT_REPLAY)
     if verb == "update":
         before = registry.get(name)
-        given["columns"] = given.get("columns") or _usual_columns(registry, before, str(data))
+        free = any(task.name == before.task and task.kind == "generation" for task in registry.tasks())
+        given["columns"] = given.get("columns") or _usual_columns(_learned_from(registry, before), str(data), free=free)
         given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
         kept = before.manifest.get("replay") or {}
         if kept.get("size") is not None:
@@ -156,15 +159,45 @@ def _tuned(registry: Registry, verb: str, name: str, given: Mapping[str, Any]) -
     return usual_settings(registry, name, fresh=verb == "add-task" and strategy.makes != "continued")
 
 
-def _usual_columns(registry: Registry, before: AdapterRecord, data: str) -> Mapping[str, str]:
+def _learned_from(registry: Registry, record: AdapterRecord) -> list[Mapping[str, Any]]:
+    """What is recorded of the data of a version and of those before it, the newest first."""
+    older = [one for one in registry.versions(record.name) if one.version <= record.version]
+    return [one.training.get("data") or {} for one in reversed(older)]
+
+
+def _usual_columns(facts: Sequence[Mapping[str, Any]], data: str, *, free: bool = True) -> Mapping[str, Any]:
     """The default columns of an update: those of the newest version whose columns the new data have. It need not be the
-    one before, which may have been learned from production, whose rows have columns of their own."""
-    older = [one for one in registry.versions(before.name) if one.version <= before.version]
-    told = [(one.training.get("data") or {}).get("columns") or {} for one in reversed(older)]
-    if not any(told) or data == "-" or not at_hand(data):
+    one before, which may have been learned from production, whose rows have columns of their own.
+
+    Args:
+        facts: what is recorded of the data of each version, the newest first.
+        free: whether its answers are free ones, which may be judged; a choice is right or wrong.
+
+    Raises:
+        DataError: the data have a column that may judge the answers, which nobody chose to leave out.
+    """
+    if not any(one.get("columns") for one in facts) or data == "-" or not at_hand(data):
         return {}
-    there = {column for row in read_rows(data).rows for column in row}
-    return next((one for one in told if one and there.issuperset(one.values())), {})
+    rows = read_rows(data)
+    there = {column for row in rows.rows for column in row}
+    for one in facts:
+        if (told := one.get("columns")) and there.issuperset(named(told)):
+            known = {*named(told), *one.get("unused", ())}
+            new = sorted(c for c in there - known if c.strip().lower() in JUDGEMENTS and any(filled(rows, c)))
+            if free and new and not {"rejected", "desirable"} & set(told) and "input" in told:
+                raise _judged(data, told, new[0])
+            return told  # type: ignore[no-any-return]
+    return {}
+
+
+def _judged(data: str, told: Mapping[str, Any], column: str) -> DataError:
+    each = {role: [given] if isinstance(given, str) else given for role, given in told.items()}
+    one = ",".join(f"{role}={name}" for role, given in each.items() for name in given)
+    return DataError(
+        f"{data}: column {column!r} may judge the answers, and the version before was trained without it",
+        f"if it does: --columns {shlex.quote(f'{one},desirable={column}')}; to learn every answer as right: "
+        f"--columns {shlex.quote(one)}",
+    )
 
 
 def _usual_strategy(base: BaseInfo, data: str, given: Mapping[str, Any]) -> str:
