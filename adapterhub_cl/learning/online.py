@@ -89,7 +89,7 @@ def learn_online(
     alone = acquire(hub.registry.runs_dir / f".online-{name}.lock", taken, "wait for it, or send it the rows")
     with held(alone), held(run.lock()):
         run.claim()
-        for line in hub.registry.repair():
+        for line in hub.registry.repair(hashes=False):
             hub.reporter.note(f"note: {line}")
         at, rows = _published(hub.registry, request.name, run.id)
         with StopSignal() as stop:

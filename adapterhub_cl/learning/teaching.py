@@ -157,6 +157,7 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         TrainingInterrupted: stopped by the user; the run can be resumed.
     """
     registry, reporter = hub.registry, hub.reporter
+    registry.check_store()
     if run is None:
         mention_what_is_there(registry, order.request, reporter)
     stored = dict(run.request) if run else {}

@@ -91,7 +91,7 @@ def verify(place: Place, reporter: Reporter | None = None) -> list[Problem]:
     return found
 
 
-def repair(place: Place, reporter: Reporter | None = None) -> list[str]:
+def repair(place: Place, reporter: Reporter | None = None, *, hashes: bool = True) -> list[str]:
     """Complete what was interrupted, adopt complete versions that have no rows, drop rows that name nothing, remove
     leftovers; returns one line for each.
 
@@ -106,7 +106,7 @@ def repair(place: Place, reporter: Reporter | None = None) -> list[str]:
         for path in unreadable.write_back(place.store, recorded, changed=True):
             done.append(f"restored {place.relative(path)} from the index")
     if place.shared is not None:
-        done += shared_checks.repair_store(place, place.shared, reporter or Reporter())
+        done += shared_checks.repair_store(place, place.shared, reporter or Reporter(), hashes)
     with place.index.writing() as connection:
         done += shared_checks.adopt(place, place.shared, connection) if place.shared is not None else ()
         for directory in _unregistered(place, lambda sql: [tuple(r) for r in connection.exec_driver_sql(sql)]):

@@ -45,6 +45,16 @@ class RegistryCore:
             rows = query(sql, name=name, version=version)
         return str(rows[0][0]) if rows else None
 
+    def check_store(self) -> None:
+        """Raise before long work whose version could not be published, because the shared store is not there.
+
+        Raises:
+            StorageError: it is not there, or cannot be reached.
+            HubError: it is the store of another hub.
+        """
+        if self.shared is not None:
+            self.shared.check_mine()
+
     @property
     def base(self) -> BaseInfo:
         """The base of the hub and its current location: see `adapterhub_cl.registry.hubfile`."""

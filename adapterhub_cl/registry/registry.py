@@ -335,15 +335,18 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
 
         return checks.verify(self._place(), reporter)
 
-    def repair(self, reporter: Reporter | None = None) -> list[str]:
+    def repair(self, reporter: Reporter | None = None, *, hashes: bool = True) -> list[str]:
         """Fix what can be fixed without loss; returns one line for each fix.
+
+        Args:
+            hashes: read every file of a shared store, which may take long, to put changed ones back too.
 
         Adopts complete versions that have no rows, drops aliases and serving rows that name nothing, removes
         leftovers, rewrites `aliases.json`.
         """
         from adapterhub_cl.registry import checks
 
-        return checks.repair(self._place(), reporter)
+        return checks.repair(self._place(), reporter, hashes=hashes)
 
     def needed_by_runs(self) -> dict[str, str]:
         """Version → the unfinished run that continues from it or trains on top of it; see `run_checks`."""

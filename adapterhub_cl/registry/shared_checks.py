@@ -117,7 +117,7 @@ def _wrong(shared: SharedStore, name: str, version: int) -> str:
     return f"{lacks} is missing" if lacks else ""
 
 
-def repair_store(place: Place, shared: SharedStore, reporter: Reporter) -> Iterator[str]:
+def repair_store(place: Place, shared: SharedStore, reporter: Reporter, hashes: bool) -> Iterator[str]:
     """Put back what the store has lost and this machine has a copy of, let manifests in the store follow the index, and
     remove damaged copies; one line for each.
 
@@ -127,7 +127,7 @@ def repair_store(place: Place, shared: SharedStore, reporter: Reporter) -> Itera
     """
     if shared.reclaim():
         yield f"wrote {shared.remote.url}/{IDENTITY}"
-    changed = _changed(place, shared, reporter)
+    changed = _changed(place, shared, reporter) if hashes else set()
     with place.index.lock(), place.index.reading() as query:
         rows, there = _rows(query), shared.versions()
         needed, texts = needed_files(rows.values()), shared.texts(there)

@@ -215,7 +215,7 @@ def _adopt_interrupted(registry: Registry, names: set[str]) -> None:
     known = {record.ref for record in registry.adapters(all_versions=True)} | registry.deleted_refs()
     there = {f"{name}@{path.name}" for name in names for path in (registry.adapters_dir / name).glob("v*")}
     if there - known:
-        registry.repair()
+        registry.repair(hashes=False)
 
 
 def _place(registry: Registry, shared: SharedVersion, name: str | None) -> _Place:
