@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cl_adapter.__main__ import main
 from registry_support import BASE, publish_into
+from safetensors.numpy import save
 
 from adapterhub_cl.registry import Registry
+
+CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["layer"]}
+WEIGHTS = save({f"base_model.model.layer.lora_{ab}.weight": np.ones((1, 1), np.float32) for ab in "AB"})
 
 
 def hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
@@ -17,7 +22,8 @@ def hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     mine = Registry.create(tmp_path / "mine", BASE)
     with mine.new_draft("news") as draft:
-        (draft.path / "adapter_model.safetensors").write_bytes(b"weights")
+        (draft.path / "adapter_model.safetensors").write_bytes(WEIGHTS)
+        (draft.path / "adapter_config.json").write_text(json.dumps(CONFIG))
         mine.publish(draft, {"kind": "trained", "base": {"fingerprint": BASE.fingerprint}})
     Registry.create(tmp_path / "yours", BASE)
     return str(tmp_path / "mine"), str(tmp_path / "yours")
@@ -35,7 +41,8 @@ def test_a_version_moves_between_two_hubs(
     assert main(["--hub", mine, "push", "--all", store]) == 0
     assert capsys.readouterr().out == "news@v1 was there already\n"
     assert main(["--hub", yours, "--json", "pull", store]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"ref": "news@v1", "moved": True, "bytes": 7}]
+    size = len(WEIGHTS) + len(json.dumps(CONFIG))
+    assert json.loads(capsys.readouterr().out) == [{"ref": "news@v1", "moved": True, "bytes": size}]
     assert Registry.open(yours).get("news@v1").kind == "trained"
 
 
