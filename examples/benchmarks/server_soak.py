@@ -90,10 +90,10 @@ def main() -> None:
         for one in found[key][:5]:
             print(key, one)
     if given.output:
-        (given.output / "server-soak.md").write_text(page, encoding="utf-8")
+        (given.output / "server_soak.md").write_text(page, encoding="utf-8")
         small = {key: value for key, value in found.items() if key != "memory"}
         text = json.dumps({**small, "kept": kept}, indent=1) + "\n"
-        (given.output / "server-soak.json").write_text(text, encoding="utf-8")
+        (given.output / "server_soak.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
