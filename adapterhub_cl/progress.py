@@ -230,3 +230,17 @@ def in_notebook() -> bool:
     """Whether an IPython kernel runs this program (Jupyter, Colab and so on); False for IPython on a terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
+
+
+def by_share(pieces: int, examples: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """Tells of pieces of the work as the share of the examples that they are; None where nobody is told."""
+    if progress is None:
+        return None
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        progress(examples * done // pieces - examples * before // pieces)
+
+    return told

@@ -19,6 +19,7 @@ from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.metrics import wilson_interval
 from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.progress import by_share
 from adapterhub_cl.types import REWARD, Evaluation, Example, Task
 
 
@@ -60,9 +61,8 @@ def preference_score(
     paired = encode is PairTokeniser
     asked: list[Tokens] = [part.with_answer for part in pairs]
     asked += [part.with_other for part in pairs] if paired else []
-    rewards = _rewards(
-        model, objective, asked, tokenizer.pad_token_id, dtype, batch_size, _shared(progress, asked, rows)
-    )
+    told = by_share(2 * len(asked), len(rows), progress)  # each is computed with the adapter and without
+    rewards = _rewards(model, objective, asked, tokenizer.pad_token_id, dtype, batch_size, told)
     if paired:
         margins = rewards[: len(pairs)] - rewards[len(pairs) :]
     else:
@@ -91,19 +91,3 @@ def _rewards(
         with base_alone(model):
             base = objective.perplexities(model, tokens, pad_id, batch_size, progress)
     return torch.tensor([float(was - now) for (now, _), (was, _) in zip(own, base, strict=True)], dtype=torch.float64)
-
-
-def _shared(
-    progress: Callable[[int], None] | None, asked: Sequence[Tokens], rows: Sequence[Example]
-) -> Callable[[int], None] | None:
-    """Tells of sequences, each computed twice, as the share of the rows that they are."""
-    if progress is None:
-        return None
-    done, each = 0, 2 * len(asked)
-
-    def told(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        progress(len(rows) * done // each - len(rows) * before // each)
-
-    return told

@@ -12,6 +12,7 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation import metrics
 from adapterhub_cl.evaluation.preference_scores import preference_score
 from adapterhub_cl.objectives import BaseObjective
+from adapterhub_cl.progress import by_share
 from adapterhub_cl.types import Evaluation, Example, Task
 
 
@@ -66,7 +67,7 @@ def evaluate(
         gold = [encode.gold(example) for example in examples]
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             tokens = [window for example in examples for window in encode.windows(example)]
-            told = None if progress is None else _by_share(len(tokens), len(examples), progress)
+            told = by_share(len(tokens), len(examples), progress)
             losses = objective.perplexities(model, tokens, tokenizer.pad_token_id, batch_size, told)
         total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
         scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)
@@ -123,18 +124,6 @@ def answered(
             progress=progress,
         )
     return gold, [answer.text for answer in found]
-
-
-def _by_share(pieces: int, examples: int, progress: Callable[[int], None]) -> Callable[[int], None]:
-    """Tells of pieces of long texts as the share of the examples that they are."""
-    done = 0
-
-    def told(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        progress(examples * done // pieces - examples * before // pieces)
-
-    return told
 
 
 def dev_figures(
