@@ -64,22 +64,16 @@ def decide(canary: RightCount, beside: RightCount, enough: int, *, odd: bool = F
         odd: users find far more wrong answers than the version beside it should give. What they say may be wrong, so a
             canary that is not better beyond chance gets three times as many answers as well.
     """
-    from scipy.stats import fisher_exact
-
     both = f"the canary {canary}, the version beside it {beside}"
     if canary.judged and beside.judged:
-        table = [
-            [canary.right, canary.judged - canary.right],
-            [beside.right, beside.judged - beside.right],
-        ]
-        p = float(fisher_exact(table, alternative="less").pvalue)
+        p = _by_chance(canary, beside, "less")
         if p < LEVEL:
             return ROLL_BACK, f"{both}: worse beyond chance (p = {p:.3f})"
     if canary.judged < enough or not beside.judged:
         missing = f"{canary.judged} of {enough} judged answers" if canary.judged < enough else "nothing to compare with"
         return WAIT, f"{both}: {missing}"
     if canary.share >= beside.share - SLACK:
-        if not odd or canary.judged >= PATIENCE * enough or _better(canary, beside):
+        if not odd or canary.judged >= PATIENCE * enough or _by_chance(canary, beside, "greater") < LEVEL:
             return PROMOTE, both
         return WAIT, f"{both}: far more wrong answers than expected, so more of them are waited for"
     if canary.judged < PATIENCE * enough:
@@ -87,11 +81,12 @@ def decide(canary: RightCount, beside: RightCount, enough: int, *, odd: bool = F
     return ROLL_BACK, f"{both}: lower after {canary.judged} judged answers"
 
 
-def _better(canary: RightCount, beside: RightCount) -> bool:
+def _by_chance(canary: RightCount, beside: RightCount, than: str) -> float:
+    """How likely chance makes a canary right so much `less` or `greater` often (Fisher's exact test, one-sided)."""
     from scipy.stats import fisher_exact
 
     table = [[one.right, one.judged - one.right] for one in (canary, beside)]
-    return float(fisher_exact(table, alternative="greater").pvalue) < LEVEL
+    return float(fisher_exact(table, alternative=than).pvalue)
 
 
 def decide_late(canary: RightCount, beside: RightCount, gain: Mapping[str, Any], days: float) -> tuple[str, str]:
