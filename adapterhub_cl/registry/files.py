@@ -130,6 +130,14 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """A file in a second place, without a copy where the file system can."""
+    try:
+        path.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, as hex; the file is read in pieces of 1 MiB."""
     import hashlib

@@ -9,6 +9,7 @@ from pathlib import Path
 from adapterhub_cl.adapters.lora_config import CONFIG, PACKED, WEIGHTS, check_config, check_names
 from adapterhub_cl.errors import AdapterHubError, IntegrityError
 from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.registry.files import link_or_copy
 
 
 def check_adapter(ref: str, store: str, brought: Mapping[str, Path], folder: Path) -> None:
@@ -36,10 +37,7 @@ def check_adapter(ref: str, store: str, brought: Mapping[str, Path], folder: Pat
             together.mkdir()
             for name in (CONFIG, WEIGHTS, PACKED, HEAD, LAYOUT):
                 if name in brought:
-                    try:
-                        (together / name).hardlink_to(brought[name])
-                    except OSError:
-                        shutil.copyfile(brought[name], together / name)
+                    link_or_copy(brought[name], together / name)
         _read(together)
     except AdapterHubError as error:
         if error.code not in ("adapter", "integrity"):

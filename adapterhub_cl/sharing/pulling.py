@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, check_new, parse_ref, storage_errors
-from adapterhub_cl.registry.files import sha256_file
+from adapterhub_cl.registry.files import link_or_copy, sha256_file
 from adapterhub_cl.registry.names import is_outside
 from adapterhub_cl.registry.remote_store import RemoteStore, document
 from adapterhub_cl.registry.samples import FILE_NAME as SAMPLES
@@ -320,7 +320,7 @@ def _publish(registry: Registry, store: RemoteStore, place: _Place, brought: Map
         for name, source in brought.items():
             path = draft.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            _link(source, path)
+            link_or_copy(source, path)  # what was fetched stays for the next pull
             if sha256_file(path) != shared.files[name]["sha256"]:
                 raise IntegrityError(f"{name} of {shared.ref} changed on this disk", "pull it again")
         if SAMPLES not in brought:
@@ -336,16 +336,6 @@ def _publish(registry: Registry, store: RemoteStore, place: _Place, brought: Map
             repeats=False,
             number=place.number,
         )
-
-
-def _link(source: Path, path: Path) -> None:
-    """The file in its place, without a copy where the file system can; what was fetched stays for the next pull."""
-    import shutil
-
-    try:
-        path.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, path)
 
 
 def _edges(registry: Registry, store: RemoteStore, place: _Place) -> list[tuple[str, str]]:
