@@ -10,7 +10,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.launching import one_process
 from adapterhub_cl.learning.train_options import AddTaskOptions
-from adapterhub_cl.options import flag, from_mapping, given_of, takes
+from adapterhub_cl.options import from_mapping, given_of, options_of, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.tuning.tune_options import TuneOptions
@@ -115,7 +115,7 @@ class Tuning(OpenedHub):
     def _refuse(self, asked: Mapping[str, Any]) -> None:
         given = given_of(AddTaskOptions, asked)
         if wrong := [key for key in UNUSED if key in given]:
-            names = ", ".join("--no-serve" if key == "serve" else flag(key) for key in wrong)
+            names = ", ".join(options_of(AddTaskOptions)[key].flag for key in wrong)
             raise UsageError(
                 f"tune does not use {names}: it holds out rows of the data itself and makes no version",
                 "give it to add-task afterwards",
