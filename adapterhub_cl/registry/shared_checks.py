@@ -18,10 +18,10 @@ from adapterhub_cl.registry.rebuilding import UNUSABLE, reason, version_director
 from adapterhub_cl.registry.shared_store import (
     BLOBS,
     LIVE_MANIFESTS,
-    MANIFESTS,
     SharedStore,
     blob_of,
     is_whole,
+    manifest_at,
     needed_files,
 )
 from adapterhub_cl.registry.store_identity import IDENTITY
@@ -169,7 +169,7 @@ def unneeded(place: Place, shared: SharedStore, needed_by_runs: Sequence[str]) -
         rows = _rows(query)
         deleted = [one for one in sorted(shared.versions()) if rows.get(one) == ""]
         kept = {(n, v) for n, v in deleted if f"{n}@v{v}" in needed_by_runs}
-        found = {f"{MANIFESTS}/{n}/v{v}.json": ("a deleted version", 0) for n, v in deleted if (n, v) not in kept}
+        found = {manifest_at(n, v): ("a deleted version", 0) for n, v in deleted if (n, v) not in kept}
         for path, size in shared.unneeded(needed_files(row[0] for row in query(LIVE_MANIFESTS))).items():
             found[path] = ("a file in the store that no version has", size)
         return found
@@ -181,7 +181,7 @@ def collect(place: Place, shared: SharedStore, paths: Sequence[str]) -> None:
         needed = needed_files(row[0] for row in query(LIVE_MANIFESTS))
         rows = _rows(query)
         for name, version in sorted(shared.versions()):
-            if f"{MANIFESTS}/{name}/v{version}.json" in paths and rows.get((name, version)) == "":
+            if manifest_at(name, version) in paths and rows.get((name, version)) == "":
                 shared.drop(name, version, needed)
         for path in set(paths) & shared.unneeded(needed).keys():
             shared.remove_file(path)
@@ -192,4 +192,4 @@ def _path(shared: SharedStore, name: str, version: int) -> Path:
 
 
 def _where(shared: SharedStore, name: str, version: int) -> str:
-    return f"{shared.remote.url}/{MANIFESTS}/{name}/v{version}.json"
+    return f"{shared.remote.url}/{manifest_at(name, version)}"

@@ -125,12 +125,12 @@ class SharedStore:
 
     def manifest(self, name: str, number: int) -> str | None:
         """The text of a manifest; None if it is missing."""
-        raw = self.remote.read(_manifest(name, number))
+        raw = self.remote.read(manifest_at(name, number))
         return None if raw is None else raw.decode(errors="replace")
 
     def texts(self, versions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
         """The texts of manifests, of those that are there."""
-        paths = {_manifest(name, number): (name, number) for name, number in versions}
+        paths = {manifest_at(name, number): (name, number) for name, number in versions}
         return {paths[path]: raw.decode(errors="replace") for path, raw in self.remote.read_many(paths).items()}
 
     def parsed(self, name: str, number: int) -> tuple[dict[str, Any], str]:
@@ -141,7 +141,9 @@ class SharedStore:
         """
         text = self.manifest(name, number)
         if text is None:
-            raise IntegrityError(f"{_manifest(name, number)} is missing in {self.remote.url}", "see cl-adapter verify")
+            raise IntegrityError(
+                f"{manifest_at(name, number)} is missing in {self.remote.url}", "see cl-adapter verify"
+            )
         return manifests.parse(text, self.folder / name / f"v{number}" / manifests.FILE_NAME), text
 
     def lacking(self, about: Files, there: Mapping[str, int] | None = None) -> str:
@@ -206,7 +208,7 @@ class SharedStore:
     def create(self, name: str, number: int, text: str) -> bool:
         """Put a version's manifest unless there is one; whether this one is there now."""
         self.check_mine()
-        return self.remote.put_new(_manifest(name, number), text.encode())
+        return self.remote.put_new(manifest_at(name, number), text.encode())
 
     def remove_file(self, path: str) -> None:
         """Delete what `unneeded` found."""
@@ -215,7 +217,7 @@ class SharedStore:
 
     def drop_manifest(self, name: str, number: int) -> None:
         self.check_mine()
-        self.remote.remove(_manifest(name, number))
+        self.remote.remove(manifest_at(name, number))
 
     def follow(self, name: str, number: int, text: str, needed: set[str]) -> None:
         """Replace a version's manifest by what the index says, and delete the files that only the old one named.
@@ -225,7 +227,7 @@ class SharedStore:
         """
         self.check_mine()
         self._drop_files(name, number, needed)  # first: the old manifest knows their names
-        self.remote.put(_manifest(name, number), text.encode())
+        self.remote.put(manifest_at(name, number), text.encode())
 
     def drop(self, name: str, number: int, needed: set[str]) -> None:
         """Delete a version, and its files that no other version has."""
@@ -375,5 +377,6 @@ def blob_of(row: Mapping[str, Any]) -> str:
     return f"{BLOBS}/{sha[:2]}/{sha}"
 
 
-def _manifest(name: str, number: int) -> str:
+def manifest_at(name: str, number: int) -> str:
+    """The path of a version's manifest in the store."""
     return f"{MANIFESTS}/{name}/v{number}.json"
