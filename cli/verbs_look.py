@@ -16,6 +16,7 @@ from cl_adapter.completion import Ref, versions
 from cl_adapter.session import Session
 
 from adapterhub_cl.evaluation.gate import general_of
+from adapterhub_cl.learning.chosen_settings import in_words
 from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def show(
         return
     _print_whole(record, scores, parents, served, usage)
     if tuned := hub.tuned(record.name):
-        chosen = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in tuned["settings"].items())
+        chosen = in_words(tuned["settings"])
         print(f"\nlater trainings of {record.name} begin with what tune kept: {chosen or tuned['kept']}")
     if prompt and not example:
         session.note("note: it keeps no replay samples, so there is no row to show")

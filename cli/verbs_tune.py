@@ -13,6 +13,7 @@ from cl_adapter.session import Session
 from cl_adapter.verbs_learn import Data
 
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.learning.chosen_settings import in_words
 from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.tuning.tune_options import TuneOptions
@@ -89,8 +90,7 @@ def show_tuned(found: dict[str, Any]) -> None:
             f"{check['best']:.4f}, the defaults {check['default']:.4f} "
             f"(lead {check['lead']:.4f} ± {check['error']:.4f})"
         )
-    chosen = ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in found["settings"].items())
-    print(f"kept for {found['name']}: {chosen or found['kept']}")
+    print(f"kept for {found['name']}: {in_words(found['settings']) or found['kept']}")
 
 
 def _value(value: Any) -> str | None:

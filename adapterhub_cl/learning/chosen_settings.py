@@ -80,6 +80,14 @@ def drop_choice(registry: Registry, name: str) -> bool:
     return there
 
 
+def in_words(settings: Mapping[str, Any]) -> str:
+    """`rank 8, epochs 3, learning rate 0.001`."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in settings.items()
+    )
+
+
 def usual_settings(registry: Registry, name: str, *, fresh: bool) -> dict[str, Any]:
     """The settings that trainings of this name begin with.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from adapterhub_cl import augmentation, objectives, replay
 from adapterhub_cl.augmentation import Augment
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, general_of, limit_of
 from adapterhub_cl.evaluation.general_text import GeneralText, general_text
-from adapterhub_cl.learning.chosen_settings import OF_ANSWERS, read_choice
+from adapterhub_cl.learning.chosen_settings import OF_ANSWERS, in_words, read_choice
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
@@ -188,18 +187,14 @@ def tell_tuned(registry: Registry, request: TrainRequest, prefers: bool, reporte
     """Say which settings that `tune` chose are used, and why others are not."""
     chosen = (read_choice(registry, request.name) or {"settings": {}})["settings"]
     if request.tuned:
-        reporter.note(f"begins with what tune chose for {request.name}: {_listed(request.tuned)}")
+        reporter.note(f"begins with what tune chose for {request.name}: {in_words(request.tuned)}")
     if left := {key: chosen[key] for key in OF_ANSWERS if key in chosen and key not in request.settings}:
         why = (
             "it was chosen for answers, and preference data need a lower learning rate and the usual epochs"
             if prefers
             else "what continues from an older version passes over new rows as often as usual, to keep what it knows"
         )
-        reporter.note(f"note: what tune chose is not used here ({_listed(left)}): {why}")
-
-
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
+        reporter.note(f"note: what tune chose is not used here ({in_words(left)}): {why}")
 
 
 def refusal(record: AdapterRecord, strategy: str) -> GateRefused:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_cl.learning.chosen_settings import FOLDER, read_choice
+from adapterhub_cl.learning.chosen_settings import FOLDER, in_words, read_choice
 from adapterhub_cl.registry import Registry
 
 
@@ -74,11 +74,3 @@ def _trial(row: Mapping[str, Any], default: int) -> TrialFacts:
     accuracy, loss = (None if figures.get(k) is None else float(figures[k]) for k in ("accuracy", "loss"))
     state = "defaults" if number == default else str(row["state"])
     return TrialFacts(number, in_words(row["settings"]), accuracy, loss, float(row["seconds"]), state)
-
-
-def in_words(settings: Mapping[str, Any]) -> str:
-    """`rank 8, epochs 3, learning rate 0.001`."""
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
-        for key, value in settings.items()
-    )

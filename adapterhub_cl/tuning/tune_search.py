@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import DataError, TrainingError, TrainingInterrupted, UsageError
-from adapterhub_cl.learning.chosen_settings import write_choice
+from adapterhub_cl.learning.chosen_settings import in_words, write_choice
 from adapterhub_cl.learning.material import Material, prepare, with_limits
 from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.registry import storage_errors
@@ -234,7 +234,7 @@ class _Search:
         self.study.tell(trial, value, state=None if state == states.COMPLETE else state)
         shown = "  ".join(f"{key} {number:.4f}" for key, number in best.items())
         word = {states.COMPLETE: "", states.PRUNED: "  pruned", states.FAIL: f"  failed: {reason}"}[state]
-        self.hub.reporter.note(f"trial {trial.number}: {words(settings)}  {shown}{word}")
+        self.hub.reporter.note(f"trial {trial.number}: {in_words(settings)}  {shown}{word}")
 
     def _outcome(self) -> dict[str, Any]:
         import optuna
@@ -277,7 +277,7 @@ class _Search:
             for k in range(self.options.confirm):
                 seed = (self.settings.seed + 1 + k) % 2**32
                 for which, settings in (("default", self.space.default), ("best", chosen)):
-                    key = f"confirm {k} {which} {words(settings)}"
+                    key = f"confirm {k} {which} {in_words(settings)}"
                     if key not in self.study.user_attrs:
                         with trained(self.hub, self.order, self.parts.material, {**settings, "seed": seed}) as found:
                             length = int(found[1].facts["max_length"])
@@ -305,14 +305,6 @@ def value_of(figures: Mapping[str, float]) -> float:
     """What is maximised: a choice task's accuracy, with the loss where it is equal; of others minus the loss."""
     loss = min(float(figures["loss"]), 100.0)
     return figures["accuracy"] - 1e-4 * loss if "accuracy" in figures else -loss
-
-
-def words(settings: Mapping[str, Any]) -> str:
-    """`rank 8, epochs 3, learning rate 0.001`."""
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
-        for key, value in settings.items()
-    )
 
 
 def _told(trial: Any) -> dict[str, Any]:
