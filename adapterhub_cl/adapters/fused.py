@@ -9,7 +9,7 @@ the whole run: bitsandbytes otherwise dequantises every weight twice a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -68,7 +68,8 @@ class _Fused(torch.autograd.Function):
 
 @contextmanager
 def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
-    """Inside the block, plain LoRA layers of `model` and its RMSNorms run fused; all others are unchanged.
+    """Inside the block, plain LoRA layers of `model` run fused, and so do its RMSNorms where something is trained;
+    all others are unchanged.
 
     Args:
         dtype: type of the products.
@@ -93,7 +94,9 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
         layer.forward = _forward(layer, weight, base.bias, _frozen(layer, dtype))
         changed.append(layer)
     try:
-        with fused_norms(model):
+        # What is only served has no backward pass.
+        trained = any(parameter.requires_grad for parameter in model.parameters())
+        with fused_norms(model) if trained else nullcontext():
             yield len(changed)
     finally:
         for layer in changed:

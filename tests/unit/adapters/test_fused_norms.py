@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import toy_settings
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.adapters.fused_norms import fused_norms
+from adapterhub_cl.adapters.lora import new_adapter, trainable
 
 
 def norm_of(kind: Any, width: int, dtype: torch.dtype, seed: int = 0) -> Any:
@@ -77,3 +80,16 @@ def test_a_norm_that_is_trained_is_left_alone() -> None:
     norm = norm_of(LlamaRMSNorm, 8, torch.float32).requires_grad_(True)
     with fused_norms(torch.nn.Sequential(norm)) as count:
         assert count == 0
+
+
+def test_a_model_that_is_only_served_keeps_its_own_norms(pico_base: Any) -> None:
+    def changed(model: Any) -> int:
+        return sum("forward" in part.__dict__ for part in model.modules() if isinstance(part, LlamaRMSNorm))
+
+    with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
+        with fused(model, torch.float32):
+            assert changed(model) > 0
+        for parameter in trainable(model).values():
+            parameter.requires_grad_(False)
+        with fused(model, torch.float32):
+            assert changed(model) == 0
