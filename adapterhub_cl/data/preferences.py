@@ -19,7 +19,7 @@ from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import Example, Layout
 
-YES = ("true", "yes", "y", "up", "good", "like", "liked", "thumbs up", "thumbs_up", "1", "+1", "1.0")
+YES = ("true", "yes", "y", "up", "good", "like", "liked", "thumbs up", "thumbs_up", "👍", "1", "+1", "1.0")
 NO = (
     "false",
     "no",

@@ -118,7 +118,17 @@ ASKED = {"question": "q", "answer": "a"}
 @pytest.mark.parametrize("column", ["label", "kto_tag", "thumb", "thumbs", "Rating"])
 @pytest.mark.parametrize(
     ("yes", "no"),
-    [(True, False), ("up", "down"), ("Yes", "no"), ("good", "bad"), (1, 0), ("1", "-1"), (1, -1), (1.0, 0.0)],
+    [
+        (True, False),
+        ("up", "down"),
+        ("Yes", "no"),
+        ("good", "bad"),
+        (1, 0),
+        ("1", "-1"),
+        (1, -1),
+        (1.0, 0.0),
+        ("👍", "👎"),
+    ],
 )
 def test_a_column_beside_an_answer_judges_it(column: str, yes: Any, no: Any) -> None:
     for asked in (ASKED, {"prompt": "q", "completion": "a"}):
