@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from toys import toy_settings
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
@@ -40,6 +40,7 @@ def results(norm: Any, x: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tens
     seed=st.integers(0, 9),
     kind=st.sampled_from([LlamaRMSNorm, Qwen3RMSNorm]),
 )
+@example(rows=1, width=1, size=1.0, seed=0, kind=LlamaRMSNorm)
 def test_values_and_gradients_are_those_of_the_module(rows: int, width: int, size: float, seed: int, kind: Any) -> None:
     norm = norm_of(kind, width, torch.float32, seed)
     draw = torch.Generator().manual_seed(seed)
@@ -49,7 +50,9 @@ def test_values_and_gradients_are_those_of_the_module(rows: int, width: int, siz
         assert count == 1
         other, fused = results(norm, x, slope)
     assert torch.equal(value, other)
-    assert torch.allclose(gradient, fused, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+    # The gradient is a difference of terms of this size, which are equal at width 1: rounding is relative to them.
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    assert torch.allclose(gradient, fused, rtol=1e-5, atol=1e-5 * float((slope * norm.weight * scale).abs().max()))
     assert "forward" not in norm.__dict__
 
 
