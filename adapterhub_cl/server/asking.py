@@ -31,13 +31,16 @@ class Named:
     """What the field `model` stands for.
 
     Attributes:
-        task, adapter: as `AnswerRequest` takes them; an alias was resolved to its version.
+        task, adapter: as `AnswerRequest` takes them; an alias stays one, so that what it names when the request's turn
+            comes answers.
         free: write an answer instead of choosing a label: only for the plain base.
+        resolves_to: the version that `adapter` names now; empty for a task and for the base.
     """
 
     task: str | None = None
     adapter: str | None = None
     free: bool = False
+    resolves_to: str = ""
 
 
 class Asker:
@@ -73,7 +76,7 @@ class Asker:
             record = await run_in_threadpool(self.registry.get, model)
         except AdapterError as error:  # it has no version that may answer
             raise Refused(404, f"{error.message}; {error.hint}", "model_not_found", "model") from error
-        return Named(adapter=record.ref)
+        return Named(adapter=model, resolves_to=record.ref)
 
     def writing(
         self, wanted: int | None, temperature: float, top_p: float, seed: int, stop: Sequence[str], param: str

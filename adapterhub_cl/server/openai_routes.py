@@ -37,7 +37,7 @@ def routes(asker: Asker) -> APIRouter:
     async def model(name: str) -> dict[str, Any]:
         named = await asker.named(name)
         row = {"id": name, "object": "model", "created": 0, "owned_by": "adapterhub-cl"}
-        return row if named.adapter in (None, BASE) else {**row, "resolves_to": named.adapter}
+        return {**row, "resolves_to": named.resolves_to} if named.resolves_to else row
 
     @found.post("/v1/chat/completions")
     async def chat(http: Request, asked: ChatAsked) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -51,3 +52,18 @@ def test_no_answer_comes_from_another_version_than_the_one_it_names(serving: Cal
     for ref, text, scores in answers:
         for label, share in right[ref, text].items():
             assert abs(scores[label] - share) < 0.02, (ref, text)
+
+
+def test_an_alias_that_waits_is_answered_by_what_it_names_when_its_turn_comes(serving: Callable[..., Running]) -> None:
+    served = serving()
+    turn = threading.Event()
+    served.engine.submit(TEXTS[0], task="tickets").add_done_callback(lambda _: turn.wait(60))
+    with ThreadPoolExecutor(1) as pool:
+        body = {"inputs": [TEXTS[0]], "model": "all@latest"}
+        waiting = pool.submit(httpx2.post, f"{served.url}/v1/predict", json=body, timeout=60)
+        while not served.engine.waiting:
+            time.sleep(0.01)
+        served.hub.registry.delete("all@v2")
+        turn.set()
+        (row,) = waiting.result().json()["data"]
+    assert row["adapter"] == "all@v1"
