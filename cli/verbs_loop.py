@@ -29,6 +29,7 @@ _EXAMPLES = """cl-adapter inbox
 cl-adapter inbox tickets --limit 20
 cl-adapter inbox --export to-label.jsonl
 cl-adapter inbox --say labelled.jsonl
+cl-adapter inbox --withdraw chatcmpl-5f2c0e
 cl-adapter inbox --drop --before 2026-10-01"""
 
 
@@ -46,6 +47,9 @@ def inbox(
             metavar="FILE", help="read what was right: JSON lines with id and label, answer, correct or thumb"
         ),
     ] = None,
+    withdraw: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="take back what was said of this answer; may be repeated")
+    ] = None,
     drop: Annotated[bool, typer.Option("--drop", help="drop kept answers: of TASK, or --before a day")] = False,
     before: Annotated[str | None, typer.Option(metavar="DAY", help="drop: those before this day, 2026-10-01")] = None,
     no_groups: Annotated[
@@ -55,16 +59,19 @@ def inbox(
 ) -> None:
     """What `serve --log` has gathered: corrections, answers worth labelling, and inputs that no task knows."""
     session = Session.of(ctx)
-    given = [flag for flag, there in (("--export", export), ("--say", say), ("--drop", drop)) if there]
+    does = (("--export", export), ("--say", say), ("--withdraw", withdraw), ("--drop", drop))
+    given = [flag for flag, there in does if there]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are different things", "give one of them")
     if before and not drop:
         raise UsageError("--before is an option of --drop", "cl-adapter inbox --drop --before 2026-10-01")
-    hub = session.hub(write=bool(say or drop))
+    hub = session.hub(write=bool(say or withdraw or drop))
     if export:
         _export(session, hub, export, task or "")
     elif say:
         _say(session, hub, say)
+    elif withdraw:
+        _withdraw(session, hub, withdraw)
     elif drop:
         _drop(session, hub, task, before, yes)
     else:
@@ -78,7 +85,7 @@ def inbox(
 def _export(session: Session, hub: AdapterHub, file: str, task: str) -> None:
     from adapterhub_cl.loop.inbox import export_rows
 
-    count = export_rows(hub.registry.path, Path(file), task)
+    count = export_rows(hub.registry, Path(file), task)
     if session.json:
         session.give({"path": file, "answers": count})
     else:
@@ -94,6 +101,16 @@ def _say(session: Session, hub: AdapterHub, file: str) -> None:
         session.give({"path": file, "said": count, "without": without})
     else:
         print(f"took what was said of {_answers(count)}; {without} rows say nothing new")
+
+
+def _withdraw(session: Session, hub: AdapterHub, ids: Sequence[str]) -> None:
+    learned = hub.withdraw(*ids)
+    if session.json:
+        session.give({"withdrawn": len(set(ids)), "learned": learned})
+        return
+    print(f"took back what was said of {_answers(len(set(ids)))}")
+    if learned:
+        print(f"{len(learned)} of these were in a lesson already, and its version stays as it is: {', '.join(learned)}")
 
 
 def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | None, yes: bool) -> None:
@@ -149,7 +166,8 @@ def _print_task(one: TaskInbox) -> None:
     if said.surprise is not None and said.surprise.surprising:
         print(f"{one.task}: {said.surprise}: its inputs have changed, or what was said is wrong")
     if said.clean.dropped:
-        print(f"{one.task} leaves out: {', '.join(f'{count} {why}' for why, count in said.clean.dropped.items())}")
+        counts = ", ".join(f"{count} {why}" for why, count in said.clean.dropped.items())
+        print(f"{one.task} leaves out: {counts} (--export FILE marks these rows)")
     if one.corrections:
         print(f"{one.task}: corrections")
         rows = [

@@ -85,6 +85,18 @@ class Looping(Using):
         told = {"label": label, "answer": answer, "correct": correct, "thumb": thumb, "task": task}
         journal.say(said_of(self.registry, journal.get(answer_id), told, by))
 
+    def withdraw(self, *answer_ids: str) -> list[str]:
+        """Take back what was said of answers: of all of them, or of none.
+
+        Returns:
+            the ids that a lesson has taken already; what it has learned stays.
+
+        Raises:
+            UnknownNameError: no such answer is kept.
+            UsageError: nothing was said of one.
+        """
+        return self.traffic.withdraw(*answer_ids)
+
     @takes(LearnOptions, TrainingSettings)
     def learn(self, *, dry_run: bool = False, reporter: Reporter | None = None, **asked: Any) -> list[LearnStep]:
         """Take the next step with what has gathered: learn it through the gate, let the new version answer a share of

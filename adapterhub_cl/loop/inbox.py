@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class TaskInbox:
         return {
             "answers": self.answers,
             **self.gathered.to_json(),
+            "left_out": self.gathered.clean.left_out,
             "corrections": [_correction(one) for one in self.corrections],
             "unsure": [_row(one) for one in self.unsure],
             "lesson": self.lesson.to_json() if self.lesson else None,
@@ -106,9 +107,9 @@ def inbox_of(
     return Inbox(found, len(unknown), groups, lessons=lessons.all(task or None)[:limit])
 
 
-def export_rows(hub: Path, file: Path, task: str = "") -> int:
-    """Write every kept answer as a line of JSON, with what was said of it, oldest first; with the right answers filled
-    in, `say_rows` reads them. How many there were.
+def export_rows(registry: Registry, file: Path, task: str = "") -> int:
+    """Write every kept answer as a line of JSON, with what was said of it and why `learn` leaves it out, oldest first;
+    with the right answers filled in, `say_rows` reads them. How many there were.
 
     Args:
         task: only this one's.
@@ -119,9 +120,12 @@ def export_rows(hub: Path, file: Path, task: str = "") -> int:
     """
     if file.exists():
         raise UsageError(f"{file} is there already", "name another file, or remove it")
-    journal = Journal(hub)
+    journal = Journal(registry.path)
     said = {one.kept.id: one for one in journal.judged()}
-    rows = [_correction(said[one.id]) if one.id in said else _row(one) for one in journal.answers()]
+    why: dict[str, str] = {}
+    for name in {one.said.task for one in said.values()}:
+        why |= gather(registry, journal, name).clean.left_out
+    rows = [_correction(said[one.id], why) if one.id in said else _row(one) for one in journal.answers()]
     rows = [row for row in rows if not task or row["task"] == task]
     with storage_errors(file):
         atomic_write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -142,6 +146,8 @@ def _row(one: KeptAnswer) -> dict[str, Any]:
     }
 
 
-def _correction(one: Judged) -> dict[str, Any]:
+def _correction(one: Judged, left_out: Mapping[str, str] | None = None) -> dict[str, Any]:
     about = {"correct": one.said.good, "answer": one.said.right, "lesson": one.said.lesson}
+    if left_out and one.kept.id in left_out:
+        about["left_out"] = left_out[one.kept.id]
     return {**_row(one.kept), "task": one.said.task, **about}

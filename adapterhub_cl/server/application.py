@@ -285,6 +285,8 @@ def role_of(method: str, path: str) -> str:
     """The role that a request needs. The rows of an uploaded file are for those who may upload them."""
     if path.startswith(STEERED) and (method != "GET" or path.endswith("/content")):
         return "steer"
+    if method == "DELETE" and path.startswith("/v1/feedback/"):  # who may say something may take it back
+        return "ask"
     return ROLE_OF.get(method, "steer")
 
 

@@ -17,7 +17,7 @@ from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.requests import AnswerRequest, Resolved
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.server.failing import Refused
+from adapterhub_cl.server.failing import Refused, sentence_of
 from adapterhub_cl.server.serve_options import ServeOptions
 from adapterhub_cl.traffic.conversations import conversation_of
 from adapterhub_cl.types import BASE, Example, Prediction
@@ -75,7 +75,7 @@ class Asker:
         try:
             record = await run_in_threadpool(self.registry.get, model)
         except AdapterError as error:  # it has no version that may answer
-            raise Refused(404, f"{error.message}; {error.hint}", "model_not_found", "model") from error
+            raise Refused(404, sentence_of(error), "model_not_found", "model") from error
         return Named(adapter=model, resolves_to=record.ref)
 
     def writing(

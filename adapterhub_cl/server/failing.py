@@ -67,12 +67,18 @@ def told_of(error: Exception) -> tuple[int, str, str | None, str]:
         return error.status, error.code, error.param, str(error)
     if isinstance(error, AdapterHubError):
         status, code = status_of(error)
-        message = f"{error.message}; {error.hint}" if error.hint else error.message
+        message = sentence_of(error)
         if isinstance(error, StorageError | IntegrityError):  # it names files of this machine
             LOG.error(message)
             message = "the hub is damaged, or cannot be read right now; the server's log says where"
         return status, code, "model" if status == 404 else None, message
     return 500, "internal_error", None, "an internal error; the server's log has it"
+
+
+def sentence_of(error: AdapterHubError) -> str:
+    """An error with its hint, as far as a client can follow it: commands and options of the shell are left out."""
+    parts = [part for part in error.hint.split("; ") if part and "cl-adapter" not in part and "--" not in part]
+    return "; ".join([error.message, *parts])
 
 
 def answer_of(error: Exception, path: str = "") -> JSONResponse:

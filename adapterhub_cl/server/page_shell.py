@@ -73,11 +73,9 @@ def refusal(http: Request, error: Exception) -> HTMLResponse:
         status, said = error.status_code, str(error.detail)
     else:
         status, _, _, said = told_of(error)
-    hint = error.hint if isinstance(error, AdapterHubError) else ""
-    if hint and said.endswith(f"; {hint}"):
-        said = said.removesuffix(f"; {hint}")
-    else:
-        hint = ""  # the error is not told to whoever asks
+    hint = ""
+    if isinstance(error, AdapterHubError) and said.startswith(error.message):  # otherwise it is not told to who asks
+        said, hint = error.message, error.hint  # people who look at the page may use the shell too
     return shown(http, "refused", said[:1].upper() + said[1:], status, hint=hint, code=status)
 
 

@@ -13,7 +13,7 @@ from adapterhub_cl.learning.order import order_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.registry import Registry, check_new
 from adapterhub_cl.server.asking import AUTO
-from adapterhub_cl.server.failing import Refused
+from adapterhub_cl.server.failing import Refused, sentence_of
 from adapterhub_cl.server.tuning_store import TuningJob, new_id
 from adapterhub_cl.server.uploads import Uploads
 from adapterhub_cl.settings import TrainingSettings
@@ -122,10 +122,10 @@ def _checked(
         prepare(registry, order_of(registry, request))
     except DataError as error:
         which = "validation_file" if validation and validation in error.message else "training_file"
-        said = f"{error.message}; {error.hint}".replace(f"{uploads.folder}/", "")
+        said = sentence_of(error).replace(f"{uploads.folder}/", "")
         raise Refused(400, said, f"invalid_{which}", which) from error
     except UsageError as error:
-        said = "; ".join(part for part in (error.message, error.hint) if part).replace(f"{uploads.folder}/", "")
+        said = sentence_of(error).replace(f"{uploads.folder}/", "")
         raise Refused(400, said, "invalid_request") from error
     settings = request.training()
     return {"n_epochs": settings.epochs or "auto", "batch_size": settings.batch_size}

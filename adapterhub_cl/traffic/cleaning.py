@@ -4,8 +4,8 @@ measured on."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from adapterhub_cl.traffic.journal import Judged
 from adapterhub_cl.types import Example
@@ -15,35 +15,33 @@ NEAR = 95.0  # similarity in percent from which a question counts as a copy of a
 SHORT = 25  # characters; shorter questions are compared exactly: "what is 2+3" is no copy of "what is 2+4"
 
 
+REPEATED, CONTRADICTING, HELD_OUT, UNANSWERED = (
+    "repeated",
+    "contradicting",
+    "evaluation rows",
+    "without a right answer",
+)
+
+
 @dataclass(frozen=True)
 class Clean:
     """What is left.
 
     Attributes:
-        rows: each with its right answer as `answer`, oldest first, and the ids that each stands for.
-        repeated: how many rows said the same again.
-        contradicting: how many gave different right answers to the same question, without a clear majority, or against
-            one.
-        held_out: how many were evaluation rows, or nearly.
-        unanswered: how many have no right answer: only that the given one was wrong is known.
+        rows: each with its right answer as `answer`, oldest first.
+        left_out: id → why an answer is not learned: another one says the same; others give the same question a
+            different right answer, and no clear majority agrees with it; it is an evaluation row, or nearly; only that
+            the given answer was wrong is known.
     """
 
     rows: Sequence[Example]
-    repeated: int = 0
-    contradicting: int = 0
-    held_out: int = 0
-    unanswered: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dropped(self) -> dict[str, int]:
         """Reason → rows, of those that are not learned."""
-        found = {
-            "repeated": self.repeated,
-            "contradicting": self.contradicting,
-            "evaluation rows": self.held_out,
-            "without a right answer": self.unanswered,
-        }
-        return {why: count for why, count in found.items() if count}
+        found = Counter(self.left_out.values())
+        return {why: found[why] for why in (REPEATED, CONTRADICTING, HELD_OUT, UNANSWERED) if found[why]}
 
 
 def cleaned(judged: Sequence[Judged], evaluation: Sequence[Example]) -> Clean:
@@ -53,30 +51,35 @@ def cleaned(judged: Sequence[Judged], evaluation: Sequence[Example]) -> Clean:
         judged: oldest first.
         evaluation: the rows on which the task is scored, which must not be learned.
     """
-    answers: dict[str, list[str]] = defaultdict(list)
+    answers: dict[str, list[tuple[str, str]]] = defaultdict(list)  # question → (id, right answer)
     first: dict[str, Example] = {}
-    unanswered = 0
+    left_out: dict[str, str] = {}
     for one in judged:
         if one.right is None or not one.right.strip():
-            unanswered += 1
+            left_out[one.kept.id] = UNANSWERED
             continue
         key = question_of(one.kept.example)
         first.setdefault(key, one.kept.example)
-        answers[key].append(" ".join(one.right.split()) if "\n" not in one.right else one.right.strip())
+        right = " ".join(one.right.split()) if "\n" not in one.right else one.right.strip()
+        answers[key].append((one.kept.id, right))
     known = _Known(evaluation)
-    rows, repeated, contradicting, held_out = list[Example](), 0, 0, 0
+    rows = list[Example]()
     for key, given in answers.items():
         if known.has(key):
-            held_out += len(given)
+            left_out |= dict.fromkeys((one for one, _ in given), HELD_OUT)
             continue
-        answer, votes = Counter(given).most_common(1)[0]
-        if votes < AGREE * len(given):
-            contradicting += len(given)
-            continue
-        contradicting += len(given) - votes
-        repeated += votes - 1
-        rows.append(replace(first[key], answer=answer))
-    return Clean(rows, repeated, contradicting, held_out, unanswered)
+        answer, votes = Counter(right for _, right in given).most_common(1)[0]
+        agree = votes >= AGREE * len(given)
+        learned = False
+        for answer_id, right in given:
+            if not agree or right != answer:
+                left_out[answer_id] = CONTRADICTING
+            elif learned:
+                left_out[answer_id] = REPEATED
+            learned = learned or (agree and right == answer)
+        if agree:
+            rows.append(replace(first[key], answer=answer))
+    return Clean(rows, left_out)
 
 
 def question_of(example: Example) -> str:

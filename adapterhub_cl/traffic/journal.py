@@ -16,11 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.errors import HubError, UnknownNameError
+from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.registry.files import now
 from adapterhub_cl.registry.index import index_errors
-from adapterhub_cl.traffic.tables import FORMAT, TABLES
+from adapterhub_cl.traffic.tables import make_tables
 from adapterhub_cl.types import Example
 
 FILE = "traffic.db"
@@ -183,6 +183,31 @@ class Journal:
                 [(s.id, s.at or now(), _as_int(s.good), s.right, s.task, s.said_by, int(s.labelled)) for s in said],
             )
 
+    def withdraw(self, *ids: str) -> list[str]:
+        """Take back what was said of answers: of all of them, or of none.
+
+        Returns:
+            the ids that a lesson has taken already.
+
+        Raises:
+            UnknownNameError: no such answer is kept.
+            UsageError: nothing was said of one.
+            StorageError: the disk refuses; nothing was changed.
+        """
+        for one in ids:
+            self.get(one)
+        with self.writing() as connection:
+            taken = []
+            for one in dict.fromkeys(ids):
+                row = connection.execute("DELETE FROM feedback WHERE id = ? RETURNING lesson", (one,)).fetchone()
+                if row is None:
+                    raise UsageError(
+                        f"nothing was said of the answer {one}", "cl-adapter inbox --export FILE lists them"
+                    )
+                taken += [one] if row[0] is not None else []
+        self._overwrite()
+        return taken
+
     def judged(self, task: str | None = None, *, waiting: bool | None = None, since: str = "") -> list[Judged]:
         """Answers with what was said of them, oldest first.
 
@@ -343,31 +368,8 @@ class Journal:
             with closing(sqlite3.connect(self.file, timeout=WAIT_S, isolation_level=None)) as connection:
                 for name, value in (("foreign_keys", "ON"), ("secure_delete", "ON"), ("synchronous", "FULL")):
                     connection.execute(f"PRAGMA {name} = {value}")
-                _make_tables(connection, self.file)
+                make_tables(connection, self.file)
                 yield connection
-
-
-def _make_tables(connection: sqlite3.Connection, file: Path) -> None:
-    """Make the tables of a file that has none.
-
-    Raises:
-        HubError: a newer version made it.
-    """
-    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if found > FORMAT:
-        raise HubError(
-            f"{file} was made by a newer version (format {found}, this one knows {FORMAT})",
-            "upgrade: pip install --upgrade adapterhub-cl",
-        )
-    if found == FORMAT:
-        return
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN IMMEDIATE")
-    if int(connection.execute("PRAGMA user_version").fetchone()[0]) < FORMAT:  # another process may have been faster
-        for statement in TABLES.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
-    connection.execute("COMMIT")
 
 
 _ANSWER = "id, at, task, ref, example, answer, confidence, routing, out_of_distribution, conversation, asked_by"

@@ -6,6 +6,11 @@ committed to it, and a rebuilt index must not lose them. Columns are only ever a
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
+
+from adapterhub_cl.errors import HubError
+
 FORMAT = 1  # SQLite's `user_version`; a higher one was made by a newer version of this project
 
 # answers: an empty task is none (the base answered), `example` is the JSON of `Example.to_json`, masked, and
@@ -33,3 +38,26 @@ CREATE TABLE lessons (
 );
 CREATE INDEX ix_lessons_task ON lessons (task);
 """
+
+
+def make_tables(connection: sqlite3.Connection, file: Path) -> None:
+    """Make the tables of a file that has none.
+
+    Raises:
+        HubError: a newer version made it.
+    """
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found > FORMAT:
+        raise HubError(
+            f"{file} was made by a newer version (format {found}, this one knows {FORMAT})",
+            "upgrade: pip install --upgrade adapterhub-cl",
+        )
+    if found == FORMAT:
+        return
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    if int(connection.execute("PRAGMA user_version").fetchone()[0]) < FORMAT:  # another process may have been faster
+        for statement in TABLES.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+    connection.execute("COMMIT")

@@ -77,6 +77,28 @@ def test_feedback_that_cannot_be_used(kept: tuple[Running, str], body: dict[str,
     assert (said.status_code, said.json()["error"]["code"]) == (status, code), said.text
 
 
+def test_feedback_is_taken_back(serving: Start, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    asks, reads = add_key(keys, "jane", "ask"), add_key(keys, "joe", "read")
+    served = serving(log=True, keys=str(keys))
+    row = post(served, "predict", asks, inputs=[TICKET], model="tickets").json()["data"][0]
+    assert post(served, "feedback", asks, id=row["id"], label="delivery").status_code == 200
+
+    def take_back(key: str, answer: str) -> httpx2.Response:
+        where = f"{served.url}/v1/feedback/{answer}"
+        return httpx2.delete(where, headers={"authorization": f"Bearer {key}"}, timeout=60)
+
+    assert take_back(reads, row["id"]).status_code == 403
+    assert take_back(asks, "pred-unknown").json()["error"]["code"] == "answer_not_found"
+    done = take_back(asks, row["id"])
+    assert (done.status_code, done.json()) == (
+        200,
+        {"object": "feedback", "id": row["id"], "deleted": True, "learned": False},
+    )
+    assert served.hub.traffic.judged() == []
+    assert take_back(asks, row["id"]).json()["error"]["code"] == "feedback_not_found"
+
+
 def test_nothing_is_kept_unless_asked_for(serving: Start) -> None:
     served = serving()
     row = post(served, "predict", inputs=[TICKET], model="tickets").json()["data"][0]

@@ -135,6 +135,12 @@ def test_a_body_that_is_too_large(serving: Start) -> None:
     assert post(served, ASKED).status_code == 200
 
 
+def test_hints_for_the_shell_are_not_sent_to_clients(served: Running) -> None:
+    said = httpx2.post(f"{served.url}/v1/predict", json={"inputs": ["a"], "model": "tickts@v1"}, timeout=60).json()
+    assert "did you mean tickets" in said["error"]["message"]
+    assert "cl-adapter" not in said["error"]["message"]
+
+
 def test_keys_and_roles(serving: Start, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     reader, asker = add_key(file, "rita", "read"), add_key(file, "anna", "ask")

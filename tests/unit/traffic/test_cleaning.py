@@ -23,6 +23,7 @@ def test_rows_that_contradict_each_other_go_unless_most_agree() -> None:
     found = cleaned(most, [])
     assert [row.answer for row in found.rows] == ["A"]
     assert found.dropped == {"repeated": 2, "contradicting": 1}
+    assert found.left_out == {"a-2": "contradicting", "a-3": "repeated", "a-4": "repeated"}
 
 
 def test_evaluation_rows_and_near_copies_are_never_learned() -> None:

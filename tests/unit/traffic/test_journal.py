@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from traffic_support import answer
 
-from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError
+from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError, UsageError
 from adapterhub_cl.traffic.journal import Journal, Said
 from adapterhub_cl.traffic.lesson_book import CANARY, GATHERED, PROMOTED, Lesson, Lessons
 from adapterhub_cl.types import Example
@@ -80,6 +80,21 @@ def test_feedback_is_replaced_and_waits_again(journal: Journal) -> None:
     with pytest.raises(UnknownNameError):
         journal.say(Said("a-2", True, None, "news"), Said("a-9", True, None, "news"))
     assert len(journal.judged()) == 1
+
+
+def test_feedback_is_taken_back_by_all_or_none(journal: Journal) -> None:
+    journal.keep([answer(1), answer(2), answer(3)])
+    journal.say(Said("a-1", False, "wrong on purpose", "news"), Said("a-2", True, None, "news"))
+    with journal.writing() as connection:
+        journal.take(connection, ["a-2"], 1)
+    for ids, error in ((("a-1", "a-3"), UsageError), (("a-1", "unknown"), UnknownNameError)):
+        with pytest.raises(error):
+            journal.withdraw(*ids)
+        assert len(journal.judged()) == 2
+    assert journal.withdraw("a-1", "a-2", "a-2") == ["a-2"]
+    assert journal.judged() == []
+    assert len([*journal.answers()]) == 3
+    assert b"wrong on purpose" not in b"".join(path.read_bytes() for path in journal.file.parent.glob("traffic.db*"))
 
 
 def test_what_is_dropped_is_gone_from_the_file(journal: Journal) -> None:
