@@ -260,7 +260,7 @@ class Segment:
             encode = self.objective.tokeniser(self.base.tokenizer, material.task, length)
             loop.model, loop.parameters = model, {name: named[name] for name in outcome.weights}
             learned = Learned(dict(facts), loop.stage, encode)
-            training = training_facts(self.base.info, self.order, self.run, material, facts)
+            training = training_facts(self.base.info, self.order, self.run, material, facts, model)
             online = {"run": self.run.id, "rows": self.before + len(rows), "lines": lines}
             record, refused = conclude(judge, model, learned, training, {"online": online})
         Samples(self.registry).rebalance()

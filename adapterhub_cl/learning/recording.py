@@ -22,6 +22,7 @@ from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.evaluation.gate import Decision
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
+from adapterhub_cl.learning.request import SHAPE
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.samples import rows_seen
 from adapterhub_cl.training.learn import Learned
@@ -78,7 +79,7 @@ def keep_samples(
 
 
 def training_facts(
-    base: BaseInfo, order: TrainOrder, run: Run, material: Material, facts: Mapping[str, Any]
+    base: BaseInfo, order: TrainOrder, run: Run, material: Material, facts: Mapping[str, Any], model: Any
 ) -> dict[str, Any]:
     """The facts of a training that `training.json` keeps."""
     request = order.request
@@ -91,7 +92,6 @@ def training_facts(
         "augment": request.augment,
         "objective": objective,
         "replay": request.replay,
-        "settings": order.settings.to_json(),
         "data": {
             "source": material.data.source,
             "sha256": material.data.sha256,
@@ -103,8 +103,18 @@ def training_facts(
         },
         "eval": {"source": held_out.source, "sha256": held_out.sha256, "examples": len(held_out)} if held_out else None,
         **{key: value for key, value in facts.items() if key != "examples"},
+        "settings": {**facts.get("settings", order.settings.to_json()), **_inherited(material, model)},
         "trained_on": facts["examples"],
     }
+
+
+def _inherited(material: Material, model: Any) -> dict[str, Any]:
+    """The settings that an adapter which continues from another one has from it, whatever the defaults are."""
+    if material.parent is None or material.beneath:
+        return {}
+    config, had = model.peft_config["default"], material.parent.training.get("settings") or {}
+    real = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora, "dora": config.use_dora}
+    return {**{name: had[name] for name in SHAPE if name in had}, **real}
 
 
 def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterRecord:

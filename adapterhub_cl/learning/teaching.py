@@ -213,7 +213,7 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 return registry.get(everyones("", accelerator))
             _tell_overtaken(registry, request, run, material, reporter)
             refuse_other_labels(registry, request, material.task)
-            recorded = training_facts(base.info, order, run, material, learned.facts)
+            recorded = training_facts(base.info, order, run, material, learned.facts, model)
             record, refused = conclude(judge, model, learned, recorded)
             everyones(record.ref, accelerator)
             if request.log_with:

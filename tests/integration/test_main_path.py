@@ -127,6 +127,7 @@ def test_update_starts_from_the_old_version_and_reviews_it(hub: AdapterHub, tmp_
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     record = hub.update("commands", data, epochs=2, max_length=48)
     assert record.ref == "commands@v2"
+    assert record.training["settings"]["rank"] == record.rank == 8  # as its parent, whatever the default is
     assert [(e.parent, e.relation) for e in hub.lineage("commands@v2")] == [("commands@v1", "updated_from")]
     task = hub.registry.task("commands")
     assert task.labels == (*hub.get("commands@v1").manifest["task_spec"]["labels"], "order food")
