@@ -23,6 +23,16 @@ def check_place(shared: SharedStore, hub: Path) -> None:
         refuse_in_any(folder, FILE_NAME, hint)
 
 
+def look(index: Index, hub: Path, hub_file: HubFile) -> None:
+    """Raise what `begin` would raise for a server that cannot be used or that has another hub, before a folder is made.
+
+    Raises:
+        HubError, StorageError: see `begin`.
+    """
+    if isinstance(index, PostgresIndex) and index.revision() is not None and (there := index.identity()):
+        _check_same(index, there, hub, hub_file)
+
+
 def begin(index: Index, hub: Path, hub_file: HubFile, shared: SharedStore | None) -> HubFile:
     """Make the tables of a hub's index on a server, or join the hub that has them; needs the index's lock.
 
@@ -49,17 +59,7 @@ def begin(index: Index, hub: Path, hub_file: HubFile, shared: SharedStore | None
             shared.claim(hub_file)
         index.introduce(_identity(hub, hub_file))
         return hub_file
-    _check_base(index, there, hub_file)
-    mine = _store(hub, hub_file)
-    if there.get("store") != mine:
-        kept = str(there.get("store"))
-        if hub_file.is_shared and not kept.startswith("file:"):
-            hint = f"join it with --store {kept}, or use another database"
-            raise HubError(f"the index {index.where} belongs to a hub with the store {kept}", hint)
-        raise HubError(
-            f"the index {index.where} belongs to another hub, whose versions are in {kept.removeprefix('file:')}",
-            "use another database for each hub; machines that share one need --store, such as s3://bucket/prefix",
-        )
+    _check_same(index, there, hub, hub_file)
     hub_file = replace(hub_file, created_at=str(there["created_at"]))
     if shared is not None:
         shared.claim(hub_file)
@@ -84,6 +84,21 @@ def reintroduce(index: Index, hub: Path, hub_file: HubFile) -> None:
     """Record the hub in a database that was made anew, after a rebuild."""
     if isinstance(index, PostgresIndex) and not index.identity():
         index.introduce(_identity(hub, hub_file))
+
+
+def _check_same(index: PostgresIndex, there: dict[str, Any], hub: Path, hub_file: HubFile) -> None:
+    """Raise HubError if the database belongs to a hub of another base, with another store, or without a shared one."""
+    _check_base(index, there, hub_file)
+    mine = _store(hub, hub_file)
+    if there.get("store") != mine:
+        kept = str(there.get("store"))
+        if hub_file.is_shared and not kept.startswith("file:"):
+            hint = f"join it with --store {kept}, or use another database"
+            raise HubError(f"the index {index.where} belongs to a hub with the store {kept}", hint)
+        raise HubError(
+            f"the index {index.where} belongs to another hub, whose versions are in {kept.removeprefix('file:')}",
+            "use another database for each hub; machines that share one need --store, such as s3://bucket/prefix",
+        )
 
 
 def _check_base(index: PostgresIndex, there: dict[str, Any], hub_file: HubFile) -> None:

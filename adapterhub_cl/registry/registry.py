@@ -78,6 +78,7 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
         registry = cls(path, hub_file)
         if registry.shared is not None:
             joining.check_place(registry.shared, path)
+        joining.look(registry._index, path, hub_file)
         with files.storage_errors(path):
             registry.adapters_dir.mkdir(parents=True, exist_ok=True)
             registry.runs_dir.mkdir(exist_ok=True)

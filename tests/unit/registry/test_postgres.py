@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
@@ -231,8 +232,12 @@ def test_wrong_places_are_refused_in_one_line(hub: Registry, postgres: PostgresS
         assert "\n" not in caught.value.message
         assert caught.value.hint
         assert "secret" not in caught.value.message
+        # What a role may not do shows only when it is tried.
+        assert given == lesser or not (tmp_path / "new").exists()
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
     with pytest.raises(HubError, match="a hub of another base"):
-        Registry.create(tmp_path / "new", replace(BASE, fingerprint="e" * 64), index_url=url)
+        Registry.create(tmp_path / "other", replace(BASE, fingerprint="e" * 64), index_url=url)
+    assert not (tmp_path / "other").exists()
     assert not (tmp_path / "new" / "hub.toml").exists()
     toml = (hub.path / "hub.toml").read_text()
     (hub.path / "hub.toml").write_text(toml.replace(url, postgres.new_database()))
