@@ -16,6 +16,7 @@ from adapterhub_cl.errors import HubError, UsageError
 if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
     from adapterhub_cl.progress import Reporter
+    from adapterhub_cl.registry import Registry
 
 HUB_VARIABLE = "CL_ADAPTER_HUB"
 DEFAULT_HUB = Path("registry")
@@ -66,7 +67,16 @@ class Session:
 
         if write:
             self.refuse_default()
-        return AdapterHub.open(self.existing(), device=self.device, dtype=self.dtype, base_path=self.base_path)
+        found = AdapterHub.open(self.existing(), device=self.device, dtype=self.dtype, base_path=self.base_path)
+        found.registry.bring = self._bring
+        return found
+
+    def _bring(self, registry: Registry, ref: str) -> str:
+        """Pull what a reference to a store names, with progress, into a hub that may be changed."""
+        from adapterhub_cl.sharing.referring import bring
+
+        self.refuse_default()
+        return bring(registry, ref, self.reporter())
 
     def refuse_default(self) -> None:
         """Raise where a verb would change `./registry`, which nobody named: in a checkout of this project that is the

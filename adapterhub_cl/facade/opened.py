@@ -22,6 +22,7 @@ class OpenedHub:
     def __init__(self, registry: Registry, device: str = "auto", dtype: str = "auto") -> None:
         self.registry, self.device, self.dtype = registry, device, dtype
         self.folder = registry.path
+        registry.bring = _bring
         self._loaded: LoadedBase | None = None
         self._engine: Engine | None = None
 
@@ -50,3 +51,9 @@ class OpenedHub:
             if self._loaded.note:
                 usual(reporter).note(f"note: {self._loaded.note}")
         return self._loaded
+
+
+def _bring(registry: Registry, ref: str) -> str:
+    from adapterhub_cl.sharing.referring import bring  # only here: it imports what signs
+
+    return bring(registry, ref)

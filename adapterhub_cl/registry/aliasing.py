@@ -40,6 +40,7 @@ class Aliases(RegistryCore):
             UsageError: the reference is unknown, or `alias` is not a valid alias name.
         """
         check_alias(alias)
+        ref = self.local(ref)
         with self._write() as (connection, writes):
             record = self.get(ref)
             writes.move_alias(connection, record.name, alias, record.version, reason)
@@ -58,6 +59,7 @@ class Aliases(RegistryCore):
             UnknownNameError: no such version.
             StorageError: the disk cannot be written; nothing was changed.
         """
+        ref = self.local(ref)
         with self._write() as (connection, writes):
             record = self.get(ref)
             with self._index.reading() as query:

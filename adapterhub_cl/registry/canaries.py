@@ -39,6 +39,7 @@ class Canaries(RegistryCore):
         """
         if not 0 < share < 1:
             raise UsageError(f"a canary's share must be above 0 and below 1, not {share}", "for example 0.1")
+        ref = self.local(ref)
         with self._write() as (connection, writes):
             record = self.get(ref)
             with self._index.reading() as query:

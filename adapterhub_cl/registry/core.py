@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import UnknownNameError
+from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.registry import changes, queries
 from adapterhub_cl.registry.hubfile import HubFile
 from adapterhub_cl.registry.names import check_name
@@ -37,6 +37,7 @@ class RegistryCore:
         self._index = open_index(path, hub_file.index_url)
         self._stopped: Event | None = None  # a change that was committed by a process killed before it reported that
         self.base_path = ""  # where the base is now, if not where hub.toml says
+        self.bring: Callable[[Any, str], str] | None = None  # pulls what a reference to a store names
 
     def _manifest_now(self, name: str, version: int) -> str | None:
         """The text of a version's manifest in the index; None if it has been deleted."""
@@ -83,15 +84,29 @@ class RegistryCore:
         """The version that a reference names.
 
         Args:
-            ref: `news` (its latest), `news@v2`, `news@production`, or an alias that only one adapter has.
+            ref: `news` (its latest), `news@v2`, `news@production`, an alias that only one adapter has, or a version in
+                a store, such as `hf://owner/repo/news@v2`, which is pulled first.
 
         Raises:
             UnknownNameError: no such adapter, version or alias; the hint has the nearest names or the list.
             UsageError: the text is not a reference, or it is an alias that several adapters have.
             AdapterError: the adapter has no accepted version.
         """
+        ref = self.local(ref)
         with self._index.reading() as query:
             return queries.find(query, self.versions_in, ref)
+
+    def local(self, ref: str) -> str:
+        """A reference to a version of this hub: of one to a store, after that was pulled.
+
+        Raises:
+            UsageError: this process pulls nothing by reference.
+        """
+        if "://" not in ref:
+            return ref
+        if self.bring is None:
+            raise UsageError(f"{ref[:200]!r} is no version of this hub", "pull it first: cl-adapter pull TARGET NAME")
+        return self.bring(self, ref)
 
     def versions(self, name: str) -> list[AdapterRecord]:
         """All versions of an adapter, oldest first.
@@ -106,6 +121,7 @@ class RegistryCore:
 
     def lineage(self, ref: str | None = None) -> list[Edge]:
         """All edges from a version to its ancestors, then to its descendants, nearest first; all edges if no `ref`."""
+        ref = None if ref is None else self.local(ref)
         with self._index.reading() as query:
             return queries.lineage(query, None if ref is None else queries.find(query, self.versions_in, ref).ref)
 

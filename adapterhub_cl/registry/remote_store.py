@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adapterhub_cl.errors import AdapterHubError, StorageError, UsageError, first_line
-from adapterhub_cl.registry import changes
+from adapterhub_cl.registry import changes, hf_repository
 from adapterhub_cl.registry.files import TEMPORARY, fsync_dir, fsync_file, storage_error, temporary_name
 from adapterhub_cl.registry.names import check_local, is_name
 
@@ -34,6 +34,8 @@ _LIBRARIES = {
     "fsspec",
     "gcsfs",
     "google",
+    "httpx2",
+    "huggingface_hub",
     "paramiko",
     "requests",
     "s3fs",
@@ -53,10 +55,6 @@ class RemoteStore:
         Raises:
             UsageError: no such kind of address, or a package that it needs is not installed.
         """
-        if target.startswith("hf://"):
-            raise UsageError(
-                "hf:// is not supported as a target yet", "use a folder, s3://bucket/prefix or another URL"
-            )
         if not target.strip():
             raise UsageError("the target is empty", "give a folder, or a URL such as s3://bucket/prefix")
         self._folder: Path | None = None
@@ -77,6 +75,8 @@ class RemoteStore:
         except ValueError as error:
             raise UsageError(f"{self.url} cannot be opened: {first_line(error)}", "use a folder or s3://…") from error
         self._root = str(root).rstrip("/")
+        if _protocol(self._fs) == hf_repository.PROTOCOL:
+            hf_repository.check_address(self._root)
 
     @property
     def folder(self) -> Path | None:
@@ -175,8 +175,7 @@ class RemoteStore:
                 changes.happened()
                 return
             place = self._at(path)
-            if _protocol(self._fs) not in _FLAT:
-                self._fs.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
+            self._make_parent(place)
             if isinstance(source, bytes):
                 self._fs.pipe_file(place, source)
             else:
@@ -197,9 +196,11 @@ class RemoteStore:
                 if self._folder:
                     _link_locally(self._folder / path, content)
                 else:
-                    if _protocol(self._fs) not in _FLAT:
-                        self._fs.makedirs(str(PurePosixPath(self._at(path)).parent), exist_ok=True)
-                    self._fs.pipe_file(self._at(path), content, mode="create")
+                    self._make_parent(self._at(path))
+                    if _protocol(self._fs) == hf_repository.PROTOCOL:
+                        hf_repository.create_file(self._fs, self._at(path), content)
+                    else:
+                        self._fs.pipe_file(self._at(path), content, mode="create")
                 changes.happened()
                 return True
             except OSError as error:
@@ -237,6 +238,13 @@ class RemoteStore:
                 return {}
             cut = len(self._fs._strip_protocol(self._root)) + 1
             return {str(path)[cut:]: int(about["size"]) for path, about in found.items()}
+
+    def _make_parent(self, place: str) -> None:
+        """Make what a file lies in, where a store has such a thing."""
+        if _protocol(self._fs) == hf_repository.PROTOCOL:
+            hf_repository.make_repository(self._fs, self._root)
+        elif _protocol(self._fs) not in _FLAT:
+            self._fs.makedirs(str(PurePosixPath(place).parent), exist_ok=True)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"

@@ -30,6 +30,7 @@ class Scores(RegistryCore):
 
     def evaluations(self, ref: str | None = None, task: str | None = None) -> list[StoredEvaluation]:
         """Recorded scores in the order they were recorded, optionally of one version and on one task."""
+        ref = None if ref is None else self.local(ref)
         with self._index.reading() as query:
             record = None if ref is None else queries.find(query, self.versions_in, ref)
             name, version = (None, None) if record is None else (record.name, record.version)
@@ -85,6 +86,7 @@ class Scores(RegistryCore):
         Raises:
             UnknownNameError: no such task or version.
         """
+        ref = self.local(ref)
         with self._write() as (connection, writes):
             self.task(task)
             record = self.get(ref)

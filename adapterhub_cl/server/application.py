@@ -68,6 +68,7 @@ def application(
     Args:
         train: the command line, up to the verb, of the process that trains for fine-tuning jobs.
     """
+    registry.bring = None  # who asks over HTTP does not choose what this machine fetches
     counters = ServerFigures(engine)
     keeper = None
     if options.log:

@@ -135,6 +135,20 @@ def test_a_body_that_is_too_large(serving: Start) -> None:
     assert post(served, ASKED).status_code == 200
 
 
+def test_a_client_does_not_choose_what_the_server_fetches(served: Running, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    served.hub.push(store, "tickets@v1")
+    for model in (f"file://{store}/tickets@v1", "memory://x/tickets@v1", "hf://owner/repo/tickets@v1"):
+        for route in ("predict", "models"):
+            said = (
+                httpx2.post(f"{served.url}/v1/predict", json={"inputs": ["a"], "model": model}, timeout=60)
+                if route == "predict"
+                else httpx2.get(f"{served.url}/v1/models/{model}", timeout=60)
+            )
+            assert said.status_code in (400, 404), said.text
+    assert "pull" not in {event.verb for event in served.hub.registry.events()}
+
+
 def test_hints_for_the_shell_are_not_sent_to_clients(served: Running) -> None:
     said = httpx2.post(f"{served.url}/v1/predict", json={"inputs": ["a"], "model": "tickts@v1"}, timeout=60).json()
     assert "did you mean tickets" in said["error"]["message"]

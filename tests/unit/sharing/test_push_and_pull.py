@@ -398,7 +398,6 @@ def test_bad_targets_are_told_in_one_line(ours: Registry, theirs: Registry, tmp_
     for act, said in (
         (lambda: push(ours, ours.path / "inside", "news"), "inside the hub"),
         (lambda: push(ours, "", "news"), "empty"),
-        (lambda: push(ours, "hf://owner/repo", "news"), "hf:// is not supported"),
         (lambda: push(ours, "nosuch://x", "news"), "cannot be opened"),
         (lambda: push(ours, tmp_path / "file", "news"), "is not a folder"),
         (lambda: push(ours, tmp_path / "s", "nothing"), "unknown"),
