@@ -3,7 +3,7 @@ The forward pass computes exactly what the module computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,13 +39,13 @@ def fused_norms(model: Any) -> Iterator[int]:
         the number of them.
     """
     changed: list[Any] = []
-    fits: dict[type, bool] = {}
+    fits: dict[Hashable, bool] = {}
     for norm in model.modules():
         if not type(norm).__name__.endswith("RMSNorm") or "forward" in norm.__dict__:
             continue
-        if type(norm) not in fits:
-            fits[type(norm)] = _fits(norm)
-        if fits[type(norm)] and not norm.weight.requires_grad:
+        if (kind := _kind(norm)) not in fits:
+            fits[kind] = _fits(norm)
+        if fits[kind] and not norm.weight.requires_grad:
             norm.forward = _forward(norm)
             changed.append(norm)
     try:
@@ -71,8 +71,15 @@ def _eps(norm: Any) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
+def _kind(norm: Any) -> Hashable:
+    """What modules share that compute alike: the class, its options, and the weight's type. (Gemma 4 has norms of one
+    class with a weight and without.)"""
+    options = tuple(sorted((k, v) for k, v in vars(norm).items() if isinstance(v, bool | int | float | str)))
+    return type(norm), options, getattr(getattr(norm, "weight", None), "dtype", None)
+
+
 def _fits(norm: Any) -> bool:
-    """Whether a module of this class gives the same values and gradients; families name different things RMSNorm."""
+    """Whether a module of this kind gives the same values and gradients; families name different things RMSNorm."""
     eps, weight = _eps(norm), getattr(norm, "weight", None)
     if eps is None or weight is None or weight.dim() != 1 or [*norm.parameters()] != [weight]:
         return False

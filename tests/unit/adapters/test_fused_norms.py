@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from toys import toy_settings
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
@@ -69,6 +70,20 @@ def test_half_precision_and_another_type_of_the_weight() -> None:
         assert torch.equal(value, other)
         assert fused.dtype == torch.bfloat16
         assert torch.allclose(gradient.float(), fused.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_norms_of_one_class_with_and_without_a_weight() -> None:
+    width, draw = 8, torch.Generator().manual_seed(0)
+    norms = [norm_of(Gemma4RMSNorm, width, torch.float32), Gemma4RMSNorm(width, with_scale=False)]
+    x, slope = torch.randn(3, width, generator=draw), torch.randn(3, width, generator=draw)
+    before = [results(norm, x, slope) for norm in norms]
+    for order in (norms, norms[::-1]):
+        with fused_norms(torch.nn.Sequential(*order)):
+            after = [results(norm, x, slope) for norm in norms]
+            assert "forward" not in norms[1].__dict__
+        for (value, gradient), (other, shorter) in zip(before, after, strict=True):
+            assert torch.equal(value, other)
+            assert torch.allclose(gradient, shorter, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Gemma3RMSNorm])
