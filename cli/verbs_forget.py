@@ -30,7 +30,7 @@ def forget_task(
         bool,
         typer.Option(
             "--retire",
-            help="remove merged, distilled and pruned adapters instead of making them again without the task",
+            help="remove merged and pruned adapters too, instead of making them again without the task",
         ),
     ] = False,
     everywhere: Annotated[

@@ -43,9 +43,7 @@ def inbox(
     ] = None,
     say: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="read what was right: JSON lines with id and label, answer, correct or thumb"
-        ),
+        typer.Option(metavar="FILE", help="read feedback: JSON lines with id and label, answer, correct or thumb"),
     ] = None,
     withdraw: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="take back what was said of this answer; may be repeated")
@@ -205,7 +203,7 @@ def learn(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Learn from the inbox: a new version through the gate, a canary, then promotion or the way back.
+    """Learn from the inbox: train a new version, gate it, try it as a canary, then promote it or take it back.
 
     Each call takes the next step for every task; call it from cron, or let it watch. Exit code 3 says that the gate
     refused a version.

@@ -23,7 +23,7 @@ def push(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[REF]... TARGET",
+            metavar="REF… TARGET",
             help="versions such as news@v2, or names for all versions of an adapter; and last the target: a folder, or "
             "a URL such as s3://bucket/prefix",
             autocompletion=versions,

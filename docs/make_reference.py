@@ -140,7 +140,7 @@ def _shown_default(option: Any) -> str:
 
 def _usage(argument: Any) -> str:
     name = (argument.metavar or argument.name.upper()).strip("[]")
-    many = f"{name}…" if argument.nargs == -1 and not name.endswith("…") else name
+    many = f"{name}…" if argument.nargs == -1 and "…" not in name else name
     return many if argument.required else f"[{many}]"
 
 

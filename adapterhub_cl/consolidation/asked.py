@@ -88,10 +88,12 @@ class DistillRequest(MeasuredOptions):
         True,
         "ask the teachers about their replay samples",
         flag="--no-samples",
-        off="do not ask about the replay samples",
+        off="do not use the parents' replay samples",
         config=False,
     )
-    data: Sequence[str] = option(tuple, "unlabelled text to ask as well: FILE, or TASK=FILE; may be repeated")
+    data: Sequence[str] = option(
+        tuple, "unlabelled text for the teachers to answer: FILE, or TASK=FILE; may be repeated"
+    )
     pseudo: int = option(0, "samples that each teacher writes for each of its tasks")
     start: str = option(merging.DEFAULT, "merge method whose result the student starts from, or none", names="methods")
     grow: bool = option(False, "double the rank until --min-retention is reached")

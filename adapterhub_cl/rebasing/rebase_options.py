@@ -14,7 +14,7 @@ from adapterhub_cl.options import option
 class RebaseOptions:
     """The options of `rebase`."""
 
-    to: str = option("", "the folder of the hub on the new base: a new one, an empty one, or one that this began")
+    to: str = option("", "the folder of the hub on the new base: new, empty, or begun by an earlier rebase")
     tasks: Sequence[str] = option(
         tuple, "only these tasks: a,b,c; default: every task that an adapter answers for",
         parse="adapterhub_cl.rebasing.rebase_options:read_tasks",

@@ -69,7 +69,7 @@ def due_after(reviews: int) -> float:
 class Strategy(BaseStrategy):
     """Reviews old samples when the model has moved far enough."""
 
-    shares = "all weights, trained on replay samples of earlier tasks too, at growing intervals of what was changed"
+    shares = "all weights, trained on replay samples too, at growing intervals of how far the weights have moved"
     reads = "samples"
     reads_logits = False
     Config = Config

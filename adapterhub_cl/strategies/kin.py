@@ -55,7 +55,7 @@ class Config:
 class Strategy(BaseStrategy):
     """Starts from the best kin, or fresh."""
 
-    shares = "a start: the best of the other tasks' adapters, where it beats a fresh one"
+    shares = "a starting point: the best of the other tasks' adapters, if it beats a fresh one"
     form = "fresh"
     Config = Config
 

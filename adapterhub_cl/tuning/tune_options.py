@@ -14,7 +14,7 @@ class TuneOptions:
 
     trials: int = option(20, "settings that are tried at most, the defaults among them")
     minutes: float | None = option(None, "begin no further trial after so many minutes; default: no limit")
-    confirm: int = option(2, "trainings, each with another seed, by which the best settings must beat the defaults")
+    confirm: int = option(2, "further seeds with which the best settings and the defaults are trained and compared")
 
     def __post_init__(self) -> None:
         problems = [
