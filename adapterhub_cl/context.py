@@ -20,11 +20,15 @@ class Hub:
     Attributes:
         load: gives the base, which is loaded on the first call; `base` calls it.
         reporter: where notes and progress go.
+        device: what the base is loaded to, and the type of its products, as the user asked: for a process elsewhere
+            that loads it too.
     """
 
     registry: Registry
     load: Callable[[], LoadedBase]
     reporter: Reporter = field(default_factory=Reporter)
+    device: str = "auto"
+    dtype: str = "auto"
 
     @property
     def base(self) -> LoadedBase:

@@ -20,6 +20,7 @@ from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import parse_set
 from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.spreading.spread_options import SpreadOptions
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.matrix import AccuracyMatrix
@@ -30,7 +31,7 @@ MaxForgetting = Annotated[
 
 
 @verb(MAKE, "cl-adapter stream tasks.yaml --strategy replay --strategy sequential --seeds 0,1,2 --picture matrix.png")
-@takes(AddTaskOptions, TrainingSettings, stream=True, config=False)
+@takes(SpreadOptions, AddTaskOptions, TrainingSettings, stream=True, config=False)
 def stream(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="YAML or JSON: tasks: a list of {name, data, eval, …options}")],

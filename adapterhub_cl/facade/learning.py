@@ -15,6 +15,7 @@ from adapterhub_cl.options import from_mapping, given_of, parse_set, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.showing import Listing
+from adapterhub_cl.spreading.spread_options import SpreadOptions
 from adapterhub_cl.types import AdapterRecord
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Learning(OpenedHub):
         run, order = online.begin(hub, request, every, resume)
         return online.learn_online(hub, order, run, source)
 
-    @takes(AddTaskOptions, TrainingSettings, stream=True)
+    @takes(SpreadOptions, AddTaskOptions, TrainingSettings, stream=True)
     def stream(
         self,
         file: str | Path,
@@ -215,6 +216,7 @@ class Learning(OpenedHub):
                 max_forgetting,
                 given_of(TrainingSettings, asked),
                 given_of(AddTaskOptions, asked),
+                **given_of(SpreadOptions, asked),
             )
         )
 

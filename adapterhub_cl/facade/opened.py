@@ -40,7 +40,7 @@ class OpenedHub:
 
     def context(self, reporter: Reporter | None = None) -> Hub:
         """What one call of a verb works with."""
-        return Hub(self.registry, partial(self.load_base, reporter), usual(reporter))
+        return Hub(self.registry, partial(self.load_base, reporter), usual(reporter), self.device, self.dtype)
 
     def load_base(self, reporter: Reporter | None = None) -> LoadedBase:
         """The base, quantised as the hub says; loaded once and shared by this object's verbs."""

@@ -13,6 +13,7 @@ from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import from_mapping, given_of, options_of, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.spreading.spread_options import SpreadOptions
 from adapterhub_cl.tuning.tune_options import TuneOptions
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Tuning(OpenedHub):
         self, name: str, data: str | Path | None = None, *, dry_run: Literal[False] = False, **asked: Any
     ) -> dict[str, Any]: ...
 
-    @takes(TuneOptions, AddTaskOptions, TrainingSettings)
+    @takes(TuneOptions, SpreadOptions, AddTaskOptions, TrainingSettings)
     def tune(
         self,
         name: str,
@@ -73,10 +74,11 @@ class Tuning(OpenedHub):
         from adapterhub_cl.training.runs import Run
         from adapterhub_cl.tuning.tune_search import plan_of, search
 
-        if resume and (data is not None or set(asked) - set(given_of(TuneOptions, asked))):
+        own = {*given_of(TuneOptions, asked), *given_of(SpreadOptions, asked)}
+        if resume and (data is not None or set(asked) - own):
             raise UsageError(
                 "a search that is resumed keeps its data and settings",
-                f"cl-adapter tune {name} --resume, with --trials or --minutes at most",
+                f"cl-adapter tune {name} --resume, with --trials, --minutes or --on at most",
             )
         run = Run.newest(self.registry.runs_dir, "tune", name) if resume else None
         if run is not None:
@@ -84,7 +86,7 @@ class Tuning(OpenedHub):
             if not given_of(TuneOptions, asked):
                 options = from_mapping(TuneOptions, run.request.get("tune") or {}, "tune")
         else:
-            mine = {key: value for key, value in asked.items() if key not in given_of(TuneOptions, asked)}
+            mine = {key: value for key, value in asked.items() if key not in own}
             request, _ = build(self.registry, "add-task", name, data, False, mine, tuned=False)
         order = order_of(self.registry, request)
         if order.strategy.makes != "fresh" or order.strategy.trial is not None or order.strategy.what_is_read:
@@ -93,7 +95,9 @@ class Tuning(OpenedHub):
                 "leave --strategy out",
             )
         hub = self.context(reporter)
-        return plan_of(hub, order, options) if dry_run else search(hub, order, options, run)
+        if dry_run:
+            return plan_of(hub, order, options)
+        return search(hub, order, options, run, **given_of(SpreadOptions, asked))
 
     def tuned(self, name: str) -> dict[str, Any] | None:
         """What `tune` found for a name; None where nothing was tuned.

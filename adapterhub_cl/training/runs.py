@@ -141,13 +141,16 @@ def _damaged(runs: Path, name: str) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def acquire(path: Path, taken: str, hint: str) -> FileLock:
+def acquire(path: Path, taken: str, hint: str, seconds: float = 0.0) -> FileLock:
     """A lock file, held from now on.
+
+    Args:
+        seconds: to wait for another process.
 
     Raises:
         TrainingError: another process holds it; the message is `taken`.
     """
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout as error:

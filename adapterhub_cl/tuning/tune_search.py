@@ -1,4 +1,5 @@
-"""The search: trials in one process on one loaded base, pruned and resumable, and a confirmation on rows of its own.
+"""The search: trials on one loaded base or on the workers of a Ray cluster, pruned and resumable, and a confirmation on
+rows of its own.
 
 Rows are divided three ways. Trials train on the first part and are judged on the second, drawn by Optuna's TPE
 (Bergstra et al. 2011) with median pruning (Golovin et al. 2017) after each epoch. The best of many trials is partly
@@ -8,9 +9,8 @@ on the first two parts, and compared there row by row. Only a lead beyond chance
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,23 +18,22 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import DataError, TrainingError, TrainingInterrupted, UsageError
 from adapterhub_cl.learning.chosen_settings import in_words, write_choice
-from adapterhub_cl.learning.material import Material, prepare, with_limits
+from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.spreading.spread_options import LOCAL
 from adapterhub_cl.strategies.kin import lead
 from adapterhub_cl.training.runs import Run, leave
 from adapterhub_cl.tuning.study_file import opened_study
 from adapterhub_cl.tuning.tune_options import TuneOptions
+from adapterhub_cl.tuning.tune_parts import MOST, Parts, parts_of
 from adapterhub_cl.tuning.tune_space import Space, space_of
 from adapterhub_cl.tuning.tune_trials import row_scores, trained
-from adapterhub_cl.types import Example
 
 if TYPE_CHECKING:
     import optuna
 
-FEWEST = 100  # rows to tune on; fewer say nothing
-SHARE, MOST = 0.2, 200  # of the rows, for judging trials and for the confirmation each
 SURE = 1.645  # standard errors that the best settings must lead by: one-sided 95 %
 
 
@@ -58,50 +57,17 @@ class TunePlan:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The rows of a search.
+class Confirmation:
+    """A training that confirms the best settings or the defaults.
 
     Attributes:
-        material: what trials train on, and are judged on: the latter share of it is held out as `share` says.
-        confirmed: rows for the end.
+        key: under which its scores are kept in the study.
+        which: `best` or `default`.
     """
 
-    material: Material
-    share: float
-    confirmed: Sequence[Example]
-
-
-def parts_of(hub: Hub, order: TrainOrder) -> Parts:
-    """Read the data and divide them.
-
-    Raises:
-        DataError: the data cannot be used, or the rows are too few.
-    """
-    if order.request.facts:
-        raise UsageError("facts cannot be held out: one that is not taught cannot be known", "leave --facts out")
-    material = prepare(hub.registry, order, parent="")
-    if material.data.read.prefers:
-        raise UsageError(
-            "tune searches settings for answers, and these rows are preferences",
-            "train with add-task, which has a learning rate of its own for preferences",
-        )
-    count = len(material.data)
-    if count < FEWEST:
-        raise DataError(f"{count} rows are too few to tune on", f"give at least {FEWEST} rows")
-    held = min(MOST, int(SHARE * count))
-    chosen = set(random.Random(f"tune {order.settings.seed}").sample(range(count), held))
-    confirmed = [example for k, example in enumerate(material.data) if k in chosen]
-    known = {(e.instruction, e.text) for e in confirmed}
-    kept = [k for k, e in enumerate(material.data) if k not in chosen and (e.instruction, e.text) not in known]
-    if len(kept) < FEWEST // 2:
-        raise DataError(f"{len(kept)} different rows are too few to tune on", f"give at least {FEWEST} different rows")
-    rows = replace(
-        material.data,
-        examples=[material.data.examples[k] for k in kept],
-        places=[material.data.places[k] for k in kept],
-    )
-    material = with_limits(replace(material, data=rows), hub.base, order.settings)
-    return Parts(material, held / len(kept), confirmed)
+    key: str
+    which: str
+    settings: Mapping[str, Any]
 
 
 def defaults_of(hub: Hub, order: TrainOrder, material: Material) -> TrainingSettings:
@@ -128,11 +94,12 @@ def plan_of(hub: Hub, order: TrainOrder, options: TuneOptions) -> TunePlan:
     )
 
 
-def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -> dict[str, Any]:
+def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None, on: str = LOCAL) -> dict[str, Any]:
     """Try settings, confirm the best, and keep what was found as the defaults of the name.
 
     Args:
         run: a search to go on with; None begins one.
+        on: see `SpreadOptions`.
 
     Returns:
         what `learning.chosen_settings.read_choice` reads.
@@ -154,7 +121,13 @@ def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -
     try:
         run.claim()
         with storage_errors(run.path), opened_study(run, request.name, order.settings.seed) as study:
-            found = _Search(hub, order, options, parts, study)()
+            made = Search(hub, order, options, parts, study)
+            if on == LOCAL:
+                found = made()
+            else:
+                from adapterhub_cl.tuning.tune_on_ray import search_on_ray
+
+                found = search_on_ray(made, run.path)
         write_choice(hub.registry, request.name, found)
     except BaseException as error:
         hopeless = isinstance(error, UsageError | DataError) or type(error) is TrainingError
@@ -167,7 +140,13 @@ def search(hub: Hub, order: TrainOrder, options: TuneOptions, run: Run | None) -
     return found
 
 
-class _Search:
+class Search:
+    """A search and what it knows; calling it tries, confirms and tells what was found.
+
+    Attributes:
+        parts: the rows, `study` the trials so far, `space` what is searched.
+    """
+
     def __init__(self, hub: Hub, order: TrainOrder, options: TuneOptions, parts: Parts, study: optuna.Study) -> None:
         self.hub, self.order, self.options, self.parts, self.study = hub, order, options, parts, study
         self.settings = defaults_of(hub, order, parts.material)
@@ -176,67 +155,116 @@ class _Search:
             raise UsageError("every setting that is searched was given", "leave --rank or --learning-rate out")
 
     def __call__(self) -> dict[str, Any]:
+        self.begin()
+        with self.hub.reporter.piece("trials", self.options.trials) as advance:
+            advance(self.done())
+            while self.more(self.done()):
+                self._one()
+                advance(1)
+        return self.outcome(self._measured)
+
+    def begin(self) -> None:
+        """Put the defaults, and the trials that were killed, before all others."""
         import optuna
 
-        study, states, started = self.study, optuna.trial.TrialState, time.monotonic()
+        study, states = self.study, optuna.trial.TrialState
+        self.started = time.monotonic()
         for trial in study.trials:
             if trial.state == states.RUNNING:  # the process was killed
                 study.tell(trial.number, state=states.FAIL)
                 study.enqueue_trial(trial.params or dict(self.space.default))
         if not study.trials:
             study.enqueue_trial(dict(self.space.default))
-        limit = self.options.minutes
-        with self.hub.reporter.piece("trials", self.options.trials) as advance:
-            advance(self._done())
-            while self._done() < self.options.trials:
-                if limit is not None and time.monotonic() - started > 60 * limit and self._done():
-                    self.hub.reporter.note(f"{limit:g} minutes are over: no further trial is begun")
-                    break
-                self._one()
-                advance(1)
-        return self._outcome()
 
-    def _done(self) -> int:
+    def more(self, begun: int) -> bool:
+        """Whether a further trial is to be begun, after so many."""
+        limit = self.options.minutes
+        if begun >= self.options.trials:
+            return False
+        if limit is not None and time.monotonic() - self.started > 60 * limit and self.done():
+            self.hub.reporter.note(f"{limit:g} minutes are over: no further trial is begun")
+            return False
+        return True
+
+    def done(self) -> int:
+        """How many trials have ended."""
         return sum(t.user_attrs.get("ended", False) for t in self.study.trials)
+
+    def hopeless(self, trial: optuna.Trial, figures: Sequence[Mapping[str, float]]) -> bool:
+        """Report a trial's newest figures; whether it is to be ended early."""
+        trial.report(value_of(figures[-1]), len(figures))
+        return bool(trial.number and trial.should_prune())  # the defaults are always seen to their end
 
     def _one(self) -> None:
         import optuna
 
-        trial, states = self.study.ask(), optuna.trial.TrialState
+        trial = self.study.ask()
         settings, started = self.space.draw(trial), time.monotonic()
         figures: list[Mapping[str, float]] = []
 
         def on_epoch(found: Mapping[str, float]) -> None:
             figures.append(dict(found))
-            trial.report(value_of(found), len(figures))
-            if trial.number and trial.should_prune():  # the defaults are always seen to their end
+            if self.hopeless(trial, figures):
                 raise optuna.TrialPruned
 
-        state, value, reason = states.COMPLETE, None, ""
+        state, reason = "complete", ""
         try:
             held = {**settings, "dev_share": self.parts.share}
             with trained(self.hub, self.order, self.parts.material, held, on_epoch):
-                value = max(map(value_of, figures))
+                pass
         except optuna.TrialPruned:
-            state = states.PRUNED
+            state = "pruned"
         except TrainingInterrupted:
-            self.study.tell(trial, state=states.FAIL)
-            self.study.enqueue_trial(settings)
+            self.give_up(trial, settings)
             raise
         except TrainingError as error:
             if not trial.number:
                 raise
-            state, reason = states.FAIL, error.message
+            state, reason = "fail", error.message
+        self.ended(trial, settings, figures, state, reason, time.monotonic() - started)
+
+    def give_up(self, trial: optuna.Trial, settings: Mapping[str, Any]) -> None:
+        """The user stopped a trial; the next search begins with its settings."""
+        import optuna
+
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self.study.enqueue_trial(dict(settings))
+
+    def ended(
+        self,
+        trial: optuna.Trial,
+        settings: Mapping[str, Any],
+        figures: Sequence[Mapping[str, float]],
+        state: str,
+        reason: str,
+        seconds: float,
+    ) -> None:
+        """Write a trial's end into the study.
+
+        Args:
+            figures: on the rows that judge, an epoch each.
+            state: `complete`, `pruned` or `fail`, with the reason.
+        """
+        import optuna
+
         best = max(figures, key=value_of, default={})
-        told = {"settings": settings, "figures": best, "epochs_run": len(figures), "reason": reason}
-        for key, item in {**told, "seconds": round(time.monotonic() - started, 1), "ended": True}.items():
+        told = {"settings": dict(settings), "figures": best, "epochs_run": len(figures), "reason": reason}
+        for key, item in {**told, "seconds": round(seconds, 1), "ended": True}.items():
             trial.set_user_attr(key, item)
-        self.study.tell(trial, value, state=None if state == states.COMPLETE else state)
+        if state == "complete":
+            self.study.tell(trial, value_of(best))
+        else:
+            self.study.tell(trial, state=optuna.trial.TrialState[state.upper()])
         shown = "  ".join(f"{key} {number:.4f}" for key, number in best.items())
-        word = {states.COMPLETE: "", states.PRUNED: "  pruned", states.FAIL: f"  failed: {reason}"}[state]
+        word = {"complete": "", "pruned": "  pruned", "fail": f"  failed: {reason}"}[state]
         self.hub.reporter.note(f"trial {trial.number}: {in_words(settings)}  {shown}{word}")
 
-    def _outcome(self) -> dict[str, Any]:
+    def outcome(self, measured: Callable[[Sequence[Confirmation]], None]) -> dict[str, Any]:
+        """Confirm the best and tell what was found.
+
+        Args:
+            measured: trains what the confirmation needs, and calls `confirmed` with the scores of each.
+        """
         import optuna
 
         complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
@@ -244,7 +272,7 @@ class _Search:
         default = next(t for t in complete if t.user_attrs["settings"] == dict(self.space.default))
         chosen = dict(best.user_attrs["settings"])
         changed = {key: value for key, value in chosen.items() if value != self.space.default.get(key)}
-        confirmed = self._confirmed(chosen) if changed else {}
+        confirmed = self._confirmed(chosen, measured) if changed else {}
         won = bool(confirmed) and confirmed["lead"] > SURE * confirmed["error"] and confirmed["lead"] > 0
         if won:
             kept = "tuned"
@@ -269,24 +297,33 @@ class _Search:
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def _confirmed(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """The best settings against the defaults on the rows for the end, each trained with other seeds; what is
-        measured is kept in the study, so that a search that is killed here goes on."""
+    def confirmed(self, one: Confirmation, scores: Sequence[float]) -> None:
+        """Keep the scores of a confirmation in the study, so that a search that is killed here goes on."""
+        self.study.set_user_attr(one.key, list(scores))
+
+    def _measured(self, wanted: Sequence[Confirmation]) -> None:
+        with self.hub.reporter.piece("confirming", len(wanted)) as advance:
+            for one in wanted:
+                with trained(self.hub, self.order, self.parts.material, one.settings) as found:
+                    length = int(found[1].facts["max_length"])
+                    rows = self.parts.confirmed
+                    self.confirmed(one, row_scores(self.hub, self.parts.material, found[0], rows, length))
+                advance(1)
+
+    def _confirmed(
+        self, chosen: Mapping[str, Any], measured: Callable[[Sequence[Confirmation]], None]
+    ) -> dict[str, Any]:
+        """The best settings against the defaults on the rows for the end, each trained with other seeds."""
+        wanted = []
+        for k in range(self.options.confirm):
+            seed = (self.settings.seed + 1 + k) % 2**32
+            for which, settings in (("default", self.space.default), ("best", chosen)):
+                key = f"confirm {k} {which} {in_words(settings)}"
+                wanted.append(Confirmation(key, which, {**settings, "seed": seed}))
+        measured([one for one in wanted if one.key not in self.study.user_attrs])
         scores: dict[str, list[list[float]]] = {"default": [], "best": []}
-        with self.hub.reporter.piece("confirming", 2 * self.options.confirm) as advance:
-            for k in range(self.options.confirm):
-                seed = (self.settings.seed + 1 + k) % 2**32
-                for which, settings in (("default", self.space.default), ("best", chosen)):
-                    key = f"confirm {k} {which} {in_words(settings)}"
-                    if key not in self.study.user_attrs:
-                        with trained(self.hub, self.order, self.parts.material, {**settings, "seed": seed}) as found:
-                            length = int(found[1].facts["max_length"])
-                            rows = self.parts.confirmed
-                            self.study.set_user_attr(
-                                key, row_scores(self.hub, self.parts.material, found[0], rows, length)
-                            )
-                    scores[which].append(self.study.user_attrs[key])
-                    advance(1)
+        for one in wanted:
+            scores[one.which].append(self.study.user_attrs[one.key])
         means = {which: [sum(row) / len(row) for row in zip(*runs, strict=True)] for which, runs in scores.items()}
         ahead, error = lead([-x for x in means["default"]], [-x for x in means["best"]])
         measure = "accuracy" if self.parts.material.task.kind == "choice" else "log-likelihood"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, order_of
 from adapterhub_cl.learning.teaching import lesson_of
 from adapterhub_cl.progress import Reporter
+from adapterhub_cl.training import speed
 from adapterhub_cl.training.learn import Learned, learn
 from adapterhub_cl.types import Example
 
@@ -43,11 +45,13 @@ def trained(
     material: Material,
     settings: Mapping[str, Any],
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+    run: Path | None = None,
 ) -> Iterator[tuple[Any, Learned]]:
-    """The base with an adapter that was trained with these settings; nothing is stored.
+    """The base with an adapter that was trained with these settings; no version is stored.
 
     Args:
         settings: beside those of the order.
+        run: a folder for checkpoints, to go on from if it has one; None keeps none.
         on_epoch: called with the figures on the rows held out after each epoch; what it raises ends the training.
     """
     request = replace(order.request, settings={**order.request.settings, **settings})
@@ -61,9 +65,9 @@ def trained(
             own.strategy,
             lesson_of(own, material),
             own.settings,
-            run=None,
-            chosen=None,
-            on_speed=lambda _: None,
+            run=run,
+            chosen=None if run is None else speed.stored(run),
+            on_speed=lambda choice: None if run is None else speed.store(run, choice),
             accelerator=Accelerator(cpu=base.device.type == "cpu"),
             reporter=TrialReporter(hub.reporter),
             on_epoch=on_epoch,
