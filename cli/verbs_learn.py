@@ -18,7 +18,7 @@ from cl_adapter.session import Session
 
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
-from adapterhub_cl.launching import is_helper_process
+from adapterhub_cl.launching import divides_base, is_helper_process
 from adapterhub_cl.learning.train_options import FACT_REPLAY, AddTaskOptions, UpdateOptions
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
@@ -35,7 +35,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue the newest unfi
 
 def fit_router(hub: AdapterHub, reporter: Reporter) -> None:
     """Fit the router now, with a progress bar, instead of during the next predict. A failure here loses nothing."""
-    if is_helper_process():
+    if is_helper_process() or divides_base():  # of a divided base, the other processes would be missing
         return
     try:
         hub.fit_router(reporter=reporter)

@@ -17,6 +17,7 @@ from cl_adapter.session import Session
 from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.evaluation.general_options import GeneralOptions
+from adapterhub_cl.launching import is_helper_process
 from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.options import parse_set
 from adapterhub_cl.settings import TrainingSettings
@@ -69,6 +70,8 @@ def stream(
         reporter=session.reporter(),
         **given,
     )
+    if is_helper_process():
+        return
     if csv:
         check_local(csv).write_text(_csv(found), encoding="utf-8")
     if picture or curves:

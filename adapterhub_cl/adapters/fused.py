@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from adapterhub_cl.adapters.fused_norms import fused_norms
+from adapterhub_cl.bases.divided_base import is_divided
 
 
 class _Fused(torch.autograd.Function):
@@ -94,9 +95,9 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
         layer.forward = _forward(layer, weight, base.bias, _frozen(layer, dtype))
         changed.append(layer)
     try:
-        # What is only served has no backward pass.
+        # What is only served has no backward pass; norms are tried before, when a divided base is not together.
         trained = any(parameter.requires_grad for parameter in model.parameters())
-        with fused_norms(model) if trained else nullcontext():
+        with fused_norms(model) if trained and not is_divided(model) else nullcontext():
             yield len(changed)
     finally:
         for layer in changed:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from adapterhub_cl.bases.already_quantised import STORED, loading_options, made_plain, stored_quantization
+from adapterhub_cl.bases.divided_base import Shards, check_divisible, load_divided, same_everywhere
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import fingerprint
 from adapterhub_cl.bases.kept_weights import LEAST_PARAMETERS, KeptWeights
@@ -42,7 +43,7 @@ from adapterhub_cl.bases.sources import (
 from adapterhub_cl.bases.this_machine import IDENTITY
 from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError, first_line
-from adapterhub_cl.launching import local_rank
+from adapterhub_cl.launching import divides_base, local_rank
 from adapterhub_cl.quiet import import_bitsandbytes, no_loading_bars, quiet_third_parties
 from adapterhub_cl.types import BaseInfo
 
@@ -59,6 +60,7 @@ class LoadedBase:
         why: the reason for it; empty if the user named it.
         note: what the user should know about how it was loaded; mostly empty.
         path: the folder it was read from.
+        shards: where its weights are divided among processes (FSDP).
         lock: must be held while computing with the model or changing it; threads take turns.
     """
 
@@ -70,6 +72,7 @@ class LoadedBase:
     device: torch.device
     why: str = ""
     note: str = ""
+    shards: Shards | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -236,6 +239,9 @@ def load_base(
     where, written = choose_device(device), read_config(path)
     kind, why = choose_dtype(dtype, where, written, info.parameters)
     encoder, stored = is_encoder(info.architecture), stored_quantization(written, info.source)
+    if divided := divides_base():
+        check_divisible(info.quantization, encoder=encoder)
+        kind, why = same_everywhere((kind, why), where)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -251,6 +257,8 @@ def load_base(
         kept = KeptWeights(identity) if identity and quantised_here else None
         with no_loading_bars():
             model = kept.load(lambda folder: _read_kept(folder, path, config, **options)) if kept else None
+            if divided:
+                model = load_divided(path, _class_of(config), config, kind, where)
             if model is None:
                 load = load_encoder if encoder else _load_causal
                 settings = None if stored else _quantization_config(info.quantization, kind)
@@ -290,7 +298,8 @@ def load_base(
         setattr(model, IDENTITY, identity)
     parameters = info.parameters or sum(p.numel() for p in model.parameters())
     info = replace(info, parameters=parameters, architecture=info.architecture or type(model).__name__)
-    loaded = LoadedBase(model, tokenizer, info, path, kind, where, why, kept.note if kept else "")
+    shards = Shards(model) if divided else None
+    loaded = LoadedBase(model, tokenizer, info, path, kind, where, why, kept.note if kept else "", shards)
     head = head_of(model)
     if head is not None and MASKED in objectives_of(info.architecture):
         head.masked = lambda: loaded.masked_lm

@@ -9,7 +9,7 @@ from adapterhub_cl.consolidation.asked import EPOCHS, DistillRequest, MergeReque
 from adapterhub_cl.distillation.distill_settings import DistillationSettings
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.facade.opened import OpenedHub
-from adapterhub_cl.launching import one_process
+from adapterhub_cl.launching import one_leads
 from adapterhub_cl.options import given_of, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
@@ -23,6 +23,7 @@ class Combining(OpenedHub):
     """The verbs that make versions out of versions."""
 
     @takes(MergeRequest)
+    @one_leads
     def merge(
         self,
         refs: Sequence[str] = (),
@@ -55,10 +56,8 @@ class Combining(OpenedHub):
             AdapterError: the versions are of different bases, or cancel each other out.
         """
         request = MergeRequest(_several(refs), **asked)
-        if not dry_run:
-            one_process("merge")
-            if name is None:
-                raise UsageError("the merged adapter needs a name", "add --as NAME, or --dry-run to look first")
+        if not dry_run and name is None:
+            raise UsageError("the merged adapter needs a name", "add --as NAME, or --dry-run to look first")
         from adapterhub_cl.consolidation.checking import check_merge
 
         order = check_merge(self.registry, request, name, new_version=new_version)
@@ -67,6 +66,7 @@ class Combining(OpenedHub):
         return (plan if dry_run else merge)(self.context(reporter), order)
 
     @takes(DistillRequest, DistillationSettings, TrainingSettings, epochs=EPOCHS, rank=None, max_length=None)
+    @one_leads
     def distill(
         self,
         refs: Sequence[str],
@@ -93,7 +93,6 @@ class Combining(OpenedHub):
             TrainingInterrupted: stopped by the user; `distill_resume` goes on.
             AdapterHubError: any of its kinds; the hub is as it was before.
         """
-        one_process("distill")
         own = given_of(DistillRequest, asked)
         own |= {"distillation": given_of(DistillationSettings, asked), "settings": given_of(TrainingSettings, asked)}
         request = DistillRequest(tuple(_several(refs)), **own)
@@ -105,6 +104,7 @@ class Combining(OpenedHub):
 
         return distill(self._places(into, reporter), name, request, new_version=new_version)
 
+    @one_leads
     def distill_resume(
         self, name: str, *, into: Combining | None = None, reporter: Reporter | None = None
     ) -> AdapterRecord:
@@ -115,7 +115,6 @@ class Combining(OpenedHub):
         """
         from adapterhub_cl.consolidation.distill import distill, resumed
 
-        one_process("distill")
         run, request, new_version, teachers = resumed((into or self).registry, name)
         if teachers != str(self.folder.resolve()):
             raise UsageError(f"the unfinished distillation of {name} has its teachers in {teachers}", "name that hub")
@@ -131,6 +130,7 @@ class Combining(OpenedHub):
 
         return refreshed(self.registry, name)[1] is None
 
+    @one_leads
     def distill_refresh(self, name: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, bool]:
         """A distilled adapter, made again if one of its teachers has a newer version.
 
@@ -140,7 +140,6 @@ class Combining(OpenedHub):
         Raises:
             UsageError: it was not distilled in this hub.
         """
-        one_process("distill")
         from adapterhub_cl.consolidation.checking import refreshed
 
         there, request = refreshed(self.registry, name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, overload
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.facade.opened import OpenedHub
-from adapterhub_cl.launching import one_process
+from adapterhub_cl.launching import one_leads, one_process
 from adapterhub_cl.learning.train_options import AddTaskOptions, OnlineOptions, UpdateOptions
 from adapterhub_cl.options import from_mapping, given_of, parse_set, takes
 from adapterhub_cl.progress import Reporter
@@ -171,6 +171,7 @@ class Learning(OpenedHub):
         return online.learn_online(hub, order, run, source)
 
     @takes(SpreadOptions, AddTaskOptions, TrainingSettings, stream=True)
+    @one_leads
     def stream(
         self,
         file: str | Path,
@@ -203,7 +204,6 @@ class Learning(OpenedHub):
             DataError: the file, or data that it names, cannot be used; everything that is wrong in one message.
             GateRefused: a stage forgot too much; the stages before it stay.
         """
-        one_process("stream")
         from adapterhub_cl.learning.comparing import run_all
 
         return Listing(

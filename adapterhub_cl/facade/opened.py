@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapterhub_cl.context import Hub
+from adapterhub_cl.launching import divides_base
 from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import BaseInfo
@@ -44,6 +45,8 @@ class OpenedHub:
 
     def load_base(self, reporter: Reporter | None = None) -> LoadedBase:
         """The base, quantised as the hub says; loaded once and shared by this object's verbs."""
+        if self._loaded is not None and self._loaded.shards and not divides_base():
+            self._loaded = None  # the other processes, which hold the rest of it, wait
         if self._loaded is None:
             from adapterhub_cl.bases.loading import load_base
 

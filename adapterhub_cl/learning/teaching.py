@@ -14,9 +14,11 @@ from accelerate import Accelerator
 from adapterhub_cl import objectives, strategies
 from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.adapters.targets import left_out
+from adapterhub_cl.bases.divided_base import alone
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.marked import Part, marked
+from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.learning import fact_lessons, kin_trial
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
@@ -192,7 +194,7 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
             asked = {"strategy": request.strategy, "verb": request.verb, "run": run.id}
             open_trackers(accelerator, request.name, {**settings.to_json(), **asked})
         length = min(settings.max_length, base.context)
-        judge = Judge(hub, order, material, length)
+        judge = alone(base.shards, lambda: Judge(hub, order, material, length))
         unchanged = unchanged_rows(hub, order, material, run.path, accelerator)
         kin = _tried(hub, order, material, run.path, accelerator)
         with _adapter(base, order, material, objective) as model:
@@ -209,12 +211,19 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 accelerator=accelerator,
                 reporter=reporter,
             )
-            if not accelerator.is_main_process:
+
+            def conclusion() -> tuple[AdapterRecord, GateRefused | None]:
+                _tell_overtaken(registry, request, run, material, reporter)
+                refuse_other_labels(registry, request, material.task)
+                recorded = training_facts(base.info, order, run, material, learned.facts, model)
+                assert judge is not None  # the first process has it
+                return conclude(judge, model, learned, recorded)
+
+            main = accelerator.is_main_process
+            concluded = alone(base.shards, conclusion) if main or base.shards else None
+            if concluded is None:
                 return registry.get(everyones("", accelerator))
-            _tell_overtaken(registry, request, run, material, reporter)
-            refuse_other_labels(registry, request, material.task)
-            recorded = training_facts(base.info, order, run, material, learned.facts, model)
-            record, refused = conclude(judge, model, learned, recorded)
+            record, refused = concluded
             everyones(record.ref, accelerator)
             if request.log_with:
                 scores = {f"eval_{metric}": value for metric, value in record.metrics.items()}
@@ -258,8 +267,12 @@ def unchanged_rows(
     if not order.request.facts:
         return ()
     rows: Sequence[tuple[Example, bool]] = ()
-    if accelerator is None or accelerator.is_main_process:
-        rows = fact_lessons.old_answers(hub, material, fact_lessons.beside(material, order.settings.seed).trained, run)
+
+    def ask() -> Sequence[tuple[Example, bool]]:
+        return fact_lessons.old_answers(hub, material, fact_lessons.beside(material, order.settings.seed).trained, run)
+
+    if accelerator is None or accelerator.is_main_process or hub.base.shards:
+        rows = alone(hub.base.shards, ask) or ()
     return rows if accelerator is None else everyones(rows, accelerator)
 
 
@@ -271,8 +284,10 @@ def _tried(
     trial = order.strategy.trial
     if trial is None or (run / checkpoints.NAME).exists():
         return ()
-    found = kin_trial.try_versions(hub, order, material, trial) if accelerator.is_main_process else ()
-    return everyones(found, accelerator)
+    shards, found = hub.base.shards, None
+    if accelerator.is_main_process or shards:
+        found = alone(shards, lambda: kin_trial.try_versions(hub, order, material, trial))
+    return everyones(found or (), accelerator)
 
 
 def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[Example, bool]] = ()) -> TrainingSet:

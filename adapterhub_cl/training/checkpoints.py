@@ -79,6 +79,12 @@ def load(folder: Path) -> Checkpoint | None:
     return Checkpoint(tensors, state)
 
 
+def processes(folder: Path | None) -> int:
+    """How many processes began the run that left a checkpoint here; 0 if there is none, or it does not say."""
+    stored = None if folder is None else load(folder)
+    return 0 if stored is None else int(stored.state["at"].get("processes", 0))
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimizer's state as flat tensors: `<parameter index>.<field>`."""
     states = optimizer.state_dict()["state"]

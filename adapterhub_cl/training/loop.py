@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from adapterhub_cl.adapters.lora import trainable, training_mode
+from adapterhub_cl.bases.divided_base import is_divided
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.data.batches import collate, plan_epoch
 from adapterhub_cl.errors import IntegrityError, TrainingError, TrainingInterrupted, is_out_of_memory
@@ -60,10 +61,12 @@ class Loop:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
         self.lengths = [len(e) for e in self.examples]
         self.longest = max(self.lengths, default=0)
-        self.rows_per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
-        self.total = settings.steps(self.fresh, self.accelerator.num_processes)
+        began = checkpoints.processes(self.run) or self.accelerator.num_processes
+        self.rows_per_step = settings.batch_size * settings.accumulation * began
+        self.total = settings.steps(self.fresh, began)
         self.parameters = trainable(model)
-        self.at = Progress(rows=order.rows or settings.batch_size)
+        self.at = Progress(processes=began, rows=order.rows or settings.batch_size)
+        self.divided = self.accelerator.num_processes > 1 and is_divided(model)
         self.best: dict[str, torch.Tensor] = {}
         self.left_out: set[int] = set()
         self.less = ExitStack()
@@ -105,8 +108,9 @@ class Loop:
             self.groups(), lr=self.rate, weight_decay=self.settings.weight_decay, fused=True
         )
         self.resume()
-        # DDP is the only wrapping that is wanted; the model is on its device already.
-        if self.accelerator.num_processes > 1:
+        # DDP is the only wrapping that is wanted; the model is on its device already. A divided base has its own, and
+        # the adapter's gradients are exchanged in `exchange`.
+        if self.accelerator.num_processes > 1 and not self.divided:
             self.wrapped = self.accelerator.prepare_model(self.model)
         training_mode(self.model)
 
@@ -230,6 +234,8 @@ class Loop:
                 if world > 1 or not is_out_of_memory(error):
                     raise
                 self.use_less(error)
+        if self.divided:
+            self.exchange()
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip)
@@ -257,6 +263,10 @@ class Loop:
     def gradients(self, mine: Sequence[int], weights: Mapping[int, float], factor: float) -> torch.Tensor:
         """Adds up the gradients of these rows, in micro-batches; returns the loss."""
         parts = [mine[k : k + self.at.rows] for k in range(0, len(mine), self.at.rows)]
+        counted = len(parts)
+        if self.divided:  # all processes put the base together at the same moments
+            most = -(-len(weights) // self.accelerator.num_processes)
+            parts += [mine[:1]] * (-(-most // self.at.rows) - counted)
         total = torch.zeros((), device=self.model.device)
         for k, part in enumerate(parts):
             rows = [weights[i] for i in part]
@@ -271,7 +281,7 @@ class Loop:
                 earlier=True,
                 padding=self.padding,
             ).to(self.model.device)
-            waiting = k + 1 < len(parts) and self.accelerator.num_processes > 1
+            waiting = k + 1 < len(parts) and self.wrapped is not self.model
             with self.accelerator.no_sync(self.wrapped) if waiting else nullcontext():
                 with self.autocast:
                     if self.strategy.reads_logits:
@@ -279,14 +289,24 @@ class Loop:
                         losses = self.objective.losses_given(logits, batch, self.wrapped)
                     else:
                         logits, losses = torch.empty(0, 0), self.objective.losses(self.wrapped, batch)
-                    loss = losses.sum() * factor
-                penalty = self.strategy.penalty(self.stage, batch, logits)
+                    loss = losses.sum() * (factor if k < counted else 0.0)
+                penalty = self.strategy.penalty(self.stage, batch, logits) if k < counted else None
                 if penalty is not None:
                     loss = loss + penalty * (len(part) / len(mine))
                 # Not Accelerate's backward: its own scaler (`--mixed_precision fp16`) knows nothing of this optimiser.
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def exchange(self) -> None:
+        """The mean of all processes' gradients, as DDP makes it, in one exchange."""
+        trained = list(self.trained.values())
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        flat = torch.cat([parameter.grad.reshape(-1) for parameter in trained if parameter.grad is not None])
+        parts = torch.split(self.accelerator.reduce(flat, "mean"), [parameter.numel() for parameter in trained])
+        for parameter, part in zip(trained, parts, strict=True):
+            parameter.grad = part.view_as(parameter).clone()
 
     def use_less(self, error: BaseException) -> None:
         """Half the rows in memory at once, and at last layers that are computed twice; the step stays the same."""

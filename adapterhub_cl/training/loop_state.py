@@ -42,6 +42,7 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     steps: int = 0
+    processes: int = 0  # that began the run: a step has the rows of all of them, whoever goes on with it
     rows: int = 0  # rows in one micro-batch; halved when memory runs out
     again: bool = False  # whether memory ran out with one row, and layers are computed twice since
     first_loss: float = 0.0

@@ -82,6 +82,11 @@ WAYS = {
 }
 
 
+def usual_attention(base: LoadedBase) -> str:
+    """What is taken where nothing is measured."""
+    return "sdpa" if getattr(base.model, "_supports_sdpa", True) else "eager"
+
+
 def choose(
     model: Any,
     base: LoadedBase,
@@ -110,7 +115,7 @@ def choose(
     """
     keep = spare_bytes(base)
     inner = model.get_base_model()
-    default = "sdpa" if getattr(base.model, "_supports_sdpa", True) else "eager"
+    default = usual_attention(base)
     if attention != "auto":
         return Speed(attention, keep)
     rows = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))

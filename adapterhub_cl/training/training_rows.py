@@ -199,6 +199,9 @@ def way_of(
     Raises:
         UsageError: see `memory.fitted`.
     """
+    if base.shards is not None:  # to measure, every process would have to take the same steps
+        asked = settings.attention
+        return speed.Speed(speed.usual_attention(base) if asked == "auto" else asked, dtype=NAMES[base.dtype])
     found = speed.choose(
         model,
         base,

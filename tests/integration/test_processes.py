@@ -54,6 +54,36 @@ def test_two_processes_train_the_same_adapter_as_one(tmp_path: Path, data: Path)
 
 
 @pytest.mark.slow
+def test_one_of_two_processes_streams_merges_and_distils(tmp_path: Path, data: Path) -> None:
+    hub = AdapterHub.init(tmp_path / "hub", "tiny", quantization="none")
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines.reverse()
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(DATA.read_text(encoding="utf-8").splitlines(keepends=True)[ROWS : 2 * ROWS]), "utf-8")
+    (tmp_path / "tasks.json").write_text(
+        json.dumps({"tasks": [{"name": n, "data": f"{n}.jsonl", "eval": "held.jsonl"} for n in ("a", "b")]}), "utf-8"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    answers = []
+    for words in (
+        ["stream", str(tmp_path / "tasks.json"), *FLAGS],
+        ["merge", "a", "b", "--as", "both", "--min-retention", "0"],
+        ["distill", "a", "b", "--as", "one", "--epochs", "1", "--rank", "4", "--min-retention", "0"],
+    ):
+        command = [*launch, "-m", "cl_adapter", "--hub", str(hub.folder), "--json", "--dtype", "fp32", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))  # one process of two answers
+    assert answers[0]["tasks"] == ["a", "b"]
+    assert [answer["ref"] for answer in answers[1:]] == ["both@v1", "one@v1"]
+    assert [record.ref for record in hub.list(all_versions=True)] == ["a@v1", "b@v1", "both@v1", "one@v1"]
+    assert hub.verify() == []
+
+
+@pytest.mark.slow
 def test_two_trainings_of_one_name_both_succeed(tmp_path: Path, data: Path) -> None:
     hub = AdapterHub.init(tmp_path / "hub", "tiny")
     command = [sys.executable, "-m", "cl_adapter", "--hub", str(hub.folder), "--json", "--quiet"]

@@ -8,18 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub_cl import AdapterHub
-from adapterhub_cl.errors import UsageError
-from adapterhub_cl.launching import SHARDED, local_rank, one_process, processes, refuse_sharding
+from adapterhub_cl import AdapterHub, launching
+from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
+from adapterhub_cl.launching import (
+    FSDP,
+    SHARDED,
+    divides_base,
+    local_rank,
+    one_leads,
+    one_process,
+    processes,
+    refuse_sharding,
+)
 
 VERBS: dict[str, Callable[[AdapterHub], object]] = {
+    "prune": lambda hub: hub.prune("a"),
+    "tune": lambda hub: hub.tune("a", "rows.jsonl"),
+    "update --online": lambda hub: hub.update_online("a", io.StringIO()),
+}
+LED: dict[str, Callable[[AdapterHub], object]] = {
     "merge": lambda hub: hub.merge(["a", "b"], name="c"),
     "distill": lambda hub: hub.distill(["a", "b"], name="c"),
     "distill resumed": lambda hub: hub.distill_resume("c"),
     "distill refreshed": lambda hub: hub.distill_refresh("c"),
-    "prune": lambda hub: hub.prune("a"),
     "stream": lambda hub: hub.stream("tasks.yaml"),
-    "update --online": lambda hub: hub.update_online("a", io.StringIO()),
 }
 TAUGHT: dict[str, Callable[[AdapterHub], object]] = {
     "add-task": lambda hub: hub.add_task("a", "rows.jsonl"),
@@ -30,7 +42,7 @@ TAUGHT: dict[str, Callable[[AdapterHub], object]] = {
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", *SHARDED):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", FSDP, "FSDP_VERSION", *SHARDED):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -73,3 +85,87 @@ def test_a_divided_model_is_refused(hub: AdapterHub, monkeypatch: pytest.MonkeyP
     assert "accelerate launch --multi_gpu" in caught.value.hint
     monkeypatch.setenv(variable, "false")
     refuse_sharding()
+
+
+@pytest.mark.parametrize("verb", TAUGHT)
+def test_fsdp_of_version_1_is_refused(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setenv(FSDP, "true")
+    with pytest.raises(UsageError, match="FSDP of version 1 is not supported") as caught:
+        TAUGHT[verb](hub)
+    assert "--fsdp_version 2" in caught.value.hint
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    refuse_sharding()
+    assert divides_base()
+
+
+class Store:
+    """The launcher's store, for processes that run one after another."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def set(self, key: str, value: bytes) -> None:
+        self.kept[key] = value
+
+    def wait(self, keys: list[str], timeout: object) -> None:
+        assert set(keys) <= self.kept.keys(), "a process waits for what nobody says"
+
+    def get(self, key: str) -> bytes:
+        return self.kept[key]
+
+
+@pytest.fixture
+def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes this process one of two, by its number; each begins to count its calls anew."""
+    store = Store()
+    monkeypatch.setattr(launching, "_store", lambda: store)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def become(rank: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(launching, "_calls", 0)
+
+    return become
+
+
+def test_one_process_leads_and_the_others_return_what_it_did(as_process: Callable[[int], None]) -> None:
+    worked = []
+
+    @one_leads
+    def work(number: int) -> str:
+        worked.append((number, processes()))
+        if number == 2:
+            raise GateRefused("too much is forgotten", "look at it")
+        if number == 3:
+            raise ValueError("a bug")
+        return f"made {number}"
+
+    as_process(0)
+    assert work(1) == "made 1"
+    with pytest.raises(GateRefused):
+        work(2)
+    with pytest.raises(ValueError, match="a bug"):
+        work(3)
+    assert processes() == 2, "the environment is as before"
+    as_process(1)
+    assert work(1) == "made 1"
+    with pytest.raises(AdapterHubError, match="too much is forgotten") as caught:
+        work(2)
+    assert caught.value.exit_code == GateRefused.exit_code
+    with pytest.raises(AdapterHubError, match="the first process has stopped in work"):
+        work(3)
+    assert worked == [(1, 1), (2, 1), (3, 1)], "once each, by a process that believes to be alone"
+
+
+@pytest.mark.parametrize("verb", LED)
+def test_processes_that_cannot_find_each_other_are_refused(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="not where they meet") as caught:
+        LED[verb](hub)
+    assert "accelerate launch" in caught.value.hint
+    monkeypatch.setenv(next(iter(SHARDED)), "true")
+    with pytest.raises(UsageError, match="is not supported"):
+        LED[verb](hub)
+    assert hub.log() == []
