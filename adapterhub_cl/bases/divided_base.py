@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -147,7 +148,9 @@ def load_divided(path: Path, kind: Any, config: Any, dtype: torch.dtype, device:
         model = kind.from_config(config, dtype=dtype)
     model.tie_weights()
     model.requires_grad_(False)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    # Unless the launcher says otherwise, each layer is a part of its own; without a policy the base would be one part.
+    policy = None if "FSDP_AUTO_WRAP_POLICY" in os.environ else "transformer_based_wrap"
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy, cpu_ram_efficient_loading=False)
     accelerator.state.fsdp_plugin = plugin  # on a CPU, Accelerate itself leaves it out
     model = fsdp2_prepare_model(accelerator, model)
     names = [name for name, _ in model.named_parameters()]
@@ -179,7 +182,7 @@ def _return_large_pieces() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
-class _Place:
+class _StoredTensor:
     """Where a tensor lies: file, first byte, type, shape."""
 
     def __init__(self, file: Path, start: int, about: dict[str, Any]) -> None:
@@ -187,18 +190,18 @@ class _Place:
         self.dtype, self.shape = _KINDS.get(about["dtype"]), tuple(about["shape"])
 
 
-def _stored(path: Path) -> dict[str, _Place]:
+def _stored(path: Path) -> dict[str, _StoredTensor]:
     """The tensors of a folder's safetensors files by name, from their headers."""
     found = {}
     for file in sorted(path.glob("*.safetensors")):
         with open(file, "rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
-        found.update({n: _Place(file, 8 + size, about) for n, about in header.items() if n != "__metadata__"})
+        found.update({n: _StoredTensor(file, 8 + size, about) for n, about in header.items() if n != "__metadata__"})
     return found
 
 
-def _share(parameter: Any, place: _Place, device: torch.device) -> torch.nn.Parameter:
+def _share(parameter: Any, place: _StoredTensor, device: torch.device) -> torch.nn.Parameter:
     """This process's rows of a weight, read into memory of their own: a mapped file would count as memory too."""
     from torch.distributed.tensor import DTensor
 

@@ -33,7 +33,7 @@ TICK = 0.2  # seconds between two looks at what workers said
 
 
 @dataclass(frozen=True)
-class Said:
+class News:
     """What has happened to a piece of work.
 
     Attributes:
@@ -91,7 +91,7 @@ class RayCluster:
         """Answer what a piece of work asked; not None."""
         self.board.answer.remote(job, value)
 
-    def news(self) -> Iterator[Said]:
+    def news(self) -> Iterator[News]:
         """What has happened since the last call; waits a moment for it. Notes go to the reporter."""
         import ray
 
@@ -100,7 +100,7 @@ class RayCluster:
             if what == "note":
                 self.hub.reporter.note(f"[{self.jobs[job][0]}] {value}")
             else:
-                yield Said(job, what, value)
+                yield News(job, what, value)
         for reference in ready:
             job = self.running.pop(reference)
             found = self._result(job, reference)
@@ -109,9 +109,9 @@ class RayCluster:
                 self.stops[job] = self.stops.get(job, 0) + 1
                 self._start(job)
             elif isinstance(found, AdapterHubError):
-                yield Said(job, "failed", found)
+                yield News(job, "failed", found)
             else:
-                yield Said(job, "done", found)
+                yield News(job, "done", found)
 
     def _result(self, job: int, reference: Any) -> Any:
         """What a piece of work gave, or the error that it ended with."""

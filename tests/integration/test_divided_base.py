@@ -92,6 +92,38 @@ def test_a_divided_base_gives_the_adapter_of_one_process(tmp_path: Path, rows: P
     assert_same(one, two)
 
 
+PARTS = """
+import torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM
+from adapterhub_cl.bases.divided_base import Shards, load_divided
+from adapterhub_cl.bases.sources import resolve
+from adapterhub_cl.launching import is_helper_process
+
+path = resolve("tiny", None)
+config = AutoConfig.from_pretrained(path)
+model = load_divided(path, AutoModelForCausalLM, config, torch.float32, torch.device("cpu"))
+mine = sum(p.to_local().numel() for p in model.parameters())
+ids = torch.arange(8)[None]
+found = Shards(model).alone(lambda: model(input_ids=ids).logits)
+whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+if not is_helper_process():
+    with torch.no_grad():
+        assert torch.allclose(found, whole(input_ids=ids).logits, atol=1e-5)
+    print(len(Shards(model).parts) > config.num_hidden_layers, mine / sum(p.numel() for p in whole.parameters()))
+"""
+
+
+def test_each_layer_is_a_part_of_which_a_process_holds_a_share(tmp_path: Path) -> None:
+    script = tmp_path / "parts.py"
+    script.write_text(PARTS, encoding="utf-8")
+    done = subprocess.run([*DIVIDED, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    several, share = done.stdout.split()
+    assert several == "True", "the base would be put together as a whole"
+    assert 0.5 <= float(share) <= 0.51
+
+
 def test_a_run_goes_on_under_another_number_of_processes(tmp_path: Path, rows: Path) -> None:
     whole = AdapterHub.init(tmp_path / "whole", "tiny", quantization="none")
     fewer = AdapterHub.init(tmp_path / "fewer", "tiny", quantization="none")
