@@ -170,6 +170,10 @@ def load_divided(path: Path, kind: Any, config: Any, dtype: torch.dtype, device:
         parameter.requires_grad_(False)
     assert [name for name, _ in model.named_parameters()] == names
     for name, buffer in list(model.named_buffers()):
+        if name in files:
+            raise BaseModelError(
+                f"{path} stores {name}, which is no weight and cannot be divided", "start it without FSDP"
+            )
         place, _, last = name.rpartition(".")
         model.get_submodule(place)._buffers[last] = buffer.to(device)
     return model

@@ -258,7 +258,7 @@ def load_base(
         with no_loading_bars():
             model = kept.load(lambda folder: _read_kept(folder, path, config, **options)) if kept else None
             if divided:
-                model = load_divided(path, _class_of(config), config, kind, where)
+                model = _as_read_from(path, load_divided(path, _class_of(config), config, kind, where))
             if model is None:
                 load = load_encoder if encoder else _load_causal
                 settings = None if stored else _quantization_config(info.quantization, kind)
@@ -322,7 +322,11 @@ def _save(model: Any, folder: Path) -> None:
 
 
 def _read_kept(folder: Path, base: Path, config: Any, **options: Any) -> Any:
-    model = _class_of(config).from_pretrained(folder, **options)
+    return _as_read_from(base, _class_of(config).from_pretrained(folder, **options))
+
+
+def _as_read_from(base: Path, model: Any) -> Any:
+    """A model that transformers did not read from the base's folder, with what stands there beside the weights."""
     model.name_or_path = model.config._name_or_path = str(base)  # adapters record it
     if (base / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(base)
