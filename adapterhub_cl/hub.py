@@ -219,8 +219,8 @@ class AdapterHub(
         task: str | None = None,
         reporter: Reporter | None = None,
     ) -> Bisected:
-        """Find the version of an adapter that broke some rows: those that the good version answers rightly and the bad
-        one wrongly. Of the versions between them, about log2 are asked. Nothing is recorded.
+        """Find the version that broke each of some rows: those that the good version answers rightly and the bad one
+        wrongly. Of the versions between them, about log2 are asked if one broke them all. Nothing is recorded.
 
         Args:
             data: rows with their right answers.

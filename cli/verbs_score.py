@@ -80,7 +80,7 @@ def bisect(
         str | None, typer.Option(help="the task of --data, if the adapter answers for several", autocompletion=tasks)
     ] = None,
 ) -> None:
-    """Find the version of an adapter that broke some rows."""
+    """Find the versions of an adapter that broke some rows."""
     from adapterhub_cl.data.columns import parse_columns
 
     session = Session.of(ctx)
@@ -96,14 +96,19 @@ def bisect(
     print(f"{count} of {found.rows} rows broke between {found.good} and {found.bad}")
     if found.tried:
         display.table(
-            ("version", "right of them"), [(ref, right) for ref, right in found.tried.items()], right=("right of them",)
+            ("version", "rows asked", "right of them"),
+            [(one.ref, one.rows, one.right) for one in found.tried],
+            right=("rows asked", "right of them"),
         )
-    print(f"{found.first} is the first that has most of them wrong; {found.before} has most of them right")
+    for ref, rows in found.breakers.items():
+        before = next(row.before for row in found.broken if row.first == ref)
+        print(f"{ref} broke {rows} of them, which {before} still has right")
     display.table(
-        ("row", "right", f"{found.bad} says", "text"),
+        ("row", "broken by", "right", f"{found.bad} says", "text"),
         [
             (
                 display.short(row.place, 40),
+                row.first,
                 display.short(row.wanted, 30),
                 display.short(row.said, 30),
                 display.short(row.text),

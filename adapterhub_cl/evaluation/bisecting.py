@@ -1,10 +1,16 @@
-"""Which version of an adapter broke some rows, found as `git bisect` finds a commit."""
+"""Which version of an adapter broke each of some rows, found as `git bisect` finds a commit.
+
+The rows are searched together: a version between two others is asked all rows that may have broken on either side of
+it, and then those that it still has right are searched on after it, the others before it. Where one version broke all
+rows, about log2 of the versions are asked; where many did, at most all of them, and no version is asked a row twice.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +33,25 @@ class BrokenRow:
     Attributes:
         place: where it stands in the data.
         wanted: its right answer; `said` is the bad version's.
+        first: the version that broke it: it has the row wrong, and `before`, the version before it, has it right. (A
+            row that was mended in between and broke again has several such versions; this is one of them.)
     """
 
     place: str
     text: str
     wanted: str
     said: str
+    first: str
+    before: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A version that was asked between the two ends: how many of the broken rows, and how many of them it has right."""
+
+    ref: str
+    rows: int
+    right: int
 
 
 @dataclass(frozen=True)
@@ -43,8 +62,9 @@ class Bisected:
         rows: how many rows were asked.
         good, bad: the versions between which it was searched.
         broken: the rows that the good one has right and the bad one wrong.
-        tried: each version that was asked in between, in order → how many of the broken rows it has right.
-        first: the first version that has at most half of them right; empty if no row broke.
+        tried: the versions that were asked in between, the oldest first.
+        breakers: each version that broke rows, the oldest first → how many.
+        first: the version that broke most of them, the older one of two; empty if no row broke.
         before: the version before that one.
     """
 
@@ -52,7 +72,8 @@ class Bisected:
     good: str
     bad: str
     broken: tuple[BrokenRow, ...]
-    tried: Mapping[str, int]
+    tried: tuple[Asked, ...] = ()
+    breakers: Mapping[str, int] = field(default_factory=dict)
     first: str = ""
     before: str = ""
 
@@ -63,7 +84,8 @@ class Bisected:
             "bad": self.bad,
             "first": self.first,
             "before": self.before,
-            "tried": dict(self.tried),
+            "breakers": dict(self.breakers),
+            "tried": [vars(one) for one in self.tried],
             "broken": [vars(row) for row in self.broken],
         }
 
@@ -95,21 +117,40 @@ def bisect(
     right_then, _ = _right(hub, between[0], task, rows)
     right_now, said = _right(hub, between[-1], task, rows)
     gone = [k for k in range(len(rows)) if right_then[k] and not right_now[k]]
-    broken = tuple(BrokenRow(found.places[k], rows[k].input, rows[k].answer or "", said[k]) for k in gone)
-    good_ref, bad_ref = between[0].ref, between[-1].ref
-    if not gone:
-        return Bisected(len(rows), good_ref, bad_ref, broken, {})
-    tried: dict[str, int] = {}
-    low, high = 0, len(between) - 1
-    while high - low > 1:
+    places, tried = _searched(hub, between, task, rows, gone)
+    broken = tuple(
+        BrokenRow(
+            found.places[k], rows[k].input, rows[k].answer or "", said[k],
+            between[places[k]].ref, between[places[k] - 1].ref,
+        )
+        for k in gone
+    )  # fmt: skip
+    counts = Counter(places.values())
+    breakers = {between[place].ref: counts[place] for place in sorted(counts)}
+    most = min(counts, key=lambda place: (-counts[place], place), default=0)
+    first, before = (between[most].ref, between[most - 1].ref) if counts else ("", "")
+    return Bisected(len(rows), between[0].ref, between[-1].ref, broken, tried, breakers, first, before)
+
+
+def _searched(
+    hub: Hub, between: Sequence[AdapterRecord], task: str | None, rows: Sequence[Example], gone: Sequence[int]
+) -> tuple[dict[int, int], tuple[Asked, ...]]:
+    """For each row that broke the place in `between` of the version that broke it; and which versions were asked."""
+    places: dict[int, int] = {}
+    tried: dict[int, Asked] = {}
+    groups = [(0, len(between) - 1, list(gone))] if gone else []
+    while groups:
+        low, high, mine = groups.pop()
+        if high - low == 1:
+            places |= dict.fromkeys(mine, high)
+            continue
         middle = (low + high) // 2
-        right, _ = _right(hub, between[middle], task, [rows[k] for k in gone])
-        tried[between[middle].ref] = sum(right)
-        if 2 * sum(right) > len(gone):
-            low = middle
-        else:
-            high = middle
-    return Bisected(len(rows), good_ref, bad_ref, broken, tried, between[high].ref, between[low].ref)
+        right, _ = _right(hub, between[middle], task, [rows[k] for k in mine])
+        tried[middle] = Asked(between[middle].ref, len(mine), sum(right))
+        still = [k for k, good in zip(mine, right, strict=True) if good]
+        lost = [k for k, good in zip(mine, right, strict=True) if not good]
+        groups += [part for part in ((middle, high, still), (low, middle, lost)) if part[2]]
+    return places, tuple(tried[place] for place in sorted(tried))
 
 
 def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[AdapterRecord]:

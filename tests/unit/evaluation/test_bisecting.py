@@ -13,6 +13,7 @@ from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, rows, write
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.evaluation import bisecting
 
 
 def shifted(folder: Path, name: str, seed: int) -> Path:
@@ -49,16 +50,45 @@ def test_the_version_is_found(hub: AdapterHub, asked: Path) -> None:
         "colours@v1",
         "colours@v5",
     )
-    assert set(found.tried) == {"colours@v3", "colours@v2"}
+    assert [one.ref for one in found.tried] == ["colours@v2", "colours@v3"]
+    assert found.breakers == {"colours@v3": len(found.broken)}
     assert len(found.broken) > 6
     row = found.broken[0]
     assert row.said != row.wanted == row.text.split()[0]
     assert row.place.startswith(str(asked))
 
 
+def test_each_row_is_given_the_version_that_broke_it(
+    hub: AdapterHub, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four versions break rows of their own; no version is asked a row twice, nor rows that it cannot tell of."""
+    broken_at = {0: 2, 1: 2, 2: 3, 3: 4, 4: 5}  # row → version; the others never break
+    calls: dict[int, list[int]] = {}
+
+    def right(_: Any, record: Any, __: Any, of: Any) -> tuple[list[bool], list[str]]:
+        numbers = [int(row.input.split()[-1]) % 1000 for row in of]
+        calls.setdefault(record.version, []).extend(numbers)
+        return [record.version < broken_at.get(n, 99) for n in numbers], ["red"] * len(of)
+
+    monkeypatch.setattr(bisecting, "_right", right)
+    found = hub.bisect("colours", asked)
+    assert {int(row.text.split()[-1]) % 1000: row.first for row in found.broken} == {
+        row: f"colours@v{version}" for row, version in broken_at.items()
+    }
+    assert all(int(row.first[-1]) == int(row.before[-1]) + 1 for row in found.broken)
+    assert list(found.breakers.items()) == [("colours@v2", 2), ("colours@v3", 1), ("colours@v4", 1), ("colours@v5", 1)]
+    assert (found.first, found.before) == ("colours@v2", "colours@v1")
+    assert all(len(set(rows)) == len(rows) for rows in calls.values())
+    assert [(one.ref, one.rows, one.right) for one in found.tried] == [
+        ("colours@v2", 3, 1),
+        ("colours@v3", 5, 2),
+        ("colours@v4", 2, 1),
+    ]
+
+
 def test_the_search_can_be_narrowed(hub: AdapterHub, asked: Path) -> None:
     found = hub.bisect("colours", asked, good="v2", bad="colours@v3")
-    assert (found.first, found.before, found.tried) == ("colours@v3", "colours@v2", {})
+    assert (found.first, found.before, found.tried) == ("colours@v3", "colours@v2", ())
     nothing = hub.bisect("colours", asked, good="colours@v1", bad="colours@v2")
     assert (nothing.first, nothing.broken) == ("", ())
 
@@ -84,5 +114,5 @@ def test_the_command(hub: AdapterHub, asked: Path, capsys: pytest.CaptureFixture
     assert (told["first"], told["rows"]) == ("colours@v3", 12)
     assert main(["--hub", str(hub.folder), "bisect", "colours", "--data", str(asked)]) == 0
     shown = capsys.readouterr()
-    assert "colours@v3 is the first that has most of them wrong; colours@v2 has most of them right" in shown.out
+    assert f"colours@v3 broke {len(told['broken'])} of them, which colours@v2 still has right" in shown.out
     assert "show colours@v3" in shown.err
