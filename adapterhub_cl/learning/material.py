@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adapterhub_cl import objectives, strategies
@@ -60,6 +60,7 @@ class Material:
         past: other tasks, for strategies that read them.
         takes_over: earlier tasks that the new version will answer for.
         outdated: samples of the same task that the new data answer otherwise; they are not in `review`.
+        leaked: task → how many of its samples stand in the held-out data; they are in neither `review` nor `past`.
     """
 
     data: Examples
@@ -71,6 +72,7 @@ class Material:
     past: Sequence[PastTask] = ()
     takes_over: Sequence[str] = ()
     outdated: Sequence[Example] = ()
+    leaked: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def origins(self) -> list[tuple[Task, strategies.Origin]]:
@@ -101,7 +103,7 @@ def prepare(
         sha256: what the data must still be, for a resumed run.
 
     Raises:
-        DataError: something cannot be read or used, or a replay sample stands in the held-out data.
+        DataError: something cannot be read or used.
     """
     request, strategy = order.request, order.strategy
     columns = dict(request.columns) or None
@@ -170,8 +172,7 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
         check_answers(task, data)
         if held_out is not None:
             check_answers(task, held_out)
-    _refuse_leaks(material)
-    return material
+    return without_leaks(material)
 
 
 def _refuse_other_than_facts(material: Material) -> None:
@@ -361,22 +362,23 @@ def learned_by(registry: Registry, record: AdapterRecord) -> list[AdapterRecord]
     return found
 
 
-def _refuse_leaks(material: Material) -> None:
-    """Raise where an example that is mixed in from the past stands in the held-out data."""
+def without_leaks(material: Material) -> Material:
+    """The material less those samples of the past that stand in the held-out data: what a score is taken on is not
+    learned."""
     if material.held_out is None:
-        return
-    kept = [(material.task.name, example) for example in material.review]
-    kept += [(lesson.task.name, example) for lesson in material.past for example in lesson.examples]
-    leaks = find_leaks([example for _, example in kept], material.held_out)
-    if leaks:
-        where = material.held_out.places[leaks[0]]
-        leaked = [material.held_out.examples[leaks[0]]]
-        owner = next(name for name, example in kept if find_leaks([example], leaked))
-        raise DataError(
-            f"{where}: this evaluation row is also a replay sample of task {owner}"
-            + (f"; {len(leaks)} such rows" if len(leaks) > 1 else ""),
-            f"take it out of the evaluation data, or drop the sample: cl-adapter replay drop {owner} --matching TEXT",
-        )
+        return material
+    leaked: dict[str, int] = {}
+
+    def clean(task: str, examples: Sequence[Example]) -> Sequence[Example]:
+        gone = set(find_leaks(material.held_out or (), examples))
+        if gone:
+            leaked[task] = leaked.get(task, 0) + len(gone)
+        return [example for k, example in enumerate(examples) if k not in gone] if gone else examples
+
+    review = clean(material.task.name, material.review)
+    past = [replace(lesson, examples=clean(lesson.task.name, lesson.examples)) for lesson in material.past]
+    past = [lesson for lesson in past if lesson.examples]
+    return replace(material, review=review, past=past, leaked=leaked) if leaked else material
 
 
 def _parent(registry: Registry, request: TrainRequest, strategy: Combined) -> AdapterRecord | None:

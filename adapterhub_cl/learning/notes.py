@@ -24,6 +24,16 @@ def outdated_note(material: Material) -> str:
     return f"note: dropping {what} the new data" if count else ""
 
 
+def tell_leaked(material: Material, reporter: Reporter) -> None:
+    """Add a warning if samples of the past stand in the evaluation data."""
+    for name, count in material.leaked.items():
+        what, them = ("1 replay sample", "it") if count == 1 else (f"{count} replay samples", "them")
+        reporter.note(
+            f"warning: the evaluation data have {what} of {name}; this training leaves {them} out, but an earlier one "
+            f"has learned {them}, so the score may be too high"
+        )
+
+
 def tell_parent(registry: Registry, parent: AdapterRecord, reporter: Reporter) -> None:
     """Add a note if an update continues from a version that does not serve, such as a pruned one."""
     served = registry.serving().get(parent.task, parent.ref)
@@ -73,6 +83,7 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
     if told := outdated_note(material):
         reporter.note(told)
+    tell_leaked(material, reporter)
     if material.past:
         each = ", ".join(f"{lesson.task.name} {len(lesson.examples)}" for lesson in material.past)
         reporter.note(

@@ -33,7 +33,7 @@ from adapterhub_cl.learning.material import (
     with_limits,
     without_outdated,
 )
-from adapterhub_cl.learning.notes import outdated_note, tell_parent
+from adapterhub_cl.learning.notes import outdated_note, tell_leaked, tell_parent
 from adapterhub_cl.learning.order import TrainOrder, order_of
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest
@@ -164,6 +164,7 @@ class Segment:
         parent = self.registry.get(self.request.name)
         tell_parent(self.registry, parent, self.reporter)
         material = with_data(self.registry, self.order, self._data(first), parent)
+        tell_leaked(material, self.reporter)
         material = with_limits(material, base, settings)
         rate = settings.peak_rate(base.width, encoder=base.is_encoder)
         rate = rate if settings.learning_rate is not None else float(f"{rate * GENTLER:.2g}")
