@@ -180,12 +180,14 @@ class AdapterRecord:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The scores measured when the version was made: metric name → value."""
+        """The scores measured when the version was made: metric name → value. The one that stands for the task is
+        first, even if the version was scored on other data by another one too."""
         found: dict[str, float] = {}
         for row in self.manifest.get("evaluations", ()):
             if row["task"] == self.task:
                 found.setdefault(row["metric"], row["value"])
-        return found
+        main = (self.manifest.get("task_spec") or {}).get("metric")
+        return {main: found.pop(main), **found} if main in found else found
 
     @property
     def history(self) -> list[dict[str, Any]]:

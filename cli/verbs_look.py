@@ -45,7 +45,7 @@ def list_adapters(
     if not found:
         session.note(f"no adapters yet; make one: {session.command('add-task NAME DATA.jsonl')}")
         return
-    first, rows = _first_scores(hub.evaluations()), Counter(record.name for record in found)
+    first, rows = _first_scores(hub.evaluations(), found), Counter(record.name for record in found)
     display.table(
         ("ref", "task", "kind", "metric", "value", "rank", "size", "age", "state", "aliases"),
         [
@@ -65,12 +65,17 @@ def _newer_but_rejected(hub: AdapterHub, shown: Sequence[AdapterRecord]) -> list
     return [r.ref for r in newest.values() if r.status == "rejected" and r.version > listed.get(r.name, r.version)]
 
 
-def _first_scores(found: Iterable[StoredEvaluation]) -> dict[str, StoredEvaluation]:
-    """The main score of each version, as it was first measured."""
+def _first_scores(found: Iterable[StoredEvaluation], records: Iterable[AdapterRecord]) -> dict[str, StoredEvaluation]:
+    """The main score of each version, as it was first measured: by the metric of its task, where there is such a
+    score."""
+    main = {r.ref: (r.task, (r.manifest.get("task_spec") or {}).get("metric")) for r in records}
     first: dict[str, StoredEvaluation] = {}
+    meant: dict[str, StoredEvaluation] = {}
     for stored in found:
         first.setdefault(stored.ref, stored)
-    return first
+        if (stored.evaluation.task, stored.evaluation.metric) == main.get(stored.ref):
+            meant.setdefault(stored.ref, stored)
+    return {**first, **meant}
 
 
 def _row(record: AdapterRecord, scored: StoredEvaluation | None, served: int, *, alone: bool) -> Sequence[Any]:
@@ -341,9 +346,11 @@ def lineage(
     edges = hub.lineage(record.ref)
     if session.json:
         rows = [{"child": edge.child, "parent": edge.parent, "relation": edge.relation} for edge in edges]
-        session.give({"ref": record.ref, "edges": rows})
+        session.give({"ref": record.ref, "edges": rows, "rebased_from": record.manifest.get("rebased_from")})
         return
     print(record.ref)
+    if told := _rebased(record.manifest.get("rebased_from") or {}):
+        print(display.one_line(f"  rebased from {told}"))
     _branch(record.ref, edges, upwards=True, depth=1, seen={record.ref})
     if any(edge.parent == record.ref for edge in edges):
         print(f"made from {record.ref}:")

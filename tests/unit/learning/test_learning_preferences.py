@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cl_adapter.__main__ import main
 from toys import PAD, stir
 
 from adapterhub_cl import AdapterHub
@@ -63,7 +64,9 @@ def test_pairs_make_a_task_that_is_measured_by_its_rewards(hub: AdapterHub, tmp_
     assert other[1].value == 0.0
 
 
-def test_an_update_keeps_the_task_s_own_score_and_gate(hub: AdapterHub, tmp_path: Path) -> None:
+def test_an_update_keeps_the_task_s_own_score_and_gate(
+    hub: AdapterHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = [{"prompt": f"the {thing} is", "completion": COLOURS[k % 4]} for k, thing in enumerate(THINGS)]
     taught, test = write(tmp_path / "plain.jsonl", plain[:4] * 3), write(tmp_path / "plain-test.jsonl", plain[4:])
     first = hub.add_task("colours", taught, eval=test, metric="token_f1", **{**QUICK, "epochs": 1})
@@ -73,6 +76,11 @@ def test_an_update_keeps_the_task_s_own_score_and_gate(hub: AdapterHub, tmp_path
     second = hub.update("colours", data, eval=held, max_forgetting=1.0, **rates)
     assert {task.name: task.metric for task in hub.registry.tasks()} == {"colours": "token_f1"}
     assert second.metrics["reward_accuracy"] > 0.5
+    assert next(iter(second.metrics)) == "token_f1", "the one that stands for the task"
+    assert main(["--hub", str(hub.folder), "list"]) == 0
+    listed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(second.ref))
+    assert "token_f1" in listed
+    assert "reward_accuracy" not in listed
     [effect] = second.manifest["gate"]["effects"]
     assert (effect["metric"], effect["data"], effect["answered_by"]) == ("token_f1", test, first.ref)
     assert second.manifest["lineage"] == [{"parent": first.ref, "relation": "updated_from"}]
