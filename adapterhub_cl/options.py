@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from types import NoneType, UnionType
@@ -211,7 +211,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str, *, prefix:
     return cls(**read(options_of(cls), values, where, prefix))
 
 
-def takes(*classes: type[Any], stream: bool = False, **other: Any) -> Callable[[F], F]:
+def takes(*classes: type[Any], stream: bool = False, hidden: Collection[str] = (), **other: Any) -> Callable[[F], F]:
     """Give a method, in place of its `**asked`, one keyword argument for each option that these classes declare.
 
     The method gets those that were given and are not None, checked and of their types. Its signature and its
@@ -219,11 +219,13 @@ def takes(*classes: type[Any], stream: bool = False, **other: Any) -> Callable[[
 
     Args:
         stream: only those that a task of a stream may have.
+        hidden: those that are not listed, because the method refuses them and says why.
         other: the defaults that differ for this method, as its signature shows them.
     """
 
     def wrap(method: F) -> F:
         options = {name: one for name, one in declared(*classes).items() if one.stream or not stream}
+        listed = {name: one for name, one in options.items() if name not in hidden}
 
         @functools.wraps(method)
         def call(*args: Any, **given: Any) -> Any:
@@ -241,10 +243,10 @@ def takes(*classes: type[Any], stream: bool = False, **other: Any) -> Callable[[
                 default=other.get(one.name, one.default),
                 annotation=_shown(one.kind),
             )
-            for one in options.values()
+            for one in listed.values()
         ]
         call.__signature__ = signature.replace(parameters=[*stay, *made])  # type: ignore[attr-defined]
-        call.__doc__ = _with_arguments(inspect.cleandoc(method.__doc__ or ""), options)
+        call.__doc__ = _with_arguments(inspect.cleandoc(method.__doc__ or ""), listed)
         return call  # type: ignore[return-value]
 
     return wrap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -47,13 +47,14 @@ class Announcing(Reporter):
 
 
 def takes(
-    *classes: type[Any], config: bool = True, stream: bool = False, **other: str
+    *classes: type[Any], config: bool = True, stream: bool = False, hidden: Collection[str] = (), **other: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb one flag for each option that these classes declare; it gets those that were given as `given`.
 
     Args:
         config: whether the verb has `--config FILE`, whose keys are its flags; flags win.
         stream: only the options that a task of a stream may have.
+        hidden: options that help does not show, because the verb refuses them and says why.
         other: the defaults that differ for this verb, as help shows them.
     """
     options = {n: one for n, one in declared(*classes).items() if one.stream or not stream}
@@ -61,7 +62,7 @@ def takes(
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
         settings = declared(TrainingSettings) if TrainingSettings in classes else {}
-        made = [_parameter(one, other.get(n, one.default), n in settings) for n, one in options.items()]
+        made = [_parameter(one, other.get(n, one.default), n in settings, n in hidden) for n, one in options.items()]
         if config:
             made.append(_CONFIG)
 
@@ -106,7 +107,7 @@ _CONFIG = inspect.Parameter(
 )
 
 
-def _parameter(one: Option, default: Any, setting: bool) -> inspect.Parameter:
+def _parameter(one: Option, default: Any, setting: bool, hidden: bool = False) -> inspect.Parameter:
     """A parameter of a command as typer reads it. It is None where the flag was not given."""
     kind = one.kinds[0]
     many = ((get_origin(kind) or kind) in LISTS and not one.parse) or one.flag == "--set"
@@ -124,6 +125,7 @@ def _parameter(one: Option, default: Any, setting: bool) -> inspect.Parameter:
         metavar=one.metavar or None,
         rich_help_panel=SETTINGS_PANEL if setting else None,
         show_default=False,
+        hidden=hidden,
         autocompletion=getattr(completion, one.names) if one.names else None,
     )
     return inspect.Parameter(

@@ -60,14 +60,41 @@ def rebase(
 
 
 def _show_plan(found: Rebased) -> None:
+    expects = any(one.expected is not None for one in found.tasks)
     display.table(
-        ("task", "version", "learned from", "rows", "measured on", "remark"),
+        (
+            "task",
+            "version",
+            "learned from",
+            "rows",
+            "measured on",
+            *(("expected retention",) if expects else ()),
+            "remark",
+        ),
         [
-            (one.task, one.old, _source(one), one.rows or None, f"{one.held} rows" if one.held else None, _remark(one))
+            (
+                one.task,
+                one.old,
+                _source(one),
+                one.rows or None,
+                f"{one.held} rows" if one.held else None,
+                *((None if one.expected is None else f"{one.expected:.2f}",) if expects else ()),
+                _remark(one),
+            )
             for one in found.tasks
         ],
-        right=("rows",),
+        right=("rows", "expected retention"),
     )
+    for source in ("data", "samples"):
+        count = max((one.expected_from for one in found.tasks if one.source == source), default=0)
+        if count:
+            many = f"the mean of the {count} tasks that were" if count > 1 else "what the one task kept that was"
+            print(f"expected from {source}: {many} moved into this hub from {source}")
+    if not expects and any(one.state == "planned" and one.source in ("data", "samples") for one in found.tasks):
+        print(
+            "what the tasks will keep cannot be told before one of them was moved to this base: move one with "
+            "--tasks NAME, and --dry-run expects the same of the others"
+        )
     print("nothing was written")
 
 

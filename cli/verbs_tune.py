@@ -17,11 +17,11 @@ from adapterhub_cl.learning.chosen_settings import in_words
 from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.spreading.spread_options import SpreadOptions
-from adapterhub_cl.tuning.tune_options import TuneOptions
+from adapterhub_cl.tuning.tune_options import NOT_SHOWN, TuneOptions
 
 
 @verb(MAKE, "cl-adapter tune news train.jsonl --trials 20 --minutes 30\ncl-adapter tune news --resume")
-@takes(TuneOptions, SpreadOptions, AddTaskOptions, TrainingSettings)
+@takes(TuneOptions, SpreadOptions, AddTaskOptions, TrainingSettings, hidden=NOT_SHOWN)
 def tune(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="the task's name")],

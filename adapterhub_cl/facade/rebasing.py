@@ -41,7 +41,8 @@ class Rebasing(OpenedHub):
         Args:
             base: as in `init`.
             revision: branch, tag or commit of a hub id.
-            dry_run: only say from what each task would be learned; nothing is written.
+            dry_run: only say from what each task would be learned, and what it is expected to keep where other tasks
+                were moved into the same hub before; nothing is written.
 
         Returns:
             the new hub's folder, and for each task what became of it; a rejected one raises nothing.

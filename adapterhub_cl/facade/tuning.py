@@ -14,13 +14,10 @@ from adapterhub_cl.options import from_mapping, given_of, options_of, takes
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.spreading.spread_options import SpreadOptions
-from adapterhub_cl.tuning.tune_options import TuneOptions
+from adapterhub_cl.tuning.tune_options import NOT_SHOWN, UNUSED, TuneOptions
 
 if TYPE_CHECKING:
     from adapterhub_cl.tuning.tune_search import TunePlan
-
-# What a search does not use: it holds out rows of the data itself, makes no version, and reads no other task.
-UNUSED = ("eval", "serve", "log_with", "on_top_of", "general", "max_base_forgetting", "max_forgetting", "replay")
 
 
 class Tuning(OpenedHub):
@@ -34,7 +31,7 @@ class Tuning(OpenedHub):
         self, name: str, data: str | Path | None = None, *, dry_run: Literal[False] = False, **asked: Any
     ) -> dict[str, Any]: ...
 
-    @takes(TuneOptions, SpreadOptions, AddTaskOptions, TrainingSettings)
+    @takes(TuneOptions, SpreadOptions, AddTaskOptions, TrainingSettings, hidden=NOT_SHOWN)
     def tune(
         self,
         name: str,

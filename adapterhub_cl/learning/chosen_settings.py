@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.errors import IntegrityError
+from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.registry import Registry, seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.settings import TrainingSettings
@@ -69,6 +69,42 @@ def write_choice(registry: Registry, name: str, row: Mapping[str, Any]) -> None:
     with storage_errors(path):
         path.parent.mkdir(exist_ok=True)
         atomic_write_text(path, json.dumps({**row, seals.KEY: seals.of_json(row)}, indent=1) + "\n")
+
+
+def settings_of(registry: Registry, name: str) -> dict[str, Any]:
+    """The settings that `tune` chose for a name; empty where the defaults stay."""
+    return dict((read_choice(registry, name) or {"settings": {}})["settings"])
+
+
+def carry_choice(registry: Registry, name: str, settings: Any, source: str) -> str:
+    """Keep what `tune` chose for a name in another hub, where nothing is kept for it here; the trials stay there.
+
+    Args:
+        settings: as they came: only those that a search can choose are taken, and all must be usable.
+        source: where they came from, in words.
+
+    Returns:
+        a note that says so; empty where nothing was kept.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    known = (*OF_THE_SHAPE, *OF_ANSWERS)
+    if not isinstance(settings, Mapping) or place_of(registry, name).exists():
+        return ""
+    taken = {key: settings[key] for key in known if key in settings}
+    try:
+        TrainingSettings.from_mapping(taken, "the tuned settings")
+    except UsageError:
+        return ""
+    if not taken:
+        return ""
+    row = {"name": name, "kept": f"tuned, {source}", "settings": taken, "from": source}
+    write_choice(registry, name, {**row, "confirmed": {}, "trials": [], "searched": {}, "default_trial": -1})
+    return (
+        f"later trainings of {name} begin with what tune chose for it, {source}: {in_words(taken)} "
+        f"(cl-adapter tune {name} --drop goes back to the defaults)"
+    )
 
 
 def drop_choice(registry: Registry, name: str) -> bool:

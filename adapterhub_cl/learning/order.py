@@ -189,11 +189,12 @@ def tell_tuned(registry: Registry, request: TrainRequest, prefers: bool, reporte
     if request.tuned:
         reporter.note(f"begins with what tune chose for {request.name}: {in_words(request.tuned)}")
     if left := {key: chosen[key] for key in OF_ANSWERS if key in chosen and key not in request.settings}:
-        why = (
-            "it was chosen for answers, and preference data need a lower learning rate and the usual epochs"
-            if prefers
-            else "what continues from an older version passes over new rows as often as usual, to keep what it knows"
-        )
+        if prefers:
+            why = "it was chosen for answers, and preference data need a lower learning rate and the usual epochs"
+        elif request.facts:
+            why = "facts are learned by heart, with the passes that they need"
+        else:
+            why = "what continues from an older version passes over new rows as often as usual, to keep what it knows"
         reporter.note(f"note: what tune chose is not used here ({in_words(left)}): {why}")
 
 

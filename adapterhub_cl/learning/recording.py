@@ -20,6 +20,7 @@ from adapterhub_cl.data.preference_tokens import ordinary
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.evaluation.gate import Decision
+from adapterhub_cl.learning.chosen_settings import settings_of
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.learning.request import SHAPE
@@ -149,6 +150,7 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
             "read_from": sorted({lesson.record.ref for lesson in material.past}),
             "gate": trained.decision.to_json(),
             "stream": dict(request.stream),
+            **({"tuned": tuned} if (tuned := settings_of(registry, request.name)) else {}),
             **trained.more,
             "replay": {"policy": order.keep.policy, "size": order.keep.size, "samples": len(trained.kept)},
             "training": {
@@ -162,5 +164,5 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
             evaluations=trained.scores,
             task=task,
             serve=request.serve,
-            verb=request.verb,
+            verb="rebase" if request.rebased_from else request.verb,
         )

@@ -134,6 +134,8 @@ def build(
     given = {**given_of(AddTaskOptions, asked), "settings": given_of(TrainingSettings, asked)}
     if tuned:
         chosen = _tuned(registry, verb, name, given)
+        if given.get("facts"):  # which cannot be tuned for: they need the passes that are theirs
+            chosen = {key: value for key, value in chosen.items() if key not in FACT_SETTINGS}
         given["tuned"] = {key: value for key, value in chosen.items() if key not in given["settings"]}
         given["settings"] = {**chosen, **given["settings"]}
     given["labels"] = tuple(given.get("labels", ()))

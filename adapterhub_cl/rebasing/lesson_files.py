@@ -27,6 +27,7 @@ class WrittenLesson:
         old_score: what the new version is compared with, by `metric`: of the old version on `old_n` rows.
         old_measured: its score on `eval`.
         old_from: the held-out file that `old_score` was recorded on; empty if it was measured on `eval`.
+        written: how many of the rows are pseudo-samples; `asked` is how many were asked for.
     """
 
     task: str
@@ -43,11 +44,17 @@ class WrittenLesson:
     old_n: int = 0
     old_measured: float | None = None
     old_from: str = ""
+    written: int = 0
+    asked: int = 0
 
 
-def read_lesson(registry: Registry, source: TaskSource) -> WrittenLesson | None:
+def read_lesson(registry: Registry, source: TaskSource, asked: int = 0) -> WrittenLesson | None:
     """What was written down of a task; None if there is nothing, it is damaged, or the old hub would give something
-    else by now."""
+    else by now.
+
+    Args:
+        asked: pseudo-samples that are asked for.
+    """
     folder = registry.path / FOLDER / source.task.name
     try:
         row = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -58,13 +65,16 @@ def read_lesson(registry: Registry, source: TaskSource) -> WrittenLesson | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    now = (source.record.ref, source.source, len(source.rows), len(source.held))
-    same = (found.ref, found.source, found.rows, found.held) == now
+    now = (source.record.ref, source.source, len(source.rows), len(source.held), asked)
+    same = (found.ref, found.source, found.rows - found.written, found.held, found.asked) == now
     return found if same and found.old_score is not None else None
 
 
-def write_rows(registry: Registry, found: TaskSource) -> WrittenLesson:
+def write_rows(registry: Registry, found: TaskSource, pseudo: Sequence[Example] = (), asked: int = 0) -> WrittenLesson:
     """Write a task's rows into the new hub; files that can be used where they lie are not copied.
+
+    Args:
+        pseudo: pseudo-samples, of which `asked` were asked for.
 
     Raises:
         StorageError: the disk refused.
@@ -78,7 +88,7 @@ def write_rows(registry: Registry, found: TaskSource) -> WrittenLesson:
         own: dict[str, Sequence[Example]] = {}
         as_it_is = bool(found.same_file and found.held_file)
         if not as_it_is:
-            own = {ROWS: found.rows, HELD: found.held}
+            own = {ROWS: [*found.rows, *pseudo], HELD: found.held}
         for name, rows in own.items():
             lines = [{"text": e.answer} if text else e.to_json() for e in rows]
             atomic_write_text(folder / name, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines))
@@ -89,11 +99,13 @@ def write_rows(registry: Registry, found: TaskSource) -> WrittenLesson:
         found.source,
         found.same_file if as_it_is else str((folder / ROWS).resolve()),
         found.held_file if as_it_is else str((folder / HELD).resolve()),
-        len(found.rows),
+        len(found.rows) + len(pseudo),
         len(found.held),
         found.task.metric,
         found.columns if as_it_is else {},
         sha256,
+        written=len(pseudo),
+        asked=asked,
     )
 
 

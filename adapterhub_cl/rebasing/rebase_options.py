@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_cl.bases.sources import QUANTIZATIONS
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
+
+FEWEST = 4  # rows to learn a task from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,21 @@ class RebaseOptions:
         0.9, "the share of its old score that a task must keep, 0 to 1; chance is allowed for as the gate does",
         check="adapterhub_cl.rebasing.rebase_options:check_share",
     )  # fmt: skip
+    budget: int | None = option(
+        None, "the most rows that each task is learned from, evenly over the labels of a choice task; facts and raw "
+        "text are learned whole; default: all rows",
+        check="adapterhub_cl.rebasing.rebase_options:check_budget",
+    )  # fmt: skip
+    pseudo_samples: int = option(
+        0, "where a task's data are gone: further rows that the old version writes and answers itself, beside the "
+        "samples that are left; only from bases that write",
+        check="adapterhub_cl.rebasing.rebase_options:check_pseudo_samples",
+    )  # fmt: skip
+    quantization: str = option(
+        "",
+        "how the new base is stored in memory: nf4, fp4, int8 or none; default: as this hub's",
+        choices=QUANTIZATIONS,
+    )
     again: bool = option(False, "learn those tasks once more that were rejected before")
 
 
@@ -49,3 +67,23 @@ def check_share(value: float) -> None:
         raise UsageError(
             f"--min-retention must be between 0 and 1, not {value}", "0.9 lets a task lose a tenth of its score"
         )
+
+
+def check_budget(rows: int) -> None:
+    """Raise where a budget is too small for anything to be learned.
+
+    Raises:
+        UsageError: it is below `FEWEST` rows.
+    """
+    if rows < FEWEST:
+        raise UsageError(f"--budget must be at least {FEWEST} rows, not {rows}", "--budget 500, or leave it out")
+
+
+def check_pseudo_samples(rows: int) -> None:
+    """Raise where a number of rows is out of range.
+
+    Raises:
+        UsageError: it is negative.
+    """
+    if rows < 0:
+        raise UsageError(f"--pseudo-samples must be at least 0, not {rows}", "--pseudo-samples 200, or leave it out")

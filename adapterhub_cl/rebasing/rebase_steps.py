@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from adapterhub_cl.errors import (
     AdapterError,
     AdapterHubError,
     BaseModelError,
+    HubError,
     IntegrityError,
     StorageError,
     TrainingInterrupted,
     UnknownNameError,
     UsageError,
 )
+from adapterhub_cl.learning.chosen_settings import carry_choice, settings_of
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import lesson_files, rebinding, relearning
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
+from adapterhub_cl.rebasing.pseudo_rows import pseudo_rows, wanted_of
 from adapterhub_cl.rebasing.rebase_options import RebaseOptions
 from adapterhub_cl.rebasing.task_sources import TaskSource, source_of_task
 from adapterhub_cl.registry import Registry
@@ -46,6 +50,8 @@ class TaskMove:
         rows: rows to learn from; `held` rows that it is measured on.
         old_score, new_score: of the task's `metric` on the same rows; None where they were not measured.
         seconds: of this call; 0 for a task that was moved before.
+        expected: the retention that is expected of a planned move: the mean of the `expected_from` tasks that were
+            moved into the same hub from the same kind of source; None where there is none.
     """
 
     task: str
@@ -61,6 +67,8 @@ class TaskMove:
     new_score: float | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    expected: float | None = None
+    expected_from: int = 0
 
     @property
     def retention(self) -> float | None:
@@ -116,18 +124,24 @@ def rebase(
     if not options.to:
         raise UsageError("rebase needs the folder of the new hub", f"cl-adapter rebase {base} --to NEW_HUB")
     registry = old.registry
-    quantization = registry.base.quantization if registry.base.quantization in QUANTIZATIONS else "none"
+    has = registry.base.quantization if registry.base.quantization in QUANTIZATIONS else "none"
+    quantization = options.quantization or has
     info = inspect_base(base, quantization, revision)
     there = look(registry, options.to, info)
     names = _chosen(registry, options.tasks)
     same = is_same_model(registry.base, there.base)
-    if not same and there.base.fingerprint == registry.base.fingerprint:
+    if options.quantization and there.base.quantization != info.quantization:
+        raise HubError(
+            f"the hub at {there.path} holds its base in {there.base.quantization}, not in {info.quantization}",
+            "leave --quantization out, or give another folder with --to, which will be made",
+        )
+    if not same and not options.quantization and there.base.fingerprint == registry.base.fingerprint:
         raise UsageError(
             f"the hub is bound to {registry.base.source} already, and --to holds it in another quantization",
-            "name another base, or leave --to to be made",
+            "name another base; or say --quantization, if it is to be held otherwise in the new hub",
         )
     if dry_run:
-        return Rebased(there.path, _planned(registry, there, names, same))
+        return Rebased(there.path, _planned(registry, there, names, same, options))
     new = make(registry, there)
     lock = acquire(
         new.path / FOLDER / ".lock", f"a rebase into {new.path} is going on in another process", "wait for it"
@@ -136,12 +150,13 @@ def rebase(
         done = NewHub(there.path, new.base, new)
         if same:
             return Rebased(new.path, _rebound(registry, new, names, old.reporter))
-        sources, moves = _prepared(old, done, names, options.again)
+        sources, moves = _prepared(old, done, names, options)
         free()
         hub = opened(new)
         for name, (found, lesson) in sources.items():
             moves[name] = _moved(hub, registry, found, lesson, options.min_retention, settings)
             _take_aliases(registry, new, moves[name])
+            _take_tuned(registry, new, moves[name].old, moves[name].new, relearning.OF_THE_BASE, old.reporter)
     return Rebased(new.path, [moves[name] for name in names])
 
 
@@ -160,17 +175,33 @@ def _chosen(registry: Registry, wanted: Sequence[str]) -> list[str]:
     return list(wanted) or sorted(serving)
 
 
-def _planned(registry: Registry, there: NewHub, names: Sequence[str], same: bool) -> list[TaskMove]:
+def _planned(
+    registry: Registry, there: NewHub, names: Sequence[str], same: bool, options: RebaseOptions
+) -> list[TaskMove]:
     serving, moved = registry.serving(), there.moved()
     if same:
         return [TaskMove(name, serving[name], source=rebinding.REBOUND) for name in names]
-    return [
-        _told(moved[name], serving[name]) if name in moved else _of(source_of_task(registry, there.base, name))
-        for name in names
-    ]
+    done = [_told(record, str(record.manifest["rebased_from"].get("ref"))) for record in moved.values()]
+    found = []
+    for name in names:
+        if name in moved and not (options.again and moved[name].status == "rejected"):
+            found.append(_told(moved[name], serving[name]))
+            continue
+        source = source_of_task(registry, there.base, name, options.budget)
+        move = _of(source, wanted_of(registry.base, source, options.pseudo_samples, options.budget))
+        kept = [one.retention for one in done if one.source == move.source and one.retention is not None]
+        known = bool(kept) and move.metric != "perplexity"
+        found.append(replace(move, expected=math.fsum(kept) / len(kept), expected_from=len(kept)) if known else move)
+    return found
 
 
-def _of(found: TaskSource) -> TaskMove:
+def _of(found: TaskSource, pseudo: int = 0) -> TaskMove:
+    """What is told of a task before it is moved.
+
+    Args:
+        pseudo: pseudo-samples that would be written beside its rows.
+    """
+    further = (f"up to {pseudo} pseudo-samples are written beside them",) if pseudo else ()
     return TaskMove(
         found.task.name,
         found.record.ref,
@@ -180,7 +211,7 @@ def _of(found: TaskSource) -> TaskMove:
         rows=len(found.rows),
         held=len(found.held),
         metric=found.task.metric,
-        notes=found.notes,
+        notes=(*found.notes, *further),
     )
 
 
@@ -210,12 +241,13 @@ def _rebound(old: Registry, new: Registry, names: Sequence[str], reporter: Repor
         if record.ref not in there:
             there[record.ref] = rebinding.rebind(old, new, record)
         _copy_aliases(old, new, record, there[record.ref])
+        _take_tuned(old, new, record.ref, there[record.ref].ref, (), reporter)
     serving = old.serving()
     return [TaskMove(name, serving[name], there[serving[name]].ref, rebinding.REBOUND, state=MOVED) for name in names]
 
 
 def _prepared(
-    old: Hub, new: NewHub, names: Sequence[str], again: bool
+    old: Hub, new: NewHub, names: Sequence[str], options: RebaseOptions
 ) -> tuple[dict[str, tuple[TaskSource, lesson_files.WrittenLesson]], dict[str, TaskMove]]:
     """For each task that is left: its rows in the new hub and its old score; what is told of the others."""
     registry, target = old.registry, new.registry
@@ -224,22 +256,25 @@ def _prepared(
     sources: dict[str, tuple[TaskSource, lesson_files.WrittenLesson]] = {}
     moves: dict[str, TaskMove] = {}
     for name in names:
-        if name in moved and not (again and moved[name].status == "rejected"):
+        if name in moved and not (options.again and moved[name].status == "rejected"):
             was = str(moved[name].manifest["rebased_from"]["ref"])
             since = "" if was == serving[name] else f"; {serving[name]} answers for it in the old hub by now"
             old.reporter.note(f"{name} was moved before: {moved[name].ref} from {was}{since}")
             moves[name] = _told(moved[name], serving[name])
             _take_aliases(registry, target, moves[name])
             continue
-        found = source_of_task(registry, new.base, name)
+        found = source_of_task(registry, new.base, name, options.budget)
         moves[name] = _of(found)
         if not found.source:
             continue
-        lesson = lesson_files.read_lesson(target, found)
+        pseudo = wanted_of(registry.base, found, options.pseudo_samples, options.budget)
+        lesson = lesson_files.read_lesson(target, found, pseudo)
         if lesson is None:
             relearning.drop_runs(target, name)
             try:
-                lesson = relearning.old_score(old, found, lesson_files.write_rows(target, found))
+                written = pseudo_rows(old, found, pseudo)
+                lesson = lesson_files.write_rows(target, found, written, pseudo)
+                lesson = relearning.old_score(old, found, lesson)
             except (BaseModelError, IntegrityError, AdapterError) as error:
                 moves[name] = _without(moves[name], f"its old score cannot be measured: {error.message}")
                 continue
@@ -269,7 +304,8 @@ def _moved(
         TrainingInterrupted, StorageError, BaseModelError: no other task could be learned either.
     """
     began = time.monotonic()
-    hub.reporter.note(f"{found.task.name}: learned again from {lesson.rows} rows ({lesson.source})")
+    further = f", {lesson.written} of them pseudo-samples" if lesson.written else ""
+    hub.reporter.note(f"{found.task.name}: learned again from {lesson.rows} rows ({lesson.source}{further})")
     for note in found.notes:
         hub.reporter.note(f"note: {found.task.name}: {note}")
     try:
@@ -290,6 +326,27 @@ def _take_aliases(old: Registry, new: Registry, move: TaskMove) -> None:
     record = old.get(move.old)
     if move.state == MOVED and record.task == move.task:
         _copy_aliases(old, new, record, new.get(move.new))
+
+
+def _take_tuned(
+    old: Registry, new: Registry, ref: str, made: str, without: Collection[str], reporter: Reporter
+) -> None:
+    """Keep in the new hub what `tune` chose for an adapter of the old one.
+
+    Args:
+        made: the version in the new hub; empty where there is none.
+        without: settings that were chosen for the old base.
+    """
+    if not made:
+        return
+    name = old.get(ref).name
+    try:
+        chosen = {key: value for key, value in settings_of(old, name).items() if key not in without}
+    except IntegrityError as error:
+        reporter.note(f"warning: what tune chose for {name} is not taken along: {error.message}")
+        return
+    if told := carry_choice(new, new.get(made).name, chosen, f"as it was in the hub {old.path.resolve().name}"):
+        reporter.note(told)
 
 
 def _copy_aliases(old: Registry, new: Registry, record: AdapterRecord, copy: AdapterRecord) -> None:

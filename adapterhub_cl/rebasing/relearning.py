@@ -105,6 +105,7 @@ def relearn(
             "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
             "source": lesson.source,
             "rows": lesson.rows,
+            **({"pseudo_samples": lesson.written} if lesson.written else {}),
             "metric": lesson.metric,
             "old_score": lesson.old_score,
             **({"old_measured": lesson.old_measured, "old_score_from": lesson.old_from} if lesson.old_from else {}),

@@ -13,13 +13,13 @@ from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.errors import AdapterHubError, DataError, UsageError
 from adapterhub_cl.evaluation.probes import outdated_of, probe_of, without
 from adapterhub_cl.learning.material import data_of, learned_by
+from adapterhub_cl.rebasing.rebase_options import FEWEST
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import samples_of
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 DATA, SAMPLES = "data", "samples"
 HELD_SHARE = 0.25  # of the rows, where there is no held-out file; the rest is learned
-FEWEST = 4  # rows to learn from
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,36 @@ class TaskSource:
     notes: tuple[str, ...] = ()
 
 
-def source_of_task(registry: Registry, base: BaseInfo, name: str) -> TaskSource:
+def source_of_task(registry: Registry, base: BaseInfo, name: str, budget: int | None = None) -> TaskSource:
     """What a task would be learned from: its original data if they still lie unchanged where they were, otherwise its
     replay samples.
 
     Args:
         base: the new base.
+        budget: the most rows to learn from; None: all.
     """
+    found = _whole_source(registry, base, name)
+    if budget is None or len(found.rows) <= budget or found.facts or found.task.kind == "text":
+        return found
+    note = f"{budget} of {len(found.rows)} rows are learned (--budget)"
+    return replace(found, rows=drawn(found.task, found.rows, budget), same_file="", notes=(*found.notes, note))
+
+
+def drawn(task: Task, rows: Sequence[Example], count: int) -> list[Example]:
+    """So many rows, in their order: of a choice task as many of each label as there are; drawn with a fixed seed."""
+    order = list(range(len(rows)))
+    random.Random(0).shuffle(order)
+    turn: dict[str, int] = defaultdict(int)
+    ranked = []
+    for k in order:
+        label = (rows[k].answer or "") if task.kind == "choice" else ""
+        turn[label] += 1
+        ranked.append((turn[label] if task.kind == "choice" else 0, k))
+    chosen = sorted(ranked, key=lambda pair: pair[0])[:count]
+    return [rows[k] for k in sorted(k for _, k in chosen)]
+
+
+def _whole_source(registry: Registry, base: BaseInfo, name: str) -> TaskSource:
     task, record = registry.task(name), registry.get(registry.serving()[name])
     try:
         objectives.name_for(base, task.kind)

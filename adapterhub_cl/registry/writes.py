@@ -115,8 +115,21 @@ def apply_moves(connection: Connection, manifest: Mapping[str, Any], *, replay: 
 
 def publish_event(connection: Connection, manifest: Mapping[str, Any]) -> None:
     detail = {key: manifest[key] for key in ("kind", "task", "status")}
+    detail |= origin_of(manifest)
     ref = f"{manifest['name']}@v{manifest['version']}"
     add_event(connection, manifest["published"]["verb"], ref, detail, manifest["created_at"])
+
+
+def origin_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the log says of a version that a rebase made: which version of which hub and base it takes the place of, and
+    both scores."""
+    told = manifest.get("rebased_from")
+    if not isinstance(told, Mapping):
+        return {}
+    base = told.get("base")
+    source = base.get("source") if isinstance(base, Mapping) else None
+    found = {"from": f"{told.get('ref')} of {told.get('hub')} on {source}"}
+    return {**found, **{key: told[key] for key in ("metric", "old_score", "new_score") if told.get(key) is not None}}
 
 
 def production_serves(connection: Connection, task: str) -> bool:

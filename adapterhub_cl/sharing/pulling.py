@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
+from adapterhub_cl.learning.chosen_settings import carry_choice
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, check_new, parse_ref, storage_errors
 from adapterhub_cl.registry.files import link_or_copy, sha256_file
@@ -122,6 +123,9 @@ def _pull(
             _pin(registry, store, signers, reporter)
             for place in new:
                 record = _publish(registry, store, place, brought[place.shared.ref])
+                came = f"as it came with {place.shared.ref} from {store.url}"
+                if told := carry_choice(registry, record.name, record.manifest.get("tuned"), came):
+                    reporter.note(told)
                 done[place.shared.ref] = MovedVersion(record.ref, True, costs[place.shared.ref])
     else:
         _pin(registry, store, signers, reporter)

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 
+# What a search does not use: it holds out rows of the data itself, makes no version, and reads no other task.
+UNUSED = (
+    "eval", "serve", "log_with", "on_top_of", "general", "max_base_forgetting", "max_forgetting", "replay", "forecast"
+)  # fmt: skip
+# Help does not show these either: facts cannot be held out, and an adapter of its own has one strategy.
+NOT_SHOWN = (*UNUSED, "facts", "strategy", "options")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions:

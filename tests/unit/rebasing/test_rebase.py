@@ -353,3 +353,93 @@ def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
     for wanted in sets:
         file = write(tmp_path / "rows.jsonl", [example.to_json() for example in wanted])
         assert list(read_examples(file)) == wanted
+
+
+def test_a_budget_is_the_most_rows_and_keeps_every_label(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "budget": 12}
+    planned = old.rebase(roberta, dry_run=True, **asked)
+    assert [(one.task, one.rows, one.held) for one in planned.tasks] == [("animals", 12, 10), ("colours", 12, 24)]
+    assert "12 of 48 rows are learned (--budget)" in planned.tasks[1].notes
+    found = old.rebase(roberta, **asked, **BRIEF)
+    assert [one.rows for one in found.tasks] == [12, 12]
+    for task, labels in (("animals", ANIMALS), ("colours", COLOURS)):
+        lines = (tmp_path / "new" / "rebase" / task / "train.jsonl").read_text().splitlines()
+        answers = [json.loads(line)["output"] for line in lines]
+        assert {label: answers.count(label) for label in labels} == dict.fromkeys(labels, 12 // len(labels))
+    assert old.rebase(roberta, to=str(tmp_path / "other"), budget=1000, dry_run=True).tasks[1].rows == 48
+    with pytest.raises(UsageError, match="--budget must be at least 4 rows, not 3"):
+        old.rebase(roberta, to=str(tmp_path / "other"), budget=3)
+
+
+def test_what_is_expected_is_what_tasks_kept_that_were_moved(
+    old: AdapterHub, roberta: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--hub", str(old.folder), "rebase", roberta, "--to", str(tmp_path / "new"), "--dry-run"]
+    assert main(line) == 0
+    told = capsys.readouterr().out
+    assert "cannot be told before one of them was moved" in told
+    assert "expected retention" not in told
+    other = AdapterHub.open(old.folder)
+    other.add_task("birds", data(tmp_path, ("owl", "hen")), eval=data(tmp_path, ("owl", "hen"), 24, 1), **QUICK)
+    moved = old.rebase(roberta, to=str(tmp_path / "new"), tasks=["colours"], **FAST).tasks[0]
+    found = {one.task: one for one in old.rebase(roberta, to=str(tmp_path / "new"), dry_run=True).tasks}
+    assert (found["birds"].expected, found["birds"].expected_from) == (moved.retention, 1)
+    assert (found["animals"].source, found["animals"].expected) == ("samples", None), "nothing was moved from samples"
+    assert found["colours"].state == "moved"
+    assert main(line) == 0
+    assert "what the one task kept that was moved into this hub from data" in capsys.readouterr().out
+
+
+def test_the_new_hub_may_hold_its_base_otherwise(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "tasks": ["colours"]}
+    old.rebase(roberta, **asked, quantization="int8", **BRIEF)
+    assert (old.base.quantization, AdapterHub.open(tmp_path / "new").base.quantization) == ("none", "int8")
+    with pytest.raises(HubError, match="holds its base in int8, not in none"):
+        old.rebase(roberta, **asked, quantization="none", **BRIEF)
+    assert old.rebase(roberta, **asked, **BRIEF).tasks[0].state == "moved", "as it is there"
+    with pytest.raises(UnknownNameError, match="q4"):
+        old.rebase(roberta, **asked, quantization="q4")
+
+
+def test_where_a_version_came_from_is_shown(
+    old: AdapterHub, roberta: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = old.rebase(roberta, to=str(tmp_path / "new"), tasks=["colours"], **BRIEF)
+    new = ["--hub", str(tmp_path / "new")]
+    for verb in ("show", "lineage"):
+        assert main([*new, verb, "colours@v1"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"rebased from colours@v1 of old on {old.base.source}" in shown
+        assert "learned from data: accuracy" in shown
+    assert main([*new, "--json", "log", "colours"]) == 0
+    event = next(one for one in json.loads(capsys.readouterr().out) if one["verb"] == "rebase")
+    assert event["detail"]["from"] == f"colours@v1 of old on {old.base.source}"
+    assert event["detail"]["old_score"] == found.tasks[0].old_score
+    assert event["detail"]["new_score"] == found.tasks[0].new_score
+
+
+def test_the_old_version_writes_rows_where_its_data_are_gone(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "old", pico_path("llama"))
+    own: dict[str, Any] = {"rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64, "prompt_loss": 0.5}
+    rows = data(tmp_path, COLOURS, 24)
+    hub.add_task("colours", rows, kind="choice", epochs=4, replay="balanced:16", **own)
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "pseudo_samples": 6}
+    assert hub.rebase(str(pico_path("qwen2")), dry_run=True, **asked).tasks[0].notes == (), "the data are there"
+    rows.unlink()
+    planned = hub.rebase(str(pico_path("qwen2")), dry_run=True, **asked).tasks[0]
+    assert planned.notes == ("up to 6 pseudo-samples are written beside them",)
+    notes = Notes()
+    moved = hub.rebase(str(pico_path("qwen2")), **asked, min_retention=0, epochs=1, reporter=notes).tasks[0]
+    written = moved.rows - planned.rows
+    assert any(f"colours@v1 wrote {written} of 6 further rows" in line for line in notes.said)
+    folder = tmp_path / "new" / "rebase" / "colours"
+    inputs = {
+        name: [json.loads(line)["input"] for line in (folder / name).read_text().splitlines()]
+        for name in ("train.jsonl", "held-out.jsonl")
+    }
+    assert len(inputs["train.jsonl"]) == moved.rows
+    assert 0 < written <= 6
+    assert not set(inputs["train.jsonl"]) & set(inputs["held-out.jsonl"])
+    assert AdapterHub.open(tmp_path / "new").get(moved.new).manifest["rebased_from"]["pseudo_samples"] == written
+    with pytest.raises(UsageError, match="--pseudo-samples must be at least 0"):
+        hub.rebase(str(pico_path("qwen2")), to=str(tmp_path / "x"), pseudo_samples=-1)

@@ -251,3 +251,63 @@ def test_what_is_maximised() -> None:
     assert value_of({"accuracy": 0.5, "loss": 1.0}) > value_of({"accuracy": 0.5, "loss": 2.0})
     assert value_of({"accuracy": 0.51, "loss": 90.0}) > value_of({"accuracy": 0.5, "loss": 0.1})
     assert value_of({"loss": 1.5}) == -1.5
+
+
+def test_facts_keep_their_own_passes(hub: AdapterHub, tmp_path: Path) -> None:
+    """A search cannot be made for facts, so what was chosen without them says nothing of their passes."""
+    from adapterhub_cl.learning.request import build
+    from adapterhub_cl.learning.train_options import FACT_SETTINGS
+
+    write_choice(hub.registry, "colours", {"settings": {"rank": 4, "epochs": 9}, "trials": []})
+    asked = {"facts": True, "replay": "none"}
+    request, _ = build(hub.registry, "add-task", "colours", data(tmp_path, COLOURS), False, asked)
+    assert request.training().epochs == FACT_SETTINGS["epochs"]
+    assert request.training().rank == 4
+    plain, _ = build(hub.registry, "add-task", "colours", data(tmp_path, COLOURS), False, {})
+    assert plain.training().epochs == 9
+    own, _ = build(hub.registry, "add-task", "colours", data(tmp_path, COLOURS), False, {**asked, "epochs": 5})
+    assert own.training().epochs == 5
+
+
+def test_help_lists_nothing_that_is_refused(hub: AdapterHub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--learning-rate" in shown
+    for flag in ("--eval", "--replay <", "--forecast", "--facts", "--strategy", "--on-top-of", "--max-forgetting"):
+        assert flag not in shown
+    assert main(["--hub", str(hub.folder), "tune", "colours", "rows.jsonl", "--forecast"]) == 2
+    assert "tune does not use --forecast" in capsys.readouterr().err
+
+
+def test_what_was_chosen_goes_to_other_hubs_with_a_version(
+    hub: AdapterHub, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    chosen = {"rank": 4, "epochs": 2, "learning_rate": 0.01}
+    write_choice(hub.registry, "colours", {"settings": chosen, "trials": []})
+    held = data(tmp_path, COLOURS, 24, 1)
+    made = hub.add_task("colours", data(tmp_path, COLOURS), eval=held, **FIXED, replay="balanced:12")
+    assert made.manifest["tuned"] == chosen
+    hub.push(str(tmp_path / "store"), every=True)
+    there = new_hub(tmp_path / "there", pico_path("bert"))
+    there.pull(str(tmp_path / "store"))
+    assert there.tuned("colours")["settings"] == chosen  # type: ignore[index]
+    assert "came with colours@v1" in there.tuned("colours")["kept"]  # type: ignore[index]
+    assert "rank 4" in there.report(tmp_path / "there.html").read_text()
+    assert there.add_task("colours", data(tmp_path, COLOURS, 24, 2), **FIXED, max_forgetting=1.0).rank == 4
+    assert there.drop_tuned("colours")
+    there.pull(str(tmp_path / "store"))
+    assert there.tuned("colours") is None, "nothing new came"
+    hub.rebase(str(pico_path("roberta")), to=str(tmp_path / "moved"), min_retention=0)
+    moved = AdapterHub.open(tmp_path / "moved")
+    assert moved.tuned("colours")["settings"] == {"rank": 4, "epochs": 2}, "the rate was the old base's"  # type: ignore[index]
+
+
+def test_settings_that_came_with_a_version_are_checked(hub: AdapterHub) -> None:
+    from adapterhub_cl.learning.chosen_settings import carry_choice
+
+    for strange in (None, [], "rank", {"rank": -1}, {"rank": "x"}, {"memory": "1TB"}, {"epochs": [3]}, {}):
+        assert carry_choice(hub.registry, "colours", strange, "from afar") == ""
+        assert hub.tuned("colours") is None
+    assert "rank 2" in carry_choice(hub.registry, "colours", {"rank": 2, "seed": 7}, "from afar")
+    assert carry_choice(hub.registry, "colours", {"rank": 3}, "from afar") == "", "what is here stays"
+    assert hub.tuned("colours")["settings"] == {"rank": 2}  # type: ignore[index]
