@@ -184,6 +184,17 @@ def show_general(gate: Mapping[str, Any]) -> None:
         print(f"  loss on general text {effect.describe()}")
 
 
+def show_foretold(manifest: Mapping[str, Any]) -> None:
+    """Print what was foretold of each earlier task beside what was measured, where there was a forecast."""
+    drops = {row["task"]: row["drop"] for row in (manifest.get("gate") or {}).get("effects", ())}
+    for told in (manifest.get("forecast") or {}).get("tasks", ()):
+        if told["drop"] is not None and told["task"] in drops:
+            print(
+                f"  {told['task']}: a drop of {told['drop']:.3f} was foretold ({told['low']:.3f} to "
+                f"{told['high']:.3f}), {drops[told['task']]:.3f} was measured"
+            )
+
+
 def score_line(evaluation: Evaluation) -> str:
     """`accuracy 0.9123 (95 % 0.880–0.940, n 200)`."""
     ends = interval(evaluation)

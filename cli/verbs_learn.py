@@ -208,7 +208,7 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
 def _online(session: Session, name: str, data: str | None, every: int, resume: bool, given: dict[str, Any]) -> None:
     if data not in (None, "-"):
         raise UsageError(f"--online reads standard input, not {data}", f"cl-adapter update {name} - --online < {data}")
-    for option in ("log_with", "augment", "facts"):
+    for option in ("log_with", "augment", "facts", "forecast"):
         if option in given:
             raise UsageError(f"--{option.replace('_', '-')} cannot be used with --online", "leave it out")
     if resume and (fixed := {key: value for key, value in given.items() if key != "max_forgetting"}):
@@ -272,6 +272,7 @@ def outcome(record: AdapterRecord) -> dict[str, Any]:
     return {
         **record.to_json(),
         "gate": record.manifest.get("gate"),
+        **({"forecast": record.manifest["forecast"]} if "forecast" in record.manifest else {}),
         "path": str(record.place),
         "task_spec": record.manifest.get("task_spec"),
         "evaluations": record.manifest.get("evaluations", []),
@@ -293,6 +294,7 @@ def show_outcome(record: AdapterRecord, took: str = "", serving: Mapping[str, st
         twice = sum((s.task, s.metric) == (score.task, score.metric) for s in found) > 1
         print(f"  {other}{display.score_line(score)}{f' on {score.data}' if twice and score.data else ''}")
     display.show_general(record.manifest.get("gate") or {})
+    display.show_foretold(record.manifest)
     if (taken := record.manifest.get("takes_over")) and record.status != "active":
         print(f"  was to answer for {', '.join(taken)} too")
     elif taken:

@@ -58,7 +58,9 @@ class Learning(OpenedHub):
                 it would take. The base is loaded and the data are read.
 
         Raises:
-            GateRefused: it forgets too much; the version (`error.record`) is kept as rejected, nothing was moved.
+            GateRefused: it forgets too much; the version (`error.record`) is kept as rejected, nothing was moved. With
+                `forecast` the training may be stopped early for it; then no version was made, and `error.gate` has the
+                forecast.
             AdapterHubError: any of its kinds; the hub is as it was before.
         """
         if dry_run:
@@ -73,6 +75,11 @@ class Learning(OpenedHub):
 
         if resume:
             raise UsageError("a run that is resumed has its plan already", "leave out --dry-run or --resume")
+        if asked.get("forecast"):
+            raise UsageError(
+                "--dry-run trains nothing, and --forecast needs the first steps of the training",
+                "leave --dry-run out: the forecast stops the training itself if the gate will refuse it",
+            )
         request, _ = build(self.registry, "add-task", name, data, False, asked)
         order = order_of(self.registry, request)
         from adapterhub_cl.learning.teaching import plan

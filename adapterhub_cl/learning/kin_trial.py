@@ -10,7 +10,6 @@ and three.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,15 +26,15 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.tokenise import Tokens
-from adapterhub_cl.errors import AdapterError, DataError
+from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.learning.linear_probe import own_head_loss, probe_loss
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
+from adapterhub_cl.learning.some_rows import some_rows
 from adapterhub_cl.merging.factors import Factors, stacked, truncate
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Kin, Trial
-from adapterhub_cl.training.training_rows import as_learned
 
 ROWS = 32  # in one pass: rows times what they are tried with
 MIXED = (2, 3)  # how many of the best are mixed
@@ -52,7 +51,7 @@ def try_versions(hub: Hub, order: TrainOrder, material: Material, trial: Trial) 
     """
     base, settings, reporter = hub.base, order.settings, hub.reporter
     adapters = _readable(hub, _candidates(hub, material.task.name, trial.versions))
-    rows = _rows(base, order, material, trial.rows)
+    _, rows = some_rows(base, material.task, material.data.examples, settings, trial.rows, f"kin {settings.seed}")
     if not adapters or not rows:
         return []
     bank = LoraBank(base, lambda ref: adapters[ref], capacity=len(adapters))
@@ -108,31 +107,6 @@ def _readable(hub: Hub, refs: Sequence[str]) -> dict[str, Shelved]:
         except AdapterError as error:
             hub.reporter.note(f"note: {ref} is not tried: {error.message}")
     return found
-
-
-def _rows(base: LoadedBase, order: TrainOrder, material: Material, most: int) -> list[Tokens]:
-    """Some training rows as token ids; of a choice task as many of each label as there are."""
-    settings, task = order.settings, material.task
-    length = min(settings.max_length, base.context)
-    encode = objectives.of(base.info).tokeniser(base.tokenizer, task, length)
-    drawn = list(material.data.examples)
-    random.Random(f"kin {settings.seed}").shuffle(drawn)
-    if task.kind == "choice":
-        turn: dict[str | None, int] = {}
-        places = []
-        for k, example in enumerate(drawn):
-            turn[example.answer] = turn.get(example.answer, 0) + 1
-            places.append((turn[example.answer], k))
-        drawn = [drawn[k] for _, k in sorted(places)]
-    found: list[Tokens] = []
-    for example in drawn:
-        if len(found) >= most:
-            break
-        try:
-            found += [tokens for tokens in encode.windows(example)[:1] if tokens.answer]
-        except DataError:
-            continue  # the training that follows says which rows cannot be used
-    return as_learned(found, settings)
 
 
 def with_weights(kin: Kin, adapters: Mapping[str, Shelved], base: LoadedBase, settings: TrainingSettings) -> Kin:

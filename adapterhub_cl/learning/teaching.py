@@ -18,8 +18,9 @@ from adapterhub_cl.bases.divided_base import alone
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.marked import Part, marked
-from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.learning import fact_lessons, kin_trial
+from adapterhub_cl.learning.foretelling import Foreteller
 from adapterhub_cl.learning.judging import Judge, conclude
 from adapterhub_cl.learning.material import (
     Material,
@@ -99,6 +100,8 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     tell(material, order.request, objective, reporter)
     with reporter.piece("loading the base", 1):
         base = hub.base
+    if request.forecast and base.shards is not None:
+        raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)
     unchanged = unchanged_rows(hub, order, material, None, None)
     with _adapter(base, order, material, objective) as model:
@@ -177,6 +180,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         check_tracker(request.log_with)
     with reporter.piece("loading the base", 1):
         base = hub.base
+    if request.forecast and base.shards is not None:
+        raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)
     if material.parent is None and settings.target_modules == "all-linear" and (told := left_out(base)):
         reporter.note(told)
@@ -197,6 +202,9 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         judge = alone(base.shards, lambda: Judge(hub, order, material, length))
         unchanged = unchanged_rows(hub, order, material, run.path, accelerator)
         kin = _tried(hub, order, material, run.path, accelerator)
+        foretold = None
+        if request.forecast and judge is not None:
+            foretold = Foreteller(hub, order, material, judge.probes, run.path, accelerator)
         with _adapter(base, order, material, objective) as model:
             learned = learn(
                 model,
@@ -210,6 +218,7 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 on_speed=lambda choice: _store_speed(run.path, choice, accelerator),
                 accelerator=accelerator,
                 reporter=reporter,
+                watch=None if foretold is None else foretold.watch(),
             )
 
             def conclusion() -> tuple[AdapterRecord, GateRefused | None]:
@@ -217,7 +226,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 refuse_other_labels(registry, request, material.task)
                 recorded = training_facts(base.info, order, run, material, learned.facts, model)
                 assert judge is not None  # the first process has it
-                return conclude(judge, model, learned, recorded)
+                told = foretold.made.to_json() if foretold is not None and foretold.made is not None else None
+                return conclude(judge, model, learned, recorded, {"forecast": told} if told else {})
 
             main = accelerator.is_main_process
             concluded = alone(base.shards, conclusion) if main or base.shards else None
@@ -230,7 +240,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 accelerator.log(scores, step=int(learned.facts["steps"]))
     except BaseException as error:
         if accelerator.is_main_process:
-            kept = "a checkpoint" if (run.path / checkpoints.NAME).exists() else ""
+            doomed = isinstance(error, GateRefused)  # by its forecast: there is nothing to go on with
+            kept = "a checkpoint" if (run.path / checkpoints.NAME).exists() and not doomed else ""
             leave(run, error, f"cl-adapter {request.verb} {request.name} --resume", kept)
         raise
     finally:

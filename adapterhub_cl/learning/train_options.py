@@ -61,6 +61,10 @@ class UpdateOptions(OnlineOptions):
         False, "the data are facts, questions with answers: also trains with rewordings and with questions whose "
         "answers must not change, and scores efficacy, paraphrase, locality and retention",
     )  # fmt: skip
+    forecast: bool = option(
+        False, "say after a fifth of the steps how much each earlier task that the new version answers for is expected "
+        "to lose, and stop a training that the gate will refuse",
+    )  # fmt: skip
     serve: bool = option(
         True, "the new version answers as soon as it is accepted", flag="--no-serve",
         off="keep the new version from answering until it is promoted", config=False, stream=False,

@@ -24,7 +24,7 @@ from adapterhub_cl.strategies import BaseStrategy, Stage
 from adapterhub_cl.training import memory, speed
 from adapterhub_cl.training.layer_stack import recomputed
 from adapterhub_cl.training.loop import Loop
-from adapterhub_cl.training.loop_state import LoopOrder
+from adapterhub_cl.training.loop_state import LoopOrder, LoopWatch
 from adapterhub_cl.training.processes import everyones
 from adapterhub_cl.training.training_rows import TrainingSet, held_out, rows_of, way_of
 
@@ -58,12 +58,14 @@ def learn(
     accelerator: Accelerator,
     reporter: Reporter,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+    watch: LoopWatch | None = None,
 ) -> Learned:
     """Train the LoRA on `model`; its best weights are in the model afterwards.
 
     Args:
         chosen: how to compute, where a resumed run has chosen already.
         on_epoch: called with the figures on the rows held out after each epoch; what it raises ends the training.
+        watch: looks on while the loop trains.
         on_speed: called with the choice before the first step, to be kept for a resume.
 
     Raises:
@@ -130,6 +132,7 @@ def learn(
             padding=chosen.padding,
             rows=chosen.rows,
             kin=lesson.kin,
+            watch=watch,
         )
         evaluate, log = dev if dev_tokens else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)

@@ -54,6 +54,7 @@ class Loop:
         self.examples, self.fresh = [*order.examples, *order.past], len(order.examples)
         self.origins, self.parent, self.kin = order.origins, order.parent, order.kin
         self.prompt_loss, self.alike, self.padding = order.prompt_loss, order.alike, order.padding
+        self.watch = order.watch
         self.evaluate, self.reporter, self.log = evaluate, reporter or Reporter(), log or (lambda values, step: None)
         self.accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
@@ -100,6 +101,8 @@ class Loop:
         torch.manual_seed(self.settings.seed + self.accelerator.process_index)
         self.wrapped = self.model
         self.strategy.begin(self.stage)
+        if self.watch is not None:
+            self.watch.begin(self.stage)
         self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
         wider = {n for n, p in self.model.named_parameters() if p.requires_grad} - self.trained.keys()
         if wider or not self.trained:
@@ -167,6 +170,8 @@ class Loop:
             at.loss_count += 1
             self.reporter.advance(1, at.tokens - tokens, loss=loss)
             self.log({"loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}, at.steps)
+            if self.watch is not None:
+                self.watch.after_step(self.stage)
             ended = at.step_in_epoch == len(plan)
             if self.run and not ended and at.steps % settings.checkpoint_every == 0:
                 self.save()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.strategies import BaseStrategy, Kin, Origin
+from adapterhub_cl.strategies import BaseStrategy, Kin, Origin, Stage
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+class LoopWatch(Protocol):
+    """Looks on while a loop trains. It may raise to end the training, and must leave the model and the random state as
+    they are."""
+
+    def begin(self, stage: Stage) -> None:
+        """Called with the model as the training finds it, before a checkpoint is restored."""
+        ...
+
+    def after_step(self, stage: Stage) -> None:
+        """Called after each step."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoopOrder:
     """What the loop trains, on which rows and how.
@@ -73,6 +87,7 @@ class LoopOrder:
         run: folder for checkpoints; None keeps none.
         rows: rows in memory at once; 0: a batch.
         kin: versions of other tasks that were tried on the rows, the best first.
+        watch: looks on; None: nobody does.
         padding: False computes rows without padding, which the model's attention must have been set for.
     """
 
@@ -92,3 +107,4 @@ class LoopOrder:
     padding: bool = True
     rows: int = 0
     kin: Sequence[Kin] = ()
+    watch: LoopWatch | None = None

@@ -1,0 +1,200 @@
+"""`--forecast`: signs after a fifth of the steps, a training that goes on untouched or is stopped, and what is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub
+from safetensors.torch import load_file
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import GateRefused, UsageError
+from adapterhub_cl.forecasting import expectation
+from adapterhub_cl.forecasting.expectation import Expectation, Expected, Signs, features, fitted
+from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
+from adapterhub_cl.learning import foretelling
+from adapterhub_cl.progress import Reporter
+
+OWN: dict[str, Any] = {**QUICK, "epochs": 2, "kind": "choice", "replay": "balanced:12", "max_forgetting": 1.0}
+SHARED: dict[str, Any] = {**OWN, "strategy": "sequential", "forecast": True}
+SIGNS = Signs(0.9, 0.5, 0.3, 0.2, 0.25, 0.1, 0.7, 0.2, 0.4, 0.05, 0.0)
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def always(drop: float, error: float) -> Expectation:
+    """A model that foretells the same drop for every task."""
+    weights = dict.fromkeys(features(SIGNS), 0.0)
+    return Expectation(weights, drop, error, 0.0, 1.0, {"spearman": 0.5, "coverage": 0.5})
+
+
+@pytest.fixture(scope="module")
+def first(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A hub that knows colours."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            place = tmp_path_factory.mktemp("foretell")
+            made = new_hub(place / "hub", pico_path(kind))
+            made.add_task("colours", data(place, COLOURS), eval=data(place, COLOURS, 24, 1), **OWN)
+            folders[kind] = place / "hub"
+        return folders[kind]
+
+    return folder
+
+
+def copied(folder: Path, place: Path) -> AdapterHub:
+    return AdapterHub.open(shutil.copytree(folder, place), dtype="fp32")
+
+
+def weights(record: Any) -> dict[str, torch.Tensor]:
+    return load_file(record.path / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_forecast_is_kept_beside_what_was_measured_and_changes_nothing(
+    first: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    hub, notes = copied(first(kind), tmp_path / "hub"), Notes()
+    rows = data(tmp_path, ANIMALS)
+    made = hub.add_task("animals", rows, **SHARED, reporter=notes)
+    told = made.manifest["forecast"]
+    assert (told["step"], told["steps"], told["refused"]) == (2, 12, False)
+    (task,) = told["tasks"]
+    signs = Signs(**task["signs"])
+    assert task["task"] == "colours"
+    assert task["before"] == hub.get("colours").metrics["accuracy"] == pytest.approx(signs.before, abs=1e-6)
+    assert signs.chance == pytest.approx(1 / 3, abs=1e-6)
+    assert signs.divergence > 0
+    assert 0 < signs.overlap <= 1
+    assert -1 <= signs.nearness <= 1
+    assert signs.path == pytest.approx(0.01 * 12)
+    expected = fitted().of(signs)
+    assert (task["drop"], task["low"], task["high"]) == pytest.approx(
+        (expected.drop, expected.low, expected.high), abs=1e-3
+    )
+    assert task["low"] <= task["drop"] <= task["high"]
+    assert any("colours: accuracy" in line and "expected drop" in line for line in notes.lines)
+    assert "colours" in {row["task"] for row in made.manifest["gate"]["effects"]}
+    plain = copied(first(kind), tmp_path / "plain").add_task("animals", rows, **{**SHARED, "forecast": False})
+    assert "forecast" not in plain.manifest
+    one, two = weights(made), weights(plain)
+    assert all(torch.equal(one[key], two[key]) for key in one), "looking on changed the training"
+
+
+def test_a_training_that_will_be_refused_is_stopped_and_leaves_nothing(
+    first: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = copied(first("llama"), tmp_path / "hub")
+    monkeypatch.setattr(foretelling, "fitted", lambda: always(0.5, 0.1))
+    asked = {**SHARED, "max_forgetting": 0.1, "checkpoint_every": 1}
+    with pytest.raises(GateRefused, match=r"stopped after step 2 of 12, and nothing was recorded") as caught:
+        hub.add_task("animals", data(tmp_path, ANIMALS), **asked)
+    assert caught.value.record is None
+    assert caught.value.gate["forecast"]["refused"]
+    assert "add-task animals" in caught.value.hint
+    assert [record.ref for record in hub.registry.adapters()] == ["colours@v1"]
+    assert not list(hub.registry.runs_dir.glob("animals-*"))
+    monkeypatch.setattr(foretelling, "fitted", lambda: always(0.3, 0.2))  # it may pass
+    notes = Notes()
+    hub.add_task("animals", data(tmp_path, ANIMALS), **{**SHARED, "max_forgetting": 0.29}, serve=False, reporter=notes)
+    assert any("colours may drop by more than 0.29" in line for line in notes.lines)
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_is_resumed_has_the_same_forecast(
+    first: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """Killed with a checkpoint before the forecast, or behind it with the forecast kept."""
+    hub = copied(first("bert"), tmp_path / "hub")
+    whole = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED).manifest["forecast"]
+    again = copied(first("bert"), tmp_path / "again")
+    method = foretelling.Foreteller._foretell
+
+    def kill(self: Any, *given: Any) -> None:
+        if not lost:
+            method(self, *given)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(foretelling.Foreteller, "_foretell", kill)
+        patch.setattr("adapterhub_cl.learning.teaching.leave", lambda *_: None)
+        with pytest.raises(Killed):
+            again.add_task("animals", data(tmp_path, ANIMALS), **SHARED, checkpoint_every=1)
+    told = again.add_task("animals", resume=True).manifest["forecast"]
+    assert told == whole
+
+
+def test_where_nothing_can_be_lost_or_told_it_is_said(first: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, notes = copied(first("bert"), tmp_path / "hub"), Notes()
+    rows = data(tmp_path, ANIMALS)
+    alone = hub.add_task("alone", rows, **{**SHARED, "strategy": "isolated"}, reporter=notes)
+    assert alone.manifest["forecast"]["tasks"] == []
+    assert any("the expected drop is 0" in line for line in notes.lines)
+    with pytest.raises(UsageError, match="--dry-run trains nothing"):
+        hub.add_task("alone", rows, **SHARED, dry_run=True)
+    every = hub.add_task("every", rows, **{**SHARED, "strategy": "multitask"}, reporter=notes)
+    assert "learns the data of every task again" in every.manifest["forecast"]["reason"]
+
+
+def test_a_task_without_samples_is_named(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, notes = new_hub(tmp_path / "hub", pico_path("llama")), Notes()
+    held = data(tmp_path, COLOURS, 24, 1)
+    only = hub.add_task("colours", data(tmp_path, COLOURS), eval=held, **{**SHARED, "replay": "none"}, reporter=notes)
+    assert only.manifest["forecast"]["reason"] == "there is no other task that could be forgotten"
+    made = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED, reporter=notes)
+    assert "colours: it keeps no replay samples" in made.manifest["forecast"]["reason"]
+
+
+def test_the_decision_follows_the_interval() -> None:
+    def of(*expected: Expected | None) -> Forecast:
+        return Forecast(
+            0.1, [TaskForecast(f"t{k}", "accuracy", 0.9, one, SIGNS) for k, one in enumerate(expected)], 1, 5
+        )
+
+    assert of(Expected(0.3, 0.11, 0.5)).refused
+    assert not of(Expected(0.3, 0.09, 0.5)).refused
+    assert [one.task for one in of(Expected(0.3, 0.09, 0.5), Expected(0.0, -0.1, 0.1)).likely] == ["t0"]
+    together = of(Expected(0.4, 0.25, 0.5), Expected(0.1, 0.05, 0.3))
+    assert [one.task for one in together.doomed] == ["t0"]
+    assert together.doomed_together
+    one = of(Expected(0.3, 0.11, 0.5), None)
+    assert Forecast.from_json(json.loads(json.dumps(one.to_json()))) == replace(one, tasks=tuple(one.tasks))
+
+
+def test_the_shipped_model_can_be_used_and_says_its_error() -> None:
+    model = fitted()
+    assert set(model.weights) <= set(features(SIGNS))
+    found = model.of(SIGNS)
+    assert found.low < found.drop < found.high <= SIGNS.before
+    assert all(math.isfinite(value) for value in (*model.weights.values(), model.intercept, model.floor, model.growth))
+    assert model.error["steps"] >= 60
+    assert 0 <= model.error["coverage"] <= 1
+    told = Forecast(0.1, [TaskForecast("t", "accuracy", 0.9, found, SIGNS)], 1, 5, model.error).trust()
+    assert f"{model.error['spearman']:.2f}" in told
+    assert ("below the aim" in told) == (not model.error["aim_reached"])
+    assert expectation.LEVEL == 0.9
+
+
+def test_no_drop_exceeds_the_score() -> None:
+    found = always(2.0, 0.5).of(SIGNS)
+    assert found.drop == found.high == SIGNS.before
