@@ -100,8 +100,6 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     tell(material, order.request, objective, reporter)
     with reporter.piece("loading the base", 1):
         base = hub.base
-    if request.forecast and base.shards is not None:
-        raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)
     unchanged = unchanged_rows(hub, order, material, None, None)
     with _adapter(base, order, material, objective) as model:
@@ -180,6 +178,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         check_tracker(request.log_with)
     with reporter.piece("loading the base", 1):
         base = hub.base
+    if request.forecast and base.shards is not None:
+        raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     if request.forecast and base.shards is not None:
         raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)

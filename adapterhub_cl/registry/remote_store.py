@@ -70,8 +70,8 @@ class RemoteStore:
         try:
             self._fs, root = url_to_fs(target)
         except ImportError as error:
-            extra = " (pip install 's3fs')" if target.startswith("s3") else ""
-            raise UsageError(f"{self.url} needs a package: {first_line(error)}", f"install it{extra}") from error
+            how = "pip install 'adapterhub-cl[s3]'" if target.startswith("s3") else "install it"
+            raise UsageError(f"{self.url} needs a package: {first_line(error)}", how) from error
         except ValueError as error:
             raise UsageError(f"{self.url} cannot be opened: {first_line(error)}", "use a folder or s3://…") from error
         self._root = str(root).rstrip("/")

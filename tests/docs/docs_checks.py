@@ -26,7 +26,21 @@ from adapterhub_cl.settings import TrainingSettings
 GROUP: Any = typer.main.get_command(app)
 OTHERS = (
     *("accelerate", "cat", "cd", "cp", "curl", "echo", "export", "for", "git", "grep", "head", "jq", "ls", "make"),
-    *("mkdir", "mv", "nvidia-smi", "pip", "pip3", "printf", "pytest", "python", "python3", "rm", "sed", "source"),
+    *(
+        "mkdir",
+        "mv",
+        "nvidia-smi",
+        "pip",
+        "pip3",
+        "printf",
+        "pytest",
+        "python",
+        "python3",
+        "ray",
+        "rm",
+        "sed",
+        "source",
+    ),
     *("tail", "tee", "touch", "vllm", "wait", "wc", "do", "done", "eval", "llama-server", "ollama"),
 )
 _HEREDOC = re.compile(r"<<-?\s*'?(\w+)'?\n.*?\n\1\b", re.DOTALL)
