@@ -83,6 +83,7 @@ def test_lineage(hub: Path, cl: Cl) -> None:
     assert cl("lineage", "taste", "--hub", hub, "--json").json == {
         "ref": "taste@v1",
         "edges": [{"child": "taste@v1", "parent": "/elsewhere/taste", "relation": "imported_from"}],
+        "rebased_from": None,
     }
 
 

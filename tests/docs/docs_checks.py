@@ -41,7 +41,7 @@ OTHERS = (
         "sed",
         "source",
     ),
-    *("tail", "tee", "touch", "vllm", "wait", "wc", "do", "done", "eval", "llama-server", "ollama"),
+    *("ray", "tail", "tee", "touch", "vllm", "wait", "wc", "do", "done", "eval", "llama-server", "ollama"),
 )
 _HEREDOC = re.compile(r"<<-?\s*'?(\w+)'?\n.*?\n\1\b", re.DOTALL)
 _ASSIGNMENT = re.compile(r"^\w+=")
