@@ -54,7 +54,9 @@ def key(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="whose key it is: a name for the log")],
     file: Annotated[Path, typer.Option(help="the file of keys that serve --keys reads; made if it is not there")],
-    role: Annotated[str, typer.Option(help="read: models and figures; ask: answers too; steer: everything")] = "ask",
+    role: Annotated[
+        str, typer.Option(help="read: models, files, jobs and figures; ask: answers too; steer: everything")
+    ] = "ask",
 ) -> None:
     """Make an API key for the server. It is printed once; the file holds its hash only."""
     from adapterhub_cl.server.api_keys import add_key

@@ -70,8 +70,8 @@ def cli() -> str:
     lines += table(("option", "what"), [_option(p) for p in group.get_params(context) if p.param_type_name == "option"])
     lines += ["| exit code | means |", "|---|---|", "| 0 | done |", "| 1 | failed |", "| 2 | usage |"]
     lines += [
-        "| 3 | refused by the gate, or an export that loses too much |",
-        "| 130 | interrupted; `--resume` goes on |",
+        "| 3 | a limit is not met: by the gate, a merge, an export, a server (`verify --against`), drift |",
+        "| 130 | interrupted; `--resume` continues |",
         "",
     ]
     by_group = {title: [c for c in group.commands.values() if c.rich_help_panel == title] for title in GROUPS}

@@ -24,7 +24,7 @@ class OnlineOptions(GeneralOptions):
     """The options of `update --online`, which the other training verbs have too."""
 
     eval: str = option(
-        "", "held-out data to score the finished adapter on; never used to choose anything", stream=False,
+        "", "held-out data to score the finished adapter on; no training sees or chooses by them", stream=False,
         parse="adapterhub_cl.data.reading:absolute",
     )  # fmt: skip
     strategy: str = option(
