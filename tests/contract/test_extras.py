@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ PROBES = {
     "postgres": (["init", "other", "--base", "tiny", "--index", "postgresql://a@127.0.0.1:9/x"], "Connection refused"),
     "tune": (["tune", "tickets", "rows.jsonl", "--trials", "2", "--minutes", "0.01"], "tickets"),
     "ray": (["stream", "tasks.yaml", "--on", "ray"], "127.0.0.1:9"),
-    "serve": (["serve", "--host", "256.0.0.1"], "256.0.0.1"),
+    "serve": (["serve", "--port", "PORT"], "in use"),
 }
 
 
@@ -69,6 +71,13 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def taken() -> Iterator[socket.socket]:
+    """A port that something else has."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        yield found
+
+
 @pytest.mark.slow
 def test_the_default_install_has_nothing_of_the_extras(default: Path) -> None:
     there = {line.split()[0].lower() for line in pip(default / "bin" / "python", "list").splitlines() if line.strip()}
@@ -78,7 +87,7 @@ def test_the_default_install_has_nothing_of_the_extras(default: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", sorted(PROBES))
-def test_an_extra_installs_by_itself(default: Path, tmp_path: Path, extra: str) -> None:
+def test_an_extra_installs_by_itself(default: Path, tmp_path: Path, taken: socket.socket, extra: str) -> None:
     python = environment(tmp_path / "env", default)
     words, after = PROBES[extra]
     shutil.copytree(ROOT / "registry", tmp_path / "hub")
@@ -86,7 +95,9 @@ def test_an_extra_installs_by_itself(default: Path, tmp_path: Path, extra: str) 
     tasks = "tasks:\n  - {name: one, data: rows.jsonl}\n  - {name: two, data: rows.jsonl}\n"
     (tmp_path / "tasks.yaml").write_text(tasks, encoding="utf-8")
     where = [] if words[0] == "init" else ["--hub", "hub"]
-    command = [str(python), "-m", "cl_adapter", *where, *words]
+    taken.listen()
+    port = str(taken.getsockname()[1])
+    command = [str(python), "-m", "cl_adapter", *where, *(port if word == "PORT" else word for word in words)]
     before = run(command, tmp_path)
     assert f"adapterhub-cl[{extra}]" in before, before
     told = pip(python, "install", "--quiet", "-c", str(ROOT / "constraints.txt"), f"{ROOT}[{extra}]")
