@@ -113,7 +113,7 @@ class Forecast:
         return (
             f"on streams that it had not seen, such forecasts had a rank correlation of {self.error['spearman']:.2f} "
             f"with what happened, and {100 * self.error['coverage']:.0f} % of their intervals held it"
-            + ("" if self.error.get("aim_reached") else " (below the aim of 0.8 and 85 %)")
+            + ("" if self.error.get("aim_reached") else " (the aim is 0.8 and 85 %)")
         )
 
     def refusal(self, again: str) -> GateRefused:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from cl_adapter.__main__ import main
 from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub
 from safetensors.torch import load_file
 
@@ -191,10 +192,37 @@ def test_the_shipped_model_can_be_used_and_says_its_error() -> None:
     assert 0 <= model.error["coverage"] <= 1
     told = Forecast(0.1, [TaskForecast("t", "accuracy", 0.9, found, SIGNS)], 1, 5, model.error).trust()
     assert f"{model.error['spearman']:.2f}" in told
-    assert ("below the aim" in told) == (not model.error["aim_reached"])
+    assert ("the aim is" in told) == (not model.error["aim_reached"])
     assert expectation.LEVEL == 0.9
 
 
 def test_no_drop_exceeds_the_score() -> None:
     found = always(2.0, 0.5).of(SIGNS)
     assert found.drop == found.high == SIGNS.before
+
+
+def test_an_update_foretells_the_other_tasks_that_its_version_answers_for(
+    first: Callable[[str], Path], tmp_path: Path
+) -> None:
+    hub = copied(first("bert"), tmp_path / "hub")
+    plain = {**SHARED, "forecast": False}
+    hub.add_task("animals", data(tmp_path, ANIMALS), **plain)
+    options = {key: value for key, value in OWN.items() if key not in ("kind", "rank")}
+    made = hub.update("animals", data(tmp_path, ANIMALS, 24, 7), forecast=True, **options)
+    assert [one["task"] for one in made.manifest["forecast"]["tasks"]] == ["colours"]
+
+
+def test_the_command_prints_what_was_foretold_beside_what_was_measured(
+    first: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = copied(first("bert"), tmp_path / "hub")
+    rows = str(data(tmp_path, ANIMALS))
+    line = ["--hub", str(hub.folder), "add-task", "animals", rows, "--strategy", "sequential", "--forecast", "--epochs"]
+    more = ["2", "--batch-size", "8", "--learning-rate", "0.01", "--dev-share", "0", "--max-forgetting", "1"]
+    assert main([*line, *more, "--general", "none"]) == 0
+    shown = capsys.readouterr()
+    assert "colours: a drop of" in shown.out
+    assert "was foretold" in shown.out
+    assert "90 % interval" in shown.err
+    assert main([*line[:2], "update", "animals", "-", "--online", "--forecast"]) == 2
+    assert "--forecast cannot be used with --online" in capsys.readouterr().err
