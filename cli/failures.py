@@ -112,4 +112,4 @@ _COMMAND = re.compile(r"\bcl-adapter (?=[a-z])(?!(?:[a-z-]+ )?--help)(?!(?:init|
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))

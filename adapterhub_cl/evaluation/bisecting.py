@@ -7,7 +7,6 @@ rows, about log2 of the versions are asked; where many did, at most all of them,
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,8 +177,8 @@ def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[Ad
 
 
 def _full(name: str, ref: str) -> str:
-    """`v3` → `news@v3`."""
-    return f"{name}@{ref}" if re.fullmatch(r"v[0-9]+", ref) else ref
+    """`v3` → `news@v3`, `latest` → `news@latest`."""
+    return ref if "@" in ref or ref == name else f"{name}@{ref}"
 
 
 def _right(

@@ -112,7 +112,7 @@ class Forecast:
             return "how good these forecasts are has not been measured"
         return (
             f"on streams that it had not seen, such forecasts had a rank correlation of {self.error['spearman']:.2f} "
-            f"with what happened, and {100 * self.error['coverage']:.0f} % of their intervals held it"
+            f"with what happened, which lay in {100 * self.error['coverage']:.0f} % of their intervals"
             + ("" if self.error.get("aim_reached") else " (the aim is 0.8 and 85 %)")
         )
 

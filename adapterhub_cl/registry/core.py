@@ -102,7 +102,7 @@ class RegistryCore:
         Raises:
             UsageError: this process pulls nothing by reference.
         """
-        if "://" not in ref:
+        if "://" not in ref and not ref.startswith("/"):
             return ref
         if self.bring is None:
             raise UsageError(f"{ref[:200]!r} is no version of this hub", "pull it first: cl-adapter pull TARGET NAME")

@@ -46,7 +46,8 @@ class RemoteStore:
     """A store, opened by its address.
 
     Attributes:
-        url: the address as messages show it and as it is recorded: without a password, a folder as an absolute path.
+        url: the address as messages show it and as it is recorded, the same for all spellings: without a password, a
+            folder as its real path.
     """
 
     def __init__(self, target: str) -> None:
@@ -59,9 +60,9 @@ class RemoteStore:
             raise UsageError("the target is empty", "give a folder, or a URL such as s3://bucket/prefix")
         self._folder: Path | None = None
         self._fs: Any = None
-        target = re.sub(r"^(file|local)://", "", target)
+        target = re.sub(r"^(file|local)://", "", target, flags=re.IGNORECASE)
         if not _URL.match(target):
-            self._folder = check_local(target).absolute()
+            self._folder = check_local(target).resolve()  # signers are remembered by it: one spelling for one store
             self.url = str(self._folder)
             return
         from fsspec.core import url_to_fs
@@ -75,6 +76,8 @@ class RemoteStore:
         except ValueError as error:
             raise UsageError(f"{self.url} cannot be opened: {first_line(error)}", "use a folder or s3://…") from error
         self._root = str(root).rstrip("/")
+        if _protocol(self._fs) in _FLAT | {hf_repository.PROTOCOL}:
+            self.url = _SECRET.sub(r"\1@", f"{_protocol(self._fs)}://{self._root.lstrip('/')}")  # s3a:// is s3://
         if _protocol(self._fs) == hf_repository.PROTOCOL:
             hf_repository.check_address(self._root)
 

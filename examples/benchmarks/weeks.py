@@ -320,6 +320,28 @@ def table(arguments: argparse.Namespace) -> None:
                     cells.append(f"{100 * scores[task]:.1f}" if task in scores else "–")
             did = [_told(step) for step in row["steps"]] + ["a new task is proposed"] * bool(row["found"])
             lines.append(f"| {row['week']} | {' | '.join(cells)} | {'; '.join(did) or '–'} |")
+    drops = {
+        who: [
+            100 * (rows[week - 1][who][task] - min(rows[week][who][task], rows[week + 1][who][task]))
+            for rows in seeds.values()
+            for week, task in POISONED.items()
+        ]
+        for who in ("scores", "nightly")
+    }
+    lines += [
+        "",
+        "## What the poisoned weeks cost",
+        "",
+        "Points that the poisoned task is lower in that week or the next one than in the week before, over "
+        f"{len(drops['scores'])} poisoned weeks:",
+        "",
+        "| | mean | worst |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {statistics.fmean(drops[who]):.1f} | {max(drops[who]):.1f} |"
+            for name, who in (("ours", "scores"), ("script", "nightly"))
+        ),
+    ]
     lines += ["", "## Where it ends", "", "| task | ours | script |", "|---|---|---|"]
     for task in tasks:
         mine = [100 * rows[-1]["scores"][task] for rows in seeds.values() if task in rows[-1]["scores"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_it_works_where_a_version_is_changed(theirs: Registry, store: str) -> No
     assert theirs.serving() == {"news": "news@v1"}
     assert [one.evaluation.task for one in theirs.evaluations(f"{store}/news@v2")] == ["news"]
     assert theirs.lineage(f"{store}/news@v2") == theirs.lineage("news@v2")
+
+
+def test_a_signer_is_remembered_under_every_spelling_of_a_store(
+    ours: Registry, theirs: Registry, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs.bring = bring
+    place = tmp_path / "store"
+    assert theirs.get(f"{place}/news@v1").ref == "news@v1"  # a folder's path will do
+    shutil.rmtree(place)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "stranger"))
+    monkeypatch.setenv("HOME", str(tmp_path / "stranger"))
+    push(ours, place)
+    (tmp_path / "link").symlink_to(place)
+    for other in (f"{tmp_path}/x/../store", f"FILE://{place}", f"{tmp_path}/./store", f"{tmp_path}/link"):
+        with pytest.raises(IntegrityError, match="was signed by"):
+            theirs.get(f"{other}/news@v2")
+    assert [record.ref for record in theirs.adapters(all_versions=True)] == ["news@v1"]
 
 
 def test_what_the_store_does_not_have(theirs: Registry, store: str) -> None:
