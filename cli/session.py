@@ -134,7 +134,8 @@ class Session:
 
 def print_json(data: Any) -> None:
     ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
-    print(json.dumps(data, indent=2, ensure_ascii=ascii_only, default=str))
+    # Flushed, because `serve` prints its address and goes on: a program that reads a pipe would wait for it.
+    print(json.dumps(data, indent=2, ensure_ascii=ascii_only, default=str), flush=True)
 
 
 def ask(question: str, removes: str, hint: str) -> None:

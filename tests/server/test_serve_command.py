@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from server_support import REFERENCE
 def test_serve_from_start_to_sigterm(tmp_path: Path) -> None:
     hub = shutil.copytree(REFERENCE, tmp_path / "hub")
     command = [sys.executable, "-m", "cl_adapter", "--hub", str(hub), "--json", "serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
             assert process.stdout is not None
             url = json.loads(_object(process))["url"]
@@ -53,6 +55,8 @@ def _object(process: subprocess.Popen[str]) -> str:
     """The first JSON object on stdout."""
     text = ""
     assert process.stdout is not None
-    while text.count("}") < 1:
-        text += process.stdout.readline()
+    while "}" not in text:
+        line = process.stdout.readline()
+        assert line, "the server ended before it said where it is"
+        text += line
     return text
