@@ -4,8 +4,8 @@ fail early."""
 from __future__ import annotations
 
 import functools
+import json
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -66,44 +66,51 @@ _TOGETHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", FSDP)
 _calls = 0
 
 
-def one_leads(method: F) -> F:
+def one_leads(pack: Callable[[Any], Any], unpack: Callable[..., Any]) -> Callable[[F], F]:
     """A method that one process carries out for all: the first one works as if it were alone, the others wait and
     return what it returned.
+
+    Args:
+        pack: what the method returned → JSON, by which the others find it; `unpack` is called with that and the
+            method's own arguments, and gives what they return.
 
     Raises:
         UsageError: several processes were started, but not by a launcher through which they find each other.
         AdapterHubError: in the waiting processes, what the first one ended with.
     """
 
-    @functools.wraps(method)
-    def call(*args: Any, **given: Any) -> Any:
-        global _calls
-        if processes() == 1 and not divides_base():
-            return method(*args, **given)
-        refuse_sharding()
-        _calls += 1
-        store, key = _store(), f"cl-adapter/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_calls}"
-        if is_helper_process():
-            store.wait([key], timedelta(days=365))
-            ended: tuple[Any, str, str, int] = pickle.loads(store.get(key))  # noqa: S301 (of this very launch)
-            if ended[1]:
-                error = AdapterHubError(*ended[1:3])
-                error.exit_code = ended[3]
-                raise error
-            return ended[0]
-        told: tuple[Any, str, str, int] = (None, f"the first process has stopped in {method.__name__}", "", 1)
-        try:
-            with _alone():
-                found = method(*args, **given)
-            told = (found, "", "", 0)
-            return found
-        except AdapterHubError as error:
-            told = (None, error.message, error.hint, error.exit_code)
-            raise
-        finally:
-            store.set(key, pickle.dumps(told))
+    def wrap(method: F) -> F:
+        @functools.wraps(method)
+        def call(*args: Any, **given: Any) -> Any:
+            global _calls
+            if processes() == 1 and not divides_base():
+                return method(*args, **given)
+            refuse_sharding()
+            _calls += 1
+            store, key = _store(), f"cl-adapter/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_calls}"
+            if is_helper_process():
+                store.wait([key], timedelta(days=365))
+                packed, message, hint, code = json.loads(store.get(key))
+                if message:
+                    error = AdapterHubError(message, hint)
+                    error.exit_code = code
+                    raise error
+                return unpack(packed, *args, **given)
+            told: tuple[Any, str, str, int] = (None, f"the first process has stopped in {method.__name__}", "", 1)
+            try:
+                with _alone():
+                    found = method(*args, **given)
+                told = (pack(found), "", "", 0)
+                return found
+            except AdapterHubError as error:
+                told = (None, error.message, error.hint, error.exit_code)
+                raise
+            finally:
+                store.set(key, json.dumps(told))
 
-    return call  # type: ignore[return-value]
+        return call  # type: ignore[return-value]
+
+    return wrap
 
 
 def _store() -> Any:

@@ -19,11 +19,20 @@ if TYPE_CHECKING:
     from adapterhub_cl.consolidation.distill import Places
 
 
+def _pack(found: Any) -> Any:
+    """What a waiting process finds a new version by; a dict as it is."""
+    return found.ref if isinstance(found, AdapterRecord) else found
+
+
+def _unpack(packed: Any, hub: Combining, *_: Any, into: Combining | None = None, **__: Any) -> Any:
+    return (into or hub).registry.get(packed) if isinstance(packed, str) else packed
+
+
 class Combining(OpenedHub):
     """The verbs that make versions out of versions."""
 
     @takes(MergeRequest)
-    @one_leads
+    @one_leads(_pack, _unpack)
     def merge(
         self,
         refs: Sequence[str] = (),
@@ -66,7 +75,7 @@ class Combining(OpenedHub):
         return (plan if dry_run else merge)(self.context(reporter), order)
 
     @takes(DistillRequest, DistillationSettings, TrainingSettings, epochs=EPOCHS, rank=None, max_length=None)
-    @one_leads
+    @one_leads(_pack, _unpack)
     def distill(
         self,
         refs: Sequence[str],
@@ -104,7 +113,7 @@ class Combining(OpenedHub):
 
         return distill(self._places(into, reporter), name, request, new_version=new_version)
 
-    @one_leads
+    @one_leads(_pack, _unpack)
     def distill_resume(
         self, name: str, *, into: Combining | None = None, reporter: Reporter | None = None
     ) -> AdapterRecord:
@@ -130,7 +139,9 @@ class Combining(OpenedHub):
 
         return refreshed(self.registry, name)[1] is None
 
-    @one_leads
+    @one_leads(
+        lambda found: (_pack(found[0]), found[1]), lambda packed, hub, *_, **__: (_unpack(packed[0], hub), packed[1])
+    )
     def distill_refresh(self, name: str, *, reporter: Reporter | None = None) -> tuple[AdapterRecord, bool]:
         """A distilled adapter, made again if one of its teachers has a newer version.
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from adapterhub_cl.learning.teaching import TrainingPlan
 
 
+def _matrices(packed: Sequence[Mapping[str, Any]], *_: Any, **__: Any) -> list[AccuracyMatrix]:
+    """What another process has measured."""
+    from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+
+    return Listing(AccuracyMatrix.from_json(row) for row in packed)
+
+
 class Learning(OpenedHub):
     """The verbs that teach a hub."""
 
@@ -178,7 +185,7 @@ class Learning(OpenedHub):
         return online.learn_online(hub, order, run, source)
 
     @takes(SpreadOptions, AddTaskOptions, TrainingSettings, stream=True)
-    @one_leads
+    @one_leads(lambda found: [matrix.to_json() for matrix in found], _matrices)
     def stream(
         self,
         file: str | Path,

@@ -131,7 +131,7 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_one_process_leads_and_the_others_return_what_it_did(as_process: Callable[[int], None]) -> None:
     worked = []
 
-    @one_leads
+    @one_leads(lambda made: {"made": made}, lambda packed, number: packed["made"])
     def work(number: int) -> str:
         worked.append((number, processes()))
         if number == 2:
