@@ -180,8 +180,6 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         base = hub.base
     if request.forecast and base.shards is not None:
         raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
-    if request.forecast and base.shards is not None:
-        raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)
     if material.parent is None and settings.target_modules == "all-linear" and (told := left_out(base)):
         reporter.note(told)
