@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cl_adapter.argv import SWITCHES, WITH_VALUE
+from cl_adapter.display import one_line
 from cl_adapter.session import print_json
 
 from adapterhub_cl.errors import AdapterHubError, GateRefused, is_out_of_memory
@@ -45,7 +46,7 @@ def explain(error: BaseException) -> Failure:
         facts: dict[str, Any] = {}
         if isinstance(error, GateRefused):
             facts = {"ref": error.record.ref if error.record is not None else None, "gate": error.gate}
-        return Failure(_line(error.message), _line(error.hint), error.code, error.exit_code, facts)
+        return Failure(one_line(error.message), one_line(error.hint), error.code, error.exit_code, facts)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", "", "interrupted", INTERRUPTED)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's, or typer's copy of it
@@ -62,7 +63,7 @@ def explain(error: BaseException) -> Failure:
             return explain(refused)
         if error.filename and error.strerror:
             return Failure(f"{error.filename}: {error.strerror.lower()}", "check the path", "storage", FAILED)
-    kind, text = type(error).__name__, _line(str(error))
+    kind, text = type(error).__name__, one_line(str(error))
     return Failure(f"internal error: {kind}: {text}".rstrip(": "), "run again with --debug", "internal", FAILED)
 
 
@@ -103,13 +104,9 @@ def _usage(error: Any) -> Failure:
         near = [here] if here in known else []
         near = near or difflib.get_close_matches(option, sorted({*known, *SWITCHES, *WITH_VALUE}), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}? {hint}" if near else hint
-    message = _line(message).replace(": Input should be", ": should be").rstrip(".")
+    message = one_line(message).replace(": Input should be", ": should be").rstrip(".")
     return Failure(message[:1].lower() + message[1:], hint, "usage", error.exit_code)
 
 
 # A command of this program in a hint, but for a page of help.
 _COMMAND = re.compile(r"\bcl-adapter (?=[a-z])(?!(?:[a-z-]+ )?--help)(?!(?:init|demo|doctor|completion)\b)")
-
-
-def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
