@@ -21,14 +21,15 @@ class Repositories:
 
     Attributes:
         commits: repository → its states, each path → content; the number of one is its sha.
-        broken: answers for the next requests for which this is true of (method, path).
+        refuse: part of a path → the status that is answered.
+        before_commit: called before each commit, where it is set.
     """
 
     def __init__(self) -> None:
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.private: dict[str, bool] = {}
         self.lock = threading.Lock()
-        self.refuse: dict[str, int] = {}  # part of a path → status
+        self.refuse: dict[str, int] = {}
         self.before_commit: Any = None
 
     def head(self, name: str) -> dict[str, bytes]:
