@@ -72,7 +72,7 @@ def write_stream(work: Path, rows: int, test_rows: int) -> Path:
     tasks = []
     for name in ORDER:
         for split, count in (("train", rows), ("test", test_rows)):
-            lines = (DATA / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (DATA / name / f"{split}.jsonl").read_text(encoding="utf-8").strip().split("\n")
             random.Random(f"{name} {split}").shuffle(lines)
             (work / f"{name}.{split}.jsonl").write_text("\n".join(lines[:count]) + "\n", encoding="utf-8")
         columns = {"input": "input", "output": "output"}

@@ -72,10 +72,10 @@ def split(task: str, seed: int, rows: int) -> tuple[list[str], list[str], list[s
     """Lines of JSON: to learn from; to be scored on (dev rows, or some training rows where a task has none); and more
     rows that are not learned, whose answers' loss is measured."""
     folder = DATA / {**TASKS, **CHOICES}[task] / task
-    train = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    train = (folder / "train.jsonl").read_text(encoding="utf-8").strip().split("\n")
     random.Random(f"{task} {seed}").shuffle(train)
     dev = folder / "dev.jsonl"
-    held = dev.read_text(encoding="utf-8").splitlines() if dev.exists() else train[-DEV:]
+    held = dev.read_text(encoding="utf-8").strip().split("\n") if dev.exists() else train[-DEV:]
     known = {json.loads(line)["input"] for line in held[:DEV]}
     free = [line for line in train if json.loads(line)["input"] not in known]
     return free[:rows], held[:DEV], [*held[:DEV], *free[-MORE:]]
@@ -131,7 +131,7 @@ def answer_loss(hub: Any, record: Any, path: Path) -> float:
 
     base = hub.context().base
     if base.is_encoder:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")]
         answers = hub.predict([row["input"] for row in rows], task=record.name)
         chances = [answer.scores.get(row["output"], 0.0) for answer, row in zip(answers, rows, strict=True)]
         return -statistics.fmean(math.log(max(chance, 1e-6)) for chance in chances)
@@ -158,8 +158,8 @@ def plain(base: str, rate: float, task: str, seed: int, folder: Path) -> dict[st
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    held = [json.loads(line) for line in (folder / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").strip().split("\n")]
+    held = [json.loads(line) for line in (folder / "dev.jsonl").read_text(encoding="utf-8").strip().split("\n")]
 
     def ids(row: Mapping[str, str], whole: bool) -> list[int]:
         said = [{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}]
