@@ -292,7 +292,9 @@ def _source(data: dict[str, Any]) -> str:
 
 
 def _settings(training: dict[str, Any]) -> str:
-    settings = training.get("settings") or {}
+    settings = dict(training.get("settings") or {})
+    if "learning_rate" in training:  # the one that was trained with, where the setting left it to be chosen
+        settings["learning_rate"] = training["learning_rate"]
     return " ".join(f"{k.replace('_', '-')}={v}" for k, v in settings.items() if v not in (None, ""))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.progress import Reporter
 
 COLOURS = ("red", "blue", "green")
 ANIMALS = ("cat", "dog")
@@ -46,3 +47,13 @@ def teach(hub: AdapterHub, folder: Path, name: str, labels: Sequence[str], **opt
     """Add a task, scored on other rows than it learns."""
     own = {**QUICK, "replay": "balanced:12", **options}
     return hub.add_task(name, data(folder, labels), eval=data(folder, labels, 24, 1), **own)
+
+
+class Notes(Reporter):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)

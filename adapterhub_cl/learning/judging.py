@@ -165,8 +165,6 @@ class Judge:
             effects.append(effect(probe, was, now, answers))
         if self.compare is not None:
             learned = self.compare(model)
-            if warning := not_learned(learned):
-                self.reporter.note(warning)
             scores += learned
         if (rebased := self._rebased(scores)) is not None:
             effects.append(rebased)
@@ -174,6 +172,10 @@ class Judge:
         decision = decide(effects, self.order.limit, general)
         for text in decision.within_chance:
             self.reporter.note(text)
+        if warning := not_learned(scores):
+            serves = decision.passed and self.request.serve
+            back = f"; it serves now, and cl-adapter rollback {self.request.name} brings back the version before"
+            self.reporter.note(warning + (back if serves else ""))
         return scores, decision
 
     def _rebased(self, scores: Sequence[Evaluation]) -> Effect | None:
@@ -226,7 +228,7 @@ def not_learned(measured: Sequence[Evaluation]) -> str:
         return ""
     return (
         f"warning: the new rows were not learned ({recall.details['of']} {before:.2f} before, {after:.2f} after); try "
-        "more --epochs or another --learning-rate before this version serves"
+        "more --epochs or another --learning-rate"
     )
 
 

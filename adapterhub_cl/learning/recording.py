@@ -154,7 +154,8 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
             **trained.more,
             "replay": {"policy": order.keep.policy, "size": order.keep.size, "samples": len(trained.kept)},
             "training": {
-                key: training[key] for key in ("run", "steps", "seconds", "best_epoch", "data", "eval", "settings")
+                key: training[key]
+                for key in ("run", "steps", "seconds", "best_epoch", "learning_rate", "data", "eval", "settings")
             },
         }
         return registry.publish(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, rows, teach, write
+from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, rows, teach, write
 from safetensors.torch import load_file
 from toys import toy_settings
 
@@ -17,19 +17,10 @@ from adapterhub_cl import AdapterHub, objectives
 from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.labelled import LabelledTokeniser
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import ROOM, build
 from adapterhub_cl.types import Example, Task
 
 FREE = {"max_forgetting": 1.0}  # what is tested here is that it works, not that it never forgets
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def head(record: Any) -> tuple[dict[str, dict[str, int]], torch.Tensor]:
@@ -101,9 +92,9 @@ def test_a_task_gains_labels_in_an_update(pico_path: Callable[[str], Path], tmp_
     notes = Notes()
     other = data(tmp_path, ("horse", "sheep"), 8, 9)
     hub.update("animals", more, eval=other, reporter=notes, **{**QUICK, "epochs": 1}, **FREE)
-    assert any(f"animals is measured on {other}, no longer on {held}" in note for note in notes.lines)
+    assert any(f"animals is measured on {other}, no longer on {held}" in note for note in notes.said)
     hub.update("animals", more, eval=other, reporter=notes, **{**QUICK, "epochs": 1}, **FREE)
-    assert sum("no longer on" in note for note in notes.lines) == 1, "the same file is no change"
+    assert sum("no longer on" in note for note in notes.said) == 1, "the same file is no change"
     # The version before still answers, with the labels that it knows.
     assert hub.predict(["cat river 2"], adapter="animals@v1")[0].scores.keys() == {"cat", "dog"}
     assert len(hub.predict(["cat river 2"], task="animals")[0].scores) == 4
@@ -179,7 +170,7 @@ def test_online_rows_are_learned_and_new_labels_told(pico_path: Callable[[str], 
     )
     assert [record.ref for record in made] == ["animals@v2"]
     assert head(made[0])[0] == {"animals": {"cat": 0, "dog": 1}}
-    assert any("'cow' is no label of animals" in line for line in notes.lines)
+    assert any("'cow' is no label of animals" in line for line in notes.said)
 
 
 def test_multitask_learns_small_tasks_as_often_as_large_ones_where_it_is_asked_to(

@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_hubs import Notes
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.progress import Reporter
 
 PAIRS = [{"question": "Who?", "sentence": f"stone {k}", "label": "ab"[k % 2]} for k in range(12)]
 NAMED = [{"head": f"head {k}", "body": f"body {k}", "stars": "12"[k % 2]} for k in range(12)]
 QUICK = {"epochs": 1, "rank": 2, "max_length": 64, "attention": "sdpa", "dev_share": 0.0}
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cl_adapter.__main__ import main
-from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub
+from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub
 from safetensors.torch import load_file
 
 from adapterhub_cl import AdapterHub
@@ -22,19 +22,10 @@ from adapterhub_cl.forecasting import expectation
 from adapterhub_cl.forecasting.expectation import Expectation, Expected, Signs, features, fitted
 from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
 from adapterhub_cl.learning import foretelling
-from adapterhub_cl.progress import Reporter
 
 OWN: dict[str, Any] = {**QUICK, "epochs": 2, "kind": "choice", "replay": "balanced:12", "max_forgetting": 1.0}
 SHARED: dict[str, Any] = {**OWN, "strategy": "sequential", "forecast": True}
 SIGNS = Signs(0.9, 0.5, 0.3, 0.2, 0.25, 0.1, 0.7, 0.2, 0.4, 0.05, 0.0)
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def always(drop: float, error: float) -> Expectation:
@@ -90,7 +81,7 @@ def test_a_forecast_is_kept_beside_what_was_measured_and_changes_nothing(
         (expected.drop, expected.low, expected.high), abs=1e-3
     )
     assert task["low"] <= task["drop"] <= task["high"]
-    assert any("colours: accuracy" in line and "expected drop" in line for line in notes.lines)
+    assert any("colours: accuracy" in line and "expected drop" in line for line in notes.said)
     assert "colours" in {row["task"] for row in made.manifest["gate"]["effects"]}
     plain = copied(first(kind), tmp_path / "plain").add_task("animals", rows, **{**SHARED, "forecast": False})
     assert "forecast" not in plain.manifest
@@ -114,7 +105,7 @@ def test_a_training_that_will_be_refused_is_stopped_and_leaves_nothing(
     monkeypatch.setattr(foretelling, "fitted", lambda: always(0.3, 0.2))  # it may pass
     notes = Notes()
     hub.add_task("animals", data(tmp_path, ANIMALS), **{**SHARED, "max_forgetting": 0.29}, serve=False, reporter=notes)
-    assert any("colours may drop by more than 0.29" in line for line in notes.lines)
+    assert any("colours may drop by more than 0.29" in line for line in notes.said)
 
 
 class Killed(Exception):
@@ -150,7 +141,7 @@ def test_where_nothing_can_be_lost_or_told_it_is_said(first: Callable[[str], Pat
     rows = data(tmp_path, ANIMALS)
     alone = hub.add_task("alone", rows, **{**SHARED, "strategy": "isolated"}, reporter=notes)
     assert alone.manifest["forecast"]["tasks"] == []
-    assert any("the expected drop is 0" in line for line in notes.lines)
+    assert any("the expected drop is 0" in line for line in notes.said)
     with pytest.raises(UsageError, match="--dry-run trains nothing"):
         hub.add_task("alone", rows, **SHARED, dry_run=True)
     every = hub.add_task("every", rows, **{**SHARED, "strategy": "multitask"}, reporter=notes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from encoder_hubs import QUICK, Notes, new_hub
 
 from adapterhub_cl.data.columns import Examples, read_examples
 from adapterhub_cl.evaluation.probes import without
@@ -155,3 +157,21 @@ def test_an_update_that_taught_nothing_is_told(of: str, before: float, after: fl
     recall = Evaluation("t", "recall", value, 4, "x", {"of": of, "before": before, "after": after})
     assert bool(not_learned([recall])) == warned
     assert not_learned([]) == ""
+
+
+def test_a_version_that_serves_unlearned_is_told_the_way_back(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "hub", pico_path("bert"))
+    rows = [{"input": f"{word} thing {i}", "output": word} for word in ("red", "green") for i in range(8)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wrong = tmp_path / "wrong.jsonl"
+    swapped = {"red": "green", "green": "red"}
+    wrong.write_text("".join(json.dumps({**row, "output": swapped[row["output"]]}) + "\n" for row in rows))
+    own: dict[str, Any] = {**QUICK, "replay": "none", "max_forgetting": 1.0}
+    hub.add_task("colours", file, **{**own, "epochs": 12})
+    for more, told in (({}, True), ({"serve": False}, False)):
+        notes = Notes()
+        record = hub.update("colours", wrong, **{**own, "learning_rate": 1e-9, **more}, reporter=notes)
+        assert record.training["learning_rate"] == 1e-9
+        (warned,) = [line for line in notes.said if "were not learned" in line]
+        assert warned.endswith("cl-adapter rollback colours brings back the version before") == told

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub
+from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.adapters.lora import new_adapter
@@ -20,7 +20,6 @@ from adapterhub_cl.bank.shelf import Shelved
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.learning.kin_trial import with_weights
 from adapterhub_cl.learning.linear_probe import own_head_loss, probe_loss
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Kin
 from adapterhub_cl.strategies.kin import lead
@@ -28,14 +27,6 @@ from adapterhub_cl.types import Task
 
 OWN: dict[str, Any] = {**QUICK, "replay": "balanced:12", "max_forgetting": 1.0}
 KIN: dict[str, Any] = {**OWN, "strategy": "kin", "epochs": 2}
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def files_of(record: Any) -> dict[str, str]:
@@ -80,7 +71,7 @@ def test_a_task_that_resembles_another_starts_from_it_and_says_so(
     assert ("paints@v1", "colours@v1", "started_from") in edges
     race = json.loads((made.path / "training.json").read_text())["strategy_summary"]["kin"]["race"]
     assert [row["from"] for row in race][:2] == ["a fresh adapter", {"colours@v1": 1.0}]
-    assert any("the adapter starts from it" in line for line in notes.lines)
+    assert any("the adapter starts from it" in line for line in notes.said)
     assert files_of(hub.get("colours")) == old
     assert hub.predict(["red stone"], task="colours")[0].adapter == "colours@v1"
     page = hub.report(tmp_path / "report.html").read_text()
@@ -111,10 +102,10 @@ def test_few_rows_or_an_empty_hub_are_told(pico_path: Callable[[str], Path], tmp
     notes = Notes()
     alone = hub.add_task("colours", data(tmp_path, COLOURS), **{**KIN, "epochs": 1}, reporter=notes)
     assert "start" not in alone.manifest
-    assert any("nothing of other tasks could be tried" in line for line in notes.lines)
+    assert any("nothing of other tasks could be tried" in line for line in notes.said)
     few = hub.add_task("few", data(tmp_path, ANIMALS, 20), **{**KIN, "epochs": 1}, reporter=notes)
     assert "start" not in few.manifest
-    assert any("20 rows are too few to compare starts on" in line for line in notes.lines)
+    assert any("20 rows are too few to compare starts on" in line for line in notes.said)
     with pytest.raises(UsageError, match="--on-top-of cannot be combined with kin"):
         hub.add_task("more", data(tmp_path, ANIMALS), **KIN, on_top_of="colours")
     with pytest.raises(UsageError, match="kin makes a fresh adapter"):
@@ -147,7 +138,7 @@ def test_a_killed_run_goes_on_with_the_start_that_it_chose(first: Callable[[str]
     notes = Notes()
     again = hub.add_task("killed", resume=True, reporter=notes)
     assert again.manifest["start"]["from"] == {"colours@v1": 1.0}
-    assert not any("kin: after" in line for line in notes.lines), "the race is not run again"
+    assert not any("kin: after" in line for line in notes.said), "the race is not run again"
     one, two = torch_file(whole), torch_file(again)
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
