@@ -180,7 +180,10 @@ def _planned(
 ) -> list[TaskMove]:
     serving, moved = registry.serving(), there.moved()
     if same:
-        return [TaskMove(name, serving[name], source=rebinding.REBOUND) for name in names]
+        idle = [f"--{name.replace('_', '-')}" for name in ("budget", "pseudo_samples") if getattr(options, name)]
+        without = f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect"
+        notes = ("the weights are the same, so it is copied", *([without] if idle else []))
+        return [TaskMove(name, serving[name], source=rebinding.REBOUND, notes=notes) for name in names]
     done = [_told(record, str(record.manifest["rebased_from"].get("ref"))) for record in moved.values()]
     found = []
     for name in names:

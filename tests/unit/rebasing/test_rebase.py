@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cl_adapter.__main__ import main
 from crashes import in_child
-from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, teach, write
+from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, teach, write
 from filelock import FileLock
 
 from adapterhub_cl import AdapterHub
@@ -50,14 +50,6 @@ def old(made: Path, tmp_path: Path) -> AdapterHub:
 @pytest.fixture
 def roberta(pico_path: Callable[[str], Path]) -> str:
     return str(pico_path("roberta"))
-
-
-class Notes(Reporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_tasks_are_learned_from_data_and_from_samples(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
@@ -247,6 +239,9 @@ def test_a_base_that_was_saved_again_is_rebound(old: AdapterHub, made: Path, tmp
     model = transformers.AutoModelForMaskedLM.from_pretrained(old.base.source)
     model.save_pretrained(moved, max_shard_size="20KB")
     transformers.AutoTokenizer.from_pretrained(old.base.source).save_pretrained(moved)
+    planned = old.rebase(str(moved), to=str(tmp_path / "new"), dry_run=True, budget=8, pseudo_samples=4).tasks[0]
+    copied = "the weights are the same, so it is copied"
+    assert planned.notes == (copied, "--budget and --pseudo-samples have no effect")
     found = old.rebase(str(moved), to=str(tmp_path / "new"))
     assert [(one.source, one.state) for one in found.tasks] == [("rebound", "moved")] * 2
     new = AdapterHub.open(tmp_path / "new")
