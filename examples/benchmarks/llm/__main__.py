@@ -14,7 +14,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ METHODS = (
     *("base", "ours", "multitask", "sequential", "replay", "distilled", "der", "inflora", "lwf", "ewc", "olora"),
     *("osf", "forever"),
 )
+NEEDS_OURS = ("distilled", "multitask")  # they stand on the hub that `ours` leaves
 SEEDS = {"superni": 3}  # of the others one
 Job = tuple[str, str, int]
 
@@ -60,30 +62,53 @@ def run(arguments: argparse.Namespace) -> None:
     if told.exists() and json.loads(told.read_text(encoding="utf-8")) != asked:
         sys.exit(f"{work} holds runs with other settings, see {told}; give this one another --work")
     atomic_write_text(told, json.dumps(asked))
-    failed = 0
-    for job in jobs(chosen(arguments.streams, STREAMS), chosen(arguments.methods, METHODS)):
-        result = work / "results" / f"{name_of(job)}.json"
-        try:
-            with FileLock(work / "locks" / f"{name_of(job)}.lock", timeout=0):
-                if result.exists():
-                    continue
-                words = [sys.executable, "-u", str(Path(__file__).parent), "one", "--work", str(work), *map(str, job)]
-                with (work / "logs" / f"{name_of(job)}.log").open("a") as log:
-                    code = subprocess.run(words, stdout=log, stderr=log, env=os.environ, check=False).returncode
-                if code:
-                    failed += 1
-                    print(f"{name_of(job)}: failed, see {log.name}", file=sys.stderr, flush=True)
-                else:
-                    row = json.loads(result.read_text(encoding="utf-8"))
-                    print(f"{name_of(job)}: AP {row['ap']:.4f} in {row['seconds']:.0f} s", flush=True)
-        except Timeout:
-            continue  # another process is at it
+    failed, left = 0, list(jobs(chosen(arguments.streams, STREAMS), chosen(arguments.methods, METHODS)))
+    while left:
+        job = next((one for one in left if is_ready(work, one, left)), None)
+        if job is None:
+            time.sleep(10)  # another process makes what the others need
+        else:
+            left.remove(job)
+            failed += not made(work, job)
     sys.exit(1 if failed else 0)
+
+
+def is_ready(work: Path, job: Job, left: Sequence[Job]) -> bool:
+    """Whether what a job stands on is there, or will never be, which the job itself then says."""
+    stream, method, seed = job
+    ours = (stream, "ours", seed)
+    if method not in NEEDS_OURS or (work / "results" / f"{name_of(ours)}.json").exists():
+        return True
+    try:
+        with FileLock(work / "locks" / f"{name_of(ours)}.lock", timeout=0):
+            return ours not in left
+    except Timeout:
+        return False
+
+
+def made(work: Path, job: Job) -> bool:
+    """Make a run that is missing, unless another process is at it; False where it failed."""
+    result, log = (work / folder / f"{name_of(job)}.{end}" for folder, end in (("results", "json"), ("logs", "log")))
+    try:
+        with FileLock(work / "locks" / f"{name_of(job)}.lock", timeout=0):
+            if result.exists():
+                return True
+            words = [sys.executable, "-u", str(Path(__file__).parent), "one", "--work", str(work), *map(str, job)]
+            with log.open("a") as lines:
+                code = subprocess.run(words, stdout=lines, stderr=lines, env=os.environ, check=False).returncode
+    except Timeout:
+        return True
+    if code:
+        print(f"{name_of(job)}: failed, see {log}", file=sys.stderr, flush=True)
+        return False
+    row = json.loads(result.read_text(encoding="utf-8"))
+    print(f"{name_of(job)}: AP {row['ap']:.4f} in {row['seconds']:.0f} s", flush=True)
+    return True
 
 
 def one(arguments: argparse.Namespace) -> None:
     """A single run, in this process."""
-    from methods import NEEDS_OURS, Place, measured
+    from methods import Place, measured
 
     work, (stream, method, seed) = Path(arguments.work), (arguments.stream, arguments.method, arguments.seed)
     asked = json.loads((work / "asked.json").read_text(encoding="utf-8"))

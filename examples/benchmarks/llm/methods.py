@@ -206,7 +206,6 @@ METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "distilled": distilled,
     **{name: shared(name) for name in SHARED if name not in ("sequential", "replay")},
 }
-NEEDS_OURS = ("distilled", "multitask")
 
 
 def measured(name: str, place: Place) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 PLACE = Path(__file__).parents[3] / "examples/benchmarks/llm"
 
@@ -93,3 +95,21 @@ def test_the_page_ranks_the_methods_and_says_what_is_kept(modules: dict[str, Any
     assert "| sequential | 40.0 ± 14.1 | -40.0 ± 14.1 | +1.00 | 0.5 min | 900 MB | 2 |" in page
     assert "| of the score with the task named (bare input) | 50.0 |" in page
     assert "| right task found (whole prompt) | 100.0 |" in page
+
+
+def test_what_stands_on_another_run_waits_for_it(modules: dict[str, Any], tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("llm_main", PLACE / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    for folder in ("results", "locks"):
+        (tmp_path / folder).mkdir()
+    ours, other = ("order1", "ours", 0), ("order1", "multitask", 0)
+    assert main.is_ready(tmp_path, ours, [ours, other])
+    assert not main.is_ready(tmp_path, other, [ours, other]), "this process has yet to make it"
+    assert main.is_ready(tmp_path, other, [other]), "nobody makes it, which its run says"
+    with FileLock(tmp_path / "locks" / "order1-ours-0.lock"):
+        assert not main.is_ready(tmp_path, other, [other]), "another process is at it"
+    (tmp_path / "results" / "order1-ours-0.json").write_text("{}")
+    assert main.is_ready(tmp_path, other, [ours, other])
