@@ -15,6 +15,7 @@ import torch
 
 from adapterhub_cl.adapters.head_files import StoredHead
 from adapterhub_cl.adapters.lora_files import LoraFile
+from adapterhub_cl.bases.compute_threads import let_go_of_threads
 
 READERS = 2  # threads that read ahead
 SMALLEST = 4  # rank of the smallest group
@@ -103,7 +104,7 @@ class Shelf:
                 if self._readers is None:
                     self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
                 coming, _ = self._claim(ref)
-                self._readers.submit(self._fetch, ref, coming)
+                self._readers.submit(self._fetch_ahead, ref, coming)
 
     def forget(self, refs: Iterable[str]) -> None:
         """Give up adapters that exist no more."""
@@ -132,6 +133,10 @@ class Shelf:
         coming: Future[Shelved] = Future()
         self._coming[ref] = coming
         return coming, True
+
+    def _fetch_ahead(self, ref: str, coming: Future[Any]) -> None:
+        self._fetch(ref, coming)
+        let_go_of_threads()
 
     def _fetch(self, ref: str, coming: Future[Any]) -> None:
         try:

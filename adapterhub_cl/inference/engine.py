@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.answering.writing import Writing
 from adapterhub_cl.bank.bank import LoraBank
+from adapterhub_cl.bases.compute_threads import let_go_of_threads
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.errors import AdapterHubError, UsageError
 from adapterhub_cl.inference.engine_settings import Settings
@@ -44,6 +45,7 @@ class Engine:
     ) -> None:
         self.registry, self.base, self.settings = registry, base, settings
         self._worker = Worker(registry, base, settings, reporter)
+        let_go_of_threads()  # the worker computes from now on, not this thread
         self._thread = threading.Thread(target=self._worker.run, name="adapter-engine", daemon=True)
         self._thread.start()
 
