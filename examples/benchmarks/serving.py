@@ -1,20 +1,12 @@
-"""What a server costs: `cl-adapter serve` beside the engine it asks, and beside a loop of plain transformers and PEFT.
-
-    python examples/benchmarks/serving.py --base MODEL -o docs/benchmarks
-
-One run, one machine, the same adapters and questions: N copies of one adapter, asked by M clients at once, each request
-for another adapter, 24 tokens written. Requests a second, tokens a second, and the time to the first token.
-"""
+"""Ways to be asked, for serving_engines.py: a server over HTTP, the engine in process, a loop of plain PEFT."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent))  # machine.py
-from machine import installed, machine
-
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.registry.files import atomic_write_text
 
 TOKENS = 24
 WORDS = ("river", "bread", "train", "letter", "council", "market", "window", "garden", "winter", "teacher", "harbour",
@@ -116,7 +104,8 @@ def _text(choice: Any) -> str:
 def in_process(hub: AdapterHub, names: Sequence[str], asked: Sequence[str], clients: int) -> dict[str, float]:
     """By threads that ask the engine itself."""
     with hub.engine(capacity=32) as engine, ThreadPoolExecutor(clients) as pool:
-        engine.generate("warm", adapter=names[0], max_new_tokens=2)
+        for name in names:  # every adapter is loaded before it is timed
+            engine.generate("warm", adapter=name, max_new_tokens=2)
 
         def one(pair: tuple[int, str]) -> tuple[float, int]:
             number, text = pair
@@ -165,67 +154,3 @@ def figures(seconds: float, found: Sequence[tuple[float, int]]) -> dict[str, flo
         "first_p50": statistics.median(first),
         "first_p95": first[min(len(first) - 1, int(0.95 * len(first)))],
     }
-
-
-def page(rows: Sequence[dict[str, Any]], base: str) -> str:
-    best = {(r["clients"], r["adapters"]): r for r in rows if r["way"] == "engine, in process"}
-    versions = ", ".join(
-        f"{k} {v}" for k, v in installed("torch", "transformers", "peft", "fastapi", "uvicorn").items()
-    )
-    lines = ["# Serving", "", f"Base: `{Path(base).name}`, 16-bit. {machine()}. {versions}.", ""]
-    lines += [
-        f"Each request asks one of N adapters and gets {TOKENS} tokens at most. The clients run on the same two cores. "
-        "The loop of plain transformers answers one request after another, so its first token is its whole answer.",
-        "",
-        "| way | clients | adapters | requests/s | of the engine | tokens/s | first token (p50) | first token (p95) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        known = best.get((row["clients"], row["adapters"]))
-        share = f"{row['requests_per_s'] / known['requests_per_s']:.2f} ×" if known else "–"
-        lines.append(
-            f"| {row['way']} | {row['clients']} | {row['adapters']} | {row['requests_per_s']:.2f} | {share} | "
-            f"{row['tokens_per_s']:.0f} | {row['first_p50']:.2f} s | {row['first_p95']:.2f} s |"
-        )
-    lines += ["", "<!-- not run: takes minutes, and the real model -->", "```console"]
-    lines += ["$ python examples/benchmarks/serving.py --base MODEL -o docs/benchmarks", "```"]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="folder of an instruct model")
-    parser.add_argument("-o", "--output", required=True, help="folder for serving.md and serving.json")
-    parser.add_argument("--clients", default="1,8,32")
-    parser.add_argument("--adapters", default="1,8,32")
-    parser.add_argument("--requests", type=int, default=64, help="of each cell (default: 64)")
-    arguments = parser.parse_args()
-    many = [int(count) for count in arguments.adapters.split(",")]
-    rows: list[dict[str, Any]] = []
-
-    def keep(way: str, clients: int, adapters: int, found: dict[str, float]) -> None:
-        rows.append({"way": way, "clients": clients, "adapters": adapters, **found})
-        print(json.dumps(rows[-1]), flush=True)
-
-    with tempfile.TemporaryDirectory() as folder:
-        hub = make_hub(Path(folder), arguments.base, max(many))
-        for adapters in many:
-            names = [f"writer{k}@v1" for k in range(adapters)]
-            for clients in (int(count) for count in arguments.clients.split(",")):
-                asked = questions(max(arguments.requests if clients > 1 else arguments.requests // 4, 4))
-                keep("engine, in process", clients, adapters, in_process(hub, names, asked, clients))
-                with server(hub.folder) as url:
-                    over_http(url, names, asked[:2], 1)
-                    keep("cl-adapter serve", clients, adapters, over_http(url, names, asked, clients))
-                if clients == 1:
-                    plain_names = [f"writer{k}" for k in range(adapters)]
-                    keep("transformers + PEFT", 1, adapters,
-                         plain(arguments.base, Path(folder) / "exported", plain_names, asked))  # fmt: skip
-    out = Path(arguments.output)
-    atomic_write_text(out / "serving.md", page(rows, arguments.base))
-    atomic_write_text(out / "serving.json", json.dumps(rows) + "\n")
-    print(page(rows, arguments.base))
-
-
-if __name__ == "__main__":
-    main()

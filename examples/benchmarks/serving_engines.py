@@ -1,4 +1,4 @@
-"""What computes the answers: the built-in engine, a vLLM, our server with that vLLM behind it, or plain transformers.
+"""What computes the answers: the engine in process or behind our server, a vLLM alone or behind it, plain transformers.
 
     python examples/benchmarks/serving_engines.py --base MODEL --vllm-python VENV/bin/python -o docs/benchmarks
 
@@ -28,12 +28,13 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # serving.py, machine.py
 from machine import installed, machine
-from serving import TOKENS, make_hub, over_http, plain, questions, server
+from serving import TOKENS, in_process, make_hub, over_http, plain, questions, server
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.registry.files import atomic_write_text
 
-BUILT_IN, BEHIND, ALONE, LOOP = (
+ENGINE, BUILT_IN, BEHIND, ALONE, LOOP = (
+    "engine, in process",
     "cl-adapter serve",
     "cl-adapter serve --engine vLLM",
     "vLLM alone",
@@ -72,11 +73,9 @@ def vllm(python: str, base: str, folder: Path, most: int) -> Iterator[str]:
         "--lora-modules",
         *loras,
     ]
-    threads = str(os.cpu_count() or 1)
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads,
-        "KMP_BLOCKTIME": "0",
+        "VLLM_NO_USAGE_STATS": "1",
     }  # fmt: skip
     environment.pop("PYTHONPATH", None)
     log = folder.parent / "vllm.log"
@@ -106,16 +105,16 @@ def alive(url: str) -> bool:
 
 
 def page(rows: Sequence[dict[str, Any]], base: str, versions: str) -> str:
-    known = {(r["clients"], r["adapters"], r["round"]): r for r in rows if r["way"] == BUILT_IN}
+    known = {(r["clients"], r["adapters"], r["round"]): r for r in rows if r["way"] == ENGINE}
     lines = ["# What computes the answers", "", f"Base: `{Path(base).name}`. {machine()}. {versions}.", ""]
     lines += [
-        f"Each request asks one of N adapters (rank 16) over HTTP and gets {TOKENS} tokens at most. The clients run on "
-        "the same cores. All servers run all the time, and each cell asks them in turn. The loop of plain transformers "
-        "answers one request after another, so its first token is its whole answer. Other programs used the machine "
-        "meanwhile, so only ratios within a cell can be compared, and those with care: see how far rounds differ. The "
-        "first token's time is the median. The load is the machine's in the last minute.",
+        f"Each request asks one of N adapters (rank 16) and gets {TOKENS} tokens at most, over HTTP except for the "
+        "engine in process and the loop of plain transformers. The clients run on the same cores. All servers run all "
+        "the time, and each cell asks them in turn. The loop answers one request after another, so its first token is "
+        "its whole answer. The first token's time is the median. The load is the machine's in the last minute: where "
+        "it is above 4, other programs used the machine, and only ratios within a cell can be compared.",
         "",
-        "| way | clients | adapters | round | requests/s | of the built-in | tokens/s | first token | (p95) | load |",
+        "| way | clients | adapters | round | requests/s | of the engine | tokens/s | first token | (p95) | load |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -181,6 +180,7 @@ def main() -> None:
             for clients in (int(count) for count in arguments.clients.split(",")):
                 count = max(arguments.requests if clients > 1 else arguments.requests // 4, 4)
                 asked = fresh(count, len(rows) + 1)
+                keep(ENGINE, clients, adapters, in_process(hub, names, asked, clients))
                 keep(BUILT_IN, clients, adapters, over_http(own, names, asked, clients))
                 keep(ALONE, clients, adapters, over_http(alone, names, asked, clients, prompt))
                 keep(BEHIND, clients, adapters, over_http(behind, names, asked, clients))
