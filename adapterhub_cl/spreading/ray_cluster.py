@@ -23,6 +23,7 @@ from adapterhub_cl.errors import (
     UsageError,
     first_line,
 )
+from adapterhub_cl.spreading.spread_options import RAY, check_place
 from adapterhub_cl.spreading.worker_side import Board, Failure, Opening, carry_out, own_version
 
 VARIABLE = "RAY_ADDRESS"
@@ -153,10 +154,8 @@ def connected(hub: Hub) -> Iterator[RayCluster]:
         UsageError: Ray is not installed, or no node is large enough.
         ServerError: the cluster cannot be reached.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError("--on ray needs the package ray", "pip install 'adapterhub-cl[ray]'") from error
+    check_place(RAY)
+    import ray
     import torch
 
     if ray.is_initialized():
