@@ -535,6 +535,7 @@ def soak(
         "memory_mb": {
             "second_fifth": statistics.median(bytes_now[fifth : 2 * fifth] or bytes_now) / 1e6,
             "last_fifth": statistics.median(bytes_now[-fifth:]) / 1e6,
+            "fifths": [statistics.median(bytes_now[k * fifth : (k + 1) * fifth] or bytes_now) / 1e6 for k in range(5)],
             "most": max(bytes_now) / 1e6,
         },
         "open_files": {
@@ -580,6 +581,7 @@ def shown(found: Mapping[str, Any]) -> str:
         f"| wait, median and 99 % | {found['wait_ms']['median']:.0f} ms, {found['wait_ms']['99 %']:.0f} ms |",
         f"| memory, second and last fifth of the run | {memory['second_fifth']:.0f} MB, {memory['last_fifth']:.0f} MB "
         f"({100 * growth:+.1f} %) |",
+        f"| memory, median of each fifth | {', '.join(f'{value:.0f}' for value in memory['fifths'])} MB |",
         f"| open files, second and last fifth | {found['open_files']['second_fifth']:.0f}, "
         f"{found['open_files']['last_fifth']:.0f} |",
         "",
