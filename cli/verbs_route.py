@@ -8,7 +8,7 @@ import typer
 from cl_adapter import display
 from cl_adapter.app import USE, verb
 from cl_adapter.session import Session
-from cl_adapter.verbs_use import Router, Set, TopK, inputs_of, router_options
+from cl_adapter.verbs_use import File, Router, Set, TopK, inputs_of, router_options
 
 from adapterhub_cl.errors import GateRefused
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from adapterhub_cl.deciding.drift import Drift
     from adapterhub_cl.types import Route
 
-File = Annotated[str | None, typer.Option(help="JSONL, CSV, …; or .txt with one text a line")]
 Columns = Annotated[str | None, typer.Option(help="which column of the file is the text: input=a")]
 _NEAREST = 3
 
@@ -36,7 +35,7 @@ def route(
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.route(
-        inputs_of(hub, texts, file, columns, "route"),
+        inputs_of(session, hub, texts, file, columns, "route"),
         router=router,
         top_k=top_k,
         options=router_options(set_),
@@ -115,7 +114,7 @@ def drift(
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.drift(
-        inputs_of(hub, None, file, columns, "drift"),
+        inputs_of(session, hub, None, file, columns, "drift"),
         router=router,
         options=router_options(set_),
         reporter=session.reporter(),

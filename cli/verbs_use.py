@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from adapterhub_cl.hub import AdapterHub
     from adapterhub_cl.types import Example, Prediction
 
+File = Annotated[
+    str | None, typer.Option(help="JSONL, CSV, …; - for JSON lines on stdin; or .txt with one text a line")
+]
 Task = Annotated[
     str | None,
     typer.Option(help="answer with the adapter that serves this task, without a router", autocompletion=tasks),
@@ -57,7 +60,7 @@ DrawSeed = Annotated[int, typer.Option(min=0, help="seed for sampling")]
 def predict(
     ctx: typer.Context,
     texts: Annotated[list[str] | None, typer.Argument(help="default: stdin, one text a line")] = None,
-    file: Annotated[str | None, typer.Option(help="JSONL, CSV, …; or .txt with one text a line")] = None,
+    file: File = None,
     task: Task = None,
     adapter: Adapter = None,
     router: Router = None,
@@ -74,7 +77,7 @@ def predict(
     session = Session.of(ctx)
     hub = session.hub()
     found = hub.predict(
-        inputs_of(hub, texts, file, columns, "predict", task, adapter),
+        inputs_of(session, hub, texts, file, columns, "predict", task, adapter),
         task=task,
         adapter=adapter,
         router=router,
@@ -136,6 +139,7 @@ def router_options(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def inputs_of(
+    session: Session,
     hub: AdapterHub,
     texts: Sequence[str] | None,
     file: str | None,
@@ -157,7 +161,20 @@ def inputs_of(
     for text in texts or ():
         if _is_file(text):
             raise UsageError(f"{text} is a file, not a text", f"cl-adapter {word} --file {text}")
-    return texts or _from_stdin(f'cl-adapter {word} "TEXT"')
+    if texts:
+        return texts
+    lines = [line.strip() for line in _stdin(f'cl-adapter {word} "TEXT"', "one text a line").split("\n")]
+    found = [line for line in lines if line]
+    if all(map(_is_object, found)):  # a file of rows, perhaps with the right answers in it
+        session.note(f"note: each line is answered as it is, as text; if these are rows: cl-adapter {word} --file -")
+    return found
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_file(text: str) -> bool:
@@ -166,13 +183,14 @@ def _is_file(text: str) -> bool:
     return False
 
 
-def _from_stdin(example: str) -> list[str]:
+def _stdin(example: str, what: str) -> str:
+    """All of standard input, which has something in it."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("no text given", f"{example}, or send one text a line to standard input")
-    lines = [line.strip() for line in sys.stdin if line.strip()]
-    if not lines:
-        raise DataError("no text on standard input", f"{example}, or send one text a line")
-    return lines
+        raise UsageError("no text given", f"{example}, or send {what} to standard input")
+    text = sys.stdin.read()
+    if not text.strip():
+        raise DataError("no text on standard input", f"{example}, or send {what}")
+    return text
 
 
 @verb(
@@ -197,7 +215,7 @@ def generate(
     session = Session.of(ctx)
     hub = session.hub()
     if text is None:
-        text = "\n".join(_from_stdin('cl-adapter generate "TEXT"'))
+        text = _stdin('cl-adapter generate "TEXT"', "the text").strip("\r\n")
     streams = sys.stdout.isatty() and not session.json
     found = hub.write(
         text,

@@ -208,6 +208,18 @@ def test_generate_writes_with_the_adapter_that_the_router_chose(run: Callable[..
     assert cut == row["generated"].partition(letter)[0]
     from_stdin = run("generate", "--max-new-tokens", 6, "--json", stdin=f"{TALE}\n")
     assert from_stdin.json == row
+    lines = "  two words\n\n    more\n"
+    kept = run("generate", "--adapter", "base", "--max-new-tokens", 1, "--json", stdin=lines)
+    assert kept.json["text"] == lines.strip("\n")  # a text is not a list of lines: indents and empty lines stay
+
+
+def test_rows_on_standard_input_are_told_from_texts(run: Callable[..., Said]) -> None:
+    row = json.dumps({"input": SUM, "output": "7"})
+    said = run("route", stdin=f"{row}\n{row}\n")
+    assert said.code == 0
+    assert said.err.splitlines()[-1].endswith("if these are rows: cl-adapter route --file -")
+    assert "--file -" not in run("route", stdin=f"{row}\n{SUM}\n").err
+    assert "--file -" not in run("route", row).err
 
 
 def test_chat_answers_each_line(run: Callable[..., Said]) -> None:
