@@ -89,7 +89,8 @@ def no_trl(python: str) -> str:
         done = subprocess.run([python, "-c", "import trl"], capture_output=True, text=True, check=False)
     except OSError as error:
         return f"{python}: {error.strerror}"
-    return "" if done.returncode == 0 else f"{python} cannot import trl: {done.stderr.strip().splitlines()[-1]}"
+    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    return "" if done.returncode == 0 else f"{python} cannot import trl: {said[-1]}"
 
 
 def one(arguments: argparse.Namespace) -> None:

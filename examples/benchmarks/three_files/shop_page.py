@@ -47,9 +47,11 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     lines += ["", ABOUT]
     lines += ["## Scores", "", "| file | score | method | mean | 95 % interval | seeds |", "|---|---|---|---|---|---|"]
     lines += list(scores(rows))
-    lines += ["", "## Ours less TRL, on the same rows", ""]
-    lines += ["| file | score | TRL | difference | 95 % interval | answers |", "|---|---|---|---|---|---|"]
-    lines += list(differences(rows))
+    if both := list(differences(rows)):
+        lines += ["", "## Ours less TRL, on the same rows", ""]
+        lines += ["| file | score | TRL | difference | 95 % interval | answers |", "|---|---|---|---|---|---|", *both]
+    if waits := [FILES[file] for file in FILES if not any(r["file"] == file and r["method"] != "ours" for r in rows)]:
+        lines += ["", f"TRL was not run yet on {', '.join(waits)}."]
     lines += ["", "## What it costs", "", COST, ""]
     lines += ["| file | method | CPU | clock | CPU of the search | peak memory |", "|---|---|---|---|---|---|"]
     lines += list(costs(rows))

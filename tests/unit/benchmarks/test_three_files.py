@@ -169,6 +169,7 @@ def test_the_page_keeps_what_is_lost(modules: dict[str, Any]) -> None:
     assert "| tickets.csv | accuracy | TRL, bf16 | -0.500 | -1.000 to +0.000 | 2 |" in text
     assert "| tickets.csv | TRL, bf16 | 10 s | 20 s | 15 s | 1,234 MB |" in text
     assert "| tickets.csv | TRL, bf16 | 0.020 | 0.050 | 0.100 | 0.0005 |" in text
+    assert "TRL was not run yet on emails.jsonl, conversations.jsonl." in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.count("|") >= 7
@@ -182,5 +183,14 @@ def test_write_and_bad_words(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with (tmp_path / "files" / "tickets.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 12
-    done = start("run", "--base", str(tmp_path), "--work", str(tmp_path / "w"))
+    going = ("run", "--base", str(tmp_path), "--work", str(tmp_path / "w"), "--files", "emails", "--seeds", "1")
+    done = start(*going)
     assert (done.returncode, done.stderr) == (1, f"no base at {tmp_path}\n")
+    (tmp_path / "config.json").write_text("{}")
+    nowhere = str(tmp_path / "python")
+    done = start(*going, "--methods", "trl-bf16", "--trl-python", nowhere)
+    said = f"emails-trl-bf16-0: skipped, {nowhere}: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (0, said)
+    done = start(*going, "--methods", "trl-bf16", "--rows", "9")
+    assert done.returncode == 1
+    assert "other settings" in done.stderr
