@@ -25,10 +25,11 @@ saw in the file, where TRL's answer is a free text that counts if it is exactly 
 All texts are invented. **Tickets** (CSV, six queues) have typing errors and asides about another queue, and 4 % of the
 training labels are wrong. **E-mails** (JSONL) are turned into an object with name, order, product, date and wish.
 **Conversations** (JSONL, `messages`) have one to five answers of a shop that follow rules; each answer of a test
-conversation is asked for with the right answers before it. Of the tickets to be tested, half use a wording that no
-training row has, of the questions in conversations half, and of the e-mails a third have a name or a product that is
-new.
-The test rows play no part in any choice. Each seed draws its own rows. Field F1 counts a field as right if
+conversation is asked for with the right answers before it. Half of the tickets to be tested, and half of the
+customers' questions in test conversations, are worded as in no training row; each name and product of a test e-mail is
+a new one in a third of the cases.
+
+No test row has a part in any choice. Each seed draws its own rows. Field F1 counts a field as right if
 name and value are; `exact JSON` wants the whole object. Intervals are at 95 % over all answers of all seeds: Wilson's
 for shares, resampled rows for means and differences.
 """
@@ -65,8 +66,9 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "<!-- not run: takes hours, and a real model -->",
         "```console",
-        "$ python3 -m venv trl-env && trl-env/bin/pip install torch==2.13.0",
-        "$ trl-env/bin/pip install trl==1.16.0 peft transformers datasets",
+        "$ python -m venv trl-env",
+        "$ python -m pip --python trl-env/bin/python install torch==2.13.0",
+        "$ python -m pip --python trl-env/bin/python install trl==1.16.0 peft transformers datasets",
         "$ python examples/benchmarks/three_files run --base MODEL --trl-python trl-env/bin/python --work three-work",
         "$ python examples/benchmarks/three_files table --work three-work -o docs/benchmarks",
         "```",
