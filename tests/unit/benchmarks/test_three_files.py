@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from adapterhub_cl.bases.sources import resolve
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.tasks import infer_task
 
@@ -194,3 +195,28 @@ def test_write_and_bad_words(tmp_path: Path) -> None:
     done = start(*going, "--methods", "trl-bf16", "--rows", "9")
     assert done.returncode == 1
     assert "other settings" in done.stderr
+
+
+@pytest.mark.slow
+def test_ours_runs_by_the_command_line_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    base = str(resolve("tiny"))
+    work = ("--work", str(tmp_path / "w"))
+    going = ("run", "--base", base, *work, "--methods", "ours", "--rows", "30", "--test-rows", "4", "--seeds", "1")
+
+    def start(*words: str) -> str:
+        done = subprocess.run([sys.executable, str(PLACE), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = start(*going).splitlines()
+    assert [line.split(":")[0] for line in said] == ["tickets-ours-0", "emails-ours-0", "talks-ours-0"]
+    result = tmp_path / "w" / "results" / "emails-ours-0.json"
+    row = json.loads(result.read_text(encoding="utf-8"))
+    assert (len(row["answers"]), row["training"]["steps"] > 0) == (4, True)
+    assert row["cpu_seconds"] > 0
+    assert 100 < row["peak_mb"] < 10_000
+    result.unlink()
+    assert [line.split(":")[0] for line in start(*going).splitlines()] == ["emails-ours-0"]
+    text = start("table", *work, "-o", str(tmp_path))
+    assert (tmp_path / "three_files.md").read_text(encoding="utf-8").strip() == text.strip()
+    assert "| conversations.jsonl | ROUGE-L | **ours**, defaults |" in text
