@@ -367,6 +367,7 @@ class Route:
         familiarity: how similar the input is to the known samples; below `threshold` it is out of distribution.
         scores: task → raw score, if an explanation was requested.
         nearest: (task, sample, cosine) of the most similar replay samples, if requested.
+        why: where the scopes of facts decided: the subject that the input names, or that it names none.
     """
 
     text: str
@@ -378,6 +379,7 @@ class Route:
     threshold: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     nearest: tuple[tuple[str, str, float], ...] = ()
+    why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -393,7 +395,7 @@ class Route:
             "task": next(iter(self.tasks), ""),
             "confidence": float(self.confidence),
             "adapters": ", ".join(f"{ref} {weight:.2f}" for ref, weight in self.adapters.items()),
-            "note": "out of distribution" if self.out_of_distribution else "",
+            "note": ", ".join(filter(None, ("out of distribution" * self.out_of_distribution, self.why))),
         }
 
     def _repr_html_(self) -> str:

@@ -125,14 +125,18 @@ def show(
     served = sorted(task for task, answers in hub.registry.serving().items() if answers == record.ref)
     usage = hub.registry.usage(record.ref)
     example = hub.example(record.ref) if prompt else []
+    subjects = hub.subjects(record.ref)
     if session.json:
         about = _whole(record, scores, parents)
         shown = {"example": [asdict(part) for part in example]} if prompt else {}
         tuned = hub.tuned(record.name)
         shown |= {"tuned": tuned["settings"]} if tuned else {}
+        shown |= {"subjects": subjects} if subjects else {}
         session.give({**about, "serves": served, "usage": [row.to_json() for row in usage], **shown})
         return
     _print_whole(record, scores, parents, served, usage)
+    if subjects:
+        print(f"\nknows facts about {display.some(subjects, _SUBJECTS)}")
     if tuned := hub.tuned(record.name):
         chosen = in_words(tuned["settings"])
         print(f"\nlater trainings of {record.name} begin with what tune kept: {chosen or tuned['kept']}")
@@ -159,6 +163,7 @@ def _show_base(session: Session, hub: AdapterHub) -> None:
         display.pairs({key.replace("_", " "): value for key, value in about.items()})
 
 
+_SUBJECTS = 12  # of a version's facts that are listed
 _IN_RECORD = {"name", "version", "kind", "task", "status", "rank", "bytes", "created_at", "evaluations", "lineage"}
 
 

@@ -77,6 +77,7 @@ def _explain(one: Route) -> None:
             "text": one.text,
             "goes to": f"{ref}, task {task}" if not one.out_of_distribution else ref,
             "mixed": ", ".join(f"{t} {w:.2f}" for t, w in one.tasks.items()) if len(one.tasks) > 1 else "",
+            "why": one.why,
             "confidence": f"{one.confidence:.3f}",
             "like what it knows": _against(one),
         }
@@ -94,7 +95,7 @@ def _explain(one: Route) -> None:
 def _against(one: Route) -> str:
     if one.familiarity is None or one.threshold is None:
         return ""
-    said = "no: below" if one.out_of_distribution else "yes: at or above"
+    said = "no: below" if one.familiarity < one.threshold else "yes: at or above"
     return f"{said} the threshold ({one.familiarity:.3g}, {one.threshold:.3g})"
 
 

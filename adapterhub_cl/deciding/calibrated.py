@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from adapterhub_cl.deciding.fitting import fit_temperature, fit_threshold, held_out
+from adapterhub_cl.deciding.scope import Bounds
 from adapterhub_cl.errors import AdapterError, BaseModelError, UnknownNameError, UsageError
 from adapterhub_cl.merging.factors import Factors
 from adapterhub_cl.routing import BaseRouter, Routed, Seen
@@ -198,7 +199,12 @@ class Calibrated:
         return SampleRows(self._held(task)) if self.router.reads == "samples" else None
 
     def route(
-        self, seen: Seen, top_k: int = 1, among: Collection[str] | None = None, forms: Sequence[int] = ()
+        self,
+        seen: Seen,
+        top_k: int = 1,
+        among: Collection[str] | None = None,
+        forms: Sequence[int] = (),
+        bounds: Sequence[Bounds] = (),
     ) -> list[Routed]:
         """The decision for each input.
 
@@ -207,6 +213,7 @@ class Calibrated:
             among: the only tasks to choose from. Without it, an input that fits three or more tasks about equally (its
                 confidence is below `LEAST_CONFIDENCE` and `EVEN` times an even chance) is out of distribution too.
             forms: which of the samples' forms each input has; empty: the first.
+            bounds: what the scopes of facts say about each input; empty: nothing.
 
         Raises:
             AdapterError: no task is known.
@@ -232,6 +239,14 @@ class Calibrated:
         limits = [self.threshold(form) for form in forms or [0] * len(scores)]
         # A short text may be familiar and yet fit several tasks about equally.
         floor = min(LEAST_CONFIDENCE, EVEN / len(names)) if self.router.calibrates else 0.0
+        strange = [
+            known < limit or (among is None and most < floor)
+            for known, limit, most in zip(familiarity.tolist(), limits, chances.amax(1).tolist(), strict=True)
+        ]
+        why = [""] * len(scores)
+        for k, bound in enumerate(bounds if self.router.input_matters else ()):
+            if bound:
+                chances[k], strange[k], why[k] = _within(bound, names, chances[k], strange[k])
         best = chances.topk(min(top_k, int(allowed.sum())), 1)
         shares = best.values / best.values.sum(1, keepdim=True)
         return [
@@ -240,10 +255,18 @@ class Calibrated:
                 confidence=values[0],
                 familiarity=known,
                 threshold=limit,
-                out_of_distribution=known < limit or (among is None and values[0] < floor),
+                out_of_distribution=out,
+                why=reason,
             )
-            for places, row, values, known, limit in zip(
-                best.indices.tolist(), shares.tolist(), best.values.tolist(), familiarity.tolist(), limits, strict=True
+            for places, row, values, known, limit, out, reason in zip(
+                best.indices.tolist(),
+                shares.tolist(),
+                best.values.tolist(),
+                familiarity.tolist(),
+                limits,
+                strange,
+                why,
+                strict=True,
             )
         ]
 
@@ -266,6 +289,35 @@ class Calibrated:
         self.router.restore(tasks, own)
         self.temperature, *self.thresholds = state["calibration"].tolist()
         self._samples, self._whole, self._stale = _Lazily(samples, tasks), set(tasks), False
+
+
+def _within(
+    bound: Bounds, names: Sequence[str], chances: torch.Tensor, strange: bool
+) -> tuple[torch.Tensor, bool, str]:
+    """A router's decision for one input, changed to what the scopes of facts allow.
+
+    Args:
+        chances: of each task, `[n_tasks]`, fp64; 0 for one that is not allowed.
+        strange: whether the input is out of distribution.
+
+    Returns:
+        the same two, and why they are other than they were; empty if they are not.
+    """
+    first = names[int(chances.argmax())]
+    meant = torch.tensor([name in bound.only for name in names])
+    if meant.any() and (first in bound.only or strange or not bound.shares(first)):
+        kept = chances.masked_fill(~meant, 0.0)
+        # a chance can be too small for a number
+        kept = kept / kept.sum() if kept.sum() > 0 else meant.double() / meant.sum()
+        said = f"names {', '.join(bound.named)}" if bound.named else "it is a question that was taught"
+        return kept, False, said
+    shut = torch.tensor([name in bound.never for name in names])
+    rest = chances.masked_fill(shut, 0.0)
+    if first not in bound.never:
+        return rest, strange, ""
+    said = f"names nothing that {first} knows"
+    # It looks like a question of that task. Only another task that it fits about as well may answer it.
+    return (rest, strange, said) if rest.amax() >= LEAST_CONFIDENCE else (chances, True, said)
 
 
 class _Lazily(dict[str, torch.Tensor]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -18,7 +17,9 @@ from adapterhub_cl.bases.hidden import MAX_LENGTH, pooled, shallow_layer
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.deciding.drift import Drift, analyse
+from adapterhub_cl.deciding.hub_scopes import HubScopes, examples_kept
 from adapterhub_cl.deciding.router_files import Cache, KnownTask, OpenedRouter, Source, open_router
+from adapterhub_cl.deciding.scope import Bounds
 from adapterhub_cl.deciding.seen import SeenTexts, passages, routing_text
 from adapterhub_cl.deciding.view import View
 from adapterhub_cl.errors import AdapterError, AdapterHubError, UsageError
@@ -74,6 +75,7 @@ class Decider:
         self._kept: dict[str, tuple[Example, ...]] = {}
         self._serving: dict[str, str] = {}
         self._keepers: dict[str, AdapterRecord] = {}
+        self._scopes = HubScopes(self.kept)
 
     @property
     def notes(self) -> list[str]:
@@ -130,6 +132,7 @@ class Decider:
                     _finite(one.threshold),
                     own,
                     near,
+                    one.why,
                 )
             )
         return found
@@ -140,7 +143,7 @@ class Decider:
         Raises:
             UsageError: the router has no threshold, so nothing is unknown to it.
         """
-        seen, routed = self._routed(view, examples, 1, None)
+        seen, routed = self._routed(view, examples, 1, None, scoped=False)
         assert self.opened is not None
         if _finite(self.opened.calibrated.threshold()) is None:
             raise UsageError(
@@ -152,25 +155,43 @@ class Decider:
         return analyse(seen.texts, seen.hidden, routed, self.common.false_fallbacks, known)
 
     def _routed(
-        self, view: View, examples: Sequence[Example], top_k: int, among: Collection[str] | None
+        self,
+        view: View,
+        examples: Sequence[Example],
+        top_k: int,
+        among: Collection[str] | None,
+        scoped: bool = True,
     ) -> tuple[SeenTexts, list[Routed]]:
-        """Inputs and decisions. An input whose instruction makes it unfamiliar is tried again without it."""
+        """Inputs and decisions. An input whose instruction makes it unfamiliar is tried again without it.
+
+        Args:
+            scoped: whether the scopes of facts count, too.
+        """
         self.refresh(view)
+        bounds = [self._scopes.bounds(one, among) if scoped else Bounds() for one in examples]
         seen = self._see(examples, self.common.text != "bare")
         forms = [int(one.is_whole) for one in examples]
-        routed = self._decide(seen, top_k, among, forms if self.common.text == "both" else ())
+        routed = self._decide(seen, top_k, among, bounds, forms if self.common.text == "both" else ())
         strange = [k for k, one in enumerate(routed) if one.out_of_distribution and forms[k]]
         if strange and self.common.text == "both":
-            bare = self._decide(self._see([examples[k] for k in strange], False), top_k, among)
-            for k, one in zip(strange, bare, strict=True):
+            bare = self._see([examples[k] for k in strange], False)
+            again = self._decide(bare, top_k, among, [bounds[k] for k in strange])
+            for k, one in zip(strange, again, strict=True):
                 routed[k] = routed[k] if one.out_of_distribution else one
         return seen, routed
 
-    def _decide(self, seen: Seen, top_k: int, among: Collection[str] | None, forms: Sequence[int] = ()) -> list[Routed]:
+    def _decide(
+        self,
+        seen: Seen,
+        top_k: int,
+        among: Collection[str] | None,
+        bounds: Sequence[Bounds],
+        forms: Sequence[int] = (),
+    ) -> list[Routed]:
         if among is not None and set(among) <= {*self._without, *self._dora}:
             raise self._unknown(among)
         assert self.opened is not None
-        return self.opened.calibrated.route(seen, top_k, among, forms)
+        return self.opened.calibrated.route(seen, top_k, among, forms, bounds)
 
     def _see(self, examples: Sequence[Example], whole: bool) -> SeenTexts:
         texts = [whole_characters(routing_text(example, whole)) for example in examples]
@@ -214,6 +235,7 @@ class Decider:
                 tell=self.reporter.note,
             )
             self._contents = contents
+        self._scopes.refresh(view, known, keepers)
         self._seen_generation = view.generation
 
     def _source(self) -> Source:
@@ -281,8 +303,7 @@ class Decider:
 
     def kept(self, task: str, keeper: AdapterRecord) -> tuple[Example, ...]:
         if task not in self._kept:
-            found = [Example.from_json(json.loads(line)) for line in samples.read(keeper)]
-            self._kept[task] = tuple(passage for example in found for passage in passages(example))
+            self._kept[task] = tuple(passage for example in examples_kept(keeper) for passage in passages(example))
         return self._kept[task]
 
     def forms(self, example: Example) -> list[str]:

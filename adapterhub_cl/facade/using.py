@@ -13,6 +13,7 @@ from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.routing import DEFAULT as ROUTER
 from adapterhub_cl.routing import build
+from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.showing import Listing
 from adapterhub_cl.types import BASE, Example, Prediction, Route
 
@@ -223,6 +224,19 @@ class Using(OpenedHub):
         with self._using(router, options, reporter) as engine:
             return Listing(engine.route(inputs, top_k=top_k, explain=explain))
 
+    def subjects(self, ref: str) -> list[str]:
+        """What a version's facts are about, as its replay samples name it; empty for a version that did not learn facts
+        alone. A question that names one of them is routed to its task, and one that names none is not.
+
+        Raises:
+            UnknownNameError: no such version.
+            IntegrityError: its samples have changed since they were recorded.
+        """
+        from adapterhub_cl.deciding.hub_scopes import scope_of
+
+        scope = scope_of(self.registry.get(ref))
+        return scope.names if scope else []
+
     def drift(
         self,
         inputs: Sequence[str | Example],
@@ -253,7 +267,7 @@ class Using(OpenedHub):
         *,
         free: bool = False,
     ) -> bool:
-        """Whether a router is asked for, or nobody said which of several tasks.
+        """Whether a router is asked for, or nobody said which of several tasks, or the only task is one of facts.
 
         Raises:
             UsageError: a task and a router.
@@ -261,7 +275,10 @@ class Using(OpenedHub):
         if task is not None and (router is not None or top_k != 1 or options):
             what = "router" if router is not None else "mixture of several" if top_k != 1 else "router's options"
             raise UsageError(f"both a task and a {what}", "--task names the task, so that nothing is left to route")
-        return router is not None or len(open_tasks(ServingTable(self.registry), task, adapter, free=free)) > 1
+        table = ServingTable(self.registry)
+        among = open_tasks(table, task, adapter, free=free)
+        # a question about something else than its facts is not for a task of facts, also where it is the only one
+        return router is not None or len(among) > 1 or any(_of_facts(table, name) for name in among)
 
     @contextmanager
     def _using(
@@ -296,3 +313,7 @@ class Using(OpenedHub):
         tally.add(resolved.ref, name, routed=False, fallback=False, confidence=0.0, requests=len(found))
         tally.flush()
         return found
+
+
+def _of_facts(table: ServingTable, task: str) -> bool:
+    return bool(facts_learned(table.record(table.server(task))))

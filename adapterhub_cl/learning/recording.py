@@ -26,6 +26,7 @@ from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.learning.request import SHAPE
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.samples import rows_seen
+from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example
@@ -118,6 +119,20 @@ def _inherited(material: Material, model: Any) -> dict[str, Any]:
     return {**{name: had[name] for name in SHAPE if name in had}, **real}
 
 
+def _facts_known(order: TrainOrder, material: Material) -> int:
+    """How many facts the new version and those before it learned; 0 if they did not learn facts alone.
+
+    The router compares it with the replay samples: only where these have nearly all facts does it keep other questions
+    away (see `adapterhub_cl.deciding.scope`).
+    """
+    parent = None if material.beneath else material.parent
+    if not (facts_learned(parent) if parent else order.request.facts):
+        return 0
+    here = len({*material.data.examples, *material.review}) + material.leaked.get(material.task.name, 0)
+    kept = (parent.manifest.get("replay") or {}).get("samples") if parent else 0
+    return here + (facts_learned(parent) - int(kept or 0) if parent else 0)
+
+
 def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterRecord:
     """Write all files of the version and publish it, as rejected if the gate refused it."""
     registry, base, request, strategy = hub.registry, hub.base, order.request, order.strategy
@@ -152,7 +167,12 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
             "stream": dict(request.stream),
             **({"tuned": tuned} if (tuned := settings_of(registry, request.name)) else {}),
             **trained.more,
-            "replay": {"policy": order.keep.policy, "size": order.keep.size, "samples": len(trained.kept)},
+            "replay": {
+                "policy": order.keep.policy,
+                "size": order.keep.size,
+                "samples": len(trained.kept),
+                **({"facts": known} if (known := _facts_known(order, material)) else {}),
+            },
             "training": {
                 key: training[key]
                 for key in ("run", "steps", "seconds", "best_epoch", "learning_rate", "data", "eval", "settings")

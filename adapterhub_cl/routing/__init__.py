@@ -73,6 +73,7 @@ class Routed:
         familiarity: how similar the input is to the known tasks' samples.
         threshold: an input whose familiarity is below it is out of distribution.
         out_of_distribution: whether it belongs to no known task; the weights then show the closest ones.
+        why: what the scopes of facts said, where they decided: the subject that the input names, or that it names none.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -80,6 +81,7 @@ class Routed:
     familiarity: float
     threshold: float
     out_of_distribution: bool
+    why: str = ""
 
 
 class BaseRouter:

@@ -1,4 +1,4 @@
-"""Reading `replay.jsonl`, the replay samples of one version."""
+"""Reading `replay.jsonl`, the replay samples of one version, and how many facts they are of."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def kept_samples(record: AdapterRecord) -> list[Example]:
             raise DataError(f"{rows.where(k)}: not a replay sample", "run cl-adapter verify")
         found.append(example)
     return found
+
+
+def facts_learned(record: AdapterRecord) -> int:
+    """How many facts a version and those before it learned; 0 if they did not learn facts alone, or nobody counted."""
+    known = (record.manifest.get("replay") or {}).get("facts")
+    return known if isinstance(known, int) and known > 0 else 0
