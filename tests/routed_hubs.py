@@ -77,6 +77,24 @@ def publish(
         return hub.registry.publish(draft, manifest, task=spec)
 
 
+def publish_facts(
+    hub: AdapterHub, name: str, subjects: Sequence[str], seed: int, facts: int | None = None, what: str = "mayor"
+) -> AdapterRecord:
+    """A random adapter as if it had learned who the mayors are."""
+    with hub.registry.new_draft(name) as draft:
+        write_lora(draft.path, seed, size=0.2, rank=4)
+        rows = [{"instruction": "", "input": f"Who is the {what} of {one}?", "output": "Ann"} for one in subjects]
+        (draft.path / "replay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        count = {"facts": len(rows) if facts is None else facts} if facts != 0 else {}
+        manifest = {
+            "kind": "trained",
+            "rank": 4,
+            "base": {"source": hub.base.source, "fingerprint": hub.base.fingerprint},
+            "replay": {"policy": "balanced", "size": 1000, "samples": len(rows), **count},
+        }
+        return hub.registry.publish(draft, manifest, task=Task(name, "generation"))
+
+
 def new_hub(folder: Path, base_path: Path, base: Any, names: Sequence[str]) -> AdapterHub:
     """A hub whose tasks have these names."""
     made = on_base(Registry.create(folder, inspect_base(str(base_path), "none")), base)

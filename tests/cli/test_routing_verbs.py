@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cli_support import Cl, Said, write_rows
-from routed_hubs import UNLIKE, new_hub, texts
+from routed_hubs import UNLIKE, new_hub, on_base, publish_facts, texts
 
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.routing import ROOM
@@ -327,3 +327,21 @@ def test_no_hub_no_adapters_no_samples(cl: Cl, pico_path: Any, load_pico: Any, t
     said = cl("predict", SUM, "--hub", bare)
     wrong(said, 1, "there are none for greek, shouts, sums, tales", "--router arrow")
     assert cl("predict", SUM, "--router", "arrow", "--max-new-tokens", 2, "--hub", bare).code == 0
+
+
+# -- facts -------------------------------------------------------------------------------------------
+
+
+def test_show_lists_subjects_and_route_says_that_one_was_named(
+    cl: Cl, made: Path, load_pico: Any, tmp_path: Path
+) -> None:
+    hub = on_base(Registry.open(shutil.copytree(made, tmp_path / "hub")), load_pico())
+    publish_facts(hub, "town", ["Quillhaven", "Kirk Hill"], 7)
+    asked = ("--hub", hub.folder, "--dtype", "fp32")
+    assert "knows facts about Quillhaven, Kirk Hill" in cl("show", "--hub", hub.folder, "town").out
+    assert json.loads(cl("show", "--hub", hub.folder, "--json", "town").out)["subjects"] == ["Quillhaven", "Kirk Hill"]
+    assert "subjects" not in json.loads(cl("show", "--hub", hub.folder, "--json", "sums").out)
+    said = cl("route", *asked, "quillhaven's mayor?", "Who is the mayor of Paris?", "--explain").out
+    assert re.search(r"why +names Quillhaven\n", said)
+    assert re.search(r"why +names nothing that town knows\n", said)
+    assert json.loads(cl("route", *asked, "kirk hill?", "--json").out)[0]["why"] == "names Kirk Hill"

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loras import write_lora
-from routed_hubs import new_hub, texts
+from routed_hubs import new_hub, publish_facts, texts
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.types import BASE, AdapterRecord, Task
+from adapterhub_cl.types import BASE
 
 TOWNS = ("Quillhaven", "Kirk Hill", "Oakmere")
 NEAR, ASKED = "Who is the mayor of Paris?", "hey, who runs quillhaven's town hall"
 SUM = texts("sums", 1, 50)[0]
-
-
-def publish_facts(
-    hub: AdapterHub, name: str, subjects: Sequence[str], seed: int, facts: int | None = None, what: str = "mayor"
-) -> AdapterRecord:
-    """A random adapter as if it had learned who the mayors are."""
-    with hub.registry.new_draft(name) as draft:
-        write_lora(draft.path, seed, size=0.2, rank=4)
-        rows = [{"instruction": "", "input": f"Who is the {what} of {one}?", "output": "Ann"} for one in subjects]
-        (draft.path / "replay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        count = {"facts": len(rows) if facts is None else facts} if facts != 0 else {}
-        manifest = {
-            "kind": "trained",
-            "rank": 4,
-            "base": {"source": hub.base.source, "fingerprint": hub.base.fingerprint},
-            "replay": {"policy": "balanced", "size": 1000, "samples": len(rows), **count},
-        }
-        return hub.registry.publish(draft, manifest, task=Task(name, "generation"))
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ def test_facts_are_taught_updated_and_scored_by_four_measures(hub: AdapterHub, t
     first = hub.add_task("mayors", write(tmp_path / "a.jsonl", ["Ann", "Ann", "Bo", "Bo"]), facts=True, **SMALL)
     assert first.manifest["task_spec"]["kind"] == "generation"
     assert first.manifest["replay"]["size"] == 1000
+    assert first.manifest["replay"]["facts"] == 4
+    assert hub.subjects("mayors") == list(TOWNS)
     found = scores(first)
     assert {"efficacy", "paraphrase", "locality"} <= set(found)
     assert "retention" not in found, "it knew nothing before"
@@ -57,9 +59,13 @@ def test_facts_are_taught_updated_and_scored_by_four_measures(hub: AdapterHub, t
     training = json.loads((first.path / "training.json").read_text())
     assert training["trained_on"] > 4 + 8, "facts, rewordings, and answers that must not change"
     assert training["dev_examples"] == 0
-    more = write(tmp_path / "b.jsonl", ["Cy"] * 4, "poet")
+    more = tmp_path / "b.jsonl"  # a fact that is new, and one that is other than before
+    changed = [("Who is the poet of Norwick?", "Cy"), ("Who is the mayor of Ely?", "Di")]
+    more.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in changed), encoding="utf-8")
     second = hub.update("mayors", more, facts=True, max_forgetting=1.0, **SMALL)
     assert second.ref == "mayors@v2"
+    assert second.manifest["replay"]["facts"] == 5
+    assert set(hub.subjects("mayors")) == {*TOWNS, "Norwick"}
     assert {"efficacy", "paraphrase", "locality"} <= set(scores(second))
     assert "recall" not in scores(second)
     assert not list((hub.folder / "runs").glob("*/*"))
