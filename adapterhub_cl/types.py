@@ -343,11 +343,8 @@ class Prediction:
     def _cells(self) -> dict[str, Any]:
         found = {"text": self.text, "prediction": self.prediction, "confidence": float(self.confidence)}
         found |= {"task": self.task, "routing": self.routing, "adapter": self.adapter}
-        notes = {
-            "out of distribution": self.out_of_distribution,
-            "cut": self.truncated,
-            "unfinished": not self.finished,
-        }
+        ood = self.out_of_distribution
+        notes = {"out of distribution": ood, "cut": self.truncated, "unfinished": not self.finished}
         return {**found, "note": ", ".join(note for note, holds in notes.items() if holds)}
 
     def _repr_html_(self) -> str:
@@ -367,7 +364,7 @@ class Route:
         familiarity: how similar the input is to the known samples; below `threshold` it is out of distribution.
         scores: task → raw score, if an explanation was requested.
         nearest: (task, sample, cosine) of the most similar replay samples, if requested.
-        why: where the scopes of facts decided: the subject that the input names, or that it names none.
+        why: where the scopes of facts decided: the subject that is named, or that none is.
     """
 
     text: str
