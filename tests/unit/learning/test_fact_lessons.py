@@ -50,7 +50,7 @@ def test_facts_are_taught_updated_and_scored_by_four_measures(hub: AdapterHub, t
     assert first.manifest["task_spec"]["kind"] == "generation"
     assert first.manifest["replay"]["size"] == 1000
     assert first.manifest["replay"]["facts"] == 4
-    assert hub.subjects("mayors") == list(TOWNS)
+    assert set(hub.subjects("mayors")) == set(TOWNS)
     found = scores(first)
     assert {"efficacy", "paraphrase", "locality"} <= set(found)
     assert "retention" not in found, "it knew nothing before"
