@@ -152,6 +152,7 @@ def main() -> None:
     going.set_defaults(do=run)
     shown = verbs.add_parser("table")
     shown.add_argument("-o", "--output", required=True, help="folder for knowledge.md and knowledge.json")
+    shown.add_argument("--note", default="", help="what a reader of these rows must know; put below the setup")
     shown.set_defaults(do=page.table)
     for verb in (going, shown):
         verb.add_argument("--work", required=True, help="folder for the results")

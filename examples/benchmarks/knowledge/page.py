@@ -20,13 +20,13 @@ def table(arguments: argparse.Namespace) -> None:
     work, out = Path(arguments.work), Path(arguments.output)
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "rows").glob("*.json"))]
     setup = json.loads((work / "setup.json").read_text(encoding="utf-8"))
-    text = page(rows, setup)
+    text = page(rows, setup, arguments.note)
     (out / "knowledge.md").write_text(text, encoding="utf-8")
     (out / "knowledge.json").write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 
-def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any]) -> str:
+def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") -> str:
     """The page as Markdown; a method without rows is left out."""
     seeds = len({row["seed"] for row in rows})
     last = max((row["batch"] for row in rows), default=0)
@@ -40,6 +40,7 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in _versions().items())
         + ". Written by `examples/benchmarks/knowledge`.",
         "",
+        *([note, ""] if note else []),
         "An answer is right if it holds the right one as whole words; it has 16 tokens at most. *Efficacy* is the "
         "share of the batch's facts that are answered right as they were taught, *paraphrase* the share in three other "
         "wordings of each, written by hand, which nothing trains with. *Locality* is the share of unrelated "
