@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from routed_hubs import new_hub, publish_facts, texts
+from routed_hubs import new_hub, publish, publish_facts, texts
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.types import BASE
 
 TOWNS = ("Quillhaven", "Kirk Hill", "Oakmere")
@@ -88,3 +89,15 @@ def test_a_name_that_another_tasks_samples_have_too_is_left_to_the_router(hub: A
     assert found.why in ("names Quillhaven", "")
     (other,) = hub.route(["Who is the mayor of Oakmere?"])
     assert other.why == "names Oakmere"
+
+
+def test_a_version_made_of_others_is_asked_what_the_task_knows_and_dropped_samples_are_not(hub: AdapterHub) -> None:
+    publish(hub, "both", 9, takes_over=("town", "sums"))
+    hub.registry.promote("both@v1")
+    assert to(hub, ASKED, NEAR) == ["both@v1", BASE]
+    assert hub.subjects("both") == []
+    Samples(hub.registry).drop("town@v1", matching="Quillhaven")
+    assert hub.subjects("town@v1") == list(TOWNS[1:])
+    assert to(hub, "kirk hill's mayor?") == ["both@v1"]
+    (found,) = hub.route([ASKED])
+    assert "Quillhaven" not in found.why
