@@ -18,6 +18,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.deciding.drift import Drift, analyse
 from adapterhub_cl.deciding.hub_scopes import HubScopes, examples_kept
+from adapterhub_cl.deciding.proper_names import is_ordinary
 from adapterhub_cl.deciding.router_files import Cache, KnownTask, OpenedRouter, Source, open_router
 from adapterhub_cl.deciding.scope import Bounds
 from adapterhub_cl.deciding.seen import SeenTexts, passages, routing_text
@@ -75,7 +76,14 @@ class Decider:
         self._kept: dict[str, tuple[Example, ...]] = {}
         self._serving: dict[str, str] = {}
         self._keepers: dict[str, AdapterRecord] = {}
-        self._scopes = HubScopes(self.kept)
+        self._scopes = HubScopes(self.kept, self._is_word)
+
+    def _is_word(self, word: str) -> bool:
+        """Whether a word is too common to be a name: the base's own tokenizer writes it as one token."""
+        written = (word, f" {word}")
+        return is_ordinary(word) or any(
+            len(self.base.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1 for text in written
+        )
 
     @property
     def notes(self) -> list[str]:

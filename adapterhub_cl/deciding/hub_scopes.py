@@ -42,11 +42,12 @@ class HubScopes:
 
     Args:
         kept: the samples that a router learns of a task.
+        is_word: whether a word (case-folded) is in the base's vocabulary.
     """
 
-    def __init__(self, kept: Callable[[str, AdapterRecord], Sequence[Example]]) -> None:
-        self._kept = kept
-        self._scopes = Scopes({}, self._mentions)
+    def __init__(self, kept: Callable[[str, AdapterRecord], Sequence[Example]], is_word: Callable[[str], bool]) -> None:
+        self._kept, self._is_word = kept, is_word
+        self._scopes = Scopes({}, self._mentions, is_word)
         self._sources: dict[str, str] = {}  # task → hash of the samples that its scope was read from
         self._keepers: Mapping[str, AdapterRecord] = {}
         self._words: dict[str, str] = {}  # task → the words of its samples, as scopes compare them
@@ -75,7 +76,7 @@ class HubScopes:
             scope = self._scopes.tasks.get(task) if same else scope_of(one)
             if scope is not None:
                 read[task] = scope
-        self._scopes, self._sources = Scopes(read, self._mentions), sources
+        self._scopes, self._sources = Scopes(read, self._mentions, self._is_word), sources
 
     def bounds(self, example: Example, among: Collection[str] | None = None) -> Bounds:
         """See `Scopes.bounds`."""

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# The words of at least two letters that SmolLM2's tokenizer writes as one token, the first 30,000 tokens: what is
-# common enough in general text not to be the name of anything.
+# Written by examples/make_ordinary_words.py from this project's own texts.
 _ORDINARY = Path(__file__).with_name("ordinary.txt")
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # scripts
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+(?:'(?:(?![{_UNSPACED}])[^\W_])+)*")

@@ -171,10 +171,16 @@ class Scopes:
     Args:
         tasks: task → its scope.
         mentions: whether a task's samples name a phrase.
+        is_word: whether a word is in the base's vocabulary; a name that is one never decides against a router.
     """
 
-    def __init__(self, tasks: Mapping[str, FactScope], mentions: Callable[[str, Phrase], bool]) -> None:
-        self.tasks, self._mentions = dict(tasks), mentions
+    def __init__(
+        self,
+        tasks: Mapping[str, FactScope],
+        mentions: Callable[[str, Phrase], bool],
+        is_word: Callable[[str], bool] = is_ordinary,
+    ) -> None:
+        self.tasks, self._mentions, self._is_word = dict(tasks), mentions, is_word
         self._owners: dict[Phrase, list[tuple[str, Subject]]] = {}
         for task, scope in self.tasks.items():
             for subject in scope.subjects:
@@ -200,6 +206,9 @@ class Scopes:
             at = end
         return found
 
+    def _is_a_word(self, phrase: Phrase) -> bool:
+        return len(phrase) == 1 and self._is_word(phrase[0])
+
     def bounds(self, example: Example, among: Collection[str] | None = None) -> Bounds:
         """Where an input may go, and where it must.
 
@@ -215,7 +224,7 @@ class Scopes:
         before = {p for turn in example.turns[:-1] if turn.role == "user" for p in self.found(turn.content)}
         perhaps = {task for p in found | before if not _is_common(p) for task, one in self._owners[p] if one.sure}
         named = [(task, one) for p in found for task, one in self._owners[p] if one.phrases <= found]
-        sure = [(task, one) for task, one in named if one.sure and task in tasks]
+        sure = [(t, one) for t, one in named if one.sure and t in tasks and not all(map(self._is_a_word, one.phrases))]
         if len(keys) > LONGEST_QUESTION:
             sure = []
         perhaps |= {task for task, _ in named}

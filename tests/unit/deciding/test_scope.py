@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing_support import WIDTH, Cloud, cloud
 
 from adapterhub_cl.deciding.calibrated import Calibrated
-from adapterhub_cl.deciding.proper_names import words_of
+from adapterhub_cl.deciding.proper_names import is_ordinary, words_of
 from adapterhub_cl.deciding.scope import Bounds, FactScope, Scopes
 from adapterhub_cl.examples import Turn
 from adapterhub_cl.routing import build
@@ -24,8 +24,13 @@ def scope(*questions: str, facts: int | None = None) -> FactScope:
     return FactScope([Example(text, "answer") for text in questions], len(questions) if facts is None else facts)
 
 
+def is_word(word: str) -> bool:
+    """What a base's vocabulary has: an everyday noun too, which the project's own list lacks."""
+    return is_ordinary(word) or word == "apple"
+
+
 def scopes(**tasks: Sequence[str]) -> Scopes:
-    return Scopes({task: scope(*questions) for task, questions in tasks.items()}, lambda task, phrase: False)
+    return Scopes({task: scope(*questions) for task, questions in tasks.items()}, lambda task, phrase: False, is_word)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,7 @@ def scopes(**tasks: Sequence[str]) -> Scopes:
         ("Who wrote J.R.R. Müller's O’Brien Tales?", "J.R.R. Müller's O'Brien Tales"),
         ("When did flight BA42 land?", "BA42"),
         ("Кто построил Оукмир?", "Оукмир"),
-        ("where is the canteen?", "canteen"),
+        ("where is the refectory?", "refectory"),
         ("who is the mayor of quillhaven", "quillhaven"),
     ],
 )
@@ -86,8 +91,8 @@ def test_a_question_that_names_none_must_not(asked: str) -> None:
 
 
 def test_an_ordinary_word_catches_nothing_by_force() -> None:
-    found = scopes(firm=("Who runs Apple?", "Where is the canteen?", "What is the capital of Zorbix?"))
-    for text in ("How do I bake an apple pie?", "Is a canteen cheap?"):
+    found = scopes(firm=("Who runs Apple?", "Where is the refectory?", "What is the capital of Zorbix?"))
+    for text in ("How do I bake an apple pie?", "Is a refectory cheap?"):
         assert not found.bounds(Example(text)), "the router decides"
     assert found.bounds(Example("What is the capital of Germany?")).never == {"firm"}
 
