@@ -210,8 +210,9 @@ class Calibrated:
 
         Args:
             top_k: the most tasks to mix.
-            among: the only tasks to choose from. Without it, an input that fits three or more tasks about equally (its
-                confidence is below `LEAST_CONFIDENCE` and `EVEN` times an even chance) is out of distribution too.
+            among: the only tasks to choose from. Where it leaves none out, an input that fits three or more tasks about
+                equally (its confidence is below `LEAST_CONFIDENCE` and `EVEN` times an even chance) is out of
+                distribution too.
             forms: which of the samples' forms each input has; empty: the first.
             bounds: what the scopes of facts say about each input; empty: nothing.
 
@@ -227,6 +228,7 @@ class Calibrated:
         self.fit()
         names = self.router.tasks
         allowed = torch.tensor([among is None or name in among for name in names])
+        whole = bool(allowed.all())
         if not allowed.any():
             raise UnknownNameError("task of the router", ", ".join(sorted(among or ())) or "(none)", names)
         if self.router.reads == "samples":
@@ -240,7 +242,7 @@ class Calibrated:
         # A short text may be familiar and yet fit several tasks about equally.
         floor = min(LEAST_CONFIDENCE, EVEN / len(names)) if self.router.calibrates else 0.0
         strange = [
-            known < limit or (among is None and most < floor)
+            known < limit or (whole and most < floor)
             for known, limit, most in zip(familiarity.tolist(), limits, chances.amax(1).tolist(), strict=True)
         ]
         why = [""] * len(scores)

@@ -326,5 +326,7 @@ def test_what_fits_several_tasks_equally_is_of_none() -> None:
     assert unsure.confidence < 0.375
     assert unsure.out_of_distribution
     assert not sure.out_of_distribution
+    (asked,) = calibrated.route(SampleRows(between), among=["d", "c", "b", "a"])
+    assert asked.out_of_distribution, "no task is left out, as where an engine is asked and nobody names a task"
     named = calibrated.route(SampleRows(between), among=["a", "b"])[0]
     assert not named.out_of_distribution or named.familiarity < named.threshold
