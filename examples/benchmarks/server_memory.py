@@ -68,7 +68,7 @@ def page(requests: list[tuple[int, float]], versions: list[tuple[int, float]]) -
         "|---|---|",
         *(f"| {count:,} | {size:.1f} MB |" for count, size in versions),
         "",
-        "<!-- not run: takes minutes -->",
+        "<!-- not run: takes three minutes -->",
         "```console",
         "$ python examples/benchmarks/server_memory.py -o docs/benchmarks",
         "```",

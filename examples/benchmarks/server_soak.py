@@ -86,8 +86,8 @@ def main() -> None:
     page = page.replace("soak.py run", "server_soak.py").replace("threads over", "clients of a server over")
     page = page.replace("| requests a second |", f"| answers that `--log` kept | {kept:,} |\n| requests a second |")
     page += (
-        "\nThe memory is that of the test's own process, which holds the clients, what they were told, and what publishes "
-        "the versions. [Memory of a server](server_memory.md) has the server alone.\n"
+        "\nThe memory is that of the test's own process, which holds the clients, what they were told, and what "
+        "publishes the versions. [Memory of a server](server_memory.md) has the server alone.\n"
     )
     print(page)
     for key in ("wrong_version", "wrong_answer", "errors", "change_problems", "problems_after"):
