@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.data.marked import Part
 
 NOTHING = "-"
+NOT_KEPT_AWAY = "its samples lack the subjects of too many facts, so questions that name none of them are not kept away"
 LEARNED = ("⟦", "⟧")
 SHOWN = 1500  # characters from each end of a long piece
 SLIGHT = 0.1  # a score below is too small to be divided by

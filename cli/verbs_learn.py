@@ -196,6 +196,8 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
         session.give({**outcome(record), "seconds": round(seconds, 1)})
         return
     show_outcome(record, f"{seconds:.0f} s", hub.registry.serving())
+    if hub.subjects(record.ref) and not hub.keeps_away(record.ref):
+        session.note(f"note: {display.NOT_KEPT_AWAY}")
     if not record.metrics:
         next_step = f"eval {record.name} --data TEST.jsonl"
     elif hub.registry.serving().get(record.task) == record.ref:

@@ -15,6 +15,7 @@ from cl_adapter.app import LOOK, verb
 from cl_adapter.completion import Ref, versions
 from cl_adapter.session import Session
 
+from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.evaluation.gate import general_of
 from adapterhub_cl.learning.chosen_settings import in_words
 from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
@@ -125,18 +126,20 @@ def show(
     served = sorted(task for task, answers in hub.registry.serving().items() if answers == record.ref)
     usage = hub.registry.usage(record.ref)
     example = hub.example(record.ref) if prompt else []
-    subjects = hub.subjects(record.ref)
+    subjects, closed = _subjects(session, hub, record.ref)
     if session.json:
         about = _whole(record, scores, parents)
         shown = {"example": [asdict(part) for part in example]} if prompt else {}
         tuned = hub.tuned(record.name)
         shown |= {"tuned": tuned["settings"]} if tuned else {}
-        shown |= {"subjects": subjects} if subjects else {}
+        shown |= {"subjects": subjects, "keeps_away": closed} if subjects else {}
         session.give({**about, "serves": served, "usage": [row.to_json() for row in usage], **shown})
         return
     _print_whole(record, scores, parents, served, usage)
     if subjects:
         print(f"\nknows facts about {display.some(subjects, _SUBJECTS)}")
+        if not closed:
+            print(display.NOT_KEPT_AWAY)
     if tuned := hub.tuned(record.name):
         chosen = in_words(tuned["settings"])
         print(f"\nlater trainings of {record.name} begin with what tune kept: {chosen or tuned['kept']}")
@@ -145,6 +148,15 @@ def show(
     elif prompt:
         print(f"a row, with what is learned between {display.LEARNED[0]} and {display.LEARNED[1]}:")
         print(display.marked(example))
+
+
+def _subjects(session: Session, hub: AdapterHub, ref: str) -> tuple[list[str], bool]:
+    """What facts are about, and whether other questions are kept away; nothing where the samples are damaged."""
+    try:
+        return hub.subjects(ref), hub.keeps_away(ref)
+    except IntegrityError as error:
+        session.note(f"note: {error.message}; {error.hint}")
+        return [], False
 
 
 def _show_base(session: Session, hub: AdapterHub) -> None:

@@ -237,6 +237,19 @@ class Using(OpenedHub):
         scope = scope_of(self.registry.get(ref))
         return scope.names if scope else []
 
+    def keeps_away(self, ref: str) -> bool:
+        """Whether a question that names none of a version's subjects is kept away from it: the replay samples must have
+        the subjects of nearly all of its facts. False for a version that did not learn facts alone.
+
+        Raises:
+            UnknownNameError: no such version.
+            IntegrityError: its samples have changed since they were recorded.
+        """
+        from adapterhub_cl.deciding.hub_scopes import scope_of
+
+        scope = scope_of(self.registry.get(ref))
+        return scope is not None and scope.closed
+
     def drift(
         self,
         inputs: Sequence[str | Example],

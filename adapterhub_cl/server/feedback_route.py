@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from adapterhub_cl.server.failing import Refused, sentence_of
 from adapterhub_cl.server.openai_routes import choice_id, refuse_unknown
 from adapterhub_cl.server.wire import FeedbackAsked
 from adapterhub_cl.traffic.journal import KeptAnswer, Said
-from adapterhub_cl.traffic.keeper import Keeper
+from adapterhub_cl.traffic.keeper import EVERY_S, Keeper
 from adapterhub_cl.traffic.saying import said_of
 
 LOG = logging.getLogger("adapterhub_cl.server")
@@ -87,10 +88,12 @@ def _kept(keeper: Keeper, answer: str) -> KeptAnswer:
     Raises:
         Refused: it is not kept.
     """
-    try:
-        return keeper.journal.get(answer)
-    except UnknownNameError:
-        keeper.flush()
+    for wait_s in (0.0, EVERY_S + 0.2):  # another server on this hub writes what it gave within that time
+        try:
+            return keeper.journal.get(answer)
+        except UnknownNameError:
+            keeper.flush()
+            time.sleep(wait_s)
     try:
         return keeper.journal.get(answer)
     except UnknownNameError as error:

@@ -103,6 +103,8 @@ def _pull(
     new = [place for place in places if place.there is None]
     _check_tasks(registry, new)
     done = {p.shared.ref: MovedVersion(p.there.ref, False) for p in places if p.there is not None}
+    if with_samples:
+        _tell_without(places, reporter)
     if new:
         with gathering(registry.path) as folder:
             fetcher = Fetcher(registry, store, folder)
@@ -133,6 +135,23 @@ def _pull(
 
 
 # -- what is asked for, and whether it may come --------------------------------------------------------------------
+
+
+def _tell_without(places: Sequence[_Place], reporter: Reporter) -> None:
+    """Say which versions stay without the samples that the store has: a published version is never changed."""
+    without = [
+        place.there.ref
+        for place in places
+        if place.there is not None
+        and not (place.there.manifest.get("files", {}).get(SAMPLES) or {}).get("bytes")
+        and place.shared.files.get(SAMPLES, {}).get("bytes")
+    ]
+    if without:
+        which = f"{without[0]} was pulled" if len(without) == 1 else f"{', '.join(without)} were pulled"
+        reporter.note(
+            f"note: {which} before without replay samples, and a version is never changed: pull into a new hub with "
+            "--with-samples, or under another name with --as NAME"
+        )
 
 
 def _tell_vanished(

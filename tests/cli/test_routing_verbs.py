@@ -341,7 +341,14 @@ def test_show_lists_subjects_and_route_says_that_one_was_named(
     assert "knows facts about Quillhaven, Kirk Hill" in cl("show", "--hub", hub.folder, "town").out
     assert json.loads(cl("show", "--hub", hub.folder, "--json", "town").out)["subjects"] == ["Quillhaven", "Kirk Hill"]
     assert "subjects" not in json.loads(cl("show", "--hub", hub.folder, "--json", "sums").out)
+    assert "not kept away" not in cl("show", "--hub", hub.folder, "town").out
     said = cl("route", *asked, "quillhaven's mayor?", "Who is the mayor of Paris?", "--explain").out
     assert re.search(r"why +names Quillhaven\n", said)
     assert re.search(r"why +names nothing that town knows\n", said)
     assert json.loads(cl("route", *asked, "kirk hill?", "--json").out)[0]["why"] == "names Kirk Hill"
+    village = publish_facts(hub, "village", ["Pelliton"], 8, facts=100)
+    assert "questions that name none of them are not kept away" in cl("show", "--hub", hub.folder, "village").out
+    with (village.path / "replay.jsonl").open("a") as file:
+        file.write("{}\n")
+    damaged = cl("show", "--hub", hub.folder, "village")
+    assert (damaged.code, "village@v1" in damaged.out, "SHA-256 differs" in damaged.err) == (0, True, True)

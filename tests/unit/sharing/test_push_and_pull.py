@@ -120,6 +120,11 @@ def test_samples_move_only_if_they_are_wanted(ours: Registry, theirs: Registry, 
     assert (third.get("news").path / "replay.jsonl").read_text() == ""
     pull(fourth, store, with_samples=True)
     assert SECRET in (fourth.get("news").path / "replay.jsonl").read_text()
+    notes = Notes()
+    pull(theirs, store, with_samples=True, reporter=notes)
+    assert sum("news@v1 was pulled before without replay samples" in line for line in notes.told) == 1
+    pull(fourth, store, with_samples=True, reporter=(quiet := Notes()))
+    assert not any("without replay samples" in line for line in quiet.told)
 
 
 def test_nothing_but_versions_leaves_the_hub(ours: Registry, tmp_path: Path) -> None:
