@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import psutil
 
 sys.path.append(str(Path(__file__).parent))  # machine.py, serving.py
 from machine import machine
@@ -36,22 +36,11 @@ def taught(folder: Path) -> AdapterHub:
     return hub
 
 
-def megabytes(process: int) -> float:
-    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
-
-
 def ask(url: str, model: str, number: int) -> None:
     body = json.dumps({"model": model, "inputs": [f"red thing {number}"]}).encode()
     request = urllib.request.Request(f"{url}/v1/predict", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as answer:
         answer.read()
-
-
-def child() -> int:
-    """The one process that this one has started."""
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "serve"], capture_output=True, text=True, check=True)
-    return int(found.stdout.split()[0])
 
 
 def page(requests: list[tuple[int, float]], versions: list[tuple[int, float]]) -> str:
@@ -87,17 +76,17 @@ def main() -> None:
         hub = taught(Path(place))
         exported = hub.export("colours", Path(place) / "exported")
         with server(hub.folder, "--log") as url:
-            process, step = child(), max(1, given.requests // 10)
+            (process,), step = psutil.Process().children(), max(1, given.requests // 10)
             for begin in range(0, given.requests, step):
                 list(pool.map(lambda k: ask(url, "colours", k), range(begin, begin + step)))
-                requests.append((begin + step, megabytes(process)))
+                requests.append((begin + step, process.memory_info().rss / 1e6))
                 print(*requests[-1], flush=True)
             for count in range(1, given.versions + 1):
                 record = hub.import_adapter(exported, "colours")
                 for number in range(EACH):
                     ask(url, record.ref, number)
                 if count % max(1, given.versions // 5) == 0:
-                    versions.append((count, megabytes(process)))
+                    versions.append((count, process.memory_info().rss / 1e6))
                     print(*versions[-1], flush=True)
     atomic_write_text(Path(given.output) / "server_memory.md", page(requests, versions))
 
