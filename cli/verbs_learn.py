@@ -196,7 +196,8 @@ def _teach(session: Session, method: str, name: str, data: str | None, resume: b
         session.give({**outcome(record), "seconds": round(seconds, 1)})
         return
     show_outcome(record, f"{seconds:.0f} s", hub.registry.serving())
-    if hub.subjects(record.ref) and not hub.keeps_away(record.ref):
+    scope = hub.scope(record.ref)
+    if scope and scope.names and not scope.closed:
         session.note(f"note: {display.NOT_KEPT_AWAY}")
     if not record.metrics:
         next_step = f"eval {record.name} --data TEST.jsonl"

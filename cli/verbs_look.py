@@ -21,6 +21,7 @@ from adapterhub_cl.learning.chosen_settings import in_words
 from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
 
 if TYPE_CHECKING:
+    from adapterhub_cl.deciding.scope import FactScope
     from adapterhub_cl.hub import AdapterHub
     from adapterhub_cl.registry import StoredEvaluation, Usage
 
@@ -126,19 +127,19 @@ def show(
     served = sorted(task for task, answers in hub.registry.serving().items() if answers == record.ref)
     usage = hub.registry.usage(record.ref)
     example = hub.example(record.ref) if prompt else []
-    subjects, closed = _subjects(session, hub, record.ref)
+    scope = _scope(session, hub, record.ref)
     if session.json:
         about = _whole(record, scores, parents)
         shown = {"example": [asdict(part) for part in example]} if prompt else {}
         tuned = hub.tuned(record.name)
         shown |= {"tuned": tuned["settings"]} if tuned else {}
-        shown |= {"subjects": subjects, "keeps_away": closed} if subjects else {}
+        shown |= {"subjects": scope.names, "keeps_away": scope.closed} if scope and scope.names else {}
         session.give({**about, "serves": served, "usage": [row.to_json() for row in usage], **shown})
         return
     _print_whole(record, scores, parents, served, usage)
-    if subjects:
-        print(f"\nknows facts about {display.some(subjects, _SUBJECTS)}")
-        if not closed:
+    if scope and scope.names:
+        print(f"\nknows facts about {display.some(scope.names, _SUBJECTS)}")
+        if not scope.closed:
             print(display.NOT_KEPT_AWAY)
     if tuned := hub.tuned(record.name):
         chosen = in_words(tuned["settings"])
@@ -150,13 +151,13 @@ def show(
         print(display.marked(example))
 
 
-def _subjects(session: Session, hub: AdapterHub, ref: str) -> tuple[list[str], bool]:
-    """What facts are about, and whether other questions are kept away; nothing where the samples are damaged."""
+def _scope(session: Session, hub: AdapterHub, ref: str) -> FactScope | None:
+    """What facts are about; None where the samples are damaged, too."""
     try:
-        return hub.subjects(ref), hub.keeps_away(ref)
+        return hub.scope(ref)
     except IntegrityError as error:
         session.note(f"note: {error.message}; {error.hint}")
-        return [], False
+        return None
 
 
 def _show_base(session: Session, hub: AdapterHub) -> None:

@@ -20,6 +20,7 @@ from adapterhub_cl.types import BASE, Example, Prediction, Route
 if TYPE_CHECKING:
     from adapterhub_cl.data.layouts import Columns
     from adapterhub_cl.deciding.drift import Drift
+    from adapterhub_cl.deciding.scope import FactScope
     from adapterhub_cl.inference.engine import Engine
     from adapterhub_cl.inference.requests import AnswerRequest
 
@@ -232,14 +233,13 @@ class Using(OpenedHub):
             UnknownNameError: no such version.
             IntegrityError: its samples have changed since they were recorded.
         """
-        from adapterhub_cl.deciding.hub_scopes import scope_of
-
-        scope = scope_of(self.registry.get(ref))
+        scope = self.scope(ref)
         return scope.names if scope else []
 
-    def keeps_away(self, ref: str) -> bool:
-        """Whether a question that names none of a version's subjects is kept away from it: the replay samples must have
-        the subjects of nearly all of its facts. False for a version that did not learn facts alone.
+    def scope(self, ref: str) -> FactScope | None:
+        """The `names` of a version's subjects, and whether questions that name none of them are kept away from it
+        (`closed`): its replay samples must have the subjects of nearly all of its facts. None for a version that did
+        not learn facts alone.
 
         Raises:
             UnknownNameError: no such version.
@@ -247,8 +247,7 @@ class Using(OpenedHub):
         """
         from adapterhub_cl.deciding.hub_scopes import scope_of
 
-        scope = scope_of(self.registry.get(ref))
-        return scope is not None and scope.closed
+        return scope_of(self.registry.get(ref))
 
     def drift(
         self,

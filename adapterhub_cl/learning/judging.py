@@ -164,8 +164,7 @@ class Judge:
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
         if self.compare is not None:
-            learned = self.compare(model)
-            scores += learned
+            scores += self.compare(model)
         if (rebased := self._rebased(scores)) is not None:
             effects.append(rebased)
         general = None if self.order.general is None else self.order.general.effect(self.hub, model)
