@@ -15,7 +15,7 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+(?:'(?:(?![{_UNSPACED}])[^\W_])+)*")
 _INSIDE = re.compile(r"[\s&/.'-]*")  # what may stand between two words of a name
 _LINKS = frozenset(
-    [
+    (
         "of",
         "the",
         "de",
@@ -38,12 +38,12 @@ _LINKS = frozenset(
         "bin",
         "ibn",
         "y",
-    ]
+    )
 )
 _ARTICLES = frozenset(("the", "a", "an"))
 # before a common noun, in languages that write it with a capital letter too
 _MORE_ARTICLES = _ARTICLES | frozenset(
-    [
+    (
         "der",
         "die",
         "das",
@@ -64,7 +64,7 @@ _MORE_ARTICLES = _ARTICLES | frozenset(
         "o",
         "os",
         "as",
-    ]
+    )
 )
 _STOPS = re.compile(r"[?!:;\n\"“„«]")
 _ENDS = re.compile(rf"{_STOPS.pattern}|\.\s")

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-sys.path.append(str(Path(__file__).parents[1]))  # machine.py
+sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 from machine import installed, machine
+from resumable import chosen, made, name_of, prepare, results
 from streams import DATA, STREAMS, Budget, write_rows
 
 from adapterhub_cl.registry.files import atomic_write_text
@@ -47,21 +46,12 @@ def jobs(streams: Iterable[str], methods: Iterable[str]) -> Iterator[Job]:
                     yield stream, method, seed
 
 
-def name_of(job: Job) -> str:
-    return "-".join(map(str, job))
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, each in a process of its own."""
     work = Path(arguments.work).resolve()
-    for folder in ("results", "logs", "locks", "hubs"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
     budget = Budget(arguments.rows, arguments.test_rows, arguments.epochs)
     asked = {"base": str(Path(arguments.base).resolve()), "quantization": arguments.quantization, **asdict(budget)}
-    told = work / "asked.json"
-    if told.exists() and json.loads(told.read_text(encoding="utf-8")) != asked:
-        sys.exit(f"{work} holds runs with other settings, see {told}; give this one another --work")
-    atomic_write_text(told, json.dumps(asked))
+    prepare(work, asked, "hubs")
     failed, left = 0, list(jobs(chosen(arguments.streams, STREAMS), chosen(arguments.methods, METHODS)))
     while left:
         job = next((one for one in left if is_ready(work, one, left)), None)
@@ -69,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
             time.sleep(10)  # another process makes what the others need
         else:
             left.remove(job)
-            failed += not made(work, job)
+            failed += not made(Path(__file__).parent, work, job, line_of)
     sys.exit(1 if failed else 0)
 
 
@@ -86,24 +76,8 @@ def is_ready(work: Path, job: Job, left: Sequence[Job]) -> bool:
         return False
 
 
-def made(work: Path, job: Job) -> bool:
-    """Make a run that is missing, unless another process is at it; False where it failed."""
-    result, log = (work / folder / f"{name_of(job)}.{end}" for folder, end in (("results", "json"), ("logs", "log")))
-    try:
-        with FileLock(work / "locks" / f"{name_of(job)}.lock", timeout=0):
-            if result.exists():
-                return True
-            words = [sys.executable, "-u", str(Path(__file__).parent), "one", "--work", str(work), *map(str, job)]
-            with log.open("a") as lines:
-                code = subprocess.run(words, stdout=lines, stderr=lines, env=os.environ, check=False).returncode
-    except Timeout:
-        return True
-    if code:
-        print(f"{name_of(job)}: failed, see {log}", file=sys.stderr, flush=True)
-        return False
-    row = json.loads(result.read_text(encoding="utf-8"))
-    print(f"{name_of(job)}: AP {row['ap']:.4f} in {row['seconds']:.0f} s", flush=True)
-    return True
+def line_of(row: Mapping[str, Any]) -> str:
+    return f"AP {row['ap']:.4f} in {row['seconds']:.0f} s"
 
 
 def one(arguments: argparse.Namespace) -> None:
@@ -130,22 +104,11 @@ def table(arguments: argparse.Namespace) -> None:
     """llm.md and llm.json of what was measured."""
     from llm_page import page
 
-    paths = sorted((Path(arguments.work) / "results").glob("*.json"))
-    rows: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if not rows:
-        sys.exit(f"{arguments.work}: nothing was measured; `run` first")
+    rows = results(Path(arguments.work))
     out = Path(arguments.output)
     atomic_write_text(out / "llm.md", page(rows))
     atomic_write_text(out / "llm.json", json.dumps(rows) + "\n")
     print(page(rows))
-
-
-def chosen(text: str, known: Iterable[str]) -> list[str]:
-    """Names with commas between, each of them known; all for none."""
-    names = [name.strip() for name in text.split(",") if name.strip()] or list(known)
-    if unknown := [name for name in names if name not in known]:
-        sys.exit(f"no {', '.join(unknown)}; there are: {', '.join(known)}")
-    return names
 
 
 def main() -> None:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-sys.path.append(str(Path(__file__).parents[1]))  # machine.py
+sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 import shop_rows
 from machine import machine
+from resumable import chosen, made, name_of, prepare, results
 
 from adapterhub_cl.registry.files import atomic_write_text
 
@@ -38,47 +38,26 @@ def jobs(files: Iterable[str], methods: Iterable[str], seeds: int) -> Iterator[J
                 yield file, method, seed
 
 
-def name_of(job: Job) -> str:
-    return "-".join(map(str, job))
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, each in a process of its own."""
     work = Path(arguments.work).resolve()
-    for folder in ("results", "logs", "locks"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
     asked = {"base": str(Path(arguments.base).resolve()), "rows": arguments.rows, "tests": arguments.test_rows}
-    told = work / "asked.json"
-    if told.exists() and json.loads(told.read_text(encoding="utf-8")) != asked:
-        sys.exit(f"{work} holds runs with other settings, see {told}; give this one another --work")
-    atomic_write_text(told, json.dumps(asked))
+    prepare(work, asked)
     why = no_trl(arguments.trl_python)
     failed = 0
     for job in jobs(chosen(arguments.files, shop_rows.FILES), chosen(arguments.methods, METHODS), arguments.seeds):
-        result = work / "results" / f"{name_of(job)}.json"
         if job[1] != "ours" and why:
             print(f"{name_of(job)}: skipped, {why}", file=sys.stderr, flush=True)
             continue
-        try:
-            with FileLock(work / "locks" / f"{name_of(job)}.lock", timeout=0):
-                if result.exists():
-                    continue
-                words = [sys.executable, "-u", str(Path(__file__).parent), "one", "--work", str(work), *map(str, job)]
-                words += ["--trl-python", arguments.trl_python]
-                with (work / "logs" / f"{name_of(job)}.log").open("a") as log:
-                    code = subprocess.run(words, stdout=log, stderr=log, env=os.environ, check=False).returncode
-                if code:
-                    failed += 1
-                    print(f"{name_of(job)}: failed, see {log.name}", file=sys.stderr, flush=True)
-                else:
-                    from shop_scores import mean
-
-                    row = json.loads(result.read_text(encoding="utf-8"))
-                    told_scores = ", ".join(f"{key} {mean(found):.4f}" for key, found in row["values"].items())
-                    print(f"{name_of(job)}: {told_scores} in {row['wall_seconds']:.0f} s", flush=True)
-        except Timeout:
-            continue  # another process is at it
+        failed += not made(Path(__file__).parent, work, job, line_of, "--trl-python", arguments.trl_python)
     sys.exit(1 if failed else 0)
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    from shop_scores import mean
+
+    scores = ", ".join(f"{key} {mean(found):.4f}" for key, found in row["values"].items())
+    return f"{scores} in {row['wall_seconds']:.0f} s"
 
 
 def no_trl(python: str) -> str:
@@ -119,10 +98,7 @@ def table(arguments: argparse.Namespace) -> None:
     """three_files.md and three_files.json of what was measured."""
     from shop_page import page
 
-    paths = sorted((Path(arguments.work) / "results").glob("*.json"))
-    rows: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if not rows:
-        sys.exit(f"{arguments.work}: nothing was measured; `run` first")
+    rows = results(Path(arguments.work))
     out = Path(arguments.output)
     atomic_write_text(out / "three_files.md", page(rows))
     atomic_write_text(out / "three_files.json", json.dumps(rows, ensure_ascii=False) + "\n")
@@ -133,14 +109,6 @@ def write(arguments: argparse.Namespace) -> None:
     """The files of one seed, to look at or to try by hand."""
     shop_rows.write(Path(arguments.work), arguments.seed, arguments.rows, arguments.test_rows)
     print(f"wrote {', '.join(shop_rows.FILES.values())} and their test rows to {arguments.work}")
-
-
-def chosen(text: str, known: Iterable[str]) -> list[str]:
-    """Names with commas between, each of them known; all for none."""
-    names = [name.strip() for name in text.split(",") if name.strip()] or list(known)
-    if unknown := [name for name in names if name not in known]:
-        sys.exit(f"no {', '.join(unknown)}; there are: {', '.join(known)}")
-    return names
 
 
 def main() -> None:
