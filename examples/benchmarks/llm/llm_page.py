@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,16 +18,19 @@ TITLES = {
     "order4": "cl15, order 4: fifteen tasks",
 }
 WAYS = {"scores": "whole", "bare": "bare"}
+ISOLATED = {"ours": "**ours**", "kin": "**ours, `--strategy kin`**"}  # an adapter a task; the others have one for all
 ABOUT = """\
 Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
 base's width), the same number of epochs, and the chat template; no rows are held out, and nothing was tuned on test
 rows. Free answers are scored by ROUGE-L against the closest right answer, choices by the share of right ones. **AP**
 is the mean score over all tasks at the end. *Ours* teaches each task to an adapter of its own and is measured three
 ways: **named** (the user says which task it is), **routed, whole prompt** and **routed, bare input** (the router
-finds the task, from the prompt with its instruction or from the input alone). All other methods have one adapter, and
-each task is named. **BWT** is the mean change of a task's score since it was learned. **Base** is how much the loss
-on general text rises, in nats per token: of ours the mean over its adapters, each of which answers for its own task
-only. `training` is the time of the optimiser's steps, on a machine that did other work as well.
+finds the task, from the prompt with its instruction or from the input alone). *kin* is ours with another start: where
+an earlier task's adapter beats a fresh one in a short race, the new task's adapter begins as a copy of it. All other
+methods have one adapter, and each task is named. **BWT** is the mean change of a task's score since it was learned.
+**Base** is how much the loss on general text rises, in nats per token: of ours the mean over its adapters, each of
+which answers for its own task only. `training` is the time of the optimiser's steps, on a machine that did other work
+as well.
 """
 
 
@@ -63,9 +67,9 @@ def section(stream: str, rows: Sequence[Run]) -> list[str]:
     for method in dict.fromkeys(row["method"] for row in rows):
         found = [row for row in rows if row["method"] == method]
         forms = {"scores": method}
-        if method == "ours":
-            forms = {"oracle": "**ours**, named", "scores": "**ours**, routed, whole prompt"}
-            forms["bare"] = "**ours**, routed, bare input"
+        if title := ISOLATED.get(method):
+            forms = {"oracle": f"{title}, named", "scores": f"{title}, routed, whole prompt"}
+            forms["bare"] = f"{title}, routed, bare input"
         for key, title in forms.items():
             aps = [statistics.fmean(row[key]) for row in found]
             cells = [
@@ -79,13 +83,13 @@ def section(stream: str, rows: Sequence[Run]) -> list[str]:
             ]
             shown.append((-statistics.fmean(aps), "| " + " | ".join(cells) + " |"))
     lines += [line for _, line in sorted(shown)]
-    ours = [row for row in rows if row["method"] == "ours"]
-    if ours:
-        lines += ["", "| ours | % |", "|---|---|"]
-        for form, key in (("whole prompt", "scores"), ("bare input", "bare")):
-            kept = (statistics.fmean(row[key]) / statistics.fmean(row["oracle"]) for row in ours)
+    for method, title in ISOLATED.items():
+        if found := [row for row in rows if row["method"] == method]:
+            lines += ["", f"| {title} | % |", "|---|---|"]
+        for form, key in (("whole prompt", "scores"), ("bare input", "bare")) if found else ():
+            kept = (statistics.fmean(row[key]) / statistics.fmean(row["oracle"]) for row in found)
             lines.append(f"| of the score with the task named ({form}) | {spread(kept)} |")
-            lines.append(f"| right task found ({form}) | {spread(row['routing'][WAYS[key]] for row in ours)} |")
+            lines.append(f"| right task found ({form}) | {spread(row['routing'][WAYS[key]] for row in found)} |")
     names = STREAMS[stream]
     lines += ["", "Score of each task at the end (mean over the seeds; ROUGE-L is marked *):", ""]
     lines += [
@@ -94,12 +98,24 @@ def section(stream: str, rows: Sequence[Run]) -> list[str]:
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         found = [row for row in rows if row["method"] == method]
-        for key, title in (
-            (("oracle", "ours, named"), ("scores", method)) if method == "ours" else (("scores", method),)
-        ):
+        named = [("oracle", f"{method}, named")] if method in ISOLATED else []
+        for key, title in (*named, ("scores", method)):
             cells = [f"{100 * statistics.fmean(row[key][k] for row in found):.1f}" for k in range(len(names))]
             lines.append(f"| {title} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [*lines, "", *helpers([row for row in rows if row.get("helped")])]
+
+
+def helpers(rows: Sequence[Run]) -> list[str]:
+    """Which task's adapter another task's adapter began as."""
+    counts = Counter(
+        (task, " + ".join(ref.partition("@")[0] for ref in parents))
+        for row in rows
+        for task, parents in row["helped"].items()
+    )
+    if not counts:
+        return []
+    lines = ["| task that kin helped | it began as | seeds |", "|---|---|---|"]
+    return [*lines, *(f"| {task} | {parents} | {times} |" for (task, parents), times in sorted(counts.items())), ""]
 
 
 def spread(values: Iterable[float]) -> str:

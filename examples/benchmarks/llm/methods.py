@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -100,14 +101,14 @@ def base_alone(place: Place) -> dict[str, Any]:
     return {"scores": found}
 
 
-def ours(place: Place) -> dict[str, Any]:
+def ours(place: Place, strategy: str = "isolated") -> dict[str, Any]:
     """An adapter a task. `oracle`: the task is named; `scores`: the router reads the whole prompt; `bare`: the input
     without its instruction."""
     hub, records = place.open(), []
     for task in place.tasks:
         if task not in {record.name for record in hub.list()}:
-            settings = place.budget.settings(place.seed)
-            hub.add_task(task, replay=f"balanced:{KEPT}", reporter=Lines(), **place.files(task), **settings)
+            settings = place.budget.settings(place.seed) | {"strategy": strategy, "replay": f"balanced:{KEPT}"}
+            hub.add_task(task, reporter=Lines(), **place.files(task), **settings)
         records.append(hub.get(task))
     told, whole, bare, right = [], [], [], {"whole": [], "bare": []}
     with hub.engine(fallback=False) as engine:
@@ -125,6 +126,7 @@ def ours(place: Place) -> dict[str, Any]:
         "bare": bare,
         "routing": {form: fmean(shares) for form, shares in right.items()},
         "bwt": 0.0,
+        "helped": {r.name: r.manifest["start"]["from"] for r in records if r.manifest.get("start", {}).get("from")},
         "base_rise": fmean(rises(records)),
         "train_seconds": sum(record.training["seconds"] for record in records),
     }
@@ -200,6 +202,7 @@ def rises(records: Sequence[Any]) -> list[float]:
 METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "base": base_alone,
     "ours": ours,
+    "kin": partial(ours, strategy="kin"),
     "multitask": multitask,
     "sequential": shared("sequential"),
     "replay": shared("replay"),
