@@ -30,7 +30,7 @@ from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.types import Task
 
-__all__ = ["Apply", "Writing", "base_writer", "seeds_of", "write_rows"]
+__all__ = ["Apply", "Writing", "base_writer", "drawn", "seeds_of", "write_rows"]
 
 ROWS, LONGEST, TOP_K = 16, 64, 50  # of `base_writer`: rows at once, tokens a text, likeliest tokens to draw from
 Apply = Callable[[Sequence[Mapping[str, float]]], AbstractContextManager[Any]]
@@ -66,16 +66,46 @@ def write_rows(
     nothing: list[Any] = [None] * len(prompts)
     given = (prompts, rows, prefixes or nothing, emit or nothing, mixtures or [{}] * len(prompts))
     written = [WrittenRow(tokenizer, set(ends), *each) for each in zip(*given, strict=True)]
-    apply = apply or (lambda _: nullcontext(model))
+    _write(model, tokenizer.pad_token_id, ends, written, halt, top_k, apply or (lambda _: nullcontext(model)))
+    return [row.finish() for row in written]
+
+
+@torch.no_grad()
+def drawn(
+    model: Any, pad_id: int, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int, seed: int
+) -> list[list[int]]:
+    """Token ids that a model writes after prompts, drawn from its whole distribution; each with the id that ended it.
+
+    Args:
+        ends: ids that end an answer.
+        longest: tokens at most.
+    """
+    own = seeds_of(seed, len(prompts))
+    rows = [
+        WrittenRow(None, set(ends), ids, Writing(longest, 1.0, seed=k)) for ids, k in zip(prompts, own, strict=True)
+    ]
+    with evaluating(model):
+        _write(model, pad_id, sorted(set(ends)), rows, lambda: False, 0, lambda _: nullcontext(model))
+    return [row.ids for row in rows]
+
+
+def _write(
+    model: Any,
+    pad_id: int,
+    ends: Sequence[int],
+    rows: Sequence[WrittenRow],
+    halt: Callable[[], bool],
+    top_k: int,
+    apply: Apply,
+) -> None:
     if can_decode(model):
-        with Decoder(model, apply, tokenizer.pad_token_id, ends, top_k=top_k, stay=True) as decoder:
-            decoder.join(written)
+        with Decoder(model, apply, pad_id, ends, top_k=top_k, stay=True) as decoder:
+            decoder.join(rows)
             while decoder.rows and not halt():
                 decoder.step()
     else:
-        with apply([row.mixture for row in written]) as changed:
-            _generate(changed, tokenizer.pad_token_id, ends, written, halt, top_k)
-    return [row.finish() for row in written]
+        with apply([row.mixture for row in rows]) as changed:
+            _generate(changed, pad_id, ends, rows, halt, top_k)
 
 
 def _generate(

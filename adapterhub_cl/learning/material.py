@@ -161,6 +161,11 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
     material = without_outdated(material)
     if request.facts:
         _refuse_other_than_facts(material)
+    if strategy.writes and raw:
+        raise UsageError(
+            f"{data.source} is raw text, and --strategy {strategy.name} learns from questions with answers",
+            "leave --strategy out, or give rows with answers",
+        )
     if data.read.prefers:
         refuse_with_preferences(order)
     if held_out is not None and held_out.read.prefers and not scorable(held_out.examples):

@@ -121,6 +121,8 @@ def _refuse_writing(registry: Registry, order: TrainOrder) -> None:
     for one in order.augments:
         if augmentation.ROOM.get(one.name).needs_base:
             objectives.refuse_writing(base, f"--augment {one.name}")
+    if order.strategy.writes:
+        objectives.refuse_writing(base, f"--strategy {order.strategy.name}")
     if request.facts:
         objectives.refuse_writing(base, "--facts")
     if request.prompt_format is not None:
@@ -137,6 +139,7 @@ def refuse_with_preferences(order: TrainOrder) -> None:
     """
     asked = {"--facts": order.request.facts, "--augment": order.augments, "--labels": order.request.labels}
     asked["--prompt-loss"] = order.settings.prompt_loss
+    asked[f"--strategy {order.strategy.name}"] = order.strategy.writes
     if found := next((name for name, value in asked.items() if value), ""):
         raise UsageError(f"{found} cannot be used with preference data", f"leave {found} out")
 

@@ -102,6 +102,7 @@ class Stage(Protocol):
         kin: versions of other tasks that were tried on the new task's rows, the best first (see `BaseStrategy.trial`).
         rate: peak learning rate of the run.
         batch: rows of one optimiser step.
+        context: the longest input that the base reads, in tokens.
     """
 
     @property
@@ -131,8 +132,28 @@ class Stage(Protocol):
     @property
     def batch(self) -> int: ...
 
+    @property
+    def context(self) -> int: ...
+
     def length(self, row: int) -> int:
         """Tokens of a row."""
+        ...
+
+    def tokens(self, row: int) -> Tokens:
+        """A row as token ids."""
+        ...
+
+    def write(self, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int) -> list[list[int]]:
+        """What the model in training writes after prompts, drawn from its own distribution: token ids, with the one of
+        `ends` that ended it. Only for strategies that say `writes`.
+
+        Args:
+            ends: ids that end an answer.
+            longest: tokens at most.
+
+        Raises:
+            UsageError: the base is divided among processes.
+        """
         ...
 
     def batches(self, rows: Sequence[int]) -> Iterator[Batch]:
@@ -197,10 +218,18 @@ class BaseStrategy:
     memory at once."""
     watches_layers: bool = False
     """Whether it looks at layers by hooks of its own, in `[rows, length, …]`: then rows are padded."""
+    writes: bool = False
+    """Whether it has the model in training write answers (`Stage.write`): then only a base that writes can be taught
+    so, and only by answers, not by preferences or raw text."""
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
+
+    @property
+    def own_loss(self) -> float:
+        """The weight of the rows' own loss; 0 where `penalty` takes its place."""
+        return 1.0
 
     @property
     def trial(self) -> Trial | None:

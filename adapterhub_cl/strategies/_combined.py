@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ class Combined(BaseStrategy):
         self.watches_layers = any(part.watches_layers for part in self.parts.values())
         penalising = [part for part in self.parts.values() if type(part).penalty is not BaseStrategy.penalty]
         self.reads_logits = any(part.reads_logits for part in penalising)
+        self.writes = any(part.writes for part in self.parts.values())
 
     @property
     def name(self) -> str:
@@ -99,6 +101,10 @@ class Combined(BaseStrategy):
     def parent(self, past: Past) -> AdapterRecord | None:
         """The version that the new adapter continues from, or is stacked on."""
         return past.newest if self.makes in ("continued", "stacked") else None
+
+    @property
+    def own_loss(self) -> float:
+        return math.prod(part.own_loss for part in self.parts.values())
 
     @property
     def trial(self) -> Trial | None:

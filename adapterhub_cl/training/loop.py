@@ -68,6 +68,8 @@ class Loop:
         self.parameters = trainable(model)
         self.at = Progress(processes=began, rows=order.rows or settings.batch_size)
         self.divided = self.accelerator.num_processes > 1 and is_divided(model)
+        # What a strategy computes beside the wrapped model, DDP does not see.
+        self.exchanged = self.divided or (self.accelerator.num_processes > 1 and not self.strategy.own_loss)
         self.best: dict[str, torch.Tensor] = {}
         self.left_out: set[int] = set()
         self.less = ExitStack()
@@ -113,7 +115,7 @@ class Loop:
         self.resume()
         # DDP is the only wrapping that is wanted; the model is on its device already. A divided base has its own, and
         # the adapter's gradients are exchanged in `exchange`.
-        if self.accelerator.num_processes > 1 and not self.divided:
+        if self.accelerator.num_processes > 1 and not self.exchanged:
             self.wrapped = self.accelerator.prepare_model(self.model)
         training_mode(self.model)
 
@@ -239,7 +241,7 @@ class Loop:
                 if world > 1 or not is_out_of_memory(error):
                     raise
                 self.use_less(error)
-        if self.divided:
+        if self.exchanged:
             self.exchange()
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip:
@@ -268,7 +270,7 @@ class Loop:
     def gradients(self, mine: Sequence[int], weights: Mapping[int, float], factor: float) -> torch.Tensor:
         """Adds up the gradients of these rows, in micro-batches; returns the loss."""
         parts = [mine[k : k + self.at.rows] for k in range(0, len(mine), self.at.rows)]
-        counted = len(parts)
+        counted, own = len(parts), self.strategy.own_loss
         if self.divided:  # all processes put the base together at the same moments
             most = -(-len(weights) // self.accelerator.num_processes)
             parts += [mine[:1]] * (-(-most // self.at.rows) - counted)
@@ -292,14 +294,17 @@ class Loop:
                     if self.strategy.reads_logits:
                         logits = self.objective.logits(self.wrapped, batch)
                         losses = self.objective.losses_given(logits, batch, self.wrapped)
-                    else:
+                    elif own:
                         logits, losses = torch.empty(0, 0), self.objective.losses(self.wrapped, batch)
-                    loss = losses.sum() * (factor if k < counted else 0.0)
+                    else:
+                        logits, losses = torch.empty(0, 0), torch.zeros(1, device=self.model.device)
+                    loss = losses.sum() * (own * factor if k < counted else 0.0)
                 penalty = self.strategy.penalty(self.stage, batch, logits) if k < counted else None
                 if penalty is not None:
                     loss = loss + penalty * (len(part) / len(mine))
                 # Not Accelerate's backward: its own scaler (`--mixed_precision fp16`) knows nothing of this optimiser.
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if loss.requires_grad:
+                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adapterhub_cl.adapters.head_files import read_layout
+from adapterhub_cl.adapters.lora import training_mode
+from adapterhub_cl.answering.writing import drawn
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.errors import UsageError
 from adapterhub_cl.strategies import Kin, Origin
 from adapterhub_cl.types import HeadRows
 
@@ -81,8 +84,28 @@ class LoopStage:
             found.setdefault(origin.task, []).append(row)
         return found
 
+    @property
+    def context(self) -> int:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 0
+        return int(limit) if limit > 0 else 4096
+
     def length(self, row: int) -> int:
         return int(self._loop.lengths[row])
+
+    def tokens(self, row: int) -> Tokens:
+        return self._loop.examples[row]
+
+    def write(self, prompts: Sequence[Sequence[int]], ends: Sequence[int], longest: int) -> list[list[int]]:
+        if self._loop.divided:
+            raise UsageError(
+                "this strategy writes answers in training, which a base divided by FSDP cannot do",
+                "train without --use_fsdp, or choose another --strategy",
+            )
+        seed = int(torch.randint(2**62, ()))  # of the generator whose state is in each checkpoint
+        with self._loop.autocast:
+            found = drawn(self.model, self._loop.pad_id, prompts, ends, longest, seed)
+        training_mode(self.model)
+        return found
 
     def batches(self, rows: Sequence[int]) -> Iterator[Batch]:
         size = self._loop.at.rows
@@ -114,8 +137,6 @@ class LoopStage:
         chosen = [loop.examples[row] for row in rows]
         with self._loop.autocast:
             found = loop.objective.perplexities(self.model, chosen, loop.pad_id, loop.at.rows)
-        from adapterhub_cl.adapters.lora import training_mode
-
         training_mode(self.model)
         return [total / max(1, count) for total, count in found]
 

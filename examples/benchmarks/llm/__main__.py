@@ -30,7 +30,7 @@ from adapterhub_cl.registry.files import atomic_write_text
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "adapterhub-cl")
 METHODS = (
     *("base", "ours", "multitask", "sequential", "replay", "distilled", "kin", "der", "inflora", "lwf", "ewc"),
-    *("olora", "osf", "forever"),
+    *("olora", "osf", "forever", "sdft"),
 )
 NEEDS_OURS = ("distilled", "multitask")  # they stand on the hub that `ours` leaves
 SEEDS = {"superni": 3}  # of the others one

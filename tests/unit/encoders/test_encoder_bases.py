@@ -120,6 +120,7 @@ def test_what_an_encoder_cannot_do_is_told_before_anything_is_loaded(
         ({"replay": "generated:5"}, "--replay generated:5 needs a base that writes"),
         ({"augment": "generation:1"}, "--augment generation needs a base that writes"),
         ({"prompt_format": "alpaca"}, "a prompt format needs a base that writes"),
+        ({"strategy": "sdft"}, "--strategy sdft needs a base that writes"),
     ):
         with pytest.raises(UsageError, match=told):
             hub.add_task("colours", good, **options)

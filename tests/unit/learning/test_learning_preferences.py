@@ -120,6 +120,7 @@ def test_judged_answers(hub: AdapterHub, tmp_path: Path) -> None:
         ({"augment": "swap:1"}, "--augment"),
         ({"prompt_loss": 0.5}, "--prompt-loss"),
         ({"kind": "choice"}, "--kind choice"),
+        ({"strategy": "sdft"}, "--strategy sdft"),
         ({"beta": 0.0}, "--beta must be above 0"),
         ({"desirable_weight": -1.0}, "--desirable-weight"),
         ({"desirable_weight": 0.0, "undesirable_weight": 0.0}, "cannot both be 0"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub_cl.errors import DataError
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.learning.request import _usual_columns
 
 TOLD = {"input": "body", "output": "team"}
@@ -49,3 +50,12 @@ def test_an_update_does_not_leave_out_judgements_that_are_new(tmp_path: Path) ->
     assert _usual_columns(before, str(data), free=False) == told
     before[0]["unused"] = ["thumb"]
     assert _usual_columns(before, str(data)) == told, "the user has left it out before"
+
+
+def test_what_learns_from_written_answers_takes_no_raw_text(tmp_path: Path) -> None:
+    hub = AdapterHub.init(tmp_path / "hub", base="tiny", quantization="none")
+    text = tmp_path / "notes.txt"
+    text.write_text("The river is long.\nThe house is old.\n")
+    with pytest.raises(UsageError, match="is raw text, and --strategy sdft"):
+        hub.add_task("notes", text, strategy="sdft")
+    assert not hub.list()

@@ -37,6 +37,7 @@ def test_isolated_starts_afresh_and_does_nothing_else() -> None:
         ("sequential", "continued", True),
         ("replay", "continued", True),
         ("lwf", "continued", True),
+        ("sdft", "continued", True),
         ("olora", "stacked", True),
         ("replay+olora", "stacked", True),
         ("lwf+ewc+replay", "continued", True),
