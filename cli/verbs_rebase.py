@@ -16,6 +16,8 @@ from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.rebasing.rebase_options import RebaseOptions
 from adapterhub_cl.settings import TrainingSettings
 
+LEARNED = ("data", "samples", "pseudo-samples")
+
 if TYPE_CHECKING:
     from adapterhub_cl.rebasing.rebase_steps import Rebased, TaskMove
 
@@ -85,12 +87,12 @@ def _show_plan(found: Rebased) -> None:
         ],
         right=("rows", "expected retention"),
     )
-    for source in ("data", "samples"):
+    for source in LEARNED:
         count = max((one.expected_from for one in found.tasks if one.source == source), default=0)
         if count:
             many = f"the mean of the {count} tasks that were" if count > 1 else "what the one task kept that was"
             print(f"expected from {source}: {many} moved into this hub from {source}")
-    if not expects and any(one.state == "planned" and one.source in ("data", "samples") for one in found.tasks):
+    if not expects and any(one.state == "planned" and one.source in LEARNED for one in found.tasks):
         print(
             "what the tasks will keep cannot be told before one of them was moved to this base: move one with "
             "--tasks NAME, and --dry-run expects the same of the others"

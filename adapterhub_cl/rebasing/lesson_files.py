@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from adapterhub_cl.rebasing.new_hub import FOLDER
-from adapterhub_cl.rebasing.task_sources import TaskSource
+from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
 from adapterhub_cl.registry import Registry, seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text, sha256_file
 from adapterhub_cl.types import Example
@@ -65,7 +65,9 @@ def read_lesson(registry: Registry, source: TaskSource, asked: int = 0) -> Writt
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    now = (source.record.ref, source.source, len(source.rows), len(source.held), asked)
+    # Where the old version wrote the rows that it is measured on too, the source does not know how many.
+    held = found.held if source.source == PSEUDO and not source.held else len(source.held)
+    now = (source.record.ref, source.source, len(source.rows), held, asked)
     same = (found.ref, found.source, found.rows - found.written, found.held, found.asked) == now
     return found if same and found.old_score is not None else None
 

@@ -32,8 +32,8 @@ class RebaseOptions:
         check="adapterhub_cl.rebasing.rebase_options:check_budget",
     )  # fmt: skip
     pseudo_samples: int = option(
-        0, "where a task's data are gone: further rows that the old version writes and answers itself, beside the "
-        "samples that are left; only from bases that write",
+        0, "where a task's data are gone: rows that the old version writes and answers itself, beside the samples that "
+        "are left, or alone where none are; only from bases that write",
         check="adapterhub_cl.rebasing.rebase_options:check_pseudo_samples",
     )  # fmt: skip
     quantization: str = option(

@@ -28,7 +28,7 @@ from adapterhub_cl.learning.chosen_settings import carry_choice, settings_of
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import lesson_files, rebinding, relearning
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
-from adapterhub_cl.rebasing.pseudo_rows import pseudo_rows, wanted_of
+from adapterhub_cl.rebasing.pseudo_rows import measured_on_written, pseudo_rows, wanted_of
 from adapterhub_cl.rebasing.rebase_options import RebaseOptions
 from adapterhub_cl.rebasing.task_sources import TaskSource, source_of_task
 from adapterhub_cl.registry import Registry
@@ -44,7 +44,7 @@ class TaskMove:
 
     Attributes:
         old, new: versions; `new` is empty where there is none yet.
-        source: `data`, `samples`, `rebound`, or empty.
+        source: `data`, `samples`, `pseudo-samples`, `rebound`, or empty.
         state: `planned`, `moved`, `rejected`, `not movable` or `failed`.
         reason: why it is not movable, failed, or is not learned from its data.
         rows: rows to learn from; `held` rows that it is measured on.
@@ -190,7 +190,7 @@ def _planned(
         if name in moved and not (options.again and moved[name].status == "rejected"):
             found.append(_told(moved[name], serving[name]))
             continue
-        source = source_of_task(registry, there.base, name, options.budget)
+        source = source_of_task(registry, there.base, name, options.budget, options.pseudo_samples)
         move = _of(source, wanted_of(registry.base, source, options.pseudo_samples, options.budget))
         kept = [one.retention for one in done if one.source == move.source and one.retention is not None]
         known = bool(kept) and move.metric != "perplexity"
@@ -204,7 +204,8 @@ def _of(found: TaskSource, pseudo: int = 0) -> TaskMove:
     Args:
         pseudo: pseudo-samples that would be written beside its rows.
     """
-    further = (f"up to {pseudo} pseudo-samples are written beside them",) if pseudo else ()
+    beside = " beside them" if found.rows else ""
+    further = (f"up to {pseudo} pseudo-samples are written{beside}",) if pseudo else ()
     return TaskMove(
         found.task.name,
         found.record.ref,
@@ -266,7 +267,7 @@ def _prepared(
             moves[name] = _told(moved[name], serving[name])
             _take_aliases(registry, target, moves[name])
             continue
-        found = source_of_task(registry, new.base, name, options.budget)
+        found = source_of_task(registry, new.base, name, options.budget, options.pseudo_samples)
         moves[name] = _of(found)
         if not found.source:
             continue
@@ -275,7 +276,7 @@ def _prepared(
         if lesson is None:
             relearning.drop_runs(target, name)
             try:
-                written = pseudo_rows(old, found, pseudo)
+                found, written = measured_on_written(found, pseudo_rows(old, found, pseudo))
                 lesson = lesson_files.write_rows(target, found, written, pseudo)
                 lesson = relearning.old_score(old, found, lesson)
             except (BaseModelError, IntegrityError, AdapterError) as error:

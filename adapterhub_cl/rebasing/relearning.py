@@ -18,7 +18,7 @@ from adapterhub_cl.learning.order import finished, order_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
-from adapterhub_cl.rebasing.task_sources import TaskSource
+from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.settings import TrainingSettings
@@ -42,7 +42,8 @@ def old_score(hub: Hub, found: TaskSource, lesson: WrittenLesson) -> WrittenLess
     held = Probe(found.task, found.held, where, length_of(found.record), found.held_sha256)
     score = score_version(hub, found.record, held)
     lesson = replace(lesson, old_score=score.value, old_n=score.n, old_measured=score.value)
-    if found.measured_on or found.facts:  # facts are learned and measured on the same rows by both versions
+    # Facts are learned and measured on the same rows by both versions; what the old one wrote it has no other score on.
+    if found.measured_on or found.facts or found.source == PSEUDO:
         return lesson
     task, ref, shown = found.task, found.record.ref, f"{score.value:.4g}"
     known = recorded_held_out(found)

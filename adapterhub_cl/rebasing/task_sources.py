@@ -18,7 +18,7 @@ from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import samples_of
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
-DATA, SAMPLES = "data", "samples"
+DATA, SAMPLES, PSEUDO = "data", "samples", "pseudo-samples"
 HELD_SHARE = 0.25  # of the rows, where there is no held-out file; the rest is learned
 
 
@@ -28,8 +28,8 @@ class TaskSource:
 
     Attributes:
         record: the version that answers for it in the old hub.
-        source: `data`, `samples`, or empty where it cannot be learned again; `reason` says why, or why it is not the
-            data.
+        source: `data`, `samples`, `pseudo-samples`, or empty where it cannot be learned again; `reason` says why, or
+            why it is not the data.
         rows: what it would be learned from.
         held: what both versions are scored on.
         measured_on: the held-out file, as recorded scores name it; empty if `held` are rows that were held back.
@@ -37,6 +37,7 @@ class TaskSource:
         same_file: the original data file, where it is learned as it is, with its columns.
         first: the version whose training settings are taken over.
         notes: what else the user should know.
+        nothing_kept: whether there are neither data nor samples, and the old version might write rows.
     """
 
     task: Task
@@ -53,17 +54,25 @@ class TaskSource:
     facts: bool = False
     first: AdapterRecord | None = None
     notes: tuple[str, ...] = ()
+    nothing_kept: bool = False
 
 
-def source_of_task(registry: Registry, base: BaseInfo, name: str, budget: int | None = None) -> TaskSource:
+def source_of_task(
+    registry: Registry, base: BaseInfo, name: str, budget: int | None = None, pseudo: int = 0
+) -> TaskSource:
     """What a task would be learned from: its original data if they still lie unchanged where they were, otherwise its
-    replay samples.
+    replay samples, otherwise rows that the old version writes; those are not there yet.
 
     Args:
         base: the new base.
         budget: the most rows to learn from; None: all.
+        pseudo: how many rows old versions may write; 0: none.
     """
     found = _whole_source(registry, base, name)
+    if found.nothing_kept and objectives.of(registry.base).writes:
+        if not pseudo:
+            return replace(found, reason=f"{found.reason}; --pseudo-samples 200 lets {found.record.ref} write some")
+        return _with_held_file(registry, replace(found, source=PSEUDO))
     if budget is None or len(found.rows) <= budget or found.facts or found.task.kind == "text":
         return found
     note = f"{budget} of {len(found.rows)} rows are learned (--budget)"
@@ -107,7 +116,7 @@ def _whole_source(registry: Registry, base: BaseInfo, name: str) -> TaskSource:
     try:
         samples = samples_of(registry, name, own)
         if samples is None:
-            return _none(found, f"{reason}, and it keeps no replay samples")
+            return replace(_none(found, f"{reason}, and it keeps no replay samples"), nothing_kept=True)
         return _split(registry, replace(found, source=SAMPLES, rows=list(samples.examples), reason=reason))
     except AdapterHubError as error:
         return _none(found, error.message)
@@ -158,12 +167,9 @@ def _split(registry: Registry, found: TaskSource) -> TaskSource:
     Raises:
         DataError: too few rows are left to learn from.
     """
-    probe = probe_of(registry, found.task.name)
-    if probe is not None and probe.sha256:
-        probe = without(probe, outdated_of(found.record, found.task.name))
-    if probe is not None and probe.sha256:
-        kept = replace(found, held=list(probe.examples), measured_on=probe.data, held_sha256=probe.sha256)
-        kept = kept if probe.left_out else replace(kept, held_file=probe.data)
+    kept = _with_held_file(registry, found)
+    if kept.measured_on:
+        pass
     elif found.facts:
         kept = replace(found, held=found.rows, notes=(*found.notes, "measured on the facts themselves"))
     else:
@@ -178,6 +184,17 @@ def _split(registry: Registry, found: TaskSource) -> TaskSource:
     if len(kept.rows) < FEWEST and found.task.kind != "text":
         raise DataError(f"{len(kept.rows)} rows are too few to learn from", "")
     return kept
+
+
+def _with_held_file(registry: Registry, found: TaskSource) -> TaskSource:
+    """With the rows of the held-out file, if it is still there."""
+    probe = probe_of(registry, found.task.name)
+    if probe is not None and probe.sha256:
+        probe = without(probe, outdated_of(found.record, found.task.name))
+    if probe is None or not probe.sha256:
+        return found
+    kept = replace(found, held=list(probe.examples), measured_on=probe.data, held_sha256=probe.sha256)
+    return kept if probe.left_out else replace(kept, held_file=probe.data)
 
 
 def held_back(task: Task, pool: Sequence[Example], most: int) -> list[Example]:

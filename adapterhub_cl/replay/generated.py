@@ -62,6 +62,22 @@ def novel(
     return kept
 
 
+def best(
+    written: Sequence[tuple[Example, float]], examples: Sequence[Example], size: int, labels: bool
+) -> list[Example]:
+    """At most `size` of the written examples, chosen as described above.
+
+    Args:
+        written: with the confidence of each answer; at least one.
+        examples: the data.
+        labels: whether answers are labels.
+    """
+    least = LEAST_CONFIDENCE if labels else statistics.median(confidence for _, confidence in written)
+    kept = [example for example, _ in novel(written, examples, least)]
+    groups = by_answer(kept) if labels else [list(range(len(kept)))]
+    return [kept[i] for i in in_turn(groups, size)]
+
+
 class Policy(BasePolicy):
     """Samples that the adapter generated; none of the data is stored."""
 
@@ -79,8 +95,4 @@ class Policy(BasePolicy):
         written = evidence.write(OVERSAMPLE * size, generator.randrange(2**31))
         if not written:
             return []
-        labels = few_answers(examples)
-        least = LEAST_CONFIDENCE if labels else statistics.median(confidence for _, confidence in written)
-        kept = [example for example, _ in novel(written, examples, least)]
-        groups = by_answer(kept) if labels else [list(range(len(kept)))]
-        return [kept[i] for i in in_turn(groups, size)]
+        return best(written, examples, size, few_answers(examples))

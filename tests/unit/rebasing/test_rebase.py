@@ -438,3 +438,52 @@ def test_the_old_version_writes_rows_where_its_data_are_gone(pico_path: Callable
     assert AdapterHub.open(tmp_path / "new").get(moved.new).manifest["rebased_from"]["pseudo_samples"] == written
     with pytest.raises(UsageError, match="--pseudo-samples must be at least 0"):
         hub.rebase(str(pico_path("qwen2")), to=str(tmp_path / "x"), pseudo_samples=-1)
+
+
+def test_a_task_of_which_nothing_is_kept_is_learned_from_what_the_old_version_writes(
+    pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    hub = new_hub(tmp_path / "old", pico_path("llama"))
+    own: dict[str, Any] = {"rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64, "prompt_loss": 0.5}
+    rows, tests = data(tmp_path, COLOURS, 24), data(tmp_path, COLOURS, 6, 40)
+    hub.add_task("colours", rows, kind="choice", epochs=6, replay="none", **own)
+    qwen, asked = str(pico_path("qwen2")), {"to": str(tmp_path / "new")}
+    rows.unlink()
+    [plain] = hub.rebase(qwen, dry_run=True, **asked).tasks
+    assert plain.state == "not movable"
+    assert plain.reason.endswith("it keeps no replay samples; --pseudo-samples 200 lets colours@v1 write some")
+    [planned] = hub.rebase(qwen, dry_run=True, pseudo_samples=24, **asked).tasks
+    assert (planned.source, planned.rows, planned.notes) == (
+        "pseudo-samples",
+        0,
+        ("up to 24 pseudo-samples are written",),
+    )
+
+    notes = Notes()
+    given: dict[str, Any] = {**asked, "min_retention": 0, "epochs": 1, "reporter": notes}
+    moved = hub.rebase(qwen, pseudo_samples=24, **given).tasks[0]
+    folder = tmp_path / "new" / "rebase" / "colours"
+    learned, held = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("train.jsonl", "held-out.jsonl")
+    )
+    assert (moved.source, moved.state, moved.old_score) == ("pseudo-samples", "moved", 1.0)
+    assert (moved.rows, moved.held) == (len(learned), len(held))
+    assert 1 <= len(held) <= len(learned) / 2
+    assert {row["output"] for row in learned + held} <= set(COLOURS)
+    assert not {row["input"] for row in learned} & {row["input"] for row in held}
+    assert any(f"measured on {len(held)} rows that colours@v1 wrote itself" in line for line in notes.said)
+    told = AdapterHub.open(tmp_path / "new").get(moved.new).manifest["rebased_from"]
+    assert (told["source"], told["pseudo_samples"]) == ("pseudo-samples", len(learned))
+
+    few = hub.rebase(qwen, to=str(tmp_path / "few"), pseudo_samples=1).tasks[0]
+    assert few.state == "not movable"
+    assert "rows of which it is sure" in few.reason
+
+    hub.add_task("colours", data(tmp_path, COLOURS, 24, 7), eval=tests, kind="choice", epochs=6, replay="none", **own)
+    data(tmp_path, COLOURS, 24, 7).unlink()
+    third = {"to": str(tmp_path / "third"), "pseudo_samples": 24}
+    [again] = hub.rebase(qwen, dry_run=True, **third).tasks
+    assert (again.source, again.held) == ("pseudo-samples", 6), "the held-out file is still there"
+    [moved] = hub.rebase(qwen, min_retention=0, epochs=1, **third).tasks
+    assert (moved.state, moved.held) == ("moved", 6)
