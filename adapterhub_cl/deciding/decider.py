@@ -90,6 +90,10 @@ class Decider:
         found = [self.opened.note] if self.opened is not None and self.opened.note else []
         if self._without:
             found.append(f"the router cannot choose {', '.join(self._without)}, without replay samples: use --task")
+        found += [
+            f"which questions name a subject of {task} cannot be told, so the router alone decides about it: {why}"
+            for task, why in self._scopes.unread.items()
+        ]
         if self._dora:
             found.append(f"the router cannot choose {', '.join(self._dora)}, because DoRA cannot be mixed: use --task")
         return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from adapterhub_cl.adapters.serving import ServingTable
 from adapterhub_cl.deciding.proper_names import words_of
 from adapterhub_cl.deciding.scope import Bounds, FactScope, Phrase, Scopes, question_of
+from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.registry import samples
 from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.types import AdapterRecord, Example
@@ -43,6 +44,9 @@ class HubScopes:
     Args:
         kept: the samples that a router learns of a task.
         is_word: whether a word (case-folded) is in the base's vocabulary.
+
+    Attributes:
+        unread: task → why its subjects cannot be read. Only the router decides about such a task.
     """
 
     def __init__(self, kept: Callable[[str, AdapterRecord], Sequence[Example]], is_word: Callable[[str], bool]) -> None:
@@ -51,6 +55,7 @@ class HubScopes:
         self._sources: dict[str, str] = {}  # task → hash of the samples that its scope was read from
         self._keepers: Mapping[str, AdapterRecord] = {}
         self._words: dict[str, str] = {}  # task → the words of its samples, as scopes compare them
+        self.unread: dict[str, str] = {}
 
     def refresh(self, table: ServingTable, tasks: Collection[str], keepers: Mapping[str, AdapterRecord]) -> None:
         """Read the subjects of what serves each task; where a version made of others does, of the task's newest one.
@@ -71,9 +76,15 @@ class HubScopes:
         if sources == self._sources:
             return
         read: dict[str, FactScope] = {}
+        self.unread = {}
         for task, one in readers.items():
             same = self._sources.get(task) == sources[task]
-            scope = self._scopes.tasks.get(task) if same else scope_of(one)
+            try:
+                scope = self._scopes.tasks.get(task) if same else scope_of(one)
+            except IntegrityError as error:
+                self.unread[task] = error.message
+                del sources[task]  # it is looked at again
+                continue
             if scope is not None:
                 read[task] = scope
         self._scopes, self._sources = Scopes(read, self._mentions, self._is_word), sources
@@ -85,7 +96,10 @@ class HubScopes:
     def _mentions(self, task: str, phrase: Phrase) -> bool:
         """Whether a task's samples have a phrase."""
         if task not in self._words:
-            kept = self._kept(task, self._keepers[task]) if task in self._keepers else ()
+            try:
+                kept = self._kept(task, self._keepers[task]) if task in self._keepers else ()
+            except IntegrityError:  # damaged samples rule nothing out
+                kept = ()
             texts = (question_of(example) or example.answer or "" for example in kept)
             self._words[task] = "".join(f" {' '.join(word.key for word in words_of(text))} \n" for text in texts)
         return f" {' '.join(phrase)} " in self._words[task]

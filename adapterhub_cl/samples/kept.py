@@ -17,14 +17,18 @@ def kept_samples(record: AdapterRecord) -> list[Example]:
     if not path.is_file() or path.stat().st_size == 0:
         return []
     found = []
-    rows = read_rows(path)
+    hint = "restore it from a copy of the hub; see cl-adapter verify"
+    try:
+        rows = read_rows(path)
+    except DataError as error:
+        raise DataError(f"the replay samples of {record.ref} are damaged: {error.message}", hint) from error
     for k, row in enumerate(rows.rows):
         try:
             example = Example.from_json({"input": "", **row})
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{rows.where(k)}: not a replay sample", "run cl-adapter verify") from error
+            raise DataError(f"{rows.where(k)}: not a replay sample", hint) from error
         if example.answer is None:
-            raise DataError(f"{rows.where(k)}: not a replay sample", "run cl-adapter verify")
+            raise DataError(f"{rows.where(k)}: not a replay sample", hint)
         found.append(example)
     return found
 

@@ -101,3 +101,27 @@ def test_a_version_made_of_others_is_asked_what_the_task_knows_and_dropped_sampl
     assert to(hub, "kirk hill's mayor?") == ["both@v1"]
     (found,) = hub.route([ASKED])
     assert "Quillhaven" not in found.why
+
+
+def test_damaged_samples_of_facts_do_not_stop_the_other_tasks(hub: AdapterHub) -> None:
+    hub.route([SUM])  # stores the fitted router
+    path = hub.get("town").path / "replay.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"garbage")
+    with hub.engine() as engine:
+        assert [p.adapter for p in engine.predict([SUM], max_new_tokens=1)] == ["sums@v1"]
+        (note,) = engine.notes
+    assert note.startswith("which questions name a subject of town cannot be told, so the router alone decides")
+    assert "SHA-256" in note
+    path.write_bytes(whole)
+    with hub.engine() as engine:
+        assert [p.adapter for p in engine.predict([ASKED], max_new_tokens=1)] == ["town@v1"]
+        assert engine.notes == []
+
+
+def test_damaged_samples_of_another_task_rule_out_no_subject(hub: AdapterHub) -> None:
+    hub.route([SUM])
+    path = hub.get("sums").path / "replay.jsonl"
+    path.write_bytes(path.read_bytes() + b"garbage")
+    (found,) = hub.route([ASKED])
+    assert found.why == "names Quillhaven"
