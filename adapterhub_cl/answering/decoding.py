@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
+from adapterhub_cl.answering.one_token_attention import one_token_attention
 from adapterhub_cl.answering.written import WrittenRow, take_tokens
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.data.batches import to_left_padded
@@ -217,8 +218,10 @@ class Decoder:
             self._out()
             self._entered.enter_context(context)
             self._inside = context
+        quick = one_token_attention(self._base) if ids.shape[1] == 1 else nullcontext()
         try:
-            scores: torch.Tensor = self._base(**given).logits[:, -1].float()
+            with quick:
+                scores: torch.Tensor = self._base(**given).logits[:, -1].float()
         finally:
             if not self._stay:
                 self._out()
