@@ -99,7 +99,8 @@ class Evaluation:
         value: the metric's value; a share between 0 and 1, except for `perplexity`.
         n: number of examples it was measured on.
         data: where the examples came from (a path, or `replay`).
-        details: per-class report, intervals, other metrics of the same pass.
+        details: per-class report, intervals, other metrics of the same pass, `cut_inputs` where inputs were longer than
+            the task's limit.
     """
 
     task: str

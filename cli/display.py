@@ -206,4 +206,5 @@ def score_line(evaluation: Evaluation) -> str:
         return f"retention: {scores} (n {evaluation.n})"  # a ratio to next to nothing says nothing
     if "before" in told and "after" in told:
         spread += f"{told.get('of', 'score')} {value(told['before'])} → {value(told['after'])}, "
-    return f"{evaluation.metric} {value(evaluation.value)} ({spread}n {evaluation.n})"
+    cut = f", {told['cut_inputs']} inputs cut to the task's limit" if told.get("cut_inputs") else ""
+    return f"{evaluation.metric} {value(evaluation.value)} ({spread}n {evaluation.n}{cut})"

@@ -56,6 +56,12 @@ def evaluate(
         session.give({"results": [_result(ref, score, report) for ref, score in found]})
         return
     display.scores(found)
+    for ref, score in found:
+        if cut := score.details.get("cut_inputs"):
+            session.note(
+                f"note: {cut} of {score.n} inputs of {score.task} are longer than {ref} was trained to read, and were "
+                "cut to that limit; a version trained with a larger --max-length reads more of them"
+            )
     if report:
         for ref, score in found:
             if score.details.get("classes"):
@@ -124,4 +130,5 @@ def bisect(
 def _result(ref: str, score: Evaluation, report: bool) -> dict[str, Any]:
     row = {"adapter": ref, "task": score.task, "metric": score.metric, "value": score.value, "n": score.n}
     row |= {"interval": score.details.get("interval"), "data": score.data}
+    row |= {"cut_inputs": score.details["cut_inputs"]} if "cut_inputs" in score.details else {}
     return {**row, "report": score.details.get("classes")} if report else row

@@ -195,7 +195,7 @@ def _right(
         answering(hub.registry, hub.base, record.ref) as model,
         hub.reporter.piece(f"asking {record.ref}", len(known)) as advance,
     ):
-        wanted, found = answered(
+        wanted, found, _ = answered(
             model,
             hub.base.tokenizer,
             objectives.of(hub.base.info),

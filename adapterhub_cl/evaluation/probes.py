@@ -144,7 +144,7 @@ def score_rows(
     reporter = reporter or Reporter()
     task, rows = probe.task, probe.examples
     with reporter.piece(what or f"measuring {task.name}", len(rows)) as advance:
-        gold, said = answered(
+        gold, said, _ = answered(
             model,
             base.tokenizer,
             objectives.of(base.info),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,6 +62,7 @@ def evaluate(
             )
         ]
     details: dict[str, Any] = {}
+    cut = 0
     if task.kind == "text":
         encode = objective.tokeniser(tokenizer, task, max_length)
         gold = [encode.gold(example) for example in examples]
@@ -72,7 +73,7 @@ def evaluate(
         total, count = sum(s for s, _ in losses), sum(n for _, n in losses)
         scores = metrics.score(task, gold, gold, nll_sum=total, n_tokens=count)
     else:
-        gold, predicted = answered(
+        found = answered(
             model,
             tokenizer,
             objective,
@@ -83,14 +84,28 @@ def evaluate(
             batch_size=batch_size,
             progress=progress,
         )
+        gold, predicted, cut = found
         scores = metrics.score(task, gold, predicted, references=[example.references for example in examples])
         if task.kind == "choice":
             details = metrics.classification_report(gold, predicted, list(task.labels))
     order = sorted(scores, key=lambda name: name != task.metric)
-    return [
-        Evaluation(task.name, name, scores[name], len(gold), data, _details(name, scores[name], len(gold), details))
-        for name in order
-    ]
+    more = {name: _details(name, scores[name], len(gold), details) for name in order}
+    if cut:
+        more[order[0]]["cut_inputs"] = cut
+    return [Evaluation(task.name, name, scores[name], len(gold), data, more[name]) for name in order]
+
+
+class Answered(NamedTuple):
+    """What a model answers to examples.
+
+    Attributes:
+        gold, said: the right answer and the model's to each.
+        cut: inputs that are longer than the task's limit, and were cut.
+    """
+
+    gold: list[str]
+    said: list[str]
+    cut: int
 
 
 def answered(
@@ -104,7 +119,7 @@ def answered(
     dtype: torch.dtype,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[str], list[str]]:
+) -> Answered:
     """The right answer and the model's answer to each example of a task that is not raw text; arguments as in
     `evaluate`."""
     encode = objective.tokeniser(tokenizer, task, max_length)
@@ -123,7 +138,7 @@ def answered(
             ),
             progress=progress,
         )
-    return gold, [answer.text for answer in found]
+    return Answered(gold, [answer.text for answer in found], sum(answer.truncated for answer in found))
 
 
 def dev_figures(

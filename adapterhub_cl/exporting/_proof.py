@@ -92,7 +92,7 @@ def answers_of(model: Any, base: LoadedBase, probe: Probe, order: ExportOrder, w
         if task.kind == "text":
             one = evaluate(model, base.tokenizer, objective, task, probe.examples, data=probe.data, **options)[0]
             return Answers((), as_share(one.metric, one.value))
-        gold, said = answered(model, base.tokenizer, objective, task, probe.examples, **options)
+        gold, said, _ = answered(model, base.tokenizer, objective, task, probe.examples, **options)
     return scored(probe, gold, said)
 
 
