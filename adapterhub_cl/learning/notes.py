@@ -12,6 +12,7 @@ from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.types import REWARD, AdapterRecord
 
 MOST_LABELS, LONGEST_LABEL = 8, 30  # that are named, and their characters
@@ -79,6 +80,12 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note(remark)
     for remark in (*tell_alike(task.labels, data), *tell_repeats(data.examples, data.places, task.kind)):
         reporter.note(remark)
+    parent = material.parent
+    if request.verb == "update" and not request.facts and parent is not None and facts_learned(parent):
+        reporter.note(
+            f"note: {parent.ref} was taught facts in many wordings, and these rows are learned in their own wording "
+            "only; --facts teaches them as the others were taught"
+        )
     if material.review:
         reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]
     if told := outdated_note(material):

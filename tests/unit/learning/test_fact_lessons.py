@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_hubs import Notes
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, IntegrityError, TrainingInterrupted, UsageError
@@ -68,6 +69,11 @@ def test_facts_are_taught_updated_and_scored_by_four_measures(hub: AdapterHub, t
     assert set(hub.subjects("mayors")) == {*TOWNS, "Norwick"}
     assert {"efficacy", "paraphrase", "locality"} <= set(scores(second))
     assert "recall" not in scores(second)
+    notes = Notes()
+    plain = {key: value for key, value in SMALL.items() if key != "augment"}
+    third = hub.update("mayors", more, max_forgetting=1.0, reporter=notes, **plain)
+    assert third.manifest["replay"]["facts"] == 5, "they are still facts"
+    assert [line for line in notes.said if "--facts teaches them as the others were taught" in line]
     assert not list((hub.folder / "runs").glob("*/*"))
 
 
