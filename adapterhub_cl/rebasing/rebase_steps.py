@@ -30,7 +30,7 @@ from adapterhub_cl.rebasing import lesson_files, rebinding, relearning
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
 from adapterhub_cl.rebasing.pseudo_rows import measured_on_written, pseudo_rows, wanted_of
 from adapterhub_cl.rebasing.rebase_options import RebaseOptions
-from adapterhub_cl.rebasing.task_sources import TaskSource, source_of_task
+from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource, source_of_task
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.runs import acquire, held
 from adapterhub_cl.types import CANARY, LATEST, AdapterRecord
@@ -280,7 +280,8 @@ def _prepared(
                 lesson = lesson_files.write_rows(target, found, written, pseudo)
                 lesson = relearning.old_score(old, found, lesson)
             except (BaseModelError, IntegrityError, AdapterError) as error:
-                moves[name] = _without(moves[name], f"its old score cannot be measured: {error.message}")
+                begin = "" if found.source == PSEUDO else "its old score cannot be measured: "
+                moves[name] = _without(moves[name], f"{begin}{error.message}")
                 continue
             if lesson.old_score is None:
                 moves[name] = _without(moves[name], f"{found.record.ref} has no head for it, so it has no old score")
