@@ -23,14 +23,20 @@ ABOUT = """\
 Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
 base's width), the same number of epochs, and the chat template; no rows are held out, and nothing was tuned on test
 rows. Free answers are scored by ROUGE-L against the closest right answer, choices by the share of right ones. **AP**
-is the mean score over all tasks at the end. *Ours* teaches each task to an adapter of its own and is measured three
-ways: **named** (the user says which task it is), **routed, whole prompt** and **routed, bare input** (the router
-finds the task, from the prompt with its instruction or from the input alone). *kin* is ours with another start: where
-an earlier task's adapter beats a fresh one in a short race, the new task's adapter begins as a copy of it. All other
-methods have one adapter, and each task is named. **BWT** is the mean change of a task's score since it was learned.
-**Base** is how much the loss on general text rises, in nats per token: of ours the mean over its adapters, each of
-which answers for its own task only. `training` is the time of the optimiser's steps, on a machine that did other work
-as well.
+is the mean score over all tasks at the end.
+
+- *Ours* teaches each task to an adapter of its own and is measured three ways: **named** (the user says which task it
+  is), **routed, whole prompt** and **routed, bare input** (the router finds the task, from the prompt with its
+  instruction or from the input alone).
+- *kin* is ours with another start: where an earlier task's adapter beats a fresh one in a short race, the new task's
+  adapter begins as a copy of it.
+- All other methods have one adapter, and each task is named. `replay`, `der` and `forever` keep 16 rows of each task.
+- *distilled* is the one adapter that `distill` makes of ours. It has the same rows, but passes over them eight times,
+  which is its default, and chooses its best epoch on a tenth of them.
+
+**BWT** is the mean change of a task's score since it was learned. **Base** is how much the loss on general text rises,
+in nats per token: of ours the mean over its adapters, each of which answers for its own task only. `training` is the
+time of the optimiser's steps, on a machine that did other work as well.
 """
 
 
