@@ -24,6 +24,7 @@ from adapterhub_cl.loop.incident import incident
 from adapterhub_cl.loop.learn_options import LearnOptions
 from adapterhub_cl.loop.surprise import surprise
 from adapterhub_cl.registry.files import now
+from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.traffic.cleaning import question_of
 from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.traffic.lesson_book import CANARY, FAILED, GATHERED, PROMOTED, REFUSED, ROLLED_BACK, Lesson, Lessons
@@ -179,10 +180,12 @@ class LearnTask:
             asked |= {"kind": "choice"} if lesson.detail.get("labelled") else {}
         if self.options.max_forgetting is not None:
             asked["max_forgetting"] = self.options.max_forgetting
+        served = self.registry.get(lesson.served_before) if lesson.served_before else None
+        if lesson.verb == "update" and served is not None and facts_learned(served):
+            asked["facts"] = True  # one wording of a correction would leave the others as they were
         request, run = build(
             self.registry, lesson.verb, lesson.task, None if resume else file, resume, {} if resume else asked
         )
-        served = self.registry.get(lesson.served_before) if lesson.served_before else None
         if served is not None and served.name == request.name:  # a newer version may have been taken back
             request = replace(request, start=served.ref)
         if run is not None and (done := finished(self.registry, request, run, self.hub.reporter)) is not None:

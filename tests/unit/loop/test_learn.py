@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import routed_hubs
 from encoder_hubs import ANIMALS, COLOURS, QUICK, new_hub, rows, teach
 from traffic_support import answer
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import DataError, GateRefused, TrainingError, UnknownNameError, UsageError
+from adapterhub_cl.learning import teaching
 from adapterhub_cl.loop import gathered, learn_steps
 from adapterhub_cl.loop.learn_call import alone, watch
 from adapterhub_cl.traffic.journal import Said
@@ -399,3 +401,27 @@ def test_a_hub_with_traffic_is_whole(hub: AdapterHub) -> None:
     said(hub, 48)
     learn(hub)
     assert [problem.path for problem in hub.verify()] == []
+
+
+def test_what_users_correct_of_facts_is_taught_as_facts(
+    load_pico: Any, pico_path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towns = [f"{begin}{end}" for begin in ("Quill", "Oak", "Nori", "Kirk") for end in ("haven", "mere", "ford")]
+    hub = routed_hubs.new_hub(tmp_path / "hub", pico_path("llama"), load_pico(), ("sums",))
+    routed_hubs.publish_facts(hub, "town", towns, 7)
+    asked: list[Any] = []
+
+    def teach(_: Any, order: Any, **__: Any) -> Any:
+        asked.append(order.request)
+        raise DataError("seen", "")
+
+    monkeypatch.setattr(teaching, "teach", teach)
+    for k, town in enumerate(towns):
+        example = Example(f"Who is the mayor of {town}?", None)
+        hub.traffic.keep([answer(k, example=example, task="town", ref="town@v1", answer="Ann")])
+        hub.traffic.say(Said(f"a-{k}", False, f"Bo of {town}", "town"))
+    [step] = hub.learn(enough=4)
+    assert (step.did, step.reason) == ("failed", "seen")
+    [request] = asked
+    assert (request.verb, request.name, request.facts) == ("update", "town", True)
+    assert request.training().epochs == 3
