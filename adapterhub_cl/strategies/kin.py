@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import BaseStrategy, Kin, Stage, Trial
+from adapterhub_cl.strategies._race import lead as lead
+from adapterhub_cl.strategies._race import mean, put, run
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,7 @@ class Config:
     versions: int = option(16, "versions that are tried at most, the newest ones")
     starts: int = option(2, "starts that race against a fresh adapter")
     share: float = option(0.1, "length of the race, as a share of the run's steps (8 steps at least)")
+    confirm: float = option(0.4, "share of the run's steps to which the best start and the fresh adapter then race on")
     held: int = option(64, "rows on which the race is decided, a quarter of the rows at most")
     sure: float = option(2.0, "a start must lead by this many standard errors of the paired differences")
 
@@ -44,8 +47,11 @@ class Config:
             for name, least in (("rows", 8), ("versions", 1), ("starts", 1), ("held", LEAST_HELD))
             if getattr(self, name) < least
         ]
-        if not 0 < self.share <= 1:
-            problems.append(f"kin.share must be above 0 and at most 1, not {self.share:g}")
+        problems += [
+            f"kin.{name} must be above 0 and at most 1, not {getattr(self, name):g}"
+            for name in ("share", "confirm")
+            if not 0 < getattr(self, name) <= 1
+        ]
         if not 0 <= self.sure < float("inf"):
             problems.append(f"kin.sure must be at least 0, not {self.sure:g}")
         if problems:
@@ -87,23 +93,23 @@ class Strategy(BaseStrategy):
     def _race(self, stage: Stage, racing: Sequence[Kin], held: Sequence[int], rows: Sequence[int]) -> None:
         import torch
 
-        parameters = stage.parameters
-        first = {name: p.detach().clone() for name, p in parameters.items()}
+        first = {name: p.detach().clone() for name, p in stage.parameters.items()}
         steps = max(8, round(self.config.share * stage.steps))
+        more = max(0, round(self.config.confirm * stage.steps) - steps)
         draw = random.Random(f"race {stage.seed}")
-        batches = [draw.sample(list(rows), min(stage.batch, len(rows))) for _ in range(steps)]
-        losses = []
+        batches = [draw.sample(list(rows), min(stage.batch, len(rows))) for _ in range(steps + more)]
+        losses, runners = [], []
         with (
             torch.random.fork_rng(devices=[]),
             stage.progress("race of starts", steps * (1 + len(racing))) as advance,
         ):
             for kin in (None, *racing):
                 torch.manual_seed(stage.seed)
-                missing = _put(stage, first, kin)
+                missing = put(stage, first, kin)
                 before = stage.mean_losses(held)
-                _learn(stage, batches, advance)
+                runners.append(run(stage, batches[:steps], advance))
                 losses.append(stage.mean_losses(held))
-                row = {"from": dict(kin.parents) if kin else FRESH, "before": _mean(before), "after": _mean(losses[-1])}
+                row = {"from": dict(kin.parents) if kin else FRESH, "before": mean(before), "after": mean(losses[-1])}
                 row |= {"lead": 0.0, "error": 0.0}
                 if kin is not None:
                     row["lead"], row["error"] = (round(x, 4) for x in lead(losses[0], losses[-1]))
@@ -112,15 +118,29 @@ class Strategy(BaseStrategy):
         told = self.told["race"]
         best = min(range(1, len(told)), key=lambda k: told[k]["after"])
         ahead, error = lead(losses[0], losses[best])
-        taken = ahead > 0 and ahead > self.config.sure * error
-        _put(stage, first, racing[best - 1] if taken else None)
+        taken = ahead > self.config.sure * error
+        if taken and more:
+            with (
+                torch.random.fork_rng(devices=[]),
+                stage.progress("race of the best start and a fresh adapter", 2 * more) as advance,
+            ):
+                for k in (0, best):
+                    torch.manual_seed(stage.seed)
+                    run(stage, batches[steps:], advance, runners[k])
+                    losses[k] = stage.mean_losses(held)
+                    told[k]["confirmed"] = mean(losses[k])
+            steps += more
+            ahead, error = lead(losses[0], losses[best])
+            taken = ahead > self.config.sure * error
+        put(stage, first, racing[best - 1] if taken else None)
         parents = dict(racing[best - 1].parents)
-        self.told |= {"steps": steps, "rows": len(held), "fresh": told[0]["after"], "kin": told[best]["after"]}
+        fresh, other = (mean(losses[k]) for k in (0, best))
+        self.told |= {"steps": steps, "rows": len(held), "fresh": fresh, "kin": other}
         self.told |= {"best": parents, "from": parents if taken else {}}
         names = " + ".join(f"{w:g} · {ref}" if w != 1 else ref for ref, w in parents.items())
         stage.note(
-            f"kin: after {steps} steps the loss on {len(held)} rows is {told[best]['after']:.4f} from {names}, "
-            f"{told[0]['after']:.4f} from {FRESH} (lead {ahead:.4f} ± {error:.4f}): "
+            f"kin: after {steps} steps the loss on {len(held)} rows is {other:.4f} from {names}, "
+            f"{fresh:.4f} from {FRESH} (lead {ahead:.4f} ± {error:.4f}): "
             + ("the adapter starts from it" if taken else "the adapter starts fresh")
         )
 
@@ -135,50 +155,3 @@ class Strategy(BaseStrategy):
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         self.told = dict(values)
-
-
-def lead(fresh: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """By how much the mean of `other` is lower than that of `fresh`, row by row, and the standard error of that."""
-    differences = [a - b for a, b in zip(fresh, other, strict=True)]
-    mean = sum(differences) / len(differences)
-    spread = sum((d - mean) ** 2 for d in differences) / max(1, len(differences) - 1)
-    return mean, float((spread / len(differences)) ** 0.5)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 4)
-
-
-def _put(stage: Stage, first: Mapping[str, torch.Tensor], kin: Kin | None) -> int:
-    """Set the adapter to its first values, and to those of a kin where one is given.
-
-    Returns:
-        layers of the kin that the new adapter does not have.
-    """
-    import torch
-
-    from adapterhub_cl.adapters.starting import put_factors, put_rows
-
-    with torch.no_grad():
-        for name, p in stage.parameters.items():
-            p.copy_(first[name])
-    if kin is None:
-        return 0
-    put_rows(stage.model, kin.head)
-    return put_factors(stage.model, kin.layers)
-
-
-def _learn(stage: Stage, batches: Sequence[Sequence[int]], advance: Any) -> None:
-    """Train on these rows, one step for each list of them, at the run's rate after a short warm-up."""
-    import torch
-
-    optimizer = torch.optim.AdamW(stage.parameters.values(), lr=stage.rate, weight_decay=0.0)
-    for step, rows in enumerate(batches):
-        for batch in stage.batches(rows):
-            (stage.loss(batch) * (len(batch.indices) / len(rows))).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(stage.parameters.values()), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate * min(1.0, (step + 1) / 4)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        advance()

@@ -1,0 +1,81 @@
+"""A race of starts: the adapter learns from each for some steps, and losses on held-out rows are compared in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_cl.strategies import Kin, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+
+def lead(fresh: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """By how much the mean of `other` is lower than that of `fresh`, row by row, and the standard error of that."""
+    differences = [a - b for a, b in zip(fresh, other, strict=True)]
+    mean = sum(differences) / len(differences)
+    spread = sum((d - mean) ** 2 for d in differences) / max(1, len(differences) - 1)
+    return mean, float((spread / len(differences)) ** 0.5)
+
+
+def mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 4)
+
+
+def put(stage: Stage, first: Mapping[str, torch.Tensor], kin: Kin | None) -> int:
+    """Set the adapter to its first values, and to those of a kin where one is given.
+
+    Returns:
+        layers of the kin that the new adapter does not have.
+    """
+    import torch
+
+    from adapterhub_cl.adapters.starting import put_factors, put_rows
+
+    with torch.no_grad():
+        for name, p in stage.parameters.items():
+            p.copy_(first[name])
+    if kin is None:
+        return 0
+    put_rows(stage.model, kin.head)
+    return put_factors(stage.model, kin.layers)
+
+
+@dataclass
+class Runner:
+    """Where a runner of the race stopped."""
+
+    values: Mapping[str, torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    steps: int
+
+
+def run(stage: Stage, batches: Sequence[Sequence[int]], advance: Any, runner: Runner | None = None) -> Runner:
+    """Train on these rows, one step for each list of them, at the run's rate after a short warm-up.
+
+    Args:
+        runner: goes on from where it stopped; None starts from the adapter as it is.
+    """
+    import torch
+
+    done = 0
+    if runner is None:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(stage.parameters.values(), lr=stage.rate, weight_decay=0.0)
+    else:
+        optimizer, done = runner.optimizer, runner.steps
+        with torch.no_grad():
+            for name, p in stage.parameters.items():
+                p.copy_(runner.values[name])
+    for step, rows in enumerate(batches, done):
+        for batch in stage.batches(rows):
+            (stage.loss(batch) * (len(batch.indices) / len(rows))).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(stage.parameters.values()), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate * min(1.0, (step + 1) / 4)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        advance()
+    values = {name: p.detach().clone() for name, p in stage.parameters.items()}
+    return Runner(values, optimizer, done + len(batches))
