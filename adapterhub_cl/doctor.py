@@ -195,12 +195,12 @@ def _embedded(device: str) -> Check:
 def _hub(hub: Path | None) -> Check:
     if hub is None:
         return Check("hub", True, "none here (cl-adapter init --base tiny makes one)")
-    from adapterhub_cl.bases.fingerprint import fingerprint
+    from adapterhub_cl.bases.fingerprint import changed_to
     from adapterhub_cl.bases.sources import TINY, resolve
     from adapterhub_cl.registry import Registry
 
     registry = Registry.open(hub)
     base, count = registry.base, len(registry.adapters(all_versions=True))
-    if (base.source == TINY or Path(base.source).is_dir()) and fingerprint(resolve(base.source)) != base.fingerprint:
+    if (base.source == TINY or Path(base.source).is_dir()) and changed_to(resolve(base.source), base.fingerprint):
         return Check("hub", False, f"{hub}: base {base.source} has changed since this hub was made")
     return Check("hub", True, f"{hub}: {count} versions on {base.source} ({base.quantization})")

@@ -156,7 +156,7 @@ class TrainingSettings:
                 f"--checkpointing must be auto, off or a number from 1, not {self.checkpointing!r}",
             ),
             (
-                bool(self.memory) and not SIZE.fullmatch(self.memory),
+                bool(self.memory) and not self.memory_bytes(),
                 f"--memory must be a size such as 10GB, not {self.memory!r}",
             ),
             (bad_layers, f"--layers {self.layers!r} is not a list such as 8-15 or 0,2,4"),

@@ -172,7 +172,7 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
     print(f"  a row has {found.typical_length} tokens, the longest {found.longest}{cut}")
     print(f"  {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
     print(f"  computes in {found.why or found.dtype}, {found.computes}")
-    print(f"  takes about {display.duration(found.seconds)} and {found.memory_bytes / 1e9:.2f} GB of memory")
+    print(f"  training takes about {display.duration(found.seconds)} and {found.memory_bytes / 1e9:.2f} GB of memory")
     print(f"the first row, with what is learned between {display.LEARNED[0]} and {display.LEARNED[1]}:")
     print(display.marked(found.shown))
     print("nothing was written")

@@ -138,14 +138,14 @@ def _one_embedded_base() -> Iterator[None]:
     load, known = OpenedHub.load_base, {}  # type: ignore[var-annotated]
 
     @wraps(load)
-    def shared(self: OpenedHub, reporter: Any = None) -> Any:
+    def shared(self: OpenedHub, reporter: Any = None, *, dtype: str = "") -> Any:
         if self._loaded is None and self.base.source == "tiny":
-            key = (self.base.quantization, self.base.fingerprint, self.device, self.dtype)
+            key = (self.base.quantization, self.base.fingerprint, self.device, dtype or self.dtype)
             if key not in known:
-                known[key] = load(self, reporter)
+                known[key] = load(self, reporter, dtype=dtype)
                 leave_out_what_stays()
             self._loaded = known[key]
-        return load(self, reporter)
+        return load(self, reporter, dtype=dtype)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenedHub, "load_base", shared)

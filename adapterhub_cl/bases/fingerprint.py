@@ -14,12 +14,15 @@ from adapterhub_cl.types import BaseInfo
 GGUF = "gguf.json"  # in a kept folder: the GGUF file that it was made of
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, *, again: bool = False) -> str:
     """SHA-256 (hexadecimal) over the names and contents of all files that define the model.
 
     Hashes of single files are cached by path, size and modification time, so that a second call takes a few
     milliseconds. `generation_config.json` is left out: it changes neither weights nor tokens. A base that is a GGUF
     file has the hash of that file.
+
+    Args:
+        again: read every file, whatever the cache says of it.
     """
     if of_file := _of_gguf(path):
         return of_file
@@ -27,8 +30,17 @@ def fingerprint(path: Path) -> str:
     whole = hashlib.sha256()
     for file in model_files(path):
         if file.name != "generation_config.json":
-            whole.update(f"{file.name}\0{file_sha256(file, cache)}\n".encode())
+            whole.update(f"{file.name}\0{file_sha256(file, cache, again=again)}\n".encode())
     return whole.hexdigest()
+
+
+def changed_to(path: Path, wanted: str) -> str:
+    """The fingerprint of a base that is not the wanted one; empty where it is. Nothing is said to have changed because
+    of the cache alone, which may be spoilt."""
+    if fingerprint(path) == wanted:
+        return ""
+    now = fingerprint(path, again=True)
+    return "" if now == wanted else now
 
 
 def is_base(root: str, base: BaseInfo) -> bool:
@@ -36,7 +48,7 @@ def is_base(root: str, base: BaseInfo) -> bool:
     if root == base.source:
         return True
     folder = Path(root).expanduser()
-    return folder.is_dir() and fingerprint(folder) == base.fingerprint
+    return folder.is_dir() and not changed_to(folder, base.fingerprint)
 
 
 def kept_room() -> Path:
@@ -56,9 +68,9 @@ def _of_gguf(path: Path) -> str:
         return ""
 
 
-def file_sha256(file: Path, cache: UserCache) -> str:
-    """SHA-256 (hexadecimal) of a file's content; a file of known path, size and time is not read again."""
-    known = cache.get(_key(file))
+def file_sha256(file: Path, cache: UserCache, *, again: bool = False) -> str:
+    """SHA-256 (hexadecimal) of a file's content; a file of known path, size and time is only read `again`."""
+    known = None if again else cache.get(_key(file))
     if known is None:
         known = sha256_file(file)
         remember_sha256(file, known, cache)

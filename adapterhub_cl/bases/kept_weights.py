@@ -51,6 +51,11 @@ class KeptWeights:
         Args:
             read: gets the folder.
         """
+        if self.folder.is_symlink():
+            self.note = f"{self.folder} was a link, which nothing here makes; the link was removed"
+            with suppress(OSError):
+                self.folder.unlink()
+            return None
         if not self.folder.is_dir():
             return None
         try:

@@ -27,7 +27,7 @@ from transformers import (
 from adapterhub_cl.bases.already_quantised import STORED, loading_options, made_plain, stored_quantization
 from adapterhub_cl.bases.divided_base import Shards, check_divisible, load_divided, same_everywhere
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
-from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.fingerprint import changed_to, fingerprint
 from adapterhub_cl.bases.kept_weights import LEAST_PARAMETERS, KeptWeights
 from adapterhub_cl.bases.kinds import CAUSAL_CLASS, MASKED, auto_class, is_encoder, objectives_of, why_unusable
 from adapterhub_cl.bases.precision import NAMES, choose_dtype
@@ -228,7 +228,7 @@ def load_base(
     quiet_third_parties()
     import_bitsandbytes()
     path = resolve(info.source, info.revision)
-    if info.fingerprint and (now := fingerprint(path)) != info.fingerprint:
+    if info.fingerprint and (now := changed_to(path, info.fingerprint)):
         raise BaseModelError(
             f"base {info.source!r} has changed since this hub was made "
             f"(fingerprint {now[:12]}, expected {info.fingerprint[:12]})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,6 +49,8 @@ def choose_dtype(
     try:
         ratio = float(store.get(key) or "")
     except ValueError:
+        ratio = 0.0
+    if not 0 < ratio < math.inf:
         ratio = times_as_fast(lambda name: _seconds(shapes, DTYPES[name], device), first, second)
         store.put(key, f"{ratio:.3g}")
     # bf16 needs half the memory of fp32, and no scaling of the loss as fp16 does: it is taken where both are alike.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from adapterhub_cl.bases.fingerprint import fingerprint
+from adapterhub_cl.bases.fingerprint import changed_to
 from adapterhub_cl.bases.sources import QUANTIZATIONS, resolve
 from adapterhub_cl.errors import BaseModelError
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Problem
@@ -26,10 +26,10 @@ def check_base(base: BaseInfo) -> list[Problem]:
             Problem("hub.toml", f"unknown quantization {base.quantization!r}", f"one of {', '.join(QUANTIZATIONS)}")
         ]
     try:
-        now = fingerprint(resolve(base.source, base.revision))
+        now = changed_to(resolve(base.source, base.revision), base.fingerprint)
     except BaseModelError as error:
         return [Problem(base.source, error.message, error.hint)]
-    if now == base.fingerprint:
+    if not now:
         return []
     fix = "restore the base's old files, or create a new hub for the new base with cl-adapter init"
     return [Problem(base.source, "the base has changed since this hub was made", fix)]

@@ -43,14 +43,18 @@ class OpenedHub:
         """What one call of a verb works with."""
         return Hub(self.registry, partial(self.load_base, reporter), usual(reporter), self.device, self.dtype)
 
-    def load_base(self, reporter: Reporter | None = None) -> LoadedBase:
-        """The base, quantised as the hub says; loaded once and shared by this object's verbs."""
+    def load_base(self, reporter: Reporter | None = None, *, dtype: str = "") -> LoadedBase:
+        """The base, quantised as the hub says; loaded once and shared by this object's verbs.
+
+        Args:
+            dtype: of the matrix products, if it is loaded now; the hub's own where it is empty.
+        """
         if self._loaded is not None and self._loaded.shards and not divides_base():
             self._loaded = None  # the other processes, which hold the rest of it, wait
         if self._loaded is None:
             from adapterhub_cl.bases.loading import load_base
 
-            self._loaded = load_base(self.base, device=self.device, dtype=self.dtype)
+            self._loaded = load_base(self.base, device=self.device, dtype=dtype or self.dtype)
             if self._loaded.note:
                 usual(reporter).note(f"note: {self._loaded.note}")
         return self._loaded

@@ -176,8 +176,9 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         tell_scale(material.parent, material, reporter)
     if request.log_with:
         check_tracker(request.log_with)
+    stored_way = speed.stored(run.path) if run is not None else None
     with reporter.piece("loading the base", 1):
-        base = hub.base
+        base = hub.base_in(stored_way.dtype if stored_way is not None else "")
     if request.forecast and base.shards is not None:
         raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)

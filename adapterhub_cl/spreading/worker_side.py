@@ -57,7 +57,7 @@ class Opening:
                 f"on {here}: {error.message}", "every node must see the hub's folder under the same path"
             ) from error
         return Hub(
-            registry, partial(_loaded, registry.base, self.device, self.dtype), reporter, self.device, self.dtype
+            registry, partial(_loaded, registry.base, self.device, dtype=self.dtype), reporter, self.device, self.dtype
         )
 
 

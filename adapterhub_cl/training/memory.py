@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -107,6 +108,7 @@ def needs(
         spread=SPREAD if base.device.type == "cpu" else 1.0,
     )
     one = collate(tokens, order[:1], base.tokenizer.pad_token_id, padding=way.padding).to(base.device)
+    give_back(base.device)  # what the passes above left with the allocator would count as resident
     peak = Peak(base.device)
     with torch.random.fork_rng():
         step_seconds(model, objective, one, way, base)
@@ -162,6 +164,11 @@ def fitted(
             f"--checkpointing {asked}: no layers were found in this base ({base.info.architecture})",
             "--checkpointing off, and a smaller --batch-size if memory is short",
         )
+    if asked not in ("auto", "off") and int(asked) > found.layers:
+        raise UsageError(
+            f"--checkpointing {asked} is more than the {found.layers} layers of this base, so none would be",
+            f"--checkpointing 1 (all of them) to {found.layers}; or auto",
+        )
     tried = EVERY if found.layers else (0,)
     choices = tried if asked == "auto" else (0,) if asked == "off" else (int(asked),)
     rows = found.batch
@@ -175,10 +182,11 @@ def fitted(
     every = choices[-1]
     peak = found.peak(1, every)
     if cap:
+        less = "" if found.resident > cap else ", or a lower --max-length or --rank"
         raise UsageError(
-            f"--memory {settings.memory} is too small: one row at a time needs {peak / 1e9:.1f} GB, of which the base "
-            f"and the libraries take {found.resident / 1e9:.1f} GB",
-            f"--memory {peak / 1e9 + 0.1:.1f}GB, a smaller base, or a lower --max-length or --rank",
+            f"--memory {settings.memory} is too small: one row at a time needs {peak / 1e6:,.0f} MB, of which the base "
+            f"and the libraries take {found.resident / 1e6:,.0f} MB",
+            f"--memory {math.ceil(1.1 * peak / 1e6)}MB, or a smaller base{less}",
         )
     return replace(way, every=every, rows=1), peak
 

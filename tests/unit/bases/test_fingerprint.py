@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub_cl.bases import fingerprint
+from adapterhub_cl.bases.fingerprint import changed_to
 
 Copy = Callable[..., Path]
 PARTS = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -97,3 +98,15 @@ def test_a_cache_that_cannot_be_written(pico_copy: Copy, monkeypatch: pytest.Mon
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert fingerprint(folder) == before
+
+
+def test_a_spoilt_cache_does_not_make_a_base_another_one(pico_copy: Copy) -> None:
+    folder = pico_copy()
+    wanted = fingerprint(folder)
+    known = json.loads(cache_file().read_text())
+    cache_file().write_text(json.dumps(dict.fromkeys(known, "0" * 64)))
+    assert fingerprint(folder) != wanted, "the cache is believed as long as nothing depends on it"
+    assert changed_to(folder, wanted) == ""
+    assert fingerprint(folder) == wanted, "it is right again"
+    (folder / "config.json").write_text("{}")
+    assert changed_to(folder, wanted) == fingerprint(folder)

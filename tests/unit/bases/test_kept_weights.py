@@ -127,6 +127,20 @@ def test_a_spoilt_copy_is_made_again_and_said(place: Place, spoil: Callable[[Pat
     assert place.quantised == ["base"] * 2
 
 
+def test_a_link_in_place_of_a_copy_is_removed_and_what_it_names_stays(place: Place, tmp_path: Path) -> None:
+    wanted = logits(place.load())
+    (copy,) = place.copies
+    copy.rename(tmp_path / "elsewhere")
+    copy.symlink_to(tmp_path / "elsewhere")
+    found = place.load()
+    assert "was a link" in found.note
+    assert torch.equal(logits(found), wanted)
+    assert (tmp_path / "elsewhere" / "config.json").is_file()
+    assert copy.is_dir()
+    assert not copy.is_symlink()
+    assert place.load().note == ""
+
+
 def test_a_copy_is_not_blamed_for_too_little_memory(place: Place) -> None:
     place.load()
     (copy,) = place.copies

@@ -59,8 +59,12 @@ def test_a_spoilt_store_is_measured_anew(store: Path, monkeypatch: pytest.Monkey
     store.write_text(content)
     timed(monkeypatch, 1.0, 3.0)
     assert choose_dtype("auto", CPU, CONFIG)[0] == torch.bfloat16
-    store.write_text(json.dumps(dict.fromkeys(json.loads(store.read_text()), "many")))
-    assert choose_dtype("auto", CPU, CONFIG)[0] == torch.bfloat16
+    for impossible in ("many", "nan", "-3", "0", "inf"):
+        store.write_text(json.dumps(dict.fromkeys(json.loads(store.read_text()), impossible)))
+        assert choose_dtype("auto", CPU, CONFIG) == (
+            torch.bfloat16,
+            "bf16, measured here to be 3.0 times as fast as fp32",
+        )
 
 
 @pytest.mark.usefixtures("store")

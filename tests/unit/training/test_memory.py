@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import stir, toy_settings, toy_tokens
 
-from adapterhub_cl import TrainingSettings
+from adapterhub_cl import AdapterHub, TrainingSettings
 from adapterhub_cl.adapters.lora import new_adapter, trainable
 from adapterhub_cl.data.batches import collate
+from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import UsageError, is_out_of_memory
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.training import memory, speed
@@ -58,7 +61,7 @@ def test_sizes(text: str, size: int) -> None:
     assert TrainingSettings(memory=text).memory_bytes() == size
 
 
-@pytest.mark.parametrize("text", ["much", "-1GB", "10XB", "GB", "1e9", " ", "1" * 40, "٣GB"])
+@pytest.mark.parametrize("text", ["much", "0", "0GB", "-1GB", "10XB", "GB", "1e9", " ", "1" * 40, "٣GB"])
 def test_odd_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--memory must be a size such as 10GB"):
         TrainingSettings(memory=text)
@@ -163,3 +166,22 @@ def test_a_base_without_layers_cannot_recompute_them(pico_base: Any, monkeypatch
         with pytest.raises(UsageError, match="--checkpointing 2: no layers were found in this base"):
             memory.fitted(*given, TrainingSettings(checkpointing="2"), Speed())
         assert memory.fitted(*given, TrainingSettings(), Speed())[0].every == 0
+
+
+def test_a_number_above_the_bases_layers_is_refused(pico_base: Any) -> None:
+    with new_adapter(pico_base, toy_settings(), "CAUSAL_LM") as model:
+        given = (model, pico_base, Objective(), toy_tokens(9))
+        with pytest.raises(UsageError, match="--checkpointing 3 is more than the 2 layers of this base"):
+            memory.fitted(*given, TrainingSettings(checkpointing="3"), Speed())
+
+
+def test_what_measuring_leaves_with_the_allocator_is_not_resident(tmp_path: Path) -> None:
+    """Long rows on `tiny`: the passes that are measured take as much as the base and the libraries."""
+    base = AdapterHub.init(tmp_path / "hub", base="tiny", quantization="none", dtype="fp32").load_base()
+    rows = [Tokens(tuple(range(10, 450)), (5, 6)) for _ in range(16)]
+    with new_adapter(base, toy_settings(), "CAUSAL_LM") as model:
+        memory.give_back(base.device)
+        before = psutil.Process().memory_info().rss
+        found = memory.needs(model, base, Objective(), rows, 16, Speed())
+    assert found.peak(16, 0) - found.resident > 4e8
+    assert found.resident < 1.15 * before

@@ -60,6 +60,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[st
         ({"sdpa": 0.5}, Speed("sdpa")),
         ({"eager": 0.8, "sdpa without padding": 0.6}, Speed("sdpa", padding=False)),
         ({"eager without padding": 0.6, "sdpa without padding": 0.7}, Speed("eager", padding=False)),
+        ({"eager": 0.8, "eager without padding": 0.78}, Speed("eager")),
     ],
 )
 def test_the_default_stays_unless_clearly_beaten_and_the_choice_is_kept(
