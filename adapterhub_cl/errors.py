@@ -48,6 +48,8 @@ class UnknownNameError(UsageError):
         if known:
             shown = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
             parts.append(f"known: {shown}")
+        elif not hint:
+            parts.append(f"there is no {what} here yet")
         if hint:
             parts.append(hint)
         super().__init__(f"unknown {what} {name!r}", (question + "; ".join(parts)).strip())

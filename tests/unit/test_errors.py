@@ -46,7 +46,8 @@ def test_unknown_name_lists_and_cuts_long_lists() -> None:
     many = UnknownNameError("colour", "zzz", [f"c{k:02}" for k in range(50)])
     assert many.hint.startswith("known: c00, c01")
     assert many.hint.endswith("c19, … (50 in all)")
-    assert UnknownNameError("colour", "x", []).hint == ""
+    assert UnknownNameError("colour", "x", []).hint == "there is no colour here yet"
+    assert UnknownNameError("colour", "x", [], "or a number").hint == "or a number"
 
 
 @given(name=st.text(max_size=20), known=st.sets(st.text(max_size=10), max_size=30))
