@@ -22,6 +22,7 @@ from adapterhub_cl.answering.free_mask import REFUSED, TOLERANCE
 from adapterhub_cl.answering.unpadded_attention import NAMES, can_do_without_padding
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.bases.precision import DTYPES
 from adapterhub_cl.bases.this_machine import UserCache, processor
 from adapterhub_cl.data.batches import Batch, collate
 from adapterhub_cl.data.tokenise import Tokens
@@ -281,7 +282,7 @@ def stored(run: Path) -> Speed | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     fits = chosen.attention in ("sdpa", "eager") and min(chosen.keep_bytes, chosen.every, chosen.rows) >= 0
-    return chosen if fits else None
+    return chosen if fits and chosen.dtype in ("", *DTYPES) else None
 
 
 def store(run: Path, choice: Speed) -> None:

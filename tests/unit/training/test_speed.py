@@ -202,7 +202,10 @@ def test_it_is_told() -> None:
     assert Speed(every=1, rows=4).describe() == "sdpa attention, every layer computed twice, 4 rows at a time"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"attention": "x", "keep_bytes": 1}', "\ud800"])
+UNKNOWN = ('{"attention": "x", "keep_bytes": 1}', '{"attention": "sdpa", "keep_bytes": 1, "dtype": "x"}')
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", *UNKNOWN, "\ud800"])
 def test_a_damaged_choice_is_measured_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "speed.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert speed.stored(tmp_path) is None
