@@ -181,8 +181,6 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
 def _teach(session: Session, method: str, name: str, data: str | None, resume: bool, given: dict[str, Any]) -> None:
     started = time.monotonic()
     hub = session.hub(write=True)
-    if resume and given:
-        _refuse_resumed(given)
     reporter = Announcing(session.reporter(), "" if resume else _settings_line(method, given, hub.base))
     teach = hub.add_task if method == "add_task" else hub.update
     try:

@@ -5,6 +5,7 @@ No torch.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,6 +77,20 @@ class TrainRequest(AddTaskOptions):
                 "leave the flag out, or train a fresh adapter with add-task --strategy isolated",
             )
 
+    def refuse_changed(self, asked: Mapping[str, Any]) -> None:
+        """Raise where an option that is given again on a resume is not what the run began with."""
+        had = {**self.training().to_json(), **self.to_json(), **self.settings}
+        other = [
+            flag("set" if name == "options" else name)
+            for name, value in asked.items()
+            if _plain(had.get(name)) != _plain(value)
+        ]
+        if other:
+            raise UsageError(
+                f"a resumed run keeps its settings: {', '.join(other)} cannot be changed",
+                "leave them out, or start a new run without --resume",
+            )
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}
 
@@ -91,6 +106,11 @@ class TrainRequest(AddTaskOptions):
             return cls(**{**known, "labels": tuple(known.get("labels", ()))})
         except TypeError as error:
             raise IntegrityError(f"run.json cannot be used: {error}", "start again without --resume") from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as `run.json` would give it back."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def build(
@@ -123,6 +143,7 @@ def build(
                 f"the unfinished run learns from {request.data}, not from {data}",
                 "leave the data out, or start a new run without --resume",
             )
+        request.refuse_changed(asked)
         return request, run
     if data is not None and not isinstance(data, str | Path):
         raise UsageError(

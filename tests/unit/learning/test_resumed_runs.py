@@ -1,4 +1,4 @@
-"""A run that was stopped goes on in its own type of products, whatever this machine would choose today."""
+"""A run that was stopped goes on with its own settings, in its own type of products, whatever is chosen today."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_it_does(pico_path: Callable[[str], Path], tmp_path: Path, monkeypatch: 
     today = torch.float32
     with pytest.raises(UsageError, match="this run computed in bf16 when it was stopped"):
         hub(dtype="fp32").add_task("cut", resume=True)
-    resumed = hub().add_task("cut", resume=True)
+    with pytest.raises(UsageError, match="keeps its settings: --eval, --rank cannot be changed"):
+        hub().add_task("cut", rows, resume=True, **{**given, "rank": 3, "eval": str(rows)})
+    resumed = hub().add_task("cut", rows, resume=True, **given)  # as it was called before
     assert json.loads((resumed.path / "training.json").read_text())["dtype"] == "bfloat16"
     name = "adapter_model.safetensors"
     assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
