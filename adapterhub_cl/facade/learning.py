@@ -60,7 +60,7 @@ class Learning(OpenedHub):
         Args:
             name: of the task and of the adapter.
             data: a file (JSONL, JSON, CSV, TSV, Parquet, text), a saved dataset, a hub dataset id, or `-` for stdin.
-            resume: continue the newest unfinished run of this name; everything else is as it was started.
+            resume: continue the newest unfinished run of this name, with its settings; others cannot be given.
             dry_run: write nothing and return a `TrainingPlan`: rows, steps, how the run would compute and what memory
                 it would take. The base is loaded and the data are read.
 
@@ -113,7 +113,7 @@ class Learning(OpenedHub):
         Args:
             name: the adapter to update.
             data: as in `add_task`.
-            resume: continue the newest unfinished run of this name; everything else is as it was started.
+            resume: continue the newest unfinished run of this name, with its settings; others cannot be given.
 
         Raises:
             UnknownNameError: no such adapter.
