@@ -138,7 +138,7 @@ def test_what_doctor_finds_wrong_has_a_fix(cl: Cl, registry: Registry, monkeypat
 def test_doctor_tells_a_base_that_is_another_now(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._hub(registry.path).ok
     module = importlib.import_module("adapterhub_cl.bases.fingerprint")
-    monkeypatch.setattr(module, "fingerprint", lambda path: "0" * 64)
+    monkeypatch.setattr(module, "fingerprint", lambda path, again=False: "0" * 64)
     found = doctor._hub(registry.path)
     assert not found.ok
     assert "has changed since this hub was made" in found.detail
