@@ -15,8 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from adapterhub_cl.answering.unpadded_attention import UNKNOWN
+
 NAME = "adapterhub_one_token"
-OTHER = ("softcap", "s_aux", "position_bias", "sinks")  # what changes the scores in ways that are not followed here
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def _attend(
     """Query `[rows, heads, 1, d]`, key and value `[rows, kv_heads, n, d]`, mask `[rows, 1, 1, n]`, true where a token
     may look, or added to the scores → `[rows, 1, heads, d]`."""
     rows, heads, length, width = query.shape
-    unlike = options.get("dropout") or any(options.get(name) is not None for name in OTHER)
+    unlike = options.get("dropout") or any(options.get(name) is not None for name in UNKNOWN)
     if length > 1 or unlike or (mask is not None and mask.shape[1] > 1):
         return sdpa_attention_forward(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
     scale = options.get("scaling")
