@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import BaseStrategy, Stage
-from adapterhub_cl.strategies.lwf import swapped
+from adapterhub_cl.strategies.lwf import distillation, swapped
 
 if TYPE_CHECKING:
     import torch
@@ -52,14 +52,6 @@ class Config:
 def with_example(row: Tokens) -> tuple[int, ...]:
     """The teacher's prompt: the question, its right answer, and the question again."""
     return (*row.prompt, *row.answer, *row.prompt)
-
-
-def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean KL(teacher ‖ student) of rows of logits `[n, vocabulary]`; the student's have the gradient."""
-    from torch.nn.functional import kl_div
-
-    ours, theirs = (logits.float().log_softmax(-1) for logits in (student, teacher))
-    return kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 class Strategy(BaseStrategy):
@@ -93,7 +85,7 @@ class Strategy(BaseStrategy):
             teacher = stage.logits(stage.collate(shown))
         self.taught += len(fit)
         self.written += sum(map(len, written))
-        return divergence(stage.logits(stage.collate(asked)), teacher)
+        return distillation(stage.logits(stage.collate(asked)), teacher, 1.0)
 
     def after_step(self, stage: Stage) -> None:
         import torch

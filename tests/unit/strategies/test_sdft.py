@@ -11,7 +11,8 @@ from toys import BOS, EOS, PAD, same, stir, toy_settings, toy_tokens, train
 from adapterhub_cl.answering.writing import drawn
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.strategies import build
-from adapterhub_cl.strategies.sdft import Config, Strategy, divergence, with_example
+from adapterhub_cl.strategies.lwf import distillation
+from adapterhub_cl.strategies.sdft import Config, Strategy, with_example
 
 
 def sdft(**options: Any) -> Strategy:
@@ -27,8 +28,8 @@ def test_divergence_is_that_of_the_teacher_from_the_student() -> None:
         )
         for ours, theirs in zip(student, teacher, strict=True)
     ]
-    assert torch.allclose(divergence(student, teacher), torch.stack(each).mean())
-    assert float(divergence(teacher, teacher)) == pytest.approx(0.0, abs=1e-6)
+    assert torch.allclose(distillation(student, teacher, 1.0), torch.stack(each).mean())
+    assert float(distillation(teacher, teacher, 1.0)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_answers_are_drawn_from_the_models_own_distribution(pico_base: Any) -> None:
@@ -83,7 +84,7 @@ def test_the_penalty_is_what_its_definition_says(pico_base: Any) -> None:
             ]
             for name, value in mine.items():
                 loop.parameters[name].copy_(value)
-        seen["wanted"] = float(divergence(torch.cat(ours), torch.cat(theirs)))
+        seen["wanted"] = float(distillation(torch.cat(ours), torch.cat(theirs), 1.0))
 
     train(pico_base, toy_settings(epochs=1), rows, strategy=strategy, after=check)
     assert seen["loss"] > 0.01
