@@ -166,7 +166,7 @@ def fitted(
         )
     if asked not in ("auto", "off") and int(asked) > found.layers:
         raise UsageError(
-            f"--checkpointing {asked} is more than the {found.layers} layers of this base, so none would be",
+            f"--checkpointing {asked} is more than the {found.layers} layers of this base",
             f"--checkpointing 1 (all of them) to {found.layers}; or auto",
         )
     tried = EVERY if found.layers else (0,)
