@@ -176,9 +176,9 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         tell_scale(material.parent, material, reporter)
     if request.log_with:
         check_tracker(request.log_with)
-    stored_way = speed.stored(run.path) if run is not None else None
+    way = speed.stored(run.path) if run is not None else None
     with reporter.piece("loading the base", 1):
-        base = hub.base_in(stored_way.dtype if stored_way is not None else "")
+        base = hub.base_in(way.dtype if way is not None else "")
     if request.forecast and base.shards is not None:
         raise UsageError("--forecast cannot look at a base that FSDP divides", "leave it out, or start one process")
     material = with_limits(material, base, settings)
@@ -213,7 +213,7 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
                 replace(lesson_of(order, material, unchanged), kin=kin),
                 settings,
                 run=run.path,
-                chosen=speed.stored(run.path),
+                chosen=way,
                 on_speed=lambda choice: _store_speed(run.path, choice, accelerator),
                 accelerator=accelerator,
                 reporter=reporter,
