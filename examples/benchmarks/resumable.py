@@ -29,6 +29,31 @@ def prepare(work: Path, asked: Mapping[str, Any], *more: str) -> None:
     atomic_write_text(told, json.dumps(asked))
 
 
+def take_over(page: Path, work: Path, keys: Sequence[str]) -> None:
+    """Store the rows of another machine's page as JSON, those of the same settings; the base may lie elsewhere there.
+
+    Args:
+        keys: of a row that name its run.
+
+    Raises:
+        SystemExit: the file has no rows.
+    """
+    asked = json.loads((work / "asked.json").read_text(encoding="utf-8"))
+    try:
+        rows = json.loads(page.read_text(encoding="utf-8"))
+        names = [name_of([row[key] for key in keys]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{page} is no page of `table` as JSON: {error}") from error
+    taken = 0
+    for name, row in zip(names, rows, strict=True):
+        mine = {**row, "base": asked["base"]} if Path(row["base"]).name == Path(asked["base"]).name else row
+        path = work / "results" / f"{Path(name).name}.json"
+        if not path.exists() and all(mine.get(key) == value for key, value in asked.items()):
+            atomic_write_text(path, json.dumps(mine))
+            taken += 1
+    print(f"{taken} runs are taken over from {page}", flush=True)
+
+
 def made(place: Path, work: Path, job: Sequence[object], told: Callable[[Mapping[str, Any]], str], *more: str) -> bool:
     """Make a run that is missing by `place one …`, unless another process is at it; False where it failed.
 

@@ -4,7 +4,8 @@
     python examples/benchmarks/llm table --work llm-work -o docs/benchmarks
 
 `superni` has seven tasks, most of them with free answers, and three seeds; order1 to order4 are those of cl15 with one
-seed. `run` goes on where it stopped, and several may share one `--work`. The texts are those of ../shared/data.
+seed. `run` goes on where it stopped, and with `--known docs/benchmarks/llm.json` where another machine did; several may
+share one `--work`. The texts are those of ../shared/data.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 from machine import installed, machine
-from resumable import chosen, made, name_of, prepare, results
+from resumable import chosen, made, name_of, prepare, results, take_over
 from streams import DATA, STREAMS, Budget, write_rows
 
 from adapterhub_cl.registry.files import atomic_write_text
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     budget = Budget(arguments.rows, arguments.test_rows, arguments.epochs)
     asked = {"base": str(Path(arguments.base).resolve()), "quantization": arguments.quantization, **asdict(budget)}
     prepare(work, asked, "hubs")
+    if arguments.known:
+        take_over(Path(arguments.known), work, ("stream", "method", "seed"))
     failed, left = 0, list(jobs(chosen(arguments.streams, STREAMS), chosen(arguments.methods, METHODS)))
     while left:
         job = next((one for one in left if is_ready(work, one, left)), None)
@@ -124,6 +127,9 @@ def main() -> None:
     going.add_argument("--rows", type=int, default=160, help="training rows of a task (default: 160)")
     going.add_argument("--test-rows", type=int, default=50, help="test rows of a task (default: 50)")
     going.add_argument("--epochs", type=int, default=3, help="passes over a task's rows (default: 3)")
+    going.add_argument(
+        "--known", default="", help="an llm.json of `table`: its runs with these settings are not made again"
+    )
     going.set_defaults(do=run)
     single = verbs.add_parser("one", help="what run starts")
     for name in ("stream", "method"):

@@ -22,7 +22,7 @@ from filelock import FileLock
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 import shop_rows
 from machine import machine
-from resumable import chosen, made, name_of, prepare, results
+from resumable import chosen, made, name_of, prepare, results, take_over
 
 from adapterhub_cl.registry.files import atomic_write_text
 
@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     work = Path(arguments.work).resolve()
     asked = {"base": str(Path(arguments.base).resolve()), "rows": arguments.rows, "tests": arguments.test_rows}
     prepare(work, asked)
+    if arguments.known:
+        take_over(Path(arguments.known), work, ("file", "method", "seed"))
     why = no_trl(arguments.trl_python)
     failed = 0
     for job in jobs(chosen(arguments.files, shop_rows.FILES), chosen(arguments.methods, METHODS), arguments.seeds):
@@ -121,6 +123,9 @@ def main() -> None:
     going.add_argument("--files", default="", help=f"some of {', '.join(shop_rows.FILES)}; default: all")
     going.add_argument("--methods", default="", help=f"some of {', '.join(METHODS)}; default: all")
     going.add_argument("--seeds", type=int, default=3, help="draws of the rows (default: 3)")
+    going.add_argument(
+        "--known", default="", help="a three_files.json: its runs with these settings are not made again"
+    )
     going.set_defaults(do=run)
     written = verbs.add_parser("write", help="write the files to --work")
     written.add_argument("--seed", type=int, default=0)

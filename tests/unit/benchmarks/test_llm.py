@@ -20,7 +20,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The benchmark's modules, which import each other by their bare names."""
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
-    names = ("streams", "llm_page", "machine")
+    names = ("streams", "llm_page", "machine", "resumable")
     yield {name: __import__(name) for name in names}
     for name in names:
         sys.modules.pop(name, None)
@@ -113,3 +113,23 @@ def test_what_stands_on_another_run_waits_for_it(modules: dict[str, Any], tmp_pa
         assert not main.is_ready(tmp_path, other, [other]), "another process is at it"
     (tmp_path / "results" / "order1-ours-0.json").write_text("{}")
     assert main.is_ready(tmp_path, other, [ours, other])
+
+
+def test_runs_of_another_machine_are_taken_over_where_the_settings_are_the_same(
+    modules: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = {"base": "/here/model", "rows": 8}
+    resumable = modules["resumable"]
+    resumable.prepare(tmp_path, asked)
+    rows = [
+        {"stream": "superni", "method": "ours", "seed": 0, "base": "/there/model", "rows": 8, "ap": 0.5},
+        {"stream": "superni", "method": "ours", "seed": 1, "base": "/there/model", "rows": 9, "ap": 0.6},
+        {"stream": "superni", "method": "ours", "seed": 2, "base": "/there/other", "rows": 8, "ap": 0.7},
+    ]
+    page = tmp_path / "llm.json"
+    page.write_text(json.dumps(rows), encoding="utf-8")
+    resumable.take_over(page, tmp_path, ("stream", "method", "seed"))
+    assert resumable.results(tmp_path) == [{**rows[0], "base": "/here/model"}]
+    page.write_text("{}x", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"llm\.json is no page"):
+        resumable.take_over(page, tmp_path, ("stream", "method", "seed"))
