@@ -21,7 +21,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py
 import page
 from invented import Batch, batches
-from methods import BY_NAME, METHODS, TASK, Method, Sheet, answers_of, base_answers, measure
+from methods import BY_NAME, METHODS, TASK, Method, Sheet, alone, answers_of, base_answers, measure
 
 from adapterhub_cl import AdapterHub
 
@@ -65,8 +65,8 @@ def _before(base: str, work: Path, made: Sequence[Batch], seed: int) -> dict[str
     if not path.exists():
         texts = list(dict.fromkeys(text for batch in made for text in Sheet.of(batch).unrelated))
         with tempfile.TemporaryDirectory() as folder:
-            said = base_answers(AdapterHub.init(Path(folder) / "hub", base, quantization="none"))(texts)
-        path.write_text(json.dumps(dict(zip(texts, said, strict=True))), encoding="utf-8")
+            said = alone(base_answers(AdapterHub.init(Path(folder) / "hub", base, quantization="none")), texts)
+        path.write_text(json.dumps(said), encoding="utf-8")
     found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

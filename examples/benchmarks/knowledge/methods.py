@@ -174,8 +174,8 @@ def measure(say: Answers, sheet: Sheet, first: Sheet, before: dict[str, str]) ->
     """
     started = time.monotonic()
     asked = [*sheet.taught, *sheet.others, *sheet.hops, *first.taught]
-    texts = list(dict.fromkeys([*(text for text, _ in asked), *sheet.unrelated]))
-    said = dict(zip(texts, say(texts), strict=True))
+    texts = list(dict.fromkeys(text for text, _ in asked))
+    said = dict(zip(texts, say(texts), strict=True)) | alone(say, sheet.unrelated)
 
     def share(rows: Sequence[tuple[str, str]]) -> float | None:
         return sum(holds(said[text], right) for text, right in rows) / len(rows) if rows else None
@@ -191,9 +191,14 @@ def measure(say: Answers, sheet: Sheet, first: Sheet, before: dict[str, str]) ->
         "locality_near": sum(near) / len(near) if near else None,
         "portability": share(sheet.hops),
         "first": share(first.taught),
-        "questions": len(texts),
+        "questions": len(said),
         "asking_seconds": round(time.monotonic() - started, 1),
     }
+
+
+def alone(say: Answers, texts: Sequence[str]) -> dict[str, str]:
+    """Answers to questions asked one at a time: in 16 bits, other rows of a batch change how products are rounded."""
+    return {text: say([text])[0] for text in texts}
 
 
 def holds(answer: str, right: str) -> bool:

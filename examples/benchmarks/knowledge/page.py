@@ -47,9 +47,8 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") 
         "questions with the same answer as before, word for word: questions of general knowledge, and the taught "
         "questions about others that no fact is about. *Two hops* are questions that need two facts of the batch. "
         "*First batch* is the share of the first batch's facts still right after the last batch. All figures but that "
-        "one are means over the batches (and seeds), each asked right after it was learned. The base itself does not "
-        "reach 100 in locality: products in 16 bits round differently beside other rows of a batch, and where two "
-        "words are about equally likely the other one is then written. Its row is the most that can be reached here.",
+        "one are means over the batches (and seeds), each asked right after it was learned. Unrelated "
+        "questions are asked one at a time, because other rows of a batch change how products in 16 bits are rounded.",
         "",
         f"| method | {' | '.join(TITLES)} | routed right | time |",
         "|---|" + "---|" * (len(TITLES) + 2),
