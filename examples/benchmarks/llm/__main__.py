@@ -107,7 +107,7 @@ def table(arguments: argparse.Namespace) -> None:
     """llm.md and llm.json of what was measured."""
     from llm_page import page
 
-    rows = results(Path(arguments.work))
+    rows = [row for work in arguments.work.split(",") for row in results(Path(work))]
     out = Path(arguments.output)
     atomic_write_text(out / "llm.md", page(rows))
     atomic_write_text(out / "llm.json", json.dumps(rows) + "\n")
@@ -139,8 +139,9 @@ def main() -> None:
     shown = verbs.add_parser("table")
     shown.add_argument("-o", "--output", required=True, help="folder for llm.md and llm.json")
     shown.set_defaults(do=table)
-    for verb in (going, single, shown):
+    for verb in (going, single):
         verb.add_argument("--work", required=True, help="folder for hubs, logs and results")
+    shown.add_argument("--work", required=True, help="folders of results, with commas between")
     arguments = parser.parse_args()
     if arguments.verb == "run" and not DATA.is_dir():
         sys.exit(f"the texts are not there: {DATA}")

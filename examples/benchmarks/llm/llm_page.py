@@ -41,33 +41,41 @@ time of the optimiser's steps, on a machine that did other work as well.
 
 
 def page(rows: Sequence[Run]) -> str:
-    """Markdown of all streams that have runs."""
-    first = rows[0]
-    base = first["base"].rstrip("/").rsplit("/", 1)[-1]
-    lines = ["# Continual learning on a language model", "", f"Base: `{base}`, quantisation {first['quantization']}."]
-    lines[-1] += f" {first['machine']}."
-    budget = f"{first['rows']} training rows and {first['tests']} test rows of a task at most, {first['epochs']} epochs"
-    lines += [f"{budget}, {first['max_length']} tokens at most.", "", ABOUT]
+    """Markdown of all streams that have runs, those of each budget by themselves."""
+    base, quantization = rows[0]["base"].rstrip("/").rsplit("/", 1)[-1], rows[0]["quantization"]
+    machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
+    lines = ["# Continual learning on a language model", ""]
+    lines += [f"Base: `{base}`, quantisation {quantization}. {machines}.", "", ABOUT]
+    budgets = list(dict.fromkeys(budget_of(row) for row in rows))
     for stream in STREAMS:
-        found = [row for row in rows if row["stream"] == stream]
-        if found:
-            lines += section(stream, found)
-    lines += [
-        "## Again",
-        "",
-        "<!-- not run: takes hours, and the real texts and model -->",
-        "```console",
-        f"$ python examples/benchmarks/llm run --base MODEL --work llm-work --rows {first['rows']} --test-rows "
-        f"{first['tests']} --epochs {first['epochs']}",
-        "$ python examples/benchmarks/llm table --work llm-work -o docs/benchmarks",
-        "```",
-    ]
+        for budget in budgets:
+            found = [row for row in rows if row["stream"] == stream and budget_of(row) == budget]
+            if found:
+                lines += section(stream, found, budget)
+    lines += ["## Again", "", "<!-- not run: takes hours, and the real texts and model -->", "```console"]
+    for number, (taught, tests, epochs, _) in enumerate(budgets, 1):
+        lines.append(
+            f"$ python examples/benchmarks/llm run --base MODEL --work llm-work-{number} --rows {taught} "
+            f"--test-rows {tests} --epochs {epochs}"
+        )
+    works = ",".join(f"llm-work-{number + 1}" for number in range(len(budgets)))
+    lines += [f"$ python examples/benchmarks/llm table --work {works} -o docs/benchmarks", "```"]
     return "\n".join(lines) + "\n"
 
 
-def section(stream: str, rows: Sequence[Run]) -> list[str]:
+def budget_of(row: Run) -> tuple[int, int, int, int]:
+    """Training rows and test rows of a task, epochs, and tokens of an example at most."""
+    return row["rows"], row["tests"], row["epochs"], row["max_length"]
+
+
+def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int]) -> list[str]:
     """The two tables of a stream: all methods, and each task."""
-    lines = [f"## {TITLES[stream]}", ""]
+    taught, tests, epochs, length = budget
+    lines = [f"## {TITLES[stream]}, {taught} rows each", ""]
+    lines += [
+        f"{taught} training rows and {tests} test rows of a task at most, {epochs} epochs, {length} tokens at most."
+    ]
+    lines += [""]
     lines += ["| method | AP | BWT | base | training | peak memory | seeds |", "|---|---|---|---|---|---|---|"]
     shown: list[tuple[float, str]] = []
     for method in dict.fromkeys(row["method"] for row in rows):

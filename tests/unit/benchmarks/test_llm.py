@@ -95,6 +95,17 @@ def test_the_page_ranks_the_methods_and_says_what_is_kept(modules: dict[str, Any
     assert "| sequential | 40.0 ± 14.1 | -40.0 ± 14.1 | +1.00 | 0.5 min | 900 MB | 2 |" in page
     assert "| of the score with the task named (bare input) | 50.0 |" in page
     assert "| right task found (whole prompt) | 100.0 |" in page
+    assert "## cl15, order 1, 8 rows each" in page
+
+
+def test_runs_with_other_budgets_stand_in_tables_of_their_own(modules: dict[str, Any]) -> None:
+    rows = [row("base", 0, [0.1] * 4), row("sequential", 0, [0.2] * 4, rows=160, machine="an EPYC")]
+    page = modules["llm_page"].page(rows)
+    few, many = page.index("order 1, 8 rows each"), page.index("order 1, 160 rows each")
+    assert few < page.index("| base | 10.0") < many < page.index("| sequential | 20.0")
+    assert "a Xeon; an EPYC" in page
+    assert "--rows 8 " in page
+    assert "--rows 160 " in page
 
 
 def test_what_stands_on_another_run_waits_for_it(modules: dict[str, Any], tmp_path: Path) -> None:
