@@ -18,6 +18,7 @@ from cl_adapter.session import Session
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.evaluation.gate import general_of
 from adapterhub_cl.learning.chosen_settings import in_words
+from adapterhub_cl.registry import run_checks
 from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def list_adapters(
             counts[row.ref] += row.requests
         session.give([{**r.to_json(), "serves": serves.get(r.ref, []), "requests": counts[r.ref]} for r in found])
         return
+    if stopped := run_checks.resumable(hub.registry.runs_dir):
+        more = f" (and {len(stopped) - 1} more, see verify)" if stopped[1:] else ""
+        session.note(f"unfinished; go on with: {display.one_line(session.command(stopped[0]))}{more}")
     if not found:
         session.note(f"no adapters yet; make one: {session.command('add-task NAME DATA.jsonl')}")
         return

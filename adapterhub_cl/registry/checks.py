@@ -153,7 +153,7 @@ def garbage(place: Place, older_than_days: float) -> list[Garbage]:
     Descendants of a version never need its files: every adapter is self-contained.
     """
     found = [(path, "leftover of a process that has ended") for path in _temporary(place)]
-    for path, about in run_checks.run_directories(place):
+    for path, about in run_checks.run_directories(place.runs):
         if about is None:
             found.append((path, "a run without run.json"))
         elif time.time() - run_checks.touched(path) >= older_than_days * 86_400:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ COLLECT = "cl-adapter gc"
 _RUN_GRACE_S = 60.0  # a run that is just starting has no run.json yet
 
 
-def run_directories(place: Place) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+def run_directories(runs: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """Runs that no process is working on, with their `run.json`; None if it is missing or unreadable."""
-    for path in sorted(place.runs.iterdir()) if place.runs.is_dir() else ():
+    for path in sorted(runs.iterdir()) if runs.is_dir() else ():
         if path.name.startswith(files.TEMPORARY) or not path.is_dir() or path.is_symlink():
             continue
         try:
@@ -63,7 +63,7 @@ def touched(path: Path) -> float:
 
 
 def unfinished(place: Place) -> Iterator[Problem]:
-    for path, about in run_directories(place):
+    for path, about in run_directories(place.runs):
         if about is None:
             yield Problem(place.relative(path), "a run without run.json, which cannot be resumed", COLLECT)
         elif broken := _broken_in(path, about):
@@ -71,11 +71,19 @@ def unfinished(place: Place) -> Iterator[Problem]:
             for file in broken:
                 yield Problem(place.relative(file), "changed: its SHA-256 differs from the recorded one", fix)
         else:
-            verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
-            special = {"update-online": f"update {name} - --online", "distill": f"distill --as {name}"}
-            words = special.get(verb, f"{verb} {name}")
-            fix = f"cl-adapter {words} --resume, or delete it: {COLLECT} --older-than 0"
-            yield Problem(place.relative(path), f"unfinished run of {name}", fix)
+            fix = f"cl-adapter {_resume(about)}, or delete it: {COLLECT} --older-than 0"
+            yield Problem(place.relative(path), f"unfinished run of {about.get('name', 'NAME')}", fix)
+
+
+def resumable(runs: Path) -> list[str]:
+    """The commands that go on with the unfinished runs that no process is working on, each once."""
+    return list(dict.fromkeys(_resume(about) for _, about in run_directories(runs) if about))
+
+
+def _resume(about: Mapping[str, Any]) -> str:
+    verb, name = about.get("verb", "add-task"), about.get("name", "NAME")
+    special = {"update-online": f"update {name} - --online", "distill": f"distill --as {name}"}
+    return f"{special.get(verb, f'{verb} {name}')} --resume"
 
 
 def _broken_in(run: Path, about: dict[str, Any]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from cli_support import Cl
 
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.runs import Run
 
 Publish = Callable[..., Any]
+GONE = 2**22 + 1  # no process has such a number
 CONTRACT = {"ref", "name", "version", "kind", "aliases", "task", "rank", "bytes", "created_at", "status"}
 
 
@@ -176,6 +179,20 @@ def test_list_after_production_was_pinned_and_rolled_back(hub: Path, publish: Pu
     assert cl("rollback", "mood@production", "--hub", hub).code == 0
     assert states(cl, hub) == pinned
     assert set(states(cl, hub, "--all")) == {"mood@v1", "mood@v2", "mood@v3", "taste@v1"}
+
+
+def test_list_says_how_an_unfinished_run_goes_on(hub: Path, cl: Cl) -> None:
+    for name, pid in (("mood", 0), ("taste", os.getpid())):  # the second one is going on
+        run = Run.start(hub / "runs", {"verb": "update", "name": name})
+        about = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+        (run.path / "run.json").write_text(json.dumps({**about, "pid": pid or GONE}), encoding="utf-8")
+    assert cl("list", "--hub", hub).err == f"unfinished; go on with: cl-adapter --hub {hub} update mood --resume\n"
+    Run.start(hub / "runs", {"verb": "add-task", "name": "new\x1b[31m"})
+    run = next((hub / "runs").glob("new*/run.json"))
+    run.write_text(json.dumps({**json.loads(run.read_text(encoding="utf-8")), "pid": GONE}), encoding="utf-8")
+    said = cl("list", "--hub", hub)
+    assert "(and 1 more, see verify)" in said.err
+    assert "\x1b" not in said.err
 
 
 def test_list_names_a_refused_update_and_shows_what_serves(hub: Path, publish: Publish, cl: Cl) -> None:
