@@ -36,6 +36,10 @@ class RebaseOptions:
         "are left, or alone where none are; only from bases that write",
         check="adapterhub_cl.rebasing.rebase_options:check_pseudo_samples",
     )  # fmt: skip
+    port: bool = option(
+        False, "first try each version as it is on the new base, and learn its task again only if it keeps too little "
+        "there; for a base that was fine-tuned or trained on from this hub's",
+    )  # fmt: skip
     quantization: str = option(
         "",
         "how the new base is stored in memory: nf4, fp4, int8 or none; default: as this hub's",

@@ -26,7 +26,7 @@ from adapterhub_cl.errors import (
 )
 from adapterhub_cl.learning.chosen_settings import carry_choice, settings_of
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.rebasing import lesson_files, rebinding, relearning
+from adapterhub_cl.rebasing import lesson_files, porting, rebinding, relearning
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
 from adapterhub_cl.rebasing.pseudo_rows import measured_on_written, pseudo_rows, wanted_of
 from adapterhub_cl.rebasing.rebase_options import RebaseOptions
@@ -154,7 +154,7 @@ def rebase(
         free()
         hub = opened(new)
         for name, (found, lesson) in sources.items():
-            moves[name] = _moved(hub, registry, found, lesson, options.min_retention, settings)
+            moves[name] = _moved(hub, registry, found, lesson, options, settings)
             _take_aliases(registry, new, moves[name])
             _take_tuned(registry, new, moves[name].old, moves[name].new, relearning.OF_THE_BASE, old.reporter)
     return Rebased(new.path, [moves[name] for name in names])
@@ -180,7 +180,9 @@ def _planned(
 ) -> list[TaskMove]:
     serving, moved = registry.serving(), there.moved()
     if same:
-        idle = [f"--{name.replace('_', '-')}" for name in ("budget", "pseudo_samples") if getattr(options, name)]
+        idle = [
+            f"--{name.replace('_', '-')}" for name in ("budget", "pseudo_samples", "port") if getattr(options, name)
+        ]
         without = f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect"
         notes = ("the weights are the same, so it is copied", *([without] if idle else []))
         return [TaskMove(name, serving[name], source=rebinding.REBOUND, notes=notes) for name in names]
@@ -192,6 +194,8 @@ def _planned(
             continue
         source = source_of_task(registry, there.base, name, options.budget, options.pseudo_samples)
         move = _of(source, wanted_of(registry.base, source, options.pseudo_samples, options.budget))
+        if options.port and move.state == PLANNED:
+            move = replace(move, notes=(*move.notes, f"{move.old} is first tried as it is"))
         kept = [one.retention for one in done if one.source == move.source and one.retention is not None]
         known = bool(kept) and move.metric != "perplexity"
         found.append(replace(move, expected=math.fsum(kept) / len(kept), expected_from=len(kept)) if known else move)
@@ -300,7 +304,7 @@ def _moved(
     old: Registry,
     found: TaskSource,
     lesson: lesson_files.WrittenLesson,
-    least: float,
+    options: RebaseOptions,
     settings: Mapping[str, Any],
 ) -> TaskMove:
     """One task; what cannot be learned is told, and the others go on.
@@ -308,7 +312,10 @@ def _moved(
     Raises:
         TrainingInterrupted, StorageError, BaseModelError: no other task could be learned either.
     """
-    began = time.monotonic()
+    began, least = time.monotonic(), options.min_retention
+    if options.port and (record := porting.port(hub, old, found, lesson, least)) is not None:
+        hub.reporter.note(f"{found.task.name}: {found.record.ref} is used as it is")
+        return _told(record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
     further = f", {lesson.written} of them pseudo-samples" if lesson.written else ""
     hub.reporter.note(f"{found.task.name}: learned again from {lesson.rows} rows ({lesson.source}{further})")
     for note in found.notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.registry import Registry, storage_errors
@@ -29,7 +29,29 @@ def to_copy(old: Registry, tasks: Collection[str]) -> list[AdapterRecord]:
 
 
 def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord:
-    """Copy one version; its files are checked first.
+    """Copy one version of a base whose weights are the same.
+
+    Raises:
+        IntegrityError: a file is missing or changed.
+        StorageError: the disk refused; nothing was published.
+    """
+    told = {
+        "hub": old.path.resolve().name,
+        "ref": record.ref,
+        "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
+        "source": REBOUND,
+    }
+    scores = [Evaluation(**row) for row in record.manifest.get("evaluations", ())]
+    return copy_version(old, new, record, {"rebased_from": told}, scores)
+
+
+def copy_version(
+    old: Registry, new: Registry, record: AdapterRecord, told: Mapping[str, Any], scores: Sequence[Evaluation]
+) -> AdapterRecord:
+    """Publish a version's files, unchanged, in the hub on the other base; they are checked first.
+
+    Args:
+        told: entries of the manifest that differ from those of the old version.
 
     Raises:
         IntegrityError: a file is missing or changed.
@@ -43,20 +65,11 @@ def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(record.path / name, target)
         spec = made.get("task_spec")
-        manifest: dict[str, Any] = {
-            **made,
-            "base": {"source": new.base.source, "fingerprint": new.base.fingerprint},
-            "rebased_from": {
-                "hub": old.path.resolve().name,
-                "ref": record.ref,
-                "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
-                "source": REBOUND,
-            },
-        }
+        base = {"source": new.base.source, "fingerprint": new.base.fingerprint}
         return new.publish(
             draft,
-            manifest,
-            evaluations=[Evaluation(**row) for row in made.get("evaluations", ())],
+            {**made, "base": base, **told},
+            evaluations=scores,
             task=Task.from_json(spec) if spec else None,
             verb="rebase",
             repeats=False,

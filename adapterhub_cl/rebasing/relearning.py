@@ -98,25 +98,32 @@ def relearn(
                 done = finished(registry, request, run, hub.reporter)
                 return done or teach(hub, order_of(registry, request), run=run)
         given = {**_described(found, registry.base), **_settings(found, asked), "eval": lesson.eval}
-        given |= {"columns": lesson.columns, "max_forgetting": _may_lose(task.metric, lesson, least)}
-        request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
-        rebased_from = {
-            "hub": old.path.resolve().name,
-            "ref": found.record.ref,
-            "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
-            "source": lesson.source,
-            "rows": lesson.rows,
-            **({"pseudo_samples": lesson.written} if lesson.written else {}),
-            "metric": lesson.metric,
-            "old_score": lesson.old_score,
-            **({"old_measured": lesson.old_measured, "old_score_from": lesson.old_from} if lesson.old_from else {}),
-            "min_retention": least,
+        given |= {
+            "columns": lesson.columns,
+            "max_forgetting": may_lose(task.metric, float(lesson.old_score or 0.0), least),
         }
-        request = replace(request, rebased_from=rebased_from)
+        request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
+        request = replace(request, rebased_from=rebased_from(old, found, lesson, least))
         return teach(hub, order_of(registry, request), run=None)
     except GateRefused as refused:
         hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
         return registry.get(refused.record.ref)
+
+
+def rebased_from(old: Registry, found: TaskSource, lesson: WrittenLesson, least: float) -> dict[str, Any]:
+    """What the new version's manifest says of where it came from."""
+    return {
+        "hub": old.path.resolve().name,
+        "ref": found.record.ref,
+        "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
+        "source": lesson.source,
+        "rows": lesson.rows,
+        **({"pseudo_samples": lesson.written} if lesson.written else {}),
+        "metric": lesson.metric,
+        "old_score": lesson.old_score,
+        **({"old_measured": lesson.old_measured, "old_score_from": lesson.old_from} if lesson.old_from else {}),
+        "min_retention": least,
+    }
 
 
 def drop_runs(registry: Registry, task: str) -> None:
@@ -126,9 +133,9 @@ def drop_runs(registry: Registry, task: str) -> None:
             run.remove()
 
 
-def _may_lose(metric: str, lesson: WrittenLesson, least: float) -> float:
-    """How much the score may fall, as the gate counts."""
-    return min(1.0, max(0.0, (1 - least) * as_share(metric, float(lesson.old_score or 0.0))))
+def may_lose(metric: str, old: float, least: float) -> float:
+    """How much an old score may fall, as the gate counts."""
+    return min(1.0, max(0.0, (1 - least) * as_share(metric, old)))
 
 
 def _described(found: TaskSource, base: BaseInfo) -> dict[str, Any]:

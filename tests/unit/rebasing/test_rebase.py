@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cl_adapter.__main__ import main
 from crashes import in_child
 from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, teach, write
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.context import Hub
@@ -80,6 +82,60 @@ def test_tasks_are_learned_from_data_and_from_samples(old: AdapterHub, roberta: 
     assert new.predict(["dog table"], task="animals")[0].prediction == "dog"
     assert new.verify() == []
     assert before == sorted((p.name, p.stat().st_size) for p in (old.folder / "adapters").rglob("*"))
+
+
+def near(base: str, to: Path, noise: float) -> str:
+    """A base whose matrices are those of another one with noise of so many of their standard deviations."""
+    shutil.copytree(base, to)
+    torch.manual_seed(0)
+    file = to / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            tensors[name] = tensor + noise * tensor.std() * torch.randn(tensor.shape)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return str(to)
+
+
+def test_versions_are_used_as_they_are_on_a_base_that_is_near(
+    old: AdapterHub, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = near(str(pico_path("bert")), tmp_path / "near", 0.001)
+    planned = old.rebase(base, to=str(tmp_path / "new"), port=True, dry_run=True)
+    assert all("is first tried as it is" in one.notes[-1] for one in planned.tasks)
+    found = old.rebase(base, to=str(tmp_path / "new"), port=True, **BRIEF)
+    assert [(one.task, one.source, one.state, one.rows) for one in found.tasks] == [
+        ("animals", "ported", "moved", 0),
+        ("colours", "ported", "moved", 0),
+    ]
+    new = AdapterHub.open(tmp_path / "new")
+    for one in found.tasks:
+        assert one.retention == pytest.approx(1.0, abs=0.1)
+        mine, theirs = new.get(one.new), old.get(one.old)
+        for name in theirs.manifest["files"]:
+            assert (mine.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
+        told = mine.manifest["rebased_from"]
+        assert (told["source"], told["old_score"], told["new_score"]) == ("ported", one.old_score, one.new_score)
+        assert mine.manifest["evaluations"][0]["value"] == one.new_score
+        assert mine.manifest["gate"]["passed"]
+    assert "production" in new.get("colours@v1").aliases
+    assert new.predict(["dog table"], task="animals")[0].prediction == "dog"
+    assert new.verify() == []
+    again = old.rebase(base, to=str(tmp_path / "new"), port=True, **BRIEF)
+    assert [one.source for one in again.tasks] == ["ported", "ported"]
+
+
+def test_what_does_not_fit_or_keeps_too_little_is_learned_again(
+    old: AdapterHub, roberta: str, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    far = near(str(pico_path("bert")), tmp_path / "far", 3.0)
+    notes = Notes()
+    found = old.rebase(far, to=str(tmp_path / "new"), port=True, tasks=["colours"], reporter=notes, **FAST)
+    assert [(one.source, one.rows) for one in found.tasks] == [("data", 48)]
+    assert any("colours: colours@v1 cannot be used as it is (its accuracy falls from" in said for said in notes.said)
+    found = old.rebase(roberta, to=str(tmp_path / "other"), port=True, tasks=["colours"], reporter=notes, **BRIEF)
+    assert [(one.source, one.state) for one in found.tasks] == [("data", "moved")]
+    assert "cannot be used as it is (the adapter in" in next(s for s in reversed(notes.said) if "as it is" in s)
 
 
 def test_held_back_samples_are_not_learned(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
