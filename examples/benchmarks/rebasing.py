@@ -1,0 +1,228 @@
+"""What `rebase` keeps of a hub's tasks that are learned again from data, from samples, or from rows written for it.
+
+    python examples/benchmarks/rebasing.py run --base PATH --work /tmp/rebasing
+    python examples/benchmarks/rebasing.py table --work /tmp/rebasing -o docs/benchmarks
+
+A hub learns tasks of cl15 (../shared/data). One command then moves them to a second base, the first one with noise in
+its matrices; that command is killed (SIGKILL) three times on the way, and each time it is simply run again. Old and
+new versions are scored on the same held-out rows. `run` goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))  # machine.py, resumable.py
+from machine import installed, machine
+from resumable import chosen, prepare, results
+
+from adapterhub_cl import AdapterHub
+from adapterhub_cl.registry.files import atomic_write_text
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
+TASKS = ("agnews", "sst2", "dbpedia", "yahoo", "qqp", "imdb", "boolq", "yelp")
+SOURCES = ("data", "samples", "pseudo-samples", "ported")
+NOISE = 0.1  # times a matrix's standard deviation
+KEPT = 100  # samples of a task, where the hub keeps any
+KILLED_AFTER = (1, 3, 6)  # tasks that are in the new hub when the command is killed
+LENGTH = 192
+INTRODUCTION = f"""
+A hub has learned tasks of cl15. One command, `cl-adapter rebase`, moves them to a second base: the first one with
+noise in each matrix, {NOISE} times its standard deviation. The command was killed with SIGKILL on the way and run
+again, as often as the table says. Old and new versions are scored on the same held-out rows. One seed. From *data*,
+every training row is learned again; from *samples*, the {KEPT} that the hub keeps of each task, the files being gone;
+from *pseudo-samples*, rows that the old version writes and answers, files and samples being gone; *ported*: with
+`--port`, the versions as they are.
+""".strip()
+
+
+def write_rows(folder: Path, rows: int, tests: int) -> None:
+    """`<task>.train.jsonl` and `<task>.test.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        for split, most in (("train", rows), ("test", tests)):
+            lines = (DATA / task / f"{split}.jsonl").read_text(encoding="utf-8").strip().split("\n")
+            random.Random(f"{task} {split}").shuffle(lines)
+            atomic_write_text(folder / f"{task}.{split}.jsonl", "\n".join(lines[:most]) + "\n")
+
+
+def noisy(base: Path, to: Path) -> Path:
+    """A second base: the first one with noise in each matrix."""
+    if to.exists():
+        return to
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    draft = to.with_name(f"{to.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(base, draft)
+    torch.manual_seed(0)
+    for path in draft.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if tensor.ndim == 2 and tensor.is_floating_point():
+                tensors[name] = tensor + (torch.randn(tensor.shape) * NOISE * tensor.float().std()).to(tensor.dtype)
+        save_file(tensors, path, metadata={"format": "pt"})
+    draft.rename(to)
+    return to
+
+
+def taught(folder: Path, base: Path, data: Path, tasks: Sequence[str], **settings: Any) -> AdapterHub:
+    """A hub that has learned the tasks; one that is half done goes on."""
+    hub = (
+        AdapterHub.open(folder)
+        if (folder / "hub.toml").exists()
+        else AdapterHub.init(folder, base=str(base), quantization="none")
+    )
+    known = {record.name for record in hub.list()}
+    for task in tasks:
+        if task not in known:
+            files = {"data": data / f"{task}.train.jsonl", "eval": data / f"{task}.test.jsonl"}
+            hub.add_task(task, **files, max_length=LENGTH, **settings)
+    return hub
+
+
+def move(hub: Path, base: Path, to: Path, log: Path, *, kills: Sequence[int], more: Sequence[str]) -> dict[str, Any]:
+    """What the command says of the tasks when it has ended, having been killed on the way."""
+    words = [sys.executable, "-m", "cli", "--hub", str(hub), "--json", "rebase", str(base), "--to", str(to), *more]
+    killed, started = 0, time.monotonic()
+    for after in kills:
+        with log.open("a") as lines:
+            going = subprocess.Popen(words, stdout=lines, stderr=lines)
+            while going.poll() is None and len(list(to.glob("adapters/*/v*/manifest.json"))) < after:
+                time.sleep(0.2)
+            time.sleep(1)  # somewhere in the next task
+            if going.poll() is None:
+                going.send_signal(signal.SIGKILL)
+                going.wait()
+                killed += 1
+    with log.open("a") as lines:
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=lines, text=True, check=False)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {**found, "killed": killed, "seconds": time.monotonic() - started}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Teach, move from each source, and keep what was kept."""
+    work, base = Path(arguments.work).resolve(), Path(arguments.base).resolve()
+    asked = {"base": base.name, "rows": arguments.rows, "tests": arguments.test_rows, "noise": NOISE}
+    prepare(work, asked, "hubs")
+    tasks = chosen(arguments.tasks, TASKS)
+    second = noisy(base, work / f"{base.name}-noisy")
+    for source in chosen(arguments.sources, SOURCES):
+        path = work / "results" / f"{source}.json"
+        if path.exists():
+            continue
+        data = work / f"rows-{source}"
+        write_rows(data, arguments.rows, arguments.test_rows)
+        writes: dict[str, Any] = {
+            "replay": "none",
+            "prompt_loss": 0.3,
+        }  # prompts are learned, so that it can write them
+        settings = writes if source == "pseudo-samples" else {"replay": f"balanced:{KEPT}"}
+        hub = taught(work / "hubs" / f"old-{source}", base, data, tasks, **settings)
+        if source in ("samples", "pseudo-samples"):
+            for task in tasks:
+                (data / f"{task}.train.jsonl").unlink()
+        more = {"pseudo-samples": ("--pseudo-samples", str(arguments.rows)), "ported": ("--port",)}.get(source, ())
+        to, log = work / "hubs" / f"new-{source}", work / "logs" / f"{source}.log"
+        found = move(hub.folder, second, to, log, kills=KILLED_AFTER[: len(tasks) // 2], more=more)
+        trained = {record.name: record.training["seconds"] for record in AdapterHub.open(to).list()}
+        row = {**asked, "source": source, **found, "training_seconds": trained, "machine": machine()}
+        atomic_write_text(path, json.dumps(row))
+        print(f"{source}: {', '.join(str(task['retention']) for task in row['tasks'])}", flush=True)
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page as Markdown."""
+    lines = [
+        "# Moving a hub to another base",
+        "",
+        f"{rows[0]['machine']}. "
+        + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft", "adapterhub-cl").items())
+        + ". Written by `examples/benchmarks/rebasing.py`.",
+        "",
+        INTRODUCTION,
+        "",
+        "| base | learned from | tasks | rows each | test rows | killed | mean old score | mean new score "
+        "| mean retention | lowest retention | time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        kept = [task for task in row["tasks"] if task["retention"] is not None]
+        cells = (
+            row["base"], row["source"], len(row["tasks"]), row["rows"], row["tests"], row["killed"],
+            f"{fmean(task['old_score'] for task in kept):.3f}", f"{fmean(task['new_score'] for task in kept):.3f}",
+            f"{fmean(task['retention'] for task in kept):.2f}", f"{min(task['retention'] for task in kept):.2f}",
+            f"{row['seconds'] / 60:.0f} min",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "*Time* is that of the command with all that the kills cost, on a machine that did other work too.",
+        "",
+        "| base | learned from | task | rows | old score | new score | retention | state | training |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for task in row["tasks"]:
+            scores = " | ".join("–" if task[k] is None else f"{task[k]:.3f}" for k in ("old_score", "new_score"))
+            kept = "–" if task["retention"] is None else f"{task['retention']:.2f}"
+            seconds = row["training_seconds"].get(task["task"])
+            lines.append(
+                f"| {row['base']} | {task['source']} | {task['task']} | {task['rows']} | {scores} | {kept} "
+                f"| {task['state']} | {'–' if seconds is None else f'{seconds:.0f} s'} |"
+            )
+    lines += [
+        "",
+        "<!-- not run: takes minutes, and the real texts and model -->",
+        "```console",
+        "$ python examples/benchmarks/rebasing.py run --base MODEL --work rebasing-work",
+        "$ python examples/benchmarks/rebasing.py table --work rebasing-work -o docs/benchmarks",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(arguments: argparse.Namespace) -> None:
+    rows = [row for work in arguments.work.split(",") for row in results(Path(work))]
+    out = Path(arguments.output)
+    atomic_write_text(out / "rebasing.md", page(rows))
+    atomic_write_text(out / "rebasing.json", json.dumps(rows) + "\n")
+    print(page(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    going = verbs.add_parser("run")
+    going.add_argument("--base", required=True, help="folder of an encoder or an instruct model")
+    going.add_argument("--work", required=True, help="folder for hubs, logs and results")
+    going.add_argument("--rows", type=int, default=150, help="training rows of a task (default: 150)")
+    going.add_argument("--test-rows", type=int, default=150, help="test rows of a task (default: 150)")
+    going.add_argument("--tasks", default="", help=f"some of {', '.join(TASKS)}; default: all")
+    going.add_argument("--sources", default="", help=f"some of {', '.join(SOURCES)}; default: all")
+    going.set_defaults(do=run)
+    shown = verbs.add_parser("table")
+    shown.add_argument("--work", required=True, help="folders of results, with commas between")
+    shown.add_argument("-o", "--output", required=True, help="folder for rebasing.md and rebasing.json")
+    shown.set_defaults(do=table)
+    arguments = parser.parse_args()
+    if arguments.verb == "run" and not DATA.is_dir():
+        sys.exit(f"the texts are not there: {DATA}")
+    arguments.do(arguments)
+
+
+if __name__ == "__main__":
+    main()
