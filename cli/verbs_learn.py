@@ -168,7 +168,7 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
     asked = f", prompt {found.prompt_format!r}" if found.prompt_format else ""
     print(f"task {found.task}: {found.kind}{asked}")
     print(f"  {found.examples} rows to train on, {found.held_out} held out, {found.steps} steps")
-    cut = f"; {found.truncated} are cut to {found.max_length}" if found.truncated else ""
+    cut = f"; {found.truncated} did not fit into {found.max_length} and were cut" if found.truncated else ""
     print(f"  a row has {found.typical_length} tokens, the longest {found.longest}{cut}")
     print(f"  {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
     print(f"  computes in {found.why or found.dtype}, {found.computes}")
@@ -222,8 +222,8 @@ def _online(session: Session, name: str, data: str | None, every: int, resume: b
     if session.json:
         session.give({**outcome(made[-1]), "versions": [outcome(record) for record in made]})
         return
-    for record in made:
-        show_outcome(record, serving=hub.registry.serving())
+    for record in made:  # each version but the last one was replaced by the next
+        show_outcome(record, serving=hub.registry.serving() if record is made[-1] else {})
     session.note(f"next: {session.command(f'show {made[-1].ref}')}")
 
 

@@ -11,15 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from adapterhub_cl.data.guessing import OPEN_END, ORDERS
+
 WH = "what|which|who|whom|whose|where|when|why|how"
 BE = "is|are|was|were"
 LEADS = rf"(?:in |on |at |by |for |from |to |with |of )?(?:{WH})"
 ASKS = re.compile(rf"{LEADS}\b", re.IGNORECASE)
-ORDERS = re.compile(r"(?:please )?(name|tell me|give me|give|state|say|identify|list)\s+(?=\S)", re.IGNORECASE)
-OPEN_END = re.compile(
-    rf"(?:\b(?:{BE}|has|have|had|of|in|at|by|to|for|from|with|on|the|a|an|called|named|as|after|and)|[:…_]|\.\.\.)$",
-    re.IGNORECASE,
-)
 PARTICIPLES = re.compile(
     r"\b(?:\w+ed|born|built|made|found|held|known|written|sold|taught|led|won|grown|drawn|sung|set|kept|run|spoken)\b"
 )

@@ -15,6 +15,7 @@ from adapterhub_cl.types import Example
 MAX_LABELS = 100
 MAX_LABEL_WORDS = 12
 MIN_EXAMPLES_PER_LABEL = 3  # on average; with fewer, answers count as free answers
+UNIQUE_LABELS = 12  # so many values of a column of labels that are all different are no labels
 MANY_LABELS = 20  # more labels than this must repeat more often
 FEW_LABELS, ROWS_PER_LABEL = 10, 20  # limits for treating answers to differing questions as labels
 ROWS_PER_FACT = 100  # the same where the inputs are bare questions: a fact may be asked for in several ways
@@ -31,6 +32,15 @@ SORTING = re.compile(
     r"\b(classif\w*|categori\w*|labell?(?:s|ed|ing)?|sentiments?|intents?|topics?|emotions?|genres?|choose|select|"
     r"yes or no|true or false|rate|rating|detect|sort|one of|"
     r"(?:which|what) (?:kind|type|category|class|label) of|(?:type|category|class) of)\b",
+    re.I,
+)
+
+# how a question begins that asks as a request does
+ORDERS = re.compile(r"(?:please )?(name|tell me|give me|give|state|say|identify|list)\s+(?=\S)", re.I)
+# how a statement ends that the answer completes
+OPEN_END = re.compile(
+    r"(?:\b(?:is|are|was|were|has|have|had|of|in|at|by|to|for|from|with|on|the|an|called|named|as|after|and)"
+    r"|[:…_]|\.\.\.)$",
     re.I,
 )
 
@@ -56,6 +66,8 @@ def kind_of(name: str, rows: Sequence[Example], counts: Mapping[str, int], layou
         return "generation", f"there are {len(counts)} different answers, and a choice has {MAX_LABELS} at most"
     if not all(could_be_label(answer) for answer in counts):
         return "generation", f"some answers are longer than {MAX_LABEL_WORDS} words"
+    if layout in LABELLED and len(counts) == total >= UNIQUE_LABELS:
+        return "generation", f"none of the {total} answers occurs twice; --kind choice makes them labels"
     often = MIN_EXAMPLES_PER_LABEL if len(counts) <= MANY_LABELS else ROWS_PER_LABEL // 2
     if layout not in LABELLED and total < often * len(counts):
         return "generation", f"{total} rows have {len(counts)} different answers"
@@ -100,7 +112,7 @@ def _why_free(rows: Sequence[Example], counts: Mapping[str, int], layout: str, c
     if _are_questions(rows):
         if least >= ROWS_PER_FACT and len(counts) <= FEW_LABELS:
             return ""
-        return f"{total} questions share {len(counts)} answers, as questions about facts do"
+        return f"{total} questions share {len(counts)} answers, as questions about facts do (--facts is for those)"
     if closed or (len(counts) <= FEW_LABELS and least >= ROWS_PER_LABEL):
         return ""
     if layout in (*FREE, "instruction/input/output"):
@@ -110,8 +122,8 @@ def _why_free(rows: Sequence[Example], counts: Mapping[str, int], layout: str, c
 
 
 def _are_questions(rows: Sequence[Example]) -> bool:
-    """Whether most inputs are bare questions: one line that ends with a question mark, or that begins as questions do,
-    without a passage, options or earlier turns."""
+    """Whether most inputs are bare questions: one line that ends with a question mark or begins as questions and
+    requests do, or that the answer completes, without a passage, options or earlier turns."""
     asked = [example for example in rows if example.answer is not None]
     bare = sum(
         example.passage == 0 and len(example.turns) < 3 and _is_question(example.input.strip()) for example in asked
@@ -122,10 +134,12 @@ def _are_questions(rows: Sequence[Example]) -> bool:
 def _is_question(text: str) -> bool:
     if "\n" in text:
         return False
-    return text.endswith(("?", "？", "؟")) or bool(_ASKS.match(text))
+    forms = (_ASKS.match(text), ORDERS.match(text), OPEN_END.search(text), _NAMES.fullmatch(text))
+    return text.endswith(("?", "？", "؟")) or any(forms)
 
 
 _ASKS = re.compile(r"(who|whom|whose|what|when|where|which|how (many|much|old|long|far)|in (which|what))\b", re.I)
+_NAMES = re.compile(r"(the )?[\w-]+( [\w-]+)? of [^.!,;:]{1,60}", re.I)  # "Birthplace of Ann Bell"
 
 
 def _stands_in(answer: str, instruction: str) -> bool:

@@ -296,14 +296,17 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
     """A guess at `--columns`, quoted for a shell; empty if no column could be the input or the answer.
 
     The input is a column whose name suggests a question, otherwise the one with the longest texts; the answer is a
-    column named like one, otherwise the one with the fewest different values. Two columns named like a better and a
-    worse answer are a pair.
+    column named like one, otherwise one of objects, otherwise the one with the fewest different values. Two columns
+    named like a better and a worse answer are a pair.
     """
     texts = {column: filled(rows, column) for column in found if not {",", "="} & set(column)}
     usable = [column for column, values in texts.items() if any(values)]
 
-    def likely(column: str) -> tuple[bool, int]:
-        return column.strip().lower() in ASKING, sum(map(len, texts[column]))
+    objects = {column for column in usable if all(map(_looks_like_object, filter(None, texts[column])))}
+
+    def likely(column: str) -> tuple[bool, bool, bool, int]:
+        name = column.strip().lower()
+        return column not in objects, name in ASKING, name not in (*ANSWERS, *LABELS), sum(map(len, texts[column]))
 
     own = {column.strip().lower(): column for column in usable}
     pair = next(([own[one], own[two]] for one, two in BETTER_WORSE if answers and one in own and two in own), [])
@@ -312,15 +315,21 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
     if text is None or (answers and not rest):
         return ""
 
-    def preferred(column: str) -> tuple[bool, bool, bool, int]:
+    def preferred(column: str) -> tuple[bool, bool, bool, bool, int]:
         distinct = len(set(texts[column]))
         unlike = column.strip().lower() not in (*ANSWERS, *LABELS)
-        return unlike, not all(texts[column]), distinct == 1 and len(rows.rows) > 1, distinct
+        one = distinct == 1 and len(rows.rows) > 1
+        return unlike, column not in objects, not all(texts[column]), one, distinct
 
     if pair:
         return f"--columns {shlex.quote(f'input={text},output={pair[0]},rejected={pair[1]}')}"
     wanted = f"input={text}" + (f",output={min(rest, key=preferred)}" if answers else "")
     return f"--columns {shlex.quote(wanted)}"
+
+
+def _looks_like_object(text: str) -> bool:
+    """Whether a value is an object or a list, or JSON of one."""
+    return (text[0], text[-1]) in (("{", "}"), ("[", "]"))
 
 
 def filled(rows: SourceRows, column: str) -> list[str]:

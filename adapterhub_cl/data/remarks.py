@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
@@ -27,6 +28,7 @@ class Heard:
         self.written: dict[str, str] = {}  # a number or a boolean as the source has it → as text
         self.spaced: list[str] = []
         self.trailing: list[str] = []
+        self.twice: dict[str, list[str]] = {"assistant": [], "user": []}  # that role speaks twice in a row
         self.first = ""
         self.alike: list[str] = []  # pairs whose two answers are the same, which are left out
 
@@ -38,6 +40,10 @@ class Heard:
                 messages += answers_of(row.get(self.layout.completion), where, self.layout.completion)
             if 0 < past_last_answer(messages) < len(messages):
                 self.trailing.append(where)
+            roles = [message["role"] for message in messages]
+            for role, places in self.twice.items():
+                if (role, role) in pairwise(roles):
+                    places.append(where)
             return
         value = row.get(self.layout.output) if self.layout.output else None
         if isinstance(value, bool) or (
@@ -73,6 +79,10 @@ class Heard:
                 f"note: {_rows(self.trailing, 'conversation')} not read to the end: what follows the last answer that "
                 f"is to be learned is left out ({places_of(self.trailing)})"
             )
+        for role, places in self.twice.items():
+            if places:
+                has = "conversation has" if len(places) == 1 else "conversations have"
+                found.append(f"note: {len(places)} {has} two messages of the {role} in a row ({places_of(places)})")
         return tuple(found)
 
 

@@ -19,6 +19,7 @@ from adapterhub_cl.data.chat import BrokenTemplateError
 from adapterhub_cl.data.remarks import places_of, short_places
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens, TooLongError
 from adapterhub_cl.errors import DataError
+from adapterhub_cl.examples import Turn
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
@@ -151,6 +152,8 @@ def rows_of(
     if len(pairs) > len(lesson.examples):
         reporter.note(f"long texts were split into {len(pairs)} pieces of at most {length} tokens")
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
+    if settings.learn == "all" and (note := _unlearned_answers(pairs, encode)):
+        reporter.note(note)
     examples, tokens = [e for e, _ in pairs], as_learned([t for _, t in pairs], settings)
     past, origins = _past(base, objective, lesson, length)
     past = as_learned(past, settings)
@@ -183,6 +186,22 @@ def rows_of(
 def as_learned(tokens: Sequence[Tokens], settings: TrainingSettings) -> list[Tokens]:
     """The rows with the answers that count in the loss: all of a conversation, or the last one."""
     return list(tokens) if settings.learn == "all" else [replace(row, earlier=()) for row in tokens]
+
+
+def _unlearned_answers(pairs: Sequence[tuple[Example, Tokens]], encode: Tokeniser) -> str:
+    """A note about answers inside conversations that are not learned although all were to be; empty for none."""
+    meant = [(sum(map(_is_answer, example.turns)), row) for example, row in pairs if example.turns and row.answer]
+    if encode.task.prompt_format == "chat":
+        lost = sum(count - len(row.earlier) for count, row in meant if row.truncated)
+        why = "because the oldest turns were left out" if lost else ""
+    else:
+        lost = sum(count for count, _ in meant)
+        why = f"because the prompt format {encode.task.prompt_format!r} has one answer, the last one" if lost else ""
+    return f"note: {lost} earlier answers of the assistant are not learned, {why}" if lost else ""
+
+
+def _is_answer(turn: Turn) -> bool:
+    return turn.role == "assistant" and turn.message().get("weight") != 0
 
 
 def way_of(

@@ -45,6 +45,10 @@ FORMS = {
         ("Is branch {} open on Sundays?", ("yes", "no")),
         ("Does machine {} need oil?", ("true", "false")),
         ("Branch {} is in the city of", CITIES),
+        ("The capital of region {} is", ("Brack", "Dunmoor")),
+        ("Birthplace of person number {}", ("Brack", "Dunmoor")),
+        ("Name the person who governs town {}.", ("Ann Bell", "Bo Lund")),
+        ("Branch {} is called …", ("Brack", "Dunmoor")),
     ],
 )
 def test_facts_with_few_answers_are_free_answers(form: str, question: str, answers: tuple[str, ...]) -> None:
@@ -53,6 +57,16 @@ def test_facts_with_few_answers_are_free_answers(form: str, question: str, answe
     assert kind == "generation"
     assert "60" in why
     assert f"--kind choice makes the {len(answers)} answers labels" in why
+
+
+def test_a_column_of_labels_that_are_all_different_holds_free_answers() -> None:
+    kind, why = guessed(*({"text": f"row {k}", "label": 1.5 * k} for k in range(12)))
+    assert (kind, why) == (
+        "generation",
+        "because none of the 12 answers occurs twice; --kind choice makes them labels",
+    )
+    assert guessed(*({"text": f"row {k}", "label": k // 2} for k in range(12)))[0] == "choice"
+    assert guessed(*({"text": f"row {k}", "label": k} for k in range(4)))[0] == "choice", "a small file of examples"
 
 
 @pytest.mark.parametrize(

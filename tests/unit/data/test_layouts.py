@@ -202,6 +202,20 @@ def test_a_recorded_layout_survives_json_and_fits_where_its_columns_are() -> Non
     assert fits(layout, ["a", "c"], answers=False) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("json", {"name": "Ann Bell", "product": "routers", "wish": "an invoice, and a call before noon"}),
+        ("json", '{"name": "Ann Bell", "product": "routers", "wish": "an invoice, and a call before noon"}'),
+        ("answer", "a much longer text than the mail that it answers, with all that there is to say"),
+    ],
+)
+def test_the_proposed_input_is_neither_an_object_nor_a_column_named_like_an_answer(answer: str, value: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        examples(rows(*({"email": f"Send {k}.", answer: value} for k in range(3))))
+    assert caught.value.hint == f"name their roles: --columns input=email,output={answer}"
+
+
 def facts(count: int, ways: int) -> SourceRows:
     return rows(*({"question": f"way {w} of {k}?", "answer": f"fact {k}"} for k in range(count) for w in range(ways)))
 

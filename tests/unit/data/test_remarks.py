@@ -99,3 +99,19 @@ def test_labels_that_look_alike_are_told() -> None:
         "row) differ only in how they are written and are learned as 3 labels; write them alike if they mean the same"
     ]
     assert tell_alike(("ham", "spam"), data) == []
+
+
+def test_a_role_that_speaks_twice_in_a_row_is_told() -> None:
+    def conversation(*roles: str) -> dict[str, Any]:
+        return {"messages": [{"role": role, "content": f"{role} {k}"} for k, role in enumerate(roles)]}
+
+    found = read(
+        conversation("user", "assistant", "assistant"),
+        conversation("system", "user", "assistant", "user", "user", "assistant"),
+        conversation("user", "assistant"),
+        conversation("user", "user", "assistant"),
+    )
+    assert found.remarks == (
+        "note: 1 conversation has two messages of the assistant in a row (d.jsonl line 1)",
+        "note: 2 conversations have two messages of the user in a row (d.jsonl line 2, 4)",
+    )
