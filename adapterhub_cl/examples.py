@@ -26,6 +26,12 @@ class Turn:
     content: str
     more: str = ""
 
+    @property
+    def text(self) -> str:
+        """What is said, and the tools that are called, one a line."""
+        calls = self.message().get("tool_calls")
+        return "\n".join(part for part in (self.content, calls_text(json.dumps(calls)) if calls else "") if part)
+
     def message(self) -> dict[str, Any]:
         """The turn as a message for chat templates."""
         return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
@@ -85,11 +91,12 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The whole input as plain text: for a conversation its turns without the system message."""
-        spoken = [turn for turn in self.turns if turn.role not in SYSTEM]
+        """The whole input as plain text: for a conversation its turns without the system message that it begins with,
+        which is the instruction."""
+        spoken = self.turns[1:] if self.turns and self.turns[0].role in SYSTEM else self.turns
         if len(spoken) < 2:
             return self.input
-        return "\n".join(f"{turn.role}: {turn.content or turn.more}" for turn in spoken)
+        return "\n".join(f"{turn.role}: {turn.text}" for turn in spoken)
 
     def with_input(self, text: str) -> Example:
         """The same question with another input; for a conversation with another last message."""

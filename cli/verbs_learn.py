@@ -16,6 +16,7 @@ from cl_adapter.failures import explain
 from cl_adapter.flags import Announcing, effective, flags, takes
 from cl_adapter.session import Session
 
+from adapterhub_cl.bases.sources import is_gguf
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.launching import divides_base, is_helper_process
@@ -76,8 +77,8 @@ def init(
     where = Path(path).expanduser() if path else session.named()
     if where is None:
         raise UsageError("init needs a folder for the hub", "cl-adapter init my-hub --base tiny")
-    if base.lower().endswith(".gguf"):
-        session.note("reading the GGUF file; the first time it is dequantised into the cache, which takes a minute")
+    if is_gguf(base):
+        session.note("reading the GGUF file; it is dequantised into the cache unless it is there, which takes a minute")
     hub = AdapterHub.init(where, base, quantization=quantization, revision=revision, index=index, store=store)
     found = hub.base
     if session.json:

@@ -54,7 +54,8 @@ def _unpack(file: Path, digest: str, kept: KeptWeights) -> None:
     except Exception as error:  # a damaged file, or an architecture that transformers does not read from GGUF
         reason = first_line(error)
         raise BaseModelError(
-            f"transformers cannot read {file.name}: {reason}", "use the checkpoint that it was made from"
+            f"transformers cannot read {file.name}: {reason}",
+            "make sure that the file is complete, or use the checkpoint that it was made from",
         ) from error
 
     def save(folder: Path) -> None:

@@ -61,8 +61,9 @@ def resolve(source: str, revision: str | None = None) -> Path:
         return unpacked(path)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
+        why = "there is nothing" if not path.exists() else "it is a file, and its name does not end with .gguf"
         raise BaseModelError(
-            f"no base at {source!r}: it is not a folder" + (" but a file" if path.is_file() else ""),
+            f"no base at {source!r}: {why}",
             "give a folder with config.json and *.safetensors, a GGUF file, a Hub id such as Qwen/Qwen2.5-0.5B, or "
             "tiny",
         )

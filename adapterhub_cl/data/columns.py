@@ -248,8 +248,8 @@ def _answers(row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: st
     if isinstance(value, int) and not isinstance(value, bool) and not names and isinstance(options, list | tuple):
         names = [chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(options))]
     right = answer_texts(value, where, layout.output, names, structured=structured)
-    if right and layout.references:
-        right += [t for t in answer_texts(row.get(layout.references), where, layout.references) if t not in right]
+    if right:
+        right += [text for text in _references(row, layout, where) if text not in right]
     if layout.name in LABEL_LAYOUTS:
         return [as_label(text) for text in right]
     return [as_label(t) if "\n" not in t and len(t.split()) <= LABEL_WORDS and t == t.lstrip() else t for t in right]
@@ -268,8 +268,25 @@ def _conversation(row: Mapping[str, Any], layout: Layout, where: str, system: st
     found = _made(messages, _tools(row, layout, where), where)
     if answers and not learned:
         found = replace(found, answer=None, calls="")
-    right = answer_texts(row.get(layout.references), where, layout.references) if layout.references else []
+    right = _references(row, layout, where)
     return replace(found, references=tuple(text for text in right if text != found.answer)) if right else found
+
+
+def _references(row: Mapping[str, Any], layout: Layout, where: str) -> list[str]:
+    """The further right answers of a row.
+
+    Raises:
+        DataError: they are neither a text nor a list.
+    """
+    value = row.get(layout.references) if layout.references else None
+    if value is None or layout.references == layout.output:
+        return []
+    if not isinstance(value, str | list | tuple) and value == value:  # NaN is an empty cell
+        raise DataError(
+            f"{where}: column {layout.references!r} is {type(value).__name__}, not a list of right answers",
+            'write ["one answer", "another"]',
+        )
+    return answer_texts(value, where, str(layout.references))
 
 
 def _made(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], where: str) -> Example:

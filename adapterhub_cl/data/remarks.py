@@ -86,7 +86,7 @@ class Heard:
         return tuple(found)
 
 
-def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str) -> list[str]:
+def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str, *, facts: bool = False) -> list[str]:
     """Remarks about questions that occur several times, with the same answer or with different ones.
 
     Args:
@@ -116,13 +116,12 @@ def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str) 
         one, two = other[0]
         many = len(other) > 1
         what = f"{len(other)} rows ask" if many else "1 row asks"
-        hint = (
-            "a choice has one right answer: correct the rows"
-            if kind == "choice"
-            else ("right answers beside the first one belong into a column 'references'")
-        )
+        one_answer = "a fact" if facts else "a choice" if kind == "choice" else ""
+        hint = "right answers beside the first one belong into a column 'references'"
+        if one_answer:
+            hint = f"{one_answer} has one right answer: correct the rows"
         found.append(
-            f"{'warning' if kind == 'choice' else 'note'}: {what} what another row asks, with another answer (first: "
+            f"{'warning' if one_answer else 'note'}: {what} what another row asks, with another answer (first: "
             f"{places[one]} has {_short(examples[one].answer)}, {_short_place(places[two])} has "
             f"{_short(examples[two].answer)}); {hint}"
         )

@@ -13,7 +13,8 @@ from typing import Any
 
 MARK = "\x02answer\x02"
 PATIENCE = 20.0  # seconds for a conversation of one message
-QUESTION = "Which harbour lies north of Oslo?"
+# long enough that a template that keeps only the beginning is found
+QUESTION = f"Which harbour lies north of Oslo? {' '.join(f'({k})' for k in range(1500))} Name it."
 NAME = "look_up_7f3a"
 TOOL = {"type": "function", "function": {"name": NAME, "description": "x", "parameters": {"type": "object"}}}
 # Mistral's templates insist on ids of nine characters.

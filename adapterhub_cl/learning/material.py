@@ -11,7 +11,7 @@ from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.data import tokenise
 from adapterhub_cl.data.columns import Examples, read_examples
-from adapterhub_cl.data.guessing import could_be_label
+from adapterhub_cl.data.guessing import LABELLED, could_be_label
 from adapterhub_cl.data.label_forms import for_task, with_known_labels
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import (
@@ -187,9 +187,11 @@ def _refuse_other_than_facts(material: Material) -> None:
         DataError: they are raw text, or answers of a choice task, or come without questions.
     """
     data, task = material.data, material.task
-    if data.layout == "raw text" or task.kind == "text":
+    labelled = data.layout in LABELLED
+    if labelled or data.layout == "raw text" or task.kind == "text":
+        what = f"has texts with labels ({data.layout})" if labelled else "is raw text"
         raise DataError(
-            f"--facts needs questions with answers, and {data.source} is raw text",
+            f"--facts needs questions with answers, and {data.source} {what}",
             'write rows such as {"prompt": "Who is the mayor of Ely?", "completion": "Ann Bell"}, or leave --facts out',
         )
     if task.kind == "choice":

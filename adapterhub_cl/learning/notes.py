@@ -78,7 +78,8 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note(f"note: the column{'s' if many else ''} {names} {'are' if many else 'is'} not used")
     for remark in (*data.remarks, *(material.held_out.remarks if material.held_out else ())):
         reporter.note(remark)
-    for remark in (*tell_alike(task.labels, data), *tell_repeats(data.examples, data.places, task.kind)):
+    repeats = tell_repeats(data.examples, data.places, task.kind, facts=request.facts)
+    for remark in (*tell_alike(task.labels, data), *repeats):
         reporter.note(remark)
     parent = material.parent
     if request.verb == "update" and not request.facts and parent is not None and facts_learned(parent):
@@ -109,5 +110,6 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
 
 
 def _some(labels: Sequence[str]) -> str:
-    shown = [label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…" for label in labels[:MOST_LABELS]]
+    lines = [" ".join(label.split()) for label in labels[:MOST_LABELS]]
+    shown = [label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…" for label in lines]
     return ", ".join([*shown, *(["…"] if len(labels) > MOST_LABELS else [])])

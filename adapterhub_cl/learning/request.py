@@ -130,8 +130,8 @@ def build(
         tuned: begin with the settings that `tune` chose for the name.
 
     Raises:
-        UsageError: a bad name, no data, nothing to resume, other data than the run was started with, or a launcher
-            that divides the model.
+        UsageError: a bad name, no data, nothing to resume, other data than the run was started with, a newer version
+            than the run that would be resumed, or a launcher that divides the model.
     """
     refuse_sharding()
     name = check_new(name) if verb == "add-task" else _to_update(registry, name)
@@ -144,6 +144,8 @@ def build(
                 "leave the data out, or start a new run without --resume",
             )
         request.refuse_changed(asked)
+        if verb == "add-task":  # an update says so, and goes on: see `teaching`
+            _refuse_overtaken(registry, run)
         return request, run
     if data is not None and not isinstance(data, str | Path):
         raise UsageError(
@@ -173,6 +175,26 @@ def build(
         if cut := (before.training.get("settings") or {}).get("max_length"):
             given["settings"] = {"max_length": cut, **given["settings"]}
     return TrainRequest(verb, name, absolute(data), **given), None
+
+
+def _refuse_overtaken(registry: Registry, run: Run) -> None:
+    """Raise where others have made a version of the name since the run began: what it learned would take its place.
+
+    Raises:
+        UsageError: names the newest such version.
+    """
+    name, begun = str(run.request["name"]), str(run.request.get("created_at", ""))
+    newer = [
+        record
+        for record in registry.adapters(all_versions=True)
+        if record.name == name and record.status == "active" and record.training.get("run") != run.id
+        if begun and record.created_at > begun
+    ]
+    if newer:
+        raise UsageError(
+            f"{newer[-1].ref} was made after this run had begun, and a version made of the run would take its place",
+            "remove the unfinished run: cl-adapter gc --older-than 0; then start again without --resume",
+        )
 
 
 def _tuned(registry: Registry, verb: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from adapterhub_cl.bases import resolve
 from adapterhub_cl.errors import GateRefused, TrainingInterrupted
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.registry import Registry
+from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import BaseInfo
 
 
@@ -252,3 +253,18 @@ def test_the_names_of_other_libraries_are_known(cl: Cl, tmp_path: Path, flag: st
     said = cl("add-task", "x", write_rows(tmp_path / "a.jsonl", mood_rows(4)), flag, "3")
     assert f"unknown option '{flag}'" in said.err
     assert f"did you mean {here}?" in said.err
+
+
+def test_an_old_run_does_not_take_the_place_of_what_was_made_since(
+    registry: Registry, publish: Callable[..., Any], cl: Cl
+) -> None:
+    row = {"verb": "add-task", "name": "mood", "data": "/gone.jsonl", "created_at": "2000-01-01T00:00:00"}
+    run = Run.start(registry.runs_dir, row)
+    publish("mood", status="rejected")
+    assert "made after" not in cl("--hub", registry.path, "add-task", "mood", "--resume").err, "it serves nobody"
+    publish("mood")
+    said = cl("--hub", registry.path, "add-task", "mood", "--resume")
+    assert said.code == 2
+    assert "mood@v2 was made after this run had begun" in said.err
+    assert "gc --older-than 0" in said.err
+    assert run.path.is_dir()

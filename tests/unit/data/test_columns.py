@@ -237,3 +237,17 @@ def test_a_column_that_is_empty_in_every_row_is_named_so() -> None:
     with pytest.raises(DataError, match="column 'label' is empty in every row") as caught:
         examples(rows({"text": "a", "label": None}, {"text": "b", "label": None}))
     assert caught.value.hint == "give every row its answer"
+
+
+@pytest.mark.parametrize("wrong", [5, {"a": 1}, True])
+def test_references_are_texts(wrong: Any) -> None:
+    with pytest.raises(DataError, match=r"train.jsonl line 1: column 'references' is .*, not a list of right answers"):
+        examples(rows({"question": "q", "answer": "a", "references": wrong}))
+
+    def read(row: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+        (found,) = examples(rows({"question": "q", **row})).examples
+        return found.answer, found.references
+
+    assert read({"answer": "a", "references": "b"}) == ("a", ("b",))
+    assert read({"references": ["c", 7]}) == ("c", ("7",))
+    assert read({"answer": "a", "references": float("nan")}) == ("a", ())

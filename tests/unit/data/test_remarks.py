@@ -60,6 +60,9 @@ def test_rows_that_repeat_are_told() -> None:
     free = tell_repeats(found.examples, found.places, "generation")
     assert free[1].startswith("note: 1 row asks")
     assert "'references'" in free[1]
+    facts = tell_repeats(found.examples, found.places, "generation", facts=True)
+    assert facts[1].startswith("warning: 1 row asks")
+    assert facts[1].endswith("a fact has one right answer: correct the rows")
     assert tell_repeats(found.examples[:2], found.places[:2], "choice") == []
 
 

@@ -54,6 +54,7 @@ def speaker(template: str) -> Any:
         ("{# nothing #}", "it leaves out what the user says"),
         ("hello", "it leaves out what the user says"),
         (CHATML.replace("m.content", "m.content[:9]"), "it leaves out what the user says"),
+        (CHATML.replace("m.content", "m.content[:4000]"), "it leaves out what the user says"),
         (CHATML.replace("{{ m.content }}", "{% if m.role != 'user' %}{{ m.content }}{% endif %}"), "it leaves out"),
     ],
 )

@@ -117,3 +117,24 @@ def test_references_alone_are_right_answers() -> None:
     found = examples(SourceRows([{"question": "q", "references": ["a", "b"]}], "t.jsonl", "", [1])).examples
     assert found == [Example("q", "a", references=("b",))]
     assert examples(SourceRows([{"user": "q", "assistant": "a"}], "t.csv", "", [1])).examples == [Example("q", "a")]
+
+
+def test_a_conversation_as_text_has_every_message_but_the_opening_system_message() -> None:
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"town": "Ely"}}}
+    found = Example.conversation(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": "Who is the mayor?"},
+            {"role": "assistant", "content": "Let me look.", "tool_calls": [call]},
+            {"role": "tool", "content": "Ann Bell", "name": "look_up"},
+            {"role": "system", "content": "Answer now."},
+            {"role": "assistant", "content": "Ann Bell."},
+        ]
+    )
+    assert found.instruction == "Be brief."
+    assert found.text == (
+        "developer: Be kind.\nuser: Who is the mayor?\n"
+        'assistant: Let me look.\n{"name": "look_up", "arguments": {"town": "Ely"}}\n'
+        "tool: Ann Bell\nsystem: Answer now."
+    )

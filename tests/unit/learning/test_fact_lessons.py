@@ -184,3 +184,10 @@ def test_the_four_measures_are_shares_of_answers() -> None:
     assert found["retention"].value == 0, "the one fact that was known is lost, whatever else was learned"
     assert found["retention"].n == 1
     assert right(Example("q", "Ann", references=("Anna",)), "anna!")
+
+
+def test_texts_with_labels_are_no_facts(hub: AdapterHub, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps({"text": f"row {k}", "label": k % 2}) + "\n" for k in range(8)))
+    with pytest.raises(DataError, match=r"has texts with labels \(text/label\)"):
+        hub.add_task("town", file, facts=True, dry_run=True)
