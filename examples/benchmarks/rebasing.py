@@ -116,7 +116,7 @@ def move(hub: Path, base: Path, to: Path, log: Path, *, kills: Sequence[int], mo
 def run(arguments: argparse.Namespace) -> None:
     """Teach, move from each source, and keep what was kept."""
     work, base = Path(arguments.work).resolve(), Path(arguments.base).resolve()
-    asked = {"base": base.name, "rows": arguments.rows, "tests": arguments.test_rows, "noise": NOISE}
+    asked = {"base": "/".join(base.parts[-2:]), "rows": arguments.rows, "tests": arguments.test_rows, "noise": NOISE}
     prepare(work, asked, "hubs")
     tasks = chosen(arguments.tasks, TASKS)
     second = noisy(base, work / f"{base.name}-noisy")

@@ -62,7 +62,12 @@ def scores(hub: AdapterHub, name: str, train: Path, test: Path, settings: Mappin
 def run(arguments: argparse.Namespace) -> None:
     """Search, train and score task by task."""
     work, base = Path(arguments.work).resolve(), Path(arguments.base).resolve()
-    asked = {"base": base.name, "rows": arguments.rows, "tests": arguments.test_rows, "trials": arguments.trials}
+    asked = {
+        "base": "/".join(base.parts[-2:]),
+        "rows": arguments.rows,
+        "tests": arguments.test_rows,
+        "trials": arguments.trials,
+    }
     prepare(work, asked, "hubs")
     for task in chosen(arguments.tasks, TASKS):
         path = work / "results" / f"{task}.json"
