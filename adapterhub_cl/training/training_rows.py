@@ -197,7 +197,8 @@ def _unlearned_answers(pairs: Sequence[tuple[Example, Tokens]], encode: Tokenise
     else:
         lost = sum(count for count, _ in meant)
         why = f"because the prompt format {encode.task.prompt_format!r} has one answer, the last one" if lost else ""
-    return f"note: {lost} earlier answers of the assistant are not learned, {why}" if lost else ""
+    what = "1 earlier answer of the assistant is" if lost == 1 else f"{lost} earlier answers of the assistant are"
+    return f"note: {what} not learned, {why}" if lost else ""
 
 
 def _is_answer(turn: Turn) -> bool:

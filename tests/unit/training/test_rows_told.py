@@ -24,9 +24,19 @@ def conversation(*, weight: int = 1) -> Example:
     ("form", "row", "weight", "told"),
     [
         ("chat", Tokens((1, 2), (3,), earlier=((0, 1), (1, 2))), 1, ""),
-        ("chat", Tokens((1, 2), (3,), True, earlier=((0, 1),)), 1, "1 earlier answers .* because the oldest turns"),
-        ("chat", Tokens((1, 2), (3,), True), 0, "1 earlier answers"),
-        ("instruction", Tokens((1, 2), (3,)), 1, "2 earlier answers .* the prompt format 'instruction' has one answer"),
+        (
+            "chat",
+            Tokens((1, 2), (3,), True, earlier=((0, 1),)),
+            1,
+            "1 earlier answer of the assistant is not learned, because the oldest turns",
+        ),
+        ("chat", Tokens((1, 2), (3,), True), 0, "1 earlier answer of"),
+        (
+            "instruction",
+            Tokens((1, 2), (3,)),
+            1,
+            "2 earlier answers of the assistant are not learned, because the prompt format 'instruction'",
+        ),
         ("instruction", Tokens((1, 2), ()), 1, ""),
     ],
 )
