@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -23,14 +22,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent))  # machine.py, resumable.py
+sys.path.append(str(Path(__file__).parent))  # cl15_rows.py, machine.py, resumable.py
+from cl15_rows import DATA, write_rows
 from machine import installed, machine
 from resumable import chosen, prepare, results
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.registry.files import atomic_write_text
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
 TASKS = ("agnews", "sst2", "dbpedia", "yahoo", "qqp", "imdb", "boolq", "yelp")
 SOURCES = ("data", "samples", "pseudo-samples", "ported")
 NOISE = 0.1  # times a matrix's standard deviation
@@ -45,16 +44,6 @@ every training row is learned again; from *samples*, the {KEPT} that the hub kee
 from *pseudo-samples*, rows that the old version writes and answers, files and samples being gone; *ported*: with
 `--port`, the versions as they are.
 """.strip()
-
-
-def write_rows(folder: Path, rows: int, tests: int) -> None:
-    """`<task>.train.jsonl` and `<task>.test.jsonl`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
-        for split, most in (("train", rows), ("test", tests)):
-            lines = (DATA / task / f"{split}.jsonl").read_text(encoding="utf-8").strip().split("\n")
-            random.Random(f"{task} {split}").shuffle(lines)
-            atomic_write_text(folder / f"{task}.{split}.jsonl", "\n".join(lines[:most]) + "\n")
 
 
 def noisy(base: Path, to: Path) -> Path:
@@ -125,7 +114,8 @@ def run(arguments: argparse.Namespace) -> None:
         if path.exists():
             continue
         data = work / f"rows-{source}"
-        write_rows(data, arguments.rows, arguments.test_rows)
+        for task in TASKS:
+            write_rows(data, task, arguments.rows, arguments.test_rows)
         writes: dict[str, Any] = {
             "replay": "none",
             "prompt_loss": 0.3,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,29 +20,18 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent))  # machine.py, resumable.py
+sys.path.append(str(Path(__file__).parent))  # cl15_rows.py, machine.py, resumable.py
+from cl15_rows import DATA, write_rows
 from machine import installed, machine
 from resumable import chosen, prepare, results
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.registry.files import atomic_write_text
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
 TASKS = ("agnews", "sst2", "yahoo", "qqp", "boolq")
 SEEDS = (10, 11, 12)  # none of those that a search uses
 LENGTH = 128
 FIXED: dict[str, Any] = {"max_length": LENGTH, "replay": "none", "dev_share": 0.0}
-
-
-def write_rows(folder: Path, task: str, rows: int, tests: int) -> tuple[Path, Path]:
-    """Training and test rows of a task, a fixed draw."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"{task}.train.jsonl", folder / f"{task}.test.jsonl"
-    for path, split, most in zip(paths, ("train", "test"), (rows, tests), strict=True):
-        lines = (DATA / task / f"{split}.jsonl").read_text(encoding="utf-8").strip().split("\n")
-        random.Random(f"{task} {split}").shuffle(lines)
-        atomic_write_text(path, "\n".join(lines[:most]) + "\n")
-    return paths
 
 
 def scores(hub: AdapterHub, name: str, train: Path, test: Path, settings: Mapping[str, Any]) -> list[float]:

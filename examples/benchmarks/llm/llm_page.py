@@ -53,13 +53,13 @@ def page(rows: Sequence[Run]) -> str:
             if found:
                 lines += section(stream, found, budget)
     lines += ["## Again", "", "<!-- not run: takes hours, and the real texts and model -->", "```console"]
-    for number, (taught, tests, epochs, _) in enumerate(budgets, 1):
+    works = [f"llm-work-{number}" for number in range(1, len(budgets) + 1)]
+    for work, (taught, tests, epochs, _) in zip(works, budgets, strict=True):
         lines.append(
-            f"$ python examples/benchmarks/llm run --base MODEL --work llm-work-{number} --rows {taught} "
+            f"$ python examples/benchmarks/llm run --base MODEL --work {work} --rows {taught} "
             f"--test-rows {tests} --epochs {epochs}"
         )
-    works = ",".join(f"llm-work-{number + 1}" for number in range(len(budgets)))
-    lines += [f"$ python examples/benchmarks/llm table --work {works} -o docs/benchmarks", "```"]
+    lines += [f"$ python examples/benchmarks/llm table --work {','.join(works)} -o docs/benchmarks", "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -71,11 +71,8 @@ def budget_of(row: Run) -> tuple[int, int, int, int]:
 def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int]) -> list[str]:
     """The two tables of a stream: all methods, and each task."""
     taught, tests, epochs, length = budget
-    lines = [f"## {TITLES[stream]}, {taught} rows each", ""]
-    lines += [
-        f"{taught} training rows and {tests} test rows of a task at most, {epochs} epochs, {length} tokens at most."
-    ]
-    lines += [""]
+    each = f"{taught} training rows and {tests} test rows of a task at most"
+    lines = [f"## {TITLES[stream]}, {taught} rows each", "", f"{each}, {epochs} epochs, {length} tokens at most.", ""]
     lines += ["| method | AP | BWT | base | training | peak memory | seeds |", "|---|---|---|---|---|---|---|"]
     shown: list[tuple[float, str]] = []
     for method in dict.fromkeys(row["method"] for row in rows):
