@@ -11,7 +11,7 @@ from adapterhub_cl.errors import GateRefused, UsageError
 from adapterhub_cl.evaluation.gate import Decision, Effect, general_of, limit_of
 from adapterhub_cl.evaluation.general_text import GeneralText, general_text
 from adapterhub_cl.learning.chosen_settings import OF_ANSWERS, in_words, read_choice
-from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.learning.request import TrainRequest, versions_of
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.store import Samples
@@ -154,11 +154,6 @@ def finished(registry: Registry, request: TrainRequest, run: Run, reporter: Repo
     if record is not None and record.status == "rejected":
         raise refusal(record, request.strategy)
     return record
-
-
-def versions_of(registry: Registry, name: str) -> list[AdapterRecord]:
-    """The versions of an adapter, oldest first; none where there is no such adapter."""
-    return registry.versions(name) if name in {record.name for record in registry.adapters()} else []
 
 
 def mention_what_is_there(registry: Registry, request: TrainRequest, reporter: Reporter) -> None:

@@ -177,20 +177,28 @@ def build(
     return TrainRequest(verb, name, absolute(data), **given), None
 
 
+def versions_of(registry: Registry, name: str) -> list[AdapterRecord]:
+    """The versions of an adapter, oldest first; none where there is no such adapter."""
+    return registry.versions(name) if name in {record.name for record in registry.adapters()} else []
+
+
+def made_since(registry: Registry, run: Run) -> list[AdapterRecord]:
+    """The active versions of a run's adapter that others have made since the run began, oldest first."""
+    begun = str(run.request.get("created_at", ""))
+    return [
+        record
+        for record in (versions_of(registry, str(run.request["name"])) if begun else ())
+        if record.status == "active" and record.created_at > begun and record.training.get("run") != run.id
+    ]
+
+
 def _refuse_overtaken(registry: Registry, run: Run) -> None:
     """Raise where others have made a version of the name since the run began: what it learned would take its place.
 
     Raises:
         UsageError: names the newest such version.
     """
-    name, begun = str(run.request["name"]), str(run.request.get("created_at", ""))
-    newer = [
-        record
-        for record in registry.adapters(all_versions=True)
-        if record.name == name and record.status == "active" and record.training.get("run") != run.id
-        if begun and record.created_at > begun
-    ]
-    if newer:
+    if newer := made_since(registry, run):
         raise UsageError(
             f"{newer[-1].ref} was made after this run had begun, and a version made of the run would take its place",
             "remove the unfinished run: cl-adapter gc --older-than 0; then start again without --resume",

@@ -29,9 +29,9 @@ from adapterhub_cl.learning.material import (
     with_limits,
 )
 from adapterhub_cl.learning.notes import tell, tell_parent, tell_scale
-from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suited, tell_tuned, versions_of
+from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suited, tell_tuned
 from adapterhub_cl.learning.recording import training_facts
-from adapterhub_cl.learning.request import TrainRequest
+from adapterhub_cl.learning.request import TrainRequest, made_since
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
@@ -259,11 +259,11 @@ def _tell_overtaken(
     registry: Registry, request: TrainRequest, run: Run, material: Material, reporter: Reporter
 ) -> None:
     """Add a note if another update of the same adapter was published during this training."""
-    begun, parent = str(run.request.get("created_at", "")), material.parent
+    parent = material.parent
     if parent is None or parent.name != request.name:
         return
-    for other in versions_of(registry, request.name):
-        if begun and other.status == "active" and other.created_at > begun and other.ref != parent.ref:
+    for other in made_since(registry, run):
+        if other.ref != parent.ref:
             reporter.note(
                 f"note: {other.ref} was made in the meantime; this version continues from {parent.ref} without it"
             )

@@ -17,8 +17,8 @@ from adapterhub_cl.data.reading import absolute
 from adapterhub_cl.errors import DataError, GateRefused, StorageError, UsageError
 from adapterhub_cl.evaluation.intervals import paired_interval
 from adapterhub_cl.evaluation.probes import Probe, score_rows
-from adapterhub_cl.learning.order import finished, order_of, versions_of
-from adapterhub_cl.learning.request import build
+from adapterhub_cl.learning.order import finished, order_of
+from adapterhub_cl.learning.request import build, versions_of
 from adapterhub_cl.loop import gathered, verdict
 from adapterhub_cl.loop.incident import incident
 from adapterhub_cl.loop.learn_options import LearnOptions
