@@ -25,6 +25,7 @@ from adapterhub_cl.errors import (
     UsageError,
 )
 from adapterhub_cl.learning.chosen_settings import carry_choice, settings_of
+from adapterhub_cl.options import flag
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import lesson_files, porting, rebinding, relearning
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
@@ -180,9 +181,7 @@ def _planned(
 ) -> list[TaskMove]:
     serving, moved = registry.serving(), there.moved()
     if same:
-        idle = [
-            f"--{name.replace('_', '-')}" for name in ("budget", "pseudo_samples", "port") if getattr(options, name)
-        ]
+        idle = [flag(name) for name in ("budget", "pseudo_samples", "port") if getattr(options, name)]
         without = f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect"
         notes = ("the weights are the same, so it is copied", *([without] if idle else []))
         return [TaskMove(name, serving[name], source=rebinding.REBOUND, notes=notes) for name in names]

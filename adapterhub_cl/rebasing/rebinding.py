@@ -28,6 +28,12 @@ def to_copy(old: Registry, tasks: Collection[str]) -> list[AdapterRecord]:
     return [*before, *sorted(serves.values(), key=lambda record: record.created_at)]
 
 
+def origin(old: Registry, record: AdapterRecord) -> dict[str, Any]:
+    """What the manifest of a moved version says of the old one: its hub, its reference, its base."""
+    base = {"source": old.base.source, "fingerprint": old.base.fingerprint}
+    return {"hub": old.path.resolve().name, "ref": record.ref, "base": base}
+
+
 def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord:
     """Copy one version of a base whose weights are the same.
 
@@ -35,12 +41,7 @@ def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord
         IntegrityError: a file is missing or changed.
         StorageError: the disk refused; nothing was published.
     """
-    told = {
-        "hub": old.path.resolve().name,
-        "ref": record.ref,
-        "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
-        "source": REBOUND,
-    }
+    told = {**origin(old, record), "source": REBOUND}
     scores = [Evaluation(**row) for row in record.manifest.get("evaluations", ())]
     return copy_version(old, new, record, {"rebased_from": told}, scores)
 

@@ -18,6 +18,7 @@ from adapterhub_cl.learning.order import finished, order_of
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
+from adapterhub_cl.rebasing.rebinding import origin
 from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import length_of
@@ -113,9 +114,7 @@ def relearn(
 def rebased_from(old: Registry, found: TaskSource, lesson: WrittenLesson, least: float) -> dict[str, Any]:
     """What the new version's manifest says of where it came from."""
     return {
-        "hub": old.path.resolve().name,
-        "ref": found.record.ref,
-        "base": {"source": old.base.source, "fingerprint": old.base.fingerprint},
+        **origin(old, found.record),
         "source": lesson.source,
         "rows": lesson.rows,
         **({"pseudo_samples": lesson.written} if lesson.written else {}),
