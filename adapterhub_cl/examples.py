@@ -12,6 +12,11 @@ SYSTEM = ("system", "developer")  # roles of messages that say how to answer
 UNLEARNED: Mapping[str, Any] = {"weight": 0}  # beside an assistant's message that is read and not learned
 
 
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether a message is an answer of the assistant that is to be learned."""
+    return bool(message["role"] == "assistant" and message.get("weight") != 0)
+
+
 @dataclass(frozen=True)
 class Turn:
     """One message of a conversation.

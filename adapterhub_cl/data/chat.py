@@ -18,7 +18,7 @@ from adapterhub_cl.data.template_probes import (
     why_broken,
 )
 from adapterhub_cl.errors import DataError, UsageError
-from adapterhub_cl.examples import SYSTEM, calls_text
+from adapterhub_cl.examples import SYSTEM, calls_text, is_learned
 
 
 class BrokenTemplateError(DataError):
@@ -221,7 +221,7 @@ def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools:
     """
     spans = []
     for k, message in enumerate(messages):
-        if message["role"] != "assistant" or message.get("weight") == 0:
+        if not is_learned(message):
             continue
         try:
             before = prompt_of(tokenizer, messages[:k], tools)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.layouts import (
     NOTES,
     Columns,
@@ -23,7 +24,7 @@ from adapterhub_cl.data.layouts import (
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
 from adapterhub_cl.data.preferences import preferred, refuse_other_values, with_preferences
 from adapterhub_cl.data.reading import SourceRows, read_rows
-from adapterhub_cl.data.remarks import LABEL_LAYOUTS, Heard, short_places
+from adapterhub_cl.data.remarks import Heard, short_places
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured
 from adapterhub_cl.errors import DataError
@@ -250,7 +251,7 @@ def _answers(row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: st
     right = answer_texts(value, where, layout.output, names, structured=structured)
     if right:
         right += [text for text in _references(row, layout, where) if text not in right]
-    if layout.name in LABEL_LAYOUTS:
+    if layout.name in LABELLED:
         return [as_label(text) for text in right]
     return [as_label(t) if "\n" not in t and len(t.split()) <= LABEL_WORDS and t == t.lstrip() else t for t in right]
 

@@ -303,10 +303,11 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
     usable = [column for column, values in texts.items() if any(values)]
 
     objects = {column for column in usable if all(map(_looks_like_object, filter(None, texts[column])))}
+    named = {column for column in usable if column.strip().lower() in (*ANSWERS, *LABELS)}  # like an answer
 
     def likely(column: str) -> tuple[bool, bool, bool, int]:
-        name = column.strip().lower()
-        return column not in objects, name in ASKING, name not in (*ANSWERS, *LABELS), sum(map(len, texts[column]))
+        asks = column.strip().lower() in ASKING
+        return column not in objects, asks, column not in named, sum(map(len, texts[column]))
 
     own = {column.strip().lower(): column for column in usable}
     pair = next(([own[one], own[two]] for one, two in BETTER_WORSE if answers and one in own and two in own), [])
@@ -317,9 +318,8 @@ def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:
 
     def preferred(column: str) -> tuple[bool, bool, bool, bool, int]:
         distinct = len(set(texts[column]))
-        unlike = column.strip().lower() not in (*ANSWERS, *LABELS)
         one = distinct == 1 and len(rows.rows) > 1
-        return unlike, column not in objects, not all(texts[column]), one, distinct
+        return column not in named, column not in objects, not all(texts[column]), one, distinct
 
     if pair:
         return f"--columns {shlex.quote(f'input={text},output={pair[0]},rejected={pair[1]}')}"

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.layouts import AS_GIVEN, JUDGEMENTS, PREFERENCE_HINT, filled
 from adapterhub_cl.data.reading import SourceRows
-from adapterhub_cl.data.remarks import LABEL_LAYOUTS, short_places
+from adapterhub_cl.data.remarks import short_places
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import Example, Layout
@@ -56,7 +57,7 @@ def with_preferences(rows: SourceRows, columns: Sequence[str], layout: Layout) -
         if role and (role not in ("assistant", "gpt") or len(first) > 1):  # both answers stand in whole conversations
             return Layout("messages", chat=better, rejected=layout.rejected, tools=layout.tools)
         return layout
-    if layout.name in (AS_GIVEN, *LABEL_LAYOUTS) or not (layout.output or layout.chat):
+    if layout.name in (AS_GIVEN, *LABELLED) or not (layout.output or layout.chat):
         return layout
     judging = _judging(rows, columns, layout)
     if judging is None:

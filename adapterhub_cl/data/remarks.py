@@ -10,10 +10,9 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
+from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
 from adapterhub_cl.examples import Example, Layout
-
-LABEL_LAYOUTS = ("text/label", "text pair/label")
 
 
 class Heard:
@@ -52,7 +51,7 @@ class Heard:
             self.first = self.first or where
             text = json.dumps(value) if isinstance(value, bool) else str(int(value))
             self.written.setdefault(str(value), text)
-        elif isinstance(value, str) and value != value.strip() and self.layout.name in LABEL_LAYOUTS:
+        elif isinstance(value, str) and value != value.strip() and self.layout.name in LABELLED:
             self.spaced.append(where)
 
     def remarks(self, empty: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterhub_cl.data.values import whole_characters
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.examples import UNLEARNED
+from adapterhub_cl.examples import UNLEARNED, is_learned
 
 USER = {"user", "human", "prompter"}
 ASSISTANT = {"assistant", "gpt", "bot", "model", "chatgpt", "function_call"}
@@ -55,8 +55,7 @@ def answers_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
 
 def past_last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
     """The number of messages up to and with the last answer that is to be learned; 0 if there is none."""
-    answers = [k for k, m in enumerate(messages, 1) if m["role"] == "assistant" and m.get("weight") != 0]
-    return max(answers, default=0)
+    return max((k for k, message in enumerate(messages, 1) if is_learned(message)), default=0)
 
 
 def _message(turn: Any, which: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from adapterhub_cl.data.chat import BrokenTemplateError
 from adapterhub_cl.data.remarks import places_of, short_places
 from adapterhub_cl.data.tokenise import Tokeniser, Tokens, TooLongError
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.examples import Turn
+from adapterhub_cl.examples import is_learned
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.settings import TrainingSettings
@@ -190,19 +190,16 @@ def as_learned(tokens: Sequence[Tokens], settings: TrainingSettings) -> list[Tok
 
 def _unlearned_answers(pairs: Sequence[tuple[Example, Tokens]], encode: Tokeniser) -> str:
     """A note about answers inside conversations that are not learned although all were to be; empty for none."""
-    meant = [(sum(map(_is_answer, example.turns)), row) for example, row in pairs if example.turns and row.answer]
+    told = [(example, row) for example, row in pairs if example.turns and row.answer]
+    meant = [(sum(is_learned(turn.message()) for turn in example.turns), row) for example, row in told]
     if encode.task.prompt_format == "chat":
         lost = sum(count - len(row.earlier) for count, row in meant if row.truncated)
-        why = "because the oldest turns were left out" if lost else ""
+        why = "the oldest turns were left out"
     else:
         lost = sum(count for count, _ in meant)
-        why = f"because the prompt format {encode.task.prompt_format!r} has one answer, the last one" if lost else ""
+        why = f"the prompt format {encode.task.prompt_format!r} has one answer, the last one"
     what = "1 earlier answer of the assistant is" if lost == 1 else f"{lost} earlier answers of the assistant are"
-    return f"note: {what} not learned, {why}" if lost else ""
-
-
-def _is_answer(turn: Turn) -> bool:
-    return turn.role == "assistant" and turn.message().get("weight") != 0
+    return f"note: {what} not learned, because {why}" if lost else ""
 
 
 def way_of(
