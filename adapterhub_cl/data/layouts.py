@@ -272,6 +272,11 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
         given = [f"input={c}" for c in (*layout.input, *asking)]
         given += [f"{role}={c}" for role in ("output", "instruction") if (c := getattr(layout, role))]
         hint = f"to read {'them' if many else 'it'}: --columns {shlex.quote(','.join(given))}"
+        if layout.chat and (mixed := _without(rows, layout.columns, asking[0])):
+            raise DataError(
+                f"{mixed} has {asking[0]!r} and no {layout.columns[0]!r}, unlike other rows: a file has one layout",
+                f"write that row as {layout.columns[0]!r} too, or teach the rows with {asking[0]!r} from another file",
+            )
         if layout.chat:
             hint = "put it into the conversation as a message"
         raise DataError(
@@ -279,6 +284,14 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
             f"{hint}; or remove the column{'s' if many else ''}",
         )
     return tuple(left)
+
+
+def _without(rows: SourceRows, columns: Sequence[str], other: str) -> str:
+    """The place of the first row that has another column and none of these; empty if there is none."""
+    for index, row in enumerate(rows.rows):
+        if row.get(other) and not any(row.get(column) for column in columns):
+            return rows.where(index)
+    return ""
 
 
 def _holds_media(rows: SourceRows, column: str) -> bool:

@@ -107,6 +107,13 @@ def test_a_column_that_asks_is_never_dropped(row: dict[str, Any], words: str) ->
         examples(rows(row))
 
 
+def test_a_file_with_conversations_and_other_rows_names_the_first_of_the_others() -> None:
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    with pytest.raises(DataError, match="2 has 'input' and no 'messages', unlike other rows") as caught:
+        examples(rows(talk, {"input": "i", "output": "o"}, talk))
+    assert "from another file" in caught.value.hint
+
+
 def test_other_columns_are_named() -> None:
     made = examples(rows({"text": "t", "label": "l", "stars": 3, "id": 7, "empty": None}))
     assert made.unused == ("stars", "id")
