@@ -154,6 +154,8 @@ def rows_of(
     pairs += [(e, t) for e in lesson.review for t in encode.windows(e)]
     if settings.learn == "all" and (note := _unlearned_answers(pairs, encode)):
         reporter.note(note)
+    if settings.learn == "last" and not any(t.earlier for _, t in pairs):
+        reporter.note("note: --learn last changes nothing here, because no example has more than one answer to learn")
     examples, tokens = [e for e, _ in pairs], as_learned([t for _, t in pairs], settings)
     past, origins = _past(base, objective, lesson, length)
     past = as_learned(past, settings)

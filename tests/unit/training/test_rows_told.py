@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from encoder_hubs import Notes
 
+from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.training.training_rows import _unlearned_answers
 from adapterhub_cl.types import Example, Task
@@ -46,3 +51,19 @@ def test_answers_in_conversations_that_are_not_learned(form: str, row: Tokens, w
     assert bool(found) == bool(told)
     if told:
         assert re.search(told, found)
+
+
+@pytest.mark.parametrize(("answers", "told"), [(1, True), (2, False)])
+def test_learning_the_last_answer_only_is_told_where_there_is_one_anyway(
+    pico_copy: Callable[[str], Path], tmp_path: Path, answers: int, told: bool
+) -> None:
+    base = pico_copy("llama")
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", encoding="utf-8"
+    )
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}] * answers
+    data, notes = tmp_path / "talks.jsonl", Notes()
+    data.write_text((json.dumps({"messages": said}) + "\n") * 4, encoding="utf-8")
+    hub = AdapterHub.init(tmp_path / "hub", str(base), quantization="none")
+    hub.add_task("talks", data, learn="last", dry_run=True, reporter=notes)
+    assert any("--learn last changes nothing" in note for note in notes.said) == told
