@@ -68,6 +68,7 @@ class Judge:
         parent, task, rows = material.parent, material.task, material.data.examples
         kept = (parent, material.review) if parent is not None and material.review else None
         if self.request.facts:
+            self.objective.tokeniser(base.tokenizer, task, self.length).many(rows)  # too long a fact fails at once
             questions = fact_lessons.beside(material, seed)
             elsewhere = {"near questions": questions.near, "general questions": questions.general}
             asked = FactQuestions(self.registry, task, rows, seed, elsewhere=elsewhere, parent=kept)

@@ -191,3 +191,14 @@ def test_texts_with_labels_are_no_facts(hub: AdapterHub, tmp_path: Path) -> None
     file.write_text("".join(json.dumps({"text": f"row {k}", "label": k % 2}) + "\n" for k in range(8)))
     with pytest.raises(DataError, match=r"has texts with labels \(text/label\)"):
         hub.add_task("town", file, facts=True, dry_run=True)
+
+
+def test_too_long_a_fact_is_refused_before_a_question_is_asked(
+    hub: AdapterHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(FactQuestions, "ask", lambda *_: asked.append("asked"))
+    data = write(tmp_path / "a.jsonl", ["Ann", "Bo", "Cy", "Di " * 200])
+    with pytest.raises(DataError, match="longer than 96 tokens"):
+        hub.add_task("mayors", data, facts=True, **SMALL)
+    assert not asked
