@@ -105,16 +105,17 @@ def training_facts(
         },
         "eval": {"source": held_out.source, "sha256": held_out.sha256, "examples": len(held_out)} if held_out else None,
         **{key: value for key, value in facts.items() if key != "examples"},
-        "settings": {**facts.get("settings", order.settings.to_json()), **_inherited(material, model)},
+        "settings": {**facts.get("settings", order.settings.to_json()), **_inherited(order, material, model)},
         "trained_on": facts["examples"],
     }
 
 
-def _inherited(material: Material, model: Any) -> dict[str, Any]:
+def _inherited(order: TrainOrder, material: Material, model: Any) -> dict[str, Any]:
     """The settings that an adapter which continues from another one has from it, whatever the defaults are."""
-    if material.parent is None or material.beneath:
+    parent = None if material.beneath else material.parent
+    if parent is None and not order.request.begin_from:
         return {}
-    config, had = model.peft_config["default"], material.parent.training.get("settings") or {}
+    config, had = model.peft_config["default"], (parent.training.get("settings") if parent else None) or {}
     real = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora, "dora": config.use_dora}
     return {**{name: had[name] for name in SHAPE if name in had}, **real}
 

@@ -45,6 +45,7 @@ class TrainRequest(AddTaskOptions):
         stream: which stage of which stream this is, with what was measured before it.
         rebased_from: the version of another hub, on another base, that this one takes the place of, with its score;
             see `adapterhub_cl/rebasing`.
+        begin_from: the folder of that version, where the new one begins as a copy of it.
     """
 
     verb: str
@@ -55,6 +56,7 @@ class TrainRequest(AddTaskOptions):
     tuned: Mapping[str, Any] = field(default_factory=dict)
     stream: Mapping[str, Any] = field(default_factory=dict)
     rebased_from: Mapping[str, Any] = field(default_factory=dict)
+    begin_from: str = ""
 
     def training(self) -> TrainingSettings:
         """The whole settings.

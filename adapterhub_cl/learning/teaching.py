@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest, made_since
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import learn
@@ -134,10 +135,14 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
 
 
 def _adapter(
-    base: LoadedBase, order: TrainOrder, material: Material, objective: BaseObjective
+    base: LoadedBase, order: TrainOrder, material: Material, objective: BaseObjective, begun: Path | None = None
 ) -> AbstractContextManager[Any]:
-    """The base with the LoRA that an order trains: a new one, or one that continues from or stands on its parent."""
-    place = material.parent.path if material.parent else None
+    """The base with the LoRA that an order trains: a new one, or one that continues from or stands on its parent.
+
+    Args:
+        begun: the files of an adapter that a new one begins as a copy of.
+    """
+    place = material.parent.path if material.parent else begun
     on_top = material.beneath
     return new_adapter(
         base,
@@ -204,7 +209,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         foretold = None
         if request.forecast and judge is not None:
             foretold = Foreteller(hub, order, material, judge.probes, run.path, accelerator)
-        with _adapter(base, order, material, objective) as model:
+        begun = _begun(run.path, request, accelerator)
+        with _adapter(base, order, material, objective, begun) as model:
             learned = learn(
                 model,
                 base,
@@ -331,6 +337,20 @@ def _new_run(registry: Registry, request: TrainRequest, material: Material, acce
     run = everyones(started, accelerator)
     assert run is not None  # the first process started it
     return run
+
+
+def _begun(run: Path, request: TrainRequest, accelerator: Accelerator) -> Path | None:
+    """A run's own copy of the files that its adapter begins from: it can go on without the hub that has them."""
+    if not request.begin_from:
+        return None
+    place, draft = run / "begun", run / "begun.part"
+    if accelerator.is_main_process and not place.exists():
+        with storage_errors(run):
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(request.begin_from, draft)
+            draft.rename(place)
+    accelerator.wait_for_everyone()
+    return place
 
 
 def _store_speed(run: Path, choice: speed.Speed, accelerator: Accelerator) -> None:

@@ -37,8 +37,8 @@ class RebaseOptions:
         check="adapterhub_cl.rebasing.rebase_options:check_pseudo_samples",
     )  # fmt: skip
     port: bool = option(
-        False, "first try each version as it is on the new base, and learn its task again only if it keeps too little "
-        "there; for a base that was fine-tuned or trained on from this hub's",
+        False, "first try each version as it is on the new base, and train it on from there only if it keeps too "
+        "little; for a base that was fine-tuned or trained on from this hub's",
     )  # fmt: skip
     quantization: str = option(
         "",

@@ -237,7 +237,7 @@ def _told(record: AdapterRecord, old: str, seconds: float = 0.0, notes: tuple[st
         old_score=told.get("old_score"),
         new_score=told.get("new_score"),
         seconds=seconds,
-        notes=notes,
+        notes=(*notes, *([f"began as a copy of {told.get('ref')}"] if told.get("begun_as_copy") else [])),
     )
 
 
@@ -311,16 +311,18 @@ def _moved(
     Raises:
         TrainingInterrupted, StorageError, BaseModelError: no other task could be learned either.
     """
-    began, least = time.monotonic(), options.min_retention
-    if options.port and (record := porting.port(hub, old, found, lesson, least)) is not None:
+    began, least, tried = time.monotonic(), options.min_retention, porting.Tried()
+    if options.port and not relearning.begun_runs(hub.registry, found.task.name):
+        tried = porting.port(hub, old, found, lesson, least, settings)
+    if tried.record is not None:
         hub.reporter.note(f"{found.task.name}: {found.record.ref} is used as it is")
-        return _told(record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
+        return _told(tried.record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
     further = f", {lesson.written} of them pseudo-samples" if lesson.written else ""
     hub.reporter.note(f"{found.task.name}: learned again from {lesson.rows} rows ({lesson.source}{further})")
     for note in found.notes:
         hub.reporter.note(f"note: {found.task.name}: {note}")
     try:
-        record = relearning.relearn(hub, old, found, lesson, least, settings)
+        record = relearning.relearn(hub, old, found, lesson, least, settings, begin=tried.fits)
     except TrainingInterrupted as error:
         error.hint = "the same command goes on where it stopped"
         raise

@@ -15,7 +15,7 @@ from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
 from adapterhub_cl.learning.order import finished, order_of
-from adapterhub_cl.learning.request import build
+from adapterhub_cl.learning.request import SHAPE, build
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
 from adapterhub_cl.rebasing.rebinding import origin
@@ -75,7 +75,14 @@ def recorded_held_out(found: TaskSource) -> Evaluation | None:
 
 
 def relearn(
-    hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, least: float, asked: Mapping[str, Any]
+    hub: Hub,
+    old: Registry,
+    found: TaskSource,
+    lesson: WrittenLesson,
+    least: float,
+    asked: Mapping[str, Any],
+    *,
+    begin: bool = False,
 ) -> AdapterRecord:
     """Learn a task in the new hub, or go on where a run of it was stopped; a version that keeps too little is recorded
     as rejected.
@@ -84,6 +91,7 @@ def relearn(
         hub: the new one.
         least: the share of the old score that it must keep.
         asked: training settings that the user gave; the others are those of the old version.
+        begin: begin as a copy of the old version, which fits this base.
 
     Raises:
         AdapterHubError: the task cannot be learned; nothing was recorded.
@@ -91,20 +99,23 @@ def relearn(
     registry = hub.registry
     task = found.task
     try:
-        for run in Run.unfinished(registry.runs_dir, "add-task", task.name):
-            if run.request.get("rebased_from"):
-                request, run_again = build(registry, "add-task", task.name, None, True, {})
-                if run_again is None or run_again.id != run.id:
-                    break
-                done = finished(registry, request, run, hub.reporter)
-                return done or teach(hub, order_of(registry, request), run=run)
-        given = {**_described(found, registry.base), **_settings(found, asked), "eval": lesson.eval}
+        for run in begun_runs(registry, task.name):
+            request, run_again = build(registry, "add-task", task.name, None, True, {})
+            if run_again is None or run_again.id != run.id:
+                break
+            done = finished(registry, request, run, hub.reporter)
+            return done or teach(hub, order_of(registry, request), run=run)
+        given = {**_described(found, registry.base), **_settings(found, asked, shape=begin), "eval": lesson.eval}
         given |= {
             "columns": lesson.columns,
             "max_forgetting": may_lose(task.metric, float(lesson.old_score or 0.0), least),
         }
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
-        request = replace(request, rebased_from=rebased_from(old, found, lesson, least))
+        told = rebased_from(old, found, lesson, least)
+        if begin:
+            request = replace(request, begin_from=str(found.record.path.resolve()))
+            told["begun_as_copy"] = True
+        request = replace(request, rebased_from=told)
         return teach(hub, order_of(registry, request), run=None)
     except GateRefused as refused:
         hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
@@ -127,9 +138,14 @@ def rebased_from(old: Registry, found: TaskSource, lesson: WrittenLesson, least:
 
 def drop_runs(registry: Registry, task: str) -> None:
     """Remove unfinished runs of a rebase that learned a task from other rows than it would be learned from now."""
-    for run in Run.unfinished(registry.runs_dir, "add-task", task):
-        if run.request.get("rebased_from"):
-            run.remove()
+    for run in begun_runs(registry, task):
+        run.remove()
+
+
+def begun_runs(registry: Registry, task: str) -> list[Run]:
+    """Unfinished runs of a rebase that learn a task."""
+    found = Run.unfinished(registry.runs_dir, "add-task", task)
+    return [run for run in found if run.request.get("rebased_from")]
 
 
 def may_lose(metric: str, old: float, least: float) -> float:
@@ -161,11 +177,16 @@ def _described(found: TaskSource, base: BaseInfo) -> dict[str, Any]:
     return given
 
 
-def _settings(found: TaskSource, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The training settings of the old version that are not of its base, under those that the user gave."""
+def _settings(found: TaskSource, asked: Mapping[str, Any], *, shape: bool) -> dict[str, Any]:
+    """The training settings of the old version that are not of its base, under those that the user gave.
+
+    Args:
+        shape: the new adapter has the layers of the old one too.
+    """
     usual = TrainingSettings().to_json()
     had = (found.first.training.get("settings") if found.first is not None else None) or {}
-    kept = {k: v for k, v in had.items() if k in usual and v != usual[k] and k not in OF_THE_BASE}
+    other = [name for name in OF_THE_BASE if not (shape and name in SHAPE)]
+    kept = {k: v for k, v in had.items() if k in usual and v != usual[k] and k not in other}
     if "rank" in asked and "alpha" not in asked:
         kept.pop("alpha", None)
     return {**kept, **asked}

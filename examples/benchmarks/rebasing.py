@@ -3,9 +3,10 @@
     python examples/benchmarks/rebasing.py run --base PATH --work /tmp/rebasing
     python examples/benchmarks/rebasing.py table --work /tmp/rebasing -o docs/benchmarks
 
-A hub learns tasks of cl15 (../shared/data). One command then moves them to a second base, the first one with noise in
-its matrices; that command is killed (SIGKILL) three times on the way, and each time it is simply run again. Old and
-new versions are scored on the same held-out rows. `run` goes on where it stopped.
+A hub learns tasks of cl15 (../shared/data). One command then moves them to a second base: the first one with noise in
+its matrices, or (`--second tuned`, language models) fine-tuned on another task. That command is killed (SIGKILL) three
+times on the way, and each time it is simply run again. Old and new versions are scored on the same held-out rows. `run`
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ from adapterhub_cl.registry.files import atomic_write_text
 TASKS = ("agnews", "sst2", "dbpedia", "yahoo", "qqp", "imdb", "boolq", "yelp")
 SOURCES = ("data", "samples", "pseudo-samples", "ported")
 NOISE = 0.1  # times a matrix's standard deviation
+ELSE, ELSE_ROWS = "amazon", 240  # what a base that was fine-tuned on something else has learned
 KEPT = 100  # samples of a task, where the hub keeps any
 KILLED_AFTER = (1, 3, 6)  # tasks that are in the new hub when the command is killed
 LENGTH = 192
 INTRODUCTION = f"""
-A hub has learned tasks of cl15. One command, `cl-adapter rebase`, moves them to a second base: the first one with
-noise in each matrix, {NOISE} times its standard deviation. The command was killed with SIGKILL on the way and run
-again, as often as the table says. Old and new versions are scored on the same held-out rows. One seed. From *data*,
-every training row is learned again; from *samples*, the {KEPT} that the hub keeps of each task, the files being gone;
-from *pseudo-samples*, rows that the old version writes and answers, files and samples being gone; *ported*: with
-`--port`, the versions as they are.
+A hub has learned tasks of cl15. One command, `cl-adapter rebase`, moves them to a second base. *noisy* is the first
+base with noise in each matrix, {NOISE} times its standard deviation; *tuned* is the first base fine-tuned on
+{ELSE_ROWS} rows of another task ({ELSE}; an adapter of rank 16, added into the weights). The command was killed with
+SIGKILL on the way and run again, as often as the table says. Old and new versions are scored on the same held-out rows.
+One seed. From *data*, every training row is learned again; from *samples*, the {KEPT} that the hub keeps of each task,
+the files being gone; from *pseudo-samples*, rows that the old version writes and answers, files and samples being gone.
+*ported* means `--port`: versions that keep their score are used as they are, and the others are trained on from where
+they stand, with the same rows and epochs as from data.
 """.strip()
 
 
@@ -65,6 +69,14 @@ def noisy(base: Path, to: Path) -> Path:
         save_file(tensors, path, metadata={"format": "pt"})
     draft.rename(to)
     return to
+
+
+def tuned(base: Path, to: Path, data: Path) -> Path:
+    """A second base: the first one with an adapter of another task in its weights."""
+    if to.exists():
+        return to
+    hub = taught(to.with_name(f"{to.name}-hub"), base, data, [ELSE], replay="none")
+    return hub.export(ELSE, to, format="merged")
 
 
 def taught(folder: Path, base: Path, data: Path, tasks: Sequence[str], **settings: Any) -> AdapterHub:
@@ -105,10 +117,13 @@ def move(hub: Path, base: Path, to: Path, log: Path, *, kills: Sequence[int], mo
 def run(arguments: argparse.Namespace) -> None:
     """Teach, move from each source, and keep what was kept."""
     work, base = Path(arguments.work).resolve(), Path(arguments.base).resolve()
-    asked = {"base": "/".join(base.parts[-2:]), "rows": arguments.rows, "tests": arguments.test_rows, "noise": NOISE}
+    asked = {"base": "/".join(base.parts[-2:]), "rows": arguments.rows, "tests": arguments.test_rows}
+    asked |= {"second": arguments.second}
     prepare(work, asked, "hubs")
     tasks = chosen(arguments.tasks, TASKS)
-    second = noisy(base, work / f"{base.name}-noisy")
+    write_rows(work / "rows-else", ELSE, ELSE_ROWS, arguments.test_rows)
+    to = work / f"{base.name}-{arguments.second}"
+    second = noisy(base, to) if arguments.second == "noisy" else tuned(base, to, work / "rows-else")
     for source in chosen(arguments.sources, SOURCES):
         path = work / "results" / f"{source}.json"
         if path.exists():
@@ -145,14 +160,14 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         INTRODUCTION,
         "",
-        "| base | learned from | tasks | rows each | test rows | killed | mean old score | mean new score "
-        "| mean retention | lowest retention | time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| base | second base | learned from | tasks | rows each | test rows | killed | mean old score "
+        "| mean new score | mean retention | lowest retention | time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         kept = [task for task in row["tasks"] if task["retention"] is not None]
         cells = (
-            row["base"], row["source"], len(row["tasks"]), row["rows"], row["tests"], row["killed"],
+            row["base"], row["second"], row["source"], len(row["tasks"]), row["rows"], row["tests"], row["killed"],
             f"{fmean(task['old_score'] for task in kept):.3f}", f"{fmean(task['new_score'] for task in kept):.3f}",
             f"{fmean(task['retention'] for task in kept):.2f}", f"{min(task['retention'] for task in kept):.2f}",
             f"{row['seconds'] / 60:.0f} min",
@@ -162,8 +177,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         "*Time* is that of the command with all that the kills cost, on a machine that did other work too.",
         "",
-        "| base | learned from | task | rows | old score | new score | retention | state | training |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| base | second base | learned from | task | rows | old score | new score | retention | state | training |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         for task in row["tasks"]:
@@ -171,8 +186,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             kept = "–" if task["retention"] is None else f"{task['retention']:.2f}"
             seconds = row["training_seconds"].get(task["task"])
             lines.append(
-                f"| {row['base']} | {task['source']} | {task['task']} | {task['rows']} | {scores} | {kept} "
-                f"| {task['state']} | {'–' if seconds is None else f'{seconds:.0f} s'} |"
+                f"| {row['base']} | {row['second']} | {_from(task)} | {task['task']} | {task['rows']} | {scores} "
+                f"| {kept} | {task['state']} | {'–' if seconds is None else f'{seconds:.0f} s'} |"
             )
     lines += [
         "",
@@ -183,6 +198,13 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _from(task: Mapping[str, Any]) -> str:
+    """What a task was learned from."""
+    return (
+        f"{task['source']}, trained on" if any("began as a copy" in note for note in task["notes"]) else task["source"]
+    )
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -203,6 +225,7 @@ def main() -> None:
     going.add_argument("--test-rows", type=int, default=150, help="test rows of a task (default: 150)")
     going.add_argument("--tasks", default="", help=f"some of {', '.join(TASKS)}; default: all")
     going.add_argument("--sources", default="", help=f"some of {', '.join(SOURCES)}; default: all")
+    going.add_argument("--second", default="noisy", choices=("noisy", "tuned"), help="what is done to the base")
     going.set_defaults(do=run)
     shown = verbs.add_parser("table")
     shown.add_argument("--work", required=True, help="folders of results, with commas between")

@@ -21,7 +21,7 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import HubError, TrainingError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.rebasing import relearning
+from adapterhub_cl.rebasing import porting, relearning
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
 from adapterhub_cl.rebasing.task_sources import source_of_task
 
@@ -125,6 +125,18 @@ def test_versions_are_used_as_they_are_on_a_base_that_is_near(
     assert [one.source for one in again.tasks] == ["ported", "ported"]
 
 
+class StopAtStep(Reporter):
+    """Dies as by SIGKILL when so many steps of a training are done."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
+        self.left -= bool(values)
+        if self.left == 0:
+            os._exit(137)
+
+
 def test_what_does_not_fit_or_keeps_too_little_is_learned_again(
     old: AdapterHub, roberta: str, pico_path: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -133,9 +145,32 @@ def test_what_does_not_fit_or_keeps_too_little_is_learned_again(
     found = old.rebase(far, to=str(tmp_path / "new"), port=True, tasks=["colours"], reporter=notes, **FAST)
     assert [(one.source, one.rows) for one in found.tasks] == [("data", 48)]
     assert any("colours: colours@v1 cannot be used as it is (its accuracy falls from" in said for said in notes.said)
+    assert "began as a copy of colours@v1" in found.tasks[0].notes
+    assert AdapterHub.open(tmp_path / "new").get("colours@v1").manifest["rebased_from"]["begun_as_copy"]
+    asked = {"to": str(tmp_path / "smaller"), "port": True, "tasks": ["colours"], "rank": 4}
+    found = old.rebase(far, **asked, **FAST)
+    assert not any("began" in note for note in found.tasks[0].notes), "another shape begins fresh"
+    assert AdapterHub.open(tmp_path / "smaller").get("colours@v1").rank == 4
     found = old.rebase(roberta, to=str(tmp_path / "other"), port=True, tasks=["colours"], reporter=notes, **BRIEF)
     assert [(one.source, one.state) for one in found.tasks] == [("data", "moved")]
     assert "cannot be used as it is (the adapter in" in next(s for s in reversed(notes.said) if "as it is" in s)
+
+
+def test_a_training_that_began_as_a_copy_goes_on_without_the_old_files(
+    old: AdapterHub, pico_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = near(str(pico_path("bert")), tmp_path / "far", 3.0)
+    first = load_file(old.get("colours@v1").path / "adapter_model.safetensors")
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "tasks": ["colours"], "port": True, "learning_rate": 1e-9}
+    asked |= {"epochs": 4, "checkpoint_every": 2}
+    assert in_child(lambda: old.rebase(far, reporter=StopAtStep(6), **asked)) == 137
+    assert len(list((tmp_path / "new" / "runs").glob("colours-*/begun/adapter_model.safetensors"))) == 1
+    monkeypatch.setattr(porting, "port", lambda *_: pytest.fail("tried again"))
+    found = old.rebase(far, **asked)
+    assert "began as a copy of colours@v1" in found.tasks[0].notes
+    assert not list((tmp_path / "new" / "runs").glob("colours-*"))
+    made = load_file(AdapterHub.open(tmp_path / "new").get("colours@v1").path / "adapter_model.safetensors")
+    assert all(torch.allclose(made[name], first[name], atol=1e-6) for name in first if "lora" in name)
 
 
 def test_held_back_samples_are_not_learned(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
@@ -231,16 +266,8 @@ def test_a_run_that_was_stopped_is_resumed(
 ) -> None:
     """The old hub is not asked again: its score and the rows are written down."""
 
-    class Stop(Reporter):
-        steps = 0
-
-        def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
-            Stop.steps += bool(values)
-            if Stop.steps == 6:
-                os._exit(137)
-
     asked: dict[str, Any] = {"to": str(tmp_path / "new"), "tasks": ["colours"], "checkpoint_every": 2, **FAST}
-    assert in_child(lambda: old.rebase(roberta, reporter=Stop(), **asked)) == 137
+    assert in_child(lambda: old.rebase(roberta, reporter=StopAtStep(6), **asked)) == 137
     runs = list((tmp_path / "new" / "runs").glob("colours-*"))
     assert len(runs) == 1
     monkeypatch.setattr(relearning, "old_score", lambda *_: pytest.fail("measured again"))
