@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from shop_draws import kept_apart
+
 FIRST = (
     "Alice", "Benedikt", "Carmen", "Dmitri", "Elif", "Farah", "Gordon", "Hanna", "Ivo", "Jasmine", "Kofi", "Lena",
     "Marcus", "Nadia", "Owen", "Paula", "Quentin", "Rosa", "Samir", "Tess", "Umar", "Vera", "Wout", "Yuki", "Zoe",
@@ -59,7 +61,7 @@ def email(draw: random.Random, held: bool) -> dict[str, Any]:
     if order:
         parts.append(draw.choice(NUMBERED).format(order=order))
     if draw.random() < 0.5:
-        thing, person = draw.choice(PRODUCTS[:-KEPT]), draw.choice(FIRST[:-KEPT])
+        thing, person = (draw.choice(kept_apart(words, KEPT, draw)[0]) for words in (PRODUCTS, FIRST))
         parts.append(draw.choice(ASIDES).format(other=_number(draw), person=person, thing=thing))
     said = draw.choice(WISHES[wish])
     parts.append(said[0].upper() + said[1:] + ".")
@@ -70,7 +72,8 @@ def email(draw: random.Random, held: bool) -> dict[str, Any]:
 
 
 def _word(words: tuple[str, ...], draw: random.Random, held: bool) -> str:
-    return draw.choice(words[-KEPT:] if held and draw.random() < 0.33 else words[:-KEPT])
+    known, kept = kept_apart(words, KEPT, draw)
+    return draw.choice(kept if held and draw.random() < 0.33 else known)
 
 
 def _number(draw: random.Random) -> str:

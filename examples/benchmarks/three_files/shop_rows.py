@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shop_draws import DevDraw
 from shop_emails import email
 from shop_talks import talk
 from shop_tickets import ticket
@@ -24,21 +25,22 @@ MAKERS: dict[str, Made] = {"tickets": ticket, "emails": email, "talks": talk}
 FILES = {"tickets": "tickets.csv", "emails": "emails.jsonl", "talks": "conversations.jsonl"}
 
 
-def rows(name: str, seed: int, train: int, tests: int) -> tuple[list[Row], list[Row]]:
+def rows(name: str, seed: int, train: int, tests: int, *, dev: bool = False) -> tuple[list[Row], list[Row]]:
     """Training rows and test rows of a file; no two rows of one file ask the same.
 
     Args:
         name: one of `MAKERS`.
         train: how many training rows; `tests` test rows.
+        dev: e-mails and talks for choosing settings, see `DevDraw`.
     """
-    draw = random.Random(f"three files {name} {seed}")
+    draw = (DevDraw if dev else random.Random)(f"three files {name} {seed}")
     seen: set[str] = set()
     return tuple(_drawn(MAKERS[name], draw, seen, count, held) for count, held in ((train, False), (tests, True)))  # type: ignore[return-value]
 
 
 def _drawn(make: Made, draw: random.Random, seen: set[str], count: int, held: bool) -> list[Row]:
     found: list[Row] = []
-    for _ in range(100 * count):
+    for _ in range(100 * count + 1):
         if len(found) == count:
             return found
         row = make(draw, held)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from shop_draws import kept_apart
+
 SHOPS = {
     "Leeds": ("9 to 18", "10 to 16", "12 Mill Lane"), "Bath": ("10 to 19", "9 to 14", "3 Abbey Row"),
     "York": ("8 to 17", "9 to 13", "40 Station Road"), "Derby": ("9 to 17", "10 to 15", "7 Silk Street"),
@@ -67,7 +69,8 @@ def talk(draw: random.Random, held: bool) -> dict[str, Any]:
 
 
 def _of(ways: tuple[str, ...], draw: random.Random, held: bool) -> str:
-    return ways[-1] if held and draw.random() < 0.5 else draw.choice(ways[:-1])
+    known, kept = kept_apart(ways, 1, draw)
+    return kept[0] if held and draw.random() < 0.5 else draw.choice(known)
 
 
 def _hours(draw: random.Random, held: bool) -> list[tuple[str, str]]:
@@ -109,5 +112,6 @@ def _order(draw: random.Random, held: bool) -> list[tuple[str, str]]:
 
 
 def _other(draw: random.Random, held: bool) -> list[tuple[str, str]]:
-    asked = OTHER[-2:] if held and draw.random() < 0.5 else OTHER[:-2]
+    known, kept = kept_apart(OTHER, 2, draw)
+    asked = kept if held and draw.random() < 0.5 else known
     return [(draw.choice(asked), "Sorry, I can only help with bikes. Is there anything about your bike?")]

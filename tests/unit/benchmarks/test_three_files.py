@@ -20,6 +20,7 @@ from adapterhub_cl.data.tasks import infer_task
 PLACE = Path(__file__).parents[3] / "examples/benchmarks/three_files"
 NAMES = (
     "machine",
+    "shop_draws",
     "shop_emails",
     "shop_methods",
     "shop_page",
@@ -59,6 +60,20 @@ def test_no_test_row_was_learned(modules: dict[str, Any], name: str) -> None:
     assert (len(train), len(tests)) == (200, 60)
     texts = Counter(asked(row) for row in (*train, *tests))
     assert max(texts.values()) == 1
+
+
+def test_what_settings_are_chosen_on_has_no_words_of_test_rows(modules: dict[str, Any]) -> None:
+    asked, talks = modules["shop_rows"].asked, modules["shop_talks"]
+    train, dev = modules["shop_rows"].rows("talks", 0, 200, 200, dev=True)
+    for ways in (talks.WEEKEND, talks.WHERE, talks.LASTS, talks.USED, talks.LOST):
+        said = [[any(way in asked(row) for row in rows) for way in ways[-2:]] for rows in (train, dev)]
+        assert said == [[False, False], [True, False]], ways
+    products = modules["shop_emails"].PRODUCTS
+    train, dev = modules["shop_rows"].rows("emails", 0, 200, 200, dev=True)
+    taught, held = ({row["output"]["product"] for row in rows} for rows in (train, dev))
+    assert not taught & set(products[-8:])
+    assert not held & set(products[-4:])
+    assert held & set(products[-8:-4])
 
 
 def test_the_tickets_have_wrong_labels_for_training_only(modules: dict[str, Any]) -> None:
