@@ -282,7 +282,9 @@ def _rebased(told: Mapping[str, Any]) -> str:
         return f"{said}, copied because the weights are the same"
     scores = [told.get("old_score"), told.get("new_score")]
     both = " → ".join(display.value(one) if isinstance(one, int | float) else "?" for one in scores)
-    return f"{said}, learned from {told.get('source')}: {told.get('metric')} {both}"
+    how = "used as it is" if told.get("source") == "ported" else f"learned from {told.get('source')}"
+    begun = ", begun as a copy of it" if told.get("begun_as_copy") else ""
+    return f"{said}, {how}{begun}: {told.get('metric')} {both}"
 
 
 def _requests(usage: Sequence[Usage], by_task: bool) -> str:

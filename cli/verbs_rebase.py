@@ -141,7 +141,8 @@ def _show_moved(found: Rebased) -> None:
 def _source(one: TaskMove) -> str:
     if one.state == "not movable":
         return "not movable"
-    return f"{one.rows} samples" if one.source == "samples" else one.source
+    source = f"{one.rows} samples" if one.source == "samples" else one.source
+    return f"{source}, trained on" if one.begun_as_copy else source
 
 
 def _remark(one: TaskMove) -> str:

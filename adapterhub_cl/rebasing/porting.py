@@ -68,7 +68,7 @@ def port(
         name, ref = found.task.name, found.record.ref
         fresh = any(name in asked for name in SHAPE) or found.record.kind in DERIVED
         fits = isinstance(error, KeepsTooLittleError) and not fresh
-        so = "it is trained on" if fits else "its task is learned again"
+        so = "it is only where training begins" if fits else "its task is learned again"
         hub.reporter.note(f"{name}: {ref} cannot be used as it is ({error.message}), so {so}")
         return Tried(fits=fits)
 

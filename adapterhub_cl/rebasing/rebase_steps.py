@@ -45,7 +45,7 @@ class TaskMove:
 
     Attributes:
         old, new: versions; `new` is empty where there is none yet.
-        source: `data`, `samples`, `pseudo-samples`, `rebound`, or empty.
+        source: `data`, `samples`, `pseudo-samples`, `rebound`, `ported`, or empty.
         state: `planned`, `moved`, `rejected`, `not movable` or `failed`.
         reason: why it is not movable, failed, or is not learned from its data.
         rows: rows to learn from; `held` rows that it is measured on.
@@ -53,6 +53,7 @@ class TaskMove:
         seconds: of this call; 0 for a task that was moved before.
         expected: the retention that is expected of a planned move: the mean of the `expected_from` tasks that were
             moved into the same hub from the same kind of source; None where there is none.
+        begun_as_copy: the new version began as a copy of the old one.
     """
 
     task: str
@@ -70,6 +71,7 @@ class TaskMove:
     notes: tuple[str, ...] = ()
     expected: float | None = None
     expected_from: int = 0
+    begun_as_copy: bool = False
 
     @property
     def retention(self) -> float | None:
@@ -237,7 +239,8 @@ def _told(record: AdapterRecord, old: str, seconds: float = 0.0, notes: tuple[st
         old_score=told.get("old_score"),
         new_score=told.get("new_score"),
         seconds=seconds,
-        notes=(*notes, *([f"began as a copy of {told.get('ref')}"] if told.get("begun_as_copy") else [])),
+        notes=notes,
+        begun_as_copy=bool(told.get("begun_as_copy")),
     )
 
 
@@ -318,7 +321,8 @@ def _moved(
         hub.reporter.note(f"{found.task.name}: {found.record.ref} is used as it is")
         return _told(tried.record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
     further = f", {lesson.written} of them pseudo-samples" if lesson.written else ""
-    hub.reporter.note(f"{found.task.name}: learned again from {lesson.rows} rows ({lesson.source}{further})")
+    how = f"{found.record.ref} is trained on with" if tried.fits else "learned again from"
+    hub.reporter.note(f"{found.task.name}: {how} {lesson.rows} rows ({lesson.source}{further})")
     for note in found.notes:
         hub.reporter.note(f"note: {found.task.name}: {note}")
     try:

@@ -202,9 +202,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _from(task: Mapping[str, Any]) -> str:
     """What a task was learned from."""
-    return (
-        f"{task['source']}, trained on" if any("began as a copy" in note for note in task["notes"]) else task["source"]
-    )
+    return f"{task['source']}, trained on" if task.get("begun_as_copy") else str(task["source"])
 
 
 def table(arguments: argparse.Namespace) -> None:

@@ -145,11 +145,11 @@ def test_what_does_not_fit_or_keeps_too_little_is_learned_again(
     found = old.rebase(far, to=str(tmp_path / "new"), port=True, tasks=["colours"], reporter=notes, **FAST)
     assert [(one.source, one.rows) for one in found.tasks] == [("data", 48)]
     assert any("colours: colours@v1 cannot be used as it is (its accuracy falls from" in said for said in notes.said)
-    assert "began as a copy of colours@v1" in found.tasks[0].notes
+    assert found.tasks[0].begun_as_copy
     assert AdapterHub.open(tmp_path / "new").get("colours@v1").manifest["rebased_from"]["begun_as_copy"]
     asked = {"to": str(tmp_path / "smaller"), "port": True, "tasks": ["colours"], "rank": 4}
     found = old.rebase(far, **asked, **FAST)
-    assert not any("began" in note for note in found.tasks[0].notes), "another shape begins fresh"
+    assert not found.tasks[0].begun_as_copy, "another shape begins fresh"
     assert AdapterHub.open(tmp_path / "smaller").get("colours@v1").rank == 4
     found = old.rebase(roberta, to=str(tmp_path / "other"), port=True, tasks=["colours"], reporter=notes, **BRIEF)
     assert [(one.source, one.state) for one in found.tasks] == [("data", "moved")]
@@ -167,7 +167,7 @@ def test_a_training_that_began_as_a_copy_goes_on_without_the_old_files(
     assert len(list((tmp_path / "new" / "runs").glob("colours-*/begun/adapter_model.safetensors"))) == 1
     monkeypatch.setattr(porting, "port", lambda *_: pytest.fail("tried again"))
     found = old.rebase(far, **asked)
-    assert "began as a copy of colours@v1" in found.tasks[0].notes
+    assert found.tasks[0].begun_as_copy
     assert not list((tmp_path / "new" / "runs").glob("colours-*"))
     made = load_file(AdapterHub.open(tmp_path / "new").get("colours@v1").path / "adapter_model.safetensors")
     assert all(torch.allclose(made[name], first[name], atol=1e-6) for name in first if "lora" in name)
