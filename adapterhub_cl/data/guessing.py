@@ -72,13 +72,14 @@ def kind_of(name: str, rows: Sequence[Example], counts: Mapping[str, int], layou
     if layout not in LABELLED and total < often * len(counts):
         return "generation", f"{total} rows have {len(counts)} different answers"
     short = f"{len(counts)} short answers repeat in {total} rows"
-    if listed := common and all(_stands_in(answer, common) for answer in counts):
+    listed = common and all(_stands_in(answer, common) for answer in counts)
+    if len(counts) == 1 and layout in FREE and not listed:
+        return "generation", "all rows have the same answer"
+    if listed:
         short = f"the instruction lists the {len(counts)} answers"
     elif layout not in LABELLED and (reason := _why_free(rows, counts, layout, common)):
         return "generation", f"{reason}; --kind choice makes the {len(counts)} answers labels"
     if len(counts) == 1:
-        if layout in FREE and not listed:
-            return "generation", "all rows have the same answer"
         raise single_label(name, list(counts))
     if layout in LABELLED:
         short = f"a column of labels holds {len(counts)} different answers"
