@@ -15,10 +15,12 @@ LARGEST_SEED = 2**32 - 1
 ATTENTIONS = ("auto", "sdpa", "eager")
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", re.ASCII | re.IGNORECASE)
 LEARNED = ("all", "last")
-EPOCHS = 3
+EPOCHS, BATCH = 3, 16
 # A new adapter that has few rows of a choice task: the most passes over them, and the steps for which they are meant.
 # An encoder's head begins from nothing. (docs/choosing-settings.md)
 FEW_ROWS, FEW_ROWS_ENCODER = (6, 32), (12, 96)
+# A new adapter that has few rows with free answers: its smallest batch, and the steps for which the batch is halved.
+FEW_FREE = (4, 64)
 RSLORA_ALPHA = 8.0
 SCHEDULES = ("cosine", "linear", "constant")
 INITS = ("default", "gaussian", "orthogonal")
@@ -44,7 +46,11 @@ class TrainingSettings:
         f"passes over the data; default: {EPOCHS}, or up to {FEW_ROWS[0]} ({FEW_ROWS_ENCODER[0]} on an encoder) where "
         "a new adapter learns a choice task from few rows",
     )
-    batch_size: int = option(16, "examples in one step of one process")
+    batch_size: int | None = option(
+        None,
+        f"examples in one step of one process; default: {BATCH}, or down to {FEW_FREE[0]} where a new adapter learns "
+        "few rows with free answers",
+    )
     accumulation: int = option(1, "batches whose gradients are added up before a step")
     learning_rate: float | None = option(None, "peak of AdamW's learning rate; default: chosen from the base's width")
     schedule: str = option("cosine", "how the learning rate falls after its warm-up: cosine, linear, constant")
@@ -175,23 +181,36 @@ class TrainingSettings:
         """How often the data are passed over."""
         return EPOCHS if self.epochs is None else self.epochs
 
+    @property
+    def batch(self) -> int:
+        """Examples in one step of one process."""
+        return BATCH if self.batch_size is None else self.batch_size
+
     def steps(self, rows: int, processes: int = 1) -> int:
         """Optimiser steps of a run that trains on so many rows an epoch."""
-        return math.ceil(rows / (self.batch_size * self.accumulation * processes)) * self.passes
+        return math.ceil(rows / (self.batch * self.accumulation * processes)) * self.passes
 
-    def for_rows(self, rows: int, *, fresh: bool, encoder: bool) -> TrainingSettings:
-        """The settings with a number of epochs, where nobody gave one.
+    def for_rows(self, rows: int, *, fresh: str, encoder: bool) -> TrainingSettings:
+        """The settings with a number of epochs and a batch, where nobody gave them.
 
         Args:
             rows: rows that are trained on in an epoch.
-            fresh: whether a new adapter learns a choice task from them. Free answers get worse by more passes, and what
-                continues from an older version would forget more.
+            fresh: the kind of task that a new adapter learns from them; empty where the number of rows changes nothing.
+                Choices get more passes over few rows. Free answers get worse by more passes, but better by smaller
+                batches. What continues from an older version would forget more.
         """
-        if self.epochs is not None:
-            return self
-        most, steps = FEW_ROWS_ENCODER if encoder else FEW_ROWS
-        each = math.ceil(rows / (self.batch_size * self.accumulation))
-        return replace(self, epochs=min(most, max(EPOCHS, math.ceil(steps / each))) if fresh else EPOCHS)
+        found = self
+        if self.epochs is None:
+            most, steps = FEW_ROWS_ENCODER if encoder else FEW_ROWS
+            each = math.ceil(rows / (self.batch * self.accumulation))
+            epochs = min(most, max(EPOCHS, math.ceil(steps / each))) if fresh == "choice" else EPOCHS
+            found = replace(found, epochs=epochs)
+        if self.batch_size is None:
+            found = replace(found, batch_size=BATCH)
+            if fresh == "generation" and self.accumulation == 1:
+                while found.batch > FEW_FREE[0] and found.steps(rows) < FEW_FREE[1]:
+                    found = replace(found, batch_size=found.batch // 2)
+        return found
 
     def memory_bytes(self) -> int:
         """`10GB` → 10·10⁹, `8GiB` → 8·2³⁰; 0 if there is no limit."""

@@ -152,7 +152,7 @@ class Segment:
         Raises:
             GateRefused: the version forgot too much; the rows stay in the run's folder.
         """
-        size = self.settings.batch_size
+        size = self.settings.batch
         first: list[Example] = []
         ended = False
         while not first and not ended:
@@ -180,7 +180,7 @@ class Segment:
                 self.objective,
                 self.strategy,
                 settings,
-                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch_size),
+                [Tokens((base.tokenizer.pad_token_id,), ())] * (self.every + settings.batch),
                 rate,
                 base.tokenizer.pad_token_id,
                 base.dtype,

@@ -322,8 +322,16 @@ def lesson_of(order: TrainOrder, material: Material, unchanged: Sequence[tuple[E
         avoid=material.held_out.examples if material.held_out else (),
         places=material.data.places,
         prompt_loss=0.0 if material.data.read.prefers else order.prompt_loss,
-        fresh=(material.parent is None or material.beneath) and not material.raw and material.task.kind == "choice",
+        fresh=_fresh(order, material),
     )
+
+
+def _fresh(order: TrainOrder, material: Material) -> str:
+    """The kind of task of which a new adapter may have few rows; facts are taught in many wordings."""
+    continued = material.parent is not None and not material.beneath
+    if continued or material.raw or material.data.read.prefers or order.request.facts:
+        return ""
+    return material.task.kind
 
 
 def _new_run(registry: Registry, request: TrainRequest, material: Material, accelerator: Accelerator) -> Run:

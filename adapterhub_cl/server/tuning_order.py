@@ -128,4 +128,4 @@ def _checked(
         said = sentence_of(error).replace(f"{uploads.folder}/", "")
         raise Refused(400, said, "invalid_request") from error
     settings = request.training()
-    return {"n_epochs": settings.epochs or "auto", "batch_size": settings.batch_size}
+    return {"n_epochs": settings.epochs or "auto", "batch_size": settings.batch_size or "auto"}

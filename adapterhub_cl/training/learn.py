@@ -19,7 +19,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.evaluation.scoring import dev_figures
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
-from adapterhub_cl.settings import EPOCHS, TrainingSettings
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import BaseStrategy, Stage
 from adapterhub_cl.training import memory, speed
 from adapterhub_cl.training.layer_stack import recomputed
@@ -73,7 +73,7 @@ def learn(
         UsageError: a resumed run would go on in another type.
     """
     rows = rows_of(model, base, objective, strategy, lesson, settings, reporter)
-    unsaid = settings.epochs is None
+    asked = settings
     settings = settings.for_rows(len(rows.training), fresh=lesson.fresh, encoder=base.is_encoder)
     if chosen is None:
         chosen = everyones(way_of(model, base, objective, strategy, rows, settings, reporter), accelerator)
@@ -85,9 +85,7 @@ def learn(
         )
 
     with speed.use(model, chosen), fused(model, base.dtype, chosen.keep_bytes):
-        rows = rows.referred(
-            model, base, objective, chosen.rows or settings.batch_size, lesson.parent is None, reporter
-        )
+        rows = rows.referred(model, base, objective, chosen.rows or settings.batch, lesson.parent is None, reporter)
     training, dev_examples, dev_tokens = rows.training, rows.dev_examples, rows.dev_tokens
 
     def dev(current: Any) -> Mapping[str, float]:
@@ -136,10 +134,12 @@ def learn(
         )
         evaluate, log = dev if dev_tokens else None, _tracker(accelerator)
         loop = Loop(model, order, evaluate=evaluate, reporter=reporter, accelerator=accelerator, log=log)
-        more = " because the rows are few (--epochs says how many)" if unsaid and settings.passes > EPOCHS else ""
+        more = " because the rows are few (--epochs says how many)" if settings.passes > asked.passes else ""
+        few = settings.batch < asked.batch
+        small = f" in batches of {settings.batch} because the rows are few (--batch-size changes that)" if few else ""
         reporter.note(
             f"training on {len(training)} examples ({held_out(len(dev_tokens), settings)}), "
-            f"{settings.passes} epochs{more}, {loop.total} steps, "
+            f"{settings.passes} epochs{more}, {loop.total} steps{small}, "
             f"learning rate {rate:g}, {base.why or NAMES[base.dtype]}, {chosen.describe()}"
         )
         started = time.perf_counter()

@@ -63,10 +63,10 @@ class Loop:
         self.lengths = [len(e) for e in self.examples]
         self.longest = max(self.lengths, default=0)
         began = checkpoints.processes(self.run) or self.accelerator.num_processes
-        self.rows_per_step = settings.batch_size * settings.accumulation * began
+        self.rows_per_step = settings.batch * settings.accumulation * began
         self.total = settings.steps(self.fresh, began)
         self.parameters = trainable(model)
-        self.at = Progress(processes=began, rows=order.rows or settings.batch_size)
+        self.at = Progress(processes=began, rows=order.rows or settings.batch)
         self.divided = self.accelerator.num_processes > 1 and is_divided(model)
         # What a strategy computes beside the wrapped model, DDP does not see.
         self.exchanged = self.divided or (self.accelerator.num_processes > 1 and not self.strategy.own_loss)

@@ -155,7 +155,7 @@ def fitted(
         UsageError: `--memory` is too small for one row, or layers are to be computed again of a base whose layers
             cannot be told apart.
     """
-    found = needs(model, base, objective, tokens, settings.batch_size, way)
+    found = needs(model, base, objective, tokens, settings.batch, way)
     cap = settings.memory_bytes()
     room = min(found.resident + int(SHARE_OF_FREE * free(base.device)), cap or 1 << 62)
     asked = settings.checkpointing

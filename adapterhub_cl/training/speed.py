@@ -255,7 +255,7 @@ def seconds_per_row(
 ) -> float:
     """How long a row of middle length takes in a batch of such rows, by one timed step after another one."""
     order = sorted(range(len(tokens)), key=lambda k: len(tokens[k]))
-    size = min(way.rows or settings.batch_size, len(order))
+    size = min(way.rows or settings.batch, len(order))
     typical = order[(len(order) - size) // 2 :][:size]
     batch = collate(tokens, typical, base.tokenizer.pad_token_id, padding=way.padding).to(base.device)
     with (

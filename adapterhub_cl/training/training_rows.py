@@ -50,7 +50,7 @@ class TrainingSet:
         avoid: examples that augmentation must not produce: the held-out ones.
         places: where each example comes from, for messages.
         prompt_loss: see `TrainingSettings.prompt_loss`.
-        fresh: whether a new adapter learns a choice task.
+        fresh: the kind of task that a new adapter learns, see `TrainingSettings.for_rows`.
         kin: versions of other tasks that were tried on the examples, the best first.
     """
 
@@ -67,7 +67,7 @@ class TrainingSet:
     avoid: Sequence[Example] = ()
     places: Sequence[str] = ()
     prompt_loss: float = 0.0
-    fresh: bool = False
+    fresh: str = ""
     kin: Sequence[Kin] = ()
 
 
@@ -226,7 +226,7 @@ def way_of(
         base,
         objective,
         rows.training,
-        settings.batch_size,
+        settings.batch,
         total=settings.passes * len(rows.training),
         attention=settings.attention,
         padding=strategy.watches_layers,

@@ -73,7 +73,7 @@ class Confirmation:
 def defaults_of(hub: Hub, order: TrainOrder, material: Material) -> TrainingSettings:
     """The order's settings with a number of epochs and a learning rate, as a training would choose them."""
     base, settings, rows = hub.base, order.settings, len(material.data)
-    fresh = settings.for_rows(rows, fresh=material.task.kind == "choice", encoder=base.is_encoder)
+    fresh = settings.for_rows(rows, fresh=material.task.kind, encoder=base.is_encoder)
     return replace(settings, epochs=fresh.passes, learning_rate=settings.peak_rate(base.width, encoder=base.is_encoder))
 
 

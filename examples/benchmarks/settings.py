@@ -51,8 +51,10 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "6 epochs, no rows held out": {"epochs": 6, "dev_share": 0.0},
     "12 epochs, no rows held out": {"epochs": 12, "dev_share": 0.0},
     "24 epochs, no rows held out": {"epochs": 24, "dev_share": 0.0},
+    "batch 16": {"batch_size": 16},
     "batch 8": {"batch_size": 8},
     "batch 4": {"batch_size": 4},
+    "batch 8, no rows held out": {"batch_size": 8, "dev_share": 0.0},
     "rank 4": {"rank": 4},
     "rank 64": {"rank": 64},
     "MLP only": {"target_modules": MLP},
@@ -273,15 +275,16 @@ def table(arguments: argparse.Namespace) -> None:
         "",
         f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
         "",
-        "No test row is read. Each arm changes one thing of the defaults, and its difference to the defaults is taken "
-        "on the same task, seed and rows. **Loss** is that of an answer token (on an encoder: the label), in nats, on "
-        "rows that were not learned: below 0 is better than the defaults. **Score** is ROUGE-L for "
+        "No test row is read. Each arm changes one thing of the defaults, and its difference to the arm "
+        f"*{arguments.against}* is taken on the same task, seed and rows. **Loss** is that of an answer token (on an "
+        "encoder: the label), in nats, on rows that were not learned: below 0 is better. **Score** is ROUGE-L for "
         f"{', '.join(FREE)} and the share of right answers for the others, in points: above 0 is better. The 95 % "
         "intervals are over the pairs of a task and a seed; one that contains 0 may be chance. **Base** is how much "
         "the loss on general text rises.",
     ]
     for count in sorted({row["rows"] for row in found}):
-        lines += ["", f"## {count} rows of each task", "", *_tables([row for row in found if row["rows"] == count])]
+        own = [row for row in found if row["rows"] == count]
+        lines += ["", f"## {count} rows of each task", "", *_tables(own, arguments.against)]
     lines += [
         "",
         "<!-- not run: takes hours, and the real texts and model -->",
@@ -296,8 +299,8 @@ def table(arguments: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def _tables(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Each arm against the defaults, and the scores of each task."""
+def _tables(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
+    """Each arm against one of them, and the scores of each task."""
     scores = {(r["arm"], r["task"], r["seed"]): r for r in rows}
     tasks = [task for task in KNOWN if any(r["task"] == task for r in rows)]
     lines = [
@@ -305,12 +308,12 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
-        keys = [key for key in scores if key[0] == arm and ("default", *key[1:]) in scores]
+        keys = [key for key in scores if key[0] == arm and (against, *key[1:]) in scores]
         if not keys:
             continue
-        pairs = [(scores[key], scores["default", key[1], key[2]]) for key in keys]
+        pairs = [(scores[key], scores[against, key[1], key[2]]) for key in keys]
         cells = [arm, str(len(keys))]
-        if arm == "default":
+        if arm == against:
             cells += [f"{statistics.fmean(r['loss'] for r, _ in pairs):.3f}", "–", "–"]
             cells += [f"{100 * statistics.fmean(r['score'] for r, _ in pairs):.1f}", "–", "–"]
         else:
@@ -349,6 +352,7 @@ def main() -> None:
     shown.add_argument("-o", "--output", required=True, help="folder for NAME.md and NAME.json")
     shown.add_argument("--name", default="settings")
     shown.add_argument("--title", default="Settings on a real language model")
+    shown.add_argument("--against", default="default", choices=tuple(ARMS), help="arm to compare with")
     shown.set_defaults(do=table)
     for verb in (going, shown):
         verb.add_argument("--work", required=True, help="folder for the results")

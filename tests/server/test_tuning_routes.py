@@ -85,7 +85,7 @@ def test_a_job_from_upload_to_answer(tuned: Running) -> None:
         client, "quick-1", training_file=file, validation_file=held_out, method=method, seed=7, metadata={"team": "a"}
     )
     assert job.hyperparameters.n_epochs == 2
-    assert (job.hyperparameters.batch_size, job.hyperparameters.learning_rate_multiplier) == (16, 0.5)
+    assert (job.hyperparameters.batch_size, job.hyperparameters.learning_rate_multiplier) == ("auto", 0.5)
     assert (job.seed, job.metadata, job.method.type) == (7, {"team": "a"}, "supervised")
     job = ended(client, job.id)
     assert (job.status, job.fine_tuned_model, job.error) == ("succeeded", "tickets@v1", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_from_mapping_refuses_unknown_keys_with_a_suggestion() -> None:
         ("epochs", "three"),
         ("epochs", 2.5),
         ("epochs", True),
-        ("batch_size", None),
+        ("rank", None),
         ("epochs", float("inf")),
         ("rank", [4]),
         ("dropout", "much"),
@@ -164,23 +165,50 @@ def test_the_names_of_other_libraries_are_known() -> None:
 @pytest.mark.parametrize(
     ("rows", "fresh", "encoder", "epochs"),
     [
-        (512, True, True, 3),
-        (240, True, True, 7),
-        (60, True, True, 12),
-        (1, True, True, 12),
-        (240, True, False, 3),
-        (100, True, False, 5),
-        (60, True, False, 6),
-        (60, False, True, 3),
-        (60, False, False, 3),
+        (512, "choice", True, 3),
+        (240, "choice", True, 7),
+        (60, "choice", True, 12),
+        (1, "choice", True, 12),
+        (240, "choice", False, 3),
+        (100, "choice", False, 5),
+        (60, "choice", False, 6),
+        (60, "", True, 3),
+        (60, "", False, 3),
     ],
 )
 def test_few_rows_are_passed_over_more_often_by_a_new_adapter(
-    rows: int, fresh: bool, encoder: bool, epochs: int
+    rows: int, fresh: str, encoder: bool, epochs: int
 ) -> None:
     found = TrainingSettings().for_rows(rows, fresh=fresh, encoder=encoder)
     assert (found.epochs, found.passes) == (epochs, epochs)
     assert TrainingSettings(epochs=2).for_rows(rows, fresh=fresh, encoder=encoder).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "fresh", "settings", "batch"),
+    [
+        (60, "generation", {}, 4),
+        (168, "generation", {}, 4),
+        (169, "generation", {}, 8),
+        (335, "generation", {}, 8),
+        (340, "generation", {}, 16),
+        (60, "generation", {"epochs": 12}, 8),
+        (1, "generation", {}, 4),
+        (120, "generation", {"epochs": 12}, 16),
+        (60, "generation", {"accumulation": 2}, 16),
+        (60, "generation", {"batch_size": 16}, 16),
+        (60, "generation", {"batch_size": 4}, 4),
+        (60, "choice", {}, 16),
+        (60, "", {}, 16),
+    ],
+)
+def test_few_rows_with_free_answers_are_learned_in_smaller_batches(
+    rows: int, fresh: str, settings: dict[str, Any], batch: int
+) -> None:
+    asked = TrainingSettings(**settings)
+    found = asked.for_rows(rows, fresh=fresh, encoder=False)
+    assert (found.batch_size, found.batch) == (batch, batch)
+    assert found.steps(rows) == math.ceil(rows / (batch * found.accumulation)) * found.passes
 
 
 def test_without_a_number_of_rows_there_are_three_passes() -> None:

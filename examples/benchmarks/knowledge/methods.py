@@ -62,16 +62,20 @@ def _shared(hub: AdapterHub, batches: Sequence[Batch], number: int, seed: int, f
 
 def _sequential(hub: AdapterHub, batches: Sequence[Batch], number: int, seed: int, folder: Path) -> None:
     data = write(folder / "batch.jsonl", [batches[number]])
-    plain: dict[str, Any] = {"epochs": PLAIN_EPOCHS, "dev_share": 0.0, "seed": seed, "replay": "none"}
     if number:
-        hub.update(TASK, data, max_forgetting=1.0, **plain)
+        hub.update(TASK, data, max_forgetting=1.0, **_plain(seed))
     else:
-        hub.add_task(TASK, data, kind="generation", **plain)
+        hub.add_task(TASK, data, kind="generation", **_plain(seed))
+
+
+def _plain(seed: int) -> dict[str, Any]:
+    """Settings of the methods that learn each fact in one wording."""
+    return {"epochs": PLAIN_EPOCHS, "batch_size": 16, "dev_share": 0.0, "seed": seed, "replay": "none"}
 
 
 def _together(hub: AdapterHub, batches: Sequence[Batch], number: int, seed: int, folder: Path) -> None:
     data = write(folder / "batch.jsonl", batches[: number + 1])
-    hub.add_task(TASK, data, kind="generation", epochs=PLAIN_EPOCHS, dev_share=0.0, seed=seed, replay="none")
+    hub.add_task(TASK, data, kind="generation", **_plain(seed))
 
 
 METHODS = (
