@@ -30,10 +30,10 @@ from adapterhub_cl.registry.files import atomic_write_text
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "adapterhub-cl")
 METHODS = (
-    *("base", "ours", "multitask", "sequential", "replay", "distilled", "kin", "der", "inflora", "lwf", "ewc"),
-    *("olora", "osf", "forever", "sdft"),
+    *("base", "ours", "multitask", "sequential", "replay", "distilled", "kin", "chosen", "multitask-chosen", "der"),
+    *("inflora", "lwf", "ewc", "olora", "osf", "forever", "sdft"),
 )
-NEEDS_OURS = ("distilled", "multitask")  # they stand on the hub that `ours` leaves
+NEEDS_OURS = ("distilled", "multitask", "multitask-chosen")  # they stand on the hub that `ours` leaves
 SEEDS = {"superni": 3}  # of the others one
 Job = tuple[str, str, int]
 

@@ -18,16 +18,21 @@ TITLES = {
     "order4": "cl15, order 4: fifteen tasks",
 }
 WAYS = {"scores": "whole", "bare": "bare"}
-ISOLATED = {"ours": "**ours**", "kin": "**ours, `--strategy kin`**"}  # an adapter a task; the others have one for all
+# These have an adapter a task; the others have one for all.
+ISOLATED = {"ours": "**ours**", "kin": "**ours, `--strategy kin`**", "chosen": "**ours, more steps**"}
+OTHERS = {"multitask-chosen": "multitask, more steps"}
 ABOUT = """\
 Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
-base's width), the same number of epochs, and the chat template; no rows are held out, and nothing was tuned on test
-rows. Free answers are scored by ROUGE-L against the closest right answer, choices by the share of right ones. **AP**
-is the mean score over all tasks at the end.
+base's width), the same number of epochs in batches of 16, and the chat template; no rows are held out, and nothing was
+tuned on test rows. Free answers are scored by ROUGE-L against the closest right answer, choices by the share of right
+ones. **AP** is the mean score over all tasks at the end.
 
 - *Ours* teaches each task to an adapter of its own and is measured three ways: **named** (the user says which task it
   is), **routed, whole prompt** and **routed, bare input** (the router finds the task, from the prompt with its
   instruction or from the input alone).
+- *ours, more steps* is what `add-task` does of itself: it makes six passes over few rows of a choice task, and learns
+  few rows with free answers in batches of 8 or 4. *multitask, more steps* is the same for `--strategy multitask`, which
+  then takes batches of 8. The other rows all have the same steps.
 - *kin* is ours with another start: where an earlier task's adapter beats a fresh one in a short race, the new task's
   adapter begins as a copy of it.
 - All other methods have one adapter, and each task is named. `replay`, `der` and `forever` keep 16 rows of each task.
@@ -77,7 +82,7 @@ def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int])
     shown: list[tuple[float, str]] = []
     for method in dict.fromkeys(row["method"] for row in rows):
         found = [row for row in rows if row["method"] == method]
-        forms = {"scores": method}
+        forms = {"scores": OTHERS.get(method, method)}
         if title := ISOLATED.get(method):
             forms = {"oracle": f"{title}, named", "scores": f"{title}, routed, whole prompt"}
             forms["bare"] = f"{title}, routed, bare input"

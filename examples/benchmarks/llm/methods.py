@@ -102,13 +102,18 @@ def base_alone(place: Place) -> dict[str, Any]:
     return {"scores": found}
 
 
-def ours(place: Place, strategy: str = "isolated") -> dict[str, Any]:
+def ours(place: Place, strategy: str = "isolated", *, chosen: bool = False) -> dict[str, Any]:
     """An adapter a task. `oracle`: the task is named; `scores`: the router reads the whole prompt; `bare`: the input
-    without its instruction."""
+    without its instruction.
+
+    Args:
+        chosen: with as many passes and in such batches as `add-task` chooses.
+    """
     hub, records = place.open(), []
     for task in place.tasks:
         if task not in {record.name for record in hub.list()}:
-            settings = place.budget.settings(place.seed) | {"strategy": strategy, "replay": f"balanced:{KEPT}"}
+            settings = place.budget.settings(place.seed, chosen=chosen)
+            settings |= {"strategy": strategy, "replay": f"balanced:{KEPT}"}
             hub.add_task(task, reporter=Lines(), **place.files(task), **settings)
         records.append(hub.get(task))
     told, whole, bare, right = [], [], [], {"whole": [], "bare": []}
@@ -153,13 +158,17 @@ def distilled(place: Place) -> dict[str, Any]:
     return {**one_adapter(hub, "all", place), "train_seconds": time.monotonic() - started}
 
 
-def multitask(place: Place) -> dict[str, Any]:
-    """One adapter trained on the rows of all tasks at once: the bound that papers compare with."""
+def multitask(place: Place, *, chosen: bool = False) -> dict[str, Any]:
+    """One adapter trained on the rows of all tasks at once: the bound that papers compare with.
+
+    Args:
+        chosen: see `ours`.
+    """
     hub, last = place.copy(), place.tasks[-1]
     if not hub.get(last).manifest["takes_over"]:
         hub.add_task(
             last, strategy="multitask", options={"multitask.balance": True}, replay="none", max_forgetting=1.0,
-            reporter=Lines(), **place.files(last), **place.budget.settings(place.seed),
+            reporter=Lines(), **place.files(last), **place.budget.settings(place.seed, chosen=chosen),
         )  # fmt: skip
     record = hub.get(last)
     return {**one_adapter(hub, record.ref, place), "train_seconds": record.training["seconds"]}
@@ -204,6 +213,8 @@ METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "base": base_alone,
     "ours": ours,
     "kin": partial(ours, strategy="kin"),
+    "chosen": partial(ours, chosen=True),
+    "multitask-chosen": partial(multitask, chosen=True),
     "multitask": multitask,
     "sequential": shared("sequential"),
     "replay": shared("replay"),

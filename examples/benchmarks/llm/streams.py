@@ -40,9 +40,14 @@ class Budget:
     epochs: int
     max_length: int = 256
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """Of every training; the learning rate and the adapter's shape are the defaults of `add-task`."""
-        return {"epochs": self.epochs, "max_length": self.max_length, "seed": seed, "dev_share": 0.0}
+    def settings(self, seed: int, *, chosen: bool = False) -> dict[str, Any]:
+        """Of every training; the learning rate and the adapter's shape are the defaults of `add-task`.
+
+        Args:
+            chosen: the number of passes and the batch are so as well.
+        """
+        equal = {} if chosen else {"epochs": self.epochs, "batch_size": 16}
+        return {**equal, "max_length": self.max_length, "seed": seed, "dev_share": 0.0}
 
 
 def rows_of(task: str, split: str, most: int, seed: int) -> list[Row]:
