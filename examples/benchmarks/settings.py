@@ -299,6 +299,10 @@ def table(arguments: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
+def _signed(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:+.{digits}f}"
+
+
 def _tables(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
     """Each arm against one of them, and the scores of each task."""
     scores = {(r["arm"], r["task"], r["seed"]): r for r in rows}
@@ -318,8 +322,8 @@ def _tables(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
             cells += [f"{100 * statistics.fmean(r['score'] for r, _ in pairs):.1f}", "–", "–"]
         else:
             losses = [r["loss"] - usual["loss"] for r, usual in pairs if "loss" in r]
-            cells += [f"{end:+.3f}" for end in interval(losses)] if losses else ["–"] * 3
-            cells += [f"{end:+.1f}" for end in interval([100 * (r["score"] - usual["score"]) for r, usual in pairs])]
+            cells += [_signed(end, 3) for end in interval(losses)] if losses else ["–"] * 3
+            cells += [_signed(end, 1) for end in interval([100 * (r["score"] - usual["score"]) for r, usual in pairs])]
         rises = [r["base_rise"] for r, _ in pairs if r.get("base_rise") is not None]
         cells.append(f"{statistics.fmean(rises):+.2f}" if rises else "–")
         cells.append(f"{statistics.median(r['seconds'] / usual['seconds'] for r, usual in pairs):.2f} ×")
