@@ -21,6 +21,7 @@ WAYS = {"scores": "whole", "bare": "bare"}
 # These have an adapter a task; the others have one for all.
 ISOLATED = {"ours": "**ours**", "kin": "**ours, `--strategy kin`**", "chosen": "**ours, more steps**"}
 OTHERS = {"multitask-chosen": "multitask, more steps"}
+MORE = " *multitask, more steps*\n  is the same for `--strategy multitask`, which then takes batches of 8."
 ABOUT = """\
 Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
 base's width), the same number of epochs in batches of 16, and the chat template; no rows are held out, and nothing was
@@ -31,8 +32,7 @@ ones. **AP** is the mean score over all tasks at the end.
   is), **routed, whole prompt** and **routed, bare input** (the router finds the task, from the prompt with its
   instruction or from the input alone).
 - *ours, more steps* is what `add-task` does of itself: it makes six passes over few rows of a choice task, and learns
-  few rows with free answers in batches of 8 or 4. *multitask, more steps* is the same for `--strategy multitask`, which
-  then takes batches of 8. The other rows all have the same steps.
+  few rows with free answers in batches of 8 or 4.{more}
 - *kin* is ours with another start: where an earlier task's adapter beats a fresh one in a short race, the new task's
   adapter begins as a copy of it.
 - All other methods have one adapter, and each task is named. `replay`, `der` and `forever` keep 16 rows of each task.
@@ -49,8 +49,9 @@ def page(rows: Sequence[Run]) -> str:
     """Markdown of all streams that have runs, those of each budget by themselves."""
     base, quantization = rows[0]["base"].rstrip("/").rsplit("/", 1)[-1], rows[0]["quantization"]
     machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
+    about = ABOUT.format(more=MORE if any(row["method"] == "multitask-chosen" for row in rows) else "")
     lines = ["# Continual learning on a language model", ""]
-    lines += [f"Base: `{base}`, quantisation {quantization}. {machines}.", "", ABOUT]
+    lines += [f"Base: `{base}`, quantisation {quantization}. {machines}.", "", about]
     budgets = list(dict.fromkeys(budget_of(row) for row in rows))
     for stream in STREAMS:
         for budget in budgets:
