@@ -68,6 +68,10 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note("  facts have free answers; they are taught in other wordings too, see docs/knowledge-updates.md")
     elif request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
         reporter.note(f"  {why}")
+    if _asks_nothing(material, request, objective):
+        reporter.note(
+            '  the rows do not say what is wanted: --instruction "WHAT IS WANTED" often helps, most where rows are few'
+        )
     if objective.prefers:
         against = "the base" if material.parent is None else material.parent.ref
         what = "pairs are learned by dpo" if data.read.rejected else "judged answers are learned by kto"
@@ -113,3 +117,12 @@ def _some(labels: Sequence[str]) -> str:
     lines = [" ".join(label.split()) for label in labels[:MOST_LABELS]]
     shown = [label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…" for label in lines]
     return ", ".join([*shown, *(["…"] if len(labels) > MOST_LABELS else [])])
+
+
+def _asks_nothing(material: Material, request: TrainRequest, objective: objectives.BaseObjective) -> bool:
+    """Whether a new task has inputs that a base turns into free answers, and nothing says how."""
+    task, data = material.task, material.data
+    if request.verb != "add-task" or request.facts or not objective.writes or task.kind != "generation":
+        return False
+    plain = not task.instruction and "{" not in task.prompt_format
+    return plain and not any(e.instruction or e.turns or "?" in e.input for e in data.examples)

@@ -80,3 +80,23 @@ def test_an_update_keeps_the_usual_batch(pico_path: Callable[[str], Path], tmp_p
     brief = {key: value for key, value in BRIEF.items() if key != "rank"}
     record = hub.update("t", written(tmp_path / "b.jsonl", rows[10:]), max_forgetting=1.0, **brief)
     assert record.training["settings"]["batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "told"),
+    [
+        ({"input": "order 7 came broken", "output": "the shop sends order 7 again"}, {}, True),
+        ({"input": "order 7 came broken", "output": "the shop sends it again"}, {"instruction": "Answer."}, False),
+        ({"instruction": "Answer.", "input": "order 7", "output": "the shop sends it again"}, {}, False),
+        ({"input": "what of order 7?", "output": "the shop sends order 7 again"}, {}, False),
+        ({"input": "order 7 came broken", "output": "late"}, {"kind": "choice", "labels": ["late", "soon"]}, False),
+    ],
+    ids=["nothing said", "an instruction", "in the rows", "a question", "a choice"],
+)
+def test_an_instruction_is_advised_where_nothing_says_what_is_wanted(
+    pico_path: Callable[[str], Path], tmp_path: Path, row: dict[str, str], more: dict[str, Any], told: bool
+) -> None:
+    hub, notes = new_hub(tmp_path / "hub", pico_path("llama")), Notes()
+    data = written(tmp_path / "rows.jsonl", [row] * 6)
+    hub.add_task("t", data, dry_run=True, reporter=notes, **{"kind": "generation", **more})
+    assert any("--instruction" in note for note in notes.said) == told
