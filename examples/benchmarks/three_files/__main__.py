@@ -23,10 +23,11 @@ sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 import shop_rows
 from machine import machine
 from resumable import chosen, made, name_of, prepare, results, take_over
+from shop_methods import OURS
 
 from adapterhub_cl.registry.files import atomic_write_text
 
-METHODS = ("ours", "trl-bf16", "trl-fp32")
+METHODS = (*OURS, "trl-bf16", "trl-fp32")
 Job = tuple[str, str, int]
 
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     why = no_trl(arguments.trl_python)
     failed = 0
     for job in jobs(chosen(arguments.files, shop_rows.FILES), chosen(arguments.methods, METHODS), arguments.seeds):
-        if job[1] != "ours" and why:
+        if job[1] not in OURS and why:
             print(f"{name_of(job)}: skipped, {why}", file=sys.stderr, flush=True)
             continue
         failed += not made(Path(__file__).parent, work, job, line_of, "--trl-python", arguments.trl_python)
@@ -84,14 +85,14 @@ def one(arguments: argparse.Namespace) -> None:
     with FileLock(work / "locks" / f"data-{seed}.lock"):
         shop_rows.write(data, seed, asked["rows"], asked["tests"])
     rate = None
-    if seed and method != "ours":
+    if seed and method not in OURS:
         first = work / "results" / f"{name_of((file, method, 0))}.json"
         if not first.exists():
             sys.exit(f"the learning rate is chosen with seed 0: run {name_of((file, method, 0))} first")
         rate = float(json.loads(first.read_text(encoding="utf-8"))["rate"])
     folder = work / "jobs" / name_of((file, method, seed))
     place = Place(asked["base"], file, seed, asked["rows"], asked["tests"], data, folder, arguments.trl_python, rate)
-    found = ours(place) if method == "ours" else trl(place, bf16=method == "trl-bf16")
+    found = ours(place, told=method == "ours-told") if method in OURS else trl(place, bf16=method == "trl-bf16")
     row = {"file": file, "method": method, "seed": seed, **asked, **found, "machine": machine()}
     atomic_write_text(work / "results" / f"{name_of((file, method, seed))}.json", json.dumps(row, ensure_ascii=False))
 

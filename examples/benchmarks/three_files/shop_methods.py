@@ -20,6 +20,7 @@ from shop_tickets import QUEUES
 
 from adapterhub_cl.registry.files import atomic_write_text
 
+OURS = ("ours", "ours-told")
 RATES = (2e-4, 5e-4, 1e-3)
 BATCH, EPOCHS = 8, 3
 DEV = 40  # rows of the training file that choose TRL's learning rate; then all rows are learned
@@ -114,8 +115,12 @@ def lines(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def ours(place: Place) -> dict[str, Any]:
-    """A hub, the file, and the answers, all by the command line and with its defaults."""
+def ours(place: Place, *, told: bool = False) -> dict[str, Any]:
+    """A hub, the file, and the answers, all by the command line and with its defaults.
+
+    Args:
+        told: with the script's words as `--instruction`, where it has any.
+    """
     _, tests = shop_rows.rows(place.file, place.seed, place.rows, place.tests)
     right, asked = right_and_asked(place.file, tests)
     hub, log = place.folder / "hub", place.folder / "log"
@@ -125,7 +130,8 @@ def ours(place: Place) -> dict[str, Any]:
     cli = [str(Path(sys.executable).with_name("cl-adapter"))]
     data = str(place.data / shop_rows.FILES[place.file])
     run([*cli, "init", str(hub), "--base", place.base], log)
-    took = run([*cli, "--hub", str(hub), "add-task", place.file, data], log)
+    more = ["--instruction", ASKED[place.file].strip()] if told and place.file in ASKED else []
+    took = run([*cli, "--hub", str(hub), "add-task", place.file, data, *more], log)
     said = place.folder / "said.json"
     asking = ["predict", "--file", str(place.folder / "ask.jsonl"), "--task", place.file, "--json"]
     run([*cli, "--hub", str(hub), *asking], log, said)

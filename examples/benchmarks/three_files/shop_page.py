@@ -6,11 +6,16 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from shop_methods import BATCH, DEV, EPOCHS, RATES
+from shop_methods import BATCH, DEV, EPOCHS, OURS, RATES
 from shop_rows import FILES
 from shop_scores import difference, interval, mean
 
-METHODS = {"ours": "**ours**, defaults", "trl-bf16": "TRL, bf16", "trl-fp32": "TRL, fp32"}
+METHODS = {
+    "ours": "**ours**, defaults",
+    "ours-told": "**ours**, `--instruction`",
+    "trl-bf16": "TRL, bf16",
+    "trl-fp32": "TRL, fp32",
+}
 ABOUT = f"""\
 A new user has an instruct model and three files. **Ours** is `cl-adapter init HUB --base MODEL`, then
 `cl-adapter add-task NAME FILE`, without any other option: the base is kept in NF4, and a tenth of the rows chooses the
@@ -19,8 +24,9 @@ environment of its own: LoRA of rank 16 and alpha 32 on all linear layers, the l
 model's chat template, batches of {BATCH}, {EPOCHS} epochs, a cosine schedule with 5 % warm-up, no quantisation. Its
 learning rate is the best of {", ".join(f"{rate:g}" for rate in RATES)} on the last {DEV} training rows with seed 0;
 then it learns all rows. The script also says what is wanted before each ticket (with the names of the queues) and each
-e-mail, which our user does not. Both answer greedily, except that ours picks the most probable of the labels that it
-saw in the file, where TRL's answer is a free text that counts if it is exactly the label.
+e-mail, which our user does not; *ours, `--instruction`* is given the same words. Both answer greedily, except that ours
+picks the most probable of the labels that it saw in the file, where TRL's answer is a free text that counts if it is
+exactly the label.
 
 All texts are invented. **Tickets** (CSV, six queues) have typing errors and asides about another queue, and 4 % of the
 training labels are wrong. **E-mails** (JSONL) are turned into an object with name, order, product, date and wish.
@@ -50,8 +56,12 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     lines += list(scores(rows))
     if both := list(differences(rows)):
         lines += ["", "## Ours less TRL, on the same rows", ""]
-        lines += ["| file | score | TRL | difference | 95 % interval | answers |", "|---|---|---|---|---|---|", *both]
-    if waits := [FILES[file] for file in FILES if not any(r["file"] == file and r["method"] != "ours" for r in rows)]:
+        lines += [
+            "| file | score | ours | TRL | difference | 95 % interval | answers |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += both
+    if waits := [FILES[file] for file in FILES if not any(r["file"] == file and r["method"] not in OURS for r in rows)]:
         lines += ["", f"TRL was not run yet on {', '.join(waits)}."]
     lines += ["", "## What it costs", "", COST, ""]
     lines += ["| file | method | CPU | clock | CPU of the search | peak memory |", "|---|---|---|---|---|---|"]
@@ -109,16 +119,17 @@ def scores(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def differences(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Of the seeds that both have."""
-    found = {(file, method): runs for file, method, runs in groups(rows)}
-    for (file, method), runs in found.items():
-        ours = {row["seed"]: row for row in found.get((file, "ours"), [])}
-        theirs = [row for row in runs if row["seed"] in ours]
-        if method == "ours" or not theirs:
-            continue
-        for score in theirs[0]["values"]:
-            a, b = pooled([ours[row["seed"]] for row in theirs], score), pooled(theirs, score)
-            cells = [FILES[file], score, METHODS[method], f"{mean(a) - mean(b):+.3f}", span(difference(a, b), "+")]
-            yield f"| {' | '.join([*cells, str(len(a))])} |"
+    found = {(file, method): {row["seed"]: row for row in runs} for file, method, runs in groups(rows)}
+    for (file, method), ours in found.items():
+        for other in METHODS if method in OURS else ():
+            theirs = found.get((file, other), {})
+            both = sorted(ours.keys() & theirs.keys())
+            if other in OURS or not both:
+                continue
+            for score in theirs[both[0]]["values"]:
+                a, b = (pooled([runs[seed] for seed in both], score) for runs in (ours, theirs))
+                cells = [FILES[file], score, METHODS[method], METHODS[other], f"{mean(a) - mean(b):+.3f}"]
+                yield f"| {' | '.join([*cells, span(difference(a, b), '+'), str(len(a))])} |"
 
 
 def costs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -182,7 +182,7 @@ def test_the_page_keeps_what_is_lost(modules: dict[str, Any]) -> None:
     ]
     text = modules["shop_page"].page(rows)
     assert "| tickets.csv | accuracy | **ours**, defaults | 0.500 |" in text
-    assert "| tickets.csv | accuracy | TRL, bf16 | -0.500 | -1.000 to +0.000 | 2 |" in text
+    assert "| tickets.csv | accuracy | **ours**, defaults | TRL, bf16 | -0.500 | -1.000 to +0.000 | 2 |" in text
     assert "| tickets.csv | TRL, bf16 | 10 s | 20 s | 15 s | 1,234 MB |" in text
     assert "| tickets.csv | TRL, bf16 | 0.020 | 0.050 | 0.100 | 0.0005 |" in text
     assert "TRL was not run yet on emails.jsonl, conversations.jsonl." in text
