@@ -66,6 +66,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "gaussian": {"init": "gaussian"},
     "orthogonal": {"init": "orthogonal"},
     "NF4": {"quantization": "nf4"},
+    "an instruction": {"instruction": "Give the name, order, product, date and wish of this e-mail as JSON."},  # emails
     "format instruction": {"prompt_format": "instruction"},
     "plain PEFT 2e-4": {"peft": 2e-4},
     "plain PEFT 5e-4": {"peft": 5e-4},
