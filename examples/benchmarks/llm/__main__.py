@@ -23,16 +23,13 @@ from filelock import FileLock, Timeout
 
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 from machine import installed, machine
+from methods import METHODS, Place, measured
 from resumable import chosen, made, name_of, prepare, results, take_over
 from streams import DATA, STREAMS, Budget, write_rows
 
 from adapterhub_cl.registry.files import atomic_write_text
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "adapterhub-cl")
-METHODS = (
-    *("base", "ours", "multitask", "sequential", "replay", "distilled", "kin", "chosen", "multitask-chosen", "der"),
-    *("inflora", "lwf", "ewc", "olora", "osf", "forever", "sdft"),
-)
 NEEDS_OURS = ("distilled", "multitask", "multitask-chosen")  # they stand on the hub that `ours` leaves
 SEEDS = {"superni": 3}  # of the others one
 Job = tuple[str, str, int]
@@ -85,8 +82,6 @@ def line_of(row: Mapping[str, Any]) -> str:
 
 def one(arguments: argparse.Namespace) -> None:
     """A single run, in this process."""
-    from methods import Place, measured
-
     work, (stream, method, seed) = Path(arguments.work), (arguments.stream, arguments.method, arguments.seed)
     asked = json.loads((work / "asked.json").read_text(encoding="utf-8"))
     budget = Budget(asked["rows"], asked["tests"], asked["epochs"], asked["max_length"])

@@ -27,9 +27,9 @@ SHARED: dict[str, Mapping[str, Any]] = {  # strategy → options, and which samp
     "lwf": {"replay": "none", "options": {"lwf.alpha": 1.0}},
     "ewc": {"replay": "none", "options": {"ewc.strength": 1.0}},
     "olora": {"replay": "none", "options": {"olora.weight": 0.1}},
-    "sdft": {"replay": "none"},
     "osf": {"replay": "none", "options": {"osf.preserve": 0.5}},
     "forever": {"replay": "balanced:16", "options": {"forever.ratio": 1.0}},
+    "sdft": {"replay": "none"},
 }
 
 
@@ -209,16 +209,16 @@ def rises(records: Sequence[Any]) -> list[float]:
     return [record.manifest["gate"]["general"]["rise"] for record in records]
 
 
-METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {
+METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {  # in the order in which they are run
     "base": base_alone,
     "ours": ours,
-    "kin": partial(ours, strategy="kin"),
-    "chosen": partial(ours, chosen=True),
-    "multitask-chosen": partial(multitask, chosen=True),
     "multitask": multitask,
     "sequential": shared("sequential"),
     "replay": shared("replay"),
     "distilled": distilled,
+    "kin": partial(ours, strategy="kin"),
+    "chosen": partial(ours, chosen=True),
+    "multitask-chosen": partial(multitask, chosen=True),
     **{name: shared(name) for name in SHARED if name not in ("sequential", "replay")},
 }
 
