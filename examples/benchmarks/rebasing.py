@@ -71,10 +71,12 @@ def noisy(base: Path, to: Path) -> Path:
     return to
 
 
-def tuned(base: Path, to: Path, data: Path) -> Path:
+def tuned(base: Path, to: Path, tests: int) -> Path:
     """A second base: the first one with an adapter of another task in its weights."""
     if to.exists():
         return to
+    data = to.with_name(f"{to.name}-rows")
+    write_rows(data, ELSE, ELSE_ROWS, tests)
     hub = taught(to.with_name(f"{to.name}-hub"), base, data, [ELSE], replay="none")
     return hub.export(ELSE, to, format="merged")
 
@@ -118,12 +120,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Teach, move from each source, and keep what was kept."""
     work, base = Path(arguments.work).resolve(), Path(arguments.base).resolve()
     asked = {"base": "/".join(base.parts[-2:]), "rows": arguments.rows, "tests": arguments.test_rows}
-    asked |= {"second": arguments.second}
+    asked["second"] = arguments.second
     prepare(work, asked, "hubs")
     tasks = chosen(arguments.tasks, TASKS)
-    write_rows(work / "rows-else", ELSE, ELSE_ROWS, arguments.test_rows)
-    to = work / f"{base.name}-{arguments.second}"
-    second = noisy(base, to) if arguments.second == "noisy" else tuned(base, to, work / "rows-else")
+    second = work / f"{base.name}-{arguments.second}"
+    second = noisy(base, second) if arguments.second == "noisy" else tuned(base, second, arguments.test_rows)
     for source in chosen(arguments.sources, SOURCES):
         path = work / "results" / f"{source}.json"
         if path.exists():
