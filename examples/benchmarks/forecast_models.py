@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from forecast import group_of
+from forecast import group_of, room_of
 from machine import installed, machine
 from scipy.stats import spearmanr
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor, RandomForestRegressor
@@ -48,7 +48,7 @@ def signs(row: Mapping[str, Any]) -> list[float]:
     seen = row["signs"]
     names = ("loss_rise", "likelihood_drop", "halved", "nearness", "overlap", "unlearned", "reviewed", "chance")
     moved, path = max(0.0, seen["divergence"]) ** 0.5, float(np.log10(max(seen["path"], 1e-6)))
-    return [max(0.0, seen["before"] - seen["chance"]), moved, path, *(seen[name] for name in names)]
+    return [room_of(row), moved, path, *(seen[name] for name in names)]
 
 
 def left_out(make: Model, rows: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> np.ndarray:

@@ -33,8 +33,8 @@ TASKS = {
 }  # fmt: skip
 MORE_FREE = {"samsum": "superni", "personachat": "superni"}
 CHOICES = dict.fromkeys(("agnews", "sst2", "yelp", "dbpedia", "qqp", "boolq"), "cl15")  # an encoder's tasks
-SHOP = {"emails": "three_files", "talks": "three_files"}  # invented; with other words held out than in three_files
-KNOWN = {**TASKS, **MORE_FREE, **SHOP, **CHOICES}
+SHOP = "three_files"  # invented; with other words held out than there
+KNOWN = {**TASKS, **MORE_FREE, "emails": SHOP, "talks": SHOP, **CHOICES}
 ROWS, DEV, MORE = 240, 60, 180
 MLP = "gate_proj,up_proj,down_proj"
 # Each arm is what it changes of the defaults; `peft` is the plain script at that rate.
@@ -79,7 +79,7 @@ FREE = ("sciq", "evalution", "glucose", "samsum", "personachat", "talks")
 def split(task: str, seed: int, rows: int) -> tuple[list[str], list[str], list[str]]:
     """Lines of JSON: to learn from; to be scored on (dev rows, or some training rows where a task has none); and more
     rows that are not learned, whose answers' loss is measured."""
-    if task in SHOP:
+    if KNOWN[task] == SHOP:
         drawn = shop_rows.rows(task, seed, rows, DEV + MORE, dev=True)
         taught, held = (shop_rows.written(part, "jsonl").strip().split("\n") for part in drawn)
         return taught, held[:DEV], held

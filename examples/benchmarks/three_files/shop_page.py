@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from shop_methods import BATCH, DEV, EPOCHS, OURS, RATES
@@ -120,16 +121,13 @@ def scores(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def differences(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Of the seeds that both have."""
     found = {(file, method): {row["seed"]: row for row in runs} for file, method, runs in groups(rows)}
-    for (file, method), ours in found.items():
-        for other in METHODS if method in OURS else ():
-            theirs = found.get((file, other), {})
-            both = sorted(ours.keys() & theirs.keys())
-            if other in OURS or not both:
-                continue
-            for score in theirs[both[0]]["values"]:
-                a, b = (pooled([runs[seed] for seed in both], score) for runs in (ours, theirs))
-                cells = [FILES[file], score, METHODS[method], METHODS[other], f"{mean(a) - mean(b):+.3f}"]
-                yield f"| {' | '.join([*cells, span(difference(a, b), '+'), str(len(a))])} |"
+    for file, mine, other in product(FILES, OURS, [name for name in METHODS if name not in OURS]):
+        ours, theirs = found.get((file, mine), {}), found.get((file, other), {})
+        both = sorted(ours.keys() & theirs.keys())
+        for score in theirs[both[0]]["values"] if both else ():
+            a, b = (pooled([runs[seed] for seed in both], score) for runs in (ours, theirs))
+            cells = [FILES[file], score, METHODS[mine], METHODS[other], f"{mean(a) - mean(b):+.3f}"]
+            yield f"| {' | '.join([*cells, span(difference(a, b), '+'), str(len(a))])} |"
 
 
 def costs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
