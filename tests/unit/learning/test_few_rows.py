@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from encoder_hubs import COLOURS, QUICK, Notes, data, new_hub
+from encoder_hubs import COLOURS, QUICK, Notes, data, new_hub, write
 
 from adapterhub_cl import AdapterHub
 
 UNSAID: dict[str, Any] = {k: v for k, v in QUICK.items() if k != "epochs"}
 BRIEF: dict[str, Any] = {"epochs": 1, "rank": 2, "max_length": 96, "replay": "none", "general": "none"}
+FREE = [{"input": f"say {k}", "output": f"the word is {k} and no other one"} for k in range(20)]
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [("bert", 12), ("llama", 6)])
@@ -43,20 +43,11 @@ def test_raw_text_is_not_passed_over_more_often(pico_path: Callable[[str], Path]
     assert record.training["settings"]["epochs"] == 3
 
 
-def written(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize(
     ("rows", "more", "batch"),
     [
-        ([{"input": f"say {k}", "output": f"the word is {k} and no other one"} for k in range(20)], {}, 4),
-        (
-            [{"input": f"say {k}", "output": f"the word is {k} and no other one"} for k in range(20)],
-            {"batch_size": 5},
-            5,
-        ),
+        (FREE, {}, 4),
+        (FREE, {"batch_size": 5}, 5),
         ([{"text": f"word {k}", "label": ("odd", "even")[k % 2]} for k in range(20)], {}, 16),
         ([{"prompt": f"Who is {k}?", "completion": f"Ann {k}"} for k in range(20)], {"facts": True}, 16),
     ],
@@ -67,7 +58,7 @@ def test_batches_are_smaller_for_few_free_answers_only(
 ) -> None:
     hub = new_hub(tmp_path / "hub", pico_path("llama"))
     notes = Notes()
-    record = hub.add_task("t", written(tmp_path / "rows.jsonl", rows), reporter=notes, **BRIEF, **more)
+    record = hub.add_task("t", write(tmp_path / "rows.jsonl", rows), reporter=notes, **BRIEF, **more)
     assert record.training["settings"]["batch_size"] == batch
     told = [note for note in notes.said if "training on" in note]
     assert ("in batches of 4 because the rows are few" in told[0]) == (batch == 4)
@@ -75,10 +66,9 @@ def test_batches_are_smaller_for_few_free_answers_only(
 
 def test_an_update_keeps_the_usual_batch(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
     hub = new_hub(tmp_path / "hub", pico_path("llama"))
-    rows = [{"input": f"say {k}", "output": f"the word is {k} and no other one"} for k in range(20)]
-    hub.add_task("t", written(tmp_path / "a.jsonl", rows[:10]), **BRIEF)
+    hub.add_task("t", write(tmp_path / "a.jsonl", FREE[:10]), **BRIEF)
     brief = {key: value for key, value in BRIEF.items() if key != "rank"}
-    record = hub.update("t", written(tmp_path / "b.jsonl", rows[10:]), max_forgetting=1.0, **brief)
+    record = hub.update("t", write(tmp_path / "b.jsonl", FREE[10:]), max_forgetting=1.0, **brief)
     assert record.training["settings"]["batch_size"] == 16
 
 
@@ -97,6 +87,6 @@ def test_an_instruction_is_advised_where_nothing_says_what_is_wanted(
     pico_path: Callable[[str], Path], tmp_path: Path, row: dict[str, str], more: dict[str, Any], told: bool
 ) -> None:
     hub, notes = new_hub(tmp_path / "hub", pico_path("llama")), Notes()
-    data = written(tmp_path / "rows.jsonl", [row] * 6)
+    data = write(tmp_path / "rows.jsonl", [row] * 6)
     hub.add_task("t", data, dry_run=True, reporter=notes, **{"kind": "generation", **more})
     assert any("--instruction" in note for note in notes.said) == told
