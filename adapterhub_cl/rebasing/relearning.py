@@ -111,11 +111,9 @@ def relearn(
             "max_forgetting": may_lose(task.metric, float(lesson.old_score or 0.0), least),
         }
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
-        told = rebased_from(old, found, lesson, least)
-        if begin:
-            request = replace(request, begin_from=str(found.record.path.resolve()))
-            told["begun_as_copy"] = True
-        request = replace(request, rebased_from=told)
+        told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if begin else {})}
+        begin_from = str(found.record.path.resolve()) if begin else ""
+        request = replace(request, rebased_from=told, begin_from=begin_from)
         return teach(hub, order_of(registry, request), run=None)
     except GateRefused as refused:
         hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
