@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "three_files")]  # machine.py, shop_rows.py
 import shop_rows
-from machine import installed, machine
+from settings_page import here, page
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TASKS = {
@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> None:
                 make = ours if rate is None else plain
                 found = make(arguments.base, ARMS[arm] if rate is None else rate, task, seed, Path(folder))
                 sizes = {"rows": len(train), "dev": len(dev), "unseen": len(unseen)}
-                row = {"arm": arm, "task": task, "seed": seed, **sizes, **found}
+                row = {"arm": arm, "task": task, "seed": seed, **sizes, **found, "machine": here()}
                 place.write_text(json.dumps(row) + "\n", encoding="utf-8")
                 told = f"{found['score']:.3f}  loss {found.get('loss', float('nan')):.4f}  {found['seconds']:.0f} s"
                 print(f"{arm:28} {task:14} {count:5} rows  seed {seed}  {told}", flush=True)
@@ -254,93 +254,22 @@ def chosen(text: str, known: Mapping[str, Any], usual: Sequence[str] = ()) -> li
     return names
 
 
-# -- the page -------------------------------------------------------------------------------------
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval (Student's t over pairs of a task and a seed)."""
-    from scipy import stats
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
 def table(arguments: argparse.Namespace) -> None:
-    """NAME.md and NAME.json of what was measured: one table for each number of rows."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(arguments.work) / "rows").iterdir())]
-    lines = [
-        f"# {arguments.title}",
-        "",
-        f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
-        "",
-        "No test row is read. Each arm changes one thing of the defaults, and its difference to the arm "
-        f"*{arguments.against}* is taken on the same task, seed and rows. **Loss** is that of an answer token (on an "
-        "encoder: the label), in nats, on rows that were not learned: below 0 is better. **Score** is ROUGE-L for "
-        f"{', '.join(FREE)} and the share of right answers for the others, in points: above 0 is better. The 95 % "
-        "intervals are over the pairs of a task and a seed; one that contains 0 may be chance. **Base** is how much "
-        "the loss on general text rises.",
-    ]
-    for count in sorted({row["rows"] for row in found}):
-        own = [row for row in found if row["rows"] == count]
-        lines += ["", f"## {count} rows of each task", "", *_tables(own, arguments.against)]
-    lines += [
-        "",
-        "<!-- not run: takes hours, and the real texts and model -->",
-        "```console",
-        "$ python examples/benchmarks/settings.py run --base MODEL --work settings-work",
-        "$ python examples/benchmarks/settings.py table --work settings-work -o docs/benchmarks",
-        "```",
-    ]
-    out = Path(arguments.output)
-    (out / f"{arguments.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (out / f"{arguments.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    """NAME.md and NAME.json of what was measured."""
 
-
-def _signed(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:+.{digits}f}"
-
-
-def _tables(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
-    """Each arm against one of them, and the scores of each task."""
-    scores = {(r["arm"], r["task"], r["seed"]): r for r in rows}
-    tasks = [task for task in KNOWN if any(r["task"] == task for r in rows)]
-    lines = [
-        "| arm | pairs | loss | from | to | score | from | to | base | time |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in ARMS:
-        keys = [key for key in scores if key[0] == arm and (against, *key[1:]) in scores]
-        if not keys:
-            continue
-        pairs = [(scores[key], scores[against, key[1], key[2]]) for key in keys]
-        cells = [arm, str(len(keys))]
-        if arm == against:
-            cells += [f"{statistics.fmean(r['loss'] for r, _ in pairs):.3f}", "–", "–"]
-            cells += [f"{100 * statistics.fmean(r['score'] for r, _ in pairs):.1f}", "–", "–"]
+    found: list[dict[str, Any]] = []
+    for place in map(Path, arguments.work.split(",")):
+        if place.is_dir():
+            files = sorted((place / "rows").iterdir())
+            found += [json.loads(file.read_text(encoding="utf-8")) for file in files]
         else:
-            losses = [r["loss"] - usual["loss"] for r, usual in pairs if "loss" in r]
-            cells += [_signed(end, 3) for end in interval(losses)] if losses else ["–"] * 3
-            cells += [_signed(end, 1) for end in interval([100 * (r["score"] - usual["score"]) for r, usual in pairs])]
-        rises = [r["base_rise"] for r, _ in pairs if r.get("base_rise") is not None]
-        cells.append(f"{statistics.fmean(rises):+.2f}" if rises else "–")
-        cells.append(f"{statistics.median(r['seconds'] / usual['seconds'] for r, usual in pairs):.2f} ×")
-        lines.append(f"| {' | '.join(cells)} |")
-    for what, of in (("Scores", "score"), ("Losses", "loss")):
-        lines += ["", f"{what} of each task (mean over the seeds):", "", "| arm | " + " | ".join(tasks) + " |"]
-        lines += ["|---|" + "---|" * len(tasks)]
-        for arm in ARMS:
-            mine = [[r[of] for r in rows if (r["arm"], r["task"]) == (arm, task) and of in r] for task in tasks]
-            told = [
-                f"{(100 if of == 'score' else 1) * statistics.fmean(f):.{1 if of == 'score' else 3}f}" if f else "–"
-                for f in mine
-            ]
-            if any(mine):
-                lines.append(f"| {arm} | {' | '.join(told)} |")
-    return lines
+            found += json.loads(place.read_text(encoding="utf-8"))
+    told = {key: getattr(arguments, key) for key in ("name", "title", "note", "against")}
+    text = page(found, **told, arms=list(ARMS), tasks=list(KNOWN), free=FREE)
+    out = Path(arguments.output)
+    (out / f"{arguments.name}.md").write_text(text, encoding="utf-8")
+    (out / f"{arguments.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(text)
 
 
 def main() -> None:
@@ -359,8 +288,9 @@ def main() -> None:
     shown.add_argument("--title", default="Settings on a real language model")
     shown.add_argument("--against", default="default", choices=tuple(ARMS), help="arm to compare with")
     shown.set_defaults(do=table)
-    for verb in (going, shown):
-        verb.add_argument("--work", required=True, help="folder for the results")
+    shown.add_argument("--note", default="", help="what a reader of these rows must know")
+    going.add_argument("--work", required=True, help="folder for the results")
+    shown.add_argument("--work", required=True, help="folders of results, or NAME.json of before, with commas between")
     arguments = parser.parse_args()
     if arguments.verb == "run" and not DATA.is_dir():
         sys.exit(f"the texts are not there: {DATA}")
