@@ -230,6 +230,7 @@ class Layout:
         choices: the column with the options of a multiple-choice question.
         rejected: of preference pairs the column with the worse answers; `output` or `completion` has the better ones.
         desirable: of answers that were judged one by one the column that says whether each was liked.
+        fields: columns that are the answer together, as one JSON object; `output` is then what the object is called.
     """
 
     name: str
@@ -245,6 +246,7 @@ class Layout:
     references: str | None = None
     rejected: str | None = None
     desirable: str | None = None
+    fields: tuple[str, ...] = ()
 
     @property
     def prefers(self) -> bool:
@@ -254,12 +256,13 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""
-        one = (getattr(self, name) for name in self.__dataclass_fields__ if name not in ("name", "input"))
-        return tuple(dict.fromkeys(c for c in (*self.input, *one) if c is not None))
+        several = ("name", "input", "fields", *(["output"] if self.fields else []))
+        one = (getattr(self, name) for name in self.__dataclass_fields__ if name not in several)
+        return tuple(dict.fromkeys(c for c in (*self.input, *one, *self.fields) if c is not None))
 
     def without_answer(self) -> Layout:
         """The layout with only the columns of the question."""
-        return replace(self, output=None, references=None, completion=None, rejected=None, desirable=None)
+        return replace(self, output=None, references=None, completion=None, rejected=None, desirable=None, fields=())
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value}
@@ -272,7 +275,7 @@ class Layout:
             TypeError: a column's name is not a text.
         """
         known = {key: row[key] for key in cls.__dataclass_fields__ if row.get(key) is not None}
-        found = cls(**{"name": "", **known, "input": tuple(known.get("input", ()))})
+        found = cls(**{"name": "", **known, **{key: tuple(known.get(key, ())) for key in ("input", "fields")}})
         if not all(isinstance(text, str) for text in (found.name, *found.columns)):
             raise TypeError("a column's name is not a text")
         return found

@@ -26,7 +26,7 @@ from adapterhub_cl.data.preferences import preferred, refuse_other_values, with_
 from adapterhub_cl.data.reading import SourceRows, read_rows
 from adapterhub_cl.data.remarks import Heard, short_places
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
-from adapterhub_cl.data.values import answer_texts, as_label, choices_text, input_text, is_structured
+from adapterhub_cl.data.values import answer_texts, as_data, as_label, choices_text, input_text, is_structured
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
 
@@ -150,7 +150,11 @@ def _build(
     found = list(dict.fromkeys(column for row in rows.rows for column in row))
     layout = _layout(rows, found, columns, known, answers)
     left = unused(rows, found, layout, chosen=bool(columns)) if answers else ()
-    structured = layout.output is not None and is_structured([r.get(layout.output) for r in rows.rows], layout.output)
+    if layout.fields and layout.output:
+        rows = replace(rows, rows=[row | {layout.output: one_object(row, layout, rows)} for row in rows.rows])
+    structured = bool(layout.fields) or (
+        layout.output is not None and is_structured([r.get(layout.output) for r in rows.rows], layout.output)
+    )
     made: list[Example] = []
     places: list[str] = []
     empty: list[str] = []
@@ -238,6 +242,12 @@ def _example(
         passage = written  # as `Example.to_json` wrote it
     # an instruction without an input is used as the input, because that is what a router sees
     return Example(asked, answer, task, references, passage) if asked else Example(task, answer, "", references)
+
+
+def one_object(row: Mapping[str, Any], layout: Layout, rows: SourceRows) -> dict[str, Any] | None:
+    """The columns of an answer as one object; None if all of them are empty."""
+    found = {name: as_data(row.get(name), rows.class_names.get(name, ())) for name in layout.fields}
+    return found if any(value is not None for value in found.values()) else None
 
 
 def _answers(row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: str, structured: bool) -> list[str]:

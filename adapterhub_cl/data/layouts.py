@@ -14,6 +14,7 @@ from adapterhub_cl.types import Layout
 
 ROLES = ("input", "output", "instruction", "system", "choices", "rejected", "desirable")
 OTHER_ROLES = {"chosen": "output"}  # TRL's word for the better of two answers
+JOINED = ("input", "output")  # roles that several columns may have together
 CHAT = ("messages", "conversations", "conversation")
 ANSWERS = ("output", "response", "answer", "answers", "completion", "answerkey", "answer_key")
 TEXTS = ("text", "sentence", "review", "content", "input")
@@ -62,13 +63,15 @@ OTHER_PAIRS = (("preferred", "dispreferred"), ("response_a", "response_b"))
 JUDGEMENTS = ("kto_tag", "label", "thumb", "thumbs", "rating")
 PREFERENCE_HINT = "name the better answer 'chosen' and the worse one 'rejected', with the question in 'prompt'"
 
+MANY = 3  # with more columns than a question, its context and an answer, several may be the answer
 AS_GIVEN = "as given by --columns"  # the name of the layout that the user chose
 
 Columns = Mapping[str, str | Sequence[str]]
 
 
 def parse_columns(text: str) -> dict[str, str | list[str]]:
-    """`input=review,output=stars` → `{"input": "review", "output": "stars"}`; several `input=` make a list.
+    """`input=review,output=stars` → `{"input": "review", "output": "stars"}`; several `input=` or `output=` make a
+    list.
 
     Raises:
         UsageError: the text does not have that form, or it gives a role twice that may be given only once.
@@ -82,11 +85,14 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
     found: dict[str, list[str]] = {}
     for role, _, column in pairs:
         found.setdefault(OTHER_ROLES.get(role.strip(), role.strip()), []).append(column.strip())
+    better = any(role.strip() in OTHER_ROLES for role, _, _ in pairs)
     for role, columns in found.items():
         if role not in ROLES:
             raise UnknownNameError("role in --columns", role, ROLES)
-        if len(columns) > 1 and role != "input":
-            raise UsageError(f"--columns names two columns as {role}", "only input may be given more than once")
+        if len(columns) > 1 and (role not in JOINED or (role == "output" and better)):
+            raise UsageError(
+                f"--columns names two columns as {role}", "only input and output may be given more than once"
+            )
     return {role: columns[0] if len(columns) == 1 else columns for role, columns in found.items()}
 
 
@@ -152,7 +158,13 @@ def _recognise(own: Mapping[str, str], enough: Any) -> Layout | None:
     answer = answer or references  # a list of right answers: the first one is learned
     if chat:
         return Layout("messages", chat=chat, system=system, tools=tools, references=references)
-    more = {"system": system, "choices": choices, "history": history, "tools": tools, "references": references}
+    more: dict[str, Any] = {
+        "system": system,
+        "choices": choices,
+        "history": history,
+        "tools": tools,
+        "references": references,
+    }
     if "instruction" in own and enough(answer):
         text = first(("input", *CONTEXTS))
         parts: tuple[str, ...] = (text,) if text else ()
@@ -197,14 +209,23 @@ def override(columns: Sequence[str], wanted: Columns, *, answers: bool = True) -
         raise UsageError("--columns names no output", "add output=COLUMN, the column with the answers")
     if not answers and not {"input", "instruction"} & set(wanted):
         raise UsageError("--columns names no input", "add input=COLUMN, the column with the texts")
-    one = {role: str(value) for role, value in wanted.items() if role != "input"}
-    given = wanted.get("input", ())
-    text = (given,) if isinstance(given, str) else tuple(given)
-    name = "raw text" if not text and "instruction" not in one else AS_GIVEN
-    return Layout(name, text, one.get("output"), one.get("instruction"), **_others(one))
+    one = {role: str(value) for role, value in wanted.items() if role not in JOINED}
+    text, answer = (
+        (given,) if isinstance(given := wanted.get(role, ()), str) else tuple(dict.fromkeys(given)) for role in JOINED
+    )
+    if len(answer) < 2:
+        name = "raw text" if not text and "instruction" not in one else AS_GIVEN
+        return Layout(name, text, answer[0] if answer else None, one.get("instruction"), **_others(one))
+    if {"rejected", "desirable"} & set(one):
+        raise UsageError(
+            "--columns names several outputs, and which answers are preferred", "preferences are of one column"
+        )
+    if not text and "instruction" not in one:
+        raise UsageError("--columns names several outputs and no input", "add input=COLUMN, the column with the texts")
+    return Layout(AS_GIVEN, text, ", ".join(answer), one.get("instruction"), **_others(one), fields=answer)
 
 
-def _others(one: Mapping[str, str]) -> dict[str, str]:
+def _others(one: Mapping[str, str]) -> dict[str, Any]:
     return {role: one[role] for role in ("system", "choices", "rejected", "desirable") if role in one}
 
 
@@ -220,15 +241,19 @@ def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True)
     if not asked and layout.instruction:
         asked = (layout.instruction,)
     there = set(columns)
-    needed = (layout.output, layout.rejected, layout.desirable) if answers else ()
+    answer = layout.fields or (layout.output,)
+    needed = (*answer, layout.rejected, layout.desirable) if answers else ()
     if not asked or not there.issuperset(asked) or any(column and column not in there for column in needed):
         return None
-    missing = {
+    whole = there.issuperset(layout.fields)
+    missing: dict[str, Any] = {
         name: None
         for name in layout.__dataclass_fields__
-        if name not in ("name", "input", "chat") and getattr(layout, name) not in there
+        if name not in ("name", "input", "chat", "fields")
+        and getattr(layout, name) not in there
+        and not (name == "output" and layout.fields and whole)
     }
-    return Layout(**{**layout.__dict__, **missing})
+    return Layout(**{**layout.__dict__, **missing, "fields": layout.fields if whole else ()})
 
 
 def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
@@ -302,7 +327,9 @@ def unrecognised(rows: SourceRows, found: Sequence[str], answers: bool) -> DataE
     """The error for columns that match no known layout."""
     hint = proposal(rows, found, answers=answers) or f"--columns input=COLUMN{',output=COLUMN' if answers else ''}"
     listed = ", ".join(found) or "none"
-    return DataError(f"{rows.source}: the columns match no known layout ({listed})", f"name their roles: {hint}")
+    several = answers and len([column for column in found if column.strip().lower() not in NOTES]) > MANY
+    how = " (several output= are learned as one JSON object)" if several else ""
+    return DataError(f"{rows.source}: the columns match no known layout ({listed})", f"name their roles{how}: {hint}")
 
 
 def proposal(rows: SourceRows, found: Sequence[str], *, answers: bool) -> str:

@@ -61,6 +61,22 @@ def is_structured(values: Sequence[Any], column: str) -> bool:
     )
 
 
+def as_data(value: Any, class_names: Sequence[str] = ()) -> Any:
+    """A cell as a value of a JSON object: null if it is empty, a class by its name, and what JSON does not have as
+    text."""
+    if isinstance(value, Mapping):
+        return {str(key): as_data(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_data(one) for one in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return class_names[value] if 0 <= value < len(class_names) else None if class_names else value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value == int(value) else value
+    return _scalar(value) or None
+
+
 def answer_texts(
     value: Any, where: str, column: str, class_names: Sequence[str] = (), *, structured: bool = False
 ) -> list[str]:

@@ -43,7 +43,8 @@ class OnlineOptions(GeneralOptions):
     )
     columns: Mapping[str, str] = option(
         dict,
-        "which column is which: input=a,output=b[,instruction=c][,rejected=d or desirable=d]",
+        "which column is which: input=a,output=b[,instruction=c][,rejected=d or desirable=d]; several outputs are "
+        "learned as one JSON object",
         parse="adapterhub_cl.data.layouts:read_columns",
     )
     instruction: str | None = option(None, "what to do with inputs that come without an instruction")

@@ -13,7 +13,7 @@ import pytest
 from adapterhub_cl.data.columns import examples, inputs, parse_columns, read_examples, read_inputs
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
-from adapterhub_cl.types import Example
+from adapterhub_cl.types import Example, Layout
 
 
 def rows(*values: dict[str, Any], class_names: Mapping[str, Sequence[str]] | None = None) -> SourceRows:
@@ -122,6 +122,49 @@ def test_override() -> None:
         examples(source, {"input": "review"})
     with pytest.raises(UsageError, match="names no input"):
         inputs(source, {"output": "review"})
+
+
+MAIL = {"mail": "Two lamps, please.", "product": "lamp", "count": 2, "note": None, "id": "7"}
+WANTED = "input=mail,output=product,output=count,output=note"
+
+
+def test_several_outputs_are_one_object() -> None:
+    source = rows(MAIL, {**MAIL, "product": "", "count": float("nan"), "note": " late "})
+    read = examples(source, parse_columns(WANTED))
+    assert [json.loads(example.answer or "") for example in read] == [
+        {"product": "lamp", "count": 2, "note": None},
+        {"product": None, "count": None, "note": "late"},
+    ]
+    assert read.examples[0].answer == '{"product": "lamp", "count": 2, "note": null}'
+    assert read.unused == ("id",)
+    assert read.read.columns == ("mail", "product", "count", "note")
+    kept = Layout.from_json(json.loads(json.dumps(read.read.to_json())))
+    assert kept == read.read
+    assert examples(source, layout=kept).examples == read.examples, "an update reads the same columns again"
+    less = rows({"mail": "Two lamps, please.", "product": "lamp"})
+    assert inputs(less, layouts=[kept]) == [Example("Two lamps, please.")]
+    with pytest.raises(DataError, match="no answer"):
+        examples(rows(MAIL, {"mail": "Hello?"}), parse_columns(WANTED))
+
+
+def test_several_outputs_have_the_names_of_their_classes() -> None:
+    source = rows({"mail": "a", "kind": 1, "tags": ["x", 2.0]}, class_names={"kind": ("no", "yes")})
+    (one,) = examples(source, {"input": "mail", "output": ["kind", "tags"]}).examples
+    assert one.answer == '{"kind": "yes", "tags": ["x", 2]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("output=product,output=count", "no input"),
+        ("input=mail,output=product,output=count,rejected=note", "several outputs"),
+        ("input=mail,chosen=product,output=count", "two columns as output"),
+        ("input=mail,output=product,instruction=note,instruction=id", "two columns as instruction"),
+    ],
+)
+def test_several_outputs_that_cannot_be(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        examples(rows(MAIL), parse_columns(text))
 
 
 @pytest.mark.parametrize("text", ["", "review", "input=", "input=a,stars"])

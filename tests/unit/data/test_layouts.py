@@ -125,8 +125,8 @@ def test_one_role_twice() -> None:
     wanted = parse_columns("input=a,input=b,output=c")
     assert wanted == {"input": ["a", "b"], "output": "c"}
     assert examples(rows({"a": "x", "b": "y", "c": "z"}), wanted).examples == [Example("x\ny", "z")]
-    with pytest.raises(UsageError, match="two columns as output"):
-        parse_columns("input=a,output=b,output=c")
+    with pytest.raises(UsageError, match="two columns as system"):
+        parse_columns("input=a,output=b,system=c,system=d")
 
 
 def test_several_right_answers_and_answers_that_are_data() -> None:
