@@ -31,6 +31,17 @@ class VllmPiece(NamedTuple):
     reason: str
 
 
+class _Again(httpx2.AsyncHTTPTransport):
+    """Sends a request again, once, if the connection ended before anything of the answer came: a server may close a
+    kept connection at the moment it is used again. All that is asked of a vLLM may be asked twice."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return await super().handle_async_request(request)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            return await super().handle_async_request(request)
+
+
 class VllmClient:
     """One vLLM. Use it in one event loop.
 
@@ -45,7 +56,9 @@ class VllmClient:
             base_url=self.address,
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S, pool=None),
-            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64),
+            transport=_Again(
+                limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64), trust_env=False
+            ),
             trust_env=False,
         )
 
