@@ -225,12 +225,17 @@ def run(arguments: argparse.Namespace) -> None:
     (work / "rows").mkdir(parents=True, exist_ok=True)
     arms, tasks = chosen(arguments.arms, ARMS), chosen(arguments.tasks, KNOWN, list(TASKS))
     counts = [int(count) for count in arguments.rows.split(",")]
+    known = json.loads(Path(arguments.known).read_text(encoding="utf-8")) if arguments.known else []
+    known = {(row["arm"], row["task"], row["seed"], row["rows"]): row for row in known}
     for arm, task, seed, count in jobs(arms, tasks, range(arguments.seeds), counts):
         name = "".join(c if c.isalnum() else "-" for c in f"{arm}.{task}.{seed}.{count}")
         place = work / "rows" / f"{name}.json"
         try:
             with FileLock(work / f"{name}.lock", timeout=0), tempfile.TemporaryDirectory() as folder:
                 if place.exists():
+                    continue
+                if (arm, task, seed, count) in known:
+                    place.write_text(json.dumps(known[arm, task, seed, count]) + "\n", encoding="utf-8")
                     continue
                 train, dev, unseen = split(task, seed, count)
                 for part, lines in (("train", train), ("dev", dev), ("unseen", unseen)):
@@ -281,6 +286,9 @@ def main() -> None:
     going.add_argument("--tasks", default="", help=f"some of {', '.join(KNOWN)}, likewise")
     going.add_argument("--rows", default=str(ROWS), help="training rows of each task, with commas between")
     going.add_argument("--seeds", type=int, default=3)
+    going.add_argument(
+        "--known", default="", help="NAME.json of `table` for the same base: its runs are not made again"
+    )
     going.set_defaults(do=run)
     shown = verbs.add_parser("table")
     shown.add_argument("-o", "--output", required=True, help="folder for NAME.md and NAME.json")
