@@ -1,17 +1,19 @@
-"""What is measured of a training at its start and again after a fifth of its steps: the signs that it will make earlier
+"""What is measured of a training at its start and again after 30 % of its steps: the signs that it will make earlier
 tasks forget.
 
 - How far the answers on the new rows have moved from those of the version before: mean KL(before ‖ now), which
   forgetting follows ("RL's Razor", Shenfeld et al. 2025, arXiv:2509.04259). On an encoder it is taken on the output of
   the earlier task's own head.
+- How much the earlier task's score has fallen already, on some of the rows that the gate will measure, and how much
+  less likely their right answers are.
 - How much the loss on the earlier task's replay samples has risen, and how much less likely their right answers are.
 - How alike the new inputs and the samples are in the base's eyes: the cosine of the nearest, and the overlap of the
   subspaces that they span.
 - How far the training still goes: peak learning rate × steps; how much of the new task is not learned yet; and how
   much the earlier task has to lose: its score above chance.
 
-Nothing here reads held-out rows but for the score that the gate compares with anyway, and no random number is drawn, so
-the training goes on as if it had not been looked at.
+Nothing is learned from the held-out rows, and no random number is drawn, so the training goes on as if it had not been
+looked at.
 """
 
 from __future__ import annotations
@@ -32,13 +34,16 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import collate
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.evaluation.evidence import ModelEvidence
+from adapterhub_cl.evaluation.gate import as_share
+from adapterhub_cl.evaluation.probes import Probe, score
 from adapterhub_cl.forecasting.expectation import Signs
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.strategies import Stage
 from adapterhub_cl.types import Example, Task
 
-SHARE = 0.2  # of the steps, after which the signs are read
+SHARE = 0.3  # of the steps, after which the signs are read
 ROWS = 32  # of the new task, and of the samples of each earlier one
+MEASURED = 200  # of the rows that the gate measures an earlier task on
 COMPARED = 16  # new rows whose answers are compared, and the most tokens of each
 AT_ONCE = 4  # of those in a pass: their logits are kept in full
 DIRECTIONS = 8  # of the subspace that inputs span
@@ -53,6 +58,8 @@ class EarlierTask:
         samples: its replay samples, at most `ROWS`; `tokens` are the same ones as token ids.
         before: the score of what answers for it now, 0 to 1.
         chance: what a guess would score.
+        probe: rows that the gate measures it on, at most `MEASURED`; `held` are the same ones as token ids.
+        whole: whether these are all of the gate's rows, so that `before` is their score.
     """
 
     task: Task
@@ -60,6 +67,9 @@ class EarlierTask:
     tokens: Sequence[Tokens]
     before: float
     chance: float
+    probe: Probe
+    held: Sequence[Tokens]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class EarlySigns:
     Args:
         reviewed: whether the strategy trains on the earlier tasks' samples too, which are then no fair sample of what
             becomes of the others.
-        told: called once with task → its signs, during the step after which they were read.
+        told: called once with task → its signs, right after they were read.
     """
 
     def __init__(
@@ -95,31 +105,39 @@ class EarlySigns:
 
     def begin(self, stage: Stage) -> None:
         """Measure the model as the training found it; a checkpoint is restored only afterwards."""
-        self.at = max(1, min(stage.steps - 1, round(SHARE * stage.steps)))
+        self.at = step_of(SHARE, stage.steps)
         layout = read_layout(stage.parent) if stage.parent is not None else {}
         self.layout = {one.task.name: layout[one.task.name] for one in self.earlier if one.task.name in layout}
         self.alike = self._alike(stage.model)
         self.losses = {one.task.name: self._losses(stage.model, one.tokens) for one in self.earlier}
+        self.held = {one.task.name: self._losses(stage.model, one.held) for one in self.earlier}
+        self.scores = {
+            one.task.name: one.before if one.whole else self._score(stage.model, one.probe) for one in self.earlier
+        }
         self.said = self._said(stage.model)
         training_mode(stage.model)
 
     def after_step(self, stage: Stage) -> None:
-        """Measure again after a fifth of the steps, and tell."""
-        if stage.step != self.at:
-            return
+        """Measure again once that share of the steps is done, and tell."""
+        if stage.step == self.at:
+            self.told(stage, self.read(stage))
+
+    def read(self, stage: Stage) -> dict[str, Signs]:
+        """The signs of each earlier task, as the model is now."""
         now = self._said(stage.model)
         unlearned = _mean(self._losses(stage.model, self.new.tokens))
         found = {}
         for one in self.earlier:
             name = one.task.name
             was, losses = self.losses[name], self._losses(stage.model, one.tokens)
+            held = self._losses(stage.model, one.held)
             near, overlap = self.alike[name]
             key = name if name in now else ""
             found[name] = Signs(
                 before=one.before,
                 chance=one.chance,
                 loss_rise=_mean(losses) - _mean(was),
-                likelihood_drop=_mean([math.exp(-x) for x in was]) - _mean([math.exp(-x) for x in losses]),
+                likelihood_drop=_likelihood(was) - _likelihood(losses),
                 halved=_mean([float(b - a > HALVED) for a, b in zip(was, losses, strict=True)]),
                 divergence=_divergence(self.said[key], now[key]) if key in now else 0.0,
                 nearness=near,
@@ -127,15 +145,21 @@ class EarlySigns:
                 unlearned=unlearned,
                 path=stage.rate * stage.steps,
                 reviewed=float(self.reviewed),
+                lost=self.scores[name] - self._score(stage.model, one.probe),
+                held_drop=_likelihood(self.held[name]) - _likelihood(held),
             )
         training_mode(stage.model)
-        self.told(stage, found)
+        return found
 
     def _losses(self, model: Any, tokens: Sequence[Tokens]) -> list[float]:
         """Mean loss (nats) of an answer token of each row."""
         with self.base.autocast():
             found = self.objective.perplexities(model, tokens, self.base.tokenizer.pad_token_id, ROWS)
         return [total / max(1, count) for total, count in found]
+
+    def _score(self, model: Any, probe: Probe) -> float:
+        found = score(model, self.base, probe, self.reporter, f"forecast: measuring {probe.task.name}")
+        return as_share(found.metric, found.value)
 
     @torch.no_grad()
     def _said(self, model: Any) -> dict[str, torch.Tensor]:
@@ -178,6 +202,11 @@ class EarlySigns:
         return found / numpy.maximum(numpy.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
 
+def step_of(share: float, steps: int) -> int:
+    """After which step a share of all is done; never the last one."""
+    return max(1, min(steps - 1, round(share * steps)))
+
+
 def _short(row: Tokens) -> Tokens:
     return row if row.task or row.hidden else replace(row, answer=row.answer[:COMPARED])
 
@@ -185,6 +214,11 @@ def _short(row: Tokens) -> Tokens:
 def _divergence(before: torch.Tensor, now: torch.Tensor) -> float:
     """Mean KL(before ‖ now) of positions, nats, from log-probabilities `[positions, classes]`."""
     return max(0.0, float(kl_div(now.float(), before.float(), reduction="batchmean", log_target=True)))
+
+
+def _likelihood(losses: Sequence[float]) -> float:
+    """Mean likelihood of an answer token, 0 to 1."""
+    return _mean([math.exp(-loss) for loss in losses])
 
 
 def _mean(values: Sequence[float]) -> float:

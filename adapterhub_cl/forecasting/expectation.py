@@ -1,6 +1,7 @@
-"""The small model that makes a forecast of signs. It is a linear one (ridge regression) with an interval by normalised
-conformal prediction (Lei et al. 2018, arXiv:1604.04173), was fitted by examples/benchmarks/forecast.py to trainings
-whose outcome was measured, and lies beside this file with its error. No torch."""
+"""The small model that makes a forecast of signs. It is a linear one (ridge regression without an intercept, because a
+task that nothing has moved loses nothing) with an interval by normalised conformal prediction (Lei et al. 2018,
+arXiv:1604.04173). examples/benchmarks/forecast.py fitted it to trainings whose outcome was measured, and it lies beside
+this file with its error. No torch."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any
 from adapterhub_cl.errors import IntegrityError
 
 FILE = "fitted.json"
+USED = ("lost", "room x unlikely", "room x halved")  # features that the model sees
 LEVEL = 0.9  # of the interval
 
 
@@ -32,6 +34,8 @@ class Signs:
         unlearned: loss on new rows, nats per answer token.
         path: peak learning rate × steps of the whole training.
         reviewed: 1 where the strategy trains on the samples too, otherwise 0.
+        lost: how much its score has fallen already, on some of the rows that the gate measures; below 0 if it rose.
+        held_drop: of the mean likelihood of an answer token of these rows, −1 to 1.
     """
 
     before: float
@@ -45,6 +49,8 @@ class Signs:
     unlearned: float
     path: float
     reviewed: float
+    lost: float
+    held_drop: float
 
     @property
     def room(self) -> float:
@@ -56,8 +62,8 @@ class Signs:
 
 
 def features(signs: Signs) -> dict[str, float]:
-    """What the model sees: what the task has to lose, and that times each sign. There are few, because there are few
-    measured trainings to fit them to."""
+    """How much was lost already, what the task has to lose, and that times each sign. The model sees those that are
+    `USED`, because there are few measured trainings to fit it to; the benchmark compares with others."""
     return {
         "room": signs.room,
         "room x halved": signs.room * signs.halved,
@@ -67,6 +73,8 @@ def features(signs: Signs) -> dict[str, float]:
         "room x overlap": signs.room * signs.overlap,
         "room x path": signs.room * math.log10(max(signs.path, 1e-6)),
         "room x reviewed": signs.room * signs.reviewed,
+        "lost": signs.lost,
+        "room x unlikely": signs.room * signs.held_drop,
     }
 
 
@@ -84,14 +92,13 @@ class Expectation:
     """The fitted model.
 
     Attributes:
-        weights: feature → weight, beside `intercept`.
+        weights: feature → weight.
         floor, growth: the error that is usual at a prediction p is floor + growth · |p|.
         reach: how many usual errors the interval reaches to each side.
         error: how well it foretold streams that it was not fitted to, as the benchmark measured it.
     """
 
     weights: Mapping[str, float]
-    intercept: float
     floor: float
     growth: float
     reach: float
@@ -99,7 +106,7 @@ class Expectation:
 
     def raw(self, seen: Mapping[str, float]) -> float:
         """The prediction of features."""
-        return self.intercept + math.fsum(weight * seen[name] for name, weight in self.weights.items())
+        return math.fsum(weight * seen[name] for name, weight in self.weights.items())
 
     def usual_error(self, prediction: float) -> float:
         return self.floor + self.growth * abs(prediction)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from adapterhub_cl.context import Hub
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe
-from adapterhub_cl.forecasting.early_signs import ROWS, EarlierTask, EarlySigns, NewRows
+from adapterhub_cl.forecasting.early_signs import MEASURED, ROWS, EarlierTask, EarlySigns, NewRows
 from adapterhub_cl.forecasting.expectation import Signs, fitted
 from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
 from adapterhub_cl.learning.material import Material
@@ -52,6 +53,7 @@ class Foreteller:
         accelerator: Accelerator,
     ) -> None:
         self.hub, self.order, self.material, self.accelerator = hub, order, material, accelerator
+        self.probes = {probe.task.name: probe for probe, _, _ in probes}
         self.scores = {probe.task.name: (was.metric, as_share(was.metric, was.value)) for probe, was, _ in probes}
         self.file = run / FILE
         self.untold: list[TaskForecast] = []
@@ -134,7 +136,14 @@ class Foreteller:
         if not kept[1]:
             self.untold.append(TaskForecast(name, metric, before, reason="it keeps no replay samples"))
             return None
-        return EarlierTask(task, *kept, before, _chance(task))
+        probe = self.probes[name]
+        rows, held = some_rows(self.hub.base, task, probe.examples, settings, MEASURED, f"forecast {settings.seed}")
+        if not rows:
+            self.untold.append(TaskForecast(name, metric, before, reason="no row that it is measured on can be used"))
+            return None
+        whole = len(rows) == len(probe.examples)
+        probe = probe if whole else replace(probe, examples=rows)
+        return EarlierTask(task, *kept, before, _chance(task), probe, held, whole)
 
     def _why_untold(self) -> str:
         return "none can be made: " + "; ".join(f"{one.task}: {one.reason}" for one in self.untold)

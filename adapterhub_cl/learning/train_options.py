@@ -63,7 +63,7 @@ class UpdateOptions(OnlineOptions):
         "answers must not change, and scores efficacy, paraphrase, locality and retention",
     )  # fmt: skip
     forecast: bool = option(
-        False, "say after a fifth of the steps how much each earlier task that the new version answers for is expected "
+        False, "say after 30 % of the steps how much each earlier task that the new version answers for is expected "
         "to lose, and stop a training that the gate will refuse",
     )  # fmt: skip
     serve: bool = option(

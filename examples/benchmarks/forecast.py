@@ -1,4 +1,4 @@
-"""How well a training's cost to earlier tasks is foretold: forecasts after a fifth of the steps against what happened.
+"""How well a training's cost to earlier tasks is foretold: forecasts early in the training against what happened.
 
     python examples/benchmarks/forecast.py run --encoder PATH --work /tmp/forecast
     python examples/benchmarks/forecast.py fit --work /tmp/forecast
@@ -14,110 +14,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy
-
-sys.path.append(str(Path(__file__).parent))  # machine.py
-from machine import installed, machine
+sys.path.append(str(Path(__file__).parent))  # forecast_fit.py, machine.py
+from forecast_fit import figures, fitted_to, judged, reached
+from forecast_page import page
+from forecast_streams import BEGINNINGS, DEMO, STREAMS
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
+SIGNS = "signs.jsonl"  # in the work folder: what was read after other shares of the steps
 FITTED = Path(__file__).parents[2] / "adapterhub_cl" / "forecasting" / "fitted.json"
-ENCODER: Mapping[str, Any] = {
-    "learning_rate": 2e-3, "max_length": 96, "batch_size": 8, "epochs": 6, "rank": 8, "replay": "balanced:32"
-}  # fmt: skip
-WELL: Mapping[str, Any] = {**ENCODER, "learning_rate": 3e-3, "max_length": 64}
-DEMO = ("tickets", "reviews", "commands", "facts")
-TINY: Mapping[str, Any] = {"rank": 16, "epochs": 4, "replay": "balanced:32"}
-LONG: Mapping[str, Any] = {**TINY, "epochs": 8}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Tasks that one hub learns in this order.
-
-    Attributes:
-        settings: of every training; `later` is what is changed of them after the first task.
-        begin: of `BEGINNINGS`: tasks that one adapter knows before, learned together.
-        rows, held: of each task of cl15: learned, and scored on. The demo's tasks have their own.
-    """
-
-    base: str
-    strategy: str
-    tasks: Sequence[str]
-    settings: Mapping[str, Any]
-    later: Mapping[str, Any] = field(default_factory=dict)
-    begin: str = ""
-    rows: int = 96
-    held: int = 120
-
-
-# Beginning → base, tasks, settings: one adapter that `multitask` teaches them all, so that each has much to lose.
-BEGINNINGS: Mapping[str, tuple[str, Sequence[str], Mapping[str, Any]]] = {
-    "four": ("MiniLM", ("agnews", "dbpedia", "sst2", "yahoo"), {**WELL, "epochs": 5, "learning_rate": 2e-3}),
-    "three": ("tiny", ("tickets", "reviews", "commands"), LONG),
-    "other": (
-        "MiniLM",
-        ("dbpedia", "yahoo", "imdb", "agnews"),
-        {**WELL, "epochs": 5, "learning_rate": 2e-3, "seed": 1},
-    ),
-}
-# The later streams begin with tasks that are learned well, because one that guesses has nothing to lose.
-STREAMS: Mapping[str, Stream] = {
-    "order 1": Stream("MiniLM", "sequential", ("dbpedia", "amazon", "yahoo", "agnews", "sst2"), ENCODER),
-    "order 4, end": Stream("MiniLM", "replay", ("yelp", "amazon", "sst2", "dbpedia", "agnews"), ENCODER),
-    "tiny, sequential": Stream("tiny", "sequential", ("tickets", "reviews", "commands", "facts"), TINY),
-    "low rate": Stream(
-        "MiniLM", "sequential", ("agnews", "imdb", "yahoo", "qqp", "dbpedia"), {**ENCODER, "learning_rate": 7e-4}
-    ),
-    "ewc": Stream("MiniLM", "ewc", ("imdb", "dbpedia", "yahoo", "agnews", "amazon"), ENCODER),
-    "well learned": Stream("MiniLM", "sequential", ("agnews", "sst2", "dbpedia", "yahoo"), WELL, {}, "", 128, 200),
-    "tiny, replay": Stream("tiny", "replay", ("commands", "tickets", "facts", "reviews"), LONG),
-    "gentle": Stream(
-        "MiniLM", "sequential", ("sst2", "agnews", "dbpedia", "yahoo"), WELL, {"learning_rate": 5e-4}, "", 128, 200
-    ),
-    "one more": Stream("MiniLM", "sequential", ("amazon", "qqp"), {**WELL, "epochs": 4}, begin="four"),
-    "one more, low rate": Stream(
-        "MiniLM", "sequential", ("imdb", "boolq"), {**WELL, "epochs": 3, "learning_rate": 5e-4}, begin="four"
-    ),
-    "tiny, one more": Stream("tiny", "sequential", ("facts", "agnews"), LONG, begin="three"),
-    "one more, replay": Stream("MiniLM", "replay", ("yelp", "imdb"), {**WELL, "epochs": 4}, begin="four"),
-    "tiny, one more, replay": Stream("tiny", "replay", ("sst2", "facts"), {**LONG, "epochs": 3}, begin="three"),
-    "one more, lwf": Stream(
-        "MiniLM", "lwf", ("qqp", "amazon"), {**WELL, "epochs": 3, "learning_rate": 2e-3}, begin="four"
-    ),
-    "tiny, one more, low rate": Stream(
-        "tiny", "sequential", ("qqp", "facts"), {**LONG, "epochs": 2, "learning_rate": 3e-4}, begin="three"
-    ),
-    "one more, short": Stream(
-        "MiniLM", "sequential", ("boolq", "yelp"), {**WELL, "epochs": 2, "learning_rate": 1e-3}, begin="four"
-    ),
-    "one more, other four": Stream("MiniLM", "sequential", ("sst2", "amazon"), {**WELL, "epochs": 3}, begin="other"),
-    "one more, other four, replay": Stream(
-        "MiniLM", "replay", ("qqp", "sst2"), {**WELL, "epochs": 3, "learning_rate": 1e-3}, begin="other"
-    ),
-    "one more, other four, ewc": Stream(
-        "MiniLM", "ewc", ("amazon", "boolq"), {**WELL, "epochs": 3, "learning_rate": 2e-3}, begin="other"
-    ),
-    "one more, other four, low rate": Stream(
-        "MiniLM", "sequential", ("yelp", "qqp"), {**WELL, "epochs": 4, "learning_rate": 3e-4}, begin="other"
-    ),
-}
-LEVEL, LEAST_RHO, LEAST_COVERAGE = 0.9, 0.8, 0.85
-ROOM = 0.1  # a task whose score is less above chance has next to nothing to lose
-RIDGE = 30.0  # on standardised features
-
-
-# -- the runs -------------------------------------------------------------------------------------
 
 
 def split(task: str, rows: int, held: int, folder: Path) -> tuple[str, str]:
@@ -139,13 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Teach what is missing."""
     from adapterhub_cl import AdapterHub
     from adapterhub_cl.errors import UsageError
-    from adapterhub_cl.forecasting import early_signs
 
     work = Path(arguments.work)
-    if arguments.share:  # only to compare with: the streams that begin with tasks that are known
-        early_signs.SHARE = arguments.share
-    streams = {name: one for name, one in STREAMS.items() if one.begin or not arguments.share}
-    for name, stream in streams.items():
+    for name, stream in STREAMS.items():
         folder = folder_of(work, name)
         base = "tiny" if stream.base == "tiny" else arguments.encoder
         if not (folder / "hub" / "hub.toml").is_file():
@@ -162,13 +71,37 @@ def run(arguments: argparse.Namespace) -> None:
             settings = {**stream.settings, **(stream.later if k else {})}
             given = {"eval": held, "strategy": stream.strategy, "forecast": True, "max_forgetting": 1.0}
             started = time.monotonic()
-            try:
-                record = hub.add_task(task, resume=True)
-            except UsageError:  # nothing was stopped on the way
-                record = hub.add_task(task, data, **given, **settings, general="none")
+            with also_read(arguments.shares, work / SIGNS, name, task):
+                try:
+                    record = hub.add_task(task, resume=True)
+                except UsageError:  # nothing was stopped on the way
+                    record = hub.add_task(task, data, **given, **settings, general="none")
             own = record.metrics.get("accuracy", record.metrics.get("exact_match", 0.0))
             rows = [f"{row['task']} {row['foretold']:+.2f} {row['drop']:+.2f}" for row in steps_of(name, record)]
             print(f"{name:18} {task:9} {own:.3f}  {time.monotonic() - started:.0f} s  {'; '.join(rows)}", flush=True)
+
+
+@contextmanager
+def also_read(shares: str, file: Path, stream: str, learned: str) -> Iterator[None]:
+    """Read the signs after other shares of the steps too, only to compare with."""
+    from adapterhub_cl.forecasting.early_signs import EarlySigns, step_of
+
+    after_step = EarlySigns.after_step
+
+    def reading(self: Any, stage: Any) -> None:
+        for share in (float(text) for text in shares.split(",") if text):
+            if stage.step == step_of(share, stage.steps):
+                signs = {task: found.to_json() for task, found in self.read(stage).items()}
+                row = {"share": share, "stream": stream, "learned": learned, "signs": signs}
+                with file.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(row) + "\n")
+        after_step(self, stage)
+
+    EarlySigns.after_step = reading  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        EarlySigns.after_step = after_step  # type: ignore[method-assign]
 
 
 def begun(work: Path, name: str, base: str) -> Path:
@@ -216,8 +149,9 @@ def steps_of(stream: str, record: Any) -> Iterator[dict[str, Any]]:
 
 
 def steps(work: Path) -> list[dict[str, Any]]:
-    """All steps of all streams that are there."""
+    """All steps of all streams that are there, with the signs that the package reads."""
     from adapterhub_cl import AdapterHub
+    from adapterhub_cl.forecasting.early_signs import SHARE
 
     found: list[dict[str, Any]] = []
     for name in STREAMS:
@@ -227,102 +161,27 @@ def steps(work: Path) -> list[dict[str, Any]]:
                 AdapterHub.open(folder).registry.adapters(all_versions=True), key=lambda record: record.created_at
             )
             found += [row for record in records for row in steps_of(name, record)]
-    return found
+    # Where the package read them at another time, but they were read at this one too:
+    other = {key_of(row): row for row in at_other_shares(work, found).get(SHARE, ())}
+    return [other.get(key_of(row), row) for row in found]
 
 
-# -- the model ------------------------------------------------------------------------------------
+def key_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["stream"], row["learned"], row["task"]
 
 
-def fitted_to(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> Any:
-    """The model of these steps: ridge regression, and the reach of its interval from streams left out one by one.
-
-    Args:
-        names: the features that it may use; none: all.
-    """
-    from adapterhub_cl.forecasting.expectation import Expectation
-
-    guesses, drops = [], []
-    for group in sorted({group_of(row) for row in rows}):
-        weights, intercept = ridge([row for row in rows if group_of(row) != group], names)
-        model = Expectation(weights, intercept, 0.0, 0.0, 0.0, {})
-        for row in (row for row in rows if group_of(row) == group):
-            guesses.append(model.of(signs_of(row)).drop)
-            drops.append(row["drop"])
-    sizes, errors = numpy.abs(guesses), numpy.abs(numpy.subtract(guesses, drops))
-    growth = max(0.0, float(numpy.polyfit(sizes, errors, 1)[0]))
-    floor = max(0.02, float(numpy.mean(errors) - growth * numpy.mean(sizes)))
-    ratios = numpy.sort(errors / (floor + growth * sizes))
-    reach = float(ratios[min(len(ratios), math.ceil(LEVEL * (len(ratios) + 1))) - 1])
-    weights, intercept = ridge(rows, names)
-    return Expectation(weights, round(intercept, 6), round(floor, 6), round(growth, 6), round(reach, 6), {})
-
-
-def group_of(row: Mapping[str, Any]) -> str:
-    """The streams that begin with the same hub are one group."""
-    return STREAMS[row["stream"]].begin or str(row["stream"])
-
-
-def room_of(row: Mapping[str, Any]) -> float:
-    """What the task had to lose."""
-    return float(signs_of(row).room)
-
-
-def ridge(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Feature → weight, and the intercept; the penalty holds for standardised features."""
-    from sklearn.linear_model import Ridge
-
-    from adapterhub_cl.forecasting.expectation import features
-
-    seen = [features(signs_of(row)) for row in rows]
-    names = list(names or seen[0])
-    values = numpy.array([[one[name] for name in names] for one in seen])
-    mean, spread = values.mean(0), values.std(0) + 1e-9
-    found = Ridge(alpha=RIDGE).fit((values - mean) / spread, [row["drop"] for row in rows])
-    weights = found.coef_ / spread
-    return (
-        {name: round(float(w), 6) for name, w in zip(names, weights, strict=True)},
-        float(found.intercept_ - weights @ mean),
-    )
-
-
-def signs_of(row: Mapping[str, Any]) -> Any:
-    from adapterhub_cl.forecasting.expectation import Signs
-
-    return Signs(**row["signs"])
-
-
-def judged(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Each step with the forecast of a model that was fitted to the other streams; those that begin with the same hub
-    are left out together."""
-    found = []
-    for group in dict.fromkeys(map(group_of, rows)):
-        model = fitted_to([row for row in rows if group_of(row) != group], names)
-        for row in (row for row in rows if group_of(row) == group):
-            told = model.of(signs_of(row))
-            found.append({**row, "foretold": told.drop, "low": told.low, "high": told.high})
-    return found
-
-
-def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How good forecasts were."""
-    from scipy import stats
-
-    guesses, drops = [row["foretold"] for row in rows], [row["drop"] for row in rows]
-    rho = float(stats.spearmanr(guesses, drops).statistic) if len(set(guesses)) > 1 else 0.0
-    inside = [row["low"] <= row["drop"] <= row["high"] for row in rows]
+def at_other_shares(work: Path, found: Sequence[Mapping[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Share of the steps → the same steps with the signs that were read then."""
+    file = work / SIGNS
+    read: dict[float, dict[tuple[str, str, str], dict[str, float]]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        row = json.loads(line)
+        for task, signs in row["signs"].items():
+            read.setdefault(row["share"], {})[row["stream"], row["learned"], task] = signs
     return {
-        "spearman": round(rho, 3),
-        "coverage": round(statistics.fmean(inside), 3),
-        "mean_error": round(statistics.fmean(abs(g - d) for g, d in zip(guesses, drops, strict=True)), 4),
-        "width": round(statistics.fmean(row["high"] - row["low"] for row in rows), 4),
-        "steps": len(rows),
-        "streams": len({row["stream"] for row in rows}),
+        share: [{**row, "signs": at[key_of(row)]} for row in found if key_of(row) in at]
+        for share, at in sorted(read.items())
     }
-
-
-def reached(found: Mapping[str, Any]) -> bool:
-    """Whether the aim is reached."""
-    return bool(found["spearman"] >= LEAST_RHO and found["coverage"] >= LEAST_COVERAGE)
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -334,103 +193,14 @@ def fit(arguments: argparse.Namespace) -> None:
     print(json.dumps(found["error"]))
 
 
-# -- the page -------------------------------------------------------------------------------------
-
-# What a forecast may look at → its features.
-VIEWS: Mapping[str, Sequence[str]] = {
-    "all signs": (),
-    "the data alone, before the first step": (
-        "room", "room x nearness", "room x overlap", "room x path", "room x reviewed",
-    ),
-    "the loss on samples": ("room", "room x halved", "room x rise"),
-    "the divergence on new rows": ("room x moved",),
-    "the score above chance": ("room",),
-}  # fmt: skip
-
-
 def table(arguments: argparse.Namespace) -> None:
     """forecast.md and forecast.json of what was measured."""
-    found = steps(Path(arguments.work))
-    views = {name: judged(found, names) for name, names in VIEWS.items()}
-    rows = views["all signs"]
-    told = {name: figures(own) for name, own in views.items()}
-    if arguments.later:
-        later = steps(Path(arguments.later))
-        same = {(row["stream"], row["learned"], row["task"]) for row in later}
-        earlier = [row for row in found if (row["stream"], row["learned"], row["task"]) in same]
-        told[f"all signs, the {len(earlier)} steps of the last streams alone"] = figures(judged(earlier))
-        told["the same steps, after a third of the training"] = figures(judged(later))
-    best = told["all signs"]
-    rich = figures([row for row in rows if room_of(row) >= ROOM])
-    verdict = (
-        f"The aim, a rank correlation of {LEAST_RHO} and a coverage of {LEAST_COVERAGE:.0%}, is "
-        f"{'reached' if reached(best) else 'not reached'}: {best['spearman']:.2f} and {best['coverage']:.0%}."
-    )
-    lines = [
-        "# Forecasts of forgetting",
-        "",
-        f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
-        "",
-        f"{best['steps']} steps in {best['streams']} streams; a step is one earlier task in one training. An encoder "
-        "(MiniLM) learned tasks of cl15 from 96 or 128 rows each, scored on 120 or 200 other training rows; the "
-        "embedded base learned the demo's tasks. Each forecast was made after a fifth of the training's steps, by a "
-        "model that was fitted to the other streams alone; streams that begin with the same hub are left out "
-        "together. The gate then measured what the task really lost.",
-        "",
-        verdict + " The signs and the strength of the ridge penalty were chosen while these left-out figures were in "
-        "sight, and streams whose earlier tasks lay near chance were replaced by better ones before that; so the "
-        "figures are slightly too good. The drops themselves are measured on few rows: one of 0.05 on 120 rows may "
-        "be chance, and no "
-        "forecast can foretell that part.",
-        "",
-        "| a forecast from | rank correlation | coverage of 90 % intervals | mean error | mean width |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {one['spearman']:.2f} | {one['coverage']:.0%} | {one['mean_error']:.3f} | {one['width']:.2f} |"
-            for name, one in {**told, f"all signs, {rich['steps']} steps {ROOM} or more above chance": rich}.items()
-        ),
-        "",
-        "## Streams",
-        "",
-        "| stream | base | strategy | begins with | steps | mean drop | mean forecast | mean error | coverage |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_stream(name, [row for row in rows if row["stream"] == name]) for name in dict.fromkeys(
-            row["stream"] for row in rows
-        )),
-        "",
-        "## Every step",
-        "",
-        "| stream | learned | earlier task | score before | forecast | from | to | drop | in the interval |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {r['stream']} | {r['learned']} | {r['task']} | {r['before']:.3f} | {r['foretold']:.3f} | "
-            f"{r['low']:.3f} | {r['high']:.3f} | {r['drop']:.3f} | "
-            f"{'yes' if r['low'] <= r['drop'] <= r['high'] else 'no'} |"
-            for r in rows
-        ),
-        "",
-        "<!-- not run: takes half an hour of processor time, and the real texts and model -->",
-        "```console",
-        "$ python examples/benchmarks/forecast.py run --encoder MODEL --work forecast-work",
-        "$ python examples/benchmarks/forecast.py fit --work forecast-work",
-        "$ python examples/benchmarks/forecast.py table --work forecast-work -o docs/benchmarks",
-        "```",
-    ]  # fmt: skip
-    out = Path(arguments.output)
-    (out / "forecast.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    row = {"figures": {**told, "something to lose": rich}, "aim_reached": reached(best), "steps": rows}
+    work, out = Path(arguments.work), Path(arguments.output)
+    found = steps(work)
+    text, row = page(found, at_other_shares(work, found))
+    (out / "forecast.md").write_text(text, encoding="utf-8")
     (out / "forecast.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    print("\n".join(lines[:24]))
-
-
-def _stream(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    stream = STREAMS[name]
-    shown = ", ".join(BEGINNINGS[stream.begin][1]) if stream.begin else "–"
-    told = figures(rows)
-    means = [statistics.fmean(row[key] for row in rows) for key in ("drop", "foretold")]
-    cells = [name, stream.base, stream.strategy, shown, len(rows)]
-    cells += [f"{mean:.3f}" for mean in means] + [f"{told['mean_error']:.3f}", f"{told['coverage']:.0%}"]
-    return f"| {' | '.join(map(str, cells))} |"
+    print("\n".join(text.splitlines()[:24]))
 
 
 def main() -> None:
@@ -439,7 +209,7 @@ def main() -> None:
     one = verbs.add_parser("run")
     one.add_argument("--work", required=True)
     one.add_argument("--encoder", required=True)
-    one.add_argument("--share", type=float, help="of the steps, after which forecasts are made; default: the package's")
+    one.add_argument("--shares", default="", help="of the steps, after which signs are read too; such as 0.2,0.4")
     one.set_defaults(call=run)
     one = verbs.add_parser("fit")
     one.add_argument("--work", required=True)
@@ -448,7 +218,6 @@ def main() -> None:
     one = verbs.add_parser("table")
     one.add_argument("--work", required=True)
     one.add_argument("-o", "--output", required=True)
-    one.add_argument("--later", help="the folder of a `run --share`, to compare with")
     one.set_defaults(call=table)
     arguments = parser.parse_args()
     arguments.call(arguments)

@@ -16,8 +16,8 @@ PLACE = Path(__file__).parents[3] / "examples/benchmarks"
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(PLACE))
-    yield __import__("forecast")
-    for name in ("forecast", "machine"):
+    yield __import__("forecast_fit")
+    for name in ("forecast_fit", "forecast_streams"):
         sys.modules.pop(name, None)
 
 
@@ -30,7 +30,7 @@ def rows(module: Any, told: bool) -> list[dict[str, Any]]:
             signs = {
                 "before": 0.9, "chance": 0.25, "loss_rise": 0.0, "likelihood_drop": 0.0, "halved": draw.random(),
                 "divergence": draw.random(), "nearness": draw.random(), "overlap": draw.random(), "unlearned": 1.0,
-                "path": 0.1, "reviewed": 0.0,
+                "path": 0.1, "reviewed": 0.0, "lost": draw.uniform(-0.1, 0.1), "held_drop": draw.random(),
             }  # fmt: skip
             drop = (0.65 * signs["halved"] if told else 0.65 * draw.random()) + draw.gauss(0, 0.02)
             found.append({"stream": stream, "learned": "new", "task": f"t{k}", "signs": signs, "drop": drop, "n": 200})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,24 @@ from safetensors.torch import load_file
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.errors import GateRefused, UsageError
-from adapterhub_cl.forecasting import expectation
+from adapterhub_cl.forecasting import early_signs, expectation
 from adapterhub_cl.forecasting.expectation import Expectation, Expected, Signs, features, fitted
 from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
 from adapterhub_cl.learning import foretelling
 
 OWN: dict[str, Any] = {**QUICK, "epochs": 2, "kind": "choice", "replay": "balanced:12", "max_forgetting": 1.0}
 SHARED: dict[str, Any] = {**OWN, "strategy": "sequential", "forecast": True}
-SIGNS = Signs(0.9, 0.5, 0.3, 0.2, 0.25, 0.1, 0.7, 0.2, 0.4, 0.05, 0.0)
+SIGNS = Signs(0.9, 0.5, 0.3, 0.2, 0.25, 0.1, 0.7, 0.2, 0.4, 0.05, 0.0, 0.1, 0.1)
 
 
 def always(drop: float, error: float) -> Expectation:
     """A model that foretells the same drop for every task."""
-    weights = dict.fromkeys(features(SIGNS), 0.0)
-    return Expectation(weights, drop, error, 0.0, 1.0, {"spearman": 0.5, "coverage": 0.5})
+
+    class Always(Expectation):
+        def raw(self, seen: Mapping[str, float]) -> float:
+            return drop
+
+    return Always({}, error, 0.0, 1.0, {"spearman": 0.5, "coverage": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def test_a_forecast_is_kept_beside_what_was_measured_and_changes_nothing(
     rows = data(tmp_path, ANIMALS)
     made = hub.add_task("animals", rows, **SHARED, reporter=notes)
     told = made.manifest["forecast"]
-    assert (told["step"], told["steps"], told["refused"]) == (2, 12, False)
+    assert (told["step"], told["steps"], told["refused"]) == (4, 12, False)
     (task,) = told["tasks"]
     signs = Signs(**task["signs"])
     assert task["task"] == "colours"
@@ -76,6 +80,7 @@ def test_a_forecast_is_kept_beside_what_was_measured_and_changes_nothing(
     assert 0 < signs.overlap <= 1
     assert -1 <= signs.nearness <= 1
     assert signs.path == pytest.approx(0.01 * 12)
+    assert -1 <= signs.held_drop <= 1
     expected = fitted().of(signs)
     assert (task["drop"], task["low"], task["high"]) == pytest.approx(
         (expected.drop, expected.low, expected.high), abs=1e-3
@@ -89,13 +94,37 @@ def test_a_forecast_is_kept_beside_what_was_measured_and_changes_nothing(
     assert all(torch.equal(one[key], two[key]) for key in one), "looking on changed the training"
 
 
+@pytest.mark.parametrize("most", [8, 200])
+def test_the_score_is_measured_again_on_rows_of_the_gate(
+    first: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """On all of the gate's rows the score before is known; on some of them it is measured at the start too."""
+    asked: list[tuple[int, float]] = []
+    inner = early_signs.score
+
+    def noted(model: Any, base: Any, probe: Any, *more: Any) -> Any:
+        found = inner(model, base, probe, *more)
+        asked.append((len(probe.examples), found.value))
+        return found
+
+    monkeypatch.setattr(early_signs, "score", noted)
+    monkeypatch.setattr(foretelling, "MEASURED", most)
+    hub = copied(first("bert"), tmp_path / "hub")
+    made = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED)
+    (task,) = made.manifest["forecast"]["tasks"]
+    (effect,) = (row for row in made.manifest["gate"]["effects"] if row["task"] == "colours")
+    scores = [score for _, score in asked] if most < effect["n"] else [effect["before"], asked[0][1]]
+    assert [count for count, _ in asked] == ([most, most] if most < effect["n"] else [effect["n"]])
+    assert task["signs"]["lost"] == pytest.approx(scores[0] - scores[1], abs=1e-6)
+
+
 def test_a_training_that_will_be_refused_is_stopped_and_leaves_nothing(
     first: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = copied(first("llama"), tmp_path / "hub")
     monkeypatch.setattr(foretelling, "fitted", lambda: always(0.5, 0.1))
     asked = {**SHARED, "max_forgetting": 0.1, "checkpoint_every": 1}
-    with pytest.raises(GateRefused, match=r"stopped after step 2 of 12, and nothing was recorded") as caught:
+    with pytest.raises(GateRefused, match=r"stopped after step 4 of 12, and nothing was recorded") as caught:
         hub.add_task("animals", data(tmp_path, ANIMALS), **asked)
     assert caught.value.record is None
     assert caught.value.gate["forecast"]["refused"]
@@ -157,6 +186,19 @@ def test_a_task_without_samples_is_named(pico_path: Callable[[str], Path], tmp_p
     assert "colours: it keeps no replay samples" in made.manifest["forecast"]["reason"]
 
 
+def test_a_task_whose_measured_rows_cannot_be_used_is_named(
+    first: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, inner = copied(first("bert"), tmp_path / "hub"), foretelling.some_rows
+
+    def without(base: Any, task: Any, rows: Any, settings: Any, most: int, draw: str) -> Any:
+        return ([], []) if most == foretelling.MEASURED else inner(base, task, rows, settings, most, draw)
+
+    monkeypatch.setattr(foretelling, "some_rows", without)
+    told = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED).manifest["forecast"]
+    assert told["reason"] == "none can be made: colours: no row that it is measured on can be used"
+
+
 def test_the_decision_follows_the_interval() -> None:
     def of(*expected: Expected | None) -> Forecast:
         return Forecast(
@@ -178,7 +220,7 @@ def test_the_shipped_model_can_be_used_and_says_its_error() -> None:
     assert set(model.weights) <= set(features(SIGNS))
     found = model.of(SIGNS)
     assert found.low < found.drop < found.high <= SIGNS.before
-    assert all(math.isfinite(value) for value in (*model.weights.values(), model.intercept, model.floor, model.growth))
+    assert all(math.isfinite(value) for value in (*model.weights.values(), model.floor, model.growth))
     assert model.error["steps"] >= 60
     assert 0 <= model.error["coverage"] <= 1
     told = Forecast(0.1, [TaskForecast("t", "accuracy", 0.9, found, SIGNS)], 1, 5, model.error).trust()
