@@ -240,20 +240,19 @@ def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True)
     asked = (*layout.input, *([layout.chat] if layout.chat else []))
     if not asked and layout.instruction:
         asked = (layout.instruction,)
-    there = set(columns)
-    answer = layout.fields or (layout.output,)
-    needed = (*answer, layout.rejected, layout.desirable) if answers else ()
+    there: set[str | None] = set(columns)
+    if layout.fields:  # what they are called together is no column, but is there if all of them are
+        whole = there.issuperset(layout.fields)
+        there = there | {layout.output} if whole else there - {layout.output}
+    needed = (layout.output, layout.rejected, layout.desirable) if answers else ()
     if not asked or not there.issuperset(asked) or any(column and column not in there for column in needed):
         return None
-    whole = there.issuperset(layout.fields)
     missing: dict[str, Any] = {
         name: None
         for name in layout.__dataclass_fields__
-        if name not in ("name", "input", "chat", "fields")
-        and getattr(layout, name) not in there
-        and not (name == "output" and layout.fields and whole)
+        if name not in ("name", "input", "chat", "fields") and getattr(layout, name) not in there
     }
-    return Layout(**{**layout.__dict__, **missing, "fields": layout.fields if whole else ()})
+    return Layout(**{**layout.__dict__, **missing, "fields": layout.fields if layout.output in there else ()})
 
 
 def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
