@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from forecast_fit import group_of, room_of
-from machine import installed, machine
+from machine import machine, versions
 from scipy.stats import spearmanr
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor, RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -103,7 +103,7 @@ def main() -> None:
     lines = [
         "# Other models for the forecast",
         "",
-        f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("scikit-learn", "scipy").items()) + ".",
+        f"{machine()}. {versions('scikit-learn', 'scipy')}.",
         "",
         f"The {len(rows)} steps of [the forecasts](forecast.md), foretold by other models from all signs. "
         "The one in use looks at three of them. Each is fitted to the other streams alone, and nothing of it was "

@@ -8,7 +8,7 @@ from typing import Any
 
 from forecast_fit import LEAST_COVERAGE, LEAST_RHO, ROOM, figures, judged, reached, room_of
 from forecast_streams import BEGINNINGS, CHOSEN_ON, STREAMS
-from machine import installed, machine
+from machine import machine, versions
 
 # What a forecast may look at → its features.
 THE_MODEL = "the model in use"
@@ -56,7 +56,7 @@ def page(
     lines = [
         "# Forecasts of forgetting",
         "",
-        f"{machine()}. " + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items()) + ".",
+        f"{machine()}. {versions('torch', 'transformers', 'peft')}.",
         "",
         f"{best['steps']} steps in {best['streams']} streams; a step is one earlier task in one training. An encoder "
         "(MiniLM) learned tasks of cl15 from 96 or 128 rows each, scored on 120 or 200 other training rows; the "

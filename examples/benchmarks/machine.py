@@ -34,6 +34,11 @@ def installed(*packages: str) -> dict[str, str]:
     return {name: _version(name) for name in packages}
 
 
+def versions(*packages: str) -> str:
+    """Packages with their versions: `torch 2.13.0, peft 0.21.2`."""
+    return ", ".join(f"{name} {found}" for name, found in installed(*packages).items())
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

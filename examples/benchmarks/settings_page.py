@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from machine import installed, machine
+from machine import machine, versions
 
 NAMES = ("torch", "transformers", "peft")
 HEAD = "| arm | pairs | loss | from | to | score | from | to | base | time |"
@@ -63,7 +63,7 @@ def page(
 
 
 def here() -> str:
-    return f"{machine()}, " + ", ".join(f"{k} {v}" for k, v in installed(*NAMES).items())
+    return f"{machine()}, {versions(*NAMES)}"
 
 
 def _command(rows: Sequence[Mapping[str, Any]], count: int, arms: Sequence[str], tasks: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # cl15_rows.py, machine.py, resumable.py
 from cl15_rows import DATA, write_rows
-from machine import installed, machine
+from machine import machine, versions
 from resumable import chosen, prepare, results
 
 from adapterhub_cl import AdapterHub
@@ -85,7 +85,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "# What tune gains",
         "",
         f"{one['machine']}. "
-        + ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "optuna", "adapterhub-cl").items())
+        + versions("torch", "transformers", "optuna", "adapterhub-cl")
         + f". Written by `examples/benchmarks/tuning.py`. Base `{one['base']}`.",
         "",
         f"`tune` tried at most {one['trials']} settings of each task on {one['rows']} training rows, the defaults "

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 sys.path.append(str(Path(__file__).parent))  # machine.py
-from machine import installed, machine
+from machine import machine, versions
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 WEEKS, ASKED, JUDGED, NOISE = (
@@ -292,7 +292,7 @@ def run(arguments: argparse.Namespace) -> None:
 def table(arguments: argparse.Namespace) -> None:
     """weeks.md and weeks.json of what was measured."""
     seeds = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(Path(arguments.work).glob("*.json"))}
-    packages = ", ".join(f"{k} {v}" for k, v in installed("torch", "transformers", "peft").items())
+    packages = versions("torch", "transformers", "peft")
     tasks = [task for task in MEASURED if any(task in row["scores"] for rows in seeds.values() for row in rows)]
     lines = [
         "# Twelve weeks of production",

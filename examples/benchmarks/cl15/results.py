@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import TOLD, Job, budget_of
-from machine import installed, machine
+from machine import machine, versions
 from orders import BUDGETS, BY_NAME, ORDERS, read_json
 
 from adapterhub_cl.registry.files import atomic_write_text
@@ -37,7 +37,7 @@ def asked_of(job: Job, work: Path | None = None) -> dict[str, Any]:
 
 def keep(job: Job, found: Run) -> None:
     """Store what a run measured here."""
-    packages = ", ".join(f"{name} {version}" for name, version in installed(*PACKAGES).items())
+    packages = versions(*PACKAGES)
     place = f"{machine()}. Python {platform.python_version()}, {packages}"
     atomic_write_text(job.result, json.dumps({**asked_of(job), **found, "machine": place}, indent=1))
 

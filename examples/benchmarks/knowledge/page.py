@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import installed, machine
+from machine import machine, versions
 from methods import FITS, METHODS, PLAIN_EPOCHS
 
 MEASURES = ("efficacy", "paraphrase", "locality", "locality_general", "locality_near", "portability", "first")
@@ -37,8 +37,7 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") 
         "What is answered right after batches of invented facts were learned one after another, and what else changed. "
         f"Base {setup['base']} in 16 bits, {setup['batches']} batches of {setup['size']} facts, {seeds} "
         f"seed{'s' if seeds > 1 else ''}. {machine()}. "
-        + ", ".join(f"{name} {version}" for name, version in _versions().items())
-        + ". Written by `examples/benchmarks/knowledge`.",
+        f"{versions('torch', 'transformers', 'peft')}. Written by `examples/benchmarks/knowledge`.",
         "",
         *([note, ""] if note else []),
         "An answer is right if it holds the right one as whole words; it has 16 tokens at most. *Efficacy* is the "
@@ -106,10 +105,6 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") 
         "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _versions() -> dict[str, str]:
-    return installed("torch", "transformers", "peft")
 
 
 def _mean(values: Sequence[float | None]) -> str:

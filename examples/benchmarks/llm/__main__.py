@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
-from machine import installed, machine
+from machine import machine, versions
 from methods import METHODS, Place, measured
 from resumable import chosen, made, name_of, prepare, results, take_over
 from streams import DATA, STREAMS, Budget, write_rows
@@ -94,7 +94,7 @@ def one(arguments: argparse.Namespace) -> None:
     hub = work / "hubs" / name_of((stream, method, seed))
     place = Place(asked["base"], asked["quantization"], hub, ours, data, STREAMS[stream], seed, budget)
     row = {"stream": stream, "method": method, "seed": seed, **asked, **measured(method, place)}
-    row["machine"] = f"{machine()}, " + ", ".join(f"{k} {v}" for k, v in installed(*PACKAGES).items())
+    row["machine"] = f"{machine()}, {versions(*PACKAGES)}"
     atomic_write_text(work / "results" / f"{name_of((stream, method, seed))}.json", json.dumps(row))
 
 
