@@ -25,8 +25,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests start many processes: without compiled modules each of them would compile the project again.
 test: lint
-	$(BIN)/pytest -q -n $(JOBS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 test-all: lint
 	ADAPTERHUB_TEST_EXAMPLES=all $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m 'not gpu'

@@ -50,7 +50,7 @@ sys.exit(main(["add-task", "--help"]))
 
 def test_a_new_option_is_one_line(tmp_path: Path) -> None:
     for folder in ("adapterhub_cl", "cli", "docs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "cl_adapter").symlink_to("cli")
     declaration = tmp_path / "adapterhub_cl" / "learning" / "train_options.py"
     text = declaration.read_text(encoding="utf-8")
