@@ -8,7 +8,12 @@ from typing import Any
 
 from adapterhub_cl.data.template_probes import (
     MARK,
+    EndlessTemplateError,
+    alternate,
+    called_as_read,
+    is_in,
     keeps_turns,
+    left_out,
     once,
     rendered,
     takes_calls,
@@ -45,11 +50,7 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
             "choose another one: --prompt-format instruction",
         )
     if why := why_broken(tokenizer):
-        raise BrokenTemplateError(
-            f"the base's chat template does not work: {why}",
-            "correct chat_template.jinja in the base's folder, or choose another prompt format: "
-            "--prompt-format instruction",
-        )
+        raise _broken(why)
     if sum(message["role"] == "user" for message in messages) > 1 and not keeps_turns(tokenizer):
         raise DataError(
             "the base's chat template leaves out the earlier turns of a conversation",
@@ -57,14 +58,32 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
         )
     messages, tools = _placed(tokenizer, messages, tools)
     try:
-        return rendered(tokenizer, messages, tools, prompt)
+        text = rendered(tokenizer, messages, tools, prompt)
+    except EndlessTemplateError as error:
+        raise _broken(str(error)) from None
     except Exception as error:  # a template is a program: it can fail in any way
         why = str(error).strip().partition("\n")[0] or type(error).__name__
+        other = "choose another prompt format, such as --prompt-format instruction"
         raise DataError(
             f"the base's chat template rejects the conversation: {why}",
-            "let user and assistant alternate, using only roles that the template supports, or choose another prompt "
-            "format, such as --prompt-format instruction",
+            other
+            if alternate(messages)
+            else f"let user and assistant alternate, using only roles that the template supports, or {other}",
         ) from error
+    if lost := left_out(messages, text):
+        raise DataError(
+            f"the base's chat template leaves out part of the conversation: {lost}",
+            "choose another prompt format: --prompt-format instruction",
+        )
+    return text
+
+
+def _broken(why: str) -> BrokenTemplateError:
+    return BrokenTemplateError(
+        f"the base's chat template does not work: {why}",
+        "correct chat_template.jinja in the base's folder, or choose another prompt format: "
+        "--prompt-format instruction",
+    )
 
 
 def _placed(
@@ -73,8 +92,8 @@ def _placed(
     """The conversation and its tools in a form that the template has a place for."""
     if tools and not takes_tools(tokenizer):
         messages, tools = _offered(messages, tools), ""
-    if any(message.get("tool_calls") for message in messages) and not takes_calls(tokenizer):
-        messages = [_spelled(message) for message in messages]
+    if any(message.get("tool_calls") for message in messages):
+        messages = called_as_read(tokenizer, messages) if takes_calls(tokenizer) else [_spelled(m) for m in messages]
     if any(message["role"] == "tool" for message in messages) and not takes_results(tokenizer):
         messages = [{**m, "role": "user"} if m["role"] == "tool" else m for m in messages]
     if messages and messages[0]["role"] in SYSTEM and not takes_system(tokenizer):
@@ -188,9 +207,13 @@ def _turn_end(tokenizer: Any) -> int | None:
     for opening in ([], [{"role": "system", "content": "x"}]):
         messages = [*opening, {"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
         try:
-            tail = apply(tokenizer, messages, prompt=False).rpartition(MARK)[2]
+            text = apply(tokenizer, messages, prompt=False)
         except DataError:
             continue
+        at = text.casefold().rfind(MARK)  # some templates write answers in another case
+        if at < 0:
+            return None
+        tail = text[at + len(MARK) :]
         ids = tokenizer(tail, add_special_tokens=False, verbose=False).input_ids
         special = special_ids(tokenizer)
         return next((token for token in ids[:4] if token in special), None)
@@ -229,7 +252,8 @@ def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools:
         except DataError:
             continue
         behind = _through_turn(tokenizer, behind)  # some write the end of the text behind the last turn
-        if prompt.startswith(before) and prompt.startswith(behind) and len(behind) > len(before):
+        whole = bool(message.get("tool_calls")) or is_in(str(message["content"]), behind[len(before) :])
+        if prompt.startswith(before) and prompt.startswith(behind) and whole and len(behind) > len(before):
             spans.append(range(len(before), len(behind)))
     return spans
 

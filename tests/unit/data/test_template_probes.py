@@ -120,3 +120,79 @@ def test_an_answer_of_weight_0_is_read_and_not_learned() -> None:
     tokens = Tokeniser(tokenizer, TALKS, 128)(Example.conversation(talk))
     assert "bad<pad>" in tokenizer.decode(tokens.prompt)
     assert tokens.earlier == ()
+
+
+def test_a_template_that_does_not_end_for_conversations_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_probes, "PATIENCE", 0.2)
+    endless = "{% for a in range(9000) %}{% for b in range(500) %}{{ a }}{% endfor %}{% endfor %}"
+    tokenizer = speaker("{% if messages | length > 1 %}" + endless + "{% endif %}" + CHATML)
+    with pytest.raises(chat.BrokenTemplateError, match="does not end within"):
+        Tokeniser(tokenizer, TALKS, 128)(Example.conversation([TALK[0], TALK[3], TALK[0]]))
+
+
+SHOUTS = CHATML.replace("m.content", "m.content | upper")
+SILENT = CHATML.replace("{{ m.content }}", "{% if m.role != 'assistant' %}{{ m.content }}{% endif %}")
+
+
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<pad>"), (SHOUTS, "<pad>"), (SILENT, "</s>")])
+def test_only_what_follows_an_answer_ends_it(template: str, end: str) -> None:
+    tokenizer = speaker(template)
+    assert tokenizer.decode(Tokeniser(tokenizer, TALKS, 128).answer("two")[-1:]) == end
+
+
+LONG = [f"{word} {word * 30} end of {word}" for word in "abc"]
+TURNS = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), LONG, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("m.content", "(m.content[:20] if m.role == 'system' else m.content)"),
+        CHATML.replace("m.content", "(m.content[:20] if m.role == 'user' else m.content)"),
+        CHATML.replace("in messages", "in messages[-4:]"),
+    ],
+)
+def test_a_template_that_cuts_what_was_said_is_refused(template: str) -> None:
+    told = [{"role": "system", "content": "Be kind to everyone who asks."}, *TURNS, TURNS[1], TURNS[2]]
+    with pytest.raises(DataError, match=r"leaves out|does not work"):
+        chat.prompt_of(speaker(template), told)
+
+
+def test_an_earlier_answer_that_the_template_cuts_is_not_learned() -> None:
+    tokenizer = speaker(CHATML.replace("m.content", "(m.content[:20] if m.role == 'assistant' else m.content)"))
+    assert Tokeniser(tokenizer, TALKS, 512)(Example.conversation([*TURNS, TURNS[1]])).earlier == ()
+    kept = Tokeniser(speaker(CHATML), TALKS, 512)(Example.conversation([*TURNS, TURNS[1]]))
+    assert len(kept.earlier) == 1
+
+
+ENDS = "<pad>\n{% endfor %}" + ASKED
+AS_OBJECT = (
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}" + ENDS
+)
+AS_TEXT = AS_OBJECT.replace("{{ c.function.arguments | tojson }}", "{{ '' + c.function.arguments }}")
+AS_PAIRS = AS_OBJECT.replace(
+    "{{ c.function.arguments | tojson }}", "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("arguments", [{"town": "Rome"}, '{"town": "Rome"}'])
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [(AS_OBJECT, 'look {"town": "Rome"}'), (AS_TEXT, 'look {"town": "Rome"}'), (AS_PAIRS, "look town=Rome")],
+)
+def test_arguments_are_written_in_the_form_that_the_template_reads(template: str, written: str, arguments: Any) -> None:
+    """OpenAI's clients send the arguments as a JSON text; they must not be encoded twice, nor as Python writes them."""
+    talk = [TALK[0], {**TALK[1], "tool_calls": [{"function": {"name": "look", "arguments": arguments}}]}, *TALK[2:]]
+    assert written in chat.prompt_of(speaker(template), talk[:3])
+    tokenizer = speaker(template)
+    learned = Tokeniser(tokenizer, TALKS, 128)(Example.conversation(talk[:2])).answer
+    assert tokenizer.decode(learned) == f"{written}<pad>"
+
+
+def test_roles_are_blamed_only_where_they_are_out_of_order() -> None:
+    tokenizer = speaker("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}" + CHATML)
+    for talk, blamed in ((TALK, False), (TURNS, False), ([TURNS[0], TURNS[0]], True), (TURNS[1:], True)):
+        with pytest.raises(DataError) as told:
+            chat.apply(tokenizer, talk)
+        assert ("alternate" in told.value.hint) == blamed
