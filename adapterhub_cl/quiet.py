@@ -85,13 +85,16 @@ def import_bitsandbytes() -> None:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Hide transformers' "Loading weights" bars, which appear even for a model that loads in a moment."""
+    """Hide transformers' "Loading weights" bars, which appear even for a model that loads in a moment, and its table
+    of weights that are missing: whoever loads says that in a line."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()

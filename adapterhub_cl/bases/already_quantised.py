@@ -65,6 +65,31 @@ def loading_options(quantization: str) -> dict[str, Any]:
     return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
+def check_stored(model: Any, stored: str, source: str) -> None:
+    """Bring a model into the form that training needs, after its weights were read as they are stored.
+
+    Args:
+        stored: what `stored_quantization` found.
+
+    Raises:
+        BaseModelError: weights are plain that bitsandbytes would have to have quantised.
+    """
+    if stored == "torchao":
+        made_plain(model)
+    if stored not in BITSANDBYTES:
+        return
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    for name, layer in model.named_modules():
+        plain = isinstance(layer, Linear4bit) and getattr(layer.weight, "quant_state", None) is None
+        if plain or (isinstance(layer, Linear8bitLt) and layer.weight.dtype != torch.int8):
+            raise BaseModelError(
+                f"config.json of base {source!r} says that bitsandbytes quantised its weights, but {name} is not",
+                "take quantization_config out of config.json, or download the base again",
+            )
+
+
 def made_plain(model: Any) -> None:
     """Replace torchao's tensors by plain ones of the same values: a storage of their own is what training measures."""
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ def unpacked(file: Path) -> Path:
     """The folder of a GGUF file's model, tokenizer and chat template, with bf16 weights; it is made at the first call.
 
     Raises:
-        BaseModelError: transformers cannot read this file, or there is no room for the folder.
+        BaseModelError: transformers cannot read this file, it is damaged, or there is no room for the folder.
     """
     file = file.resolve()
     digest = file_sha256(file, UserCache("fingerprints.json"))
@@ -37,19 +38,22 @@ def _unpack(file: Path, digest: str, kept: KeptWeights) -> None:
     if find_spec("gguf") is None:
         raise BaseModelError(f"reading {file.name} needs the package gguf", "pip install gguf")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
     from adapterhub_cl.quiet import no_loading_bars, quiet_third_parties
 
     quiet_third_parties()
+    bar = modeling_gguf_pytorch_utils.tqdm
     try:
+        modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)  # shown on terminals alone
         with no_loading_bars():
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, told = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.bfloat16,
+                output_loading_info=True,
             )
     except Exception as error:  # a damaged file, or an architecture that transformers does not read from GGUF
         reason = first_line(error)
@@ -57,6 +61,20 @@ def _unpack(file: Path, digest: str, kept: KeptWeights) -> None:
             f"transformers cannot read {file.name}: {reason}",
             "make sure that the file is complete, or use the checkpoint that it was made from",
         ) from error
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = bar
+    learned = dict(model.named_parameters())
+    lacking = sorted(learned.keys() & told["missing_keys"])
+    spoilt = [name for name, weight in learned.items() if not bool(weight.isfinite().all())]
+    if lacking or spoilt:
+        why = (
+            f"{len(lacking)} weights that its metadata requires are missing, such as {lacking[0]}"
+            if lacking
+            else f"{len(spoilt)} of its tensors have values that are not numbers, such as {spoilt[0]}"
+        )
+        raise BaseModelError(
+            f"{file.name} is damaged: {why}", "download it again, or use the checkpoint that it was made from"
+        )
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)

@@ -146,6 +146,26 @@ def test_a_damaged_file_is_a_clear_error(file: Path, content: bytes) -> None:
         inspect_base(str(file), "nf4")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (b"llama.block_count", b"llama.block_clunt", "270 weights that its metadata requires are missing"),
+        (b"", b"\xff" * 64, "1 of its tensors have values that are not numbers, such as model"),
+    ],
+)
+def test_a_file_with_damage_inside_is_refused_and_not_kept(
+    file: Path, old: bytes, new: bytes, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content.replace(old, new, 1) if old else content[: -len(new)] + new)
+    for _ in range(2):
+        with pytest.raises(BaseModelError, match=why):
+            inspect_base(str(file), "none")
+    told = capfd.readouterr()
+    assert "REPORT" not in told.out + told.err
+    assert "\x1b" not in told.err
+
+
 def test_the_package_that_is_missing_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_files, "find_spec", lambda name: None)
     with pytest.raises(BaseModelError, match="needs the package gguf") as caught:

@@ -99,6 +99,13 @@ def test_torchaos_tensors_become_plain_ones() -> None:
     assert layer.bias is bias
 
 
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_a_config_that_claims_quantised_weights_is_refused(pico_copy: Callable[..., Path], bits: str) -> None:
+    folder = tell(pico_copy(), quantization_config={"quant_method": "bitsandbytes", bits: True})
+    with pytest.raises(BaseModelError, match="says that bitsandbytes quantised its weights, but model"):
+        load_base(inspect_base(str(folder), "nf4"), device="cpu")
+
+
 def test_fp8_weights_are_loaded_as_plain_ones(pico_copy: Callable[..., Path], load_pico: Callable[..., Any]) -> None:
     folder = tell(
         pico_copy(),
