@@ -19,11 +19,12 @@ from adapterhub_cl.errors import DataError, HubError, UsageError
 from adapterhub_cl.evaluation.base_effect import BaseEffect, compared
 from adapterhub_cl.evaluation.general_options import GeneralOptions
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.types import Task
+from adapterhub_cl.types import Example, Task
 
 BUILT_IN = Path(__file__).with_name("general.txt")
 NAMED = "the built-in sample"
 NONE = "none"
+LEAST = 2  # passages
 PASSAGES = 100  # read of a text of the user's own, evenly spread over it
 LENGTH = 256  # tokens read of each passage
 BATCH = 16
@@ -40,7 +41,7 @@ class GeneralText:
         limit: how much the loss may rise.
 
     Raises:
-        DataError: the text cannot be read, or is not raw text.
+        DataError: the text cannot be read, is not raw text, or is a single passage.
     """
 
     def __init__(self, source: str, limit: float | None) -> None:
@@ -51,9 +52,17 @@ class GeneralText:
                 f"--general {source} holds {found.layout} rows, not raw text",
                 "give a .txt file with paragraphs, or JSONL with a column `text`",
             )
-        self.sha256 = found.sha256
-        every = max(1.0, len(found.examples) / PASSAGES)
-        self.passages = [found.examples[int(k * every)] for k in range(min(PASSAGES, len(found.examples)))]
+        self.sha256, read = found.sha256, found.examples
+        if len(read) < LEAST:  # a text without blank lines
+            lines = [line for example in read for line in (example.answer or "").splitlines()]
+            read = [Example("", line) for line in lines if line.strip()]
+        if len(read) < LEAST:
+            raise DataError(
+                f"--general {source} is a single passage, and chance can be told from several only",
+                "give more text, with blank lines between its paragraphs",
+            )
+        every = max(1.0, len(read) / PASSAGES)
+        self.passages = [read[int(k * every)] for k in range(min(PASSAGES, len(read)))]
 
     def begin(self, hub: Hub) -> None:
         """Measure the bare base, once for as long as it is loaded; no adapter may be on it."""

@@ -153,12 +153,15 @@ def test_it_can_be_left_out_and_bad_values_are_refused_before_training(
     hub: AdapterHub, data: Path, tmp_path: Path
 ) -> None:
     record = hub.add_task("sky", data, epochs=1, general="none")
+    one = tmp_path / "one.txt"
+    one.write_text("A single passage.\n", encoding="utf-8")
     assert "general" not in record.manifest["gate"]
     for wrong, error in (
         ({"general": "none", "max_base_forgetting": 1.0}, UsageError),
         ({"max_base_forgetting": -1.0}, UsageError),
         ({"max_base_forgetting": math.nan}, UsageError),
         ({"general": str(data)}, DataError),
+        ({"general": str(one)}, DataError),
         ({"general": str(tmp_path / "nowhere.txt")}, DataError),
     ):
         for call in (hub.add_task, hub.update):
@@ -189,6 +192,16 @@ def test_a_long_text_is_read_evenly(tmp_path: Path) -> None:
     text = GeneralText(str(path), None)
     numbers = [int((p.input or str(p.answer)).split()[1]) for p in text.passages]
     assert numbers == list(range(0, 1000, 10))
+
+
+def test_a_text_without_blank_lines_is_read_by_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("One line.\nAnother line.\n", encoding="utf-8")
+    assert [p.answer for p in GeneralText(str(path), None).passages] == ["One line.", "Another line."]
+    path.write_text("One line.\n", encoding="utf-8")
+    with pytest.raises(DataError, match="is a single passage") as told:
+        GeneralText(str(path), None)
+    assert "blank lines" in told.value.hint
 
 
 def test_the_real_sample_is_raw_text_of_many_kinds() -> None:
