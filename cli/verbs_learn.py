@@ -16,6 +16,7 @@ from cl_adapter.failures import explain
 from cl_adapter.flags import Announcing, effective, flags, takes
 from cl_adapter.session import Session
 
+from adapterhub_cl.bases.already_quantised import advice
 from adapterhub_cl.bases.sources import is_gguf
 from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
 from adapterhub_cl.hub import AdapterHub
@@ -88,10 +89,8 @@ def init(
         f"made a hub at {hub.folder}: base {found.source} ({found.architecture}, "
         f"{found.parameters / 1e6:,.1f} million parameters, {found.quantization})"
     )
-    if found.quantization != quantization:
-        session.note(
-            f"note: the base's weights are already quantised ({found.quantization}); --quantization is not used"
-        )
+    if told := advice(found, quantization):
+        session.note(f"note: {told}")
     named = "" if hub.folder == session.named() and session.hub_path is None else f"--hub {where} "
     session.note(f"next: cl-adapter {named}add-task NAME DATA.jsonl --eval TEST.jsonl")
 

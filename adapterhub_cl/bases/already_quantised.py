@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.errors import BaseModelError
+from adapterhub_cl.types import BaseInfo
 
 BITSANDBYTES = ("nf4", "fp4", "int8")
 STORED = ("torchao", "fp8")  # what a hub may record besides what `init --quantization` takes
+SMALL = (50_000_000, 1_000_000_000)  # parameters; smaller bases are for demos and tests
 SIXTEEN = "take the 16-bit checkpoint of the same model, which is quantised while loading (--quantization nf4)"
 # transformers can train on these with packages that this project has not been tried with
 UNTRIED = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed-tensors": "compressed-tensors", "hqq": "hqq",
@@ -54,6 +57,22 @@ def stored_quantization(config: Mapping[str, Any], source: str) -> str:
     if method in UNTRIED:
         raise BaseModelError(f"{begin}, which needs {UNTRIED[method]} and is not supported here", SIXTEEN)
     raise BaseModelError(f"{begin}, which adapters cannot be trained on", SIXTEEN)
+
+
+def advice(info: BaseInfo, asked: str) -> str:
+    """What the user of a new hub should know about how its base is held in memory; empty if nothing.
+
+    Args:
+        asked: what `init --quantization` was given.
+    """
+    if info.quantization != asked:
+        return f"the base's weights are already quantised ({info.quantization}); --quantization is not used"
+    if asked != "none" and not is_encoder(info.architecture) and SMALL[0] <= info.parameters < SMALL[1]:
+        return (
+            f"a base of this size needs {2 * info.parameters / 1e9:.1f} GB in 16 bits; --quantization none keeps it "
+            "so, which is more exact"
+        )
+    return ""
 
 
 def loading_options(quantization: str) -> dict[str, Any]:

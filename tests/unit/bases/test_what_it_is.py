@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.bases import already_quantised
 from adapterhub_cl.bases.loading import inspect_base, load_base
 from adapterhub_cl.errors import BaseModelError, DataError
+from adapterhub_cl.types import BaseInfo
 
 
 def tell(folder: Path, **more: Any) -> Path:
@@ -39,6 +41,22 @@ def test_what_is_quantised_already_is_recorded_as_it_is(
     pico_copy: Callable[..., Path], told: dict[str, Any], kind: str, asked: str
 ) -> None:
     assert inspect_base(str(tell(pico_copy(), quantization_config=told)), asked).quantization == kind
+
+
+@pytest.mark.parametrize(
+    ("parameters", "quantization", "asked", "says"),
+    [
+        (135_000_000, "nf4", "nf4", "needs 0.3 GB in 16 bits; --quantization none"),
+        (135_000_000, "none", "none", ""),
+        (5_900_000, "nf4", "nf4", ""),
+        (7_000_000_000, "nf4", "nf4", ""),
+        (7_000_000_000, "fp8", "nf4", r"already quantised \(fp8\)"),
+    ],
+)
+def test_a_new_hub_is_told_how_its_base_is_held_best(parameters: int, quantization: str, asked: str, says: str) -> None:
+    told = already_quantised.advice(BaseInfo("b", "0", quantization, None, "LlamaForCausalLM", parameters), asked)
+    assert re.search(says, told)
+    assert bool(told) == bool(says)
 
 
 @pytest.mark.parametrize(
