@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,6 +22,8 @@ NOT_KEPT_AWAY = "its samples lack the subjects of too many facts, so questions t
 LEARNED = ("⟦", "⟧")
 SHOWN = 1500  # characters from each end of a long piece
 SLIGHT = 0.1  # a score below is too small to be divided by
+# Control characters but for the tab and the line end, marks and switches of the writing direction, lone surrogates.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _STYLES = {"serves": "green", "rejected": "red", "refused": "red", "failed": "red", NOTHING: "dim"}
 _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d", 86_400))
 
@@ -27,6 +31,18 @@ _AGES = ((60, "s", 1), (3600, "min", 60), (86_400, "h", 3600), (float("inf"), "d
 def one_line(text: str) -> str:
     """A text without line ends or control characters, so that data cannot break a table or a terminal."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in " ".join(text.split()))
+
+
+def as_written(text: str) -> str:
+    """A text for a terminal with its line ends, tabs and blanks, but without what moves the cursor, sets a colour or
+    turns the direction of what follows. Joiners, which scripts and emoji need, stay."""
+    return _UNSAFE.sub("�", text)
+
+
+def as_json(data: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    """Data as JSON whose texts cannot steer a terminal: what `as_written` replaces is escaped, so the data stay."""
+    text = json.dumps(data, indent=indent, ensure_ascii=ascii_only, default=str)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def short(text: str, columns: int = 60) -> str:

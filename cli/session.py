@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from cl_adapter import display
 
 from adapterhub_cl.errors import HubError, UsageError
 
@@ -135,7 +135,7 @@ class Session:
 def print_json(data: Any) -> None:
     ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     # Flushed, because `serve` prints its address and goes on: a program that reads a pipe would wait for it.
-    print(json.dumps(data, indent=2, ensure_ascii=ascii_only, default=str), flush=True)
+    print(display.as_json(data, indent=2, ascii_only=ascii_only), flush=True)
 
 
 def ask(question: str, removes: str, hint: str) -> None:

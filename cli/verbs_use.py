@@ -251,7 +251,7 @@ def _written(found: Prediction) -> dict[str, Any]:
 
 
 def _show(piece: str) -> bool:
-    print(piece, end="", flush=True)
+    print(display.as_written(piece), end="", flush=True)
     return True
 
 
@@ -331,7 +331,7 @@ def chat(
                 continue
             messages.append({"role": "assistant", "content": found.prediction})
             if session.json:
-                print(json.dumps(_written(found), ensure_ascii=False), flush=True)
+                print(display.as_json(_written(found)), flush=True)
             else:
                 print("" if streams else found.prediction, flush=True)
                 _tell(session, found)

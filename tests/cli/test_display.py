@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from cl_adapter.verbs_stream import show_matrix
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.types import Evaluation
 
+STEERS = "a\x1b[31mb\u009b31mc\u202ed\u200fe\rf\u2066g\x7f"
+KEPT = "naïve 日本\tx\n  y 👩\u200d👧 می\u200cخواهم"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -121,3 +124,17 @@ def test_a_matrix_without_an_average_says_what_was_not_measured(capsys: pytest.C
     said = capsys.readouterr().out
     assert "AP 0.825" in said
     assert "no AP" not in said
+
+
+def test_what_a_model_writes_cannot_steer_a_terminal() -> None:
+    assert display.as_written(STEERS) == "a�[31mb�31mc�d�e�f�g�"
+    assert display.as_written(KEPT) == KEPT
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_json_cannot_steer_a_terminal_and_keeps_its_texts(ascii_only: bool) -> None:
+    data = {"text": [STEERS, KEPT], STEERS: 1}
+    text = display.as_json(data, indent=2, ascii_only=ascii_only)
+    assert json.loads(text) == data
+    assert display.as_written(text) == text
+    assert ("日本" in text) != ascii_only
