@@ -43,6 +43,21 @@ class Reporter:
             self.finish()
 
 
+class Heard(Reporter):
+    """Keeps the notes as well as showing them; for what reports nothing but notes.
+
+    Args:
+        shows: who shows them.
+    """
+
+    def __init__(self, shows: Reporter) -> None:
+        self.shows, self.notes = shows, list[str]()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text.strip())
+        self.shows.note(text)
+
+
 @dataclass(eq=False)
 class _Piece:
     """A piece of work in progress.

@@ -167,12 +167,16 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
         return
     asked = f", prompt {found.prompt_format!r}" if found.prompt_format else ""
     print(f"task {found.task}: {found.kind}{asked}")
-    print(f"  {found.examples} rows to train on, {found.held_out} held out, {found.steps} steps")
+    print(f"  {found.examples} rows to train on, {found.held_out} held out")
+    print(f"  {found.epochs} epochs in batches of {found.batch_size}, which are {found.steps} steps")
     cut = f"; {found.truncated} did not fit into {found.max_length} and were cut" if found.truncated else ""
     print(f"  a row has {found.typical_length} tokens, the longest {found.longest}{cut}")
-    print(f"  {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
+    print(f"  rank {found.rank}, {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")
     print(f"  computes in {found.why or found.dtype}, {found.computes}")
-    print(f"  training takes about {display.duration(found.seconds)} and {found.memory_bytes / 1e9:.2f} GB of memory")
+    print(
+        f"  the steps take about {display.duration(found.seconds)} and {found.memory_bytes / 1e9:.2f} GB of memory; "
+        "scoring takes time as well"
+    )
     print(f"the first row, with what is learned between {display.LEARNED[0]} and {display.LEARNED[1]}:")
     print(display.marked(found.shown))
     print("nothing was written")

@@ -8,6 +8,7 @@ from adapterhub_cl import objectives
 from adapterhub_cl.data.label_forms import tell_alike
 from adapterhub_cl.data.remarks import tell_repeats
 from adapterhub_cl.data.tasks import find_leaks, why_kind
+from adapterhub_cl.examples import is_learned
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
@@ -70,8 +71,11 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note(f"  {why}")
     if _asks_nothing(material, request, objective):
         reporter.note(
-            '  the rows do not say what is wanted: --instruction "WHAT IS WANTED" often helps, most where rows are few'
+            "  no row has an instruction: if the inputs alone do not say what is wanted, "
+            '--instruction "WHAT IS WANTED" often helps, most where rows are few'
         )
+    if request.verb == "add-task" and _earlier_answers(material, request):
+        reporter.note("  every answer of the assistant is learned; the score is of the last one of each conversation")
     if objective.prefers:
         against = "the base" if material.parent is None else material.parent.ref
         what = "pairs are learned by dpo" if data.read.rejected else "judged answers are learned by kto"
@@ -120,9 +124,16 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _asks_nothing(material: Material, request: TrainRequest, objective: objectives.BaseObjective) -> bool:
-    """Whether a new task has inputs that a base turns into free answers, and nothing says how."""
+    """Whether a new task has inputs that a base turns into answers, and nothing says how."""
     task, data = material.task, material.data
-    if request.verb != "add-task" or request.facts or not objective.writes or task.kind != "generation":
+    if request.verb != "add-task" or request.facts or not objective.writes or task.kind == "text":
         return False
     plain = not task.instruction and "{" not in task.prompt_format
     return plain and not any(e.instruction or e.turns or "?" in e.input for e in data.examples)
+
+
+def _earlier_answers(material: Material, request: TrainRequest) -> bool:
+    """Whether answers are learned that no score is of."""
+    if request.settings.get("learn", "all") != "all" or material.task.prompt_format != "chat":
+        return False
+    return any(is_learned(turn.message()) for example in material.data.examples for turn in example.turns)

@@ -34,7 +34,7 @@ from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suit
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest, made_since
 from adapterhub_cl.objectives import BaseObjective
-from adapterhub_cl.progress import Reporter
+from adapterhub_cl.progress import Heard, Reporter
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.training import checkpoints, speed
@@ -58,11 +58,15 @@ class TrainingPlan:
         truncated: rows that are longer than `max_length` tokens and would be cut.
         typical_length: of the rows, in tokens: the median.
         longest: the longest row, in tokens.
+        epochs, batch_size: given, or chosen by the number of rows.
+        rank: of the adapter.
         seconds: of all steps, by one step that was timed; scoring comes on top.
         trainable: parameters of the adapter.
         dtype: type of the products; `why` says it with the reason, empty if the user named it.
         computes: attention, padding and what is computed twice, in words.
         memory_bytes: the most memory that the run is expected to hold.
+        labels: of a choice.
+        notes: what was read, what was decided and why, and what may be wrong with the rows.
         shown: the first row as the base reads it; what is learned of it is marked.
     """
 
@@ -75,14 +79,19 @@ class TrainingPlan:
     max_length: int
     typical_length: int
     longest: int
+    epochs: int
+    batch_size: int
     steps: int
     seconds: float
     learning_rate: float
+    rank: int
     trainable: int
     dtype: str
     why: str
     computes: str
     memory_bytes: int
+    labels: list[str]
+    notes: list[str]
     shown: list[Part]
 
 
@@ -95,10 +104,10 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     registry, reporter = hub.registry, hub.reporter
     material = prepare(registry, order, parent=None, sha256=None)
     order = suited(order, material.data.read.prefers)
-    settings = order.settings
-    tell_tuned(registry, order.request, material.data.read.prefers, reporter)
+    settings, heard = order.settings, Heard(reporter)
+    tell_tuned(registry, order.request, material.data.read.prefers, heard)
     objective = objectives.taught_by(registry.base, material.data, settings)
-    tell(material, order.request, objective, reporter)
+    tell(material, order.request, objective, heard)
     with reporter.piece("loading the base", 1):
         base = hub.base
     material = with_limits(material, base, settings)
@@ -122,14 +131,19 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         max_length=rows.length,
         typical_length=lengths[len(lengths) // 2],
         longest=lengths[-1],
+        epochs=settings.passes,
+        batch_size=settings.batch,
         steps=settings.steps(len(rows.training)),
         seconds=round(each * len(rows.training) * settings.passes, 1),
         learning_rate=rate,
+        rank=settings.rank,
         trainable=trainable,
         dtype=way.dtype,
         why=base.why,
         computes=way.describe(),
         memory_bytes=way.expected,
+        labels=list(material.task.labels),
+        notes=heard.notes,
         shown=marked(base.tokenizer, material.task, rows.training[0]),
     )
 

@@ -314,6 +314,9 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(small: AdapterHub
     facts = json.loads((record.path / "training.json").read_text(encoding="utf-8"))
     assert (plan.examples, plan.steps) == (facts["trained_on"], facts["steps"])
     assert (plan.held_out, plan.learning_rate) == (facts["dev_examples"], facts["learning_rate"])
+    assert (plan.epochs, plan.batch_size, plan.rank) == (2, 16, 4)
+    assert plan.labels == record.manifest["task_spec"]["labels"]
+    assert any(note.startswith("because a column of labels holds") for note in plan.notes)
     assert plan.memory_bytes > 1e8
     assert (plan.kind, plan.prompt_format, plan.truncated) == ("choice", "instruction", facts["truncated"])
     assert 2 < plan.typical_length <= plan.longest <= plan.max_length == 48
