@@ -268,7 +268,10 @@ def example_of(given: str | Example) -> Example:
     if isinstance(given, str):
         return Example(whole_characters(given))
     if not isinstance(given, Example):
-        raise DataError(f"an input is a {type(given).__name__}, not a text", "give a str or an Example")
+        how = "give a str or an Example"
+        if isinstance(given, list | tuple | Mapping):
+            how += "; conversations go to generate or chat, or into Example.conversation(messages)"
+        raise DataError(f"an input is a {type(given).__name__}, not a text", how)
     return replace(given, input=whole_characters(given.input), instruction=whole_characters(given.instruction))
 
 

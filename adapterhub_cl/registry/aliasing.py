@@ -176,7 +176,7 @@ class Aliases(RegistryCore):
             raise queries.ambiguous_alias(ref.name, held)
         if not held:
             known = {alias for aliases in queries.aliases(query).values() for alias in aliases}
-            raise UnknownNameError("alias", ref.name, known, "or write NAME@ALIAS")
+            raise UnknownNameError("alias", ref.name, known, "or write NAME@ALIAS" if known else "write NAME@ALIAS")
         return next(iter(held)), ref.name
 
     def _before_promotion(self, query: Query, current: AdapterRecord, served: Mapping[str, str]) -> dict[str, str]:
