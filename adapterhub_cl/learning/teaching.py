@@ -111,7 +111,8 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     with reporter.piece("loading the base", 1):
         base = hub.base
     material = with_limits(material, base, settings)
-    unchanged = unchanged_rows(hub, order, material, None, None)
+    asked = fact_lessons.beside(material, settings.seed).trained if order.request.facts else []
+    unchanged = fact_lessons.expected_answers(hub, material, asked)
     with _adapter(base, order, material, objective) as model:
         lesson = lesson_of(order, material, unchanged)
         rows = rows_of(model, base, objective, order.strategy, lesson, settings, reporter)
@@ -290,7 +291,7 @@ def _tell_overtaken(
 
 
 def unchanged_rows(
-    hub: Hub, order: TrainOrder, material: Material, run: Path | None, accelerator: Accelerator | None
+    hub: Hub, order: TrainOrder, material: Material, run: Path, accelerator: Accelerator
 ) -> Sequence[tuple[Example, bool]]:
     """Beside new facts: questions with their old answers; see `fact_lessons.old_answers`. One process
     asks for all."""
@@ -301,9 +302,9 @@ def unchanged_rows(
     def ask() -> Sequence[tuple[Example, bool]]:
         return fact_lessons.old_answers(hub, material, fact_lessons.beside(material, order.settings.seed).trained, run)
 
-    if accelerator is None or accelerator.is_main_process or hub.base.shards:
+    if accelerator.is_main_process or hub.base.shards:
         rows = alone(hub.base.shards, ask) or ()
-    return rows if accelerator is None else everyones(rows, accelerator)
+    return everyones(rows, accelerator)
 
 
 def _tried(

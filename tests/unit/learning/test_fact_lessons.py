@@ -77,6 +77,25 @@ def test_facts_are_taught_updated_and_scored_by_four_measures(hub: AdapterHub, t
     assert not list((hub.folder / "runs").glob("*/*"))
 
 
+def test_a_plan_asks_a_few_questions_and_counts_all(
+    hub: AdapterHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    old_answers = fact_lessons.old_answers
+
+    def counted(hub: Any, material: Any, questions: Sequence[Example], run: Any) -> list[tuple[Example, bool]]:
+        asked.append(len(questions))
+        return old_answers(hub, material, questions, run)
+
+    monkeypatch.setattr(fact_lessons, "old_answers", counted)
+    monkeypatch.setattr(fact_lessons, "FEW", 3)
+    file = write(tmp_path / "a.jsonl", ["Ann", "Ann", "Bo", "Bo"])
+    plan = hub.add_task("mayors", file, facts=True, dry_run=True, **SMALL)
+    record = hub.add_task("mayors", file, facts=True, **SMALL)
+    assert asked == [3, 7]
+    assert plan.examples == json.loads((record.path / "training.json").read_text(encoding="utf-8"))["trained_on"]
+
+
 def test_a_run_that_was_stopped_learns_the_same_rows(
     hub: AdapterHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
