@@ -87,6 +87,8 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
         except OSError as error:
             raise DataError(f"{source}: cannot be read ({error.strerror})", "check the permissions") from error
         return _file_rows(raw, source, extension, text_lines)
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{source}: a symbolic link that leads nowhere", "correct the link, or give the file itself")
     if path.exists():
         raise DataError(f"{source}: neither a file nor a directory", "give a file; use - for standard input")
     if _is_hub_id(source):

@@ -182,6 +182,16 @@ def test_splits_of_a_saved_dataset(tmp_path: Path, datasets: Any) -> None:
     assert read_rows(f"{tmp_path / 'saved'}:test").rows == [{"text": "test"}]
     with pytest.raises(UnknownNameError, match="tset") as caught:
         read_rows(f"{tmp_path / 'saved'}:tset")
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("b.jsonl")
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("gone.jsonl")
+    for name in ("a.jsonl", "c.jsonl"):
+        with pytest.raises(DataError, match=rf"{name}: a symbolic link that leads nowhere$") as caught:
+            read_rows(tmp_path / name)
+        assert caught.value.hint == "correct the link, or give the file itself"
+
+
     assert "did you mean test" in caught.value.hint
 
 
