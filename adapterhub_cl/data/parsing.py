@@ -21,13 +21,33 @@ FIELD_LIMIT = 2**31 - 1  # characters in one CSV field; the standard library's d
 
 
 def decode(raw: bytes, name: str) -> str:
-    """UTF-8 text, with or without a byte order mark.
+# byte order mark → encoding, the longer marks first
+MARKS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+# which of four bytes are mostly NUL → encoding; in the last two rows where few characters are Latin ones
+WIDE: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
+    (False, False, True, True): "UTF-32LE",
+    (True, True, False, False): "UTF-32BE",
+}
+
+
+    """UTF-8 text, with or without a byte order mark. If all its lines end in CR, as on old Macs, they end in LF.
 
     Raises:
         DataError: the bytes are in another encoding; names the line and the byte.
     """
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{name} line 1: UTF-16, not UTF-8", f"iconv -f UTF-16 -t UTF-8 {name}")
+    if wide := _wide(raw):
+        raise DataError(f"{name} line 1: {wide[:6]}, not UTF-8", f"iconv -f {wide} -t UTF-8 {name}")
+    if b"\n" not in raw:
+        raw = raw.replace(b"\r", b"\n")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,6 +59,13 @@ def decode(raw: bytes, name: str) -> str:
 
 
 def _loads(text: str, where: str, hint: str) -> Any:
+def _wide(raw: bytes) -> str:
+    """The encoding of text with two or four bytes for a character; empty if it has another one."""
+    marked = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "")
+    parts = [raw[k:1024:4] for k in range(4)]
+    return marked or WIDE.get(tuple(2 * part.count(0) > len(part) for part in parts), "")
+
+
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also covers integers with too many digits

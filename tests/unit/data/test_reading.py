@@ -39,6 +39,11 @@ CONTENTS = {
     "excel.csv": b'\xef\xbb\xbftext;label\r\nfine, thanks;good\r\n"she said ""no""\nand left";bad\r\n',
     "a.tsv": b'text\tlabel\nfine, thanks\tgood\n"she said ""no""\nand left"\tbad\n',
     "a.jsonl.gz": gzip.compress(jsonl(ROWS).encode(), mtime=0),
+    "mac.jsonl": jsonl(ROWS).replace("\n", "\r").encode(),
+    "mac.json": json.dumps(ROWS, indent=1).replace("\n", "\r").encode(),
+    "mac.csv": b'text,label\r"fine, thanks",good\r"she said ""no""\rand left",bad\r',
+    "excel-mac.csv": b'\xef\xbb\xbfsep=;\rtext;label\rfine, thanks;good\r"she said ""no""\rand left";bad\r',
+    "mac.tsv": b'text\tlabel\rfine, thanks\tgood\r"she said ""no""\rand left"\tbad\r',
 }
 
 
@@ -87,6 +92,17 @@ def test_documents_and_lines(tmp_path: Path) -> None:
     assert lines.lines == [2, 3, 6]
 
 
+def test_lines_that_end_in_cr(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "a.txt", "one\rtwo\r\r \rthree\r"))
+    assert [row["text"] for row in rows.rows] == ["one\ntwo", "three"]
+    assert rows.lines == [1, 5]
+    assert read_rows(write(tmp_path / "a.jsonl", '\r{"text": "a"}\r{"text": "b"}')).lines == [2, 3]
+    with pytest.raises(DataError, match=r"line 2: not UTF-8 \(byte 0xe9 at offset 5\)"):
+        read_rows(write(tmp_path / "b.txt", b"one\rb\xe9\r"))
+    both = read_rows(write(tmp_path / "c.txt", "one\rmore\n\ntwo\n"))  # there CR is a character of the text
+    assert [row["text"] for row in both.rows] == ["one\rmore", "two"]
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(jsonl(ROWS).encode())))
     assert read_rows("-").rows == ROWS
@@ -115,6 +131,13 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a.csv", "text,text\na,b\n", r"repeated column name", "once"),
         ("a.jsonl", b'{"a": "x"}\n{"a": "caf\xe9"}\n', r"line 2: not UTF-8 \(byte 0xe9 at offset 21\)", "iconv"),
         ("a.jsonl", '{"a": "x"}\n'.encode("utf-16"), r"line 1: UTF-16", "iconv -f UTF-16"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "line 1: UTF-16, not UTF-8", "iconv -f UTF-16LE -t UTF-8 "),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-be"), "line 1: UTF-16, not UTF-8", "iconv -f UTF-16BE "),
+        ("a.jsonl", '{"a": "da, нет"}\n'.encode("utf-16-le"), "line 1: UTF-16, not UTF-8", "iconv -f UTF-16LE "),
+        ("a.txt", "text".encode("utf-32"), "line 1: UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8 "),
+        ("a.txt", b"\0\0\xfe\xff\0\0\0a", "line 1: UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8 "),
+        ("a.txt", "text".encode("utf-32-le"), "line 1: UTF-32, not UTF-8", "iconv -f UTF-32LE "),
+        ("a.txt", "текст".encode("utf-32-be"), "line 1: UTF-32, not UTF-8", "iconv -f UTF-32BE "),
         ("a.jsonl.gz", gzip.compress(b'{"a": "x"}\n' * 99, mtime=0)[:-12], r"not a complete gzip file", "again"),
         ("a.jsonl.gz", '{"a": 1}', r"not a complete gzip file", "again"),
         ("a.parquet", "nonsense", r"not a readable Parquet file", "again"),
@@ -144,6 +167,16 @@ def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"^data/train\.jsonl: no such file"):  # not taken for a data set of the hub
         read_rows("data/train.jsonl")
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("b.jsonl")
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("gone.jsonl")
+    for name in ("a.jsonl", "c.jsonl"):
+        with pytest.raises(DataError, match=rf"{name}: a symbolic link that leads nowhere$") as caught:
+            read_rows(tmp_path / name)
+        assert caught.value.hint == "correct the link, or give the file itself"
 
 
 def test_plain_directory(tmp_path: Path) -> None:
@@ -182,16 +215,6 @@ def test_splits_of_a_saved_dataset(tmp_path: Path, datasets: Any) -> None:
     assert read_rows(f"{tmp_path / 'saved'}:test").rows == [{"text": "test"}]
     with pytest.raises(UnknownNameError, match="tset") as caught:
         read_rows(f"{tmp_path / 'saved'}:tset")
-def test_links_that_lead_nowhere(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").symlink_to("b.jsonl")
-    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
-    (tmp_path / "c.jsonl").symlink_to("gone.jsonl")
-    for name in ("a.jsonl", "c.jsonl"):
-        with pytest.raises(DataError, match=rf"{name}: a symbolic link that leads nowhere$") as caught:
-            read_rows(tmp_path / name)
-        assert caught.value.hint == "correct the link, or give the file itself"
-
-
     assert "did you mean test" in caught.value.hint
 
 
