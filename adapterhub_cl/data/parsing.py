@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from adapterhub_cl.data.values import JSON, UnclearError, read_json
 from adapterhub_cl.errors import DataError
 
 Numbered = list[tuple[int, dict[str, Any]]]
 FIELD_LIMIT = 2**31 - 1  # characters in one CSV field; the standard library's default is 131,072
 
 
-def decode(raw: bytes, name: str) -> str:
 # byte order mark → encoding, the longer marks first
 MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -39,6 +39,7 @@ WIDE: dict[tuple[bool, ...], str] = {
 }
 
 
+def decode(raw: bytes, name: str) -> str:
     """UTF-8 text, with or without a byte order mark. If all its lines end in CR, as on old Macs, they end in LF.
 
     Raises:
@@ -58,7 +59,6 @@ WIDE: dict[tuple[bool, ...], str] = {
         ) from None
 
 
-def _loads(text: str, where: str, hint: str) -> Any:
 def _wide(raw: bytes) -> str:
     """The encoding of text with two or four bytes for a character; empty if it has another one."""
     marked = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "")
@@ -66,11 +66,19 @@ def _wide(raw: bytes) -> str:
     return marked or WIDE.get(tuple(2 * part.count(0) > len(part) for part in parts), "")
 
 
+def _loads(text: str, where: str, hint: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also covers integers with too many digits
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{where}: not JSON ({reason})", hint) from None
+        return read_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {_why(error)}", hint) from None
+
+
+def _why(error: Exception) -> str:
+    """Why a JSON text cannot be read."""
+    if isinstance(error, UnclearError):
+        return str(error)
+    # a ValueError may also be an integer with too many digits
+    return f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else error})"
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -98,14 +106,13 @@ def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
     """A list of objects, `{"data": [...]}`, or SQuAD articles (unit `item`), or a file of JSON lines (unit `line`)."""
     text = decode(raw, name)
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except (ValueError, RecursionError) as error:
         first, _, rest = text.strip().partition("\n")
         if rest and first.rstrip().endswith("}"):
             return parse_jsonl(raw, name), "line"
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{name} line {line}: not JSON ({reason})", "fix the file or write JSON lines") from None
+        place = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else _first_unclear(text)
+        raise DataError(f"{name} {place}: {_why(error)}", "fix the file or write JSON lines") from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     elif isinstance(value, dict) and "\n" not in text.strip():
@@ -118,6 +125,22 @@ def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
             'write [{…}, {…}] or {"data": [{…}, {…}]}',
         )
     return [(number, _object(item, f"{name} item {number}")) for number, item in enumerate(value, 1)], "item"
+
+
+def _first_unclear(text: str) -> str:
+    """The first item of a list of rows that cannot be read by itself; the first line of anything else."""
+    found = re.match(r"\s*\[", text) or re.search(r'"data"\s*:\s*\[', text)
+    at, number = (found.end(), 1) if found else (len(text), 1)
+    while at < len(text) and text[at] != "]":
+        if text[at].isspace() or text[at] == ",":
+            at += 1
+            continue
+        try:
+            _, at = JSON.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return f"item {number}"
+        number += 1
+    return "line 1"
 
 
 def _squad(articles: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -12,8 +12,72 @@ from typing import Any
 
 from adapterhub_cl.errors import DataError
 
+ENDLESS = "an infinite number, which JSON does not have"
 SEVERAL = {"answers", "references", "targets", "outputs"}  # columns whose lists are alternative right answers
 MANY_LABELS = re.compile(r"label", re.I)
+
+
+class UnclearError(ValueError):
+    """JSON that Python reads, but that says two things at once or is none by the standard."""
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UnclearError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        return math.nan
+    raise UnclearError(f"{name}: {ENDLESS}")
+
+
+# one decoder for all rows: making one takes as long as reading a row
+JSON = json.JSONDecoder(object_pairs_hook=_unrepeated, parse_constant=_constant)
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text. NaN is read too, as an empty cell.
+
+    Raises:
+        UnclearError: a key occurs twice in an object, or a number is infinite.
+        ValueError, RecursionError: it is no JSON, or too deep.
+    """
+    return JSON.decode(text)
+
+
+def as_json(value: Any, where: str, column: str) -> str:
+    """An object or a list as JSON, in which NaN is null, and a date or the like a text.
+
+    Raises:
+        DataError: a number in it is infinite.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_scalar)
+    except ValueError:
+        found = without_nan(value, f"{where}: column {column!r}")
+        return json.dumps(found, ensure_ascii=False, allow_nan=False, default=_scalar)
+
+
+def without_nan(value: Any, which: str) -> Any:
+    """A value of JSON in which NaN is null.
+
+    Args:
+        which: where it stands, for messages.
+
+    Raises:
+        DataError: a number in it is infinite.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(one, which) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one, which) for one in value]
+    if isinstance(value, float | Decimal) and math.isinf(value):
+        raise DataError(f"{which} holds {ENDLESS}", "write a number, or null for an empty cell")
+    return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 
 def whole_characters(text: str) -> str:
@@ -36,14 +100,14 @@ def input_text(value: Any, where: str, column: str) -> str:
     """The text of an input cell; empty for null. Numbers are converted to text.
 
     Raises:
-        DataError: the cell is a list or an object.
+        DataError: the cell is a list or an object, or an infinite number.
     """
     if isinstance(value, Mapping | list | tuple):
         raise DataError(
             f"{where}: column {column!r} is {'an object' if isinstance(value, Mapping) else 'a list'}, not a text",
             "choose other columns: --columns input=COLUMN,output=COLUMN",
         )
-    return _scalar(value)
+    return _scalar(without_nan(value, f"{where}: column {column!r}"))
 
 
 def is_structured(values: Sequence[Any], column: str) -> bool:
@@ -63,7 +127,7 @@ def is_structured(values: Sequence[Any], column: str) -> bool:
 
 def as_data(value: Any, class_names: Sequence[str] = ()) -> Any:
     """A cell as a value of a JSON object: null if it is empty, a class by its name, and what JSON does not have as
-    text."""
+    text. An infinite number stays one, for `as_json` to refuse."""
     if isinstance(value, Mapping):
         return {str(key): as_data(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -74,6 +138,8 @@ def as_data(value: Any, class_names: Sequence[str] = ()) -> Any:
         return class_names[value] if 0 <= value < len(class_names) else None if class_names else value
     if isinstance(value, float) and math.isfinite(value):
         return int(value) if value == int(value) else value
+    if isinstance(value, float | Decimal) and math.isinf(value):
+        return float(value)
     return _scalar(value) or None
 
 
@@ -89,12 +155,12 @@ def answer_texts(
         structured: write objects and lists as JSON, see `is_structured`.
 
     Raises:
-        DataError: a row has several labels, or a class number has no name.
+        DataError: a row has several labels, a class number has no name, or a number is infinite.
     """
     if structured and isinstance(value, Mapping | list | tuple):
-        return [json.dumps(value, ensure_ascii=False)]
+        return [as_json(value, where, column)]
     if isinstance(value, Mapping):
-        value = value["text"] if "text" in value else json.dumps(value, ensure_ascii=False)
+        value = value["text"] if "text" in value else as_json(value, where, column)
     if isinstance(value, list | tuple) and len(value) > 1 and MANY_LABELS.search(column):
         raise DataError(
             f"{where}: {len(value)} labels in column {column!r}; a choice has one", "write one label for each row"
@@ -112,7 +178,8 @@ def answer_texts(
             one = class_names[one]
         elif isinstance(one, Mapping) and isinstance(one.get("text"), str):
             one = one["text"]
-        text = json.dumps(one, ensure_ascii=False) if isinstance(one, Mapping | list | tuple) else _scalar(one)
+        nested = isinstance(one, Mapping | list | tuple)
+        text = as_json(one, where, column) if nested else _scalar(without_nan(one, f"{where}: column {column!r}"))
         if text and text not in found:
             found.append(text)
     return found
@@ -146,7 +213,7 @@ def choices_text(value: Any, where: str, column: str) -> str:
 
 
 def _scalar(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"

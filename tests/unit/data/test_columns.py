@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +282,28 @@ def test_a_column_that_is_empty_in_every_row_is_named_so() -> None:
     with pytest.raises(DataError, match="column 'label' is empty in every row") as caught:
         examples(rows({"text": "a", "label": None}, {"text": "b", "label": None}))
     assert caught.value.hint == "give every row its answer"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"a": 1.5, "b": float("nan"), "c": [float("nan"), ""]}, '{"a": 1.5, "b": null, "c": [null, ""]}'),
+        ({"when": date(2024, 5, 1), "many": Decimal("2.50")}, '{"when": "2024-05-01", "many": "2.50"}'),
+        ([{"a": float("nan")}], '[{"a": null}]'),
+    ],
+)
+def test_an_answer_of_several_values_is_json(answer: Any, expected: str) -> None:
+    assert examples(rows({"prompt": "p", "completion": answer})).examples == [Example("p", expected)]
+
+
+@pytest.mark.parametrize("answer", [float("inf"), Decimal("-Infinity"), {"a": float("inf")}, [1, [float("-inf")]]])
+def test_an_infinite_number_is_no_answer(answer: Any) -> None:
+    with pytest.raises(DataError, match=r"line 1: column 'completion' holds an infinite number"):
+        examples(rows({"prompt": "p", "completion": answer}))
+    with pytest.raises(DataError, match=r"line 1: column .* holds an infinite number"):
+        examples(rows({"mail": "p", "a": 1, "b": answer}), parse_columns("input=mail,output=a,output=b"))
+    with pytest.raises(DataError, match="line 1: column 'prompt' holds an infinite number"):
+        inputs(rows({"prompt": float("inf")}))
 
 
 @pytest.mark.parametrize("wrong", [5, {"a": 1}, True])

@@ -103,6 +103,11 @@ def test_lines_that_end_in_cr(tmp_path: Path) -> None:
     assert [row["text"] for row in both.rows] == ["one\rmore", "two"]
 
 
+def test_nan_is_an_empty_cell(tmp_path: Path) -> None:
+    (row,) = read_rows(write(tmp_path / "a.jsonl", '{"text": "a", "label": NaN}')).rows
+    assert row["label"] != row["label"]
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(jsonl(ROWS).encode())))
     assert read_rows("-").rows == ROWS
@@ -138,6 +143,14 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a.txt", b"\0\0\xfe\xff\0\0\0a", "line 1: UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8 "),
         ("a.txt", "text".encode("utf-32-le"), "line 1: UTF-32, not UTF-8", "iconv -f UTF-32LE "),
         ("a.txt", "текст".encode("utf-32-be"), "line 1: UTF-32, not UTF-8", "iconv -f UTF-32BE "),
+        ("a.jsonl", '{"a": 1}\n{"a": Infinity}', r"line 2: Infinity: an infinite number", "fix the line"),
+        ("a.jsonl", '{"a": {"b": [-Infinity]}}', r"line 1: -Infinity: an infinite number", "fix the line"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "a": 1}', r"line 2: the key 'a' occurs twice$", "fix the line"),
+        ("a.jsonl", '{"a": [{"b": 1, "b": 2}]}', r"line 1: the key 'b' occurs twice$", "fix the line"),
+        ("a.json", '[{"a": 1},\n {"a": Infinity}]', r"a\.json item 2: Infinity: an infinite number", "fix"),
+        ("a.json", '{"n": 1, "data": [{"a": 1}, {"a": 1, "a": 2}]}', r"item 2: the key 'a' occurs twice$", "fix"),
+        ("a.json", '{"data": [{"a": 1}], "data": []}', r"a\.json line 1: the key 'data' occurs twice$", "fix"),
+        ("a.json", '{"a": 1}\n{"a": 1, "a": 2}\n', r"a\.json line 2: the key 'a' occurs twice$", "fix"),
         ("a.jsonl.gz", gzip.compress(b'{"a": "x"}\n' * 99, mtime=0)[:-12], r"not a complete gzip file", "again"),
         ("a.jsonl.gz", '{"a": 1}', r"not a complete gzip file", "again"),
         ("a.parquet", "nonsense", r"not a readable Parquet file", "again"),
