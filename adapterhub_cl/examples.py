@@ -213,7 +213,7 @@ def calls_text(calls: str) -> str:
     for call in json.loads(calls) if calls else ():
         function = call.get("function", call)
         arguments = function.get("arguments", {})
-        with suppress(ValueError, TypeError):  # OpenAI writes them as a JSON text
+        with suppress(ValueError, TypeError, RecursionError):  # OpenAI writes them as a JSON text
             arguments = json.loads(arguments)
         lines.append(json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False))
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,15 @@ from adapterhub_cl.data.preferences import preferred, refuse_other_values, with_
 from adapterhub_cl.data.reading import SourceRows, read_rows
 from adapterhub_cl.data.remarks import Heard, short_places
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
-from adapterhub_cl.data.values import answer_texts, as_data, as_label, choices_text, input_text, is_structured
+from adapterhub_cl.data.values import (
+    answer_texts,
+    as_data,
+    as_label,
+    choices_text,
+    input_text,
+    is_structured,
+    read_json,
+)
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
 
@@ -268,12 +275,17 @@ def _answers(row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: st
 
 def _conversation(row: Mapping[str, Any], layout: Layout, where: str, system: str, answers: bool) -> Example:
     assert layout.chat is not None
-    messages = messages_of(row.get(layout.chat), where, layout.chat)
-    if layout.completion:
-        messages += answers_of(row.get(layout.completion), where, layout.completion)
-    if system and not (messages and messages[0]["role"] == "system"):
+    messages = messages_of(row.get(layout.chat), where, layout.chat, learned=answers)
+    said = (
+        answers_of(row.get(layout.completion), where, layout.completion, learned=answers) if layout.completion else []
+    )
+    messages += said
+    if system and messages and messages[0]["role"] == "system":
+        own = messages[0]["content"]
+        messages[0] |= {"content": own if own == system else f"{system}\n{own}".rstrip()}
+    elif system:
         messages.insert(0, {"role": "system", "content": system})
-    learned = past_last_answer(messages)
+    learned = past_last_answer(messages) if said or not layout.completion else 0
     if answers and learned:
         messages = messages[:learned]  # what follows the last answer cannot be learned
     found = _made(messages, _tools(row, layout, where), where)
@@ -303,7 +315,7 @@ def _references(row: Mapping[str, Any], layout: Layout, where: str) -> list[str]
 def _made(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], where: str) -> Example:
     try:
         found = Example.conversation(messages, tools)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a conversation ({error})", 'write [{"role": …, "content": …}, …]') from error
     return replace(found, answer=found.answer or None)
 
@@ -312,8 +324,8 @@ def _tools(row: Mapping[str, Any], layout: Layout, where: str) -> list[Any]:
     value = row.get(layout.tools) if layout.tools else None
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = read_json(value)
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where}: column {layout.tools!r} is not JSON ({error})", "write a list of tools"
             ) from error

@@ -1,12 +1,14 @@
-"""One cell → the messages of a conversation, in the forms of OpenAI, ShareGPT, LLaMA-Factory and axolotl."""
+"""One cell → the messages of a conversation, in the forms of OpenAI, Anthropic, ShareGPT, LLaMA-Factory and axolotl."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
-from adapterhub_cl.data.values import whole_characters
+from adapterhub_cl.data.values import read_json, whole_characters, without_nan
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import UNLEARNED, is_learned
 
@@ -18,16 +20,23 @@ TURN_HINT = 'write [{"role": …, "content": …}, …]'
 CALL_HINT = 'write [{"type": "function", "function": {"name": …, "arguments": {…}}}]'
 # How OpenAI's and axolotl's files say that an answer is not to be learned: {"weight": 0}, {"train": false}.
 SWITCHES = ("weight", "train", "training")
+ON, OFF = ("true", "yes", "on"), ("false", "no", "off")
+# What the arguments of a call are called beside OpenAI's word, by Llama, LangChain and Anthropic.
+ARGUMENTS = ("arguments", "parameters", "args", "input")
 MEDIA = ("image", "audio", "video", "file")
 
 
-def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+def messages_of(value: Any, where: str, column: str, *, learned: bool = False) -> list[dict[str, Any]]:
     """The messages of a conversation: OpenAI's `role`/`content` or ShareGPT's `from`/`value`, or either as a JSON text,
     as a CSV file has them.
 
-    Contents in parts are reduced to their texts. ShareGPT's `function_call` and OpenAI's older `function_call` become
-    `tool_calls`; a message that only calls tools has an empty content. An answer that is not to be learned has
-    `"weight": 0`. Other keys (`name`, `reasoning_content`, …) are kept.
+    Contents in parts are reduced to their texts; thoughts among them become `reasoning_content`, Anthropic's calls
+    `tool_calls`, and its results messages of their own before the user's. ShareGPT's `function_call` and OpenAI's older
+    `function_call` become `tool_calls`; a message that only calls tools has an empty content. An answer that is not to
+    be learned has `"weight": 0`. Other keys (`name`, `reasoning_content`, …) are kept.
+
+    Args:
+        learned: whether answers are to be learned, so that none of them may be empty.
 
     Raises:
         DataError: it is not a list of such messages, a role is not a known one, or a message is not text.
@@ -36,21 +45,24 @@ def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
         return []
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: column {column!r} is not JSON ({error})", TURN_HINT) from None
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: column {column!r} is not a list of turns", TURN_HINT)
-    return [_message(turn, f"{where}: turn {k} in column {column!r}") for k, turn in enumerate(value, 1)]
+    found: list[dict[str, Any]] = []
+    for k, turn in enumerate(value, 1):
+        found += _messages(turn, f"{where}: turn {k} in column {column!r}", learned)
+    return found
 
 
-def answers_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+def answers_of(value: Any, where: str, column: str, *, learned: bool = False) -> list[dict[str, Any]]:
     """The messages that continue a conversation, see `messages_of`; a single message, or a text, is one answer."""
     if isinstance(value, Mapping):
         value = [value]
     elif isinstance(value, str) and value.strip() and not value.lstrip().startswith("["):
         value = [{"role": "assistant", "content": value}]
-    return messages_of(value, where, column)
+    return messages_of(value, where, column, learned=learned)
 
 
 def past_last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
@@ -58,11 +70,12 @@ def past_last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
     return max((k for k, message in enumerate(messages, 1) if is_learned(message)), default=0)
 
 
-def _message(turn: Any, which: str) -> dict[str, Any]:
-    """One message.
+def _messages(turn: Any, which: str, learned: bool) -> list[dict[str, Any]]:
+    """The message of a turn, after those that the results of tools in it become.
 
     Args:
         which: where it stands, for messages of errors.
+        learned: see `messages_of`.
     """
     if not isinstance(turn, Mapping):
         raise DataError(f"{which} is not an object", TURN_HINT)
@@ -74,60 +87,148 @@ def _message(turn: Any, which: str) -> dict[str, Any]:
     known = next((name for name, others in _OTHERS if said in others), said)
     if known not in ROLES:
         raise DataError(f"{which} has the role {role!r}", f"the roles are {', '.join(ROLES)}")
-    if isinstance(content, list | tuple):
-        content = _text_of(content, which)
+    if older := more.pop("function_call", None):
+        more.setdefault("tool_calls", [older])
+    results: list[dict[str, Any]] = []
     if said == "function_call" and (called := _called(content)):
         more["tool_calls"], content = called, ""
-    if isinstance(older := more.pop("function_call", None), Mapping):
-        more.setdefault("tool_calls", [{"type": "function", "function": dict(older)}])
+    if isinstance(content, list | tuple):
+        content, results = _divided(content, known, more, which)
     if calls := more.get("tool_calls"):
+        if known != "assistant":
+            raise DataError(f"{which} ({known}) has tool calls, and only the assistant calls tools", CALL_HINT)
         if not isinstance(calls, list) or not all(_is_call(call) for call in calls):
             raise DataError(f"{which}: tool_calls is not a list of calls with function names", CALL_HINT)
+        more["tool_calls"] = [without_nan(_as_call(call), which) for call in calls]
         content = content or ""
     if not isinstance(content, str):
         lacks = "has no content" if content is None else "has a content that is not a text"
         raise DataError(f"{which} ({known}) {lacks}", TURN_HINT)
-    off = any(name in more and more[name] in (0, False, "0", "false") for name in SWITCHES)
+    thought = more.get("reasoning_content", "")
+    if not isinstance(thought, str):
+        raise DataError(f"{which} ({known}) has a reasoning_content that is not a text", "write a text, or null")
+    off = [_is_off(more[name], name, which) for name in SWITCHES if name in more]
     more = {k: v for k, v in more.items() if k not in SWITCHES}
-    if off and known == "assistant":
+    if any(off) and known == "assistant":
         more |= UNLEARNED
-    return {"role": known, "content": whole_characters(content).strip(), **more}
+    message = {"role": known, "content": whole_characters(content).strip(), **more}
+    if learned and is_learned(message) and not (message["content"] or calls or thought.strip()):
+        raise DataError(f"{which} (assistant) is empty", 'complete or remove the row, or give that message "weight": 0')
+    return [*results, message] if message["content"] or not results else results
 
 
 _OTHERS = (("user", USER), ("assistant", ASSISTANT), ("tool", TOOL))
 
 
-def _text_of(parts: list[Any] | tuple[Any, ...], which: str) -> str:
-    """The text of a content in parts.
+def _divided(parts: Sequence[Any], role: str, more: dict[str, Any], which: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text of a content in parts, and the results of tools in it as messages.
+
+    Args:
+        more: the message's other keys, to which thoughts and calls are added.
 
     Raises:
-        DataError: a part is a picture or the like, which would be left out.
+        DataError: a part is none of these, and would be left out.
     """
-    found = []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Any] = []
+    results: list[dict[str, Any]] = []
     for part in parts:
-        kind = str(part.get("type") or "") if isinstance(part, Mapping) else ""
-        if medium := next((name for name in MEDIA if name in kind), ""):
-            raise DataError(
-                f"{which} holds {'an' if medium[0] in 'ai' else 'a'} {medium}, and only texts are read",
-                "remove these rows, or describe what is shown in words",
-            )
-        text = part.get("text") if isinstance(part, Mapping) else part
-        found += [text] if isinstance(text, str) else []
-    return "\n".join(found)
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "thinking" and role == "assistant":
+            thoughts.append(_plain(part.get("thinking"), which))
+        elif kind == "tool_use":
+            calls.append({k: part[k] for k in ("id", "name", "input") if part.get(k) is not None})
+        elif kind == "tool_result" and role in ("user", "tool"):
+            of = part.get("tool_use_id")
+            results.append({"role": "tool", "content": _plain(part.get("content"), which).strip()})
+            results[-1] |= {} if of is None else {"tool_call_id": of}
+        elif part is not None:
+            texts.append(_text_of(part, which))
+    own = more.get("tool_calls") or []
+    if calls:
+        more["tool_calls"] = [*own, *calls] if isinstance(own, list) else own
+    if thoughts and isinstance(thought := more.get("reasoning_content", ""), str):
+        more["reasoning_content"] = "\n".join(text for text in (thought, *thoughts) if text)
+    return "\n".join(texts), results
 
 
-def _called(content: Any) -> list[dict[str, Any]]:
+def _plain(content: Any, which: str) -> str:
+    """The text of a thought or of a tool's result, which may be in parts too."""
+    parts = content if isinstance(content, list | tuple) else [content]
+    return whole_characters("\n".join(_text_of(part, which) for part in parts if part is not None))
+
+
+def _text_of(part: Any, which: str) -> str:
+    """The text of one part.
+
+    Raises:
+        DataError: it is a picture or the like, which would be left out.
+    """
+    kind = str(part.get("type") or "") if isinstance(part, Mapping) else ""
+    if medium := next((name for name in MEDIA if name in kind), ""):
+        raise DataError(
+            f"{which} holds {'an' if medium[0] in 'ai' else 'a'} {medium}, and only texts are read",
+            "remove these rows, or describe what is shown in words",
+        )
+    text = part
+    if isinstance(part, Mapping):
+        text = part.get("refusal") if kind == "refusal" else part.get("text")
+        if text is None and kind == "text":
+            text = part.get("content")
+        if isinstance(text, Mapping):
+            text = text.get("value")
+    if isinstance(text, str):
+        return text
+    what = kind or ("object" if isinstance(part, Mapping) else type(part).__name__)
+    raise DataError(
+        f"{which} holds a part that is no text (its type: {what})",
+        'write {"type": "text", "text": …}, or remove these rows',
+    )
+
+
+def _called(content: Any) -> list[Any]:
     """The calls in ShareGPT's `function_call`, which is JSON; empty if it is anything else."""
     try:
-        found = json.loads(content) if isinstance(content, str) else content
+        found = read_json(content) if isinstance(content, str) else content
     except (ValueError, RecursionError):
         return []
     calls = found if isinstance(found, list) else [found]
-    if not calls or not all(isinstance(call, Mapping) and _is_call(call) for call in calls):
-        return []
-    return [dict(c) if "function" in c else {"type": "function", "function": dict(c)} for c in calls]
+    return calls if all(_is_call(call) for call in calls) else []
 
 
 def _is_call(call: Any) -> bool:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     return isinstance(function, Mapping) and isinstance(function.get("name"), str) and bool(function["name"])
+
+
+def _as_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call in OpenAI's form, its arguments as templates read them: an object, if they are one or are JSON of one."""
+    bare = "function" not in call
+    function = {k: v for k, v in call.items() if k not in ("id", "type")} if bare else dict(call["function"])
+    beside = {k: v for k, v in call.items() if k == "id" or (k not in ("type", "function") and not bare)}
+    given = next((name for name in ARGUMENTS if function.get(name) is not None), "arguments")
+    arguments = function.pop(given, None)
+    arguments = {} if arguments is None else arguments
+    with suppress(ValueError, RecursionError):
+        read = read_json(arguments) if isinstance(arguments, str) else None
+        arguments = read if isinstance(read, dict) else arguments
+    return {**beside, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _is_off(value: Any, name: str, which: str) -> bool:
+    """Whether a switch says that an answer is not to be learned.
+
+    Raises:
+        DataError: it says neither this nor the opposite.
+    """
+    text = str(value).strip().lower() if isinstance(value, str | int | float | Decimal) else ""
+    if text in (*ON, *OFF):
+        return text in OFF
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)) and number >= 0:
+            return number == 0
+    raise DataError(
+        f"{which}: {name!r} is {value!r}, which says neither to learn the answer nor to leave it out",
+        f"write {', '.join(ON)} or a number above 0 to learn it; {', '.join(OFF)} or 0 to leave it out",
+    )
