@@ -240,7 +240,12 @@ class Tokeniser:
             return ()
         found = []
         for span in spans:
-            inside = [k for k, (a, b) in enumerate(read.offset_mapping) if a >= span.start and b <= span.stop and b > a]
+            # its first token may begin with the space that ends the prompt
+            inside = [
+                k
+                for k, (a, b) in enumerate(read.offset_mapping)
+                if max(a, span.start) < b <= span.stop and not text[a : span.start].strip()
+            ]
             if inside:
                 found.append((inside[0], inside[-1] + 1))
         return tuple(found)
@@ -263,22 +268,32 @@ class Tokeniser:
         return example, ids
 
     def _fewer_turns(self, example: Example, ids: tuple[int, ...], room: int) -> tuple[Example, tuple[int, ...]]:
-        """Drops the oldest turns; the last one is cut to fit."""
+        """Drops the oldest turns up to the last question; of what is left, the longest question or result of a tool is
+        cut, again and again, until everything fits."""
         turns = list(example.turns)
         first = 1 if turns[0].role in SYSTEM else 0
-        while len(ids) > room and len(turns) - first > 1:
+        asked = max((k for k, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
+        kept = len(turns) - asked
+        while len(ids) > room and len(turns) - first > kept:
             del turns[first]
-            while len(turns) - first > 1 and turns[first].role != "user":
+            while len(turns) - first > kept and turns[first].role != "user":
                 del turns[first]
             example = replace(example, turns=tuple(turns))
             ids = self._prompt(example)
-        last = turns[-1]
-        offsets = self._offsets(last.content)
-        keep = len(offsets)
-        while len(ids) > room and keep > 0:
-            keep = max(0, keep - (len(ids) - room))
-            turns[-1] = replace(last, content=last.content[: offsets[keep][0]].rstrip())
-            example = replace(example, turns=tuple(turns), input=turns[-1].content)
+        last = len(turns) - kept
+        whole = {k: turns[k] for k in range(last, len(turns)) if k == last or turns[k].role == "tool"}
+        offsets = {k: self._offsets(turn.content) for k, turn in whole.items()}
+        keep = {k: len(found) for k, found in offsets.items()}
+        while len(ids) > room and any(keep.values()):
+            longest, *others = sorted(keep, key=lambda k: keep[k], reverse=True)
+            over = len(ids) - room
+            spare = keep[longest] - (keep[others[0]] if others else 0)
+            keep[longest] = max(0, keep[longest] - min(over, max(spare, (over + 1) // 2)))
+            cut = whole[longest].content[: offsets[longest][keep[longest]][0]].rstrip()
+            if kept > 1 and longest == last and not cut:
+                break  # results without their question
+            turns[longest] = replace(whole[longest], content=cut)
+            example = replace(example, turns=tuple(turns), input=cut if longest == last else example.input)
             ids = self._prompt(example)
         return example, ids
 

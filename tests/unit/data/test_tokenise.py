@@ -152,3 +152,73 @@ def test_windows_have_every_id_of_a_long_text_once(tokenizer: Any, text: str, ro
 def test_a_question_is_one_window(tokenizer: Any) -> None:
     encode = Tokeniser(tokenizer, Task("free"), 64)
     assert encode.windows(Example("question", "answer")) == [encode(Example("question", "answer"))]
+
+
+# -- conversations ----------------------------------------------------------------------------------------------------
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"town": "Ely"}}}
+TALKS = Task("talk", "generation", "chat")
+
+
+def said(role: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": text, **more}
+
+
+def kept(tokenizer: Any, room: int, *messages: dict[str, Any]) -> list[str]:
+    """The lines of a prompt that is cut to fit."""
+    tokens = Tokeniser(tokenizer, TALKS, room)(Example.conversation(messages))
+    assert len(tokens) <= room
+    assert tokens.truncated
+    return text_of(tokenizer, tokens.prompt).split("\n")
+
+
+def test_a_long_conversation_keeps_its_last_question_and_what_follows_it(tokenizer: Any) -> None:
+    opening = [said("system", "Be brief."), said("user", "Hello?"), said("assistant", "Hello."), said("tool", "x" * 90)]
+    asked = [said("user", "Who is mayor?"), said("assistant", "", tool_calls=[CALL])]
+    answer = said("assistant", "Ann")
+    call = 'assistant: {"name": "look", "arguments": {"town": "Ely"}}'
+    lines = kept(tokenizer, 160, *opening, *asked, said("tool", "Ann Bell"), answer)
+    assert lines == ["system: Be brief.", "user: Who is mayor?", call, "tool: Ann Bell", "assistant:"]
+    lines = kept(tokenizer, 160, *opening, *asked, said("tool", "ab" * 200), said("tool", "cd" * 100), answer)
+    assert lines[:3] == ["system: Be brief.", "user: Who is mayor?", call]
+    cut = [line.removeprefix("tool: ") for line in lines[3:5]]
+    assert ("ab" * 200).startswith(cut[0])
+    assert ("cd" * 100).startswith(cut[1])
+    assert min(map(len, cut)) > len("Who is mayor?"), "the longest is cut first"
+    assert lines[5:] == ["assistant:"]
+
+
+def test_a_long_question_is_cut_before_a_short_result(tokenizer: Any) -> None:
+    asked = [said("user", "abc" * 99), said("assistant", "", tool_calls=[CALL]), said("tool", "Ann Bell")]
+    tokens = Tokeniser(tokenizer, TALKS, 120)(Example.conversation([*asked, said("assistant", "Ann")]))
+    lines = text_of(tokenizer, tokens.prompt).split("\n")
+    assert ("user: " + "abc" * 99).startswith(lines[0])
+    assert len(lines[0]) > 20
+    assert lines[2] == "tool: Ann Bell"
+    assert 117 <= len(tokens) <= 120, "as much as fits"
+
+
+def test_a_question_is_not_cut_to_nothing_before_its_results(tokenizer: Any) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"town": "E" * 99}}}
+    asked = [said("user", "Who is mayor?"), said("assistant", "", tool_calls=[call]), said("tool", "Ann Bell")]
+    with pytest.raises(DataError, match="of the prompt cannot be cut"):
+        Tokeniser(tokenizer, TALKS, 100)(Example.conversation([*asked, said("assistant", "Ann")]))
+
+
+def test_without_a_user_the_last_turn_is_cut(tokenizer: Any) -> None:
+    lines = kept(tokenizer, 40, said("tool", "x" * 50), said("tool", "y" * 50), said("assistant", "Ann"))
+    assert len(lines) == 2
+    assert ("tool: " + "y" * 50).startswith(lines[0])
+    assert lines[1] == "assistant:"
+
+
+def test_an_earlier_answer_is_learned_from_its_first_token_on() -> None:
+    """There the space that ends the prompt is part of that token."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>[{{ m.role }}] {{ m.content }}<pad>\n{% endfor %}"
+        "{% if add_generation_prompt %}<s>[assistant] {% endif %}"
+    )
+    talk = [said("user", "a"), said("assistant", "red apple"), said("user", "b"), said("assistant", "good")]
+    tokens = Tokeniser(tokenizer, TALKS, 128)(Example.conversation(talk))
+    assert [tokenizer.decode(tokens.prompt[a:b]) for a, b in tokens.earlier] == [" red apple<pad>"]
