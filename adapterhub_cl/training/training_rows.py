@@ -146,6 +146,8 @@ def rows_of(
         DataError: nothing is left to train on.
     """
     length = min(settings.max_length, base.context)
+    if settings.max_length not in (length, TrainingSettings.max_length):
+        reporter.note(f"note: --max-length {settings.max_length} is lowered to {length}, the most that the base reads")
     encode = objective.tokeniser(base.tokenizer, lesson.task, length)
     fresh = objective.tokeniser(base.tokenizer, lesson.task.as_text(), length) if lesson.raw else encode
     pairs, shortened = _windows(fresh, lesson, reporter, base.context)
@@ -170,7 +172,7 @@ def rows_of(
         raise DataError("no example has a token to learn from", "check the data")
     cut = sum(t.truncated for t in tokens)
     if shortened:
-        reporter.note(_what_was_cut(shortened, len(lesson.examples), encode))
+        reporter.note(_what_was_cut(shortened, len(lesson.examples), encode, base.context))
     train, held = dev_split(len(tokens), settings.dev_share, settings.seed)
 
     times = strategy.repeats([tasks[i] for i in train])
@@ -288,15 +290,23 @@ def _refusal(refused: Sequence[tuple[str, DataError]], length: int, context: int
     return DataError(f"{where}: {error.message}{more}", hint)
 
 
-def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser) -> str:
-    """A note about the rows that were cut."""
+def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser, context: int) -> str:
+    """A note about the rows that were cut.
+
+    Args:
+        context: the most tokens that the base reads.
+    """
     room = encode.max_length - encode.longest_answer
     beside = f", which leaves {room} for the prompt beside the longest answer" if encode.longest_answer else ""
-    how = "the oldest turns were left out" if encode.task.talks else "the end of the input (or of its passage) was cut"
+    how = "the end of the input (or of its passage) was cut"
+    if encode.task.talks:
+        how = "the oldest turns were left out, or the end of the last question or of a result was cut"
+    more = f"the base reads {context} tokens at most: shorten them"
+    if encode.max_length < context:
+        more = "--max-length N keeps more"
     return (
         f"note: {len(places)} of {count} examples are longer than {encode.max_length} tokens{beside}; {how} "
-        f"({places_of(places)}). "
-        "--max-length N keeps more"
+        f"({places_of(places)}). {more}"
     )
 
 

@@ -14,8 +14,8 @@ from encoder_hubs import Notes
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.tokenise import Tokens
-from adapterhub_cl.training.training_rows import _unlearned_answers
-from adapterhub_cl.types import Example, Task
+from adapterhub_cl.training.training_rows import _unlearned_answers, _what_was_cut
+from adapterhub_cl.types import Example, Layout, Task
 
 
 def conversation(*, weight: int = 1) -> Example:
@@ -67,3 +67,31 @@ def test_learning_the_last_answer_only_is_told_where_there_is_one_anyway(
     hub = AdapterHub.init(tmp_path / "hub", str(base), quantization="none")
     hub.add_task("talks", data, learn="last", dry_run=True, reporter=notes)
     assert any("--learn last changes nothing" in note for note in notes.said) == told
+
+
+@pytest.mark.parametrize(
+    ("talks", "context", "end"),
+    [
+        (False, 512, "the end of the input (or of its passage) was cut (d line 1, 2). --max-length N keeps more"),
+        (False, 64, "was cut (d line 1, 2). the base reads 64 tokens at most: shorten them"),
+        (True, 512, "or the end of the last question or of a result was cut (d line 1, 2). --max-length N keeps more"),
+    ],
+)
+def test_a_longer_limit_is_proposed_only_where_the_base_reads_more(talks: bool, context: int, end: str) -> None:
+    task = Task("t", "generation", layout=Layout("messages", chat="messages") if talks else None)
+    encode: Any = SimpleNamespace(task=task, max_length=64, longest_answer=4)
+    told = _what_was_cut(["d line 1", "d line 2"], 9, encode, context)
+    assert told.startswith("note: 2 of 9 examples are longer than 64 tokens, which leaves 60 for the prompt beside the")
+    assert told.endswith(end)
+
+
+@pytest.mark.parametrize(("asked", "told"), [({"max_length": 4000}, 1), ({"max_length": 64}, 0), ({}, 0)])
+def test_a_limit_that_the_base_lowers_is_told_once(
+    pico_copy: Callable[[str], Path], tmp_path: Path, asked: dict[str, Any], told: int
+) -> None:
+    data, notes = tmp_path / "rows.jsonl", Notes()
+    data.write_text('{"prompt": "the red apple", "completion": "good"}\n' * 4, encoding="utf-8")
+    hub = AdapterHub.init(tmp_path / "hub", str(pico_copy("llama")), quantization="none")
+    hub.add_task("rows", data, dry_run=True, reporter=notes, **asked)
+    found = [note for note in notes.said if "--max-length" in note]
+    assert found == ["note: --max-length 4000 is lowered to 256, the most that the base reads"][:told]
