@@ -70,7 +70,7 @@ def kind_of(name: str, rows: Sequence[Example], counts: Mapping[str, int], layou
         return "generation", f"none of the {total} answers occurs twice; --kind choice makes them labels"
     often = MIN_EXAMPLES_PER_LABEL if len(counts) <= MANY_LABELS else ROWS_PER_LABEL // 2
     if layout not in LABELLED and total < often * len(counts):
-        return "generation", f"{total} rows have {len(counts)} different answers"
+        return "generation", f"{'1 row has' if total == 1 else f'{total} rows have'} {_answers(counts, 'different ')}"
     short = f"{len(counts)} short answers repeat in {total} rows"
     listed = common and all(_stands_in(answer, common) for answer in counts)
     if len(counts) == 1 and layout in FREE and not listed:
@@ -78,7 +78,7 @@ def kind_of(name: str, rows: Sequence[Example], counts: Mapping[str, int], layou
     if listed:
         short = f"the instruction lists the {len(counts)} answers"
     elif layout not in LABELLED and (reason := _why_free(rows, counts, layout, common)):
-        return "generation", f"{reason}; --kind choice makes the {len(counts)} answers labels"
+        return "generation", f"{reason}; --kind choice makes the {_answers(counts)} labels"
     if len(counts) == 1:
         raise single_label(name, list(counts))
     if layout in LABELLED:
@@ -113,13 +113,18 @@ def _why_free(rows: Sequence[Example], counts: Mapping[str, int], layout: str, c
     if _are_questions(rows):
         if least >= ROWS_PER_FACT and len(counts) <= FEW_LABELS:
             return ""
-        return f"{total} questions share {len(counts)} answers, as questions about facts do (--facts is for those)"
+        return f"{total} questions share {_answers(counts)}, as questions about facts do (--facts is for those)"
     if closed or (len(counts) <= FEW_LABELS and least >= ROWS_PER_LABEL):
         return ""
     if layout in (*FREE, "instruction/input/output"):
         what = "conversations" if layout == "messages" else "questions"
-        return f"{len(counts)} different answers to {total} {what} are treated as free answers"
+        are = "is treated as a free answer" if len(counts) == 1 else "are treated as free answers"
+        return f"{_answers(counts, 'different ')} to {total} {what} {are}"
     return ""
+
+
+def _answers(counts: Mapping[str, int], kind: str = "") -> str:
+    return "1 answer" if len(counts) == 1 else f"{len(counts)} {kind}answers"
 
 
 def _are_questions(rows: Sequence[Example]) -> bool:

@@ -70,6 +70,20 @@ def test_a_column_of_labels_that_are_all_different_holds_free_answers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answers", "why"),
+    [
+        (["a"], "1 row has 1 answer"),
+        (["a", "a"], "2 rows have 1 answer"),
+        (["a", "b"], "2 rows have 2 different answers"),
+        (["a"] * 4, "4 questions share 1 answer, as questions about facts do (--facts is for those); --kind choice m"),
+    ],
+)
+def test_a_reason_agrees_in_number(answers: list[str], why: str) -> None:
+    rows = [FORMS["one instruction"](f"Where is {k}?", answer) for k, answer in enumerate(answers)]
+    assert guessed(*rows)[1].startswith(f"because {why}")
+
+
+@pytest.mark.parametrize(
     ("given", "reason"),
     [
         ([as_messages(f"It broke after {k} days.", ("good", "bad")[k % 2]) for k in range(40)], "repeat in 40 rows"),
