@@ -1,4 +1,5 @@
-"""Labels that are written in several ways: `Spam` and `spam`, `1` and `1.0`, `true` and `True`.
+"""Labels that are written in several ways: `Spam` and `spam`, `1` and `1.0`, `true` and `True`, with and without
+characters that nobody sees.
 
 Data of a known task are read with the labels as the task has them. Labels that are new are learned as they are written,
 and those that look alike are named.
@@ -7,6 +8,7 @@ and those that look alike are named.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,9 +17,16 @@ from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.remarks import places_of
 from adapterhub_cl.types import Task
 
+# what is not seen although Unicode counts it among letters, marks and symbols: fillers, and selectors of a variant
+UNSEEN = re.compile("[\u034f\u115f\u1160\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+
 
 def form(label: str) -> str:
-    """What is left of a label without its case, its spaces and the zeros behind a whole number's point."""
+    """What is left of a label without its case, its spaces, the characters that nobody sees, and the zeros behind a
+    whole number's point."""
+    if not label.isascii() or not label.isprintable():
+        label = UNSEEN.sub("", label)
+        label = "".join(c for c in label if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc"))
     text = " ".join(label.casefold().split())
     return re.sub(r"\.0+$", "", text) if re.fullmatch(r"[+-]?\d+\.0+", text) else text
 

@@ -74,6 +74,7 @@ def test_rows_that_repeat_are_told() -> None:
         (("ham", "spam"), ("Spam", "HAM", "other"), ["spam", "ham", "other"]),
         (("Spam", "spam"), ("SPAM", "Spam"), ["SPAM", "Spam"]),
         (("01", "1"), ("1.0", "01.0"), ["1", "01"]),
+        (("ham", "spam"), ("spam\u200b", "\ufeffHam", "s\u00adpam"), ["spam", "ham", "spam"]),
     ],
 )
 def test_answers_are_read_as_the_labels_that_a_task_has(
@@ -102,6 +103,19 @@ def test_labels_that_look_alike_are_told() -> None:
         "row) differ only in how they are written and are learned as 3 labels; write them alike if they mean the same"
     ]
     assert tell_alike(("ham", "spam"), data) == []
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    ["\u200b", "\u00ad", "\u200d", "\u2060", "\ufeff", "\u202e", "\0", "\x1b", "\ufe0f", "\u3164", "\U000e0020"],
+)
+def test_labels_that_differ_by_what_nobody_sees_are_told(unseen: str) -> None:
+    other = f"sp{unseen}am"
+    (told,) = tell_alike(("ham", "spam", other), labelled("spam", "ham", other))
+    assert told.startswith(
+        f"warning: the labels 'spam' (1 row, first: d.jsonl line 1), {other!r} (1 row, first: d.jsonl"
+    )
+    assert "differ only in how they are written" in told
 
 
 def test_a_role_that_speaks_twice_in_a_row_is_told() -> None:
