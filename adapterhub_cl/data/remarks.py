@@ -12,7 +12,7 @@ from typing import Any
 
 from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
-from adapterhub_cl.examples import Example, Layout
+from adapterhub_cl.examples import SYSTEM, Example, Layout, is_learned
 
 
 class Heard:
@@ -28,6 +28,8 @@ class Heard:
         self.spaced: list[str] = []
         self.trailing: list[str] = []
         self.twice: dict[str, list[str]] = {"assistant": [], "user": []}  # that role speaks twice in a row
+        self.unasked: list[str] = []  # that begin with an answer
+        self.midway: list[str] = []  # with a system message behind the first message
         self.first = ""
         self.alike: list[str] = []  # pairs whose two answers are the same, which are left out
 
@@ -40,6 +42,11 @@ class Heard:
             if 0 < past_last_answer(messages) < len(messages):
                 self.trailing.append(where)
             roles = [message["role"] for message in messages]
+            system = self.layout.system and str(row.get(self.layout.system) or "").strip()
+            if messages and is_learned(messages[0]) and not system:
+                self.unasked.append(where)
+            if any(role in SYSTEM for role in roles[1:]):
+                self.midway.append(where)
             for role, places in self.twice.items():
                 if (role, role) in pairwise(roles):
                     places.append(where)
@@ -82,6 +89,18 @@ class Heard:
             if places:
                 has = "conversation has" if len(places) == 1 else "conversations have"
                 found.append(f"note: {len(places)} {has} two messages of the {role} in a row ({places_of(places)})")
+        if self.unasked:
+            begins = "conversation begins" if len(self.unasked) == 1 else "conversations begin"
+            found.append(
+                f"note: {len(self.unasked)} {begins} with the assistant's turn, which is not learned, because nothing "
+                f"asks for it ({places_of(self.unasked)})"
+            )
+        if self.midway:
+            has = "conversation has" if len(self.midway) == 1 else "conversations have"
+            found.append(
+                f"note: {len(self.midway)} {has} a system message that is not the first message "
+                f"({places_of(self.midway)})"
+            )
         return tuple(found)
 
 
@@ -107,9 +126,10 @@ def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str, 
         known.setdefault(answer, k)
     found = []
     if again:
+        occur = "it occurs" if len(again) == 1 else "they occur"
         found.append(
             f"note: {_rows([places[k] for k in again], 'row')} repeated with the same answer, and learned as often as "
-            f"they occur ({places_of([places[k] for k in again])})"
+            f"{occur} ({places_of([places[k] for k in again])})"
         )
     if other:
         one, two = other[0]

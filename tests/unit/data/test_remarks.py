@@ -57,6 +57,9 @@ def test_rows_that_repeat_are_told() -> None:
         "warning: 1 row asks what another row asks, with another answer (first: d.jsonl line 1 has 'x', line 4 has "
         "'y'); a choice has one right answer: correct the rows",
     ]
+    assert tell_repeats(found.examples[:3], found.places[:3], "choice") == [
+        "note: 1 row is repeated with the same answer, and learned as often as it occurs (d.jsonl line 3)"
+    ]
     free = tell_repeats(found.examples, found.places, "generation")
     assert free[1].startswith("note: 1 row asks")
     assert "'references'" in free[1]
@@ -116,6 +119,26 @@ def test_labels_that_differ_by_what_nobody_sees_are_told(unseen: str) -> None:
         f"warning: the labels 'spam' (1 row, first: d.jsonl line 1), {other!r} (1 row, first: d.jsonl"
     )
     assert "differ only in how they are written" in told
+
+
+def test_conversations_that_begin_with_an_answer_are_told() -> None:
+    talk = [{"role": r, "content": r} for r in ("assistant", "user", "assistant")]
+    system = {"role": "system", "content": "s"}
+    unlearned = {**talk[0], "weight": 0}
+    found = read({"messages": talk}, {"messages": [system, *talk]}, {"messages": [unlearned, *talk[1:]]})
+    assert found.remarks == (
+        "note: 1 conversation begins with the assistant's turn, which is not learned, because nothing asks for it "
+        "(d.jsonl line 1)",
+    )
+    assert read({"messages": talk, "system": "s"}).remarks == ()
+
+
+def test_system_messages_behind_the_first_message_are_told() -> None:
+    talk = [{"role": r, "content": r} for r in ("system", "user", "assistant")]
+    found = read({"messages": talk}, {"messages": [*talk, *talk]}, {"messages": [talk[1], talk[0], talk[2]]})
+    assert found.remarks == (
+        "note: 2 conversations have a system message that is not the first message (d.jsonl line 2, 3)",
+    )
 
 
 def test_a_role_that_speaks_twice_in_a_row_is_told() -> None:
