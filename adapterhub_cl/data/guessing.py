@@ -95,6 +95,20 @@ def single_label(name: str, labels: Sequence[str]) -> DataError:
     )
 
 
+def named_kind(kind: str, source: str, layout: str) -> str:
+    """The kind that the user named.
+
+    Raises:
+        DataError: it is raw text, and the rows have questions, which would be left out.
+    """
+    if kind == "text" and layout != "raw text":
+        raise DataError(
+            f"{source}: the rows have a question and an answer ({layout}), and --kind text learns no questions",
+            "to learn one column as raw text: --columns output=COLUMN; or leave out --kind",
+        )
+    return kind
+
+
 def could_be_label(answer: str) -> bool:
     """Whether an answer is short enough for a label."""
     return 1 <= len(answer.split()) <= MAX_LABEL_WORDS

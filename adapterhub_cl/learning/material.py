@@ -11,7 +11,7 @@ from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.data import tokenise
 from adapterhub_cl.data.columns import Examples, read_examples
-from adapterhub_cl.data.guessing import LABELLED, could_be_label
+from adapterhub_cl.data.guessing import LABELLED, could_be_label, named_kind
 from adapterhub_cl.data.label_forms import for_task, with_known_labels
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import (
@@ -255,7 +255,7 @@ def _asked_kind(request: TrainRequest, data: Examples, base: BaseInfo) -> str:
             f"--kind {request.kind}: preferences are between free answers", "leave --kind out, or say --kind generation"
         )
     if request.kind != "auto":
-        return request.kind
+        return named_kind(request.kind, data.source, data.layout)
     if data.read.prefers:
         return "generation"
     if request.facts:

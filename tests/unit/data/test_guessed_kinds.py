@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.columns import examples, read_examples
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.data.tasks import infer_task, why_kind
+from adapterhub_cl.errors import DataError
 
 CITIES = ("Oslo", "Rome", "Lima", "Cairo", "Quito", "Perth", "Turku", "Malmo")
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -118,6 +121,19 @@ def test_what_looks_like_labels_is_a_choice(given: list[dict[str, Any]], reason:
 
 def test_one_free_answer_for_all_is_no_error() -> None:
     assert guessed(*(as_messages(f"thanks {k}", "you are welcome") for k in range(30)))[0] == "generation"
+
+
+def test_rows_with_questions_are_not_learned_as_raw_text_in_silence(
+    pico_copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "the red apple", "label": "good"}\n' * 4, encoding="utf-8")
+    hub = AdapterHub.init(tmp_path / "hub", str(pico_copy("llama")), quantization="none")
+    with pytest.raises(DataError, match=r"the rows have a question and an answer \(text/label\)") as caught:
+        hub.add_task("raw", data, kind="text", dry_run=True)
+    assert "--columns output=COLUMN" in caught.value.hint
+    plan = hub.add_task("raw", data, kind="text", columns={"output": "text"}, dry_run=True)
+    assert [(part.text, part.learned) for part in plan.shown] == [("<s>", False), ("the red apple</s>", True)]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
