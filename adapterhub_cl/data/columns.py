@@ -33,6 +33,7 @@ from adapterhub_cl.data.values import (
     input_text,
     is_structured,
     read_json,
+    too_deep,
 )
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.types import Example, Layout
@@ -158,7 +159,10 @@ def _build(
     layout = _layout(rows, found, columns, known, answers)
     left = unused(rows, found, layout, chosen=bool(columns)) if answers else ()
     if layout.fields and layout.output:
-        rows = replace(rows, rows=[row | {layout.output: one_object(row, layout, rows)} for row in rows.rows])
+        joined = [
+            row | {layout.output: one_object(row, layout, rows, rows.where(k))} for k, row in enumerate(rows.rows)
+        ]
+        rows = replace(rows, rows=joined)
     structured = bool(layout.fields) or (
         layout.output is not None and is_structured([r.get(layout.output) for r in rows.rows], layout.output)
     )
@@ -251,9 +255,12 @@ def _example(
     return Example(asked, answer, task, references, passage) if asked else Example(task, answer, "", references)
 
 
-def one_object(row: Mapping[str, Any], layout: Layout, rows: SourceRows) -> dict[str, Any] | None:
+def one_object(row: Mapping[str, Any], layout: Layout, rows: SourceRows, where: str) -> dict[str, Any] | None:
     """The columns of an answer as one object; None if all of them are empty."""
-    found = {name: as_data(row.get(name), rows.class_names.get(name, ())) for name in layout.fields}
+    try:
+        found = {name: as_data(row.get(name), rows.class_names.get(name, ())) for name in layout.fields}
+    except RecursionError:
+        raise too_deep(where) from None
     return found if any(value is not None for value in found.values()) else None
 
 

@@ -57,7 +57,7 @@ def as_json(value: Any, where: str, column: str) -> str:
     """
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_scalar)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = without_nan(value, f"{where}: column {column!r}")
         return json.dumps(found, ensure_ascii=False, allow_nan=False, default=_scalar)
 
@@ -69,15 +69,27 @@ def without_nan(value: Any, which: str) -> Any:
         which: where it stands, for messages.
 
     Raises:
-        DataError: a number in it is infinite.
+        DataError: a number in it is infinite, or objects and lists are nested too deeply.
     """
+    try:
+        return _without_nan(value, which)
+    except RecursionError:
+        raise too_deep(which) from None
+
+
+def _without_nan(value: Any, which: str) -> Any:
     if isinstance(value, Mapping):
-        return {key: without_nan(one, which) for key, one in value.items()}
+        return {key: _without_nan(one, which) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(one, which) for one in value]
+        return [_without_nan(one, which) for one in value]
     if isinstance(value, float | Decimal) and math.isinf(value):
         raise DataError(f"{which} holds {ENDLESS}", "write a number, or null for an empty cell")
     return None if isinstance(value, float | Decimal) and math.isnan(value) else value
+
+
+def too_deep(which: str) -> DataError:
+    """The error for objects and lists that stand in one another too often to be read."""
+    return DataError(f"{which} holds objects or lists that are nested too deeply", "write it with fewer levels")
 
 
 def whole_characters(text: str) -> str:

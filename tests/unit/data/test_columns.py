@@ -306,6 +306,22 @@ def test_an_infinite_number_is_no_answer(answer: Any) -> None:
         inputs(rows({"prompt": float("inf")}))
 
 
+def test_an_answer_that_is_nested_too_deeply_is_named() -> None:
+    deep: Any = float("nan")
+    for _ in range(900):
+        deep = {"a": deep}
+    calls = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": deep}]}]
+    for row, columns in (
+        ({"prompt": "p", "completion": deep}, None),
+        ({"mail": "p", "a": 1, "b": deep}, parse_columns("input=mail,output=a,output=b")),
+        ({"messages": calls}, None),
+    ):
+        with pytest.raises(
+            DataError, match=r"train\.jsonl line 1.* holds objects or lists that are nested too deeply$"
+        ):
+            examples(rows(row), columns)
+
+
 @pytest.mark.parametrize("wrong", [5, {"a": 1}, True])
 def test_references_are_texts(wrong: Any) -> None:
     with pytest.raises(DataError, match=r"train.jsonl line 1: column 'references' is .*, not a list of right answers"):
