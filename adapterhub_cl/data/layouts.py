@@ -22,6 +22,9 @@ LABELS = ("label_text", "label_name", "label", "labels", "category", "class", "i
 CONTEXTS = ("context", "passage")
 CHOICES = ("choices", "options")
 SYSTEMS = ("system_prompt", "system")
+# further names of labels and of answers, where one other column is the input
+MORE_LABELS = ("topic", "department", "team", "queue", "tag", "emotion", "genre", "priority")
+MORE_ANSWERS = ("json", "reply", "summary", "target", "translation")
 # texts that belong to one question
 PAIRS = (
     ("premise", "hypothesis"),
@@ -140,6 +143,8 @@ def recognise(columns: Sequence[str], *, answers: bool = True) -> Layout | None:
         if found.chat:
             found = replace(found, completion=own["completion"])
         return replace(found, rejected=rejected)
+    if answers and found is None:
+        return _of_two(own)
     if not answers and (found is None or found.name == "raw text"):
         text = next((own[name] for name in TEXTS if name in own), None)
         found = _recognise(own, lambda there: True)
@@ -191,6 +196,21 @@ def _recognise(own: Mapping[str, str], enough: Any) -> Layout | None:
         return Layout("input/output", (own["input"],), answer, **more)
     if text and set(own) - NOTES == {text.strip().lower()} and text.strip().lower() != "input":
         return Layout("raw text", (), text)
+    return None
+
+
+def _of_two(own: Mapping[str, str]) -> Layout | None:
+    """The layout of two columns of which one has an answer's name: the other one is the input, whatever its name."""
+    names = [name for name in own if name not in NOTES]
+    answers = {*LABELS, *ANSWERS, *MORE_LABELS, *MORE_ANSWERS, *JUDGEMENTS}
+    others = answers | MEDIA | {*CHOICES, *SYSTEMS, *sum(PAIRS, ())} - {"question"}
+    for text, name in (names, names[::-1]) if len(names) == 2 else ():
+        if text in others:
+            continue
+        if name in (*LABELS, *MORE_LABELS):
+            return Layout("text/label", (own[text],), own[name])
+        if name in (*ANSWERS, *MORE_ANSWERS):
+            return Layout("input/output", (own[text],), own[name])
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from adapterhub_cl import objectives
 from adapterhub_cl.data.label_forms import tell_alike
+from adapterhub_cl.data.layouts import TEXTS
 from adapterhub_cl.data.remarks import tell_repeats
 from adapterhub_cl.data.tasks import find_leaks, why_kind
 from adapterhub_cl.examples import is_learned
@@ -65,6 +66,9 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
     reads = f"prompt {task.prompt_format!r}" if objective.writes else "read by an encoder"
     read = f"{len(data)} example{'s' if len(data) > 1 else ''} ({data.layout})"
     reporter.note(f"{read} → a {task.kind} task{other}{labels}, {reads}")
+    if data.layout in ("text/label", "input/output") and data.read.input[0].strip().lower() not in TEXTS:
+        columns = f"input={data.read.input[0]},output={data.read.output}"
+        reporter.note(f"  the columns are read as {columns}; --columns chooses others")
     if request.facts:
         reporter.note("  facts have free answers; they are taught in other wordings too, see docs/knowledge-updates.md")
     elif request.verb == "add-task" and (why := why_kind(task, data, request.kind)):

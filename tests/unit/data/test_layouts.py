@@ -219,8 +219,28 @@ def test_a_recorded_layout_survives_json_and_fits_where_its_columns_are() -> Non
 )
 def test_the_proposed_input_is_neither_an_object_nor_a_column_named_like_an_answer(answer: str, value: Any) -> None:
     with pytest.raises(DataError) as caught:
-        examples(rows(*({"email": f"Send {k}.", answer: value} for k in range(3))))
+        examples(rows(*({"email": f"Send {k}.", "shop": "north", answer: value} for k in range(3))))
     assert caught.value.hint == f"name their roles: --columns input=email,output={answer}"
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        (("subject", "category"), Layout("text/label", ("subject",), "category")),
+        (("Topic", "Article"), Layout("text/label", ("Article",), "Topic")),
+        (("email", "json"), Layout("input/output", ("email",), "json")),
+        (("id", "mail", "reply"), Layout("input/output", ("mail",), "reply")),
+        (("question", "intent"), Layout("text/label", ("question",), "intent")),
+        (("subject", "body", "category"), None),
+        (("answer", "label"), None),
+        (("premise", "label"), None),
+        (("image", "label"), None),
+        (("subject", "body"), None),
+        (("category",), None),
+    ],
+)
+def test_beside_an_answer_the_only_other_column_is_the_input(columns: tuple[str, ...], wanted: Layout | None) -> None:
+    assert recognise(columns) == wanted
 
 
 def facts(count: int, ways: int) -> SourceRows:
