@@ -87,15 +87,33 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
         except OSError as error:
             raise DataError(f"{source}: cannot be read ({error.strerror})", "check the permissions") from error
         return _file_rows(raw, source, extension, text_lines)
-    if path.is_symlink() and not path.exists():
-        raise DataError(f"{source}: a symbolic link that leads nowhere", "correct the link, or give the file itself")
     if path.exists():
         raise DataError(f"{source}: neither a file nor a directory", "give a file; use - for standard input")
     if _is_hub_id(source):
         rows, names = arrow_rows.read_hub_dataset(source, split)
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
         return _arrow_rows(rows, names, source, digest)
-    raise DataError(f"{source}: no such file", _near_files(path))
+    raise _absent(path, source)
+
+
+def check_there(source: str | Path) -> None:
+    """Raise at once for a file that is not there, before anything slow begins; `read_rows` raises the same.
+
+    Raises:
+        DataError: there is no such file, and it is no dataset on the Hub either.
+    """
+    source = str(source)
+    stem = source.rpartition(":")[0]
+    if source == "-" or (path := located(source)).exists() or _is_hub_id(source):
+        return
+    if not (stem and (Path(stem).expanduser().is_dir() or _is_hub_id(stem))):
+        raise _absent(path, source)
+
+
+def _absent(path: Path, source: str) -> DataError:
+    if path.is_symlink():
+        return DataError(f"{source}: a symbolic link that leads nowhere", "correct the link, or give the file itself")
+    return DataError(f"{source}: no such file", _near_files(path))
 
 
 def located(source: str) -> Path:

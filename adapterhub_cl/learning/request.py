@@ -15,7 +15,7 @@ from typing import Any
 from adapterhub_cl.bases.kinds import MASKED, objectives_of
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.layouts import JUDGEMENTS, filled, named
-from adapterhub_cl.data.reading import absolute, at_hand, read_rows
+from adapterhub_cl.data.reading import absolute, at_hand, check_there, read_rows
 from adapterhub_cl.errors import DataError, IntegrityError, UsageError
 from adapterhub_cl.launching import refuse_sharding
 from adapterhub_cl.learning.chosen_settings import usual_settings
@@ -176,6 +176,7 @@ def build(
             given.setdefault("replay", f"{kept['policy']}:{kept['size']}")
         if cut := (before.training.get("settings") or {}).get("max_length"):
             given["settings"] = {"max_length": cut, **given["settings"]}
+    check_there(data)
     return TrainRequest(verb, name, absolute(data), **given), None
 
 
