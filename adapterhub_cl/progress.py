@@ -43,7 +43,7 @@ class Reporter:
             self.finish()
 
 
-class Heard(Reporter):
+class Noting(Reporter):
     """Keeps the notes as well as showing them; for what reports nothing but notes.
 
     Args:

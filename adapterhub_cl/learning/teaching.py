@@ -34,7 +34,7 @@ from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suit
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest, made_since
 from adapterhub_cl.objectives import BaseObjective
-from adapterhub_cl.progress import Heard, Reporter
+from adapterhub_cl.progress import Noting, Reporter
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.samples.store import Samples
 from adapterhub_cl.training import checkpoints, speed
@@ -104,7 +104,7 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     registry, reporter = hub.registry, hub.reporter
     material = prepare(registry, order, parent=None, sha256=None)
     order = suited(order, material.data.read.prefers)
-    settings, heard = order.settings, Heard(reporter)
+    settings, heard = order.settings, Noting(reporter)
     tell_tuned(registry, order.request, material.data.read.prefers, heard)
     objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, order.request, objective, heard)
