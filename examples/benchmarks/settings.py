@@ -67,6 +67,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "orthogonal": {"init": "orthogonal"},
     "NF4": {"quantization": "nf4"},
     "an instruction": {"instruction": "Give the name, order, product, date and wish of this e-mail as JSON."},  # emails
+    "no instruction": {"columns": {"input": "input", "output": "output"}},
     "format instruction": {"prompt_format": "instruction"},
     "plain PEFT 2e-4": {"peft": 2e-4},
     "plain PEFT 5e-4": {"peft": 5e-4},
