@@ -107,11 +107,18 @@ def infer_task(
 
 
 def check_answers(task: Task, examples: Sequence[Example] | Examples) -> None:
-    """Raise for answers that are not labels of a choice task; examples without an answer are fine.
+    """Raise for answers that are not labels of a choice task, and for questions of a task of raw text, which has none;
+    examples without an answer are fine.
 
     Raises:
-        DataError: names the labels and the place of the first one.
+        DataError: names the labels and the place of the first one, or the columns.
     """
+    if task.kind == "text" and isinstance(examples, Examples) and examples.layout != "raw text":
+        raise DataError(
+            f"{examples.source}: the rows have a question and an answer ({examples.layout}), and task {task.name} is "
+            "raw text",
+            "to read one column as raw text: --columns output=COLUMN",
+        )
     if task.kind != "choice":
         return
     strange = [(i, e.answer) for i, e in enumerate(examples) if e.answer is not None and e.answer not in task.labels]

@@ -191,3 +191,10 @@ def test_new_answers_that_stand_once_each_are_no_labels() -> None:
         updated_task(old, fresh)
     assert len(updated_task(old, fresh[:10]).labels) == 12
     assert len(updated_task(old, [*fresh, fresh[0]]).labels) == 13
+
+
+def test_questions_are_no_data_of_a_raw_text() -> None:
+    text = Task("t", "text")
+    check_answers(text, examples(SourceRows([{"text": "it rained"}], "a.jsonl", "", [1])))
+    with pytest.raises(DataError, match=r"a\.jsonl: the rows have a question and an answer \(text/label\)"):
+        check_answers(text, examples(SourceRows([{"text": "it rained", "label": "wet"}], "a.jsonl", "", [1])))
