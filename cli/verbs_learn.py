@@ -167,7 +167,7 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
         return
     asked = f", prompt {found.prompt_format!r}" if found.prompt_format else ""
     print(f"task {found.task}: {found.kind}{asked}")
-    print(f"  {found.examples} rows to train on, {found.held_out} held out")
+    print(f"  {found.examples} row{'s' if found.examples > 1 else ''} to train on, {found.held_out} held out")
     print(f"  {found.epochs} epochs in batches of {found.batch_size}, which are {found.steps} steps")
     cut = f"; {found.truncated} did not fit into {found.max_length} and were cut" if found.truncated else ""
     print(f"  a row has {found.typical_length} tokens, the longest {found.longest}{cut}")

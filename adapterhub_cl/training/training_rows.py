@@ -301,7 +301,7 @@ def _what_was_cut(places: Sequence[str], count: int, encode: Tokeniser, context:
     how = "the end of the input (or of its passage) was cut"
     if encode.task.talks:
         how = "the oldest turns were left out, or the end of the last question or of a result was cut"
-    more = f"the base reads {context} tokens at most: shorten them"
+    more = f"The base reads {context} tokens at most: shorten them"
     if encode.max_length < context:
         more = "--max-length N keeps more"
     return (

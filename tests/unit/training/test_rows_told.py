@@ -73,7 +73,7 @@ def test_learning_the_last_answer_only_is_told_where_there_is_one_anyway(
     ("talks", "context", "end"),
     [
         (False, 512, "the end of the input (or of its passage) was cut (d line 1, 2). --max-length N keeps more"),
-        (False, 64, "was cut (d line 1, 2). the base reads 64 tokens at most: shorten them"),
+        (False, 64, "was cut (d line 1, 2). The base reads 64 tokens at most: shorten them"),
         (True, 512, "or the end of the last question or of a result was cut (d line 1, 2). --max-length N keeps more"),
     ],
 )
