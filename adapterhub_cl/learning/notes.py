@@ -128,9 +128,10 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _asks_nothing(material: Material, request: TrainRequest, objective: objectives.BaseObjective) -> bool:
-    """Whether a new task has inputs that a base turns into answers, and nothing says how."""
+    """Whether a new task has inputs that a base turns into free answers, and nothing says how; for choices an
+    instruction gained nothing (docs/benchmarks/settings_instruction.md)."""
     task, data = material.task, material.data
-    if request.verb != "add-task" or request.facts or not objective.writes or task.kind == "text":
+    if request.verb != "add-task" or request.facts or not objective.writes or task.kind != "generation":
         return False
     plain = not task.instruction and "{" not in task.prompt_format
     return plain and not any(e.instruction or e.turns or "?" in e.input for e in data.examples)

@@ -79,7 +79,7 @@ def test_an_update_keeps_the_usual_batch(pico_path: Callable[[str], Path], tmp_p
         ({"input": "order 7 came broken", "output": "the shop sends it again"}, {"instruction": "Answer."}, False),
         ({"instruction": "Answer.", "input": "order 7", "output": "the shop sends it again"}, {}, False),
         ({"input": "what of order 7?", "output": "the shop sends order 7 again"}, {}, False),
-        ({"input": "order 7 came broken", "output": "late"}, {"kind": "choice", "labels": ["late", "soon"]}, True),
+        ({"input": "order 7 came broken", "output": "late"}, {"kind": "choice", "labels": ["late", "soon"]}, False),
     ],
     ids=["nothing said", "an instruction", "in the rows", "a question", "a choice"],
 )

@@ -36,7 +36,7 @@ def hub(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize(
     ("rows", "asked", "advised", "scored"),
     [
-        (CHOICE, {}, True, False),
+        (CHOICE, {}, False, False),
         (CHOICE, {"instruction": "Sun or sea?"}, False, False),
         (FREE, {}, True, False),
         (ASKED, {}, False, False),
