@@ -38,7 +38,8 @@ class EndlessTemplateError(Exception):
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: bool) -> str:
-    """What the tokenizer's chat template writes; raises whatever the template raises.
+    """What the tokenizer's chat template writes; raises whatever the template raises. The first conversation of each
+    sequence of roles has `PATIENCE` to end.
 
     Args:
         tools: a JSON list, or empty.
@@ -51,19 +52,27 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, 
     if key in known:
         raise EndlessTemplateError(known[key])
 
-    def write() -> Any:
-        return tokenizer.apply_chat_template(
-            [{name: value for name, value in message.items() if name != "weight"} for message in messages],
-            tools=json.loads(tools) if tools else None,
-            tokenize=False,
-            add_generation_prompt=prompt,
+    def write() -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                [{name: value for name, value in message.items() if name != "weight"} for message in messages],
+                tools=json.loads(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
         )
 
+    ended = known.setdefault(("ended", str(tokenizer.chat_template)), set())
+    shape = (tuple(message["role"] for message in messages), bool(tools), prompt)
+    if shape in ended:  # on a busy machine a thread of its own would take longer than the template
+        return write()
     try:
-        return _in_time(write)
+        text = _in_time(write)
     except TimeoutError as error:
         known[key] = str(error)
         raise EndlessTemplateError(str(error)) from None
+    ended.add(shape)
+    return text
 
 
 def _known(tokenizer: Any) -> dict[tuple[str, str], Any]:
@@ -237,7 +246,7 @@ def _plain(text: str) -> str:
     return " ".join(SWITCHES.sub(" ", text).casefold().split())
 
 
-def _in_time(write: Callable[[], Any]) -> str:
+def _in_time(write: Callable[[], str]) -> str:
     """What `write` returns or raises.
 
     Raises:
