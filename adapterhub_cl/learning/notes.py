@@ -129,7 +129,7 @@ def _some(labels: Sequence[str]) -> str:
 
 def _asks_nothing(material: Material, request: TrainRequest, objective: objectives.BaseObjective) -> bool:
     """Whether a new task has inputs that a base turns into free answers, and nothing says how; for choices an
-    instruction gained nothing (docs/benchmarks/settings_instruction.md)."""
+    instruction gains no right answers (docs/benchmarks/settings_instruction.md)."""
     task, data = material.task, material.data
     if request.verb != "add-task" or request.facts or not objective.writes or task.kind != "generation":
         return False
