@@ -20,6 +20,7 @@ from adapterhub_cl.errors import BaseModelError
 
 gguf = pytest.importorskip("gguf")
 WIDTH, LAYERS, HEADS, INNER = 32, 2, 2, 64
+BLOCKS = b"llama.block_count" + bytes([gguf.GGUFValueType.UINT32, 0, 0, 0])  # what stands before their number
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +150,10 @@ def test_a_damaged_file_is_a_clear_error(file: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        (b"llama.block_count", b"llama.block_clunt", "270 weights that its metadata requires are missing"),
+        (BLOCKS + bytes([LAYERS]), BLOCKS + bytes([LAYERS + 1]), "9 weights that its metadata requires are missing"),
         (b"", b"\xff" * 64, "1 of its tensors have values that are not numbers, such as model"),
     ],
+    ids=["a layer too few", "not a number"],
 )
 def test_a_file_with_damage_inside_is_refused_and_not_kept(
     file: Path, old: bytes, new: bytes, why: str, capfd: pytest.CaptureFixture[str]
