@@ -43,19 +43,39 @@ class Reporter:
             self.finish()
 
 
-class Noting(Reporter):
-    """Keeps the notes as well as showing them; for what reports nothing but notes.
+class Passing(Reporter):
+    """Passes everything on to another reporter; derive from it to change a part.
 
     Args:
-        shows: who shows them.
+        inner: the other one.
     """
 
-    def __init__(self, shows: Reporter) -> None:
-        self.shows, self.notes = shows, list[str]()
+    def __init__(self, inner: Reporter) -> None:
+        self.inner = inner
+
+    def note(self, text: str) -> None:
+        self.inner.note(text)
+
+    def start(self, what: str, total: int) -> None:
+        self.inner.start(what, total)
+
+    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
+        self.inner.advance(steps, tokens, **values)
+
+    def finish(self) -> None:
+        self.inner.finish()
+
+
+class Noting(Passing):
+    """Keeps the notes as well, in `notes`."""
+
+    def __init__(self, inner: Reporter) -> None:
+        super().__init__(inner)
+        self.notes: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text.strip())
-        self.shows.note(text)
+        super().note(text)
 
 
 @dataclass(eq=False)

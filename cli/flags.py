@@ -15,16 +15,17 @@ from cl_adapter.app import SETTINGS_PANEL
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.learning.train_options import FACT_SETTINGS
 from adapterhub_cl.options import LISTS, Option, declared, given_of, read
-from adapterhub_cl.progress import Reporter
+from adapterhub_cl.progress import Passing, Reporter
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.yaml_files import load_yaml, what_is_wrong
 
 
-class Announcing(Reporter):
+class Announcing(Passing):
     """Tells the settings before anything else, once the request is known to be good: an error comes alone."""
 
     def __init__(self, inner: Reporter, settings: str) -> None:
-        self.inner, self.settings = inner, settings
+        super().__init__(inner)
+        self.settings = settings
 
     def _announce(self) -> None:
         if self.settings:
@@ -33,17 +34,11 @@ class Announcing(Reporter):
 
     def note(self, text: str) -> None:
         self._announce()
-        self.inner.note(text)
+        super().note(text)
 
     def start(self, what: str, total: int) -> None:
         self._announce()
-        self.inner.start(what, total)
-
-    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
-        self.inner.advance(steps, tokens, **values)
-
-    def finish(self) -> None:
-        self.inner.finish()
+        super().start(what, total)
 
 
 def takes(

@@ -101,13 +101,13 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     Raises:
         DataError, UsageError: the data or a setting cannot be used.
     """
-    registry, reporter = hub.registry, hub.reporter
+    registry, reporter = hub.registry, Noting(hub.reporter)
     material = prepare(registry, order, parent=None, sha256=None)
     order = suited(order, material.data.read.prefers)
-    settings, heard = order.settings, Noting(reporter)
-    tell_tuned(registry, order.request, material.data.read.prefers, heard)
+    settings = order.settings
+    tell_tuned(registry, order.request, material.data.read.prefers, reporter)
     objective = objectives.taught_by(registry.base, material.data, settings)
-    tell(material, order.request, objective, heard)
+    tell(material, order.request, objective, reporter)
     with reporter.piece("loading the base", 1):
         base = hub.base
     material = with_limits(material, base, settings)
@@ -144,7 +144,7 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
         computes=way.describe(),
         memory_bytes=way.expected,
         labels=list(material.task.labels),
-        notes=heard.notes,
+        notes=reporter.notes,
         shown=marked(base.tokenizer, material.task, rows.training[0]),
     )
 

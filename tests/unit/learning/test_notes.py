@@ -51,3 +51,12 @@ def test_the_notes_of_a_new_task(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     notes = "\n".join(hub.add_task("t", data, dry_run=True, rank=2, max_length=64, **asked).notes)
     assert (ADVICE in notes, SCORED in notes) == (advised, scored)
+
+
+def test_a_plan_keeps_the_notes_about_rows_that_are_cut(hub: AdapterHub, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "word " * 90 + str(k), "completion": f"answer {k}"} for k in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plan = hub.add_task("t", data, dry_run=True, rank=2, max_length=48)
+    assert plan.truncated == 8
+    assert [note for note in plan.notes if "examples are longer than 48 tokens" in note]
