@@ -73,11 +73,7 @@ def read_rows(source: str | Path, split: str = "train", *, text_lines: bool = Fa
         if sys.stdin is None:
             raise DataError("standard input is closed", "give a file, or send JSON lines")
         return _file_rows(sys.stdin.buffer.read(), "standard input", ".jsonl", text_lines)
-    path = located(source)
-    if not path.exists() and ":" in source:
-        stem, _, tail = source.rpartition(":")
-        if re.fullmatch(r"\w+", tail) and (Path(stem).is_dir() or _is_hub_id(stem)):
-            source, split, path = stem, tail, Path(stem).expanduser()
+    source, split, path = _parted(source, split)
     if path.is_dir():
         return _directory_rows(path, source, split)
     if path.is_file():
@@ -102,12 +98,24 @@ def check_there(source: str | Path) -> None:
     Raises:
         DataError: there is no such file, and it is no dataset on the Hub either.
     """
-    source = str(source)
-    stem = source.rpartition(":")[0]
-    if source == "-" or (path := located(source)).exists() or _is_hub_id(source):
-        return
-    if not (stem and (Path(stem).expanduser().is_dir() or _is_hub_id(stem))):
-        raise _absent(path, source)
+    if source != "-":
+        source, _, path = _parted(str(source), "")
+        if not path.exists() and not _is_hub_id(source):
+            raise _absent(path, source)
+
+
+def _parted(source: str, split: str) -> tuple[str, str, Path]:
+    """A source without the split that it may name, the split, and where the source would lie.
+
+    Args:
+        split: of a source that names none.
+    """
+    path = located(source)
+    if not path.exists() and ":" in source:
+        stem, _, tail = source.rpartition(":")
+        if re.fullmatch(r"\w+", tail) and (Path(stem).is_dir() or _is_hub_id(stem)):
+            return stem, tail, Path(stem).expanduser()
+    return source, split, path
 
 
 def _absent(path: Path, source: str) -> DataError:
