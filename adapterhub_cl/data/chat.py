@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.data.template_probes import (
+    ASKED,
     MARK,
+    OPENINGS,
     EndlessTemplateError,
     alternate,
     called_as_read,
@@ -70,7 +72,7 @@ def apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str = ""
             if alternate(messages)
             else f"let user and assistant alternate, using only roles that the template supports, or {other}",
         ) from error
-    if lost := left_out(messages, text):
+    if prompt and (lost := left_out(messages, text)):
         raise DataError(
             f"the base's chat template leaves out part of the conversation: {lost}",
             "choose another prompt format: --prompt-format instruction",
@@ -153,8 +155,8 @@ def reply_prefix(tokenizer: Any) -> str:
 
 def _opening(tokenizer: Any) -> tuple[list[dict[str, str]], str] | None:
     """A conversation that the template accepts, up to where the assistant begins, and its prompt."""
-    for before in ([], [{"role": "system", "content": "x"}]):
-        messages = [*before, {"role": "user", "content": "x"}]
+    for before in OPENINGS:
+        messages = [*before, *ASKED]
         try:
             return messages, prompt_of(tokenizer, messages)
         except (DataError, UsageError):
@@ -192,8 +194,8 @@ def _prompts(tokenizer: Any) -> bool:
 
 
 def _writes_prompts(tokenizer: Any) -> bool:
-    for opening in ([], [{"role": "system", "content": "x"}]):
-        messages = [*opening, {"role": "user", "content": "x"}]
+    for opening in OPENINGS:
+        messages = [*opening, *ASKED]
         try:
             return apply(tokenizer, messages) != apply(tokenizer, messages, prompt=False)
         except DataError:
@@ -204,8 +206,8 @@ def _writes_prompts(tokenizer: Any) -> bool:
 def _turn_end(tokenizer: Any) -> int | None:
     if not tokenizer.chat_template:
         return None
-    for opening in ([], [{"role": "system", "content": "x"}]):
-        messages = [*opening, {"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
+    for opening in OPENINGS:
+        messages = [*opening, *ASKED, {"role": "assistant", "content": MARK}]
         try:
             text = apply(tokenizer, messages, prompt=False)
         except DataError:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from threading import Thread
 from typing import Any
 
+from adapterhub_cl.data.values import as_object
 from adapterhub_cl.examples import SYSTEM
 
 MARK = "\x02answer\x02"
@@ -135,13 +135,9 @@ def called_as_read(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> lis
         function = call.get("function")
         if not isinstance(function, Mapping):
             return call
-        given = function.get("arguments")
+        given = as_object(function.get("arguments"))
         if as_text and isinstance(given, Mapping):
             given = json.dumps(given, ensure_ascii=False)
-        elif not as_text and isinstance(given, str):
-            with suppress(ValueError, RecursionError):
-                found = json.loads(given)
-                given = found if isinstance(found, Mapping) else given
         return {**call, "function": {**function, "arguments": given}}
 
     return [

@@ -8,7 +8,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
-from adapterhub_cl.data.values import read_json, whole_characters, without_nan
+from adapterhub_cl.data.values import as_object, read_json, whole_characters, without_nan
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import UNLEARNED, is_learned
 
@@ -209,10 +209,7 @@ def _as_call(call: Mapping[str, Any]) -> dict[str, Any]:
     beside = {k: v for k, v in call.items() if k == "id" or (k not in ("type", "function") and not bare)}
     given = next((name for name in ARGUMENTS if function.get(name) is not None), "arguments")
     arguments = function.pop(given, None)
-    arguments = {} if arguments is None else arguments
-    with suppress(ValueError, RecursionError):
-        read = read_json(arguments) if isinstance(arguments, str) else None
-        arguments = read if isinstance(read, dict) else arguments
+    arguments = {} if arguments is None else as_object(arguments)
     return {**beside, "type": "function", "function": {**function, "arguments": arguments}}
 
 

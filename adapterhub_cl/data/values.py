@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -47,6 +48,15 @@ def read_json(text: str) -> Any:
         ValueError, RecursionError: it is no JSON, or too deep.
     """
     return JSON.decode(text)
+
+
+def as_object(value: Any) -> Any:
+    """A JSON text of an object as that object; anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            found = read_json(value)
+            return found if isinstance(found, dict) else value
+    return value
 
 
 def as_json(value: Any, where: str, column: str) -> str:
