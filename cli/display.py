@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.evaluation.gate import as_share, general_of
+from adapterhub_cl.progress import shown
 from adapterhub_cl.reporting.wording import size as size  # the verbs say display.size
 from adapterhub_cl.types import Evaluation
 
@@ -80,7 +81,7 @@ def marked(parts: Sequence[Part]) -> str:
     found = ""
     for part in parts:
         text = part.text if len(part.text) <= 2 * SHOWN else f"{part.text[:SHOWN]} [ … ] {part.text[-SHOWN:]}"
-        text = "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+        text = shown(text)
         found += text.join(LEARNED) if part.learned else text
     return found
 

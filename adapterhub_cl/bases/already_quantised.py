@@ -84,7 +84,7 @@ def loading_options(quantization: str) -> dict[str, Any]:
     return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
 
 
-def check_stored(model: Any, stored: str, source: str) -> None:
+def make_trainable(model: Any, stored: str, source: str) -> None:
     """Bring a model into the form that training needs, after its weights were read as they are stored.
 
     Args:

@@ -24,7 +24,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from adapterhub_cl.bases.already_quantised import STORED, check_stored, loading_options, stored_quantization
+from adapterhub_cl.bases.already_quantised import STORED, loading_options, make_trainable, stored_quantization
 from adapterhub_cl.bases.divided_base import Shards, check_divisible, load_divided, same_everywhere
 from adapterhub_cl.bases.encoders import head_of, load_encoder, load_masked_lm
 from adapterhub_cl.bases.fingerprint import changed_to, fingerprint
@@ -264,7 +264,7 @@ def load_base(
                 settings = None if stored else _quantization_config(info.quantization, kind)
                 settings = loading_options(stored).get("quantization_config", settings)
                 model = load(path, config, settings, **options)
-                check_stored(model, stored, info.source)
+                make_trainable(model, stored, info.source)
                 if info.quantization != "none":
                     gc.collect()  # the 16-bit weights
                     trim()

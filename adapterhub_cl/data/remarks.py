@@ -87,8 +87,7 @@ class Heard:
             )
         for role, places in self.twice.items():
             if places:
-                has = "conversation has" if len(places) == 1 else "conversations have"
-                found.append(f"note: {len(places)} {has} two messages of the {role} in a row ({places_of(places)})")
+                found.append(f"note: {_have(places)} two messages of the {role} in a row ({places_of(places)})")
         if self.unasked:
             begins = "conversation begins" if len(self.unasked) == 1 else "conversations begin"
             found.append(
@@ -96,11 +95,8 @@ class Heard:
                 f"asks for it ({places_of(self.unasked)})"
             )
         if self.midway:
-            has = "conversation has" if len(self.midway) == 1 else "conversations have"
-            found.append(
-                f"note: {len(self.midway)} {has} a system message that is not the first message "
-                f"({places_of(self.midway)})"
-            )
+            what = "a system message that is not the first message"
+            found.append(f"note: {_have(self.midway)} {what} ({places_of(self.midway)})")
         return tuple(found)
 
 
@@ -149,6 +145,10 @@ def tell_repeats(examples: Sequence[Example], places: Sequence[str], kind: str, 
 
 def _rows(places: Sequence[str], what: str) -> str:
     return f"1 {what} is" if len(places) == 1 else f"{len(places)} {what}s are"
+
+
+def _have(places: Sequence[str]) -> str:
+    return "1 conversation has" if len(places) == 1 else f"{len(places)} conversations have"
 
 
 def places_of(places: Sequence[str]) -> str:
