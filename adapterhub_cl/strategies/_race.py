@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,34 @@ from adapterhub_cl.strategies import Kin, Stage
 
 if TYPE_CHECKING:
     import torch
+
+FEW = 64  # rows; a quarter of fewer decides nothing
+FOLDS = 3
+LEAST = 12  # rows; fewer say nothing, however they are divided
+
+
+@dataclass(frozen=True)
+class Part:
+    """Numbers of rows: those that a race is decided on, and those that are learned in it."""
+
+    held: list[int]
+    learned: list[int]
+
+
+def parted(rows: int, held: int, seed: str) -> list[Part]:
+    """One part with a quarter of the rows held out, `held` at most. Of few rows, each third is held out in turn.
+
+    Returns:
+        none if the rows are too few to say anything.
+    """
+    order = list(range(rows))
+    random.Random(seed).shuffle(order)
+    if rows < LEAST:
+        return []
+    if rows >= FEW:
+        most = min(held, rows // 4)
+        return [Part(order[:most], order[most:])]
+    return [Part(order[k::FOLDS], [row for at, row in enumerate(order) if at % FOLDS != k]) for k in range(FOLDS)]
 
 
 def lead(fresh: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

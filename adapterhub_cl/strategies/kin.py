@@ -3,10 +3,11 @@
 Before training, the versions that answer for other tasks are tried on some of the new rows through the LoRA bank, alone
 and mixed (their few-shot loss; nothing is trained). The best starts and a fresh adapter then run a short race: each is
 trained for the same few steps on the same rows, and their losses on rows held out from the race are compared in pairs,
-one round of successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943). The race is needed because a low loss
-before training says little about a fresh adapter, which has not learned the form of the answers yet. A start is taken
-only if it leads by more than chance; the new adapter is then a copy that is trained on, so the old task keeps its own
-version untouched. Mixtures are means of ΔW, as in LoraHub (Huang et al. 2024, arXiv:2307.13269).
+one round of successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943). Of few rows each third is held out in
+turn. The race is needed because a low loss before training says little about a fresh adapter, which has not learned
+the form of the answers yet. A start is taken only if it leads by more than chance; the new adapter is then a copy that
+is trained on, so the old task keeps its own version untouched. Mixtures are means of ΔW, as in LoraHub (Huang et al.
+2024, arXiv:2307.13269).
 
 Choose it where tasks resemble each other (the same labels, the same form of answers) and some have few rows.
 """
@@ -21,13 +22,11 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import BaseStrategy, Kin, Stage, Trial
-from adapterhub_cl.strategies._race import lead as lead
-from adapterhub_cl.strategies._race import mean, put, run
+from adapterhub_cl.strategies._race import Part, lead, mean, parted, put, run
 
 if TYPE_CHECKING:
     import torch
 
-LEAST_HELD = 8  # rows that the race is decided on; fewer say nothing
 FRESH = "a fresh adapter"
 
 
@@ -38,13 +37,13 @@ class Config:
     starts: int = option(2, "starts that race against a fresh adapter")
     share: float = option(0.1, "length of the race, as a share of the run's steps (8 steps at least)")
     confirm: float = option(0.4, "share of the run's steps to which the best start and the fresh adapter then race on")
-    held: int = option(64, "rows on which the race is decided, a quarter of the rows at most")
+    held: int = option(64, "rows on which the race is decided, a quarter of the rows at most; of fewer than 64, all")
     sure: float = option(2.0, "a start must lead by this many standard errors of the paired differences")
 
     def __post_init__(self) -> None:
         problems = [
             f"kin.{name} must be at least {least}, not {getattr(self, name)}"
-            for name, least in (("rows", 8), ("versions", 1), ("starts", 1), ("held", LEAST_HELD))
+            for name, least in (("rows", 8), ("versions", 1), ("starts", 1), ("held", 8))
             if getattr(self, name) < least
         ]
         problems += [
@@ -76,39 +75,47 @@ class Strategy(BaseStrategy):
         self.told = {"tried": [{"from": dict(k.parents), "loss": round(k.loss, 4)} for k in stage.kin]}
         self.told |= {"race": [], "from": {}}
         racing = [kin for kin in stage.kin if kin.layers]
-        rows = list(range(stage.fresh))
-        random.Random(f"kin {stage.seed}").shuffle(rows)
-        held = rows[: min(self.config.held, len(rows) // 4)]
-        if not racing or len(held) < LEAST_HELD:
+        parts = parted(stage.fresh, self.config.held, f"kin {stage.seed}")
+        if not racing or not parts:
             stage.note(
                 "kin: nothing of other tasks could be tried, so the adapter starts fresh"
                 if not racing
-                else f"kin: {len(rows)} rows are too few to compare starts on, so the adapter starts fresh"
+                else f"kin: {stage.fresh} rows are too few to compare starts on, so the adapter starts fresh"
             )
             return
         if any("lora_magnitude" in name for name in stage.parameters):
             raise UsageError("kin cannot start a DoRA adapter from another one", "leave --dora out, or use isolated")
-        self._race(stage, racing, held, rows[len(held) :])
+        self._race(stage, racing, parts)
 
-    def _race(self, stage: Stage, racing: Sequence[Kin], held: Sequence[int], rows: Sequence[int]) -> None:
+    def _race(self, stage: Stage, racing: Sequence[Kin], parts: Sequence[Part]) -> None:
         import torch
 
         first = {name: p.detach().clone() for name, p in stage.parameters.items()}
         steps = max(8, round(self.config.share * stage.steps))
         more = max(0, round(self.config.confirm * stage.steps) - steps)
+        if len(parts) > 1:  # few rows are soon learned: the whole race at once
+            steps, more = steps + more, 0
         draw = random.Random(f"race {stage.seed}")
-        batches = [draw.sample(list(rows), min(stage.batch, len(rows))) for _ in range(steps + more)]
-        losses, runners = [], []
+        batches = [
+            [draw.sample(part.learned, min(stage.batch, len(part.learned))) for _ in range(steps + more)]
+            for part in parts
+        ]
+        losses: list[list[float]] = []
+        runners = []
         with (
             torch.random.fork_rng(devices=[]),
-            stage.progress("race of starts", steps * (1 + len(racing))) as advance,
+            stage.progress("race of starts", steps * len(parts) * (1 + len(racing))) as advance,
         ):
             for kin in (None, *racing):
-                torch.manual_seed(stage.seed)
-                missing = put(stage, first, kin)
-                before = stage.mean_losses(held)
-                runners.append(run(stage, batches[:steps], advance))
-                losses.append(stage.mean_losses(held))
+                before: list[float] = []
+                losses.append([])
+                for part, lists in zip(parts, batches, strict=True):
+                    torch.manual_seed(stage.seed)
+                    missing = put(stage, first, kin)
+                    before += stage.mean_losses(part.held)
+                    runner = run(stage, lists[:steps], advance)
+                    losses[-1] += stage.mean_losses(part.held)
+                runners.append(runner)
                 row = {"from": dict(kin.parents) if kin else FRESH, "before": mean(before), "after": mean(losses[-1])}
                 row |= {"lead": 0.0, "error": 0.0}
                 if kin is not None:
@@ -126,8 +133,8 @@ class Strategy(BaseStrategy):
             ):
                 for k in (0, best):
                     torch.manual_seed(stage.seed)
-                    run(stage, batches[steps:], advance, runners[k])
-                    losses[k] = stage.mean_losses(held)
+                    run(stage, batches[0][steps:], advance, runners[k])
+                    losses[k] = stage.mean_losses(parts[0].held)
                     told[k]["confirmed"] = mean(losses[k])
             steps += more
             ahead, error = lead(losses[0], losses[best])
@@ -135,11 +142,11 @@ class Strategy(BaseStrategy):
         put(stage, first, racing[best - 1] if taken else None)
         parents = dict(racing[best - 1].parents)
         fresh, other = (mean(losses[k]) for k in (0, best))
-        self.told |= {"steps": steps, "rows": len(held), "fresh": fresh, "kin": other}
+        self.told |= {"steps": steps, "rows": len(losses[0]), "fresh": fresh, "kin": other}
         self.told |= {"best": parents, "from": parents if taken else {}}
         names = " + ".join(f"{w:g} · {ref}" if w != 1 else ref for ref, w in parents.items())
         stage.note(
-            f"kin: after {steps} steps the loss on {len(held)} rows is {other:.4f} from {names}, "
+            f"kin: after {steps} steps the loss on {len(losses[0])} rows is {other:.4f} from {names}, "
             f"{fresh:.4f} from {FRESH} (lead {ahead:.4f} ± {error:.4f}): "
             + ("the adapter starts from it" if taken else "the adapter starts fresh")
         )

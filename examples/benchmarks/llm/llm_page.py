@@ -19,7 +19,12 @@ TITLES = {
 }
 WAYS = {"scores": "whole", "bare": "bare"}
 # These have an adapter a task; the others have one for all.
-ISOLATED = {"ours": "**ours**", "kin": "**ours, `--strategy kin`**", "chosen": "**ours, more steps**"}
+ISOLATED = {
+    "ours": "**ours**",
+    "kin": "**ours, `--strategy kin`**",
+    "chosen": "**ours, more steps**",
+    "kin-chosen": "**ours, `--strategy kin`, more steps**",
+}
 OTHERS = {"multitask-chosen": "multitask, more steps"}
 MORE = " *multitask, more steps*\n  is the same for `--strategy multitask`, which then takes batches of 8."
 ABOUT = """\

@@ -218,6 +218,7 @@ METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {  # in the order in whi
     "distilled": distilled,
     "kin": partial(ours, strategy="kin"),
     "chosen": partial(ours, chosen=True),
+    "kin-chosen": partial(ours, strategy="kin", chosen=True),
     "multitask-chosen": partial(multitask, chosen=True),
     **{name: shared(name) for name in SHARED if name not in ("sequential", "replay")},
 }

@@ -22,7 +22,7 @@ from adapterhub_cl.learning.kin_trial import with_weights
 from adapterhub_cl.learning.linear_probe import own_head_loss, probe_loss
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Kin
-from adapterhub_cl.strategies.kin import lead
+from adapterhub_cl.strategies._race import lead, parted
 from adapterhub_cl.types import Task
 
 OWN: dict[str, Any] = {**QUICK, "replay": "balanced:12", "max_forgetting": 1.0}
@@ -54,14 +54,19 @@ def copied(folder: Path, place: Path) -> AdapterHub:
     return AdapterHub.open(shutil.copytree(folder, place), dtype="fp32")
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize(
+    ("kind", "rows", "decided_on"),
+    [("llama", 80, 20), ("bert", 80, 20), ("llama", 24, 24)],
+    ids=["llama", "bert", "few rows, each third held out in turn"],
+)
 def test_a_task_that_resembles_another_starts_from_it_and_says_so(
-    first: Callable[[str], Path], tmp_path: Path, kind: str
+    first: Callable[[str], Path], tmp_path: Path, kind: str, rows: int, decided_on: int
 ) -> None:
     hub = copied(first(kind), tmp_path / "hub")
     old, notes = files_of(hub.get("colours")), Notes()
-    made = hub.add_task("paints", data(tmp_path, COLOURS, 48, 3), **KIN, reporter=notes)
+    made = hub.add_task("paints", data(tmp_path, COLOURS, rows, 3), **{**KIN, "dev_share": 0.0}, reporter=notes)
     start = made.manifest["start"]
+    assert start["rows"] == decided_on
     assert start["from"] == start["best"] == {"colours@v1": 1.0}
     assert start["kin"] < start["fresh"]
     tried = {tuple(row["from"]): row["loss"] for row in start["tried"]}
@@ -103,9 +108,9 @@ def test_few_rows_or_an_empty_hub_are_told(pico_path: Callable[[str], Path], tmp
     alone = hub.add_task("colours", data(tmp_path, COLOURS), **{**KIN, "epochs": 1}, reporter=notes)
     assert "start" not in alone.manifest
     assert any("nothing of other tasks could be tried" in line for line in notes.said)
-    few = hub.add_task("few", data(tmp_path, ANIMALS, 20), **{**KIN, "epochs": 1}, reporter=notes)
+    few = hub.add_task("few", data(tmp_path, ANIMALS, 11), **{**KIN, "epochs": 1, "dev_share": 0.0}, reporter=notes)
     assert "start" not in few.manifest
-    assert any("20 rows are too few to compare starts on" in line for line in notes.said)
+    assert any("11 rows are too few to compare starts on" in line for line in notes.said)
     with pytest.raises(UsageError, match="--on-top-of cannot be combined with kin"):
         hub.add_task("more", data(tmp_path, ANIMALS), **KIN, on_top_of="colours")
     with pytest.raises(UsageError, match="kin makes a fresh adapter"):
@@ -184,6 +189,15 @@ def test_the_lead_is_of_pairs() -> None:
     mean, error = lead([2.0, 4.0, 9.0, 1.0], [1.0, 2.0, 6.0, -1.0])
     assert mean == 2.0
     assert error == pytest.approx((2 / 3 / 4) ** 0.5)
+
+
+@pytest.mark.parametrize(("rows", "decided_on"), [(12, 12), (63, 63), (64, 16), (1000, 40)])
+def test_what_a_race_is_decided_on_is_not_learned_in_it(rows: int, decided_on: int) -> None:
+    parts = parted(rows, 40, "seed")
+    assert sorted({row for part in parts for row in part.held}) == sorted(row for part in parts for row in part.held)
+    assert sum(len(part.held) for part in parts) == decided_on
+    assert all(sorted(part.held + part.learned) == list(range(rows)) for part in parts)
+    assert parted(11, 40, "seed") == []
 
 
 def test_a_probe_knows_what_can_be_told_apart() -> None:
