@@ -6,7 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,21 @@ def test_it_does_something_about_the_past_where_it_says_so(
     assert same(second(name, bases["none"], first).weights, nothing.weights) is not ROOM.get(name).acts_on_past
 
 
-@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("quantization", "killed_at"),
+    [
+        ("none", (2, 7)),
+        pytest.param("none", (4,), marks=pytest.mark.slow),
+        pytest.param("nf4", (2, 4, 7), marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
-    name: str, bases: dict[str, Any], first: Callable[[str], Path], tmp_path: Path, quantization: str
+    name: str,
+    bases: dict[str, Any],
+    first: Callable[[str], Path],
+    tmp_path: Path,
+    quantization: str,
+    killed_at: Sequence[int],
 ) -> None:
     base = bases[quantization]
 
@@ -167,7 +179,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     strategy = built(name)
     whole = second(name, base, first, strategy=strategy, after=remembered(whole_memory, strategy))
     summary = json.dumps(strategy.summary())
-    for step in (2, 4, 7):
+    for step in killed_at:
 
         def crash(values: Mapping[str, float], at: int, step: int = step) -> None:
             if at == step and "loss" in values:

@@ -1,4 +1,4 @@
-"""Continual learning on the embedded base: streams, the gate, adapters on top of others, updates, online learning."""
+"""Continual learning: streams, the gate, adapters on top of others, updates, online learning."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def taught(data: Path, trained_hub: Callable[..., Path]) -> Callable[..., Path]:
+def taught(data: Path, trained_hub: Callable[..., Path], pico_path: Callable[[], Path]) -> Callable[..., Path]:
     """The folder of a hub that has learned these tasks, one after the other; each sequence is trained once."""
 
     def folder(*names: str) -> Path:
         def train(place: Path) -> None:
             if names[:-1]:
                 shutil.copytree(folder(*names[:-1]), place)
-            hub = AdapterHub.open(place) if names[:-1] else AdapterHub.init(place, "tiny")
+            hub = AdapterHub.open(place) if names[:-1] else AdapterHub.init(place, str(pico_path()))
             hub.add_task(names[-1], data / f"{names[-1]}.train.jsonl", **QUICK)
 
         return trained_hub("taught-" + "-".join(names), train)
@@ -88,12 +88,12 @@ def taught(data: Path, trained_hub: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def new_hub(taught: Callable[..., Path], tmp_path: Path) -> Callable[..., AdapterHub]:
-    """A hub, empty or a copy of one that has learned some tasks."""
+def new_hub(taught: Callable[..., Path], tmp_path: Path, pico_path: Callable[[], Path]) -> Callable[..., AdapterHub]:
+    """A hub, empty or a copy of one that has learned some tasks; on a pico base, which is fast, unless one is named."""
 
-    def make(name: str = "hub", *tasks: str) -> AdapterHub:
+    def make(name: str = "hub", *tasks: str, base: str = "") -> AdapterHub:
         if not tasks:
-            return AdapterHub.init(tmp_path / name, "tiny")
+            return AdapterHub.init(tmp_path / name, base or str(pico_path()))
         return AdapterHub.open(shutil.move(taught(*tasks), tmp_path / name))
 
     return make
@@ -106,7 +106,7 @@ def weights(hub: AdapterHub, ref: str) -> bytes:
 def test_a_stream_is_measured_and_goes_on_where_it_was_stopped(
     new_hub: Callable[[str], AdapterHub], data: Path
 ) -> None:
-    whole, broken = new_hub("whole"), new_hub("broken")
+    whole, broken = (new_hub(name, base="tiny") for name in ("whole", "broken"))
     (matrix,) = whole.stream(data / "two.json", strategies=["replay"], **QUICK)
     assert matrix.tasks == ("commands", "tickets")
     assert matrix.rows[1][0] == pytest.approx(score_on_commands(whole, "tickets@v1", data))
