@@ -154,8 +154,8 @@ def main() -> None:
     shown.add_argument("-o", "--output", required=True, help="folder for knowledge.md and knowledge.json")
     shown.add_argument("--note", default="", help="what a reader of these rows must know; put below the setup")
     shown.set_defaults(do=page.table)
-    for verb in (going, shown):
-        verb.add_argument("--work", required=True, help="folder for the results")
+    going.add_argument("--work", required=True, help="folder for the results")
+    shown.add_argument("--work", required=True, help="folders of results, with commas between")
     arguments = parser.parse_args()
     arguments.do(arguments)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,25 @@ TITLES = ("efficacy", "paraphrase", "locality", "of general questions", "of near
 
 
 def table(arguments: argparse.Namespace) -> None:
-    work, out = Path(arguments.work), Path(arguments.output)
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "rows").glob("*.json"))]
-    setup = json.loads((work / "setup.json").read_text(encoding="utf-8"))
-    text = page(rows, setup, arguments.note)
+    out, parts = Path(arguments.output), []
+    for work in map(Path, arguments.work.split(",")):
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "rows").glob("*.json"))]
+        parts.append({"setup": json.loads((work / "setup.json").read_text(encoding="utf-8")), "rows": rows})
+    text = page(parts, arguments.note)
     (out / "knowledge.md").write_text(text, encoding="utf-8")
-    (out / "knowledge.json").write_text(json.dumps({"setup": setup, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    (out / "knowledge.json").write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 
-def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") -> str:
-    """The page as Markdown; a method without rows is left out."""
-    seeds = len({row["seed"] for row in rows})
-    last = max((row["batch"] for row in rows), default=0)
-    known = [method for method in METHODS if any(row["method"] == method.name for row in rows)]
+def page(parts: Sequence[Mapping[str, Any]], note: str = "") -> str:
+    """The page as Markdown: a section for each part, with its `setup` and `rows`; a method without rows is left out."""
+    names = {row["method"] for part in parts for row in part["rows"]}
+    bases = " and ".join(dict.fromkeys(part["setup"]["base"] for part in parts))
     lines = [
         "# Knowledge",
         "",
         "What is answered right after batches of invented facts were learned one after another, and what else changed. "
-        f"Base {setup['base']} in 16 bits, {setup['batches']} batches of {setup['size']} facts, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}. {machine()}. "
+        f"Base {bases} in 16 bits. {machine()}. "
         f"{versions('torch', 'transformers', 'peft')}. Written by `examples/benchmarks/knowledge`.",
         "",
         *([note, ""] if note else []),
@@ -47,7 +46,41 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") 
         "questions about others that no fact is about. *Two hops* are questions that need two facts of the batch. "
         "*First batch* is the share of the first batch's facts still right after the last batch. All figures but that "
         "one are means over the batches (and seeds), each asked right after it was learned. Unrelated "
-        "questions are asked one at a time, because other rows of a batch change how products in 16 bits are rounded.",
+        "questions are asked one at a time, because other rows of a batch change how products in 16 bits are rounded. "
+        "*Time* is the training of one batch (of all facts for the last method), on cores that others used too.",
+        "",
+        "The methods:",
+        "",
+        *(f"- **{method.name}**: {method.says}." for method in METHODS if method.name in names),
+        "",
+        f"The methods with one wording train {PLAIN_EPOCHS} epochs and hold nothing out. In the context stand the "
+        f"newest facts that fit into {FITS:,} characters; that method is asked 20 questions of each kind. The two "
+        "facts of two hops are in the same batch, so an isolated adapter has learned both.",
+    ]
+    for part in parts:
+        lines += section(part["rows"], part["setup"])
+    lines += ["", "## Again", "", "<!-- not run: takes hours, and a real model -->", "```console"]
+    works = [f"knowledge-work-{number}" for number in range(1, len(parts) + 1)]
+    for work, part in zip(works, parts, strict=True):
+        lines.append(
+            f"$ python examples/benchmarks/knowledge run --base MODEL --work {work} --batches "
+            f"{part['setup']['batches']} --size {part['setup']['size']} --seeds {_seeds(part['rows'])}"
+        )
+    lines += [f"$ python examples/benchmarks/knowledge table --work {','.join(works)} -o docs/benchmarks", "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> int:
+    return len({row["seed"] for row in rows})
+
+
+def section(rows: Sequence[dict[str, Any]], setup: Mapping[str, Any]) -> list[str]:
+    """The tables of one setup."""
+    seeds, last = _seeds(rows), max((row["batch"] for row in rows), default=0)
+    known = [method for method in METHODS if any(row["method"] == method.name for row in rows)]
+    lines = [
+        "",
+        f"## {setup['batches']} batches of {setup['size']} facts, {seeds} seed{'s' if seeds > 1 else ''}",
         "",
         f"| method | {' | '.join(TITLES)} | routed right | time |",
         "|---|" + "---|" * (len(TITLES) + 2),
@@ -59,15 +92,6 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") 
         time = _time([row["scores"]["training_seconds"] for row in mine if row.get("scores")])
         lines.append(f"| {method.name} | {' | '.join(cells)} | {_mean([row.get('routed') for row in mine])} | {time} |")
     lines += [
-        "",
-        "*Time* is the training of one batch (of all facts for the last method), on cores that others used too.",
-    ]
-    lines += ["", "The methods:", "", *(f"- **{method.name}**: {method.says}." for method in known)]
-    lines += [
-        "",
-        f"The methods with one wording train {PLAIN_EPOCHS} epochs and hold nothing out. In the context stand the "
-        f"newest facts that fit into {FITS:,} characters; that method is asked 20 questions of each kind. The two "
-        "facts of two hops are in the same batch, so an isolated adapter has learned both.",
         "",
         f"The first batch's facts after each batch (of {last}):",
         "",
@@ -95,16 +119,7 @@ def page(rows: Sequence[dict[str, Any]], setup: dict[str, Any], note: str = "") 
             if mine:
                 cells = [_mean([r.get(n) for r in mine]) for n in ("efficacy", "paraphrase", "locality", "retention")]
                 lines.append(f"| {method.name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "<!-- not run: takes hours, and a real model -->",
-        "```console",
-        f"$ python examples/benchmarks/knowledge run --base MODEL --work knowledge-work --batches {setup['batches']} "
-        f"--size {setup['size']} --seeds {seeds}",
-        "$ python examples/benchmarks/knowledge table --work knowledge-work -o docs/benchmarks",
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -83,7 +83,8 @@ def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int])
     """The two tables of a stream: all methods, and each task."""
     taught, tests, epochs, length = budget
     each = f"{taught} training rows and {tests} test rows of a task at most"
-    lines = [f"## {TITLES[stream]}, {taught} rows each", "", f"{each}, {epochs} epochs, {length} tokens at most.", ""]
+    said = f"{each}, {epochs} epochs, {length} tokens at most." + by_chance(rows, tests)
+    lines = [f"## {TITLES[stream]}, {taught} rows each", "", said, ""]
     lines += ["| method | AP | BWT | base | training | peak memory | seeds |", "|---|---|---|---|---|---|---|"]
     shown: list[tuple[float, str]] = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -125,6 +126,15 @@ def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int])
             cells = [f"{100 * statistics.fmean(row[key][k] for row in found):.1f}" for k in range(len(names))]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return [*lines, "", *helpers([row for row in rows if row.get("helped")])]
+
+
+def by_chance(rows: Sequence[Run], tests: int) -> str:
+    """How well one run's AP is known, from the binomial spread of its right answers; of choice tasks only."""
+    if any(task in FREE for task in STREAMS[rows[0]["stream"]]):
+        return ""
+    scores = next((row for row in rows if row["method"] == "ours"), rows[0])["scores"]
+    error = sum(share * (1 - share) / tests for share in scores) ** 0.5 / len(scores)
+    return f" With {tests * len(scores)} answers, one run's AP is known to ±{196 * error:.1f} points (95 %)."
 
 
 def helpers(rows: Sequence[Run]) -> list[str]:

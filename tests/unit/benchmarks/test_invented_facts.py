@@ -98,7 +98,9 @@ def test_the_sheet_of_answers_is_scored_by_kind(modules: dict[str, ModuleType]) 
 def test_the_page_shows_the_methods_that_ran(modules: dict[str, ModuleType]) -> None:
     row = {"seed": 0, "efficacy": 1.0, "paraphrase": 0.5, "first": 1.0, "locality": None}
     rows = [{**row, "method": "shared", "batch": number, "scores": {"training_seconds": 60}} for number in (1, 2)]
-    text = modules["page"].page(rows, {"base": "B", "batches": 2, "size": 5})
+    parts = [{"setup": {"base": "B", "batches": batches, "size": 5}, "rows": rows} for batches in (2, 4)]
+    text = modules["page"].page(parts)
+    assert ("## 2 batches of 5 facts, 1 seed" in text, "## 4 batches of 5 facts, 1 seed" in text) == (True, True)
     (line,) = [one for one in text.splitlines() if one.startswith("| shared | 100.0")][:1]
     assert "50.0" in line
     assert "1.0 min" in line
