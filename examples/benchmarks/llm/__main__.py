@@ -23,14 +23,15 @@ from filelock import FileLock, Timeout
 
 sys.path.append(str(Path(__file__).parents[1]))  # machine.py, resumable.py
 from machine import machine, versions
-from methods import METHODS, Place, measured
+from methods import MERGES, METHODS, Place, measured
 from resumable import chosen, made, name_of, prepare, results, take_over
 from streams import DATA, STREAMS, Budget, write_rows
 
 from adapterhub_cl.registry.files import atomic_write_text
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "adapterhub-cl")
-NEEDS_OURS = ("distilled", "multitask", "multitask-chosen")  # they stand on the hub that `ours` leaves
+# These stand on the hub that `ours` leaves.
+NEEDS_OURS = ("distilled", "multitask", "multitask-chosen", *(f"merged-{method}" for method in MERGES))
 SEEDS = {"superni": 3}  # of the others one
 Job = tuple[str, str, int]
 

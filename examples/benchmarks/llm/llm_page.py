@@ -25,7 +25,10 @@ ISOLATED = {
     "chosen": "**ours, more steps**",
     "kin-chosen": "**ours, `--strategy kin`, more steps**",
 }
-OTHERS = {"multitask-chosen": "multitask, more steps"}
+OTHERS = {
+    "multitask-chosen": "multitask, more steps",
+    **{f"merged-{method}": f"ours, merged by `{method}`" for method in ("linear", "ties", "tsv", "ctm")},
+}
 MORE = " *multitask, more steps*\n  is the same for `--strategy multitask`, which then takes batches of 8."
 ABOUT = """\
 Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
@@ -41,6 +44,7 @@ ones. **AP** is the mean score over all tasks at the end.
 - *kin* is ours with another start: where an earlier task's adapter beats a fresh one in a short race, the new task's
   adapter begins as a copy of it.
 - All other methods have one adapter, and each task is named. `replay`, `der` and `forever` keep 16 rows of each task.
+- *merged* is one adapter of the rank of ours, made of all of ours by a merge of weights that reads no rows.
 - *distilled* is the one adapter that `distill` makes of ours. It has the same rows, but passes over them eight times,
   which is its default, and chooses its best epoch on a tenth of them.
 

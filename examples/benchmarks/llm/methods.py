@@ -19,6 +19,7 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.progress import Reporter
 
 KEPT = 100  # samples of a task that ours keeps for its router and its distilled form
+MERGES = ("linear", "ties", "tsv", "ctm")
 SHARED: dict[str, Mapping[str, Any]] = {  # strategy → options, and which samples are kept
     "sequential": {"replay": "none"},
     "replay": {"replay": "balanced:16", "options": {"replay.ratio": 0.25}},
@@ -158,6 +159,17 @@ def distilled(place: Place) -> dict[str, Any]:
     return {**one_adapter(hub, "all", place), "train_seconds": time.monotonic() - started}
 
 
+def merged(place: Place, method: str) -> dict[str, Any]:
+    """One adapter, merged of all of ours on their factors, without any rows."""
+    hub, started = place.copy(), time.monotonic()
+    if method not in {record.name for record in hub.list()}:
+        hub.merge(
+            list(place.tasks), name=method, method=method, rank=hub.get(place.tasks[0]).rank, seed=place.seed,
+            min_retention=0.0, reporter=Lines(),
+        )  # fmt: skip
+    return {**one_adapter(hub, method, place), "train_seconds": time.monotonic() - started}
+
+
 def multitask(place: Place, *, chosen: bool = False) -> dict[str, Any]:
     """One adapter trained on the rows of all tasks at once: the bound that papers compare with.
 
@@ -220,6 +232,7 @@ METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {  # in the order in whi
     "chosen": partial(ours, chosen=True),
     "kin-chosen": partial(ours, strategy="kin", chosen=True),
     "multitask-chosen": partial(multitask, chosen=True),
+    **{f"merged-{method}": partial(merged, method=method) for method in MERGES},
     **{name: shared(name) for name in SHARED if name not in ("sequential", "replay")},
 }
 
