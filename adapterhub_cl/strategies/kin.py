@@ -91,10 +91,12 @@ class Strategy(BaseStrategy):
         import torch
 
         first = {name: p.detach().clone() for name, p in stage.parameters.items()}
-        steps = max(8, round(self.config.share * stage.steps))
-        more = max(0, round(self.config.confirm * stage.steps) - steps)
-        if len(parts) > 1:  # few rows are soon learned: the whole race at once
-            steps, more = steps + more, 0
+        whole = round(self.config.confirm * stage.steps)
+        if len(parts) == 1:
+            steps = max(8, round(self.config.share * stage.steps))
+            more = max(0, whole - steps)
+        else:  # few rows are soon learned: the whole race at once
+            steps, more = max(4, whole), 0
         draw = random.Random(f"race {stage.seed}")
         batches = [
             [draw.sample(part.learned, min(stage.batch, len(part.learned))) for _ in range(steps + more)]
