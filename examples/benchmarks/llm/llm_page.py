@@ -27,9 +27,11 @@ ISOLATED = {
 }
 OTHERS = {
     "multitask-chosen": "multitask, more steps",
+    "der-chosen": "der, more steps",
     **{f"merged-{method}": f"ours, merged by `{method}`" for method in ("linear", "ties", "tsv", "ctm")},
 }
-MORE = " *multitask, more steps*\n  is the same for `--strategy multitask`, which then takes batches of 8."
+MORE = """ The same is so for
+  `--strategy multitask` and `--strategy der` where they have *more steps*; multitask then takes batches of 8."""
 ABOUT = """\
 Every method learns the same rows of each task with the default settings of `add-task` (the learning rate follows the
 base's width), the same number of epochs in batches of 16, and the chat template; no rows are held out, and nothing was

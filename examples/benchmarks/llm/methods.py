@@ -186,8 +186,12 @@ def multitask(place: Place, *, chosen: bool = False) -> dict[str, Any]:
     return {**one_adapter(hub, record.ref, place), "train_seconds": record.training["seconds"]}
 
 
-def shared(name: str) -> Callable[[Place], dict[str, Any]]:
-    """One adapter that learns the tasks one after another, by a strategy; each task is named."""
+def shared(name: str, *, chosen: bool = False) -> Callable[[Place], dict[str, Any]]:
+    """One adapter that learns the tasks one after another, by a strategy; each task is named.
+
+    Args:
+        chosen: see `ours`.
+    """
 
     def learn(place: Place) -> dict[str, Any]:
         hub, how = place.open(), SHARED[name]
@@ -198,7 +202,7 @@ def shared(name: str) -> Callable[[Place], dict[str, Any]]:
         ]
         file = hub.folder / "stream.json"
         file.write_text(json.dumps({"name": "stream", "tasks": tasks}), encoding="utf-8")
-        settings = place.budget.settings(place.seed)
+        settings = place.budget.settings(place.seed, chosen=chosen)
         seeds = [settings.pop("seed")]
         (matrix,) = hub.stream(
             file, strategies=[name], seeds=seeds, options=dict(how.get("options", {})), reporter=Lines(), **settings
@@ -232,6 +236,7 @@ METHODS: dict[str, Callable[[Place], dict[str, Any]]] = {  # in the order in whi
     "chosen": partial(ours, chosen=True),
     "kin-chosen": partial(ours, strategy="kin", chosen=True),
     "multitask-chosen": partial(multitask, chosen=True),
+    "der-chosen": shared("der", chosen=True),
     **{f"merged-{method}": partial(merged, method=method) for method in MERGES},
     **{name: shared(name) for name in SHARED if name not in ("sequential", "replay")},
 }
