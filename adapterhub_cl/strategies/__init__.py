@@ -156,8 +156,12 @@ class Stage(Protocol):
         """
         ...
 
-    def batches(self, rows: Sequence[int]) -> Iterator[Batch]:
-        """The rows as batches of the run's batch size, in the given order, on the model's device."""
+    def batches(self, rows: Sequence[int], *, padding: bool = True) -> Iterator[Batch]:
+        """The rows as batches of the run's batch size, in the given order, on the model's device.
+
+        Args:
+            padding: False computes them without padding where the run does: faster, with other shapes in the layers.
+        """
         ...
 
     def collate(self, tokens: Sequence[Tokens]) -> Batch:

@@ -98,7 +98,7 @@ def run(stage: Stage, batches: Sequence[Sequence[int]], advance: Any, runner: Ru
             for name, p in stage.parameters.items():
                 p.copy_(runner.values[name])
     for step, rows in enumerate(batches, done):
-        for batch in stage.batches(rows):
+        for batch in stage.batches(rows, padding=False):
             (stage.loss(batch) * (len(batch.indices) / len(rows))).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(stage.parameters.values()), 1.0)
         for group in optimizer.param_groups:

@@ -82,7 +82,8 @@ class Strategy(BaseStrategy):
         optimizer = torch.optim.Adam(stage.parameters.values(), lr=self.config.rate)
         for _ in range(self.config.inner):
             rows = stage.reviewed[task]
-            for batch in stage.batches(draw.sample(list(rows), min(self.config.rows, len(rows)))):
+            some = draw.sample(list(rows), min(self.config.rows, len(rows)))
+            for batch in stage.batches(some, padding=False):
                 stage.loss(batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

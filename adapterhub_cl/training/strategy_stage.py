@@ -107,10 +107,11 @@ class LoopStage:
         training_mode(self.model)
         return found
 
-    def batches(self, rows: Sequence[int]) -> Iterator[Batch]:
-        size = self._loop.at.rows
-        for k in range(0, len(rows), size):
-            yield collate(self._loop.examples, rows[k : k + size], self._loop.pad_id).to(self.model.device)
+    def batches(self, rows: Sequence[int], *, padding: bool = True) -> Iterator[Batch]:
+        loop = self._loop
+        for k in range(0, len(rows), loop.at.rows):
+            some, padded = rows[k : k + loop.at.rows], padding or loop.padding
+            yield collate(loop.examples, some, loop.pad_id, padding=padded).to(self.model.device)
 
     def collate(self, tokens: Sequence[Tokens]) -> Batch:
         return collate(tokens, range(len(tokens)), self._loop.pad_id).to(self.model.device)
