@@ -174,3 +174,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What another library's error says in its first line, or its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def count(number: int, one: str, several: str = "") -> str:
+    """`1 task`, `3 tasks`, `1,200 versions`."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

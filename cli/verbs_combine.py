@@ -206,6 +206,8 @@ def _show_plan(found: dict[str, Any]) -> None:
         print(f"  {one} and {other}: cosine {pair['cosine']:+.3f}, {told}")
     of = " of the plain sum (the method itself needs the base)" if found["estimated_on_the_plain_sum"] else ""
     print(f"{found['method']}: rank {found['rank']}, truncation error{of} {found['truncation_error']:.4f}")
+    if (lost := found["found"].get("compression_error")) is not None:
+        print(f"  {lost:.4f} of the updates' norm lies outside of the subspace that the method compresses them into")
     worst = sorted(found["layers"], key=lambda layer: -layer["truncation_error"])[:3]
     if found["truncation_error"] > 1e-6:
         print("  most in: " + ", ".join(f"{layer['name']} {layer['truncation_error']:.3f}" for layer in worst))

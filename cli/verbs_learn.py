@@ -18,7 +18,7 @@ from cl_adapter.session import Session
 
 from adapterhub_cl.bases.already_quantised import advice
 from adapterhub_cl.bases.sources import is_gguf
-from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError
+from adapterhub_cl.errors import AdapterHubError, GateRefused, UsageError, count
 from adapterhub_cl.hub import AdapterHub
 from adapterhub_cl.launching import divides_base, is_helper_process
 from adapterhub_cl.learning.train_options import FACT_REPLAY, AddTaskOptions, UpdateOptions
@@ -168,7 +168,7 @@ def _show_plan(session: Session, name: str, data: str | None, resume: bool, give
     asked = f", prompt {found.prompt_format!r}" if found.prompt_format else ""
     print(f"task {found.task}: {found.kind}{asked}")
     print(f"  {found.examples} row{'s' if found.examples > 1 else ''} to train on, {found.held_out} held out")
-    print(f"  {found.epochs} epochs in batches of {found.batch_size}, which are {found.steps} steps")
+    print(f"  {count(found.epochs, 'epoch')} in batches of {found.batch_size}: {count(found.steps, 'step')}")
     cut = f"; {found.truncated} did not fit into {found.max_length} and were cut" if found.truncated else ""
     print(f"  a row has {found.typical_length} tokens, the longest {found.longest}{cut}")
     print(f"  rank {found.rank}, {found.trainable:,} parameters to train, learning rate {found.learning_rate:g}")

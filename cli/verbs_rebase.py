@@ -54,7 +54,13 @@ def rebase(
         if names := found.named(state):
             session.note(f"{told}: {', '.join(names)}")
     if not session.json:
-        session.note(f"next: cl-adapter --hub {found.hub} list")
+        for one in found.tasks:
+            if one.state == "rejected":
+                session.note(
+                    f"to accept it as it is: cl-adapter --hub {found.hub} promote {one.new} --max-forgetting 1"
+                )
+        again = "the same command with --again, and more --epochs or --port, learns the rejected tasks once more"
+        session.note(again if found.named("rejected") else f"next: cl-adapter --hub {found.hub} list")
     if found.named("rejected"):
         raise typer.Exit(GateRefused.exit_code)
     if found.named("failed"):
@@ -94,7 +100,7 @@ def _show_plan(found: Rebased) -> None:
             print(f"expected from {source}: {many} moved into this hub from {source}")
     if not expects and any(one.state == "planned" and one.source in LEARNED for one in found.tasks):
         print(
-            "what the tasks will keep cannot be told before one of them was moved to this base: move one with "
+            "what the tasks will keep cannot be told before one of them was learned on this base: move one with "
             "--tasks NAME, and --dry-run expects the same of the others"
         )
     print("nothing was written")
@@ -146,4 +152,5 @@ def _source(one: TaskMove) -> str:
 
 
 def _remark(one: TaskMove) -> str:
-    return "; ".join(part for part in (one.reason, *one.notes) if part)
+    done = f"{one.state} before, as {one.new}" if one.new else ""
+    return "; ".join(part for part in (done, one.reason, *one.notes) if part)

@@ -12,7 +12,7 @@ from cl_adapter.flags import takes
 from cl_adapter.session import Session
 from cl_adapter.verbs_learn import Data
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import UsageError, count
 from adapterhub_cl.learning.chosen_settings import in_words
 from adapterhub_cl.learning.train_options import AddTaskOptions
 from adapterhub_cl.settings import TrainingSettings
@@ -87,7 +87,8 @@ def show_tuned(found: dict[str, Any]) -> None:
     )
     if check := found["confirmed"]:
         print(
-            f"confirmed on {check['rows']} other rows with {check['seeds']} other seeds: {check['measure']} "
+            f"confirmed on {check['rows']} other rows with {count(check['seeds'], 'other seed')}: "
+            f"{check['measure']} "
             f"{check['best']:.4f}, the defaults {check['default']:.4f} "
             f"(lead {check['lead']:.4f} ± {check['error']:.4f})"
         )

@@ -80,8 +80,9 @@ class Tuning(OpenedHub):
         run = Run.newest(self.registry.runs_dir, "tune", name) if resume else None
         if run is not None:
             request = TrainRequest.from_json({**run.request, "verb": "add-task"})
-            if not given_of(TuneOptions, asked):
-                options = from_mapping(TuneOptions, run.request.get("tune") or {}, "tune")
+            options = from_mapping(
+                TuneOptions, {**(run.request.get("tune") or {}), **given_of(TuneOptions, asked)}, "tune"
+            )
         else:
             mine = {key: value for key, value in asked.items() if key not in own}
             request, _ = build(self.registry, "add-task", name, data, False, mine, tuned=False)

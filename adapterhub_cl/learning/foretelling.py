@@ -95,6 +95,12 @@ class Foreteller:
         assert self.made is not None
         for line in self.made.lines():
             self.hub.reporter.note(line)
+        name = self.material.task.name
+        if name in self.hub.registry.serving():
+            self.hub.reporter.note(
+                f"note: the forecast is about other tasks; what {name} itself loses by the new rows, the gate measures "
+                "at the end"
+            )
         if self.made.refused:
             raise self.made.refusal(f"cl-adapter {self.order.request.verb} {self.order.request.name} DATA")
 

@@ -64,7 +64,7 @@ class UpdateOptions(OnlineOptions):
     )  # fmt: skip
     forecast: bool = option(
         False, "say after 30 % of the steps how much each earlier task that the new version answers for is expected "
-        "to lose, and stop a training that the gate will refuse",
+        "to lose, and stop a training that would be refused for it",
     )  # fmt: skip
     serve: bool = option(
         True, "the new version answers as soon as it is accepted", flag="--no-serve",

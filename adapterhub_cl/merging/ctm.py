@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.merging import BaseMethod, Layer
@@ -87,6 +87,10 @@ class Method(BaseMethod):
     identity_options: ClassVar = {"density": 1.0}
     opposites_cancel = False
 
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.entered, self.kept = 0.0, 0.0  # ‖·‖² of all updates, and of what the subspaces hold of them
+
     def default_weights(self, count: int) -> list[float]:
         return [1.0] * count
 
@@ -108,5 +112,13 @@ class Method(BaseMethod):
         # An adapter that does not change the layer must not vote: rounding would give its zeros a sign.
         votes = torch.tensor([bool(part.rank) for part in layer.parts])
         coordinates = (u.T @ cores @ v).float() * votes[:, None, None]
+        self.entered += float((cores**2).sum())
+        self.kept += float(((u.T @ cores @ v) ** 2).sum())
         merged = agreeing_mean(trim(coordinates, self.config.density))
         return Factors(shared.left @ u.float() @ merged, (shared.right @ v.float()).T.contiguous())
+
+    def summary(self) -> dict[str, Any]:
+        """`compression_error`: how much of the updates lies outside of the shared subspaces, ‖outside‖ ÷ ‖all‖. The
+        truncation error of a merge does not count it, because the result has the rank by construction."""
+        outside = max(0.0, 1 - self.kept / self.entered) if self.entered else 0.0
+        return {"compression_error": round(outside**0.5, 6)}

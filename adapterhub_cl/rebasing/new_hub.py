@@ -36,7 +36,7 @@ class NewHub:
         """Task → the version that a rebase made for it, rejected ones included; the newest."""
         if self.registry is None:
             return {}
-        found = sorted(self.registry.adapters(all_versions=True), key=lambda record: record.created_at)
+        found = sorted(self.registry.adapters(all_versions=True), key=lambda record: record.version)
         return {record.task: record for record in found if record.task and record.manifest.get("rebased_from")}
 
 

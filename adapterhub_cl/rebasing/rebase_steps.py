@@ -249,7 +249,7 @@ def _rebound(old: Registry, new: Registry, names: Sequence[str], reporter: Repor
     there = rebinding.copied(new)
     for record in rebinding.to_copy(old, names):
         if record.ref not in there:
-            there[record.ref] = rebinding.rebind(old, new, record)
+            there[record.ref] = rebinding.rebind(old, new, record, there)
         _copy_aliases(old, new, record, there[record.ref])
         _take_tuned(old, new, record.ref, there[record.ref].ref, (), reporter)
     serving = old.serving()
@@ -269,8 +269,8 @@ def _prepared(
         if name in moved and not (options.again and moved[name].status == "rejected"):
             was = str(moved[name].manifest["rebased_from"]["ref"])
             since = "" if was == serving[name] else f"; {serving[name]} answers for it in the old hub by now"
-            old.reporter.note(f"{name} was moved before: {moved[name].ref} from {was}{since}")
             moves[name] = _told(moved[name], serving[name])
+            old.reporter.note(f"{name} was {moves[name].state} before: {moved[name].ref} here, from {was}{since}")
             _take_aliases(registry, target, moves[name])
             continue
         found = source_of_task(registry, new.base, name, options.budget, options.pseudo_samples)

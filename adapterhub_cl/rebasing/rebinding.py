@@ -7,35 +7,36 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from adapterhub_cl.registry import Registry, storage_errors
+from adapterhub_cl.registry.names import is_outside
 from adapterhub_cl.types import AdapterRecord, Evaluation, Task
 
 REBOUND = "rebound"
 
 
 def to_copy(old: Registry, tasks: Collection[str]) -> list[AdapterRecord]:
-    """The versions that serve these tasks, and for a task that an adapter of several serves its own newest one; those
-    that serve come last, so that they serve in the new hub as well."""
-    serving = old.serving()
-    refs = {ref for task, ref in serving.items() if task in tasks}
-    serves = {ref: old.get(ref) for ref in refs}
-    wanted = {task for record in serves.values() for task in record.tasks}
-    own: dict[str, AdapterRecord] = {}
-    for record in sorted(old.adapters(all_versions=True), key=lambda record: record.created_at):
-        if record.task in wanted and record.status == "active" and record.ref not in refs:
-            own[record.task] = record
-    served_alone = {record.task for record in serves.values()}
-    before = [record for task, record in own.items() if task not in served_alone]
-    return [*before, *sorted(serves.values(), key=lambda record: record.created_at)]
+    """The versions that serve these tasks, and all active versions of those tasks, in the order in which they were
+    made."""
+    refs = {ref for task, ref in old.serving().items() if task in tasks}
+    wanted = {task for ref in refs for task in old.get(ref).tasks}
+    found = [
+        record
+        for record in old.adapters(all_versions=True)
+        if record.status == "active" and (record.ref in refs or record.task in wanted)
+    ]
+    return sorted(found, key=lambda record: (record.created_at, record.version))
 
 
 def origin(old: Registry, record: AdapterRecord) -> dict[str, Any]:
-    """What the manifest of a moved version says of the old one: its hub, its reference, its base."""
+    """What the manifest of a moved version says of the old one: its hub, its reference, when it was made, its base."""
     base = {"source": old.base.source, "fingerprint": old.base.fingerprint}
-    return {"hub": old.path.resolve().name, "ref": record.ref, "base": base}
+    return {"hub": old.path.resolve().name, "ref": record.ref, "made_at": record.created_at, "base": base}
 
 
-def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord:
-    """Copy one version of a base whose weights are the same.
+def rebind(old: Registry, new: Registry, record: AdapterRecord, copies: Mapping[str, AdapterRecord]) -> AdapterRecord:
+    """Copy one version of a base whose weights are the same, under its own number, with its lineage.
+
+    Args:
+        copies: old reference → copy, of the versions that were copied before; other parents are named where they lie.
 
     Raises:
         IntegrityError: a file is missing or changed.
@@ -43,23 +44,47 @@ def rebind(old: Registry, new: Registry, record: AdapterRecord) -> AdapterRecord
     """
     told = {**origin(old, record), "source": REBOUND}
     scores = [Evaluation(**row) for row in record.manifest.get("evaluations", ())]
-    return copy_version(old, new, record, {"rebased_from": told}, scores)
+    there = [other.version for other in new.adapters(all_versions=True) if other.name == record.name]
+    return copy_version(
+        old,
+        new,
+        record,
+        {"rebased_from": told},
+        scores,
+        edges=[(_parent(old, edge, copies), str(edge["relation"])) for edge in record.manifest["lineage"]],
+        serve=record.ref in old.serving().values(),
+        number=record.version if record.version > max(there, default=0) else None,
+    )
+
+
+def _parent(old: Registry, edge: Mapping[str, Any], copies: Mapping[str, AdapterRecord]) -> str:
+    parent = str(edge["parent"])
+    if parent in copies:
+        return copies[parent].ref
+    outside = edge["relation"] == "imported_from" or is_outside(parent)
+    return parent if outside else str(old.path.resolve() / parent)
 
 
 def copy_version(
-    old: Registry, new: Registry, record: AdapterRecord, told: Mapping[str, Any], scores: Sequence[Evaluation]
+    old: Registry,
+    new: Registry,
+    record: AdapterRecord,
+    told: Mapping[str, Any],
+    scores: Sequence[Evaluation],
+    **publishing: Any,
 ) -> AdapterRecord:
     """Publish a version's files, unchanged, in the hub on the other base; they are checked first.
 
     Args:
         told: entries of the manifest that differ from those of the old version.
+        publishing: further arguments of `Registry.publish`.
 
     Raises:
         IntegrityError: a file is missing or changed.
         StorageError: the disk refused; nothing was published.
     """
     old.check_files(record)
-    made = record.manifest
+    made = {key: value for key, value in record.manifest.items() if key != "created_at"}
     with new.new_draft(record.name) as draft, storage_errors(draft.path):
         for name in made["files"]:
             target = draft.path / name
@@ -74,6 +99,7 @@ def copy_version(
             task=Task.from_json(spec) if spec else None,
             verb="rebase",
             repeats=False,
+            **publishing,
         )
 
 

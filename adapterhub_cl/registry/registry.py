@@ -200,8 +200,6 @@ class Registry(Aliases, Canaries, Scores, SampleFiles, Erasures, Counters):
             edges: (parent, relation) pairs; parents are references, or a path or URL for `imported_from`, or the
                 path or URL of a version of another hub.
             draft: what `new_draft` returned, with all files written.
-            serve: whether the version serves its task.
-            move_latest: whether the alias `latest` moves to it.
             serve: let the version answer for its task.
             move_latest: point the alias `latest` to it.
             evaluations: scores measured when the version was made.

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from pathlib import PurePath
 
+from adapterhub_cl.errors import count as count
 from adapterhub_cl.showing import size as size
 
 NOTHING = "–"
@@ -32,11 +33,6 @@ def percent(value: float | None) -> str:
 def error(value: float | None) -> str:
     """A relative error with four significant digits."""
     return NOTHING if value is None or not math.isfinite(value) else "0" if value == 0 else f"{value:.4g}"
-
-
-def count(number: int, one: str, several: str = "") -> str:
-    """`1 task`, `3 tasks`, `1,200 versions`."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def moment(at: str) -> str:

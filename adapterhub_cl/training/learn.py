@@ -15,7 +15,7 @@ from adapterhub_cl.adapters.fused import fused
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.bases.precision import NAMES
 from adapterhub_cl.data.tokenise import Tokeniser
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import UsageError, count
 from adapterhub_cl.evaluation.scoring import dev_figures
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Reporter
@@ -139,7 +139,7 @@ def learn(
         small = f" in batches of {settings.batch} because the rows are few (--batch-size changes that)" if few else ""
         reporter.note(
             f"training on {len(training)} examples ({held_out(len(dev_tokens), settings)}), "
-            f"{settings.passes} epochs{more}, {loop.total} steps{small}, "
+            f"{count(settings.passes, 'epoch')}{more}, {count(loop.total, 'step')}{small}, "
             f"learning rate {rate:g}, {base.why or NAMES[base.dtype]}, {chosen.describe()}"
         )
         started = time.perf_counter()

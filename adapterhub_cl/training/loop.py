@@ -177,19 +177,22 @@ class Loop:
             ended = at.step_in_epoch == len(plan)
             if self.run and not ended and at.steps % settings.checkpoint_every == 0:
                 self.save()
-            if self.all_stop(stop):
-                if self.run:
-                    self.save()
-                kept = f"at step {at.steps} of {self.total}; a checkpoint was kept" if self.run else "nothing was kept"
-                raise TrainingInterrupted(f"stopped {kept}", "go on with the same command and --resume")
+            self.leave_if_asked(stop)
         self.close_epoch()
+        self.leave_if_asked(stop)  # also where it was asked for while the last epoch was scored
 
-    def all_stop(self, stop: StopSignal) -> bool:
-        """Whether any process was asked to stop: all leave at the same step, or the others would wait for ever."""
-        if self.accelerator.num_processes == 1:
-            return stop.asked
-        asked = torch.tensor(float(stop.asked), device=self.model.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
+    def leave_if_asked(self, stop: StopSignal) -> None:
+        """Keep a checkpoint and raise TrainingInterrupted, if any process was asked to stop: all leave at the same
+        step, or the others would wait for ever."""
+        asked = stop.asked
+        if self.accelerator.num_processes > 1:
+            sent = torch.tensor(float(asked), device=self.model.device)
+            asked = bool(self.accelerator.reduce(sent, "sum") > 0)
+        if asked:
+            self.save()
+            kept = "; a checkpoint was kept" if self.run else ""
+            where = f"stopped at step {self.at.steps} of {self.total}"
+            raise TrainingInterrupted(f"{where}{kept}", "go on with the same command and --resume")
 
     def close_epoch(self) -> None:
         at = self.at

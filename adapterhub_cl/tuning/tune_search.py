@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import DataError, TrainingError, TrainingInterrupted, UsageError
-from adapterhub_cl.learning.chosen_settings import in_words, write_choice
+from adapterhub_cl.errors import DataError, IntegrityError, TrainingError, TrainingInterrupted, UsageError
+from adapterhub_cl.learning.chosen_settings import in_words, settings_of, write_choice
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.registry import storage_errors
@@ -175,6 +175,15 @@ class Search:
                 study.enqueue_trial(trial.params or dict(self.space.default))
         if not study.trials:
             study.enqueue_trial(dict(self.space.default))
+            if earlier := {k: v for k, v in self._earlier().items() if k in self.space.default}:
+                study.enqueue_trial({**self.space.default, **earlier})
+
+    def _earlier(self) -> dict[str, Any]:
+        """What an earlier search kept for this name; it is tried again, and replaced by what this one finds."""
+        try:
+            return settings_of(self.hub.registry, self.order.request.name)
+        except IntegrityError:
+            return {}
 
     def more(self, begun: int) -> bool:
         """Whether a further trial is to be begun, after so many."""
@@ -182,7 +191,8 @@ class Search:
         if begun >= self.options.trials:
             return False
         if limit is not None and time.monotonic() - self.started > 60 * limit and self.done():
-            self.hub.reporter.note(f"{limit:g} minutes are over: no further trial is begun")
+            minutes = "1 minute is" if limit == 1 else f"{limit:g} minutes are"
+            self.hub.reporter.note(f"{minutes} over: no further trial is begun")
             return False
         return True
 
@@ -276,10 +286,14 @@ class Search:
         won = bool(confirmed) and confirmed["lead"] > SURE * confirmed["error"] and confirmed["lead"] > 0
         if won:
             kept = "tuned"
-        elif confirmed:
-            kept = f"the defaults: a lead of {confirmed['lead']:.4f} ± {confirmed['error']:.4f} may be chance"
+        elif not confirmed:
+            kept = "the defaults, because no trial was better"
+        elif confirmed["lead"] > 0:
+            kept = f"the defaults, because a lead of {confirmed['lead']:.4f} ± {confirmed['error']:.4f} may be chance"
         else:
-            kept = "the defaults: no trial was better"
+            kept = f"the defaults, because the best settings were not better there ({confirmed['lead']:+.4f})"
+        if (earlier := self._earlier()) and earlier != (chosen if won else {}):
+            self.hub.reporter.note(f"what tune kept before is replaced: {in_words(earlier)}")
         data, request = self.parts.material.data, self.order.request
         return {
             "name": request.name,

@@ -83,6 +83,15 @@ def test_a_task_that_resembles_another_starts_from_it_and_says_so(
     assert "Who helped whom" in page
 
 
+def test_what_descends_from_a_task_does_not_race_for_it(first: Callable[[str], Path], tmp_path: Path) -> None:
+    """It has learned the rows that the race holds out."""
+    hub, notes = copied(first("bert"), tmp_path / "hub"), Notes()
+    hub.add_task("paints", data(tmp_path, COLOURS, 48, 3), **KIN)
+    again = hub.add_task("colours", data(tmp_path, COLOURS), **KIN, reporter=notes)
+    assert ["paints@v1" in row["from"] for row in again.manifest["start"]["tried"]] == [False]
+    assert "note: paints@v1 is not tried: it descends from a version that has learned colours" in notes.said
+
+
 def test_a_task_that_no_other_helps_starts_fresh_as_isolated_does(first: Callable[[str], Path], tmp_path: Path) -> None:
     """No lead is enough for so high a bar; then the race must leave nothing behind."""
     hub = copied(first("llama"), tmp_path / "hub")

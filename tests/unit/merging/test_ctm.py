@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from adapterhub_cl.merging import Layer
@@ -46,3 +47,8 @@ def test_the_result_has_the_rank_that_was_asked_for() -> None:
         values = singular_values(merged)
         assert int((values > 1e-6 * values[0]).sum()) == expected
         assert method.default_rank([4, 4, 4]) == (rank or 4)
+        dense = torch.stack([part.b @ part.a for part in parts]).double()
+        u, _, vh = torch.linalg.svd((merged.b @ merged.a).double())
+        inside = u[:, :expected].T @ dense @ vh[:expected].T
+        lost = (1 - float((inside**2).sum() / (dense**2).sum())) ** 0.5
+        assert method.summary()["compression_error"] == pytest.approx(lost, abs=1e-4)

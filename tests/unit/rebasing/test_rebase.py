@@ -125,6 +125,21 @@ def test_versions_are_used_as_they_are_on_a_base_that_is_near(
     assert [one.source for one in again.tasks] == ["ported", "ported"]
 
 
+def test_a_rejected_task_that_is_ported_later_is_moved(
+    old: AdapterHub, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base, to = near(str(pico_path("bert")), tmp_path / "near", 0.001), str(tmp_path / "new")
+    states = [
+        old.rebase(base, to=to, tasks=["colours"], **more).tasks[0]
+        for more in ({"epochs": 1, "learning_rate": 1e-9}, {}, {"again": True, "port": True}, {}, {"dry_run": True})
+    ]
+    assert [(one.state, one.new) for one in states] == [
+        ("rejected", "colours@v1"),
+        ("rejected", "colours@v1"),
+        *[("moved", "colours@v2")] * 3,
+    ]
+
+
 class StopAtStep(Reporter):
     """Dies as by SIGKILL when so many steps of a training are done."""
 
@@ -315,9 +330,11 @@ def test_other_hubs_are_left_alone(
 
 
 def test_a_base_that_was_saved_again_is_rebound(old: AdapterHub, made: Path, tmp_path: Path) -> None:
-    """Other files, another fingerprint, the same tensors: the copies answer as the versions did."""
+    """Other files, another fingerprint, the same tensors: the copies answer as the versions did, and older versions
+    and the lineage come along."""
     import transformers
 
+    old.update("colours", data(tmp_path, COLOURS, 12, 4), epochs=1, learning_rate=0.01, max_forgetting=1.0)
     moved = tmp_path / "moved"
     model = transformers.AutoModelForMaskedLM.from_pretrained(old.base.source)
     model.save_pretrained(moved, max_shard_size="20KB")
@@ -334,10 +351,16 @@ def test_a_base_that_was_saved_again_is_rebound(old: AdapterHub, made: Path, tmp
     assert answers[0] == answers[1]
     assert new.get("colours@v1").metrics == old.get("colours@v1").metrics
     assert new.get("colours@production").ref == "colours@v1"
+    assert new.registry.serving() == old.registry.serving()
+    edges = [(edge.child, edge.parent, edge.relation) for edge in new.lineage("colours@v2")]
+    assert ("colours@v2", "colours@v1", "updated_from") in edges
+    told = {record.ref: record.manifest["rebased_from"]["made_at"] for record in new.list(all_versions=True)}
+    assert told == {record.ref: record.created_at for record in old.list(all_versions=True)}
+    assert min(record.created_at for record in new.list(all_versions=True)) > max(told.values())
     assert new.verify() == []
     again = old.rebase(str(moved), to=str(tmp_path / "new"))
     assert [one.new for one in again.tasks] == ["animals@v1", "colours@v1"]
-    assert len(new.list(all_versions=True)) == 2
+    assert len(new.list(all_versions=True)) == 3
 
 
 def test_other_weights_are_not_taken_for_the_same(old: AdapterHub, tmp_path: Path) -> None:
@@ -455,7 +478,7 @@ def test_what_is_expected_is_what_tasks_kept_that_were_moved(
     line = ["--hub", str(old.folder), "rebase", roberta, "--to", str(tmp_path / "new"), "--dry-run"]
     assert main(line) == 0
     told = capsys.readouterr().out
-    assert "cannot be told before one of them was moved" in told
+    assert "cannot be told before one of them was learned" in told
     assert "expected retention" not in told
     other = AdapterHub.open(old.folder)
     other.add_task("birds", data(tmp_path, ("owl", "hen")), eval=data(tmp_path, ("owl", "hen"), 24, 1), **QUICK)

@@ -152,8 +152,25 @@ def test_sigterm_without_a_run_folder(pico_base: Any) -> None:
     def log(values: Mapping[str, float], step: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(TrainingInterrupted, match="nothing was kept"):
+    with pytest.raises(TrainingInterrupted, match=f"stopped at step 1 of {STEPS}$"):
         train(pico_base, toy_settings(), log=log)
+
+
+def test_ctrl_c_while_the_last_epoch_is_scored(pico_base: Any, tmp_path: Path) -> None:
+    """It used to be lost there."""
+    whole = train(pico_base, toy_settings())
+    scored = []
+
+    def evaluate(model: Any) -> dict[str, float]:
+        scored.append(1)
+        if len(scored) == toy_settings().epochs:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"loss": 1.0 / len(scored)}
+
+    with pytest.raises(TrainingInterrupted, match=f"stopped at step {STEPS} of {STEPS}; a checkpoint was kept"):
+        train(pico_base, toy_settings(), run=tmp_path, evaluate=evaluate)
+    assert same(train(pico_base, toy_settings(), run=tmp_path, evaluate=evaluate).weights, whole.weights)
+    assert len(scored) == toy_settings().epochs
 
 
 def test_a_finished_run_resumed_is_the_same(pico_base: Any, tmp_path: Path) -> None:

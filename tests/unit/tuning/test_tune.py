@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cl_adapter.__main__ import main
-from encoder_hubs import COLOURS, QUICK, data, new_hub
+from encoder_hubs import COLOURS, QUICK, Notes, data, new_hub
 from sqlalchemy import Engine, event
 
 from adapterhub_cl import AdapterHub
@@ -103,11 +103,41 @@ def test_the_best_settings_are_confirmed_and_later_trainings_begin_with_them(
     assert hub.tuned("colours") is None
 
 
+def test_what_was_kept_before_is_tried_again(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
+    rows, notes = data(tmp_path, COLOURS, 200), Notes()
+    fake(by_rank)
+    first = hub.tune("colours", rows, trials=12, confirm=1, **FIXED)["settings"]
+    assert first["rank"] == 4
+    found = hub.tune("colours", rows, trials=2, confirm=1, reporter=notes, **FIXED)
+    assert [trial["settings"] for trial in found["trials"]] == [found["default"], first]
+    assert found["settings"] == first
+    assert not any("is replaced" in note for note in notes.said)
+    fake(lambda settings: 0.5)
+    assert hub.tune("colours", rows, trials=2, confirm=1, reporter=notes, **FIXED)["settings"] == {}
+    assert notes.said[-1].startswith("what tune kept before is replaced: rank 4")
+
+
+def test_a_resumed_search_keeps_the_options_that_are_not_given_again(
+    hub: AdapterHub, fake: Any, tmp_path: Path
+) -> None:
+    made = fake(by_rank)
+    made.kill_at = 2
+    with pytest.raises(Killed):
+        hub.tune("colours", data(tmp_path, COLOURS, 200), trials=3, confirm=1, **FIXED)
+    found = hub.tune("colours", resume=True, minutes=10)
+    assert len(found["trials"]) == 3
+    assert found["confirmed"].get("seeds", 1) == 1
+
+
 def test_a_lead_that_may_be_chance_keeps_the_defaults(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
     fake(lambda settings: 0.45 if settings.get("rank") == 4 and "seed" not in settings else 0.4)
     found = hub.tune("colours", data(tmp_path, COLOURS, 200), trials=12, confirm=2, **FIXED)
     assert found["settings"] == {}
     assert found["confirmed"]["lead"] == 0
+    assert "were not better there" in found["kept"]
+    fake(lambda settings: 0.425 if settings.get("rank") == 4 else 0.4)
+    found = hub.tune("colours", data(tmp_path, COLOURS, 200), trials=12, confirm=2, **FIXED)
+    assert found["confirmed"]["lead"] > 0
     assert "may be chance" in found["kept"]
     fake(lambda settings: 0.5)
     found = hub.tune("colours", data(tmp_path, COLOURS, 200), trials=3, confirm=2, **FIXED)
