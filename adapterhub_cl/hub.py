@@ -312,7 +312,7 @@ class AdapterHub(
             source: a folder with adapter_config.json and adapter_model.safetensors.
             task: a task of this hub that it serves; otherwise described by `kind`, `labels`, `instruction`,
                 `prompt_format`, `metric` as in `add_task`, under its own name.
-            any_base: take it in import it even if it was made for another base.
+            any_base: take it in even if it was made for another base.
 
         Raises:
             AdapterError: not a LoRA, or not of this base; nothing was written.

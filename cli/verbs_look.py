@@ -237,6 +237,7 @@ def _print_whole(
         "alpha": made.get("alpha"),
         "modules": ", ".join(made.get("target_modules") or ()),
         "strategy": made.get("strategy"),
+        "learned by": objective if (objective := training.get("objective")) in ("dpo", "kto") else "",
         "replay samples": f"{replay['samples']} ({replay.get('policy')})" if "samples" in replay else "",
         "data": _source(data),
         "held-out data": _source(held_out),

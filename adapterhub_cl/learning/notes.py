@@ -84,6 +84,10 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         against = "the base" if material.parent is None else material.parent.ref
         what = "pairs are learned by dpo" if data.read.rejected else "judged answers are learned by kto"
         reporter.note(f"  {what}; the reference is {against}")
+        alone = {example.desirable for example in data.examples}
+        if len(alone) == 1 and None not in alone:
+            liked = "liked" if alone.pop() else "disliked"
+            reporter.note(f"warning: every answer is {liked}, so nothing tells good answers from bad ones")
     if data.unused:
         many = len(data.unused) > 1
         names = ", ".join(map(repr, data.unused))

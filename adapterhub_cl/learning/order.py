@@ -160,7 +160,7 @@ def mention_what_is_there(registry: Registry, request: TrainRequest, reporter: R
     """Mention the versions and the unfinished runs of an adapter that is about to be trained."""
     if request.verb == "add-task" and (old := versions_of(registry, request.name)):
         reporter.note(
-            f"note: {old[-1].ref} exists already; this trains a new version from scratch. To continue from it: "
+            f"note: {old[-1].ref} exists already, and this trains a new version without it. To continue from it: "
             f"cl-adapter update {request.name} DATA"
         )
     if waiting := Run.unfinished(registry.runs_dir, request.verb, request.name):

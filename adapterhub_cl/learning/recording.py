@@ -176,7 +176,9 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
             },
             "training": {
                 key: training[key]
-                for key in ("run", "steps", "seconds", "best_epoch", "learning_rate", "data", "eval", "settings")
+                for key in (
+                    "run", "objective", "steps", "seconds", "best_epoch", "learning_rate", "data", "eval", "settings"
+                )  # fmt: skip
             },
         }
         return registry.publish(

@@ -108,6 +108,11 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     tell_tuned(registry, order.request, material.data.read.prefers, reporter)
     objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, order.request, objective, reporter)
+    if (trial := order.strategy.trial) is not None:
+        reporter.note(
+            f"before the training, up to {trial.versions} versions of other tasks are tried and the best starts race; "
+            "the time below does not count that"
+        )
     with reporter.piece("loading the base", 1):
         base = hub.base
     material = with_limits(material, base, settings)

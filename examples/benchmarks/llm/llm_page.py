@@ -16,6 +16,7 @@ TITLES = {
     "order2": "cl15, order 2",
     "order3": "cl15, order 3",
     "order4": "cl15, order 4: fifteen tasks",
+    "reviews": "cl15: four tasks of reviews",
 }
 WAYS = {"scores": "whole", "bare": "bare"}
 # These have an adapter a task; the others have one for all.

@@ -21,6 +21,7 @@ STREAMS: dict[str, tuple[str, ...]] = {
     "order3": ("yahoo", "amazon", "agnews", "dbpedia"),
     "order4": ("mnli", "cb", "wic", "copa", "qqp", "boolq", "rte", "imdb", "yelp", "amazon", "sst2", "dbpedia",
                "agnews", "multirc", "yahoo"),
+    "reviews": ("imdb", "sst2", "yelp", "amazon"),
 }  # fmt: skip
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 Row = Mapping[str, Any]
