@@ -31,6 +31,9 @@ from adapterhub_cl.training.learn import Learned
 from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation, Example
 
+# What the manifest has of training.json.
+OF_TRAINING = ("run", "objective", "steps", "seconds", "best_epoch", "learning_rate", "data", "eval", "settings")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -174,12 +177,7 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
                 "samples": len(trained.kept),
                 **({"facts": known} if (known := _facts_known(order, material)) else {}),
             },
-            "training": {
-                key: training[key]
-                for key in (
-                    "run", "objective", "steps", "seconds", "best_epoch", "learning_rate", "data", "eval", "settings"
-                )  # fmt: skip
-            },
+            "training": {key: training[key] for key in OF_TRAINING},
         }
         return registry.publish(
             draft,

@@ -18,14 +18,14 @@ LEAST = 12  # rows; fewer say nothing, however they are divided
 
 
 @dataclass(frozen=True)
-class Part:
+class RowsOfRace:
     """Numbers of rows: those that a race is decided on, and those that are learned in it."""
 
     held: list[int]
     learned: list[int]
 
 
-def parted(rows: int, held: int, seed: str) -> list[Part]:
+def parted(rows: int, held: int, seed: str) -> list[RowsOfRace]:
     """One part with a quarter of the rows held out, `held` at most. Of few rows, each third is held out in turn.
 
     Returns:
@@ -37,8 +37,8 @@ def parted(rows: int, held: int, seed: str) -> list[Part]:
         return []
     if rows >= FEW:
         most = min(held, rows // 4)
-        return [Part(order[:most], order[most:])]
-    return [Part(order[k::FOLDS], [row for at, row in enumerate(order) if at % FOLDS != k]) for k in range(FOLDS)]
+        return [RowsOfRace(order[:most], order[most:])]
+    return [RowsOfRace(order[k::FOLDS], [row for at, row in enumerate(order) if at % FOLDS != k]) for k in range(FOLDS)]
 
 
 def lead(fresh: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

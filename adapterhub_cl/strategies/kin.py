@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import BaseStrategy, Kin, Stage, Trial
-from adapterhub_cl.strategies._race import Part, lead, mean, parted, put, run
+from adapterhub_cl.strategies._race import RowsOfRace, mean, parted, put, run
+from adapterhub_cl.strategies._race import lead as lead
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ class Strategy(BaseStrategy):
             raise UsageError("kin cannot start a DoRA adapter from another one", "leave --dora out, or use isolated")
         self._race(stage, racing, parts)
 
-    def _race(self, stage: Stage, racing: Sequence[Kin], parts: Sequence[Part]) -> None:
+    def _race(self, stage: Stage, racing: Sequence[Kin], parts: Sequence[RowsOfRace]) -> None:
         import torch
 
         first = {name: p.detach().clone() for name, p in stage.parameters.items()}

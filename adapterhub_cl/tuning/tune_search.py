@@ -23,7 +23,7 @@ from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.spreading.spread_options import LOCAL
-from adapterhub_cl.strategies._race import lead
+from adapterhub_cl.strategies.kin import lead
 from adapterhub_cl.training.runs import Run, leave
 from adapterhub_cl.tuning.study_file import opened_study
 from adapterhub_cl.tuning.tune_options import TuneOptions

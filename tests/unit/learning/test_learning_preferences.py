@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cl_adapter.__main__ import main
+from encoder_hubs import Notes
 from toys import PAD, stir
 
 from adapterhub_cl import AdapterHub
@@ -111,6 +112,9 @@ def test_judged_answers(hub: AdapterHub, tmp_path: Path) -> None:
     one_sided = write(tmp_path / "liked.jsonl", [row for row in rows if row["label"]])
     with pytest.raises(DataError, match="judged alike"):
         hub.add_task("liked", data, eval=one_sided, **QUICK)
+    told = Notes()
+    hub.add_task("liked", one_sided, dry_run=True, reporter=told, **QUICK)
+    assert "warning: every answer is liked, so nothing tells good answers from bad ones" in told.said
 
 
 @pytest.mark.parametrize(
