@@ -42,11 +42,12 @@ INTRODUCTION = f"""
 A hub has learned tasks of cl15. One command, `cl-adapter rebase`, moves them to a second base. *noisy* is the first
 base with noise in each matrix, {NOISE} times its standard deviation; *tuned* is the first base fine-tuned on
 {ELSE_ROWS} rows of another task ({ELSE}; an adapter of rank 16, added into the weights). The command was killed with
-SIGKILL on the way and run again, as often as the table says. Old and new versions are scored on the same held-out rows.
-One seed. From *data*, every training row is learned again; from *samples*, the {KEPT} that the hub keeps of each task,
-the files being gone; from *pseudo-samples*, rows that the old version writes and answers, files and samples being gone.
-*ported* means `--port`: versions that keep their score are used as they are, and the others are trained on from where
-they stand, with the same rows and epochs as from data.
+SIGKILL on the way and run again, as often as the table says. Old and new versions are scored on the same held-out
+rows. One seed; each source has a hub of its own, so the old scores differ a little between them. From *data*, every
+training row is learned again; from *samples*, the {KEPT} that the hub keeps of each task, the files being gone; from
+*pseudo-samples*, rows that the old version writes and answers, files and samples being gone. *ported* means `--port`:
+versions that keep their score are used as they are, and the others are trained on from where they stand, with the
+same rows and epochs as from data.
 """.strip()
 
 
@@ -155,7 +156,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# Moving a hub to another base",
         "",
-        f"{rows[0]['machine']}. "
+        f"{'; '.join(dict.fromkeys(row['machine'] for row in rows))}. "
         + versions("torch", "transformers", "peft", "adapterhub-cl")
         + ". Written by `examples/benchmarks/rebasing.py`.",
         "",
