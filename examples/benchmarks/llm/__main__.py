@@ -4,7 +4,7 @@
     python examples/benchmarks/llm table --work llm-work -o docs/benchmarks
 
 `superni` has seven tasks, most of them with free answers, and three seeds; order1 to order4 are those of cl15 with one
-seed, and `reviews` has four of their tasks, which are alike. `run` goes on where it stopped, and with
+seed, and `families` has seven of their tasks, of two kinds. `run` goes on where it stopped, and with
 `--known docs/benchmarks/llm.json` where another machine did; several may share one `--work`. The texts are
 those of ../shared/data.
 """

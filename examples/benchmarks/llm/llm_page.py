@@ -16,7 +16,7 @@ TITLES = {
     "order2": "cl15, order 2",
     "order3": "cl15, order 3",
     "order4": "cl15, order 4: fifteen tasks",
-    "reviews": "cl15: four tasks of reviews",
+    "families": "cl15: four tasks of reviews and three of inference",
 }
 WAYS = {"scores": "whole", "bare": "bare"}
 # These have an adapter a task; the others have one for all.

@@ -21,7 +21,7 @@ STREAMS: dict[str, tuple[str, ...]] = {
     "order3": ("yahoo", "amazon", "agnews", "dbpedia"),
     "order4": ("mnli", "cb", "wic", "copa", "qqp", "boolq", "rte", "imdb", "yelp", "amazon", "sst2", "dbpedia",
                "agnews", "multirc", "yahoo"),
-    "reviews": ("imdb", "sst2", "yelp", "amazon"),
+    "families": ("yelp", "amazon", "imdb", "sst2", "mnli", "cb", "rte"),
 }  # fmt: skip
 COLUMNS = {"instruction": "instruction", "input": "input", "output": "output"}
 Row = Mapping[str, Any]
