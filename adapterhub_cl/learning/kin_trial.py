@@ -86,7 +86,7 @@ def _candidates(hub: Hub, task: str, most: int) -> list[str]:
     records = {ref: registry.get(ref) for name, ref in serving.items() if ref != own and name != task}
     # What began as a version of this task has learned its rows, and would win on any that are held out.
     taught = {r.ref for r in registry.adapters(all_versions=True) if task in r.tasks}
-    for ref in [ref for ref in records if taught & {edge.parent for edge in registry.lineage(ref)}]:
+    for ref in [ref for ref in records if taught & {edge.parent for edge in registry.ancestry(ref)}]:
         hub.reporter.note(f"note: {ref} is not tried: it descends from a version that has learned {task}")
         del records[ref]
     newest = sorted(records, key=lambda ref: (records[ref].created_at, ref), reverse=True)

@@ -90,6 +90,10 @@ def test_what_descends_from_a_task_does_not_race_for_it(first: Callable[[str], P
     again = hub.add_task("colours", data(tmp_path, COLOURS), **KIN, reporter=notes)
     assert ["paints@v1" in row["from"] for row in again.manifest["start"]["tried"]] == [False]
     assert "note: paints@v1 is not tried: it descends from a version that has learned colours" in notes.said
+    later = hub.add_task("paints", data(tmp_path, COLOURS, 48, 3), **KIN)
+    assert ["colours" in ref for row in later.manifest["start"]["tried"] for ref in row["from"]].count(True), (
+        "what paints began as has not learned its rows"
+    )
 
 
 def test_a_task_that_no_other_helps_starts_fresh_as_isolated_does(first: Callable[[str], Path], tmp_path: Path) -> None:
