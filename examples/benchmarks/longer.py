@@ -77,8 +77,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         "Ours learns the four tasks of orders 1 to 3 of [cl15](cl15.md) with its rows and settings, but with more "
         "passes over the rows and longer texts than the methods there have. *AP* is the mean accuracy over the four "
-        f"tasks, on {BUDGET.test_rows:,} test rows of a task at most. The published figures come from other models "
-        "and budgets.",
+        f"tasks, on {BUDGET.test_rows:,} test rows of a task at most.",
         "",
         "| passes | tokens | " + " | ".join(FOUR) + " | AP, task not named, whole prompt | AP, bare input "
         "| AP, task named | seeds | training |",
