@@ -259,3 +259,17 @@ def test_the_command_prints_what_was_foretold_beside_what_was_measured(
     assert "90 % interval" in shown.err
     assert main([*line[:2], "update", "animals", "-", "--online", "--forecast"]) == 2
     assert "--forecast cannot be used with --online" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["osf", "inflora", "incremental"])
+def test_an_adapter_that_is_frozen_beneath_stays_so(
+    first: Callable[[str], Path], tmp_path: Path, strategy: str
+) -> None:
+    hub = copied(first("llama"), tmp_path / "hub")
+    rows = data(tmp_path, ANIMALS)
+    made = hub.add_task("animals", rows, **{**SHARED, "strategy": strategy})
+    assert [one["task"] for one in made.manifest["forecast"]["tasks"]] == ["colours"]
+    plain = copied(first("llama"), tmp_path / "plain")
+    other = plain.add_task("animals", rows, **{**SHARED, "strategy": strategy, "forecast": False})
+    name = "adapter_model.safetensors"
+    assert (made.path / name).read_bytes() == (other.path / name).read_bytes()
