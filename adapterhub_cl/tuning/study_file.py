@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError, first_line
 from adapterhub_cl.registry.quoting import quoted
+from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.training.runs import Run
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def opened_study(run: Run, name: str, seed: int) -> Iterator[optuna.Study]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if run.path.is_symlink() or (run.path / FILE).is_symlink():
+        raise IntegrityError(
+            f"{run.path / FILE} is, or lies behind, a link, which no search makes",
+            f"remove the link, then search anew: cl-adapter tune {name} DATA",
+        )
     path, storage = (run.path / FILE).resolve(), None
     try:
         try:
@@ -50,6 +56,8 @@ def opened_study(run: Run, name: str, seed: int) -> Iterator[optuna.Study]:
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
             )  # fmt: skip
             count = len(study.trials)
+            for trial in study.get_trials(deepcopy=False):
+                _check(trial.user_attrs)
         except Exception as error:  # whatever Optuna makes of rows that it did not write
             raise _told(error, path, name) or _damaged(error, path, name) from error
         study.sampler = optuna.samplers.TPESampler(seed=(seed + 7919 * count) % 2**32, n_startup_trials=6)
@@ -66,6 +74,19 @@ def opened_study(run: Run, name: str, seed: int) -> Iterator[optuna.Study]:
         if storage is not None:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def _check(about: Mapping[str, Any]) -> None:
+    """Raise where what was kept of a trial that has ended cannot be what a search wrote: Optuna does not look at it."""
+    if not about.get("ended"):
+        return
+    figures = about["figures"]
+    numbers = [*figures.values(), about["seconds"], about["epochs_run"]]
+    if not all(isinstance(value, int | float) for value in numbers):
+        raise ValueError("the figures of a trial are no numbers")
+    if not 0 <= figures.get("accuracy", 0.0) <= 1 or not isinstance(about["reason"], str):
+        raise ValueError("the figures of a trial cannot be")
+    TrainingSettings.from_mapping(about["settings"], "a trial")
 
 
 def _told(error: BaseException, path: Path, name: str) -> AdapterHubError | None:

@@ -163,7 +163,33 @@ def test_a_killed_search_goes_on(hub: AdapterHub, fake: Any, tmp_path: Path, at:
         hub.tune("colours", resume=True)
 
 
-@pytest.mark.parametrize("damage", ["noise", "cut", "row"])
+OF_A_TRIAL = {
+    "no settings": "DELETE FROM trial_user_attributes WHERE key = 'settings'",
+    "a list": "UPDATE trial_user_attributes SET value_json = '[1, 2]' WHERE key = 'settings'",
+    "a rank below 0": "UPDATE trial_user_attributes SET value_json = '{\"rank\": -8}' WHERE key = 'settings'",
+    "a text": """UPDATE trial_user_attributes SET value_json = '{"accuracy": "x", "loss": 1}' WHERE key = 'figures'""",
+    "above 1": """UPDATE trial_user_attributes SET value_json = '{"accuracy": 1e9, "loss": 1}' WHERE key = 'figures'""",
+    "row": "UPDATE trial_params SET distribution_json = '{'",
+}
+
+
+def test_a_link_in_place_of_a_study_is_not_followed(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
+    made = fake(by_rank)
+    made.kill_at = 3
+    with pytest.raises(Killed):
+        hub.tune("colours", data(tmp_path, COLOURS, 200), trials=4, confirm=1, **FIXED)
+    (file,) = hub.registry.runs_dir.glob("*/study.db")
+    elsewhere = tmp_path / "elsewhere.db"
+    file.rename(elsewhere)
+    before = elsewhere.read_bytes()
+    file.symlink_to(elsewhere)
+    with pytest.raises(IntegrityError, match="a link") as refused:
+        hub.tune("colours", resume=True)
+    assert "rm" not in refused.value.hint.split()
+    assert elsewhere.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["noise", "cut", *OF_A_TRIAL])
 def test_a_damaged_study_is_told_in_one_line(hub: AdapterHub, fake: Any, tmp_path: Path, damage: str) -> None:
     made = fake(by_rank)
     made.kill_at = 3
@@ -172,9 +198,9 @@ def test_a_damaged_study_is_told_in_one_line(hub: AdapterHub, fake: Any, tmp_pat
         hub.tune("colours", rows, trials=4, confirm=1, **FIXED)
     made.kill_at = -1
     (file,) = hub.registry.runs_dir.glob("*/study.db")
-    if damage == "row":
+    if damage in OF_A_TRIAL:
         with closing(sqlite3.connect(file)) as database:
-            database.execute("UPDATE trial_params SET distribution_json = '{'")
+            database.execute(OF_A_TRIAL[damage])
             database.commit()
     else:
         file.write_bytes(b"noise" * 1000 if damage == "noise" else file.read_bytes()[:5000])
