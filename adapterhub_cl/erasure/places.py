@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.adapters.vllm_folder import EXPORTS
-from adapterhub_cl.erasure.versions import KnownVersion, reads_the_past
+from adapterhub_cl.erasure.versions import KnownVersion, reads_the_past, tries_versions
 from adapterhub_cl.learning.chosen_settings import FOLDER as TUNED
 from adapterhub_cl.rebasing.new_hub import FOLDER as REBASE
 from adapterhub_cl.registry import Registry, files, tombstones
@@ -20,6 +20,7 @@ from adapterhub_cl.training.runs import FILE as RUN_FILE
 
 STREAMS, LOGS = "streams", "logs"
 UPLOADS, JOBS = "server/files", "server/jobs"  # of fine-tuning over HTTP; see `adapterhub_cl/server`
+CHECKPOINT = "checkpoint.safetensors"  # of an unfinished run; see `adapterhub_cl.training.checkpoints`
 _GRACE_S = 60.0  # a run that is just starting has no run.json yet
 
 
@@ -53,8 +54,24 @@ def is_of(
         return True
     if parent is None and str(request.get("verb", "")).startswith("update") and any(one.ref in found for one in mine):
         return True
-    late = since is not None and str(request.get("created_at") or since) >= since[:19]
-    return late and reads_the_past(str(request.get("strategy") or ""))
+    strategy = str(request.get("strategy") or "")
+    if since is None or str(request.get("created_at") or since) < since[:19]:
+        return False
+    if tries_versions(strategy) and ((starts := _starts(path)) is None or starts & found.keys()):
+        return True
+    return reads_the_past(strategy)
+
+
+def _starts(path: Path) -> set[str] | None:
+    """The versions that the adapter of an unfinished run started from, as its checkpoint says; None where none says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path / CHECKPOINT, "numpy") as file:
+            told = json.loads(file.metadata()["state"])["strategy"]
+        return {ref for part in told.values() for ref in part.get("from", ())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        return None
 
 
 def is_nobodys(path: Path) -> bool:

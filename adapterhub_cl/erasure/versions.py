@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,19 @@ class KnownVersion:
 
 def reads_the_past(strategy: str) -> bool:
     """Whether a strategy reads rows of other tasks; True for an unknown strategy."""
+    return _does(strategy, lambda built: bool(built.what_is_read))
+
+
+def tries_versions(strategy: str) -> bool:
+    """Whether a new adapter may start from other tasks' versions; True for an unknown strategy."""
+    return _does(strategy, lambda built: built.trial is not None)
+
+
+def _does(strategy: str, what: Callable[[Any], bool]) -> bool:
     if not strategy:
         return False
     try:
-        return bool(build(strategy).what_is_read)
+        return what(build(strategy))
     except AdapterHubError:
         return True
 

@@ -161,6 +161,20 @@ def test_a_killed_run_goes_on_with_the_start_that_it_chose(first: Callable[[str]
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
+@pytest.mark.parametrize(("task", "goes"), [("colours", True), ("animals", False)])
+def test_an_unfinished_run_goes_with_the_task_that_it_started_from(
+    first: Callable[[str], Path], tmp_path: Path, task: str, goes: bool
+) -> None:
+    hub = copied(first("llama"), tmp_path / "hub")
+    with pytest.raises(Killed):
+        hub.add_task("killed", data(tmp_path, COLOURS, 48, 7), **KIN, reporter=KillAt("epoch 2 of 2"))
+    hub.forget_task(task, key=tmp_path / "key")
+    assert (not list(hub.registry.runs_dir.glob("killed-*"))) is goes
+    assert hub.prove_forgotten(task, key=tmp_path / "key").ok
+    if not goes:
+        assert hub.add_task("killed", resume=True).manifest["start"]["from"] == {"colours@v1": 1.0}
+
+
 def factors(rank: int, seed: int, layer: str = "model.layers.0.self_attn.q_proj") -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
     return {layer: (torch.randn(rank, 32, generator=draw), torch.randn(32, rank, generator=draw))}
