@@ -63,7 +63,7 @@ def rebase(
         session.note(again if found.named("rejected") else f"next: cl-adapter --hub {found.hub} list")
     if found.named("rejected"):
         raise typer.Exit(GateRefused.exit_code)
-    if found.named("failed"):
+    if found.named("failed") or found.named("not movable"):
         raise typer.Exit(FAILED)
 
 

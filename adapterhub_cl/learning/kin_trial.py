@@ -26,7 +26,7 @@ from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.context import Hub
 from adapterhub_cl.data.batches import Batch, by_length, collate
 from adapterhub_cl.data.tokenise import Tokens
-from adapterhub_cl.errors import AdapterError
+from adapterhub_cl.errors import AdapterError, IntegrityError
 from adapterhub_cl.learning.linear_probe import own_head_loss, probe_loss
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
@@ -102,15 +102,15 @@ def _readable(hub: Hub, refs: Sequence[str]) -> dict[str, Shelved]:
     found: dict[str, Shelved] = {}
     for ref in refs:
         record = hub.registry.get(ref)
-        hub.registry.check_files(record)
         try:
+            hub.registry.check_files(record)
             adapter = read_adapter(record.path, hub.base.dtype)
             probe = LoraBank(hub.base, lambda _, adapter=adapter: adapter, capacity=1)  # type: ignore[misc]
             with _closing(probe):
                 probe.require([ref])
             found[ref] = adapter
-        except AdapterError as error:
-            hub.reporter.note(f"note: {ref} is not tried: {error.message}")
+        except (AdapterError, IntegrityError) as error:
+            hub.reporter.note(f"warning: {ref} is not tried: {error.message}")
     return found
 
 

@@ -45,7 +45,7 @@ class RebaseOptions:
         "how the new base is stored in memory: nf4, fp4, int8 or none; default: as this hub's",
         choices=QUANTIZATIONS,
     )
-    again: bool = option(False, "learn those tasks once more that were rejected before")
+    again: bool = option(False, "move those tasks once more that were rejected, or have a newer version in the old hub")
 
 
 def read_tasks(value: Any) -> tuple[str, ...]:

@@ -190,7 +190,7 @@ def _planned(
     done = [_told(record, str(record.manifest["rebased_from"].get("ref"))) for record in moved.values()]
     found = []
     for name in names:
-        if name in moved and not (options.again and moved[name].status == "rejected"):
+        if name in moved and not _again(moved[name], serving[name], options):
             found.append(_told(moved[name], serving[name]))
             continue
         source = source_of_task(registry, there.base, name, options.budget, options.pseudo_samples)
@@ -201,6 +201,11 @@ def _planned(
         known = bool(kept) and move.metric != "perplexity"
         found.append(replace(move, expected=math.fsum(kept) / len(kept), expected_from=len(kept)) if known else move)
     return found
+
+
+def _again(moved: AdapterRecord, serves: str, options: RebaseOptions) -> bool:
+    """Whether a task that was moved before is to be moved once more: it was rejected, or has a newer version."""
+    return options.again and (moved.status == "rejected" or moved.manifest["rebased_from"].get("ref") != serves)
 
 
 def _of(found: TaskSource, pseudo: int = 0) -> TaskMove:
@@ -266,9 +271,11 @@ def _prepared(
     sources: dict[str, tuple[TaskSource, lesson_files.WrittenLesson]] = {}
     moves: dict[str, TaskMove] = {}
     for name in names:
-        if name in moved and not (options.again and moved[name].status == "rejected"):
+        if name in moved and not _again(moved[name], serving[name], options):
+            target.check_files(moved[name])
             was = str(moved[name].manifest["rebased_from"]["ref"])
-            since = "" if was == serving[name] else f"; {serving[name]} answers for it in the old hub by now"
+            newer = f"; {serving[name]} answers for it in the old hub by now, and --again moves that one"
+            since = "" if was == serving[name] else newer
             moves[name] = _told(moved[name], serving[name])
             old.reporter.note(f"{name} was {moves[name].state} before: {moved[name].ref} here, from {was}{since}")
             _take_aliases(registry, target, moves[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +16,10 @@ from adapterhub_cl.learning.material import data_of, learned_by
 from adapterhub_cl.rebasing.rebase_options import FEWEST
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import samples_of
-from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
+from adapterhub_cl.types import REWARD, AdapterRecord, BaseInfo, Example, Task
 
 DATA, SAMPLES, PSEUDO = "data", "samples", "pseudo-samples"
+ANSWERS = "answers"
 HELD_SHARE = 0.25  # of the rows, where there is no held-out file; the rest is learned
 
 
@@ -107,7 +108,7 @@ def _whole_source(registry: Registry, base: BaseInfo, name: str) -> TaskSource:
     facts = any(row["metric"] == "efficacy" for one in chain for row in one.manifest.get("evaluations", ()))
     found = TaskSource(task, record, facts=facts, first=chain[-1], notes=notes)
     try:
-        return _split(registry, _from_data(found, data_of(registry, own)))
+        return _split(registry, _of_one_kind(_from_data(found, data_of(registry, own))))
     except DataError as error:
         if facts or task.kind == "text":
             what = "facts are" if facts else "raw text is"
@@ -117,7 +118,8 @@ def _whole_source(registry: Registry, base: BaseInfo, name: str) -> TaskSource:
         samples = samples_of(registry, name, own)
         if samples is None:
             return replace(_none(found, f"{reason}, and it keeps no replay samples"), nothing_kept=True)
-        return _split(registry, replace(found, source=SAMPLES, rows=list(samples.examples), reason=reason))
+        kept = replace(found, source=SAMPLES, rows=list(samples.examples), reason=reason)
+        return _split(registry, _of_one_kind(kept))
     except AdapterHubError as error:
         return _none(found, error.message)
 
@@ -160,6 +162,33 @@ def _from_data(found: TaskSource, files: Sequence[Examples]) -> TaskSource:
     )
 
 
+def _of_one_kind(found: TaskSource) -> TaskSource:
+    """Rows that one training can learn, where updates have mixed answers, pairs of preferences and judged answers."""
+    rows = one_kind(found.task, found.rows)
+    if len({_kind(row) for row in found.rows}) < 2:
+        return found
+    preferred = found.task.metric == REWARD
+    what = "only those of the kind that most are" if preferred else "preferences by the answers that were preferred"
+    note = f"its rows are of several kinds, and one training learns {what}: {len(rows)} of {len(found.rows)} rows"
+    return replace(found, rows=rows, same_file="", notes=(*found.notes, note))
+
+
+def one_kind(task: Task, rows: Sequence[Example]) -> list[Example]:
+    """Of rows of several kinds: for a task that is measured by preferences the most frequent kind of these; otherwise
+    all as answers, without those that were rejected."""
+    counts = Counter(_kind(row) for row in rows)
+    if len(counts) < 2:
+        return list(rows)
+    if task.metric == REWARD:
+        kind = max((kind for kind in counts if kind != ANSWERS), key=lambda kind: (counts[kind], kind))
+        return [row for row in rows if _kind(row) == kind]
+    return [replace(row, rejected="", desirable=None) for row in rows if row.desirable is not False]
+
+
+def _kind(row: Example) -> str:
+    return "pairs" if row.rejected else "judged" if row.desirable is not None else ANSWERS
+
+
 def _split(registry: Registry, found: TaskSource) -> TaskSource:
     """With the rows that both versions are scored on: the held-out file if it is still there, otherwise rows that are
     held back: replay samples where there are any. Facts are not held back: one that is not taught cannot be known.
@@ -174,7 +203,7 @@ def _split(registry: Registry, found: TaskSource) -> TaskSource:
         kept = replace(found, held=found.rows, notes=(*found.notes, "measured on the facts themselves"))
     else:
         samples = samples_of(registry, found.task.name, found.record)
-        pool = list(samples.examples) if samples is not None else list(found.rows)
+        pool = one_kind(found.task, samples.examples) if samples is not None else list(found.rows)
         held = held_back(found.task, pool, int(HELD_SHARE * len(found.rows)))
         leaks = set(find_leaks(held, found.rows))
         rows = [example for k, example in enumerate(found.rows) if k not in leaks]

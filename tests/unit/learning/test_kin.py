@@ -96,6 +96,14 @@ def test_what_descends_from_a_task_does_not_race_for_it(first: Callable[[str], P
     )
 
 
+def test_a_damaged_version_is_passed_over(first: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, notes = copied(first("llama"), tmp_path / "hub"), Notes()
+    (hub.get("animals").path / "replay.jsonl").unlink()
+    made = hub.add_task("paints", data(tmp_path, COLOURS, 48, 3), **KIN, reporter=notes)
+    assert made.manifest["start"]["from"] == {"colours@v1": 1.0}
+    assert any(note.startswith("warning: animals@v1 is not tried: ") for note in notes.said)
+
+
 def test_a_task_that_no_other_helps_starts_fresh_as_isolated_does(first: Callable[[str], Path], tmp_path: Path) -> None:
     """No lead is enough for so high a bar; then the race must leave nothing behind."""
     hub = copied(first("llama"), tmp_path / "hub")

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import HubError, TrainingError, UnknownNameError, UsageError
+from adapterhub_cl.errors import HubError, IntegrityError, TrainingError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import porting, relearning
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
-from adapterhub_cl.rebasing.task_sources import source_of_task
+from adapterhub_cl.rebasing.task_sources import one_kind, source_of_task
+from adapterhub_cl.types import REWARD, Example, Task
 
 FAST: dict[str, Any] = {"epochs": 8, "learning_rate": 0.01}
 BRIEF: dict[str, Any] = {**FAST, "epochs": 1, "min_retention": 0}
@@ -138,6 +139,51 @@ def test_a_rejected_task_that_is_ported_later_is_moved(
         ("rejected", "colours@v1"),
         *[("moved", "colours@v2")] * 3,
     ]
+
+
+def test_a_task_with_a_newer_version_is_moved_again_on_request(
+    old: AdapterHub, pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base, to = near(str(pico_path("bert")), tmp_path / "near", 0.001), str(tmp_path / "new")
+    ask: dict[str, Any] = {"tasks": ["animals"], "port": True, "min_retention": 0.0, "epochs": 1}
+    assert old.rebase(base, to=to, **ask).tasks[0].new == "animals@v1"
+    old.update("animals", data(tmp_path, ANIMALS, 12, 4), epochs=1, learning_rate=0.01, max_forgetting=1.0)
+    notes = Notes()
+    assert old.rebase(base, to=to, **ask, reporter=notes).tasks[0].new == "animals@v1"
+    assert any("--again moves that one" in note for note in notes.said)
+    assert old.rebase(base, to=to, **ask, again=True).tasks[0].new == "animals@v2"
+    assert old.rebase(base, to=to, **ask, again=True).tasks[0].new == "animals@v2"
+    file = AdapterHub.open(to).get("animals@v2").path / "adapter_model.safetensors"
+    file.chmod(0o644)
+    file.write_bytes(b"")
+    with pytest.raises(IntegrityError, match="animals@v2"):
+        old.rebase(base, to=to, **ask)
+
+
+def test_rows_of_several_kinds_become_rows_of_one() -> None:
+    """As updates mix them: answers, pairs, and answers that were judged."""
+    plain = [Example("a", "1"), Example("b", "2")]
+    pairs = [Example("c", "3", rejected="4")] * 3
+    judged = [Example("d", "5", desirable=True), Example("e", "6", desirable=False)]
+    answers, rewards = Task("t", "generation"), Task("t", "generation", metric=REWARD)
+    assert one_kind(answers, plain) == plain
+    assert one_kind(rewards, pairs) == pairs
+    assert [row.answer for row in one_kind(answers, [*plain, *pairs, *judged])] == ["1", "2", "3", "3", "3", "5"]
+    assert not any(row.prefers for row in one_kind(answers, [*plain, *pairs, *judged]))
+    assert one_kind(rewards, [*plain, *pairs, *judged]) == pairs
+
+
+def test_a_task_of_answers_and_preferences_is_moved(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "old", pico_path("llama"))
+    own: dict[str, Any] = {"epochs": 1, "rank": 4, "dev_share": 0.0, "max_length": 64, "max_forgetting": 1.0}
+    words = [{"prompt": f"word {k}", "completion": f"w{k}"} for k in range(16)]
+    pairs = [{"prompt": f"say {k}", "chosen": f"w{k}", "rejected": "no"} for k in range(8)]
+    hub.add_task("words", write(tmp_path / "words.jsonl", words), kind="generation", **own)
+    hub.update("words", write(tmp_path / "pairs.jsonl", pairs), epochs=1, max_forgetting=1.0)
+    base = near(str(pico_path("llama")), tmp_path / "near", 0.001)
+    (one,) = hub.rebase(base, to=str(tmp_path / "new"), min_retention=0.0, epochs=1).tasks
+    assert (one.state, one.source) == ("moved", "data")
+    assert any("its rows are of several kinds" in note for note in one.notes)
 
 
 class StopAtStep(Reporter):
