@@ -9,7 +9,7 @@ from adapterhub_cl.data.label_forms import tell_alike
 from adapterhub_cl.data.layouts import TEXTS
 from adapterhub_cl.data.remarks import tell_repeats
 from adapterhub_cl.data.tasks import find_leaks, why_kind
-from adapterhub_cl.examples import is_learned
+from adapterhub_cl.examples import Example, is_learned
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
@@ -88,6 +88,9 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         if len(alone) == 1 and None not in alone:
             liked = "liked" if alone.pop() else "disliked"
             reporter.note(f"warning: every answer is {liked}, so nothing tells good answers from bad ones")
+        if count := _contradictions(data.examples):
+            what = "row prefers what another row rejects" if count == 1 else "rows prefer what another row rejects"
+            reporter.note(f"warning: {count} {what}, for the same question")
     if data.unused:
         many = len(data.unused) > 1
         names = ", ".join(map(repr, data.unused))
@@ -146,3 +149,15 @@ def _earlier_answers(material: Material, request: TrainRequest) -> bool:
     if request.settings.get("learn", "all") != "all" or material.task.prompt_format != "chat":
         return False
     return any(is_learned(turn.message()) for example in material.data.examples for turn in example.turns)
+
+
+def _contradictions(rows: Sequence[Example]) -> int:
+    """Preferences whose opposite is another row: the pair the other way round, or the same answer judged otherwise."""
+    said = {(row.instruction, row.input, row.turns, row.answer, row.rejected or row.desirable) for row in rows}
+    return sum(
+        (row.instruction, row.input, row.turns, row.rejected, row.answer) in said
+        if row.rejected
+        else (row.instruction, row.input, row.turns, row.answer, not row.desirable) in said
+        for row in rows
+        if row.prefers and (row.rejected or row.desirable)
+    )

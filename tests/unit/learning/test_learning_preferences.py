@@ -117,6 +117,25 @@ def test_judged_answers(hub: AdapterHub, tmp_path: Path) -> None:
     assert "warning: every answer is liked, so nothing tells good answers from bad ones" in told.said
 
 
+@pytest.mark.parametrize("form", ["pairs", "judged"])
+def test_preferences_that_contradict_each_other_are_told(hub: AdapterHub, tmp_path: Path, form: str) -> None:
+    rows = pairs()[:6]
+    if form == "pairs":
+        rows = [*rows, {"prompt": rows[0]["prompt"], "chosen": rows[0]["rejected"], "rejected": "red"}]
+        told = "warning: 2 rows prefer what another row rejects, for the same question"
+    else:
+        rows = [{"prompt": row["prompt"], "completion": row["rejected"], "label": False} for row in rows]
+        rows = [*rows, {**rows[0], "label": True}]
+        told = "warning: 1 row prefers what another row rejects, for the same question"
+    notes = Notes()
+    hub.add_task("colours", write(tmp_path / "train.jsonl", rows), dry_run=True, reporter=notes, **QUICK)
+    assert told in notes.said
+    hub.add_task(
+        "colours", write(tmp_path / "fine.jsonl", pairs()[:6]), dry_run=True, reporter=(fine := Notes()), **QUICK
+    )
+    assert not any("another row rejects" in note for note in fine.said)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
