@@ -19,7 +19,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.label_forms import for_task
 from adapterhub_cl.data.tasks import check_answers
-from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.errors import DataError, IntegrityError, UsageError
 from adapterhub_cl.evaluation.metrics import score
 from adapterhub_cl.evaluation.scoring import answered
 from adapterhub_cl.types import AdapterRecord, Example, Task
@@ -100,7 +100,7 @@ def bisect(
     task: str | None = None,
 ) -> Bisected:
     """Search the versions of an adapter; see `AdapterHub.bisect`."""
-    between = _versions(hub, name, good, bad)
+    between = _readable(hub, _versions(hub, name, good, bad))
     asked, _ = who_answers(ServingTable(hub.registry), task, between[-1].ref)
     assert asked is not None  # a version has a task, or `who_answers` says so
     found = read_examples(data, columns, asked.instruction, layout=asked.layout)
@@ -174,6 +174,26 @@ def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[Ad
         )
     inner = [one for one in every if first.version < one.version < last.version]
     return [first, *inner, last]
+
+
+def _readable(hub: Hub, between: Sequence[AdapterRecord]) -> list[AdapterRecord]:
+    """Without versions in between whose files are damaged; a note names them.
+
+    Raises:
+        IntegrityError: the first or the last one is.
+    """
+    kept = []
+    for record in between:
+        try:
+            hub.registry.check_files(record)
+        except IntegrityError as error:
+            if record is between[0] or record is between[-1]:
+                option = "--good" if record is between[0] else "--bad"
+                raise IntegrityError(error.message, f"search from another version: {option} VERSION") from error
+            hub.reporter.note(f"warning: {record.ref} is passed over: {error.message}")
+        else:
+            kept.append(record)
+    return kept
 
 
 def _full(name: str, ref: str) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cl_adapter.__main__ import main
-from encoder_hubs import ANIMALS, COLOURS, QUICK, data, new_hub, rows, write
+from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, rows, write
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.errors import DataError, IntegrityError, UsageError
 from adapterhub_cl.evaluation import bisecting
 
 
@@ -116,3 +117,18 @@ def test_the_command(hub: AdapterHub, asked: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     assert f"colours@v3 broke {len(told['broken'])} of them, which colours@v2 still has right" in shown.out
     assert "show colours@v3" in shown.err
+
+
+def test_a_damaged_version_in_between_is_passed_over(hub: AdapterHub, asked: Path, tmp_path: Path) -> None:
+    other = AdapterHub.open(shutil.copytree(hub.folder, tmp_path / "hub"), dtype="fp32")
+    name, refs = "colours", [f"colours@v{k}" for k in range(1, 6)]
+    notes = Notes()
+    (other.get(refs[1]).path / "adapter_model.safetensors").unlink()
+    found = other.bisect(name, asked, reporter=notes)
+    assert (found.good, found.bad) == (refs[0], refs[-1])
+    assert refs[1] not in {one.ref for one in found.tried}
+    assert any(note.startswith(f"warning: {refs[1]} is passed over: ") for note in notes.said)
+    (other.get(refs[-1]).path / "adapter_model.safetensors").unlink()
+    with pytest.raises(IntegrityError) as refused:
+        other.bisect(name, asked)
+    assert "--bad" in refused.value.hint
