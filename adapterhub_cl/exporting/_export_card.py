@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_cl.exporting import ExportOrder
-from adapterhub_cl.types import Evaluation
+from adapterhub_cl.types import Edge, Evaluation
 
 if TYPE_CHECKING:
     from adapterhub_cl.evaluation.compared import TaskProof
@@ -61,10 +61,20 @@ def write_export_card(
             ),
             "",
         ]
-    edges = order.hub.registry.ancestry(record.ref)
+    edges = ancestry(order.hub.registry.lineage(record.ref), record.ref)
     if edges:
         text += ["Lineage:", ""]
         text += [f"- `{edge.child}` {edge.relation.replace('_', ' ')} `{public_name(edge.parent)}`" for edge in edges]
         text.append("")
     text += [*lines, "", f"Base fingerprint: `{base.fingerprint}`.", ""]
     (made / "README.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def ancestry(edges: Sequence[Edge], ref: str) -> list[Edge]:
+    """Those of some edges, nearest first, that lead from a version to its ancestors."""
+    known, found = {ref}, []
+    for edge in edges:
+        if edge.child in known:
+            known.add(edge.parent)
+            found.append(edge)
+    return found

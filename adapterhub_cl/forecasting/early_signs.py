@@ -19,8 +19,7 @@ looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,10 +106,6 @@ class EarlySigns:
     def begin(self, stage: Stage) -> None:
         """Measure the model as the training found it; a checkpoint is restored only afterwards."""
         self.at = step_of(SHARE, stage.steps)
-        with _as_trained(stage.model):
-            self._look(stage)
-
-    def _look(self, stage: Stage) -> None:
         layout = read_layout(stage.parent) if stage.parent is not None else {}
         self.layout = {one.task.name: layout[one.task.name] for one in self.earlier if one.task.name in layout}
         self.alike = self._alike(stage.model)
@@ -125,9 +120,7 @@ class EarlySigns:
     def after_step(self, stage: Stage) -> None:
         """Measure again once that share of the steps is done, and tell."""
         if stage.step == self.at:
-            with _as_trained(stage.model):
-                found = self.read(stage)
-            self.told(stage, found)
+            self.told(stage, self.read(stage))
 
     def read(self, stage: Stage) -> dict[str, Signs]:
         """The signs of each earlier task, as the model is now."""
@@ -226,18 +219,6 @@ def _divergence(before: torch.Tensor, now: torch.Tensor) -> float:
 def _likelihood(losses: Sequence[float]) -> float:
     """Mean likelihood of an answer token, 0 to 1."""
     return _mean([math.exp(-loss) for loss in losses])
-
-
-@contextmanager
-def _as_trained(model: Any) -> Iterator[None]:
-    """PEFT makes every adapter trainable when it turns them on again, also one that lies frozen beneath another."""
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad != before[name]:
-                parameter.requires_grad_(before[name])
 
 
 def _mean(values: Sequence[float]) -> float:

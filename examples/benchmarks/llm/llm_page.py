@@ -29,7 +29,6 @@ ISOLATED = {
 OTHERS = {
     "multitask-chosen": "multitask, more steps",
     "der-chosen": "der, more steps",
-    **{f"merged-{method}": f"ours, merged by `{method}`" for method in ("linear", "ties", "tsv", "ctm")},
 }
 MORE = """ The same is so for
   `--strategy multitask` and `--strategy der` where they have *more steps*; multitask then takes batches of 8."""
@@ -96,7 +95,7 @@ def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int])
     shown: list[tuple[float, str]] = []
     for method in dict.fromkeys(row["method"] for row in rows):
         found = [row for row in rows if row["method"] == method]
-        forms = {"scores": OTHERS.get(method, method)}
+        forms = {"scores": title_of(method)}
         if title := ISOLATED.get(method):
             forms = {"oracle": f"{title}, named", "scores": f"{title}, routed, whole prompt"}
             forms["bare"] = f"{title}, routed, bare input"
@@ -133,6 +132,13 @@ def section(stream: str, rows: Sequence[Run], budget: tuple[int, int, int, int])
             cells = [f"{100 * statistics.fmean(row[key][k] for row in found):.1f}" for k in range(len(names))]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return [*lines, "", *helpers([row for row in rows if row.get("helped")])]
+
+
+def title_of(method: str) -> str:
+    """Of a method with one adapter for all tasks."""
+    if method.startswith("merged-"):
+        return f"ours, merged by `{method.removeprefix('merged-')}`"
+    return OTHERS.get(method, method)
 
 
 def by_chance(rows: Sequence[Run], tests: int) -> str:
