@@ -106,7 +106,12 @@ def fused(model: Any, dtype: torch.dtype, keep_bytes: int = 0) -> Iterator[int]:
 
 @contextmanager
 def base_alone(model: Any) -> Iterator[None]:
-    """Within the block the adapter does nothing, also where `fused` runs its layers: those would not ask PEFT."""
+    """Within the block the adapter does nothing, also where `fused` runs its layers: those would not ask PEFT.
+
+    What is trained stays as it was: PEFT makes every adapter trainable when it turns them on again, also one that lies
+    frozen beneath another.
+    """
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     layers = [m for m in model.modules() if isinstance(m, LoraLayer) and "forward" in m.__dict__]
     replaced = [(layer, layer.__dict__.pop("forward")) for layer in layers]
     try:
@@ -115,6 +120,9 @@ def base_alone(model: Any) -> Iterator[None]:
     finally:
         for layer, forward in replaced:
             layer.forward = forward
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad != trained[name]:
+                parameter.requires_grad_(trained[name])
 
 
 def _is_plain(layer: Any) -> bool:
