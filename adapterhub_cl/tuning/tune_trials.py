@@ -16,26 +16,17 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, order_of
 from adapterhub_cl.learning.teaching import lesson_of
-from adapterhub_cl.progress import Reporter
+from adapterhub_cl.progress import Passing
 from adapterhub_cl.training import speed
 from adapterhub_cl.training.learn import Learned, learn
 from adapterhub_cl.types import Example
 
 
-class TrialReporter(Reporter):
+class TrialReporter(Passing):
     """Shows the progress of a trial, and none of its notes."""
 
-    def __init__(self, inner: Reporter) -> None:
-        self.inner = inner
-
-    def start(self, what: str, total: int) -> None:
-        self.inner.start(what, total)
-
-    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
-        self.inner.advance(steps, tokens, **values)
-
-    def finish(self) -> None:
-        self.inner.finish()
+    def note(self, text: str) -> None:
+        pass
 
 
 @contextmanager
