@@ -16,11 +16,11 @@ from adapterhub_cl.rebasing.new_hub import FOLDER as REBASE
 from adapterhub_cl.registry import Registry, files, tombstones
 from adapterhub_cl.registry.samples import ROUTERS
 from adapterhub_cl.traffic.lesson_book import FOLDER as LESSONS
+from adapterhub_cl.training.runs import CHECKPOINT
 from adapterhub_cl.training.runs import FILE as RUN_FILE
 
 STREAMS, LOGS = "streams", "logs"
 UPLOADS, JOBS = "server/files", "server/jobs"  # of fine-tuning over HTTP; see `adapterhub_cl/server`
-CHECKPOINT = "checkpoint.safetensors"  # of an unfinished run; see `adapterhub_cl.training.checkpoints`
 _GRACE_S = 60.0  # a run that is just starting has no run.json yet
 
 

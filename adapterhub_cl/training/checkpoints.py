@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from adapterhub_cl.errors import IntegrityError, StorageError
 from adapterhub_cl.registry import seals
 from adapterhub_cl.registry.files import fsync_dir
+from adapterhub_cl.training.runs import CHECKPOINT
 
-NAME = "checkpoint.safetensors"
+NAME = CHECKPOINT
 
 
 @dataclass(frozen=True)

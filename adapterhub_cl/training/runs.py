@@ -24,6 +24,7 @@ from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.types import AdapterRecord
 
 FILE = "run.json"
+CHECKPOINT = "checkpoint.safetensors"  # see `adapterhub_cl.training.checkpoints`
 _FOLDER = r"-\d{8}-\d{6}-[0-9a-f]{6}"  # what follows the name in a run folder's
 
 
