@@ -85,8 +85,11 @@ def _candidates(hub: Hub, task: str, most: int) -> list[str]:
     own = serving.get(task)
     records = {ref: registry.get(ref) for name, ref in serving.items() if ref != own and name != task}
     # What began as a version of this task has learned its rows, and would win on any that are held out.
-    taught = {r.ref for r in registry.adapters(all_versions=True) if task in r.tasks}
-    for ref in [ref for ref in records if taught & {edge.parent for edge in registry.ancestry(ref)}]:
+    edges = registry.lineage()
+    taught = {record.ref for record in registry.adapters(all_versions=True) if task in record.tasks}
+    while more := {edge.child for edge in edges if edge.parent in taught} - taught:
+        taught |= more
+    for ref in sorted(taught & records.keys()):
         hub.reporter.note(f"note: {ref} is not tried: it descends from a version that has learned {task}")
         del records[ref]
     newest = sorted(records, key=lambda ref: (records[ref].created_at, ref), reverse=True)

@@ -165,7 +165,7 @@ def _from_data(found: TaskSource, files: Sequence[Examples]) -> TaskSource:
 def _of_one_kind(found: TaskSource) -> TaskSource:
     """Rows that one training can learn, where updates have mixed answers, pairs of preferences and judged answers."""
     rows = one_kind(found.task, found.rows)
-    if len({_kind(row) for row in found.rows}) < 2:
+    if rows == list(found.rows):
         return found
     preferred = found.task.metric == REWARD
     what = "only those of the kind that most are" if preferred else "preferences by the answers that were preferred"

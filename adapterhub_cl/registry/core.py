@@ -125,15 +125,6 @@ class RegistryCore:
         with self._index.reading() as query:
             return queries.lineage(query, None if ref is None else queries.find(query, self.versions_in, ref).ref)
 
-    def ancestry(self, ref: str) -> list[Edge]:
-        """The edges from a version to its ancestors, nearest first."""
-        known, found = {self.get(ref).ref}, []
-        for edge in self.lineage(ref):
-            if edge.child in known:
-                known.add(edge.parent)
-                found.append(edge)
-        return found
-
     def events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
         """The log, newest first; optionally only the entries of one adapter (all its versions), version or task."""
         with self._index.reading() as query:
