@@ -1,5 +1,5 @@
 """Whether two bases are one model that was moved or saved again: the same tensors, tokens and configuration in other
-files."""
+files, or the same values in a wider type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ UNIMPORTANT = ("_name_or_path", "transformers_version", "architectures", "dtype"
 def is_same_model(old: BaseInfo, new: BaseInfo) -> bool:
     """Whether an adapter of one base does on the other exactly what it does on its own.
 
-    The tensors are compared bit by bit. False where one of the bases is not here, or where anything is in doubt.
+    The tensors are compared bit by bit; those of two float types in the type that holds both, so that a base in bf16
+    that was saved in fp32 is the same. False where one of the bases is not here, or where anything is in doubt.
     """
     if (old.quantization, old.architecture) != (new.quantization, new.architecture):
         return False
@@ -69,14 +70,17 @@ def _same_tokens(one: Path, other: Path) -> bool:
 def _same_tensors(one: Path, other: Path) -> bool:
     import torch
 
+    floats = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     first, second = _places(one), _places(other)
     if first.keys() != second.keys():
         return False
     for name in sorted(first):
         a, b = _tensor(first[name], name), _tensor(second[name], name)
-        if (a.dtype, a.shape) != (b.dtype, b.shape):
+        if a.shape != b.shape or (a.dtype != b.dtype and not {a.dtype, b.dtype} <= floats):
             return False
-        if not torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8)):
+        wide = torch.promote_types(a.dtype, b.dtype)
+        bits, others = (one.to(wide).flatten().view(torch.uint8) for one in (a, b))
+        if not torch.equal(bits, others):
             return False
     return True
 

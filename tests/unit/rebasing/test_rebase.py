@@ -18,6 +18,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.bases.loading import inspect_base
+from adapterhub_cl.bases.same_weights import is_same_model
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import HubError, IntegrityError, TrainingError, UnknownNameError, UsageError
 from adapterhub_cl.progress import Reporter
@@ -421,6 +423,21 @@ def test_other_weights_are_not_taken_for_the_same(old: AdapterHub, tmp_path: Pat
     transformers.AutoTokenizer.from_pretrained(old.base.source).save_pretrained(near)
     found = old.rebase(str(near), to=str(tmp_path / "new"), dry_run=True)
     assert [one.source for one in found.tasks] == ["samples", "data"]
+
+
+def test_a_base_that_was_saved_in_a_wider_type_is_the_same(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    """Every bf16 value is an fp32 value, but not the other way round."""
+    import transformers
+
+    source, narrow, wide = pico_path("bert"), tmp_path / "narrow", tmp_path / "wide"
+    for origin, place, dtype in ((source, narrow, torch.bfloat16), (narrow, wide, torch.float32)):
+        model = transformers.AutoModelForMaskedLM.from_pretrained(origin, dtype=dtype)
+        model.save_pretrained(place)
+        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(place)
+    bases = {place: inspect_base(str(place), "none") for place in (source, narrow, wide)}
+    assert is_same_model(bases[narrow], bases[wide])
+    assert is_same_model(bases[wide], bases[narrow])
+    assert not is_same_model(bases[source], bases[narrow])
 
 
 def test_what_a_task_was_learned_from_goes_with_it(old: AdapterHub, roberta: str, tmp_path: Path) -> None:
