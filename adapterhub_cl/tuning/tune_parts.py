@@ -50,8 +50,8 @@ def parts_of(hub: Hub, order: TrainOrder) -> Parts:
     held = min(MOST, int(SHARE * count))
     chosen = set(random.Random(f"tune {order.settings.seed}").sample(range(count), held))
     confirmed = [example for k, example in enumerate(material.data) if k in chosen]
-    known = {(e.instruction, e.text) for e in confirmed}
-    kept = [k for k, e in enumerate(material.data) if k not in chosen and (e.instruction, e.text) not in known]
+    known = {_question(e) for e in confirmed}
+    kept = [k for k, e in enumerate(material.data) if k not in chosen and _question(e) not in known]
     if len(kept) < FEWEST // 2:
         raise DataError(f"{len(kept)} different rows are too few to tune on", f"give at least {FEWEST} different rows")
     rows = replace(
@@ -61,3 +61,8 @@ def parts_of(hub: Hub, order: TrainOrder) -> Parts:
     )
     material = with_limits(replace(material, data=rows), hub.base, order.settings)
     return Parts(material, held / len(kept), confirmed)
+
+
+def _question(example: Example) -> tuple[str, str]:
+    """What two rows must not share if one of them is to judge what was learned from the other."""
+    return ("", example.answer or "") if example.is_raw else (example.instruction, example.text)
