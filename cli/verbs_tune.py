@@ -32,7 +32,10 @@ def tune(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Search rank, learning rate, epochs and target modules for a task; later trainings begin with what was found."""
+    """Search rank, learning rate, epochs and target modules for a task, and its prompt format if asked.
+
+    Later trainings begin with what was found.
+    """
     session = Session.of(ctx)
     hub = session.hub(write=True)
     if drop:

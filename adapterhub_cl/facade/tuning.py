@@ -42,7 +42,7 @@ class Tuning(OpenedHub):
         reporter: Reporter | None = None,
         **asked: Any,
     ) -> dict[str, Any] | TunePlan:
-        """Search rank, learning rate, epochs and target modules on rows held out of the data.
+        """Search rank, learning rate, epochs, target modules and, if asked, prompt formats, on rows held out.
 
         Settings that are given are fixed. The first trial has the defaults; the best trial's settings become the
         defaults of later `add_task` and `update` of this name if they beat those by more than chance on further rows,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.registry import Registry, seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
@@ -19,6 +20,7 @@ OF_THE_SHAPE = ("rank", "alpha", "target_modules", "layers")
 
 # What was found for answers, and does not hold for preferences, whose losses need other rates.
 OF_ANSWERS = ("learning_rate", "epochs")
+FORMAT = "prompt_format"  # the one that is no training setting: how the task is asked
 
 
 def place_of(registry: Registry, name: str) -> Path:
@@ -37,10 +39,10 @@ def read_choice(registry: Registry, name: str) -> dict[str, Any] | None:
         row = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(row, dict) or seals.KEY not in row or seals.is_broken_json(row):
             raise ValueError("its SHA-256 is another")
-        TrainingSettings.from_mapping(row["settings"], str(path))
+        _check(row["settings"], str(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise IntegrityError(
             f"{path} is not what was written: {error}", f"drop it: cl-adapter tune {name} --drop; or tune again"
         ) from error
@@ -89,12 +91,12 @@ def carry_choice(registry: Registry, name: str, settings: Any, source: str) -> s
     Raises:
         StorageError: the disk refused.
     """
-    known = (*OF_THE_SHAPE, *OF_ANSWERS)
+    known = (*OF_THE_SHAPE, *OF_ANSWERS, FORMAT)
     if not isinstance(settings, Mapping) or place_of(registry, name).exists():
         return ""
     taken = {key: settings[key] for key in known if key in settings}
     try:
-        TrainingSettings.from_mapping(taken, "the tuned settings")
+        _check(taken, "the tuned settings")
     except UsageError:
         return ""
     if not taken:
@@ -128,9 +130,20 @@ def usual_settings(registry: Registry, name: str, *, fresh: bool) -> dict[str, A
     """The settings that trainings of this name begin with.
 
     Args:
-        fresh: whether a new adapter is trained; one that continues from another keeps its shape, and passes over its
-            rows as often as usual, because each further pass costs what was known before.
+        fresh: whether a new adapter is trained; one that continues from another keeps its shape and how its task is
+            asked, and passes over its rows as often as usual, because each further pass costs what was known before.
     """
     found = read_choice(registry, name)
     chosen = dict(found["settings"]) if found else {}
-    return {key: value for key, value in chosen.items() if fresh or key not in (*OF_THE_SHAPE, "epochs")}
+    return {key: value for key, value in chosen.items() if fresh or key not in (*OF_THE_SHAPE, "epochs", FORMAT)}
+
+
+def _check(settings: Mapping[str, Any], what: str) -> None:
+    """Raise where settings cannot be used.
+
+    Raises:
+        UsageError: says which of `what` cannot.
+    """
+    TrainingSettings.from_mapping({key: value for key, value in settings.items() if key != FORMAT}, what)
+    if FORMAT in settings:
+        check_format(str(settings[FORMAT]))

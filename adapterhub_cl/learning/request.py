@@ -18,7 +18,7 @@ from adapterhub_cl.data.layouts import JUDGEMENTS, filled, named
 from adapterhub_cl.data.reading import absolute, at_hand, check_there, read_rows
 from adapterhub_cl.errors import DataError, IntegrityError, UsageError
 from adapterhub_cl.launching import refuse_sharding
-from adapterhub_cl.learning.chosen_settings import usual_settings
+from adapterhub_cl.learning.chosen_settings import FORMAT, usual_settings
 from adapterhub_cl.learning.train_options import FACT_REPLAY, FACT_SETTINGS, AddTaskOptions
 from adapterhub_cl.options import flag, given_of
 from adapterhub_cl.registry import Registry, check_new
@@ -41,7 +41,7 @@ class TrainRequest(AddTaskOptions):
         data: path or id of the training data.
         start: the version that an update continues from; empty: the adapter's newest.
         settings: what the user gave of `TrainingSettings`; the rest are defaults.
-        tuned: those of the settings that `tune` chose, and the user did not give.
+        tuned: those of the settings, and the prompt format, that `tune` chose and the user did not give.
         stream: which stage of which stream this is, with what was measured before it.
         rebased_from: the version of another hub, on another base, that this one takes the place of, with its score;
             see `adapterhub_cl/rebasing`.
@@ -161,8 +161,11 @@ def build(
         chosen = _tuned(registry, verb, name, given)
         if given.get("facts"):  # which cannot be tuned for: they need the passes that are theirs
             chosen = {key: value for key, value in chosen.items() if key not in FACT_SETTINGS}
-        given["tuned"] = {key: value for key, value in chosen.items() if key not in given["settings"]}
-        given["settings"] = {**chosen, **given["settings"]}
+        given["tuned"] = {key: value for key, value in chosen.items() if asked.get(key) is None}
+        usual = dict(given["tuned"])
+        if FORMAT in usual:
+            given[FORMAT] = usual.pop(FORMAT)
+        given["settings"] = {**usual, **given["settings"]}
     given["labels"] = tuple(given.get("labels", ()))
     if given.get("facts") and verb == "add-task":
         given.setdefault("replay", FACT_REPLAY)

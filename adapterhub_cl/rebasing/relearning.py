@@ -27,7 +27,7 @@ from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 # Settings that were chosen for the old base or the machine of that time.
-OF_THE_BASE = ("learning_rate", "target_modules", "layers", "attention", "checkpointing", "memory")
+OF_THE_BASE = ("learning_rate", "prompt_format", "target_modules", "layers", "attention", "checkpointing", "memory")
 
 
 def old_score(hub: Hub, found: TaskSource, lesson: WrittenLesson) -> WrittenLesson:

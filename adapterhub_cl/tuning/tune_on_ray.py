@@ -175,5 +175,4 @@ def confirm_settings(
     """Train settings in a worker and score each row for the end; see `row_scores`."""
     order, parts = _opened(hub, request, sha256, place)
     with trained(hub, order, parts.material, settings, run=place) as found:
-        length = int(found[1].facts["max_length"])
-        return row_scores(hub, parts.material, found[0], parts.confirmed, length)
+        return row_scores(hub, found, parts.confirmed)

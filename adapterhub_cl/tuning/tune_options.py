@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from adapterhub_cl.data.formats import NAMES, check_format
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 
@@ -22,6 +27,10 @@ class TuneOptions:
     trials: int = option(20, "settings that are tried at most, the defaults among them")
     minutes: float | None = option(None, "begin no further trial after so many minutes; default: no limit")
     confirm: int = option(2, "further seeds with which the best settings and the defaults are trained and compared")
+    formats: Sequence[str] = option(
+        tuple, "prompt formats to try beside the task's own: chat,instruction,plain, or a JSON list of templates",
+        parse="adapterhub_cl.tuning.tune_options:read_formats",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         problems = [
@@ -33,3 +42,22 @@ class TuneOptions:
             problems.append(f"--minutes must be above 0, not {self.minutes:g}")
         if problems:
             raise UsageError("; ".join(problems), "cl-adapter tune NAME DATA --trials 20")
+
+
+def read_formats(value: Any) -> tuple[str, ...]:
+    """`a,b`, one template, a JSON list, or a list of names and templates.
+
+    Raises:
+        UsageError: a text without any, or one that cannot be used.
+    """
+    given = value
+    if isinstance(value, str):
+        try:
+            listed = re.match(r"\s*\[\s*\"", value)
+            value = json.loads(value) if listed else [value] if "{" in value else value.split(",")
+        except ValueError as error:
+            raise UsageError(f"--formats is no JSON list: {error}", "--formats chat,plain") from error
+    names = [one if "{" in one else one.strip() for one in map(str, value) if one.strip()]
+    if not names and isinstance(given, str):
+        raise UsageError("--formats names no prompt format", f"--formats {','.join(NAMES)}; or leave it out")
+    return tuple(dict.fromkeys(map(check_format, names)))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_cl import objectives
+from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import DataError, IntegrityError, TrainingError, TrainingInterrupted, UsageError
 from adapterhub_cl.learning.chosen_settings import in_words, settings_of, write_choice
@@ -29,7 +31,7 @@ from adapterhub_cl.tuning.study_file import opened_study
 from adapterhub_cl.tuning.tune_options import TuneOptions
 from adapterhub_cl.tuning.tune_parts import MOST, Parts, parts_of
 from adapterhub_cl.tuning.tune_space import Space, space_of
-from adapterhub_cl.tuning.tune_trials import row_scores, trained
+from adapterhub_cl.tuning.tune_trials import in_format, row_scores, trained
 
 if TYPE_CHECKING:
     import optuna
@@ -77,11 +79,31 @@ def defaults_of(hub: Hub, order: TrainOrder, material: Material) -> TrainingSett
     return replace(settings, epochs=fresh.passes, learning_rate=settings.peak_rate(base.width, encoder=base.is_encoder))
 
 
+def checked_space(hub: Hub, order: TrainOrder, options: TuneOptions, material: Material) -> Space:
+    """What is searched.
+
+    Raises:
+        UsageError: modules that match no layer of the base, or a prompt format that these rows cannot have.
+    """
+    settings, task = defaults_of(hub, order, material), material.task
+    objective = objectives.of(hub.registry.base)
+    with new_adapter(hub.base, settings, objective.task_type, tasks=[task]):
+        pass  # it can be made
+    if options.formats:
+        objectives.refuse_writing(hub.registry.base, "--formats")
+    if options.formats and (task.kind == "text" or task.talks):
+        what = "a conversation is written by the chat template" if task.talks else "raw text has no prompt"
+        raise UsageError(f"--formats: {what}, so there is nothing to try", "leave --formats out")
+    for one in options.formats:
+        asked = in_format(hub, material, order, one).task
+        objective.tokeniser(hub.base.tokenizer, asked, task.max_length)(material.data.examples[0])
+    return space_of(hub.base, settings, order.request.settings, (task.prompt_format, *options.formats))
+
+
 def plan_of(hub: Hub, order: TrainOrder, options: TuneOptions) -> TunePlan:
     """What `search` would do; nothing is written."""
     parts = parts_of(hub, order)
-    settings = defaults_of(hub, order, parts.material)
-    space = space_of(hub.base, settings, order.request.settings)
+    space = checked_space(hub, order, options, parts.material)
     judged = min(MOST, int(parts.share * len(parts.material.data)))
     return TunePlan(
         order.request.name,
@@ -150,7 +172,7 @@ class Search:
     def __init__(self, hub: Hub, order: TrainOrder, options: TuneOptions, parts: Parts, study: optuna.Study) -> None:
         self.hub, self.order, self.options, self.parts, self.study = hub, order, options, parts, study
         self.settings = defaults_of(hub, order, parts.material)
-        self.space: Space = space_of(hub.base, self.settings, order.request.settings)
+        self.space: Space = checked_space(hub, order, options, parts.material)
         if not self.space.default:
             raise UsageError("every setting that is searched was given", "leave --rank or --learning-rate out")
 
@@ -319,9 +341,7 @@ class Search:
         with self.hub.reporter.piece("confirming", len(wanted)) as advance:
             for one in wanted:
                 with trained(self.hub, self.order, self.parts.material, one.settings) as found:
-                    length = int(found[1].facts["max_length"])
-                    rows = self.parts.confirmed
-                    self.confirmed(one, row_scores(self.hub, self.parts.material, found[0], rows, length))
+                    self.confirmed(one, row_scores(self.hub, found, self.parts.confirmed))
                 advance(1)
 
     def _confirmed(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapterhub_cl.adapters.targets import usable_layers
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.learning.chosen_settings import FORMAT
 from adapterhub_cl.settings import TrainingSettings
 
 RANKS = (4, 8, 16, 32, 64)
@@ -43,12 +44,15 @@ class Space:
         return found if self.rate is None else {**found, "learning_rate": [float(f"{x:.3g}") for x in self.rate]}
 
 
-def space_of(base: LoadedBase, settings: TrainingSettings, fixed: Mapping[str, Any]) -> Space:
+def space_of(
+    base: LoadedBase, settings: TrainingSettings, fixed: Mapping[str, Any], formats: Sequence[str] = ()
+) -> Space:
     """The ranges for a base.
 
     Args:
         settings: the defaults, with a number of epochs and a learning rate.
         fixed: what the user gave.
+        formats: prompt formats, the default first.
     """
     width = base.model.config.get_text_config().hidden_size
     values: dict[str, tuple[Any, ...]] = {
@@ -56,9 +60,11 @@ def space_of(base: LoadedBase, settings: TrainingSettings, fixed: Mapping[str, A
         "epochs": tuple(sorted({*EPOCHS, settings.passes})),
         "target_modules": tuple(dict.fromkeys((settings.target_modules, ALL, *_parts(base)))),
     }
+    values[FORMAT] = tuple(dict.fromkeys(formats))
     choices = {name: found for name, found in values.items() if name not in fixed and len(found) > 1}
     rate = settings.learning_rate if "learning_rate" not in fixed else None
-    default = {name: getattr(settings, name) for name in choices} | ({"learning_rate": rate} if rate else {})
+    usual = {**asdict(settings), FORMAT: next(iter(formats), "")}
+    default = {name: usual[name] for name in choices} | ({"learning_rate": rate} if rate else {})
     return Space(choices, (rate / WIDEST, rate * WIDEST) if rate else None, default)
 
 

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,10 +47,10 @@ class Fake:
             raise self.error
         for epoch in range(settings["epochs"] if on_epoch else 0):
             on_epoch({"accuracy": self.score(settings) * (epoch + 1) / settings["epochs"], "loss": 1.0})
-        yield settings, SimpleNamespace(facts={"max_length": 32})
+        yield settings
 
-    def row_scores(self, hub: Any, material: Any, model: Mapping[str, Any], rows: Any, length: int) -> list[float]:
-        right = round(self.score(model) * len(rows))
+    def row_scores(self, hub: Any, found: Mapping[str, Any], rows: Any) -> list[float]:
+        right = round(self.score(found) * len(rows))
         return [float(k < right) for k in range(len(rows))]
 
 
@@ -289,6 +288,8 @@ def test_a_dry_run_writes_nothing(hub: AdapterHub, tmp_path: Path, capsys: pytes
     planned = json.loads(capsys.readouterr().out)
     assert (planned["rows"], planned["judged"], planned["confirmed"]) == (120, 40, 40)
     assert set(planned["searched"]) == {"epochs", "target_modules", "learning_rate"}
+    assert main(["--hub", str(hub.folder), "tune", "colours", rows, "--dry-run", "--target-modules", "nosuch"]) == 2
+    assert "'nosuch' matches no layer of this base" in capsys.readouterr().err
     assert planned["searched"]["target_modules"] == ["all-linear", "key,query,value"]
     assert not list((hub.folder / "runs").iterdir())
 
