@@ -21,7 +21,7 @@ from adapterhub_cl.data.layouts import (
     unused,
 )
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
-from adapterhub_cl.data.preferences import preferred, refuse_other_values, with_preferences
+from adapterhub_cl.data.preferences import preferred, refuse_other_values, refuse_uneven, with_preferences
 from adapterhub_cl.data.reading import SourceRows, read_rows
 from adapterhub_cl.data.remarks import Heard, short_places
 from adapterhub_cl.data.turns import answers_of, messages_of, past_last_answer
@@ -176,6 +176,7 @@ def _build(
         where = rows.where(index)
         example = _example(row, layout, rows, where, answers, structured)
         if answers and layout.prefers and example.answer:
+            refuse_uneven(row, layout, where)
             worse = replace(layout, output=layout.rejected, references=None)
             said = _answers(row, worse, rows, where, structured) if layout.rejected and layout.chat is None else []
             classes = rows.class_names.get(layout.desirable or "", ())

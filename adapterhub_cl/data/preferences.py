@@ -163,6 +163,33 @@ def preferred(
     return replace(example, rejected=worse)
 
 
+def refuse_uneven(row: Mapping[str, Any], layout: Layout, where: str) -> None:
+    """Raise where the two answers of a pair are not of one kind: how they are written would tell them apart.
+
+    Raises:
+        DataError: one is a text, say, and the other a list.
+    """
+    if layout.rejected is None or layout.output is None or layout.chat is not None:
+        return
+    better, worse = (_kind(row.get(column)) for column in (layout.output, layout.rejected))
+    if worse and better != worse:
+        raise DataError(
+            f"{where}: column {layout.output!r} holds {better} and column {layout.rejected!r} {worse}",
+            "write both answers of a pair alike",
+        )
+
+
+def _kind(value: Any) -> str:
+    """What an answer is, in words; empty for an empty cell."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "a text" if isinstance(value, str) else "a truth value" if isinstance(value, bool) else "a number"
+
+
 def _other_answer(example: Example, row: Mapping[str, Any], layout: Layout, where: str) -> str:
     """The rejected answer of a conversation."""
     assert layout.rejected is not None

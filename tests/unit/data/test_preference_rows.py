@@ -107,6 +107,26 @@ def test_bad_rows_are_named(row: dict[str, Any], said: str) -> None:
         examples(rows(PAIRS[0] if "prompt" in row and isinstance(row["prompt"], str) and "chosen" in row else row, row))
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "said"),
+    [
+        ("a", ["b", "c"], "column 'chosen' holds a text and column 'rejected' a list"),
+        ({"a": 1}, "b", "column 'chosen' holds an object and column 'rejected' a text"),
+        (7, "b", "column 'chosen' holds a number and column 'rejected' a text"),
+        (True, 1, "column 'chosen' holds a truth value and column 'rejected' a number"),
+    ],
+)
+def test_answers_that_are_written_differently_are_no_pair(chosen: Any, rejected: Any, said: str) -> None:
+    odd = {"prompt": "r", "chosen": chosen, "rejected": rejected}
+    with pytest.raises(DataError, match=f"line 2: {said}"):
+        examples(rows(PAIRS[0], odd))
+    even = [{"prompt": "q", "chosen": {"n": k}, "rejected": {"n": k + 1}} for k in (3, 5)]
+    assert [(e.answer, e.rejected) for e in examples(rows(*even))] == [
+        ('{"n": 3}', '{"n": 4}'),
+        ('{"n": 5}', '{"n": 6}'),
+    ]
+
+
 def test_a_row_without_its_judgement_is_named() -> None:
     with pytest.raises(DataError, match="line 2: no judgement"):
         examples(rows(JUDGED[0], {**JUDGED[0], "label": None}))
