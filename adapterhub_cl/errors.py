@@ -75,6 +75,10 @@ class BaseModelError(AdapterHubError):
     code = "base"
 
 
+class BaseNotFoundError(BaseModelError):
+    """There is no base where one was named."""
+
+
 class AdapterError(AdapterHubError):
     """An adapter is missing, does not fit, or cannot be used."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.bases.kinds import is_encoder
-from adapterhub_cl.errors import BaseModelError
+from adapterhub_cl.errors import BaseModelError, BaseNotFoundError
 from adapterhub_cl.types import BaseInfo
 
 TINY = "tiny"
@@ -62,7 +62,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or path.exists()
     if looks_local:
         why = "there is nothing" if not path.exists() else "it is a file, and its name does not end with .gguf"
-        raise BaseModelError(
+        raise BaseNotFoundError(
             f"no base at {source!r}: {why}",
             "give a folder with config.json and *.safetensors, a GGUF file, a Hub id such as Qwen/Qwen2.5-0.5B, or "
             "tiny",

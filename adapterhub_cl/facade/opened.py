@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapterhub_cl.context import Hub
+from adapterhub_cl.errors import BaseNotFoundError
 from adapterhub_cl.launching import divides_base
 from adapterhub_cl.progress import Reporter, usual
 from adapterhub_cl.registry import Registry
@@ -48,13 +49,20 @@ class OpenedHub:
 
         Args:
             dtype: of the matrix products, if it is loaded now; the hub's own where it is empty.
+
+        Raises:
+            BaseModelError: it cannot be loaded, or is not where it was.
         """
         if self._loaded is not None and self._loaded.shards and not divides_base():
             self._loaded = None  # the other processes, which hold the rest of it, wait
         if self._loaded is None:
             from adapterhub_cl.bases.loading import load_base
 
-            self._loaded = load_base(self.base, device=self.device, dtype=dtype or self.dtype)
+            try:
+                self._loaded = load_base(self.base, device=self.device, dtype=dtype or self.dtype)
+            except BaseNotFoundError as error:
+                error.hint = "if it has moved, say where it lies now: --base-path FOLDER"
+                raise
             if self._loaded.note:
                 usual(reporter).note(f"note: {self._loaded.note}")
         return self._loaded

@@ -23,9 +23,9 @@ _REFUSALS = {
         "free some space (cl-adapter gc deletes what the hub no longer needs) and try again",
     ),
     errno.EDQUOT: ("the disk quota is used up on", "free some space (cl-adapter gc) and try again"),
-    errno.EROFS: ("read-only file system at", "copy the hub to a writable disk, or use another --hub"),
-    errno.EACCES: ("no permission to write", "check the owner and mode of the hub, or use another --hub"),
-    errno.EPERM: ("not permitted to write", "check the owner and mode of the hub, or use another --hub"),
+    errno.EROFS: ("read-only file system at", "copy the hub to a writable disk, or name another folder"),
+    errno.EACCES: ("no permission to write", "check the owner and mode of the hub, or name another folder"),
+    errno.EPERM: ("not permitted to write", "check the owner and mode of the hub, or name another folder"),
 }
 
 

@@ -141,7 +141,7 @@ def test_a_base_that_has_changed(cl: Cl, tmp_path: Path) -> None:
     assert said.code == 1
     assert "has changed" in said.json["problems"][0]["problem"]
     shutil.rmtree(base)
-    check(cl, argv, 1, "no base at", "config.json")
+    check(cl, argv, 1, "no base at", "--base-path")
 
 
 def no_space(*_: object) -> None:
