@@ -116,18 +116,22 @@ class Forecast:
             + ("" if self.error.get("aim_reached") else " (the aim is 0.8 and 85 %)")
         )
 
-    def refusal(self, again: str) -> GateRefused:
+    def refusal(self, again: str, keeping: str) -> GateRefused:
         """The error that stops the training.
 
         Args:
             again: the command that trains all the same.
+            keeping: the option with which less is forgotten.
         """
-        worst = self.doomed or [one for one, _ in self.told]
-        told = "; ".join(one.describe() for one in worst)
+        lows = {one.task: found.low for one, found in self.told}
+        worst = ", ".join(f"{one.task} will lose at least {lows[one.task]:.3f}" for one in self.doomed)
+        mean = math.fsum(lows.values()) / max(1, len(lows))
         return GateRefused(
-            f"the forecast is that the gate will refuse this version, whose limit is {self.limit:g}: {told}; the "
-            f"training was stopped after step {self.step} of {self.steps}, and nothing was recorded",
-            "try --strategy replay, a lower --learning-rate or fewer --epochs, allow more with --max-forgetting, or "
+            "the forecast is that the gate will refuse this version: "
+            f"{worst or f'the {len(lows)} earlier tasks will lose at least {mean:.3f} on average'} (limit "
+            f"{self.limit:g}); the training was stopped after step {self.step} of {self.steps}, and nothing was "
+            "recorded",
+            f"try {keeping}, a lower --learning-rate or fewer --epochs, allow more with --max-forgetting, or "
             f"train all the same without --forecast: {again}",
             gate={"limit": self.limit, "passed": False, "effects": [], "forecast": self.to_json()},
         )

@@ -20,7 +20,7 @@ from adapterhub_cl.forecasting.early_signs import MEASURED, ROWS, EarlierTask, E
 from adapterhub_cl.forecasting.expectation import Signs, fitted
 from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
 from adapterhub_cl.learning.material import Material
-from adapterhub_cl.learning.order import TrainOrder
+from adapterhub_cl.learning.order import TrainOrder, what_keeps_more
 from adapterhub_cl.learning.some_rows import some_rows
 from adapterhub_cl.registry import seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
@@ -102,7 +102,9 @@ class Foreteller:
                 "at the end"
             )
         if self.made.refused:
-            raise self.made.refusal(f"cl-adapter {self.order.request.verb} {self.order.request.name} DATA")
+            request = self.order.request
+            again = f"cl-adapter {request.verb} {request.name} DATA"
+            raise self.made.refusal(again, what_keeps_more(request.strategy))
 
     def _keep(self, forecast: Forecast) -> None:
         self.made = forecast

@@ -204,6 +204,11 @@ def refusal(record: AdapterRecord, strategy: str) -> GateRefused:
     return GateRefused(decision.message(record.ref), hint, record=record, gate=decision.to_json())
 
 
+def what_keeps_more(strategy: str) -> str:
+    """The option with which less is forgotten than with a strategy."""
+    return "a larger --set replay.ratio" if "replay" in strategy else "--strategy replay"
+
+
 def _what_to_try(strategy: str, record: AdapterRecord, decision: Decision) -> str:
     refused = decision.blamed
     if not refused:
@@ -211,8 +216,7 @@ def _what_to_try(strategy: str, record: AdapterRecord, decision: Decision) -> st
             f"{record.ref} is kept as rejected and nothing was moved; try a lower --learning-rate, fewer --epochs or a "
             f"lower --rank, or let it pass: cl-adapter promote {record.ref} --max-base-forgetting 10"
         )
-    others = "--strategy replay" if "replay" not in strategy else "a larger --set replay.ratio"
-    tried = f"{others}, a lower --learning-rate"
+    tried = f"{what_keeps_more(strategy)}, a lower --learning-rate"
     anew = all(e.task == record.task and e.answered_by.startswith(f"{record.name}@") for e in refused)
     if anew and record.kind != "updated":  # it was learned from scratch, and the version before it does better
         tried = f"to continue from the version before it (cl-adapter update {record.name} DATA), more data or --epochs"
