@@ -50,6 +50,18 @@ def without(gram: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
     return left - (left @ basis) @ basis.T
 
 
+def at_tokens(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A layer's inputs at the tokens alone, `[tokens, in]`: padding is no part of what a task's inputs use.
+
+    Args:
+        x: `[rows, length, in]`, or `[length, rows, in]` as some encoders have it.
+        mask: `[rows, length]`, true on tokens.
+    """
+    if x.shape[:-1] == mask.shape:
+        return x[mask]
+    return x[mask.T] if x.shape[:-1] == mask.T.shape else x.reshape(-1, x.shape[-1])
+
+
 def extended(basis: torch.Tensor | None, gram: torch.Tensor, energy: float) -> torch.Tensor:
     """The memory's orthonormal basis `[in, k]` with the strongest new directions of XᵀX `[in, in]`, as many as are
     needed for a share `energy` of its energy to be inside the memory."""
@@ -100,10 +112,11 @@ class Strategy(BaseStrategy):
 
         sums: dict[str, torch.Tensor] = {}
         hooks = []
+        mask = torch.empty(0, 0, dtype=torch.bool)
 
         def watch(key: str) -> Any:
             def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-                x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+                x = at_tokens(inputs[0].detach(), mask).float()
                 with torch.autocast(x.device.type, enabled=False):
                     sums[key] = sums[key] + x.T @ x if key in sums else x.T @ x
 
@@ -118,6 +131,7 @@ class Strategy(BaseStrategy):
         try:
             with torch.no_grad(), stage.progress("collecting inputs (inflora)", len(rows)) as advance:
                 for batch in stage.batches(rows):
+                    mask = batch.attention_mask.bool()
                     stage.logits(batch)
                     advance(len(batch.indices))
         finally:
