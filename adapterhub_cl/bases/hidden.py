@@ -49,6 +49,21 @@ def shallow_layer(base: LoadedBase) -> int:
     return max(0, round(count * 2 / 3) - 1)
 
 
+def at_tokens(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A layer's inputs at the tokens alone, without padding, `[tokens, in]`; what has no tokens stays as it is.
+
+    Args:
+        x: `[rows, length, in]`, `[rows · length, in]`, or as Longformer has it `[length, rows, in]`, padded further.
+        mask: `[rows, length]`, true on tokens.
+    """
+    rows, length = mask.shape
+    if x.dim() == 2:
+        return x[mask.flatten()] if len(x) == mask.numel() else x
+    if x.shape[:2] != mask.shape and x.shape[1] == rows and x.shape[0] >= length:
+        x = x[:length].transpose(0, 1)
+    return x[mask] if x.shape[:2] == mask.shape else x.reshape(-1, x.shape[-1])
+
+
 def read_tokens(base: LoadedBase, texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:
     """Each text's ids, cut to a length; an empty text becomes the id that begins or ends a text."""
     begin = base.tokenizer.bos_token_id

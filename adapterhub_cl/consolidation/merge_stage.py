@@ -12,6 +12,7 @@ import torch
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.lora_files import LoraFile
 from adapterhub_cl.bases.encoders import put_head, take_head
+from adapterhub_cl.bases.hidden import at_tokens
 from adapterhub_cl.consolidation.layers import parts_of, shapes_of
 from adapterhub_cl.consolidation.parents import Parents, head_of_all
 from adapterhub_cl.context import Hub
@@ -105,7 +106,7 @@ class MergeStage:
             x = inputs[0]
             if see is not None and self._mask is not None:
                 with torch.autocast(device.type, enabled=False):
-                    see(name, x.detach() if x.dim() == 2 else x.detach()[self._mask])
+                    see(name, at_tokens(x.detach(), self._mask))
             hidden = x.to(dtype) @ a.T
             if gate is not None:
                 hidden = hidden * gate.to(device, dtype)

@@ -50,18 +50,6 @@ def without(gram: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
     return left - (left @ basis) @ basis.T
 
 
-def at_tokens(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A layer's inputs at the tokens alone, `[tokens, in]`: padding is no part of what a task's inputs use.
-
-    Args:
-        x: `[rows, length, in]`, or `[length, rows, in]` as some encoders have it.
-        mask: `[rows, length]`, true on tokens.
-    """
-    if x.shape[:-1] == mask.shape:
-        return x[mask]
-    return x[mask.T] if x.shape[:-1] == mask.T.shape else x.reshape(-1, x.shape[-1])
-
-
 def extended(basis: torch.Tensor | None, gram: torch.Tensor, energy: float) -> torch.Tensor:
     """The memory's orthonormal basis `[in, k]` with the strongest new directions of XᵀX `[in, in]`, as many as are
     needed for a share `energy` of its energy to be inside the memory."""
@@ -109,6 +97,8 @@ class Strategy(BaseStrategy):
     def _grams(self, stage: Stage) -> dict[str, torch.Tensor]:
         """XᵀX `[in, in]` of the inputs of every layer in training, on some of the new task's rows."""
         import torch
+
+        from adapterhub_cl.bases.hidden import at_tokens
 
         sums: dict[str, torch.Tensor] = {}
         hooks = []

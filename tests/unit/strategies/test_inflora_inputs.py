@@ -11,7 +11,7 @@ import torch
 from encoder_hubs import new_hub, write
 from safetensors.torch import load_file
 
-from adapterhub_cl.strategies.inflora import at_tokens
+from adapterhub_cl.bases.hidden import at_tokens
 
 
 def test_inputs_at_tokens() -> None:
@@ -19,8 +19,9 @@ def test_inputs_at_tokens() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     kept = torch.tensor([[0.0, 1.0], [2.0, 3.0], [6.0, 7.0]])
     assert torch.equal(at_tokens(x, mask), kept)
-    by_length = at_tokens(x.transpose(0, 1).contiguous(), mask)
-    assert torch.equal(by_length[by_length[:, 0].argsort()], kept)
+    assert torch.equal(at_tokens(x.reshape(6, 2), mask), kept)
+    further = torch.cat([x.transpose(0, 1), torch.full((2, 2, 2), 9.0)])
+    assert torch.equal(at_tokens(further, mask), kept)
     pooled = torch.ones(2, 4)
     assert torch.equal(at_tokens(pooled, mask), pooled)
 
