@@ -156,9 +156,16 @@ def _versions(hub: Hub, name: str, good: str | None, bad: str | None) -> list[Ad
     """The versions to be searched, oldest first.
 
     Raises:
-        UsageError: there are fewer than two, or the good one is not the older one.
+        UsageError: a version was named in place of its adapter, there are fewer than two, or the good one is not the
+            older one.
     """
-    name = hub.registry.get(name).name
+    record = hub.registry.get(name)
+    if "@" in name:
+        raise UsageError(
+            f"bisect searches the versions of {record.name}, and {name} is one of them",
+            f"cl-adapter bisect {record.name} --bad {name.partition('@')[2]} ends the search there",
+        )
+    name = record.name
     every = [one for one in hub.registry.versions(name) if one.status != "rejected"]
     if len(every) < 2:
         raise UsageError(f"{name} has one version only: there is nothing to search", "cl-adapter list --all")

@@ -97,6 +97,9 @@ def test_the_search_can_be_narrowed(hub: AdapterHub, asked: Path) -> None:
 def test_what_cannot_be_searched(hub: AdapterHub, asked: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not older"):
         hub.bisect("colours", asked, good="colours@v3", bad="colours@v2")
+    with pytest.raises(UsageError, match="colours@v2 is one of them") as named:
+        hub.bisect("colours@v2", asked)
+    assert "--bad v2" in named.value.hint
     with pytest.raises(UsageError, match="one version only"):
         hub.bisect("animals", asked)
     with pytest.raises(UsageError, match="no version of colours"):
