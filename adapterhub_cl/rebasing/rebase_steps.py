@@ -143,8 +143,9 @@ def rebase(
             f"the hub is bound to {registry.base.source} already, and --to holds it in another quantization",
             "name another base; or say --quantization, if it is to be held otherwise in the new hub",
         )
+    idle = _idle(options, settings) if same else ""
     if dry_run:
-        return Rebased(there.path, _planned(registry, there, names, same, options))
+        return Rebased(there.path, _planned(registry, there, names, same, options, idle))
     new = make(registry, there)
     lock = acquire(
         new.path / FOLDER / ".lock", f"a rebase into {new.path} is going on in another process", "wait for it"
@@ -152,6 +153,8 @@ def rebase(
     with held(lock):
         done = NewHub(there.path, new.base, new)
         if same:
+            if idle:
+                old.reporter.note(f"note: {idle}")
             return Rebased(new.path, _rebound(registry, new, names, old.reporter))
         sources, moves = _prepared(old, done, names, options)
         free()
@@ -178,14 +181,19 @@ def _chosen(registry: Registry, wanted: Sequence[str]) -> list[str]:
     return list(wanted) or sorted(serving)
 
 
+def _idle(options: RebaseOptions, settings: Mapping[str, Any]) -> str:
+    """Which of the options that were given mean nothing where nothing is trained, in words; empty if none."""
+    given = [name for name in ("budget", "pseudo_samples", "port") if getattr(options, name)]
+    idle = [flag(name) for name in (*given, *settings)]
+    return f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect" if idle else ""
+
+
 def _planned(
-    registry: Registry, there: NewHub, names: Sequence[str], same: bool, options: RebaseOptions
+    registry: Registry, there: NewHub, names: Sequence[str], same: bool, options: RebaseOptions, idle: str
 ) -> list[TaskMove]:
     serving, moved = registry.serving(), there.moved()
     if same:
-        idle = [flag(name) for name in ("budget", "pseudo_samples", "port") if getattr(options, name)]
-        without = f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect"
-        notes = ("the weights are the same, so it is copied", *([without] if idle else []))
+        notes = ("the weights are the same, so it is copied", *([idle] if idle else []))
         return [TaskMove(name, serving[name], source=rebinding.REBOUND, notes=notes) for name in names]
     done = [_told(record, str(record.manifest["rebased_from"].get("ref"))) for record in moved.values()]
     found = []

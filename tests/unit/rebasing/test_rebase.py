@@ -387,10 +387,13 @@ def test_a_base_that_was_saved_again_is_rebound(old: AdapterHub, made: Path, tmp
     model = transformers.AutoModelForMaskedLM.from_pretrained(old.base.source)
     model.save_pretrained(moved, max_shard_size="20KB")
     transformers.AutoTokenizer.from_pretrained(old.base.source).save_pretrained(moved)
-    planned = old.rebase(str(moved), to=str(tmp_path / "new"), dry_run=True, budget=8, pseudo_samples=4).tasks[0]
-    copied = "the weights are the same, so it is copied"
-    assert planned.notes == (copied, "--budget and --pseudo-samples have no effect")
-    found = old.rebase(str(moved), to=str(tmp_path / "new"))
+    idle: dict[str, Any] = {"budget": 8, "pseudo_samples": 4, "epochs": 2}
+    planned = old.rebase(str(moved), to=str(tmp_path / "new"), dry_run=True, **idle).tasks[0]
+    without = "--budget, --pseudo-samples, --epochs have no effect"
+    assert planned.notes == ("the weights are the same, so it is copied", without)
+    notes = Notes()
+    found = old.rebase(str(moved), to=str(tmp_path / "new"), reporter=notes, **idle)
+    assert f"note: {without}" in notes.said
     assert [(one.source, one.state) for one in found.tasks] == [("rebound", "moved")] * 2
     new = AdapterHub.open(tmp_path / "new")
     assert new.base.fingerprint != old.base.fingerprint
