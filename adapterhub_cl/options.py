@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from types import NoneType, UnionType
@@ -293,6 +295,28 @@ def parse_set(value: Any) -> dict[str, Any]:
             raise UsageError(f"--set {text!r} is not NAME.OPTION=VALUE", "for example --set replay.ratio=0.5")
         found[key.strip()] = entry.strip()
     return found
+
+
+def read_texts(value: Any, wanted: str, example: str) -> list[str]:
+    """`a,b`, or `["a, b", "c"]` where a text may have commas, or a list of anything but lists and objects.
+
+    Args:
+        wanted: the flag, for the message; `example` its value as a JSON list.
+
+    Raises:
+        UsageError: it begins like a JSON list and is not a list of texts.
+    """
+    found = value
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return [text.strip() for text in value.split(",")]
+        with suppress(ValueError, RecursionError):
+            found = json.loads(value)
+        found = found if isinstance(found, list) and all(isinstance(text, str) for text in found) else None
+    if not isinstance(found, Sequence) or any(isinstance(text, list | dict) for text in found):
+        raise UsageError(f"{wanted} {value!r} is not a JSON list of texts", f"for example {wanted} '{example}'")
+    # YAML reads an unquoted `yes` as true
+    return [str(text).lower() if isinstance(text, bool) else str(text) for text in found]
 
 
 def kinds_of(cls: type[Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.guessing import MAX_LABELS, could_be_label, kind_of, single_label
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
+from adapterhub_cl.options import read_texts
 from adapterhub_cl.types import METRICS as METRICS
 from adapterhub_cl.types import TASK_KINDS, Example, Task
 
@@ -26,22 +26,7 @@ def read_labels(value: Any) -> list[str]:
     Raises:
         UsageError: it begins like a JSON list and is not a list of texts.
     """
-    found = value
-    if isinstance(value, str):
-        if not value.lstrip().startswith("["):
-            return [label.strip() for label in value.split(",")]
-        try:
-            found = json.loads(value)
-        except ValueError:
-            found = None
-        if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
-            found = None
-    if not isinstance(found, Sequence) or any(isinstance(label, (list, dict)) for label in found):
-        raise UsageError(
-            f"--labels {value!r} is not a JSON list of texts", """for example --labels '["yes, please", "no"]'"""
-        )
-    # YAML reads an unquoted `yes` as true
-    return [str(label).lower() if isinstance(label, bool) else str(label) for label in found]
+    return read_texts(value, "--labels", '["yes, please", "no"]')
 
 
 def infer_task(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from adapterhub_cl.data.formats import NAMES, check_format
 from adapterhub_cl.errors import UsageError
-from adapterhub_cl.options import option
+from adapterhub_cl.options import option, read_texts
 
 # What a search does not use: it holds out rows of the data itself, makes no version, and reads no other task.
 UNUSED = (
@@ -50,14 +49,9 @@ def read_formats(value: Any) -> tuple[str, ...]:
     Raises:
         UsageError: a text without any, or one that cannot be used.
     """
-    given = value
-    if isinstance(value, str):
-        try:
-            listed = re.match(r"\s*\[\s*\"", value)
-            value = json.loads(value) if listed else [value] if "{" in value else value.split(",")
-        except ValueError as error:
-            raise UsageError(f"--formats is no JSON list: {error}", "--formats chat,plain") from error
-    names = [one if "{" in one else one.strip() for one in map(str, value) if one.strip()]
-    if not names and isinstance(given, str):
+    one = isinstance(value, str) and "{" in value and not re.match(r"\s*\[\s*\"", value)
+    found = [value] if one else read_texts(value, "--formats", '["plain", "Q: {input}\\nA:"]')
+    names = [form if "{" in form else form.strip() for form in found if form.strip()]
+    if not names and isinstance(value, str):
         raise UsageError("--formats names no prompt format", f"--formats {','.join(NAMES)}; or leave it out")
     return tuple(dict.fromkeys(map(check_format, names)))

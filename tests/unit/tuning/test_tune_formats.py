@@ -84,7 +84,7 @@ def test_bad_formats_are_refused(
         (rows, "nosuch", "unknown prompt format 'nosuch'"),
         (rows, ",", "names no prompt format"),
         (rows, "{inputs}", "the prompt format has {inputs}"),
-        (rows, '["plain"', "no JSON list"),
+        (rows, '["plain"', "not a JSON list of texts"),
         (talks, "plain", "a conversation is written by the chat template"),
         (text, "plain", "raw text has no prompt"),
     ):
