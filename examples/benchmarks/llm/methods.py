@@ -6,12 +6,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from filelock import FileLock
 from machine import peak_bytes
 from streams import COLUMNS, Budget, asked, described, labels_of, read, scored, taught_as
 
@@ -65,8 +66,10 @@ class Place:
         return AdapterHub.init(self.hub, base=self.base, quantization=self.quantization)
 
     def copy(self) -> AdapterHub:
-        """A copy of the hub that `ours` left."""
+        """A copy of the hub that `ours` left, which is taught again where its result came from another machine."""
         if not self.hub.exists():
+            with FileLock(f"{self.ours}.lock"):
+                taught(replace(self, hub=self.ours))
             draft = self.hub.with_name(f"{self.hub.name}.part")
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(self.ours, draft)
@@ -103,6 +106,21 @@ def base_alone(place: Place) -> dict[str, Any]:
     return {"scores": found}
 
 
+def taught(place: Place, strategy: str = "isolated", *, chosen: bool = False) -> AdapterHub:
+    """The hub with an adapter for each task; those that are there are not taught again.
+
+    Args:
+        chosen: see `ours`.
+    """
+    hub = place.open()
+    for task in place.tasks:
+        if task not in {record.name for record in hub.list()}:
+            settings = place.budget.settings(place.seed, chosen=chosen)
+            settings |= {"strategy": strategy, "replay": f"balanced:{KEPT}"}
+            hub.add_task(task, reporter=Lines(), **place.files(task), **settings)
+    return hub
+
+
 def ours(place: Place, strategy: str = "isolated", *, chosen: bool = False) -> dict[str, Any]:
     """An adapter a task. `oracle`: the task is named; `scores`: the router reads the whole prompt; `bare`: the input
     without its instruction.
@@ -110,13 +128,8 @@ def ours(place: Place, strategy: str = "isolated", *, chosen: bool = False) -> d
     Args:
         chosen: with as many passes and in such batches as `add-task` chooses.
     """
-    hub, records = place.open(), []
-    for task in place.tasks:
-        if task not in {record.name for record in hub.list()}:
-            settings = place.budget.settings(place.seed, chosen=chosen)
-            settings |= {"strategy": strategy, "replay": f"balanced:{KEPT}"}
-            hub.add_task(task, reporter=Lines(), **place.files(task), **settings)
-        records.append(hub.get(task))
+    hub = taught(place, strategy, chosen=chosen)
+    records = [hub.get(task) for task in place.tasks]
     told, whole, bare, right = [], [], [], {"whole": [], "bare": []}
     with hub.engine(fallback=False) as engine:
         for task in place.tasks:
