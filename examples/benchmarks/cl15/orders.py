@@ -184,8 +184,8 @@ METHODS = (
     Method("lwf", "lwf", options={"lwf.alpha": 1.0}, trials=_tried("lwf.alpha", 0.3, 1.0, 3.0)),
     Method("olora", "olora", options={"olora.weight": 0.1}, trials=_tried("olora.weight", 0.1, 0.5, 2.0)),
     Method("inflora", "inflora", options={"inflora.energy": 0.9}, trials=_tried("inflora.energy", 0.9, 0.97, 0.99)),
-    Method("osf", "osf", options={"osf.preserve": 0.5}, trials=_tried("osf.preserve", 0.25, 0.5, 0.75)),
-    Method("forever", "forever", "5%", {"forever.ratio": 1.0}, trials=_tried("forever.ratio", 0.25, 0.5, 1.0)),
+    Method("osf", "osf", options={"osf.preserve": 0.75}, trials=_tried("osf.preserve", 0.25, 0.5, 0.75)),
+    Method("forever", "forever", "5%", {"forever.ratio": 0.25}, trials=_tried("forever.ratio", 0.25, 0.5, 1.0)),
     Method("slao", "slao", trials=_RATES),
     Method("incremental", "incremental", trials=_RATES),
 )

@@ -29,8 +29,8 @@ SHARED: dict[str, Mapping[str, Any]] = {  # strategy → options, and which samp
     "lwf": {"replay": "none", "options": {"lwf.alpha": 1.0}},
     "ewc": {"replay": "none", "options": {"ewc.strength": 1.0}},
     "olora": {"replay": "none", "options": {"olora.weight": 0.1}},
-    "osf": {"replay": "none", "options": {"osf.preserve": 0.5}},
-    "forever": {"replay": "balanced:16", "options": {"forever.ratio": 1.0}},
+    "osf": {"replay": "none", "options": {"osf.preserve": 0.75}},
+    "forever": {"replay": "balanced:16", "options": {"forever.ratio": 0.25}},
     "sdft": {"replay": "none"},
 }
 
