@@ -72,7 +72,7 @@ class Tuning(OpenedHub):
         from adapterhub_cl.tuning.tune_search import plan_of, search
 
         own = {*given_of(TuneOptions, asked), *given_of(SpreadOptions, asked)}
-        if resume and (data is not None or set(asked) - own):
+        if resume and (data is not None or set(asked) - (own - {"formats"})):
             raise UsageError(
                 "a search that is resumed keeps its data and settings",
                 f"cl-adapter tune {name} --resume, with --trials, --minutes or --on at most",

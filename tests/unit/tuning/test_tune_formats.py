@@ -96,6 +96,11 @@ def test_bad_formats_are_refused(
     assert not list((hub.folder / "runs").iterdir())
 
 
+def test_a_search_that_is_resumed_keeps_its_formats(hub: AdapterHub) -> None:
+    with pytest.raises(UsageError, match="keeps its data and settings"):
+        hub.tune("colours", resume=True, formats=["plain"])
+
+
 def test_formats_are_read_as_names_a_template_or_a_list() -> None:
     assert read_formats("chat, plain,chat") == ("chat", "plain")
     assert read_formats("[Q] {input}, A:") == ("[Q] {input}, A:",)
