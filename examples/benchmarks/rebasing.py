@@ -4,9 +4,9 @@
     python examples/benchmarks/rebasing.py table --work /tmp/rebasing -o docs/benchmarks
 
 A hub learns tasks of cl15 (../shared/data). One command then moves them to a second base: the first one with noise in
-its matrices, or (`--second tuned`, language models) fine-tuned on another task. That command is killed (SIGKILL) three
-times on the way, and each time it is simply run again. Old and new versions are scored on the same held-out rows. `run`
-goes on where it stopped.
+its matrices, or fine-tuned on another task (`--second tuned`, language models), or any other (`--second PATH`). That
+command is killed (SIGKILL) up to three times on the way, and each time it is simply run again. Old and new versions are
+scored on the same held-out rows. `run` goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.registry.files import atomic_write_text
 
 TASKS = ("agnews", "sst2", "dbpedia", "yahoo", "qqp", "imdb", "boolq", "yelp")
+MADE = ("noisy", "tuned")  # second bases that are made of the first one
 SOURCES = ("data", "samples", "pseudo-samples", "ported")
 NOISE = 0.1  # times a matrix's standard deviation
 ELSE, ELSE_ROWS = "amazon", 240  # what a base that was fine-tuned on something else has learned
@@ -41,13 +42,14 @@ LENGTH = 192
 INTRODUCTION = f"""
 A hub has learned tasks of cl15. One command, `cl-adapter rebase`, moves them to a second base. *noisy* is the first
 base with noise in each matrix, {NOISE} times its standard deviation; *tuned* is the first base fine-tuned on
-{ELSE_ROWS} rows of another task ({ELSE}; an adapter of rank 16, added into the weights). The command was killed with
-SIGKILL on the way and run again, as often as the table says. Old and new versions are scored on the same held-out
-rows. One seed; each source has a hub of its own, so the old scores differ a little between them. From *data*, every
-training row is learned again; from *samples*, the {KEPT} that the hub keeps of each task, the files being gone; from
-*pseudo-samples*, rows that the old version writes and answers, files and samples being gone. *ported* means `--port`:
-versions that keep their score are used as they are, and the others are trained on from where they stand, with the
-same rows and epochs as from data.
+{ELSE_ROWS} rows of another task ({ELSE}; an adapter of rank 16, added into the weights). Any other second base is a
+model of its own; `model/smollm2` is SmolLM2-135M-Instruct. The command was killed with SIGKILL on the way and run
+again, as often as the table says. Old and new versions are scored on the same held-out rows. One seed; each source
+has a hub of its own, so the old scores differ a little between them. From *data*, every training row is learned
+again; from *samples*, the {KEPT} that the hub keeps of each task, the files being gone; from *pseudo-samples*, rows
+that the old version writes and answers, files and samples being gone. *ported* means `--port`: versions that keep
+their score are used as they are, and the others are trained on from where they stand, with the same rows and epochs
+as from data.
 """.strip()
 
 
@@ -82,7 +84,12 @@ def tuned(base: Path, to: Path, tests: int) -> Path:
     return hub.export(ELSE, to, format="merged")
 
 
-def taught(folder: Path, base: Path, data: Path, tasks: Sequence[str], **settings: Any) -> AdapterHub:
+def named(base: str) -> str:
+    """A base by the end of its path, which is the same on each machine."""
+    return base if base == "tiny" else "/".join(Path(base).resolve().parts[-2:])
+
+
+def taught(folder: Path, base: Path | str, data: Path, tasks: Sequence[str], **settings: Any) -> AdapterHub:
     """A hub that has learned the tasks; one that is half done goes on."""
     hub = (
         AdapterHub.open(folder)
@@ -97,7 +104,9 @@ def taught(folder: Path, base: Path, data: Path, tasks: Sequence[str], **setting
     return hub
 
 
-def move(hub: Path, base: Path, to: Path, log: Path, *, kills: Sequence[int], more: Sequence[str]) -> dict[str, Any]:
+def move(
+    hub: Path, base: Path | str, to: Path, log: Path, *, kills: Sequence[int], more: Sequence[str]
+) -> dict[str, Any]:
     """What the command says of the tasks when it has ended, having been killed on the way."""
     words = [sys.executable, "-m", "cli", "--hub", str(hub), "--json", "rebase", str(base), "--to", str(to), *more]
     killed, started = 0, time.monotonic()
@@ -119,13 +128,15 @@ def move(hub: Path, base: Path, to: Path, log: Path, *, kills: Sequence[int], mo
 
 def run(arguments: argparse.Namespace) -> None:
     """Teach, move from each source, and keep what was kept."""
-    work, base = Path(arguments.work).resolve(), Path(arguments.base).resolve()
-    asked = {"base": "/".join(base.parts[-2:]), "rows": arguments.rows, "tests": arguments.test_rows}
-    asked["second"] = arguments.second
+    work, base = Path(arguments.work).resolve(), arguments.base
+    asked = {"base": named(base), "rows": arguments.rows, "tests": arguments.test_rows}
+    asked["second"] = arguments.second if arguments.second in MADE else named(arguments.second)
     prepare(work, asked, "hubs")
     tasks = chosen(arguments.tasks, TASKS)
-    second = work / f"{base.name}-{arguments.second}"
-    second = noisy(base, second) if arguments.second == "noisy" else tuned(base, second, arguments.test_rows)
+    second = arguments.second
+    if second in MADE:
+        place = work / f"{Path(base).name}-{second}"
+        second = noisy(Path(base), place) if second == "noisy" else tuned(Path(base), place, arguments.test_rows)
     for source in chosen(arguments.sources, SOURCES):
         path = work / "results" / f"{source}.json"
         if path.exists():
@@ -219,13 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     going = verbs.add_parser("run")
-    going.add_argument("--base", required=True, help="folder of an encoder or an instruct model")
+    going.add_argument("--base", required=True, help="folder of an encoder or an instruct model, or tiny")
     going.add_argument("--work", required=True, help="folder for hubs, logs and results")
     going.add_argument("--rows", type=int, default=150, help="training rows of a task (default: 150)")
     going.add_argument("--test-rows", type=int, default=150, help="test rows of a task (default: 150)")
     going.add_argument("--tasks", default="", help=f"some of {', '.join(TASKS)}; default: all")
     going.add_argument("--sources", default="", help=f"some of {', '.join(SOURCES)}; default: all")
-    going.add_argument("--second", default="noisy", choices=("noisy", "tuned"), help="what is done to the base")
+    going.add_argument("--second", default="noisy", help=f"{' or '.join(MADE)}, or another base (default: noisy)")
     going.set_defaults(do=run)
     shown = verbs.add_parser("table")
     shown.add_argument("--work", required=True, help="folders of results, with commas between")
