@@ -15,6 +15,7 @@ from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.kept import facts_learned
+from adapterhub_cl.strategies import DEFAULT
 from adapterhub_cl.types import REWARD, AdapterRecord
 
 MOST_LABELS, LONGEST_LABEL = 8, 30  # that are named, and their characters
@@ -54,6 +55,26 @@ def tell_scale(parent: AdapterRecord, material: Material, reporter: Reporter) ->
         reporter.note(
             f"note: from now on {material.task.name} is measured on {held.source}, no longer on {was['source']}; "
             "use a file with the rows of both to go on measuring what was learned before"
+        )
+
+
+def tell_alike_tasks(registry: Registry, material: Material, request: TrainRequest, reporter: Reporter) -> None:
+    """Add a note if an adapter of its own is trained for a task with the labels of others: such tasks often help each
+    other (docs/benchmarks/cl15.md: amazon, begun from yelp)."""
+    task = material.task
+    if request.verb != "add-task" or request.strategy != DEFAULT or request.on_top_of or task.kind != "choice":
+        return
+    labels, served = {label.casefold() for label in task.labels}, registry.serving()
+    alike = [
+        one.name
+        for one in registry.tasks()
+        if one.name != task.name and one.name in served and {label.casefold() for label in one.labels} == labels
+    ]
+    if alike:
+        names, have = _some(alike), "has" if len(alike) == 1 else "have"
+        reporter.note(
+            f"note: {names} {have} the same labels; with --strategy kin, {task.name} begins from what is known of "
+            f"{'it' if len(alike) == 1 else 'them'}, if that does better than a fresh adapter"
         )
 
 

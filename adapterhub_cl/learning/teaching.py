@@ -29,7 +29,7 @@ from adapterhub_cl.learning.material import (
     refuse_other_labels,
     with_limits,
 )
-from adapterhub_cl.learning.notes import tell, tell_parent, tell_scale
+from adapterhub_cl.learning.notes import tell, tell_alike_tasks, tell_parent, tell_scale
 from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suited, tell_tuned
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest, made_since
@@ -108,6 +108,7 @@ def plan(hub: Hub, order: TrainOrder) -> TrainingPlan:
     tell_tuned(registry, order.request, material.data.read.prefers, reporter)
     objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, order.request, objective, reporter)
+    tell_alike_tasks(registry, material, order.request, reporter)
     if (trial := order.strategy.trial) is not None:
         reporter.note(
             f"before the training, up to {trial.versions} versions of other tasks are tried and the best starts race; "
@@ -196,6 +197,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         tell_tuned(registry, request, material.data.read.prefers, reporter)
     objective = objectives.taught_by(registry.base, material.data, settings)
     tell(material, request, objective, reporter)
+    if run is None:
+        tell_alike_tasks(registry, material, request, reporter)
     if material.parent is not None and request.verb == "update":
         tell_parent(registry, material.parent, reporter)
         tell_scale(material.parent, material, reporter)

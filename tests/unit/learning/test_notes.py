@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_hubs import ANIMALS, COLOURS, data, new_hub, teach
 
 from adapterhub_cl import AdapterHub
 
@@ -47,16 +48,34 @@ def hub(pico_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 def test_the_notes_of_a_new_task(
     hub: AdapterHub, tmp_path: Path, rows: list[Any], asked: dict[str, Any], advised: bool, scored: bool
 ) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    notes = "\n".join(hub.add_task("t", data, dry_run=True, rank=2, max_length=64, **asked).notes)
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    notes = "\n".join(hub.add_task("t", source, dry_run=True, rank=2, max_length=64, **asked).notes)
     assert (ADVICE in notes, SCORED in notes) == (advised, scored)
 
 
 def test_a_plan_keeps_the_notes_about_rows_that_are_cut(hub: AdapterHub, tmp_path: Path) -> None:
-    data = tmp_path / "rows.jsonl"
+    source = tmp_path / "rows.jsonl"
     rows = [{"prompt": "word " * 90 + str(k), "completion": f"answer {k}"} for k in range(8)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    plan = hub.add_task("t", data, dry_run=True, rank=2, max_length=48)
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plan = hub.add_task("t", source, dry_run=True, rank=2, max_length=48)
     assert plan.truncated == 8
     assert [note for note in plan.notes if "examples are longer than 48 tokens" in note]
+
+
+def test_kin_is_proposed_where_tasks_have_the_same_labels(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "hub", pico_path("bert"))
+    teach(hub, tmp_path, "colours", COLOURS, epochs=1)
+
+    def proposed(name: str, labels: Sequence[str], **asked: Any) -> list[str]:
+        told = hub.add_task(name, data(tmp_path, labels, 24, 2), dry_run=True, **asked).notes
+        return [note for note in told if "--strategy kin" in note]
+
+    assert proposed("paints", [label.title() for label in COLOURS]) == [
+        "note: colours has the same labels; with --strategy kin, paints begins from what is known of it, if that does "
+        "better than a fresh adapter"
+    ]
+    assert not proposed("colours", COLOURS), "it is the same task"
+    assert not proposed("animals", ANIMALS)
+    assert not proposed("paints", COLOURS[:2])
+    assert not proposed("paints", COLOURS, strategy="kin")
