@@ -109,7 +109,8 @@ def one(work: Path, variant: Variant, seed: int, settings: dict[str, Any]) -> No
         **settings,
     )
     row = {"variant": variant.name, "group": variant.group, "replay": variant.replay, "seed": seed}
-    row |= {"wall_seconds": round(time.monotonic() - started, 1), "settings": settings, **matrix.to_json()}
+    row |= {"wall_seconds": round(time.monotonic() - started, 1), "settings": settings, "machine": machine()}
+    row |= matrix.to_json()
     target = work / "results" / f"{slug(variant)}-seed{seed}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(row, indent=1), encoding="utf-8")
@@ -166,7 +167,8 @@ def table(arguments: argparse.Namespace) -> None:
         "",
         f"{settings['rows']} training and {settings['test_rows']} test rows of each task, {settings['epochs']} epochs, "
         f"{settings['max_length']} tokens at most, rank 16, seeds {settings['seeds']}; mean ± standard deviation over "
-        f"seeds. {machine()}. {settings['jobs']} runs at a time, so seconds are those of a shared machine.",
+        f"seeds. {'; '.join(dict.fromkeys(row['machine'] for row in rows))}. Several runs went on at a time, so "
+        "seconds are those of a shared machine.",
         "",
         "AP: mean score after the last task. BWT: what the earlier tasks changed by since they were learned. "
         "Forgetting: what they lost since their best. FWT (GEM): score on a task before it is learned, over the "
