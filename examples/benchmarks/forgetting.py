@@ -104,7 +104,7 @@ def one(work: Path, variant: Variant, seed: int, settings: dict[str, Any]) -> No
         strategies=[variant.strategy],
         seeds=[seed],
         options=variant.options,
-        asked={"replay": variant.replay},
+        replay=variant.replay,
         reporter=Lines(),
         **settings,
     )
