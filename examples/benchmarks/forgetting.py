@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, remarks
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "cl15"
 ORDER = ("dbpedia", "amazon", "yahoo", "agnews")
@@ -174,6 +174,7 @@ def table(arguments: argparse.Namespace) -> None:
         "Forgetting: what they lost since their best. FWT (GEM): score on a task before it is learned, over the "
         "bare base's. Multitask sees the data of all tasks so far at every stage.",
         "",
+        *remarks(rows),
     ]
     for group in dict.fromkeys(v.group for v in ordered):
         mine = [v for v in ordered if v.group == group]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from adapterhub_cl.bases.this_machine import processor_name as processor
 
 
 def machine() -> str:
     return f"{processor()}, {os.cpu_count()} cores, no GPU"
+
+
+def remarks(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What has to be said of some runs, such as of a fault that was mended since; as lines of Markdown."""
+    said = dict.fromkeys(str(row["remark"]) for row in rows if row.get("remark"))
+    return [line for text in said for line in (text, "")]
 
 
 def status_kib(name: str) -> int:

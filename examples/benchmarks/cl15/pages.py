@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs import TOLD, jobs_of
+from machine import remarks
 from orders import BY_NAME, KEPT, LONG, METHODS, ORDERS, PUBLISHED, SHORT
 from results import Run, alike, checked
 
@@ -68,7 +69,7 @@ def write(work: Path, out: Path) -> None:
         ]
     lines += [f"Base: `{base}`, quantisation {rows[0]['quantization']}. {'; '.join(places) or 'Machine not known'}."]
     lines[-1] += " Times are those of a machine that may have done other work besides."
-    lines += ["", ABOUT, *([MINILM] if "minilm" in base.lower() else []), *missing(work, rows)]
+    lines += ["", ABOUT, *([MINILM] if "minilm" in base.lower() else []), *remarks(rows), *missing(work, rows)]
     for title, orders, column in (("Orders 1-3: four tasks", SHORT, 1), ("Orders 4-6: fifteen tasks", LONG, 2)):
         found = [row for row in rows if row["order"] in orders]
         if found:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from machine import remarks
 from streams import FREE, STREAMS
 
 Run = Mapping[str, Any]
@@ -62,7 +63,7 @@ def page(rows: Sequence[Run]) -> str:
     machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
     about = ABOUT.format(more=MORE if any(row["method"] == "multitask-chosen" for row in rows) else "")
     lines = ["# Continual learning on a language model", ""]
-    lines += [f"Base: `{base}`, quantisation {quantization}. {machines}.", "", about]
+    lines += [f"Base: `{base}`, quantisation {quantization}. {machines}.", "", about, *remarks(rows)]
     budgets = list(dict.fromkeys(budget_of(row) for row in rows))
     for stream in STREAMS:
         for budget in budgets:
