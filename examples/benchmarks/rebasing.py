@@ -39,6 +39,7 @@ ELSE, ELSE_ROWS = "amazon", 240  # what a base that was fine-tuned on something 
 KEPT = 100  # samples of a task, where the hub keeps any
 KILLED_AFTER = (1, 3, 6)  # tasks that are in the new hub when the command is killed
 LENGTH = 192
+FEW = "--rows 60 --test-rows 60 --tasks agnews,sst2,dbpedia,yelp"
 INTRODUCTION = f"""
 A hub has learned tasks of cl15. One command, `cl-adapter rebase`, moves them to a second base. *noisy* is the first
 base with noise in each matrix, {NOISE} times its standard deviation; *tuned* is the first base fine-tuned on
@@ -197,7 +198,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         for task in row["tasks"]:
             scores = " | ".join("–" if task[k] is None else f"{task[k]:.3f}" for k in ("old_score", "new_score"))
             kept = "–" if task["retention"] is None else f"{task['retention']:.2f}"
-            seconds = row["training_seconds"].get(task["task"])
+            seconds = row["training_seconds"].get(task["task"]) if task["rows"] else None  # else it was only copied
             lines.append(
                 f"| {row['base']} | {row['second']} | {_from(task)} | {task['task']} | {task['rows']} | {scores} "
                 f"| {kept} | {task['state']} | {'–' if seconds is None else f'{seconds:.0f} s'} |"
@@ -206,8 +207,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         "<!-- not run: takes minutes, and the real texts and model -->",
         "```console",
-        "$ python examples/benchmarks/rebasing.py run --base MODEL --work rebasing-work",
-        "$ python examples/benchmarks/rebasing.py table --work rebasing-work -o docs/benchmarks",
+        "$ python examples/benchmarks/rebasing.py run --base MINILM --work rebasing-1 --sources data,samples",
+        f"$ python examples/benchmarks/rebasing.py run --base tiny --second SMOLLM2 --work rebasing-2 {FEW}",
+        f"$ python examples/benchmarks/rebasing.py run --base SMOLLM2 --second tuned --work rebasing-3 {FEW}",
+        "$ python examples/benchmarks/rebasing.py table --work rebasing-1,rebasing-2,rebasing-3 -o docs/benchmarks",
         "```",
     ]
     return "\n".join(lines) + "\n"
