@@ -108,9 +108,8 @@ def one(work: Path, variant: Variant, seed: int, settings: dict[str, Any]) -> No
         reporter=Lines(),
         **settings,
     )
-    row = {"variant": variant.name, "group": variant.group, "replay": variant.replay, "seed": seed}
+    row = matrix.to_json() | {"variant": variant.name, "group": variant.group, "replay": variant.replay, "seed": seed}
     row |= {"wall_seconds": round(time.monotonic() - started, 1), "settings": settings, "machine": machine()}
-    row |= matrix.to_json()
     target = work / "results" / f"{slug(variant)}-seed{seed}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(row, indent=1), encoding="utf-8")
