@@ -78,6 +78,8 @@ class BaseModelError(AdapterHubError):
 class BaseNotFoundError(BaseModelError):
     """There is no base where one was named."""
 
+    code = "base_not_found"
+
 
 class AdapterError(AdapterHubError):
     """An adapter is missing, does not fit, or cannot be used."""
