@@ -39,7 +39,7 @@ def read_choice(registry: Registry, name: str) -> dict[str, Any] | None:
         row = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(row, dict) or seals.KEY not in row or seals.is_broken_json(row):
             raise ValueError("its SHA-256 is another")
-        _check(row["settings"], str(path))
+        check_settings(row["settings"], str(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
@@ -96,7 +96,7 @@ def carry_choice(registry: Registry, name: str, settings: Any, source: str) -> s
         return ""
     taken = {key: settings[key] for key in known if key in settings}
     try:
-        _check(taken, "the tuned settings")
+        check_settings(taken, "the tuned settings")
     except UsageError:
         return ""
     if not taken:
@@ -138,8 +138,8 @@ def usual_settings(registry: Registry, name: str, *, fresh: bool) -> dict[str, A
     return {key: value for key, value in chosen.items() if fresh or key not in (*OF_THE_SHAPE, "epochs", FORMAT)}
 
 
-def _check(settings: Mapping[str, Any], what: str) -> None:
-    """Raise where settings cannot be used.
+def check_settings(settings: Mapping[str, Any], what: str) -> None:
+    """Raise where settings that a search tried or chose cannot be used.
 
     Raises:
         UsageError: says which of `what` cannot.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.errors import AdapterHubError, IntegrityError, StorageError, first_line
+from adapterhub_cl.learning.chosen_settings import check_settings
 from adapterhub_cl.registry.quoting import quoted
-from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.training.runs import Run
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _check(about: Mapping[str, Any]) -> None:
         raise ValueError("the figures of a trial are no numbers")
     if not 0 <= figures.get("accuracy", 0.0) <= 1 or not isinstance(about["reason"], str):
         raise ValueError("the figures of a trial cannot be")
-    TrainingSettings.from_mapping(about["settings"], "a trial")
+    check_settings(about["settings"], "a trial")
 
 
 def _told(error: BaseException, path: Path, name: str) -> AdapterHubError | None:

@@ -12,7 +12,7 @@ from cl_adapter.__main__ import main
 from encoder_hubs import COLOURS, data, new_hub, write
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.errors import IntegrityError, UnknownNameError, UsageError
+from adapterhub_cl.errors import IntegrityError, TrainingInterrupted, UnknownNameError, UsageError
 from adapterhub_cl.learning.chosen_settings import carry_choice, place_of, write_choice
 from adapterhub_cl.learning.request import build
 from adapterhub_cl.tuning.tune_options import read_formats
@@ -94,6 +94,26 @@ def test_bad_formats_are_refused(
     with pytest.raises(UsageError, match="--formats needs a base that writes"):
         encoder.tune("colours", rows, formats="plain", dry_run=True)
     assert not list((hub.folder / "runs").iterdir())
+
+
+def test_a_search_over_formats_goes_on(hub: AdapterHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials that have ended, with a format among their settings, are believed when the study is opened again."""
+    from adapterhub_cl.tuning import tune_trials
+
+    learn, begun = tune_trials.learn, []
+
+    def stopping(*given: Any, **more: Any) -> Any:
+        begun.append(1)
+        if len(begun) == 2:
+            raise TrainingInterrupted("stopped")
+        return learn(*given, **more)
+
+    monkeypatch.setattr(tune_trials, "learn", stopping)
+    rows = data(tmp_path, COLOURS, 110)
+    with pytest.raises(TrainingInterrupted):
+        hub.tune("colours", rows, trials=3, confirm=1, formats=["plain"], target_modules="q_proj", **FIXED)
+    found = hub.tune("colours", resume=True)
+    assert len(found["trials"]) == 3
 
 
 def test_a_search_that_is_resumed_keeps_its_formats(hub: AdapterHub) -> None:
