@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adapterhub_cl.bases.fingerprint import GGUF, file_sha256
+from adapterhub_cl.bases.finite_weights import spoilt_weights
 from adapterhub_cl.bases.kept_weights import KeptWeights
 from adapterhub_cl.bases.this_machine import UserCache
 from adapterhub_cl.errors import BaseModelError, first_line
@@ -63,9 +64,8 @@ def _unpack(file: Path, digest: str, kept: KeptWeights) -> None:
         ) from error
     finally:
         modeling_gguf_pytorch_utils.tqdm = bar
-    learned = dict(model.named_parameters())
-    lacking = sorted(learned.keys() & told["missing_keys"])
-    spoilt = [name for name, weight in learned.items() if not bool(weight.isfinite().all())]
+    lacking = sorted(dict(model.named_parameters()).keys() & told["missing_keys"])
+    spoilt = spoilt_weights(model)
     if lacking or spoilt:
         why = (
             f"{len(lacking)} weights that its metadata requires are missing, such as {lacking[0]}"

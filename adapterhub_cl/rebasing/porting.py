@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_cl.adapters.as_served import as_served
+from adapterhub_cl.bases.finite_weights import spoilt_weights
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, BaseModelError, DataError
 from adapterhub_cl.evaluation.gate import decide
@@ -86,9 +87,8 @@ def _ported(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, l
     probe = Probe(task, found.held, found.measured_on or lesson.eval, length_of(record), found.held_sha256)
     before = Evaluation(task.name, lesson.metric, float(lesson.old_measured or 0.0), len(found.held), data=probe.data)
     old.check_files(record)
-    weights = ((name, w) for name, w in hub.base.model.named_parameters() if w.is_floating_point())
-    if spoilt := next((name for name, w in weights if not bool(w.isfinite().all())), ""):
-        raise BaseModelError(f"the new base has values that are not numbers, such as in {spoilt}")
+    if spoilt := spoilt_weights(hub.base.model):
+        raise BaseModelError(f"the new base has values that are not numbers, such as in {spoilt[0]}")
     with as_served(hub.base, record.path) as model:
         after = score(model, hub.base, probe, hub.reporter, f"trying {record.ref} as it is")
     decision = decide([effect(probe, before, after, record.ref)], may_lose(lesson.metric, before.value, least))
