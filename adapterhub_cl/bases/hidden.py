@@ -49,19 +49,31 @@ def shallow_layer(base: LoadedBase) -> int:
     return max(0, round(count * 2 / 3) - 1)
 
 
-def at_tokens(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A layer's inputs at the tokens alone, without padding, `[tokens, in]`; what has no tokens stays as it is.
+def by_row(x: torch.Tensor, mask: torch.Tensor, turned: bool | None = None) -> torch.Tensor | None:
+    """A layer's inputs as `[rows, length, in]`; None where a row has one vector, not one for each token.
 
     Args:
         x: `[rows, length, in]`, `[rows · length, in]`, or as Longformer has it `[length, rows, in]`, padded further.
         mask: `[rows, length]`, true on tokens.
+        turned: whether x has the length first (see `adapters.targets.length_first`); None: as its shape says.
     """
     rows, length = mask.shape
     if x.dim() == 2:
-        return x[mask.flatten()] if len(x) == mask.numel() else x
-    if x.shape[:2] != mask.shape and x.shape[1] == rows and x.shape[0] >= length:
-        x = x[:length].transpose(0, 1)
-    return x[mask] if x.shape[:2] == mask.shape else x.reshape(-1, x.shape[-1])
+        return x.view(rows, length, -1) if len(x) == mask.numel() else None
+    if turned is None:
+        turned = x.shape[:2] != mask.shape and x.shape[1] == rows and x.shape[0] >= length
+    if turned:
+        x = x.transpose(0, 1)[:, :length]
+    return x if x.shape[:2] == mask.shape else None
+
+
+def at_tokens(x: torch.Tensor, mask: torch.Tensor, turned: bool | None = None) -> torch.Tensor:
+    """A layer's inputs at the tokens alone, without padding, `[tokens, in]`; what has no tokens stays as it is.
+
+    Args: those of `by_row`.
+    """
+    found = by_row(x, mask, turned)
+    return x.reshape(-1, x.shape[-1]) if found is None else found[mask]
 
 
 def read_tokens(base: LoadedBase, texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:

@@ -11,6 +11,7 @@ import torch
 
 from adapterhub_cl import objectives
 from adapterhub_cl.adapters.lora_files import LoraFile
+from adapterhub_cl.adapters.targets import length_first
 from adapterhub_cl.bases.encoders import put_head, take_head
 from adapterhub_cl.bases.hidden import at_tokens
 from adapterhub_cl.consolidation.layers import parts_of, shapes_of
@@ -101,12 +102,13 @@ class MergeStage:
     def _adds(self, name: str, part: Factors, gate: torch.Tensor | None, see: Any) -> Callable[..., torch.Tensor]:
         device, dtype = self.base.model.device, self.base.dtype
         a, b = part.a.to(device, dtype), part.b.to(device, dtype)
+        turned = name in length_first(self.base)
 
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             x = inputs[0]
             if see is not None and self._mask is not None:
                 with torch.autocast(device.type, enabled=False):
-                    see(name, at_tokens(x.detach(), self._mask))
+                    see(name, at_tokens(x.detach(), self._mask, turned))
             hidden = x.to(dtype) @ a.T
             if gate is not None:
                 hidden = hidden * gate.to(device, dtype)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from adapterhub_cl.adapters.targets import length_first
 from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.bank.bank import LoraBank
-from adapterhub_cl.bases.hidden import padded, pooled, read_tokens
+from adapterhub_cl.bases.hidden import by_row, padded, pooled, read_tokens
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import by_length
 from adapterhub_cl.objectives import refuse_writing
@@ -87,13 +87,10 @@ class SeenTexts:
                 def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                     with torch.autocast(self.base.device.type, enabled=False):
                         x = functional.normalize(inputs[0].float(), dim=-1)
-                        if x.dim() == 2 and len(x) == mask.numel():  # rows and length in one dimension
-                            x = x.view(*mask.shape, -1)
-                        elif x.dim() == 2:  # after an encoder's stack: one vector for the whole text
-                            x = x[:, None].expand(-1, mask.shape[1], -1)
-                        elif name in turned:
-                            x = x.transpose(0, 1)[:, : mask.shape[1]]
-                        sums.add_(((x @ vectors[name].T).abs() * mask[..., None]).sum(1))
+                        rows = by_row(x, mask, name in turned)
+                        if rows is None:  # after an encoder's stack, or at Longformer's global token: one for a text
+                            rows = x.reshape(len(mask), 1, -1).expand(-1, mask.shape[1], -1)
+                        sums.add_(((rows @ vectors[name].T).abs() * mask[..., None]).sum(1))
 
                 return hook
 
