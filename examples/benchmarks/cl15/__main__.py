@@ -44,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     found = list(jobs_of(work, orders, methods, seeds))
     if not found:
         sys.exit(
-            "nothing to run: zero-shot and orders 4 to 6 have seed 0 only; what does not depend on the order is run in "
-            "order 4 and, for each seed, in one of orders 1 to 3"
+            "nothing to run: zero-shot and orders 5 and 6 have seed 0 only; what does not depend on the order is run "
+            "in order 4 and, for each seed, in one of orders 1 to 3"
         )
     for job in found if arguments.smoke else ():
         job.budget = "smoke"
@@ -227,7 +227,7 @@ def main() -> int:
             going.add_argument(
                 "--seeds",
                 default="0,1,2",
-                help="order 1 has 0 first, 2 has 1, 3 has 2, then the others; orders 4-6 have 0 (default: 0,1,2)",
+                help="order 1 has 0 first, 2 has 1, 3 has 2, then the others; orders 5 and 6 have 0 (default: 0,1,2)",
             )
             going.add_argument("--known", default="", help="cl15.json of another machine, whose runs are taken over")
             going.add_argument("--keep-hubs", action="store_true", help="keep every run's hub, not only those of ours")

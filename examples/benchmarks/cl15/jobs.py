@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orders import LONG, METHODS, ORDERS, OURS, SHORT, Method
 
-# Orders 5 and 6 cost hours: there the best of the others are enough.
+# Orders 5 and 6, and order 4 with other seeds, cost hours: there the best of the others are enough.
 EVERYWHERE = ("ours", "kin", "sequential", "replay 5%", "der", "merged", "distilled", "multitask")
 # Made of the same adapters and rows whatever the order: measured in the first order of a group only.
 ONCE = ("zero-shot", "multitask", "multitask slow", "merged", "distilled")
@@ -78,8 +78,8 @@ class Job:
 
     @property
     def further(self) -> bool:
-        """Whether its order of four has a run with a seed of its own beside this one."""
-        return self.order in SHORT and self.seed != SHORT.index(self.order)
+        """Whether its order has a run with a seed of its own beside this one."""
+        return self.seed != (SHORT.index(self.order) if self.order in SHORT else 0)
 
     @property
     def ready(self) -> bool:
@@ -103,10 +103,11 @@ def jobs_of(work: Path, orders: Sequence[str], methods: Sequence[str], seeds: Se
     """All runs, the telling ones first: every method once in each order, each order of four with another seed."""
     wanted = [method for method in METHODS if not methods or method.name in methods]
     rounds = [[(o, (k + turn) % 3) for k, o in enumerate(SHORT)] for turn in range(3)]
-    places = [*rounds[0], ("4", 0), ("5", 0), ("6", 0), *rounds[1], *rounds[2]]
+    places = [*rounds[0], ("4", 0), ("5", 0), ("6", 0), *rounds[1], *rounds[2], ("4", 1), ("4", 2)]
     for order, seed in places:
         for method in wanted:
-            few = order in LONG[1:] and not methods and method.name not in EVERYWHERE
+            dear = order in LONG[1:] or (order in LONG and seed > 0)
+            few = dear and not methods and method.name not in EVERYWHERE
             if order in orders and seed in seeds and not few and _telling(method, order, seed):
                 yield Job(work, order, method, seed, budget_of(order))
 

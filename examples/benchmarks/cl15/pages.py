@@ -29,8 +29,8 @@ which learns all tasks at once, repeats their rows. Multitask, the untrained bas
 whose name lies nearest to the text) and the forms made of ours (merged, distilled: one adapter for all tasks) do not
 depend on the order: one run for each seed. Means ± standard deviations are over the runs: order 1 with seed 0, 2
 with 1, 3 with 2, so that order and seed vary together, then whatever other pairs there are. Rows with fewer runs
-have not seen all orders. Orders 4-6 all have seed 0: ours then has the same adapters whatever the order, so its spread
-there says nothing.
+have not seen all orders. Orders 5 and 6 have seed 0, as the first run of order 4 has: of one seed, ours has the same
+adapters whatever the order.
 
 `training` is the time in the training loop alone, of merged and distilled without that of the adapters they are made
 of; `wall` is all of it with every test; runs that were interrupted have neither. `peak` is the most memory of one
@@ -104,7 +104,7 @@ def missing(work: Path, rows: Sequence[Run]) -> list[str]:
     lines = [
         f"**{len(planned) - len(left)} of {len(planned)} planned runs are done** (every method in orders 1 to 4, some "
         f"in 5 and 6), and {sum(job.done for job in further)} of {len(further)} further ones, with other pairs of an "
-        "order of four and a seed.",
+        "order and a seed.",
         "",
     ]
     if not left:
