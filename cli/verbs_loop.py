@@ -15,7 +15,7 @@ from cl_adapter.app import USE, verb
 from cl_adapter.flags import takes
 from cl_adapter.session import Session, ask
 
-from adapterhub_cl.errors import GateRefused, LearnsElsewhere, UsageError
+from adapterhub_cl.errors import GateRefused, LearnsElsewhere, StorageError, UsageError
 from adapterhub_cl.loop.learn_options import LearnOptions
 from adapterhub_cl.settings import TrainingSettings
 
@@ -116,7 +116,7 @@ def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | Non
         raise UsageError("--drop needs a TASK, or --before a day", "cl-adapter inbox --drop --before 2026-10-01")
     if before:
         try:
-            date.fromisoformat(before)
+            before = date.fromisoformat(before).isoformat()  # 20261001 and 2026-W40 are days too; answers have dashes
         except ValueError:
             raise UsageError(f"--before {before} is no day", "write 2026-10-01") from None
     what = f"of {task}" if task else f"from before {before}"
@@ -206,7 +206,7 @@ def learn(
     """Learn from the inbox: train a new version, gate it, try it as a canary, then promote it or take it back.
 
     Each call takes the next step for every task; call it from cron, or let it watch. Exit code 3 says that the gate
-    refused a version.
+    refused a version, 1 that a task could not be learned.
     """
     session = Session.of(ctx)
     if watch and dry_run:
@@ -220,6 +220,11 @@ def learn(
             session.note(f"note: {error.message}; {error.hint}")
             if session.json:
                 session.give([])
+            return []
+        except StorageError as error:
+            if not watch:
+                raise
+            session.note(f"error: {error.message}; {error.hint or 'it is tried again'}")
             return []
         if session.json and watch:
             print(json.dumps([step.to_json() for step in found]), flush=True)
@@ -236,7 +241,10 @@ def learn(
         with suppress(KeyboardInterrupt):
             watching(once, every)
         return
-    if any(step.did == "refused" for step in once()):
+    done = {step.did for step in once()}
+    if "failed" in done:
+        raise typer.Exit(1)
+    if "refused" in done:
         raise typer.Exit(GateRefused.exit_code)
 
 

@@ -96,6 +96,10 @@ class TrainRequest(AddTaskOptions):
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}
 
+    def same_as(self, other: TrainRequest) -> bool:
+        """Whether both ask for the same, even if one of them was read from `run.json`."""
+        return bool(_plain(self.to_json()) == _plain(other.to_json()))
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TrainRequest:
         """The reverse of `to_json`; unknown keys of `run.json` are ignored.

@@ -73,7 +73,7 @@ class Gathered:
             "judged": len(self.judged),
             "rows": len(self.clean.rows),
             "dropped": self.clean.dropped,
-            "labelled": all(one.said.labelled for one in self.judged if one.said.right is not None),
+            "labelled": all(one.said.labelled for one in self.judged if one.right is not None),
             "surprise": self.surprise.to_json() if self.surprise else None,
             "incident": self.incident.to_json() if self.incident else None,
         }

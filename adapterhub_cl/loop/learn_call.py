@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import LearnsElsewhere, TrainingError, UnknownNameError
+from adapterhub_cl.errors import (
+    AdapterHubError,
+    BaseModelError,
+    LearnsElsewhere,
+    StorageError,
+    TrainingError,
+    TrainingInterrupted,
+    UnknownNameError,
+)
 from adapterhub_cl.loop.learn_options import LearnOptions
 from adapterhub_cl.loop.learn_steps import LearnStep, LearnTask
 from adapterhub_cl.registry import storage_errors
 from adapterhub_cl.traffic.journal import LEARN_LOCK, Journal
-from adapterhub_cl.traffic.lesson_book import Lessons
+from adapterhub_cl.traffic.lesson_book import FAILED, Lessons
 from adapterhub_cl.training.runs import acquire, held
 
 
 def learn(hub: Hub, options: LearnOptions, settings: Mapping[str, Any], *, dry_run: bool = False) -> list[LearnStep]:
     """Take the next step for every task that something has gathered for, or that has a lesson which has not ended.
+
+    A step that fails for one task says so and does not stop the others; its lesson is tried again by the next call.
 
     Raises:
         UnknownNameError: nothing has gathered for the task that was named.
@@ -39,7 +49,18 @@ def learn(hub: Hub, options: LearnOptions, settings: Mapping[str, Any], *, dry_r
     if dry_run:
         return [work.run(task, dry_run=True) for task in chosen]
     with alone(hub.registry.path):
-        return [work.run(task) for task in chosen]
+        return [_step(work, task) for task in chosen]
+
+
+def _step(work: LearnTask, task: str) -> LearnStep:
+    """A task's next step. An error that concerns this task alone leaves its lesson as it is, and the others go on."""
+    try:
+        return work.run(task)
+    except (StorageError, TrainingInterrupted, BaseModelError):
+        raise
+    except AdapterHubError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        return LearnStep(task, FAILED, f"{error.message}{hint}; the next call tries again")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.traffic.cleaning import question_of
 from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.traffic.lesson_book import CANARY, FAILED, GATHERED, PROMOTED, REFUSED, ROLLED_BACK, Lesson, Lessons
-from adapterhub_cl.training.runs import Run
+from adapterhub_cl.training.runs import Run, held
 from adapterhub_cl.types import LATEST, AdapterRecord, Example
 
 EARLIER = 200  # rows held back of earlier lessons that a new version is measured on
@@ -77,6 +77,9 @@ class LearnTask:
             StorageError: the disk refuses; the same call goes on.
         """
         for lesson in self.lessons.all(task, opened=True):
+            if (gone := self._gone(lesson)) and not dry_run:
+                self.registry.end_canary(task, f"{gone} is gone")
+                return self._end(lesson, FAILED, f"{gone} is no longer in the hub")
             if lesson.state == CANARY:
                 return self._judge(lesson, dry_run)
             if dry_run:
@@ -97,7 +100,17 @@ class LearnTask:
         verb = "update" if found.known else "add-task"
         if dry_run:
             return LearnStep(task, WOULD, f"{verb} with {rows} rows", "", detail)
-        return self._teach(self._begin(found, verb, detail))
+        begun = self._begin(found, verb, detail)
+        if begun is None:
+            told = "users changed what they had said while it was gathered; the next call takes it as it is then"
+            return LearnStep(task, WAITING, told, "", detail)
+        return self._teach(begun)
+
+    def _gone(self, lesson: Lesson) -> str:
+        """A version that a lesson goes on with, and that was forgotten since; empty where all are there."""
+        needed = (lesson.ref,) if lesson.state == CANARY else (lesson.ref, lesson.served_before)
+        there = {record.ref for record in self.registry.adapters(all_versions=True)}
+        return next((ref for ref in needed if ref and ref not in there), "")
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -114,7 +127,8 @@ class LearnTask:
         left = found.without(self.registry, seen)
         return left if seen.over or len(left.clean.rows) >= self.options.enough else found
 
-    def _begin(self, found: gathered.Gathered, verb: str, detail: Mapping[str, Any]) -> Lesson:
+    def _begin(self, found: gathered.Gathered, verb: str, detail: Mapping[str, Any]) -> Lesson | None:
+        """Write a lesson's rows and record it; None where users have changed what they had said."""
         served = self.registry.serving().get(found.task, "")
         lesson = Lesson(found.task, verb, served_before=served, detail=detail, id=self.lessons.next_id())
         learned, back = found.split()
@@ -122,9 +136,10 @@ class LearnTask:
         chat = bool(task.layout.chat) if task and task.layout else any(row.turns for row in learned)
         hub = self.registry.path
         gathered.write_rows(lesson.file(hub), learned, chat=chat)
+        lesson.held_back(hub).unlink(missing_ok=True)  # of a call that was killed before it had recorded its lesson
         if back:
             gathered.write_rows(lesson.held_back(hub), back, chat=chat)
-        return self.lessons.begin(lesson, [one.kept.id for one in found.judged])
+        return self.lessons.begin(lesson, [one.said for one in found.judged])
 
     def _teach(self, lesson: Lesson) -> LearnStep:
         """Train, measure, and let the version answer its share."""
@@ -148,7 +163,7 @@ class LearnTask:
             return self._end(lesson, REFUSED, told, {"gain": gain})
         odd = (lesson.detail.get("surprise") or {}).get("surprising")
         # Drift can be learned; what contradicts itself cannot. One row more says nothing.
-        if odd and gain and (gain["after"] - gain["before"]) * gain["rows"] < 1.5:
+        if odd and gain.get("rows") and (gain["after"] - gain["before"]) * gain["rows"] < 1.5:
             self._withdraw(lesson, "what users said could not be learned")
             told = f"users found far more wrong answers than expected, and learning them hardly helped: {_told(gain)}"
             return self._end(lesson, REFUSED, told, {"gain": gain})
@@ -175,19 +190,25 @@ class LearnTask:
             return made
         asked: dict[str, Any] = {**self.settings, "serve": not lesson.served_before}
         if lesson.verb == "add-task":
-            held = lesson.held_back(self.registry.path)
-            asked |= {"eval": str(held)} if held.exists() else {}
+            back = lesson.held_back(self.registry.path)
+            asked |= {"eval": str(back)} if back.exists() else {}
             asked |= {"kind": "choice"} if lesson.detail.get("labelled") else {}
         if self.options.max_forgetting is not None:
             asked["max_forgetting"] = self.options.max_forgetting
         served = self.registry.get(lesson.served_before) if lesson.served_before else None
         if lesson.verb == "update" and served is not None and facts_learned(served):
             asked["facts"] = True  # one wording of a correction would leave the others as they were
-        request, run = build(
-            self.registry, lesson.verb, lesson.task, None if resume else file, resume, {} if resume else asked
-        )
+        request, run = build(self.registry, lesson.verb, lesson.task, file, False, asked)
         if served is not None and served.name == request.name:  # a newer version may have been taken back
             request = replace(request, start=served.ref)
+        if resume:
+            kept, run = build(self.registry, lesson.verb, lesson.task, None, True, {})
+            if not kept.same_as(request) and run is not None:  # other options are given now, and they count
+                with held(run.lock()):
+                    run.remove()
+                run = None
+            else:
+                request = kept
         if run is not None and (done := finished(self.registry, request, run, self.hub.reporter)) is not None:
             return done
         return teach(self.hub, order_of(self.registry, request), run=run)
@@ -198,19 +219,22 @@ class LearnTask:
         return made[-1] if made else None
 
     def _gain(self, lesson: Lesson) -> dict[str, Any]:
-        """How often both versions are right on the rows that were held back, and on those of the lessons before it."""
+        """How often both versions are right on the rows that were held back (few rows have none), and on those of the
+        lessons before it."""
         path = self.registry.path
         rows, learned = gathered.read_back(lesson.held_back(path)), gathered.read_back(lesson.file(path))
         seen = {question_of(row) for row in (*rows, *learned)}
         earlier = [row for row in self._earlier(lesson) if question_of(row) not in seen]
-        if not rows or self.registry.task(lesson.task).kind == "text":
-            return {}
         both = [*rows, *earlier]
+        if not both or self.registry.task(lesson.task).kind == "text":
+            return {}
         before, after = (
             self._scores(ref, lesson.task, both, f"measuring {ref}") for ref in (lesson.served_before, lesson.ref)
         )
         n = len(rows)
-        found = {"rows": n, "metric": self.registry.task(lesson.task).metric, **_change(before[:n], after[:n])}
+        found: dict[str, Any] = {"metric": self.registry.task(lesson.task).metric}
+        if rows:
+            found |= {"rows": n, **_change(before[:n], after[:n])}
         if earlier:
             found["earlier"] = {"rows": len(earlier), **_change(before[n:], after[n:])}
         return found
@@ -300,9 +324,9 @@ def _change(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
 
 
 def _told(gain: Mapping[str, Any]) -> str:
-    if not gain:
-        return "too few rows to hold some back"
-    told = f"{gain['metric']} {gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"
+    told = "too few rows to hold some back"
+    if gain.get("rows"):
+        told = f"{gain['metric']} {gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"
     if old := gain.get("earlier"):
         told += f", {old['before']:.3f} → {old['after']:.3f} on {old['rows']} of earlier lessons"
     return told

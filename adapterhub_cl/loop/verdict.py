@@ -94,11 +94,11 @@ def decide_late(canary: RightCount, beside: RightCount, gain: Mapping[str, Any],
     unless the few answers that were judged speak against it.
 
     Args:
-        gain: `before` and `after` on the rows held back; empty where there were none.
+        gain: `before` and `after` on the `rows` held back, which may be none.
         days: how long it has been a canary.
     """
     few = f"{canary.judged} of its answers were judged in {days:.0f} days"
-    if not gain:
+    if not gain.get("rows"):
         return ROLL_BACK, f"{few}, and no rows were held back that could say whether it is better"
     held = f"{gain['before']:.3f} → {gain['after']:.3f} on {gain['rows']} rows held back"
     if canary.judged and beside.judged and canary.share < beside.share - SLACK:

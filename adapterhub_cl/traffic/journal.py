@@ -234,9 +234,18 @@ class Journal:
             found.append(Judged(kept, Said(kept.id, verdict, right, of, by, at, lesson, bool(labelled))))
         return found
 
-    def take(self, connection: sqlite3.Connection, ids: Collection[str], lesson: int) -> None:
-        """Mark what was said of these answers as taken by a lesson."""
-        connection.executemany("UPDATE feedback SET lesson = ? WHERE id = ?", [(lesson, one) for one in ids])
+    def take(self, connection: sqlite3.Connection, said: Collection[Said], lesson: int) -> bool:
+        """Mark what was said as taken by a lesson. False, and nothing is marked, unless all of it is there as it was
+        and waits."""
+        same = "id = ? AND at = ? AND good IS ? AND right_answer IS ? AND task = ? AND lesson IS NULL"
+        ids = []
+        for one in said:
+            values = (one.id, one.at, _as_int(one.good), one.right, one.task)
+            ids += connection.execute(f"SELECT id FROM feedback WHERE {same}", values).fetchall()
+        if len(ids) < len(said):
+            return False
+        connection.executemany("UPDATE feedback SET lesson = ? WHERE id = ?", [(lesson, one) for (one,) in ids])
+        return True
 
     # -- keeping it small ------------------------------------------------------------------------
 

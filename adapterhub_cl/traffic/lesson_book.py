@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.registry.files import now
-from adapterhub_cl.traffic.journal import Journal
+from adapterhub_cl.traffic.journal import Journal, Said
 
 GATHERED, CANARY, PROMOTED, REFUSED = "gathered", "canary", "promoted", "refused"
 ROLLED_BACK, FAILED = "rolled back", "failed"
@@ -89,8 +89,9 @@ class Lessons:
         [(number,)] = self.journal.read("SELECT coalesce(max(id), 0) FROM lessons") or [(0,)]
         return int(number) + 1
 
-    def begin(self, lesson: Lesson, ids: Collection[str]) -> Lesson:
-        """Record a lesson whose file is there, and take the feedback on these answers.
+    def begin(self, lesson: Lesson, said: Collection[Said]) -> Lesson | None:
+        """Record a lesson whose file is there, and take the feedback that it was made of. None, and nothing is
+        recorded, where some of that was changed, withdrawn or taken since.
 
         Raises:
             StorageError: the disk refuses; nothing was taken.
@@ -98,11 +99,12 @@ class Lessons:
         at = now()
         lesson = replace(lesson, began_at=at, changed_at=at)
         with self.journal.writing() as connection:
+            if not self.journal.take(connection, said, lesson.id):
+                return None
             connection.execute(
                 f"INSERT INTO lessons ({_COLUMNS}) VALUES ({', '.join('?' * len(_COLUMNS.split(', ')))})",
                 _values(lesson),
             )
-            self.journal.take(connection, ids, lesson.id)
         return lesson
 
     def move(self, lesson: Lesson, state: str, reason: str, **more: Any) -> Lesson:

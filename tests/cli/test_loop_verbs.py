@@ -85,7 +85,8 @@ def test_dropping(cl: Cl, hub: Path) -> None:
     assert cl("inbox", "--drop", "--before", "yesterday", "--hub", hub).code == 2
     assert cl("inbox", "--before", "2026-11-05", "--hub", hub).code == 2
     assert cl("inbox", "--drop", "--before", "2026-11-05", "--hub", hub).code == 2  # there is nobody to ask
-    said = cl("inbox", "--drop", "--before", "2026-11-05", "--yes", "--hub", hub, "--json")
+    assert cl("inbox", "--drop", "--before", "20260101", "--yes", "--hub", hub, "--json").json == {"dropped": 0}
+    said = cl("inbox", "--drop", "--before", "2026-W45-4", "--yes", "--hub", hub, "--json")  # 5 November
     assert said.json == {"dropped": 4}
     assert cl("inbox", "mood", "--drop", "--yes", "--hub", hub, "--json").json == {"dropped": 8}
 

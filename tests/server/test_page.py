@@ -87,7 +87,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     rows = [KeptAnswer(f"a{k}", now, "news", "news@v1", Example(EVIL), EVIL, 0.5, 0.8, k == 0) for k in range(4)]
     journal.keep(rows)
     journal.say(*(Said(f"a{k}", False, EVIL, "news") for k in range(3)))
-    Lessons(journal).begin(Lesson("news", "update", "canary", "news@v1", "news@v2", 0.25, EVIL + HIDDEN, id=1), ["a0"])
+    taken = [one.said for one in journal.judged() if one.said.id == "a0"]
+    Lessons(journal).begin(Lesson("news", "update", "canary", "news@v1", "news@v2", 0.25, EVIL + HIDDEN, id=1), taken)
     return registry
 
 

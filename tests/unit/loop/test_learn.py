@@ -20,7 +20,7 @@ from adapterhub_cl.learning import teaching
 from adapterhub_cl.loop import gathered, learn_steps
 from adapterhub_cl.loop.learn_call import alone, watch
 from adapterhub_cl.traffic.journal import Said
-from adapterhub_cl.traffic.lesson_book import Lessons
+from adapterhub_cl.traffic.lesson_book import Lesson, Lessons
 from adapterhub_cl.types import Example
 
 SEED = 7  # of rows that no version was trained on or scored on
@@ -210,6 +210,100 @@ def test_what_cannot_be_learned_ends_as_failed(hub: AdapterHub, monkeypatch: pyt
     assert (step.did, step.reason) == ("failed", "a row cannot be used")
     assert Lessons(hub.traffic).all(opened=True) == []
     assert hub.learn()[0].did == "waiting"
+
+
+def test_a_task_that_fails_does_not_stop_the_others(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = learn_steps.LearnTask._train
+
+    def diverges(self: Any, lesson: Any) -> Any:
+        if lesson.task == "animals":
+            raise TrainingError("the loss is no longer a number", "lower the rate")
+        return real(self, lesson)
+
+    said(hub, 24, "animals", labels=ANIMALS, ref="animals@v1")
+    said(hub, 24, first=100)
+    with monkeypatch.context() as patched:
+        patched.setattr(learn_steps.LearnTask, "_train", diverges)
+        failed, learned = hub.learn(**QUICK, canary=0.2)
+    assert (failed.task, failed.did) == ("animals", "failed")
+    assert failed.reason == "the loss is no longer a number (lower the rate); the next call tries again"
+    assert (learned.task, learned.did) == ("colours", "canary")
+    assert [lesson.task for lesson in Lessons(hub.traffic).all(opened=True)] == ["colours", "animals"]
+    assert learn(hub, task="animals").ref == "animals@v2"
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stopped_training_goes_on_only_with_the_options_it_began_with(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    said(hub, 24)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(hub.registry), "publish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises((KeyboardInterrupt, TrainingError)):
+            learn(hub, learning_rate=0.02)
+    [stopped] = [path.name for path in hub.registry.runs_dir.iterdir() if path.is_dir()]
+    step = learn(hub, learning_rate=0.02 if same else 0.03)
+    made = hub.get(step.ref).training
+    assert (made["run"] == stopped) is same
+    assert made["settings"]["learning_rate"] == (0.02 if same else 0.03)
+    assert not any(path.is_dir() for path in hub.registry.runs_dir.iterdir())
+
+
+def test_a_lesson_whose_version_was_forgotten_ends(hub: AdapterHub) -> None:
+    for number, state in enumerate(("canary", "gathered"), 1):
+        Lessons(hub.traffic).begin(Lesson("colours", "update", state, "colours@v1", "colours@v9", 0.2, id=number), [])
+        assert learn(hub, dry_run=True).did
+        step = learn(hub)
+        assert (step.did, step.reason) == ("failed", "colours@v9 is no longer in the hub")
+    assert Lessons(hub.traffic).all(opened=True) == []
+
+
+def test_what_users_change_while_it_is_gathered_is_taken_by_the_next_call(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(hub, 24)
+
+    def meanwhile(self: Any, found: Any) -> Any:
+        hub.traffic.say(Said("a-3", False, "blue", "colours"))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learn_steps.LearnTask, "_set_aside", meanwhile)
+        step = learn(hub)
+    assert step.did == "waiting"
+    assert "changed" in step.reason
+    assert len(hub.traffic.judged(waiting=True)) == 24
+    assert learn(hub).did == "canary"
+    [lesson] = Lessons(hub.traffic).all()
+    changed = next(one for one in hub.traffic.judged() if one.kept.id == "a-3")
+    taken = {row.input: row.answer for row in gathered.read_back(lesson.file(hub.folder))}
+    assert taken[changed.kept.example.input] == "blue"
+
+
+def test_few_rows_are_still_measured_on_those_of_earlier_lessons(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(hub, 48)
+    assert learn(hub, canary=0.0).did == "promoted"
+    said(hub, 24, first=100, ref="colours@v2", draw=1)
+    real = learn_steps.LearnTask._scores
+
+    def forgets(self: Any, ref: str, name: str, rows: Any, what: str) -> list[float]:
+        return [0.0] * len(rows) if ref == "colours@v3" else real(self, ref, name, rows, what)
+
+    monkeypatch.setattr(learn_steps.LearnTask, "_scores", forgets)
+    step = learn(hub, canary=0.0)
+    assert (step.did, hub.registry.serving()["colours"]) == ("refused", "colours@v2")
+    assert "too few rows to hold some back" in step.reason
+    assert "of earlier lessons" in step.reason
+
+
+def test_thumbs_up_on_free_answers_make_no_choice_task(hub: AdapterHub) -> None:
+    for k in range(24):
+        hub.traffic.keep([answer(k, f"what is planet {k} like", task="", ref="base", answer=f"planet {k} is far away")])
+        hub.say(f"a-{k}", correct=True, task="planets")
+    step = learn(hub, dry_run=True)
+    assert (step.did, step.detail["rows"], step.detail["labelled"]) == ("would learn", 24, False)
 
 
 @pytest.mark.parametrize("stop", ["_train", "publish", "_gain", "start"])

@@ -68,7 +68,8 @@ def test_days(journal: Journal) -> None:
 def test_feedback_is_replaced_and_waits_again(journal: Journal) -> None:
     journal.keep([answer(1), answer(2)])
     journal.say(Said("a-1", False, "world", "news"))
-    lesson = Lessons(journal).begin(Lesson("news", "update", id=1), ["a-1"])
+    lesson = Lessons(journal).begin(Lesson("news", "update", id=1), [one.said for one in journal.judged()])
+    assert lesson is not None
     assert journal.judged(waiting=True) == []
     assert journal.judged()[0].said.lesson == lesson.id
     journal.say(Said("a-1", True, None, "news"))
@@ -82,11 +83,25 @@ def test_feedback_is_replaced_and_waits_again(journal: Journal) -> None:
     assert len(journal.judged()) == 1
 
 
+def test_a_lesson_takes_feedback_only_as_it_was_gathered(journal: Journal) -> None:
+    journal.keep([answer(1), answer(2)])
+    journal.say(Said("a-1", False, "world", "news"), Said("a-2", True, None, "news"))
+    gathered = [one.said for one in journal.judged()]
+    journal.say(Said("a-1", False, "business", "news", at=gathered[0].at))
+    assert Lessons(journal).begin(Lesson("news", "update", id=1), gathered) is None
+    assert Lessons(journal).all() == []
+    assert len(journal.judged(waiting=True)) == 2
+    journal.withdraw("a-1")
+    assert Lessons(journal).begin(Lesson("news", "update", id=1), gathered) is None
+    assert Lessons(journal).begin(Lesson("news", "update", id=1), gathered[1:]) is not None
+    assert journal.judged(waiting=True) == []
+
+
 def test_feedback_is_taken_back_by_all_or_none(journal: Journal) -> None:
     journal.keep([answer(1), answer(2), answer(3)])
     journal.say(Said("a-1", False, "wrong on purpose", "news"), Said("a-2", True, None, "news"))
     with journal.writing() as connection:
-        journal.take(connection, ["a-2"], 1)
+        assert journal.take(connection, [one.said for one in journal.judged() if one.said.id == "a-2"], 1)
     for ids, error in ((("a-1", "a-3"), UsageError), (("a-1", "unknown"), UnknownNameError)):
         with pytest.raises(error):
             journal.withdraw(*ids)
@@ -154,6 +169,7 @@ def test_a_lesson_moves_on(journal: Journal) -> None:
     assert lessons.next_id() == 1
     assert lessons.all() == []
     first = lessons.begin(Lesson("news", "update", served_before="news@v1", share=0.1, id=1, detail={"rows": 3}), [])
+    assert first is not None
     assert first.state == GATHERED
     assert lessons.next_id() == 2
     moved = lessons.move(first, CANARY, "why", ref="news@v2", detail={"gain": 1})
