@@ -237,6 +237,8 @@ class Guard:
         """
         if http.url.path in OPEN:
             return NOBODY
+        if not self.keys and http.url.hostname not in LOOPBACK:  # a site can make its own name lead to this machine
+            raise Refused(403, "without keys this server answers under its own name only: localhost", "forbidden")
         key = self._key(http) if self.keys else NOBODY
         role = role_of(http.method, http.scope["path"])
         if not key.may(role):
@@ -244,8 +246,6 @@ class Guard:
         on_page = is_page(http.scope["path"]) and http.method != "GET"
         if (on_page or (role == "steer" and not self.keys)) and _of_another_site(http):
             raise Refused(403, "a page of another site may not change this server", "forbidden")
-        if on_page and not self.keys and http.url.hostname not in LOOPBACK:  # another name can be made to lead here
-            raise Refused(403, "without keys this server is changed under its own name only: localhost", "forbidden")
         who = key.name if self.keys else (http.client.host if http.client else "")
         if self.limit is not None and role != "read" and not self.windows.hit(self.limit, who):
             raise Refused(429, f"more than {self.limit}", "rate_limit_exceeded")

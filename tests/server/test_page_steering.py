@@ -201,11 +201,22 @@ def test_other_sites_and_tokens(steered: Steered) -> None:
 
 def test_without_keys_another_host_name_is_refused(served: Running) -> None:
     """A name that an attacker makes lead to this machine has the attacker's origin and host alike."""
-    for path in ("/page/steer", "/page/ask"):
-        headers = {"host": "evil.example:80", "origin": "http://evil.example:80"}
-        answer = httpx2.post(f"{served.url}{path}", data={"text": "x"}, headers=headers)
-        assert answer.status_code == 403
+    headers = {"host": "evil.example:80", "origin": "http://evil.example:80"}
+    paths = [
+        *(("GET", path) for path in ("/", "/page/traffic", "/v1/files/file-1/content", "/v1/models", "/metrics")),
+        *(("POST", path) for path in ("/page/steer", "/page/ask", "/v1/feedback", "/v1/chat/completions")),
+        ("POST", "/v1/fine_tuning/jobs"),
+        ("DELETE", "/v1/files/file-1"),
+    ]
+    for method, path in paths:
+        answer = httpx2.request(method, f"{served.url}{path}", headers=headers)
+        assert answer.status_code == 403, path
         assert "localhost" in answer.text
+        del headers["origin"]  # which a page leaves out where it reads
+        assert httpx2.request(method, f"{served.url}{path}", headers=headers).status_code == 403, path
+        headers["origin"] = "http://evil.example:80"
+    assert httpx2.get(f"{served.url}/health/live", headers=headers).status_code == 200
+    assert httpx2.get(f"{served.url}/v1/models", headers={"host": "localhost:80"}).status_code == 200
 
 
 def test_the_playground(served: Running) -> None:
