@@ -15,6 +15,7 @@ from cl_adapter.app import USE, verb
 from cl_adapter.completion import routers, tasks, versions
 from cl_adapter.session import Session
 
+from adapterhub_cl.adapters.serving import ServingTable, open_tasks, refuse_router
 from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.objectives import refuse_writing
 from adapterhub_cl.options import parse_set
@@ -287,10 +288,11 @@ def chat(
     """
     session = Session.of(ctx)
     hub = session.hub()
-    if router is not None and task is not None:
-        raise UsageError("both a task and a router", "--task names the task, so that nothing is left to route")
-    refuse_writing(hub.base, "a conversation")
     options = router_options(set_)
+    if router is not None or options:
+        among = open_tasks(ServingTable(hub.registry), task, adapter, free=True)
+        refuse_router(among, task, router, options=options)
+    refuse_writing(hub.base, "a conversation")
     terminal = sys.stdin is not None and sys.stdin.isatty()
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)

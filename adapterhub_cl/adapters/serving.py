@@ -110,6 +110,26 @@ def open_tasks(table: ServingTable, task: str | None, adapter: str | None, *, fr
     return list(table.serving)
 
 
+def refuse_router(
+    among: Sequence[str], task: str | None, router: str | None, top_k: int = 1, options: Mapping[str, Any] | None = None
+) -> None:
+    """Raise where a router, or an option of one, is asked for and the request leaves nothing to route.
+
+    Args:
+        among: what `open_tasks` found.
+
+    Raises:
+        UsageError: names both.
+    """
+    if among or not (router is not None or top_k != 1 or options):
+        return
+    what = "router" if router is not None else "mixture of several" if top_k != 1 else "router's options"
+    given, flag = (
+        ("a task", "--task names the task") if task is not None else ("an adapter", "--adapter says who answers")
+    )
+    raise UsageError(f"both {given} and a {what}", f"{flag}, so that nothing is left to route")
+
+
 def who_answers(
     table: ServingTable,
     task: str | None,

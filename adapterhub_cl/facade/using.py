@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl import objectives
-from adapterhub_cl.adapters.serving import ServingTable, open_tasks, who_answers
+from adapterhub_cl.adapters.serving import ServingTable, open_tasks, refuse_router, who_answers
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.facade.opened import OpenedHub
 from adapterhub_cl.progress import Reporter, usual
@@ -179,7 +179,7 @@ class Using(OpenedHub):
         objectives.refuse_writing(self.base, "writing an answer")
         request = free_request(text, task, adapter, top_k, raw, writing)
         request.emit = emit
-        if self._routes(task, adapter, router, free=True):
+        if self._routes(task, adapter, router, top_k, options, free=True):
             with self._using(router, options, reporter) as engine:
                 return engine.ask(request).result()
         return self._alone([request], reporter)[0]
@@ -282,13 +282,11 @@ class Using(OpenedHub):
         """Whether a router is asked for, or nobody said which of several tasks, or the only task is one of facts.
 
         Raises:
-            UsageError: a task and a router.
+            UsageError: a router, where a task or a version leaves nothing to route.
         """
-        if task is not None and (router is not None or top_k != 1 or options):
-            what = "router" if router is not None else "mixture of several" if top_k != 1 else "router's options"
-            raise UsageError(f"both a task and a {what}", "--task names the task, so that nothing is left to route")
         table = ServingTable(self.registry)
         among = open_tasks(table, task, adapter, free=free)
+        refuse_router(among, task, router, top_k, options)
         # a question about something else than its facts is not for a task of facts, also where it is the only one
         return router is not None or len(among) > 1 or any(_of_facts(table, name) for name in among)
 
