@@ -195,10 +195,10 @@ class AdapterHub(
 
         Raises:
             DataError: no held-out data is known, or it has changed.
-            UsageError: `matrix` with adapters or data: it is of the whole hub.
+            UsageError: `matrix` with adapters, data or a task: it is of the whole hub.
         """
         if matrix:
-            if refs or data:
+            if refs or data or columns or task:
                 raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
             from adapterhub_cl.evaluation.matrices import hub_matrix
 

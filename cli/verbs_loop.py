@@ -63,6 +63,8 @@ def inbox(
         raise UsageError(f"{' and '.join(given)} are different things", "give one of them")
     if before and not drop:
         raise UsageError("--before is an option of --drop", "cl-adapter inbox --drop --before 2026-10-01")
+    if task and (say or withdraw):
+        raise UsageError(f"{given[0]} takes no TASK: it says which answers are meant", "leave the task out")
     hub = session.hub(write=bool(say or withdraw or drop))
     if export:
         _export(session, hub, export, task or "")
@@ -112,6 +114,8 @@ def _withdraw(session: Session, hub: AdapterHub, ids: Sequence[str]) -> None:
 
 
 def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | None, yes: bool) -> None:
+    from adapterhub_cl.loop.inbox import check_known
+
     if bool(task) == bool(before):
         raise UsageError("--drop needs a TASK, or --before a day", "cl-adapter inbox --drop --before 2026-10-01")
     if before:
@@ -119,6 +123,7 @@ def _drop(session: Session, hub: AdapterHub, task: str | None, before: str | Non
             before = date.fromisoformat(before).isoformat()  # 20261001 and 2026-W40 are days too; answers have dashes
         except ValueError:
             raise UsageError(f"--before {before} is no day", "write 2026-10-01") from None
+    check_known(hub.registry, hub.traffic, task or "")
     what = f"of {task}" if task else f"from before {before}"
     if not yes:
         ask(f"drop every kept answer {what}, and what was said of it?", "kept answers", "--yes removes them")

@@ -15,6 +15,7 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.types import Evaluation
 
 SHOWN = 20  # broken rows that are printed; --json has all of them
+BATCH = 32  # examples that are scored at once
 
 
 @verb(USE, "cl-adapter eval news --data test.jsonl --report", "eval")
@@ -29,7 +30,7 @@ def evaluate(
     task: Annotated[
         str | None, typer.Option(help="the task of --data, if the adapter answers for several", autocompletion=tasks)
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="examples in one batch")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="examples in one batch")] = BATCH,
     report: Annotated[bool, typer.Option("--report", help="precision, recall and F1 of each class")] = False,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="the score of every task after each task was learned, and BWT")
@@ -40,30 +41,39 @@ def evaluate(
 
     session = Session.of(ctx)
     if matrix:
-        if refs or data:
-            raise UsageError("the accuracy matrix is of the whole hub", "cl-adapter eval --matrix")
+        given = {"an adapter": refs, "--data": data, "--columns": columns, "--task": task, "--report": report}
+        given["--batch-size"] = batch_size != BATCH
+        if found := [what for what, value in given.items() if value]:
+            raise UsageError(
+                f"the accuracy matrix is of the whole hub: {' and '.join(found)} cannot be given with --matrix",
+                "cl-adapter eval --matrix",
+            )
         whole = session.hub(write=True).evaluate(matrix=True, reporter=session.reporter())
         if session.json:
             session.give({**whole.to_json(), "results": []})
         else:
             show_matrix(whole)
         return
-    given = parse_columns(columns) if columns else None
-    found = session.hub(write=True).evaluate(
-        refs or (), data=data, columns=given, task=task, batch_size=batch_size, reporter=session.reporter()
+    scores = session.hub(write=True).evaluate(
+        refs or (),
+        data=data,
+        columns=parse_columns(columns) if columns else None,
+        task=task,
+        batch_size=batch_size,
+        reporter=session.reporter(),
     )
     if session.json:
-        session.give({"results": [_result(ref, score, report) for ref, score in found]})
+        session.give({"results": [_result(ref, score, report) for ref, score in scores]})
         return
-    display.scores(found)
-    for ref, score in found:
+    display.scores(scores)
+    for ref, score in scores:
         if cut := score.details.get("cut_inputs"):
             session.note(
                 f"note: {cut} of {score.n} inputs of {score.task} are longer than {ref} was trained to read, and were "
                 "cut to that limit; a version trained with a larger --max-length reads more of them"
             )
     if report:
-        for ref, score in found:
+        for ref, score in scores:
             if score.details.get("classes"):
                 print(f"\n{ref} on {score.task}")
                 display.class_report(score)

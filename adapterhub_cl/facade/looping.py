@@ -41,12 +41,9 @@ class Looping(Using):
         Raises:
             UnknownNameError: no such task, and nothing was said of one.
         """
-        from adapterhub_cl.errors import UnknownNameError
-        from adapterhub_cl.loop.inbox import inbox_of
+        from adapterhub_cl.loop.inbox import check_known, inbox_of
 
-        known = {one.name for one in self.registry.tasks()} | set(self.traffic.counts()) - {""}
-        if task and task not in known:
-            raise UnknownNameError("task", task, known)
+        check_known(self.registry, self.traffic, task)
         can = groups and bool(self.registry.serving())
 
         def drift(texts: Sequence[str]) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.loop.gathered import Gathered, gather
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
@@ -107,6 +107,17 @@ def inbox_of(
     return Inbox(found, len(unknown), groups, lessons=lessons.all(task or None)[:limit])
 
 
+def check_known(registry: Registry, journal: Journal, task: str) -> None:
+    """Raise for a task that the hub does not have, and of which nothing is kept.
+
+    Raises:
+        UnknownNameError: with the names that are known.
+    """
+    known = {one.name for one in registry.tasks()} | set(journal.counts()) - {""}
+    if task and task not in known:
+        raise UnknownNameError("task", task, known)
+
+
 def export_rows(registry: Registry, file: Path, task: str = "") -> int:
     """Write every kept answer as a line of JSON, with what was said of it and why `learn` leaves it out, oldest first;
     with the right answers filled in, `say_rows` reads them. How many there were.
@@ -115,9 +126,10 @@ def export_rows(registry: Registry, file: Path, task: str = "") -> int:
         task: only this one's.
 
     Raises:
-        UsageError: the file is there already.
+        UsageError: the file is there already, or the task is unknown.
         StorageError: the disk refuses.
     """
+    check_known(registry, Journal(registry.path), task)
     if file.exists():
         raise UsageError(f"{file} is there already", "name another file, or remove it")
     journal = Journal(registry.path)

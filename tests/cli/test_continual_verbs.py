@@ -170,6 +170,10 @@ def test_the_gate_on_the_command_line(cl: Cl, hub: Path, tmp_path: Path) -> None
     assert said.code == 0, said.err
     assert "turned@v1 serves turned" in said.out
     assert cl("predict", "good thing", "--task", "sure", "--hub", hub, "--json").json[0]["adapter"] == "turned@v1"
+    for words in (("--task", "turned"), ("--report",), ("--batch-size", "7"), ("--columns", "input=a,output=b")):
+        refused = cl("eval", "--matrix", *words, "--hub", hub)
+        assert refused.code == 2
+        assert f"{words[0]} cannot be given with --matrix" in refused.err
     said = cl("eval", "--matrix", "--hub", hub)
     assert "after turned" in said.out
     assert cl("eval", "--matrix", "--hub", hub, "--json").json["tasks"][-1] == "turned"

@@ -80,6 +80,21 @@ def test_a_file_with_a_bad_row_changes_nothing(cl: Cl, hub: Path, tmp_path: Path
         assert Journal(hub).judged() == []
 
 
+def test_a_task_that_is_unknown_or_means_nothing_is_refused(cl: Cl, hub: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for words in (("modo",), ("modo", "--export", file), ("modo", "--drop", "--yes")):
+        said = cl("inbox", *words, "--hub", hub)
+        assert said.code == 2
+        assert "unknown task 'modo'" in said.err
+    assert not file.exists()
+    file.write_text('{"id": "pred-0", "correct": true}\n')
+    for words in (("mood", "--say", file), ("mood", "--withdraw", "pred-0")):
+        said = cl("inbox", *words, "--hub", hub)
+        assert said.code == 2
+        assert "takes no TASK" in said.err
+    assert Journal(hub).judged() == []
+
+
 def test_dropping(cl: Cl, hub: Path) -> None:
     assert cl("inbox", "--drop", "--hub", hub).code == 2
     assert cl("inbox", "--drop", "--before", "yesterday", "--hub", hub).code == 2
