@@ -18,6 +18,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterHubError, GateRefused, HubError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.gate import limit_of
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
+from adapterhub_cl.learning.order import order_of
 from adapterhub_cl.learning.stream_file import read_stream
 from adapterhub_cl.learning.streams import StreamPlan, run
 from adapterhub_cl.progress import Reporter
@@ -55,6 +56,9 @@ def run_all(
         raise UsageError(
             f"--set {unused[0]} does not belong to any of the strategies", f"they are: {', '.join(strategies)}"
         )
+    for plan in plans:  # a bad name or setting is told before anything is trained, or a folder is called after it
+        for task in stream.tasks:
+            order_of(main, plan.request(task, {}))
     several = len(plans) > 1
     if on != LOCAL:
         _spread(hub, plans)

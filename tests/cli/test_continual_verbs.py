@@ -63,6 +63,8 @@ def test_stream_prints_matrices_and_writes_what_was_asked(cl: Cl, stream_file: P
         (["--strategy", "replay", "--set", "ratio=1"], 2, "is not NAME.OPTION=VALUE"),
         (["--strategy", "replay", "--set", "ewc.strength=1"], 2, "does not belong to any of the strategies"),
         (["--strategy", "rply"], 2, "unknown strategy 'rply'"),
+        (["--strategy", "isolated", "--strategy", "../../rply"], 2, "unknown strategy '../../rply'"),
+        (["--strategy", "isolated", "--strategy", "replay", "--set", "replay.ratio=-1"], 2, "must be between"),
         (["--seeds", "0,x"], 2, "not a list of whole numbers"),
         (["--seed", "3"], 2, "did you mean --seeds"),
         (["--picture", "m.gif"], 2, "written as .png or .svg"),
@@ -79,6 +81,7 @@ def test_a_stream_that_cannot_be_run_trains_nothing(
     assert why in said.err
     assert registry.adapters() == []
     assert list(registry.runs_dir.iterdir()) == []
+    assert not (registry.path / "streams").exists()
 
 
 @pytest.mark.parametrize(
