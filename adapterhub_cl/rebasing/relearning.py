@@ -23,7 +23,7 @@ from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.training.runs import Run
+from adapterhub_cl.training.runs import Run, held
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 # Settings that were chosen for the old base or the machine of that time.
@@ -99,12 +99,6 @@ def relearn(
     registry = hub.registry
     task = found.task
     try:
-        for run in begun_runs(registry, task.name):
-            request, run_again = build(registry, "add-task", task.name, None, True, {})
-            if run_again is None or run_again.id != run.id:
-                break
-            done = finished(registry, request, run, hub.reporter)
-            return done or teach(hub, order_of(registry, request), run=run)
         given = {**_described(found, registry.base), **_settings(found, asked, shape=begin), "eval": lesson.eval}
         given |= {
             "columns": lesson.columns,
@@ -114,6 +108,17 @@ def relearn(
         told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if begin else {})}
         begin_from = str(found.record.path.resolve()) if begin else ""
         request = replace(request, rebased_from=told, begin_from=begin_from)
+        for run in begun_runs(registry, task.name):
+            kept, run_again = build(registry, "add-task", task.name, None, True, {})
+            if run_again is None or run_again.id != run.id:
+                break
+            if not kept.same_as(request):  # other options are given now, and they count
+                hub.reporter.note(f"note: the unfinished training of {task.name} had other options; it begins again")
+                with held(run.lock()):
+                    run.remove()
+                break
+            done = finished(registry, kept, run, hub.reporter)
+            return done or teach(hub, order_of(registry, kept), run=run)
         return teach(hub, order_of(registry, request), run=None)
     except GateRefused as refused:
         hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")

@@ -324,8 +324,9 @@ def test_a_killed_rebase_goes_on(old: AdapterHub, roberta: str, tmp_path: Path, 
     assert "production" in new.get("colours").aliases
 
 
-def test_a_run_that_was_stopped_is_resumed(
-    old: AdapterHub, roberta: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("more", [{}, {"min_retention": 0.4}, {"rank": 3}])
+def test_a_run_that_was_stopped_is_resumed_if_it_had_the_same_options(
+    old: AdapterHub, roberta: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
     """The old hub is not asked again: its score and the rows are written down."""
 
@@ -334,9 +335,14 @@ def test_a_run_that_was_stopped_is_resumed(
     runs = list((tmp_path / "new" / "runs").glob("colours-*"))
     assert len(runs) == 1
     monkeypatch.setattr(relearning, "old_score", lambda *_: pytest.fail("measured again"))
-    found = old.rebase(roberta, **asked)
+    notes = Notes()
+    found = old.rebase(roberta, reporter=notes, **(asked | more))
     assert [one.state for one in found.tasks] == ["moved"]
-    assert json.loads((tmp_path / "new/adapters/colours/v1/training.json").read_text())["run"] == runs[0].name
+    made = AdapterHub.open(tmp_path / "new").get("colours")
+    assert (made.training["run"] == runs[0].name) is not bool(more)
+    assert any("colours had other options; it begins again" in text for text in notes.said) is bool(more)
+    assert made.manifest["rebased_from"]["min_retention"] == more.get("min_retention", 0.9)
+    assert made.rank == more.get("rank", old.get("colours").rank)
     assert not runs[0].exists()
 
 
