@@ -79,7 +79,8 @@ class Strategy(BaseStrategy):
     def begin(self, stage: Stage) -> None:
         import torch
 
-        self.bases = memory(stage.parent, "inflora")
+        found = memory(stage.parent, "inflora")
+        self.bases = {name: found[name].to(p.device) for name, p in stage.parameters.items() if name in found}
         grams = {} if stage.resumed else self._grams(stage)
         for name, parameter in stage.parameters.items():
             if ".lora_A." not in name:
@@ -87,7 +88,7 @@ class Strategy(BaseStrategy):
             parameter.requires_grad_(False)
             if name not in grams:
                 continue
-            free = without(grams[name], self.bases.get(name, None))
+            free = without(grams[name], self.bases.get(name))
             values, vectors = torch.linalg.eigh(free)
             best = vectors[:, values.argsort(descending=True)[: parameter.shape[0]]].T
             useful = values.sort(descending=True).values[: parameter.shape[0]] > LEAST_FREE * values.sum().clamp(min=0)
@@ -133,4 +134,4 @@ class Strategy(BaseStrategy):
         self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
     ) -> Mapping[str, torch.Tensor]:
         grams = self._grams(stage)
-        return {name: extended(self.bases.get(name), gram, self.config.energy) for name, gram in grams.items()}
+        return {name: extended(self.bases.get(name), gram, self.config.energy).cpu() for name, gram in grams.items()}

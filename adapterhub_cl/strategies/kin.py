@@ -106,7 +106,7 @@ class Strategy(BaseStrategy):
         losses: list[list[float]] = []
         runners = []
         with (
-            torch.random.fork_rng(devices=[]),
+            torch.random.fork_rng(),
             stage.progress("race of starts", steps * len(parts) * (1 + len(racing))) as advance,
         ):
             for kin in (None, *racing):
@@ -131,7 +131,7 @@ class Strategy(BaseStrategy):
         taken = ahead > self.config.sure * error
         if taken and more:
             with (
-                torch.random.fork_rng(devices=[]),
+                torch.random.fork_rng(),
                 stage.progress("race of the best start and a fresh adapter", 2 * more) as advance,
             ):
                 for k in (0, best):

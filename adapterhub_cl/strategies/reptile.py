@@ -65,7 +65,7 @@ class Strategy(BaseStrategy):
                 parameters[name].data.copy_(value)
         stage.note(f"reptile: {config.rounds} rounds on {len(stage.reviewed)} earlier tasks")
         draw = random.Random(f"reptile {stage.seed}")
-        with torch.random.fork_rng(devices=[]), stage.progress("rounds of reptile", config.rounds) as advance:
+        with torch.random.fork_rng(), stage.progress("rounds of reptile", config.rounds) as advance:
             for k in range(config.rounds):
                 start = {name: p.detach().clone() for name, p in parameters.items()}
                 self._learn(stage, draw.choice(list(stage.reviewed)), draw)

@@ -101,7 +101,7 @@ class Strategy(BaseStrategy):
         return self.teacher, self.summary()
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        self.teacher = dict(tensors)
+        self.teacher = {name: tensors[name].to(now.device) for name, now in self.teacher.items()}
         self.taught, self.left_out, self.written = values["rows"], values["left_out"], values["written_tokens"]
 
 
