@@ -48,8 +48,9 @@ class Tally:
 
     @property
     def due(self) -> bool:
-        """Whether there is something to be written by now."""
-        return self._waiting > 0 and (self._waiting >= EVERY or time.monotonic() - self._since >= EVERY_S)
+        """Whether there is something to be written by now; what could not be written is tried again after a while."""
+        many = self._waiting >= EVERY and not self.problem
+        return self._waiting > 0 and (many or time.monotonic() - self._since >= EVERY_S)
 
     def flush(self) -> None:
         """Write what was counted; on a failure it is kept."""
@@ -74,3 +75,4 @@ class Tally:
                     count.routed += more.routed
                     count.fallbacks += more.fallbacks
                     count.confidence += more.confidence
+                    self._waiting += more.requests
