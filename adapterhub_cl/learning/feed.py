@@ -74,7 +74,7 @@ class Feed:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(self.received, whole)
-        return data[:whole].splitlines(keepends=True)
+        return [line + b"\n" for line in data[:whole].split(b"\n")[:-1]]  # as `_pump` counts them
 
     def _ends(self) -> list[int]:
         found = []
