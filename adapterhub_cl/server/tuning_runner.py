@@ -117,11 +117,11 @@ class TuningRunner:
 
     def _start(self, job: TuningJob) -> TrainingProcess | None:
         """The process of a job that waits; None if the job was cancelled meanwhile."""
-        run, words = self._run_of(job), [job.verb, job.name]
+        # The file's path is how a later server knows the process, if this one is killed before it has its number.
+        run, words = self._run_of(job), [job.verb, job.name, str(self.uploads.path(job.training_file))]
         if run is not None:
             words.append("--resume")
         else:
-            words.append(str(self.uploads.path(job.training_file)))
             if job.validation_file:
                 words += ["--eval", str(self.uploads.path(job.validation_file))]
             for name, value in job.options.items():

@@ -136,7 +136,8 @@ def test_a_killed_process_goes_on_from_its_run(bench: Bench) -> None:
     bench.runner()
     job = bench.ended(bench.job("once-1"))
     assert (job.status, job.deaths) == ("succeeded", 1)
-    assert bench.starts.read_text().splitlines()[1] == "add-task once-1 --resume"
+    path = bench.uploads.path(job.training_file)  # by which a later server would find the process
+    assert bench.starts.read_text().splitlines()[1] == f"add-task once-1 {path} --resume"
 
 
 def test_a_process_that_dies_each_time_fails_its_job(bench: Bench) -> None:
