@@ -82,13 +82,14 @@ def choose(model: Any, task: dict[str, Any], ids: list[int]) -> dict[str, float]
     return dict(zip(task["label_ids"], torch.stack(logs).softmax(-1).tolist(), strict=True))
 
 
-def write(model: Any, tokenizer: Any, ids: list[int], ends: list[int], most: int, prefix: str) -> str:
-    """A free answer, without what the prompt format puts before it."""
-    inputs = torch.tensor([ids], device=model.device)
+def write(model: Any, tokenizer: Any, task: dict[str, Any], ids: list[int], most: int) -> tuple[str, bool]:
+    """A free answer, without what the prompt format writes around it, and whether it ended by itself."""
+    inputs, ends = torch.tensor([ids], device=model.device), task["ends"]
     settings = {"do_sample": False, "max_new_tokens": most, "eos_token_id": ends, "pad_token_id": ends[0]}
     written = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **settings)
     text = str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
-    return text.removeprefix(prefix).strip()
+    text = text.removeprefix(task["answer_prefix"]).strip().removesuffix(task["answer_suffix"]).strip()
+    return text, int(written[0, -1]) in ends
 
 
 def main() -> None:
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--task", choices=list(about["tasks"]), default=next(iter(about["tasks"])))
     parser.add_argument("--instruction", help="what to do with the text; default: the task's own")
     parser.add_argument("--quantization", choices=["nf4", "fp4", "int8", "none"], help="default: as in training")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest free answer")
+    parser.add_argument("--max-new-tokens", type=int, help="longest free answer; default: what the task's answers need")
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -119,8 +120,8 @@ def main() -> None:
             best = max(scores, key=scores.__getitem__)
             answer = {"text": text, "prediction": best, "confidence": round(scores[best], 6)}
         else:
-            said = write(model, tokenizer, ids, task["ends"], asked.max_new_tokens, task["answer_prefix"])
-            answer = {"text": text, "prediction": said}
+            said, finished = write(model, tokenizer, task, ids, asked.max_new_tokens or task["most_tokens"])
+            answer = {"text": text, "prediction": said, "finished": finished}
         print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 

@@ -70,8 +70,10 @@ def test_the_script_answers_as_the_hub_does(hub: AdapterHub, tmp_path: Path) -> 
         assert found["prediction"] == wanted.prediction
         assert found["confidence"] == pytest.approx(wanted.confidence, abs=1e-4)
     text = TEXTS[0]
-    written = answers(tmp_path / "free", hub, "--max-new-tokens", "5", text)[0]["prediction"]
-    assert written == hub.predict([text], adapter="free", max_new_tokens=5)[0].prediction
+    for argv, most in ((("--max-new-tokens", "5"), 5), ((), None)):
+        [written] = answers(tmp_path / "free", hub, *argv, text)
+        wanted = hub.predict([text], adapter="free", max_new_tokens=most)[0]
+        assert (written["prediction"], written["finished"]) == (wanted.prediction, wanted.finished)
 
 
 def test_how_it_is_asked_is_exported(hub: AdapterHub, tmp_path: Path) -> None:
@@ -86,6 +88,8 @@ def test_how_it_is_asked_is_exported(hub: AdapterHub, tmp_path: Path) -> None:
     assert {"tokenizer.json", "chat_template.jinja", "predict.py", "README.md"} <= {p.name for p in folder.iterdir()}
     told = json.loads((hub.export("free", tmp_path / "free") / "task.json").read_text(encoding="utf-8"))
     assert told["tasks"]["free"]["prompt"]["bare"] == "<s>user: {input}\nassistant:"
+    assert told["tasks"]["free"]["most_tokens"] == 64  # nothing says how long its answers are
+    assert told["tasks"]["free"]["answer_suffix"] == ""
 
 
 def test_no_file_names_a_folder_of_this_machine(hub: AdapterHub, tmp_path: Path) -> None:
