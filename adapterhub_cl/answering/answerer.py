@@ -209,14 +209,14 @@ class Answerer:
     def _write(self, batch: Sequence[Ready]) -> list[Answer]:
         rows, prompts = [one.row for one in batch], [one.prompt for one in batch]
         # Positions are counted without the padding, so a long neighbour takes no room from a row.
-        wanted, prefixes = [one.writing for one in batch], [self.prompts.prefix(row) for row in rows]
+        wanted, frames = [one.writing for one in batch], [self.prompts.frame(row) for row in rows]
         emit = [one.stream.again() if one.stream else None for one in batch]
         return write_rows(
             self.adapters.model,
             self.tokenizer,
             prompts,
             wanted,
-            prefixes=prefixes,
+            frames=frames,
             emit=emit,
             halt=self.halt,
             mixtures=[row.mixture for row in rows],

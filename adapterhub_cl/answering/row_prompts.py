@@ -6,6 +6,7 @@ from typing import Any
 
 from adapterhub_cl.answering.asked_rows import AskedRow, Ready, Stream
 from adapterhub_cl.answering.choices import LabelTree
+from adapterhub_cl.data.formats import Frame
 from adapterhub_cl.data.labelled import LabelledTokeniser
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import UsageError
@@ -42,9 +43,9 @@ class RowPrompts:
         stream = None if row.emit is None else Stream(row.emit)
         return Ready(index, row, *row.ready(self._encoders[key], self.max_length), stream)
 
-    def prefix(self, row: AskedRow) -> str | None:
-        """The text that a row's prompt format puts before the answer, and that is removed from it; see `write_rows`."""
-        return None if row.prompt else Tokeniser(self.tokenizer, row.task, self.max_length).prefix
+    def frame(self, row: AskedRow) -> Frame | None:
+        """What a row's prompt format writes around the answer, and what is removed from it; see `write_rows`."""
+        return None if row.prompt else Tokeniser(self.tokenizer, row.task, self.max_length).frame
 
     def tree(self, task: Task) -> LabelTree:
         """The labels of a choice task."""

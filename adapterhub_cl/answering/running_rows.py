@@ -81,9 +81,9 @@ class RunningRows:
         """
         ends = set(self._ends)
         for one in ready:
-            prefix = self._answerer.prompts.prefix(one.row)
+            frame = self._answerer.prompts.frame(one.row)
             row = WrittenRow(
-                self._answerer.tokenizer, ends, one.prompt, one.writing, prefix, one.stream, one.row.mixture
+                self._answerer.tokenizer, ends, one.prompt, one.writing, frame, one.stream, one.row.mixture
             )
             self._waiting.append(_Entry(one, row, give))
 

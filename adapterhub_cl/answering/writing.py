@@ -26,6 +26,7 @@ from adapterhub_cl.answering.written import Writing, WrittenRow, take_tokens
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
 from adapterhub_cl.data.chat import end_ids
+from adapterhub_cl.data.formats import Frame
 from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.types import Task
@@ -43,7 +44,7 @@ def write_rows(
     prompts: Sequence[Sequence[int]],
     rows: Sequence[Writing],
     *,
-    prefixes: Sequence[str | None] | None = None,
+    frames: Sequence[Frame | None] | None = None,
     emit: Sequence[Callable[[str], bool] | None] | None = None,
     halt: Callable[[], bool] = lambda: False,
     top_k: int = 0,
@@ -54,8 +55,8 @@ def write_rows(
 
     Args:
         model: the base's model, with the adapter active that answers all rows, or any of them with `apply`.
-        prefixes: for each row the text that its prompt format puts before the answer: it is removed, as are blank lines
-            and spaces around the answer. None: the text stays as it was written.
+        frames: for each row what its prompt format writes around the answer: it is removed, as are blank lines and
+            spaces around the answer. None: the text stays as it was written.
         emit: for each row None, or a function that receives the text piece by piece and returns whether to go on.
         halt: called before each token; True ends all answers where they are.
         top_k: draw from this many of the likeliest tokens; 0: from all.
@@ -64,7 +65,7 @@ def write_rows(
     """
     ends = end_ids(tokenizer, model)
     nothing: list[Any] = [None] * len(prompts)
-    given = (prompts, rows, prefixes or nothing, emit or nothing, mixtures or [{}] * len(prompts))
+    given = (prompts, rows, frames or nothing, emit or nothing, mixtures or [{}] * len(prompts))
     written = [WrittenRow(tokenizer, set(ends), *each) for each in zip(*given, strict=True)]
     _write(model, tokenizer.pad_token_id, ends, written, halt, top_k, apply or (lambda _: nullcontext(model)))
     return [row.finish() for row in written]

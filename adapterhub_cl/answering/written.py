@@ -15,8 +15,8 @@ import torch
 from transformers import LogitsProcessorList
 
 from adapterhub_cl.answering import Answer
+from adapterhub_cl.data.formats import Frame
 from adapterhub_cl.data.tokenise import DEFAULT_ANSWER
-from adapterhub_cl.data.values import tidy
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.options import flag
 
@@ -90,7 +90,7 @@ class WrittenRow:
         ends: ids that end an answer.
         prompt: token ids.
         wanted: how it is written.
-        prefix: the text that its prompt format puts before the answer; see `write_rows`.
+        frame: what its prompt format writes around the answer; see `write_rows`.
         emit: None, or a function that receives the text piece by piece and returns whether to go on.
         mixture: reference → weight of the adapters that answer it.
         rules: what the base's generation_config.json asks for (a repetition penalty, forbidden words); None: nothing.
@@ -103,7 +103,7 @@ class WrittenRow:
     ends: Collection[int]
     prompt: Sequence[int]
     wanted: Writing
-    prefix: str | None = None
+    frame: Frame | None = None
     emit: Callable[[str], bool] | None = None
     mixture: Mapping[str, float] = field(default_factory=dict)
     rules: LogitsProcessorList | None = None
@@ -134,24 +134,24 @@ class WrittenRow:
         """The answer as far as it is written, up to the first stop string."""
         whole, at, _ = self._whole()
         whole = whole[:at] if self.ended else whole
-        return whole if self.prefix is None else whole.rstrip()
+        return whole if self.frame is None else whole.rstrip()
 
     def _whole(self) -> tuple[str, int, str]:
         """All that was written, where its first stop string begins (its length, if it has none), and that string."""
         whole = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
-        if self.prefix is not None:
-            whole = tidy(whole.removeprefix(self.prefix))
+        if self.frame is not None:
+            whole = self.frame.inside(whole)
         found = [(at, stop) for stop in self.wanted.stop if (at := whole.find(stop)) >= 0]
         return whole, *min(found, default=(len(whole), ""))
 
     def _give(self, emit: Callable[[str], bool]) -> None:
-        """Emit the new end of the answer, but hold back what may be the beginning of a stop string or a character."""
+        """Emit the new end of the answer, but hold back what may be the beginning of a stop string, of what is behind
+        the answer, or of a character."""
         whole = self.text()
         if not self.done:
-            held = max(
-                (k for stop in self.wanted.stop for k in range(len(stop)) if whole.endswith(stop[:k])), default=0
-            )
-            whole = whole[: len(whole) - held]
+            ends = (*self.wanted.stop, self.frame.behind if self.frame else "")
+            held = max((k for end in ends for k in range(len(end)) if whole.endswith(end[:k])), default=0)
+            whole = whole[: len(whole) - held] if self.frame is None else whole[: len(whole) - held].rstrip()
             if whole.endswith(HALF):
                 return
         if whole.startswith(self._given) and len(whole) > len(self._given):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub_cl.data.formats import Frame
 from adapterhub_cl.data.template_probes import (
     ASKED,
     MARK,
@@ -148,9 +149,18 @@ def reply(tokenizer: Any, text: str) -> str:
     return (found if end is not None else found.rstrip()) if whole.startswith(asked) and text.strip() in found else text
 
 
-def reply_prefix(tokenizer: Any) -> str:
-    """What `reply` puts before an answer."""
-    return str(once(tokenizer, "prefix", lambda speaker: reply(speaker, MARK).partition(MARK)[0]))
+def reply_frame(tokenizer: Any) -> Frame:
+    """What `reply` puts around an answer; behind it also an end of the turn that is decoded as text."""
+    found: Frame = once(tokenizer, "frame", _reply_frame)
+    return found
+
+
+def _reply_frame(tokenizer: Any) -> Frame:
+    before, mark, behind = reply(tokenizer, MARK).partition(MARK)
+    end = turn_end(tokenizer)
+    if end is not None and end not in special_ids(tokenizer):
+        behind += str(tokenizer.convert_ids_to_tokens(end))
+    return Frame(before, behind.strip()) if mark else Frame()
 
 
 def _opening(tokenizer: Any) -> tuple[list[dict[str, str]], str] | None:
@@ -183,7 +193,7 @@ def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str 
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The special token with which the template ends the assistant's turn; None if there is none."""
+    """The token with which the template ends the assistant's turn; None if it ends in plain text, or not at all."""
     found: int | None = once(tokenizer, "turn_end", _turn_end)
     return found
 
@@ -217,8 +227,9 @@ def _turn_end(tokenizer: Any) -> int | None:
             return None
         tail = text[at + len(MARK) :]
         ids = tokenizer(tail, add_special_tokens=False, verbose=False).input_ids
-        special = special_ids(tokenizer)
-        return next((token for token in ids[:4] if token in special), None)
+        special, added = special_ids(tokenizer), added_ids(tokenizer)
+        found = [token for token in ids if token in special] or [token for token in ids if token in added]
+        return found[0] if found else None
     return None
 
 
@@ -236,6 +247,12 @@ def special_ids(tokenizer: Any) -> set[int]:
     """Ids of the tokens that are not text: the tokenizer's own special ones and added special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
     return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+
+
+def added_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that were added to the tokenizer's vocabulary, special or not, without those of space alone."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
+    return {number for number, token in added.items() if token.content.strip()}
 
 
 def answered_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, prompt: str) -> list[range]:
@@ -283,4 +300,4 @@ def called(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: str, co
     end = turn_end(tokenizer)
     if end is not None:
         text = text.partition(tokenizer.convert_ids_to_tokens(end))[0]
-    return text.strip()
+    return text.strip().removesuffix(reply_frame(tokenizer).behind).strip()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from adapterhub_cl.data.values import tidy
 from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.examples import SYSTEM
 from adapterhub_cl.types import Example
@@ -37,6 +38,23 @@ FORMATS: Mapping[str, Format] = {
     ),
 }
 NAMES = (*FORMATS, "chat")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a prompt format writes around an answer, and what is no part of it.
+
+    Attributes:
+        before: between the prompt and the answer.
+        behind: after the answer, up to the token that ends it; without spaces around it.
+    """
+
+    before: str = ""
+    behind: str = ""
+
+    def inside(self, text: str) -> str:
+        """What was written, without its frame and without blank lines and spaces around it."""
+        return tidy(tidy(text.removeprefix(self.before)).removesuffix(self.behind))
 
 
 @dataclass(frozen=True)

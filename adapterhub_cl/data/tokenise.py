@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from adapterhub_cl.data import chat
-from adapterhub_cl.data.formats import answer_prefix, messages, render
-from adapterhub_cl.data.values import tidy
+from adapterhub_cl.data.formats import Frame, answer_prefix, messages, render
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import SYSTEM
 from adapterhub_cl.types import Example, Task
@@ -141,13 +140,13 @@ class Tokeniser:
         if not self.bare(text):
             raise DataError(f"the answer {text!r} has no tokens", "remove rows whose answer is empty")
         chats = self.task.prompt_format == "chat"
-        return (*self.bare(chat.reply(self.tokenizer, text) if chats else self.prefix + text), self.end)
+        return (*self.bare(chat.reply(self.tokenizer, text) if chats else self.frame.before + text), self.end)
 
     @property
-    def prefix(self) -> str:
-        """The text that the prompt format puts between the prompt and an answer."""
+    def frame(self) -> Frame:
+        """What the prompt format writes around an answer."""
         chats = self.task.prompt_format == "chat"
-        return chat.reply_prefix(self.tokenizer) if chats else answer_prefix(self.task.prompt_format)
+        return chat.reply_frame(self.tokenizer) if chats else Frame(answer_prefix(self.task.prompt_format))
 
     def gold(self, example: Example) -> str:
         """The right answer as text. An answer that calls tools is written with the base's chat template."""
@@ -157,8 +156,8 @@ class Tokeniser:
         return chat.called(self.tokenizer, asked, example.tools, example.said, example.calls) or example.answer or ""
 
     def written(self, text: str) -> str:
-        """A generated answer without the format's prefix, and without surrounding blank lines and spaces."""
-        return tidy(text.removeprefix(self.prefix))
+        """A generated answer without what the format writes around it."""
+        return self.frame.inside(text)
 
     @property
     def end(self) -> int:

@@ -289,10 +289,10 @@ class VllmRows:
 
     async def _write(self, model: str, job: _Job) -> Answer:
         ready = job.ready
-        prefix = self._prompts.prefix(ready.row)
+        frame = self._prompts.frame(ready.row)
         stream = ready.stream.again() if ready.stream else None
         row = WrittenRow(
-            self._base.tokenizer, set(self._ends), ready.prompt, ready.writing, prefix, stream, ready.row.mixture
+            self._base.tokenizer, set(self._ends), ready.prompt, ready.writing, frame, stream, ready.row.mixture
         )
         asked = ready.writing
         how = {

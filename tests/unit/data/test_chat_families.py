@@ -137,7 +137,7 @@ def test_rows_of_any_task_are_asked_in_the_same_way(family: str, speaker: Any) -
 
 def test_what_the_template_puts_before_an_answer_is_no_part_of_it(family: str, speaker: Any) -> None:
     encode = Tokeniser(speaker, TALKS, 256)
-    assert encode.prefix.strip() == (THOUGHT.strip() if family == "qwen 3" else "")
+    assert encode.frame.before.strip() == (THOUGHT.strip() if family == "qwen 3" else "")
     written = speaker.decode(encode.answer("this one")[:-1])
     assert encode.written(written) == "this one"
     assert encode.gold(Example("x", "this one")) == "this one"
