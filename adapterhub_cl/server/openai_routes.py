@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from adapterhub_cl.data.turns import messages_of
 from adapterhub_cl.data.values import whole_characters
+from adapterhub_cl.errors import DataError
 from adapterhub_cl.inference.requests import AnswerRequest
 from adapterhub_cl.server.asking import AUTO, Asker
 from adapterhub_cl.server.failing import Refused, answer_of
@@ -99,18 +100,18 @@ def _models(asker: Asker) -> list[dict[str, Any]]:
 
 
 def conversation_of_messages(said: Sequence[ChatMessage]) -> Example:
-    """The messages as an example.
+    """The messages as an example, read as those of training data are.
 
     Raises:
         Refused: they do not end with a question, or hold what is no text.
     """
-    try:
-        messages = [message.plain() for message in said]
-    except ValueError as error:
-        raise Refused(400, str(error), "unsupported", "messages") from None
-    if messages[-1]["role"] not in ("user", "tool"):
+    if said[-1].role not in ("user", "tool"):
         raise Refused(400, "the last message must be the user's", "invalid_request", "messages")
-    return Example.conversation(messages_of(messages, "the request", "messages"))
+    given = [message.model_dump(exclude_none=True) for message in said]
+    try:
+        return Example.conversation(messages_of(given, "the request", "messages"))
+    except DataError as error:
+        raise Refused(400, f"{error.message}: {error.hint}", "unsupported", "messages") from None
 
 
 async def _requests(

@@ -52,21 +52,6 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """The message as templates take it: text parts joined, `developer` written as `system`.
-
-        Raises:
-            ValueError: a part is no text.
-        """
-        content = self.content
-        if isinstance(content, list):
-            if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in content):
-                raise ValueError("only text parts are answered")
-            content = "".join(part["text"] for part in content)
-        role = "system" if self.role == "developer" else self.role
-        more = {k: v for k, v in (self.model_extra or {}).items() if v is not None and k in ("name", "tool_calls")}
-        return {"role": role, "content": content or "", **more}
-
 
 class ChatAsked(Asking):
     """`POST /v1/chat/completions`."""

@@ -42,7 +42,11 @@ def post(served: Running, body: Any, route: str = "chat/completions", **headers:
         ({"messages": [{"role": "user", "content": ""}]}, 400, "empty"),
         ({"messages": [{"role": "king", "content": "x"}]}, 400, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, 400, "last message"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "text parts"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "only texts are read",
+        ),
         ({"messages": "hello"}, 400, "messages"),
         ({"max_tokens": 1_000_000}, 400, "at most 1024"),
         ({"max_completion_tokens": 1_000_000}, 400, "max_completion_tokens is 1000000"),
