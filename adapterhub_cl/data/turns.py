@@ -24,6 +24,9 @@ ON, OFF = ("true", "yes", "on"), ("false", "no", "off")
 # What the arguments of a call are called beside OpenAI's word, by Llama, LangChain and Anthropic.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 MEDIA = ("image", "audio", "video", "file")
+THOUGHTS = ("thinking", "reasoning")  # Ollama's and OpenRouter's words for `reasoning_content`
+# keys of a message that belong to what it says, and that neither templates nor prompt formats read
+OF_A_MESSAGE = ("context", "passage", "documents", "attachments", "images", "files", *MEDIA)
 
 
 def messages_of(value: Any, where: str, column: str, *, learned: bool = False) -> list[dict[str, Any]]:
@@ -87,6 +90,13 @@ def _messages(turn: Any, which: str, learned: bool) -> list[dict[str, Any]]:
     known = next((name for name, others in _OTHERS if said in others), said)
     if known not in ROLES:
         raise DataError(f"{which} has the role {role!r}", f"the roles are {', '.join(ROLES)}")
+    if unread := [key for key in OF_A_MESSAGE if more.get(key)]:
+        raise DataError(
+            f"{which} ({known}) has {', '.join(map(repr, unread))}, which would be ignored",
+            "write the text into its content, or remove the key",
+        )
+    if known == "assistant" and (told := [more.pop(key) for key in THOUGHTS if isinstance(more.get(key), str)]):
+        more.setdefault("reasoning_content", told[0])
     if older := more.pop("function_call", None):
         more.setdefault("tool_calls", [older])
     results: list[dict[str, Any]] = []

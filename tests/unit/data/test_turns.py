@@ -278,3 +278,17 @@ def test_tools_that_are_too_deep_are_named() -> None:
         read(said("user", "a"), said("assistant", "b"), tools="[" * 99_999)
     with pytest.raises(DataError, match=r"column 'tools' is not JSON .*'name' occurs twice"):
         read(said("user", "a"), said("assistant", "b"), tools='[{"name": "f", "name": "g"}]')
+
+
+@pytest.mark.parametrize("key", ["context", "attachments", "images"])
+def test_what_a_message_holds_beside_its_text_is_not_dropped(key: str) -> None:
+    turn = {"role": "user", "content": "What does it say?", key: ["The bridge closes at nine."]}
+    with pytest.raises(DataError, match=f"turn 1 .* has '{key}', which would be ignored"):
+        messages_of([turn], "x.jsonl line 1", "messages")
+    assert messages_of([{**turn, key: None, "id": 7}], "x", "messages")[0]["id"] == 7
+
+
+@pytest.mark.parametrize("key", ["thinking", "reasoning"])
+def test_a_thought_under_another_name(key: str) -> None:
+    [said] = messages_of([{"role": "assistant", "content": "four", key: "two and two"}], "x", "messages")
+    assert said == {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
