@@ -19,7 +19,18 @@ from adapterhub_cl.errors import DataError
 
 Numbered = list[tuple[int, dict[str, Any]]]
 FIELD_LIMIT = 2**31 - 1  # characters in one CSV field; the standard library's default is 131,072
-
+# keys beside a list of rows under `data` that belong to every row's question
+OF_A_QUESTION = (
+    "instruction",
+    "system",
+    "system_prompt",
+    "prompt",
+    "question",
+    "context",
+    "tools",
+    "choices",
+    "history",
+)
 
 # byte order mark → encoding, the longer marks first
 MARKS = {
@@ -114,6 +125,11 @@ def parse_json(raw: bytes, name: str) -> tuple[Numbered, str]:
         place = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else _first_unclear(text)
         raise DataError(f"{name} {place}: {_why(error)}", "fix the file or write JSON lines") from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
+        if beside := [key for key in OF_A_QUESTION if value.get(key)]:
+            raise DataError(
+                f"{name}: {', '.join(map(repr, beside))} beside 'data' would be ignored",
+                "write it into each row, or give an instruction for all rows with --instruction",
+            )
         value = value["data"]
     elif isinstance(value, dict) and "\n" not in text.strip():
         value = [value]  # JSON lines with a single line
@@ -230,14 +246,14 @@ def parse_csv(raw: bytes, name: str) -> Numbered:
 def parse_tsv(raw: bytes, name: str) -> Numbered:
     """Tab-separated with a header, one row a line. A field is quoted only if its own quotes enclose it; any other
     quote is text, as in most tab-separated data. Quoted fields that span lines are read if the lines do not form a
-    table otherwise."""
+    table otherwise, and if no such field would hold a tab: that would be other rows with their labels."""
     text = decode(raw, name)
     lines = enumerate(re.split(r"\r?\n", text), 1)
     records = [(n, [_unquoted(f) for f in line.split("\t")]) for n, line in lines if line.strip()]
     if len({len(fields) for _, fields in records}) > 1:
         with suppress(DataError):
             quoted = _table(text, name, delimiter="\t")
-            if quoted and not any(None in row.values() for _, row in quoted):
+            if quoted and not any(value is None or "\t" in value for _, row in quoted for value in row.values()):
                 return quoted
     return _rows(records, name, "a field cannot hold a tab or a line end: write JSON lines instead")
 

@@ -72,6 +72,28 @@ def test_line_separator_inside_json_string(tmp_path: Path) -> None:
     assert read_rows(source).rows == [{"text": "one\u2028two\u0085three"}]
 
 
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ('text\tlabel\n"It begins\tpos\nfine film\tneg\nlabel missing here\nand ends"\tpos\nother\tneg\n',
+         ["pos", "neg", None, "pos", "neg"]),
+        ('text\tlabel\tcomment\n"Great\tpos\t\nfine\tneg\nbad"\tneg\tx\n', ["pos", "neg", "neg"]),
+    ],
+)  # fmt: skip
+def test_a_quote_in_a_tsv_does_not_swallow_rows_between(tmp_path: Path, text: str, labels: list[str | None]) -> None:
+    rows = read_rows(write(tmp_path / "a.tsv", text)).rows
+    assert [row["label"] for row in rows] == labels
+    assert not any("\t" in str(value) or "\n" in str(value) for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("beside", ["instruction", "system", "context"])
+def test_what_belongs_to_every_question_is_not_left_beside_the_rows(tmp_path: Path, beside: str) -> None:
+    path = write(tmp_path / "a.json", json.dumps({"version": "1.1", "title": "x", beside: "Say it", "data": ROWS}))
+    with pytest.raises(DataError, match=f"'{beside}' beside 'data' would be ignored"):
+        read_rows(path)
+    assert read_rows(write(tmp_path / "a.json", json.dumps({"version": "1.1", beside: "", "data": ROWS}))).rows == ROWS
+
+
 def test_tsv_with_stray_quotes_is_read_literally(tmp_path: Path) -> None:
     rows = read_rows(write(tmp_path / "a.tsv", 'text\tlabel\n"unclosed\ta\n5" nail\tb\n')).rows
     assert rows == [{"text": '"unclosed', "label": "a"}, {"text": '5" nail', "label": "b"}]
