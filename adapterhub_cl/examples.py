@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 SYSTEM = ("system", "developer")  # roles of messages that say how to answer
@@ -219,6 +219,9 @@ def calls_text(calls: str) -> str:
     return "\n".join(lines)
 
 
+REMEMBERED = 4  # layouts of earlier data that a task keeps
+
+
 @dataclass(frozen=True)
 class Layout:
     """The columns of a source that make an example.
@@ -231,6 +234,7 @@ class Layout:
         rejected: of preference pairs the column with the worse answers; `output` or `completion` has the better ones.
         desirable: of answers that were judged one by one the column that says whether each was liked.
         fields: columns that are the answer together, as one JSON object; `output` is then what the object is called.
+        older: the layouts of what a task learned before, the newest first, as far as they read other columns.
     """
 
     name: str
@@ -247,6 +251,7 @@ class Layout:
     rejected: str | None = None
     desirable: str | None = None
     fields: tuple[str, ...] = ()
+    older: tuple[Layout, ...] = ()
 
     @property
     def prefers(self) -> bool:
@@ -256,7 +261,7 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""
-        several = ("name", "input", "fields", *(["output"] if self.fields else []))
+        several = ("name", "input", "fields", "older", *(["output"] if self.fields else []))
         one = (getattr(self, name) for name in self.__dataclass_fields__ if name not in several)
         return tuple(dict.fromkeys(c for c in (*self.input, *one, *self.fields) if c is not None))
 
@@ -264,8 +269,23 @@ class Layout:
         """The layout with only the columns of the question."""
         return replace(self, output=None, references=None, completion=None, rejected=None, desirable=None, fields=())
 
+    def covers(self, other: Layout) -> bool:
+        """Whether it reads every column that the other one reads, each in the same way."""
+        return self.name == other.name and all(
+            not value or value == getattr(self, key) or (key == "input" and set(value) <= set(self.input))
+            for key, value in replace(other, older=()).__dict__.items()
+        )
+
+    def after(self, before: Layout | None) -> Layout:
+        """The layout of a task that has learned data with this one, and before them data with another one."""
+        if before is None or before.covers(self):
+            return before or self
+        older = [one for one in (replace(before, older=()), *before.older) if not self.covers(one)]
+        return replace(self, older=tuple(older[:REMEMBERED]))
+
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value}
+        row = {key: value for key, value in replace(self, older=()).__dict__.items() if value}
+        return {**row, **({"older": [one.to_json() for one in self.older]} if self.older else {})}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Layout:
@@ -275,7 +295,9 @@ class Layout:
             TypeError: a column's name is not a text.
         """
         known = {key: row[key] for key in cls.__dataclass_fields__ if row.get(key) is not None}
-        found = cls(**{"name": "", **known, **{key: tuple(known.get(key, ())) for key in ("input", "fields")}})
+        several = {key: tuple(known.get(key, ())) for key in ("input", "fields")}
+        older = tuple(replace(cls.from_json(one), older=()) for one in list(known.get("older", ()))[:REMEMBERED])
+        found = cls(**{"name": "", **known, **several, "older": older})
         if not all(isinstance(text, str) for text in (found.name, *found.columns)):
             raise TypeError("a column's name is not a text")
         return found

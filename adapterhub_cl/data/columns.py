@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.data.fitting import layout_of
 from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.layouts import (
+    AS_GIVEN,
     NOTES,
     Columns,
     filled,
-    fits,
     override,
     proposal,
-    recognise,
     refuse_preferences,
     unrecognised,
     unused,
@@ -134,8 +134,7 @@ def _layout(
             refuse_other_values(rows, chosen.desirable, chosen)
         return chosen
     refuse_preferences(rows, found)
-    layout = next((fit for one in known if (fit := fits(one, found, answers=answers))), None)
-    layout = layout or recognise(found, answers=answers)
+    layout = layout_of(rows, found, known, answers=answers)
     if layout is None:
         raise unrecognised(rows, found, answers)
     first = next((row for row in rows.rows if layout.input and row.get(layout.input[0])), {})
@@ -157,7 +156,7 @@ def _build(
 ) -> Examples:
     found = list(dict.fromkeys(column for row in rows.rows for column in row))
     layout = _layout(rows, found, columns, known, answers)
-    left = unused(rows, found, layout, chosen=bool(columns)) if answers else ()
+    left = unused(rows, found, layout, chosen=bool(columns) or layout.name == AS_GIVEN)
     if layout.fields and layout.output:
         joined = [
             row | {layout.output: one_object(row, layout, rows, rows.where(k))} for k, row in enumerate(rows.rows)

@@ -249,32 +249,6 @@ def _others(one: Mapping[str, str]) -> dict[str, Any]:
     return {role: one[role] for role in ("system", "choices", "rejected", "desirable") if role in one}
 
 
-def fits(layout: Layout | None, columns: Sequence[str], *, answers: bool = True) -> Layout | None:
-    """The recorded layout, limited to the columns of a source; None if one that belongs to the question is missing.
-
-    Args:
-            answers: whether the answers must be there too.
-    """
-    if layout is None or layout.name == "raw text":
-        return None
-    asked = (*layout.input, *([layout.chat] if layout.chat else []))
-    if not asked and layout.instruction:
-        asked = (layout.instruction,)
-    there: set[str | None] = set(columns)
-    if layout.fields:  # what they are called together is no column, but is there if all of them are
-        whole = there.issuperset(layout.fields)
-        there = there | {layout.output} if whole else there - {layout.output}
-    needed = (layout.output, layout.rejected, layout.desirable) if answers else ()
-    if not asked or not there.issuperset(asked) or any(column and column not in there for column in needed):
-        return None
-    missing: dict[str, Any] = {
-        name: None
-        for name in layout.__dataclass_fields__
-        if name not in ("name", "input", "chat", "fields") and getattr(layout, name) not in there
-    }
-    return Layout(**{**layout.__dict__, **missing, "fields": layout.fields if layout.output in there else ()})
-
-
 def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
     """Raise for two answers to each question of which nothing says in which column the better one stands.
 
@@ -291,6 +265,20 @@ def refuse_preferences(rows: SourceRows, columns: Sequence[str]) -> None:
             )
 
 
+def _left(rows: SourceRows, columns: Sequence[str], layout: Layout) -> list[str]:
+    left = [c for c in columns if c not in layout.columns and any(filled(rows, c))]
+    if layout.name == "instruction/input/output":  # there `Example.to_json` writes how long the passage is
+        left = [c for c in left if c != "passage" or not all(isinstance(row.get(c, 0), int) for row in rows.rows)]
+    if layout.chat and layout.rejected:  # whole conversations, whose question may stand beside them once more
+        left = [c for c in left if c.strip().lower() != "prompt"]
+    return left
+
+
+def unread(rows: SourceRows, columns: Sequence[str], layout: Layout) -> list[str]:
+    """The columns that are part of a question by their names, are not empty, and are not read."""
+    return [column for column in _left(rows, columns, layout) if column.strip().lower() in ASKING]
+
+
 def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: bool) -> tuple[str, ...]:
     """The columns that are not empty and are not read.
 
@@ -300,17 +288,13 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
     Raises:
         DataError: one of them is part of the question, and the user did not choose to leave it out.
     """
-    left = [c for c in columns if c not in layout.columns and any(filled(rows, c))]
-    if layout.name == "instruction/input/output":  # there `Example.to_json` writes how long the passage is
-        left = [c for c in left if c != "passage" or not all(isinstance(row.get(c, 0), int) for row in rows.rows)]
+    left = _left(rows, columns, layout)
     if not chosen and (media := [c for c in left if c.strip().lower() in MEDIA and _holds_media(rows, c)]):
         raise DataError(
             f"{rows.source}: column {media[0]!r} holds what is not text, and only texts are read",
             "if the texts suffice, remove the column" + ("" if layout.chat else ", or name the others with --columns"),
         )
-    if layout.chat and layout.rejected:  # whole conversations, whose question may stand beside them once more
-        left = [c for c in left if c.strip().lower() != "prompt"]
-    asking = [c for c in left if c.strip().lower() in ASKING]
+    asking = unread(rows, columns, layout)
     if asking and not chosen:
         many = len(asking) > 1
         given = [f"input={c}" for c in (*layout.input, *asking)]

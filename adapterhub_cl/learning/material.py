@@ -147,7 +147,7 @@ def with_data(registry: Registry, order: TrainOrder, data: Examples, start: Adap
         data = for_task(registry.task(start.task), data)
         task = updated_task(registry.task(start.task), data)
         kept = data.layout == "raw text" or not data.read.name or (data.read.prefers and task.metric != REWARD)
-        task = task if kept else replace(task, layout=data.read)
+        task = task if kept else replace(task, layout=data.read.after(task.layout))
     else:
         data = with_known_labels(request.labels, data)
         task = _same_task(registry, described_task(request, data, registry.base))
