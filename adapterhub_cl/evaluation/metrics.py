@@ -176,6 +176,8 @@ def _f_measure(common: int, gold: int, predicted: int) -> float:
 
 def _pair_f1(gold: str, predicted: str) -> float:
     g, p = words(gold, articles=False), words(predicted, articles=False)
+    if not (words(gold) or words(predicted)):
+        return float(normalise(gold) == normalise(predicted))
     return _f_measure(sum((Counter(g) & Counter(p)).values()), len(g), len(p))
 
 
@@ -183,4 +185,6 @@ def _pair_rouge(gold: str, predicted: str) -> float:
     from rapidfuzz.distance import LCSseq
 
     g, p = words(gold), words(predicted)
+    if not g and not p:
+        return float(normalise(gold) == normalise(predicted))
     return _f_measure(LCSseq.similarity(g, p), len(g), len(p))

@@ -2,7 +2,8 @@
 
 Text is compared as in SQuAD: ignoring case, and word by word without punctuation and articles. Exceptions keep what
 this would blur: numbers with sign, decimal point and unit (`-5`, `3.5`, `50%`), words with meaningful signs (`C#`,
-`@ann`, `a_b`), and scripts without spaces between words, which are compared character by character.
+`@ann`, `a_b`), symbols (`👍`, `→`, `≤`), and scripts without spaces between words, which are compared character by
+character.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ def _words(text: str, articles: bool) -> tuple[str, ...]:
 def _word(piece: str, articles: bool) -> list[str]:
     bare = normalise(piece).strip("()[]" + DOUBLE) if piece else ""
     if not MEANINGFUL.search(bare):
-        bare = "".join(c for c in bare if not unicodedata.category(c).startswith(("P", "S")))
-    if not bare or (not articles and bare in ARTICLES) or not any(c.isalnum() for c in bare):
-        return [bare] if bare and MEANINGFUL.search(bare) else []
-    return [bare]
+        bare = "".join(c for k, c in enumerate(bare) if _is_kept(c, bare[max(0, k - 1) : k], bare[k + 1 :]))
+    return [bare] if bare and (articles or bare not in ARTICLES) else []
+
+
+def _is_kept(character: str, before: str, behind: str) -> bool:
+    """Whether a character of a word means something: no punctuation, but the minus of `A-` and `-∞`."""
+    kind = unicodedata.category(character)
+    if character in "-−":
+        return (not behind and before.isalnum()) or (not before and unicodedata.category((behind or " ")[0])[0] == "S")
+    return kind[0] != "P" and kind != "Sk"

@@ -26,6 +26,29 @@ def test_different_answers_are_no_match(gold: str, answer: str) -> None:
         assert token_f1([gold], [answer]) < 1.0
 
 
+SYMBOLS = [
+    *(
+        ("👍", "👎"),
+        ("★★★", "★★★★★"),
+        ("✓", "✗"),
+        ("→", "←"),
+        ("∞", "-∞"),
+        ("A♯", "A♭"),
+        ("a≤b", "a≥b"),
+        ("P∧Q", "P∨Q"),
+    ),
+    *(("A-", "A"), ("今天😀", "今天😢"), ("()", "[]"), ("...", "?!?"), ("O−", "O")),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SYMBOLS)
+def test_symbols_are_words(gold: str, answer: str) -> None:
+    for metric in (exact_match, token_f1, rouge_l):
+        assert metric([gold], [answer]) == metric([answer], [gold]) < 1.0
+        assert metric([gold], [gold]) == metric([answer], [answer]) == 1.0
+    assert token_f1([f"so {gold}, yes"], [f"so {gold} yes."]) == 1.0
+
+
 @pytest.mark.parametrize(("gold", "answer"), SAME)
 def test_case_quotes_and_sentence_marks_do_not_count(gold: str, answer: str) -> None:
     assert exact_match([gold], [answer]) == exact_match([answer], [gold]) == 1.0
@@ -43,6 +66,7 @@ def test_scripts_without_spaces_go_by_character() -> None:
 def test_words_as_squad_has_them() -> None:
     assert words("The state-of-the-art, don't!", articles=False) == ["stateoftheart", "dont"]
     assert words("It costs $3.50 (or 50%).") == ["it", "costs", "$3.50", "or", "50%"]
+    assert words("- first – then… `so` • pre-war") == ["first", "then", "so", "prewar"]
 
 
 def test_the_best_of_several_right_answers_counts() -> None:
