@@ -95,17 +95,16 @@ def check_origin(origin: ImportOrigin, base: BaseInfo, folder: Path, any_base: b
 
 
 def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin) -> Task:
-    """The task of an imported adapter: the user's description, completed by the files beside it.
+    """The task of an imported adapter: the user's description, completed by the files beside it. If the user says that
+    it is of another kind than these, its labels, metric and longest answer are not taken from them.
 
     Raises:
         UsageError: the description is not a valid task, or there were several tasks.
     """
     tasks = list((origin.tasks or {}).values())
-    if described.get("kind") or not tasks:
+    if not tasks or (len(tasks) > 1 and (described.get("labels") or described.get("kind"))):
         return describe(name, described)
     if len(tasks) > 1:
-        if described.get("labels"):
-            return describe(name, described)
         raise UsageError(
             f"the adapter answers for several tasks: {', '.join(map(str, origin.tasks or ()))}",
             "import it for a task of this hub: --task NAME; or describe one: --labels a,b,c or --kind generation",
@@ -115,6 +114,8 @@ def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin
     if described.get("labels") and "kind" not in described:
         told["kind"] = "choice"
     told |= described
+    if other := told.get("kind") != spec.get("kind"):
+        told |= {"labels": described.get("labels"), "metric": described.get("metric")}
     labels = told.get("labels") or ()
     if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
         raise UsageError("the labels beside the adapter are not a list of texts", "list them: --labels a,b,c")
@@ -129,7 +130,7 @@ def described_task(name: str, described: Mapping[str, Any], origin: ImportOrigin
         field.name: spec[field.name]
         for field in fields(Task)
         if field.name in spec
-        and field.name not in (*told, "name")
+        and field.name not in (*told, "name", *(["answer_tokens"] if other else []))
         and type(spec[field.name]) is type(getattr(plain, field.name))
         and isinstance(spec[field.name], bool | int | float | str)
     }

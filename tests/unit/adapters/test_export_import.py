@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,20 @@ def test_what_is_imported_again_keeps_its_task(hub: AdapterHub, tmp_path: Path, 
     told = hub.import_adapter(folder, f"{name}-otherwise", instruction="Say it.", metric="accuracy")
     assert Task.from_json(told.manifest["task_spec"]).instruction == "Say it."
     assert Task.from_json(told.manifest["task_spec"]).labels == DESCRIBED["labels"]
+
+
+@pytest.mark.parametrize("what", ["export", "version"])
+def test_what_the_user_says_of_the_task_changes_nothing_else(hub: AdapterHub, tmp_path: Path, what: str) -> None:
+    folder = hub.export("one", tmp_path / "out") if what == "export" else hub.path("one")
+    same = hub.import_adapter(folder, f"same-{what}", kind="choice")
+    assert Task.from_json(same.manifest["task_spec"]) == Task(f"same-{what}", "choice", **DESCRIBED)
+    other = Task.from_json(hub.import_adapter(folder, f"other-{what}", kind="generation").manifest["task_spec"])
+    assert (other.kind, other.labels, other.metric) == ("generation", (), "exact_match")
+    assert (other.prompt_format, other.instruction) == (DESCRIBED["prompt_format"], DESCRIBED["instruction"])
+    free = hub.export("free", tmp_path / "free") if what == "export" else hub.path("free")
+    before = Task.from_json(hub.get("free").manifest["task_spec"])
+    again = Task.from_json(hub.import_adapter(free, f"free-{what}", kind="generation").manifest["task_spec"])
+    assert again == replace(before, name=f"free-{what}")
 
 
 @pytest.mark.parametrize("what", ["export", "version"])
