@@ -207,7 +207,10 @@ def general_of(gate: Mapping[str, Any]) -> BaseEffect | None:
 
 
 def as_share(metric: str, value: float) -> float:
-    """A score as a share between 0 and 1: perplexity becomes the geometric mean likelihood of a token."""
+    """A score as a share between 0 and 1: perplexity becomes the geometric mean likelihood of a token, and what is no
+    number the worst score."""
+    if math.isnan(value):
+        return 0.0
     return 1.0 / max(1.0, value) if metric == "perplexity" else value
 
 

@@ -18,6 +18,7 @@ from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.errors import DataError, HubError, UsageError
 from adapterhub_cl.evaluation.base_effect import BaseEffect, compared
 from adapterhub_cl.evaluation.general_options import GeneralOptions
+from adapterhub_cl.evaluation.scoring import diverged
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import Example, Task
 
@@ -76,6 +77,8 @@ class GeneralText:
         """The effect of the adapter that is on `model`; `begin` comes first."""
         before = _known[hub.base.model][self.sha256]
         after = self._losses(hub, model, "general text")
+        if not all(math.isfinite(loss) for loss, _ in after):
+            raise diverged("general text")
         rise, low, high = compared(before, after)
         tokens = sum(n for _, n in before)
         was = math.fsum(loss for loss, _ in before) / tokens

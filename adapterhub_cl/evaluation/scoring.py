@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from adapterhub_cl.data.tokenise import Tokens
-from adapterhub_cl.errors import DataError
+from adapterhub_cl.errors import AdapterError, DataError
 from adapterhub_cl.evaluation import metrics
 from adapterhub_cl.evaluation.preference_scores import preference_score
 from adapterhub_cl.objectives import BaseObjective
@@ -138,7 +139,21 @@ def answered(
             ),
             progress=progress,
         )
+    if not all(math.isfinite(answer.confidence) for answer in found):
+        raise diverged(f"rows of {task.name}")
     return Answered(gold, [answer.text for answer in found], sum(answer.truncated for answer in found))
+
+
+def diverged(what: str) -> AdapterError:
+    """The error for scores that are not numbers, with which nothing can be compared.
+
+    Args:
+        what: was scored.
+    """
+    return AdapterError(
+        f"it gives no finite scores for {what}: its weights have diverged",
+        "train it again with a lower --learning-rate, or merge with smaller --weights",
+    )
 
 
 def dev_figures(

@@ -40,6 +40,16 @@ def test_linear_is_the_exact_weighted_sum(hub: AdapterHub) -> None:
     assert hub.verify() == []
 
 
+@pytest.mark.parametrize("general", ["", "none"])
+def test_an_adapter_that_gives_no_numbers_does_not_pass_any_gate(hub: AdapterHub, general: str) -> None:
+    hub = AdapterHub.open(hub.folder, dtype="fp16")
+    add(hub, "news", 1, size=1e3)
+    with pytest.raises(AdapterError, match=r"gives no finite scores for .*: its weights have diverged"):
+        hub.merge(["news", "reviews"], name="all", weights=[1e6, 1], min_retention=0.1, general=general)
+    assert "all" not in {record.name for record in hub.list(all_versions=True)}
+    assert hub.verify() == []
+
+
 def test_an_expression_does_the_same(hub: AdapterHub) -> None:
     hub.merge(["news", "reviews"], name="one", weights=[-0.5, 2])
     hub.merge(name="other", expression="-0.5*news + 2*reviews")
