@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def record(
             retained = Retained(making.least, tuple(effects), None if general is None else general.of(hub, draft.path))
         report = {**making.report, "retention": retained.shares_json()}
         recipe = {**making.recipe, "min_retention": making.least, "measured": making.measure}
+        recipe |= {field.name: getattr(making.general, field.name) for field in fields(GeneralOptions)}
         text = json.dumps({"recipe": recipe, "report": report}, indent=1) + "\n"
         (draft.path / RECIPE).write_text(text, encoding="utf-8")
         manifest: dict[str, Any] = {

@@ -167,6 +167,10 @@ def _done_before(registry: Registry, request: PruneRequest, name: str | None) ->
         "measured": request.evaluate,
         "min_retention": least,
         "store": request.store or recipe.get("store"),
+        "measurements": request.measurements if request.search else None,
+        "bound": recipe.get("bound") if request.bound is None else request.bound,
+        "general": request.general,
+        "max_base_forgetting": request.max_base_forgetting,
     }
     return record if all(recipe.get(key) == value for key, value in asked.items()) else None
 

@@ -143,8 +143,10 @@ def test_stopped_and_resumed_it_is_the_same_student(hub: AdapterHub, monkeypatch
         hub.distill_resume("half")
 
 
-def test_a_refresh_takes_the_newest_teachers(hub: AdapterHub) -> None:
-    hub.distill(["news", "slang"], name="s", temperature=3.0, evaluate=False, **QUICK)
+@pytest.mark.parametrize("limit", [None, 77.0])
+def test_a_refresh_takes_the_newest_teachers(hub: AdapterHub, limit: float | None) -> None:
+    limits = {"general": "none"} if limit is None else {"max_base_forgetting": limit}
+    hub.distill(["news", "slang"], name="s", temperature=3.0, evaluate=False, **limits, **QUICK)
     assert hub.distill_refresh("s")[1] is False
     add(hub, "slang", 8, rank=3, modules=("up_proj", "q_proj"))
     made, new = hub.distill_refresh("s")
@@ -152,6 +154,8 @@ def test_a_refresh_takes_the_newest_teachers(hub: AdapterHub) -> None:
     assert made.ref == "s@v2"
     assert made.manifest["recipe"]["parents"] == ["news@v1", "slang@v2"]
     assert made.manifest["recipe"]["distillation"]["temperature"] == 3.0
+    recipe = made.manifest["recipe"]
+    assert (recipe["general"], recipe["max_base_forgetting"]) == (limits.get("general", ""), limit), "as it was made"
     with pytest.raises(UsageError, match="was trained"):
         hub.distill_refresh("news")
 

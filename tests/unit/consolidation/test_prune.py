@@ -421,6 +421,10 @@ def test_a_pruning_that_is_asked_for_again_ends_with_the_version_that_is_there(h
     assert hub.prune("mood@v1", rank=3, evaluate=False).ref == "mood@v2"
     assert hub.prune("mood", rank=2, evaluate=False).ref == "mood@v3"
     assert hub.prune("mood@v1", rank=3, evaluate=False, name="other").ref == "other@v1"
+    assert hub.prune("mood", rank=2, evaluate=False).ref == "mood@v3"
+    for other in ({"general": "none"}, {"max_base_forgetting": 9.0}):  # which that version was not judged by
+        with pytest.raises(AdapterError, match="nothing to prune: every layer of mood@v3"):
+            hub.prune("mood", rank=2, evaluate=False, **other)
 
 
 @pytest.mark.parametrize(
