@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl.data.fitting import layout_of
 from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.layouts import (
     AS_GIVEN,
@@ -21,6 +20,7 @@ from adapterhub_cl.data.layouts import (
     unused,
 )
 from adapterhub_cl.data.layouts import parse_columns as parse_columns
+from adapterhub_cl.data.learned_layouts import layout_of
 from adapterhub_cl.data.preferences import preferred, refuse_other_values, refuse_uneven, with_preferences
 from adapterhub_cl.data.reading import SourceRows, read_rows
 from adapterhub_cl.data.remarks import Heard, short_places

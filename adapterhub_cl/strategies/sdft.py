@@ -101,7 +101,8 @@ class Strategy(BaseStrategy):
         return self.teacher, self.summary()
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        self.teacher = {name: tensors[name].to(now.device) for name, now in self.teacher.items()}
+        begun = getattr(self, "teacher", {})  # whose tensors lie where those in training do
+        self.teacher = {n: t.to(begun[n].device) if n in begun else t for n, t in tensors.items()}
         self.taught, self.left_out, self.written = values["rows"], values["left_out"], values["written_tokens"]
 
 

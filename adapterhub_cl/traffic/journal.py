@@ -180,7 +180,7 @@ class Journal:
             connection.executemany(
                 "INSERT OR REPLACE INTO feedback (id, at, good, right_answer, task, said_by, lesson, labelled) "
                 "VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
-                [(s.id, s.at or now(), _as_int(s.good), s.right, s.task, s.said_by, int(s.labelled)) for s in said],
+                [(s.id, s.at or now(), as_int(s.good), s.right, s.task, s.said_by, int(s.labelled)) for s in said],
             )
 
     def withdraw(self, *ids: str) -> list[str]:
@@ -233,19 +233,6 @@ class Journal:
             verdict = None if good is None else bool(good)
             found.append(Judged(kept, Said(kept.id, verdict, right, of, by, at, lesson, bool(labelled))))
         return found
-
-    def take(self, connection: sqlite3.Connection, said: Collection[Said], lesson: int) -> bool:
-        """Mark what was said as taken by a lesson. False, and nothing is marked, unless all of it is there as it was
-        and waits."""
-        same = "id = ? AND at = ? AND good IS ? AND right_answer IS ? AND task = ? AND lesson IS NULL"
-        ids = []
-        for one in said:
-            values = (one.id, one.at, _as_int(one.good), one.right, one.task)
-            ids += connection.execute(f"SELECT id FROM feedback WHERE {same}", values).fetchall()
-        if len(ids) < len(said):
-            return False
-        connection.executemany("UPDATE feedback SET lesson = ? WHERE id = ?", [(lesson, one) for (one,) in ids])
-        return True
 
     # -- keeping it small ------------------------------------------------------------------------
 
@@ -395,7 +382,7 @@ def _kept(row: Sequence[Any]) -> KeptAnswer:
     return KeptAnswer(**values)
 
 
-def _as_int(good: bool | None) -> int | None:
+def as_int(good: bool | None) -> int | None:
     return None if good is None else int(good)
 
 

@@ -9,13 +9,14 @@ that the next `learn` goes on with.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.registry.files import now
-from adapterhub_cl.traffic.journal import Journal, Said
+from adapterhub_cl.traffic.journal import Journal, Said, as_int
 
 GATHERED, CANARY, PROMOTED, REFUSED = "gathered", "canary", "promoted", "refused"
 ROLLED_BACK, FAILED = "rolled back", "failed"
@@ -99,7 +100,7 @@ class Lessons:
         at = now()
         lesson = replace(lesson, began_at=at, changed_at=at)
         with self.journal.writing() as connection:
-            if not self.journal.take(connection, said, lesson.id):
+            if not take(connection, said, lesson.id):
                 return None
             connection.execute(
                 f"INSERT INTO lessons ({_COLUMNS}) VALUES ({', '.join('?' * len(_COLUMNS.split(', ')))})",
@@ -124,6 +125,20 @@ class Lessons:
                 (after.state, after.ref, after.share, after.changed_at, reason, json.dumps(detail), after.id),
             )
         return after
+
+
+def take(connection: sqlite3.Connection, said: Collection[Said], lesson: int) -> bool:
+    """Mark what was said as taken by a lesson. False, and nothing is marked, unless all of it is there as it was and
+    waits."""
+    same = "id = ? AND at = ? AND good IS ? AND right_answer IS ? AND task = ? AND lesson IS NULL"
+    ids = []
+    for one in said:
+        values = (one.id, one.at, as_int(one.good), one.right, one.task)
+        ids += connection.execute(f"SELECT id FROM feedback WHERE {same}", values).fetchall()
+    if len(ids) < len(said):
+        return False
+    connection.executemany("UPDATE feedback SET lesson = ? WHERE id = ?", [(lesson, one) for (one,) in ids])
+    return True
 
 
 def _values(lesson: Lesson) -> tuple[Any, ...]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from adapterhub_cl.data.columns import examples, inputs, read_examples
-from adapterhub_cl.data.fitting import fits
 from adapterhub_cl.data.layouts import parse_columns, recognise
+from adapterhub_cl.data.learned_layouts import fits
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.data.tasks import infer_task, why_kind
 from adapterhub_cl.errors import DataError, UsageError

@@ -14,7 +14,7 @@ from traffic_support import answer
 
 from adapterhub_cl.errors import HubError, IntegrityError, StorageError, UnknownNameError, UsageError
 from adapterhub_cl.traffic.journal import Journal, Said
-from adapterhub_cl.traffic.lesson_book import CANARY, GATHERED, PROMOTED, Lesson, Lessons
+from adapterhub_cl.traffic.lesson_book import CANARY, GATHERED, PROMOTED, Lesson, Lessons, take
 from adapterhub_cl.types import Example
 
 
@@ -101,7 +101,7 @@ def test_feedback_is_taken_back_by_all_or_none(journal: Journal) -> None:
     journal.keep([answer(1), answer(2), answer(3)])
     journal.say(Said("a-1", False, "wrong on purpose", "news"), Said("a-2", True, None, "news"))
     with journal.writing() as connection:
-        assert journal.take(connection, [one.said for one in journal.judged() if one.said.id == "a-2"], 1)
+        assert take(connection, [one.said for one in journal.judged() if one.said.id == "a-2"], 1)
     for ids, error in ((("a-1", "a-3"), UsageError), (("a-1", "unknown"), UnknownNameError)):
         with pytest.raises(error):
             journal.withdraw(*ids)
