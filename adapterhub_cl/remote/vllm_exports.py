@@ -75,8 +75,9 @@ class VllmExports:
         """Remove the folder of a version that is no longer in the hub."""
         found = self.known.pop(ref, None)
         if found is not None:
-            shutil.rmtree(found[1].parent, ignore_errors=True)
-            with suppress(OSError):
+            shutil.rmtree(found[1], ignore_errors=True)
+            with suppress(OSError):  # a version of the same content may lie there too
+                found[1].parent.rmdir()
                 self._room.rmdir()
 
 

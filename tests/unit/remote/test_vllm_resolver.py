@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from routed_hubs import copied, new_hub, publish
 from safetensors.torch import load_file
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.remote.vllm_exports import VllmExports
 from adapterhub_cl.remote.vllm_resolver import FIRST_ID, Followed, HubNames, allowed_rank, register
 
 
@@ -148,3 +149,19 @@ def test_it_imports_nothing_heavy() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+def test_versions_of_equal_content_do_not_take_each_others_folder(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exports = VllmExports(hub.registry)
+    monkeypatch.setattr(hub.registry, "check_files", lambda _: None)  # which does not know the twin
+    one, folder = exports.folder(hub.get("tales"))
+    twin = replace(hub.get("tales"), name="copy")
+    other, beside = exports.folder(twin)
+    assert (one != other, folder.parent) == (True, beside.parent)
+    exports.drop("copy@v1")
+    assert not beside.exists()
+    assert (folder / "adapter_model.safetensors").is_file()
+    exports.drop("tales@v1")
+    assert not folder.parent.exists()
