@@ -137,7 +137,7 @@ class CompletionServer:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)  # of http or https: see __init__
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as answer:
+            with _OPENER.open(request, timeout=seconds) as answer:
                 text = answer.read(MOST_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
@@ -156,6 +156,16 @@ class CompletionServer:
             ) from error
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key would go along to whoever it leads to."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
 def _said(error: urllib.error.HTTPError) -> str:
     """The message of a refusal, in one line."""
     try:
@@ -171,6 +181,8 @@ def _said(error: urllib.error.HTTPError) -> str:
 
 
 def _hint(code: int) -> str:
+    if 300 <= code < 400:
+        return "give the address that it leads to: redirects are not followed"
     return f"set {KEY} to a key of the server" if code in (401, 403) else "check the server's log"
 
 

@@ -20,6 +20,7 @@ from adapterhub_cl.evaluation import replaying
 from adapterhub_cl.evaluation.replaying import KEY, refused
 
 LABELS = ("red", "blue")
+heard: list[str] = []  # the keys that came with requests
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,10 @@ def hub(pico_path: Any, tmp_path_factory: pytest.TempPathFactory) -> AdapterHub:
 
 
 @contextmanager
-def served(answer: Callable[[dict[str, Any]], str], models: Any = ("colours@v1",), key: str = "") -> Iterator[str]:
-    """A server that answers each request by a function; its URL."""
+def served(
+    answer: Callable[[dict[str, Any]], str], models: Any = ("colours@v1",), key: str = "", *, moved: str = ""
+) -> Iterator[str]:
+    """A server that answers each request by a function, or sends who asks elsewhere; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def _give(self, code: int, told: Any) -> None:
@@ -52,6 +55,12 @@ def served(answer: Callable[[dict[str, Any]], str], models: Any = ("colours@v1",
             self.wfile.write(json.dumps(told).encode())
 
         def do_GET(self) -> None:
+            if moved:
+                self.send_response(302)
+                self.send_header("Location", moved + self.path)
+                self.end_headers()
+                return
+            heard.append(self.headers.get("Authorization", ""))
             self._give(200, {"data": [{"id": name} for name in models]})
 
         def do_POST(self) -> None:
@@ -90,6 +99,17 @@ def test_a_server_that_answers_right(hub: AdapterHub) -> None:
     assert refused([found]) is None
     assert "Which?" in prompts[0]
     assert not prompts[0].startswith("<s>")  # servers put it there themselves
+
+
+def test_the_key_goes_to_no_other_server(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "secret")
+    heard.clear()
+    with served(right) as other, served(right, moved=other) as url:
+        with pytest.raises(ServerError, match="answers 302"):
+            hub.verify_against(url, ["colours"], rows=2)
+        assert heard == []
+        assert hub.verify_against(other, ["colours"], rows=2)[0].lost == []
+    assert heard == ["Bearer secret"]
 
 
 def test_a_server_that_lost_the_task(hub: AdapterHub) -> None:
