@@ -29,14 +29,21 @@ def parse_parquet(raw: bytes, name: str) -> Table:
         table = pyarrow.parquet.read_table(io.BytesIO(raw))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: not a readable Parquet file ({first_line(error)})", "write the file again") from error
-    info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = info.get("info", {}).get("features", {})
-    names = {
-        column: tuple(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    return table.to_pylist(), _class_names((table.schema.metadata or {}).get(b"huggingface", b""))
+
+
+def _class_names(metadata: bytes) -> dict[str, tuple[str, ...]]:
+    """Column → names of its classes, from what `datasets` writes into a Parquet file; other metadata say nothing."""
+    try:
+        features = json.loads(metadata)["info"]["features"].items()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        column: tuple(names)
+        for column, feature in features
+        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel"
+        if isinstance(names := feature.get("names"), list) and names and all(isinstance(name, str) for name in names)
     }
-    return table.to_pylist(), names
 
 
 def is_saved_dataset(directory: Path) -> bool:

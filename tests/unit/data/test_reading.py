@@ -226,6 +226,20 @@ def datasets() -> Any:
     return pytest.importorskip("datasets")
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [b"not json", b'{"info": null}', b'{"info": {"features": []}}', b"[1]", b'{"info": {"features": {"label": 3}}}',
+     b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 7}}}}'],
+)  # fmt: skip
+def test_metadata_of_a_parquet_file_that_mean_nothing_are_ignored(tmp_path: Path, metadata: bytes) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"text": ["a"], "label": [1]}).replace_schema_metadata({b"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows = read_rows(tmp_path / "a.parquet")
+    assert (rows.rows, dict(rows.class_names)) == ([{"text": "a", "label": 1}], {})
+
+
 def test_parquet_and_class_names(tmp_path: Path, datasets: Any) -> None:
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["bad", "good"]))
     dataset = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
