@@ -250,10 +250,14 @@ class _Distillation:
         with ExitStack() as stack:
             adapters = parents.open(stack)
             layers = merged(places.teachers, weighted, method, wanted, adapters)
-            folder.mkdir(exist_ok=True)
             head = head_of_all(parents, adapters)
             factors = {one.name: one.result.factors for one in layers}
-            writer(factors, adapters, places.teachers.registry.base, head)(folder)
+            making = folder.with_name("start.making")  # a kill leaves it half written
+            for left in (making, folder):
+                shutil.rmtree(left, ignore_errors=True)
+            making.mkdir()
+            writer(factors, adapters, places.teachers.registry.base, head)(making)
+            making.rename(folder)
         return folder
 
 

@@ -128,12 +128,24 @@ def gather(
 def _answered(
     model: Any, base: LoadedBase, task: Task, rows: Sequence[Example], length: int, reporter: Reporter
 ) -> list[Example]:
-    """Unlabelled rows with the teacher's own answers; raw text is its own answer."""
+    """Unlabelled rows with the teacher's own answers; raw text is its own answer. An answer that did not come to its
+    end is left out: a student would learn to stop there."""
     if task.kind == "text":
         return [Example("", row.input) for row in rows]
     with reporter.piece(f"answers of {task.name}'s teacher", len(rows)) as advance, base.autocast():
-        said = objectives.of(base.info).predict(model, base.tokenizer, task, rows, max_length=length, progress=advance)
-    return [replace(row, answer=one.text) for row, one in zip(rows, said, strict=True) if one.text]
+        said = objectives.of(base.info).predict(
+            model,
+            base.tokenizer,
+            task,
+            rows,
+            max_length=length,
+            # where nothing says how long its answers are, a few words may not be enough
+            max_new_tokens=None if task.answer_tokens or task.kind == "choice" else length // 2,
+            progress=advance,
+        )
+    if cut := sum(not one.finished for one in said):
+        reporter.note(f"note: {cut} answers of {task.name}'s teacher did not end by themselves, and are left out")
+    return [replace(row, answer=one.text) for row, one in zip(rows, said, strict=True) if one.text and one.finished]
 
 
 def tokens_of(asked: Sequence[AskedOfTeacher], base: LoadedBase, length: int) -> list[list[Tokens]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from consolidation_support import add, rows, tree
 from loras import dense, relative
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.answering import Answer
 from adapterhub_cl.consolidation import distill as verb
 from adapterhub_cl.consolidation import teachers
 from adapterhub_cl.errors import AdapterError, AdapterHubError, GateRefused, TrainingInterrupted, UsageError
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, seals
+from adapterhub_cl.types import Example, Task
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8}
 
@@ -248,6 +252,50 @@ def test_stopped_while_the_students_have_not_begun_the_answers_are_kept(
     add(hub, "news", 9)  # a resumed run keeps to the teachers that it began with
     assert relative(dense(hub.distill_resume("s").path), dense(whole.path)) == 0
     assert hub.get("s").manifest["recipe"]["parents"] == ["news@v1", "slang@v1"]
+
+
+def test_killed_while_the_students_start_is_written(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = hub.distill(["news", "slang"], name="whole", evaluate=False, seed=4, **QUICK)
+    real = verb.writer
+
+    def half(*asked: Any) -> Any:
+        def write(folder: Path) -> None:
+            real(*asked)(folder)
+            file = folder / "adapter_model.safetensors"
+            file.write_bytes(file.read_bytes()[:100])
+            raise KeyboardInterrupt
+
+        return write
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, "writer", half)
+        with pytest.raises(TrainingInterrupted):
+            hub.distill(["news", "slang"], name="s", evaluate=False, seed=4, **QUICK)
+    assert relative(dense(hub.distill_resume("s").path), dense(whole.path)) == 0
+
+
+def test_answers_that_did_not_end_are_not_learned(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+
+    class Objective:
+        def predict(self, *given: Any, max_new_tokens: int | None, **_: Any) -> list[Answer]:
+            asked.append(max_new_tokens)
+            return [Answer("whole", 1.0, {}), Answer("cut at the limi", 1.0, {}, finished=False)]
+
+    monkeypatch.setattr(teachers.objectives, "of", lambda _: Objective())
+    notes: list[str] = []
+
+    class Told(Reporter):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    free = Task("free", "generation")
+    for task, most in ((free, 128), (replace(free, answer_tokens=9), None)):
+        base = hub.context().base
+        found = teachers._answered(None, base, task, [Example("a"), Example("b")], 256, Told())
+        assert [row.answer for row in found] == ["whole"]
+        assert asked[-1] == most
+    assert notes[0] == "note: 1 answers of free's teacher did not end by themselves, and are left out"
 
 
 def test_a_run_that_was_published_just_before_it_was_killed(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
