@@ -120,7 +120,15 @@ def asked_as(probe: Probe, task: Task) -> Probe:
     return replace(probe, task=task, examples=rows)
 
 
-def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None = None, what: str = "") -> Evaluation:
+def score(
+    model: Any,
+    base: LoadedBase,
+    probe: Probe,
+    reporter: Reporter | None = None,
+    what: str = "",
+    *,
+    batch_size: int = 32,
+) -> Evaluation:
     """The task's main score, for the model in its current state."""
     reporter = reporter or Reporter()
     with reporter.piece(what or f"measuring {probe.task.name}", len(probe.examples)) as advance:
@@ -133,6 +141,7 @@ def score(model: Any, base: LoadedBase, probe: Probe, reporter: Reporter | None 
             data=probe.data,
             max_length=base.context,
             dtype=base.dtype,
+            batch_size=batch_size,
             progress=advance,
         )[0]
 

@@ -14,7 +14,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.data.columns import read_examples
 from adapterhub_cl.data.label_forms import for_task
 from adapterhub_cl.data.tasks import check_answers
-from adapterhub_cl.errors import DataError, UsageError
+from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.evaluation.probes import probe_of, score, with_source
 from adapterhub_cl.evaluation.scoring import evaluate
 from adapterhub_cl.progress import Reporter
@@ -39,8 +39,12 @@ def score_versions(
     for ref in refs or sorted(set(hub.registry.serving().values())):
         record = hub.registry.get(ref)
         derived = data is None and record.kind in DERIVED
+        if derived and task_name is not None and task_name not in record.tasks:
+            if refs:
+                raise UnknownNameError(f"task of {record.ref}", task_name, record.tasks)
+            continue
         if derived:
-            scores = _on_its_tasks(hub, record)
+            scores = _on_its_tasks(hub, record, task_name, batch_size)
         elif not refs and data is None and not record.training.get("eval"):
             hub.reporter.note(f"note: {record.ref} has no held-out data of its own; skipped")
             continue
@@ -59,13 +63,15 @@ def score_versions(
     return found
 
 
-def _on_its_tasks(hub: Hub, record: AdapterRecord) -> list[Evaluation]:
-    """Score a version that was made from others on the data of each of its tasks."""
-    probes = [probe for task in record.tasks if (probe := probe_of(hub.registry, task)) is not None]
+def _on_its_tasks(hub: Hub, record: AdapterRecord, only: str | None, batch_size: int) -> list[Evaluation]:
+    """Score a version that was made from others on the data of each of its tasks, or only of one."""
+    tasks = record.tasks if only is None else [only]
+    probes = [probe for task in tasks if (probe := probe_of(hub.registry, task)) is not None]
     if not probes:
         raise UsageError(f"no data is left to measure {record.ref} on", "name data: --data TEST.jsonl --task NAME")
     with answering(hub.registry, hub.base, record.ref) as model:
-        return [with_source(score(model, hub.base, probe, hub.reporter), probe) for probe in probes]
+        scores = [score(model, hub.base, probe, hub.reporter, batch_size=batch_size) for probe in probes]
+        return [with_source(one, probe) for one, probe in zip(scores, probes, strict=True)]
 
 
 def _on_data(
