@@ -116,6 +116,7 @@ class WrittenRow:
         self.limit = self.wanted.max_new_tokens or DEFAULT_ANSWER
         self.draws = torch.Generator().manual_seed(self.wanted.seed)
         self._given = ""
+        self._settled, self._from, self._read = "", 0, 0
 
     def take(self, token: int, log: float) -> None:
         """Take down the next token."""
@@ -138,11 +139,23 @@ class WrittenRow:
 
     def _whole(self) -> tuple[str, int, str]:
         """All that was written, where its first stop string begins (its length, if it has none), and that string."""
-        whole = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        whole = self._decoded(0) if self.done else self._so_far()
         if self.frame is not None:
             whole = self.frame.inside(whole)
         found = [(at, stop) for stop in self.wanted.stop if (at := whole.find(stop)) >= 0]
         return whole, *min(found, default=(len(whole), ""))
+
+    def _decoded(self, begin: int, end: int | None = None) -> str:
+        return str(self.tokenizer.decode(self.ids[begin:end], skip_special_tokens=True))
+
+    def _so_far(self) -> str:
+        """What was written until now, without decoding all of it once more for every token: new text is what tokens add
+        to the decoding of those just before them."""
+        before, now = self._decoded(self._from, self._read), self._decoded(self._from)
+        text = self._settled + now[len(before) :]
+        if len(now) > len(before) and not now.endswith(HALF):
+            self._settled, self._from, self._read = text, self._read, len(self.ids)
+        return text
 
     def _give(self, emit: Callable[[str], bool]) -> None:
         """Emit the new end of the answer, but hold back what may be the beginning of a stop string, of what is behind
