@@ -19,6 +19,7 @@ from adapterhub_cl.answering.free_mask import agree, by_architecture, window
 from adapterhub_cl.answering.projection import at_positions
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.bases.this_machine import IDENTITY, UserCache
+from adapterhub_cl.errors import DataError
 
 
 class LabelTree:
@@ -33,6 +34,7 @@ class LabelTree:
         parents: index of each inner node's parent, -1 for the prompt.
         steps: for each label its (inner node or -1, next token id) pairs, whose log-likelihoods add up to its score.
         depth: tokens of the longest label.
+        largest: the largest token id of each label.
     """
 
     def __init__(self, labels: Mapping[str, Sequence[int]]) -> None:
@@ -47,6 +49,7 @@ class LabelTree:
         self.depths: list[int] = []
         self.steps: list[list[tuple[int, int]]] = []
         self.depth = max(len(ids) for ids in sequences)
+        self.largest = [max(ids, default=0) for ids in sequences]
         nodes: dict[tuple[int, ...], int] = {}
         for ids in sequences:
             node, steps = -1, []
@@ -61,6 +64,20 @@ class LabelTree:
                         self.depths.append(k)
                     node = nodes[key]
             self.steps.append(steps)
+
+    def check_known(self, model: Any) -> None:
+        """Raise for a label with a token that the base has no embedding of.
+
+        Raises:
+            DataError: names the label.
+        """
+        count = bare(model).get_input_embeddings().num_embeddings
+        for label, largest in zip(self.labels, self.largest, strict=True):
+            if largest >= count:
+                raise DataError(
+                    f"the label {label!r} has a token with the id {largest}, but the base has only {count} embeddings",
+                    "the token was added to the tokenizer and not to the model: name the label otherwise",
+                )
 
     def ancestry(self) -> torch.Tensor:
         """`[n_nodes, n_nodes]`, true where the column is the row itself or an ancestor of it."""
@@ -87,6 +104,8 @@ def score_rows(
     Bases that cannot attend by a free mask (recurrent ones, ALiBi, …) are read label by label instead: see `settle`. So
     are prompts longer than a model's sliding window, which a free mask would override.
     """
+    for tree in trees:
+        tree.check_known(model)
     if any(tree.tokens for tree in trees):
         seen = window(bare(model))
         longest = max(len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True))

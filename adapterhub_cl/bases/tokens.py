@@ -61,10 +61,13 @@ def refuse_unknown_ids(model: Any, tokenizer: Any) -> None:
         if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].numel():
             largest = int(inputs[0].max())
             if largest >= words.num_embeddings:
+                token = str(tokenizer.convert_ids_to_tokens(largest))
+                who, hint, count = "a text contains", "remove it from the text", words.num_embeddings
+                if token in str(getattr(tokenizer, "chat_template", "") or ""):
+                    who, hint = "the chat template writes", "choose another prompt format: --prompt-format instruction"
                 raise DataError(
-                    f"a text contains the token {tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), but the "
-                    f"base has only {words.num_embeddings} embeddings",
-                    "remove it from the text: it was added to the tokenizer but not to the model",
+                    f"{who} the token {token!r} (id {largest}), but the base has only {count} embeddings",
+                    f"{hint}; it was added to the tokenizer but not to the model",
                 )
 
     words.register_forward_pre_hook(check)

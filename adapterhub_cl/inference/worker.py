@@ -182,11 +182,17 @@ class Worker:
             except Exception as error:
                 failed.append((request, error))
         known: list[tuple[AnswerRequest, Routed | None]] = [(request, None) for request in asked.pop((), [])]
-        for tasks, part in asked.items():
+        parts = list(asked.items())
+        while parts:
+            tasks, part = parts.pop(0)
             try:
                 routed = self.decider.decide(self.view, [r.example for r in part], max(r.top_k for r in part), tasks)
             except Exception as error:
-                failed += [(request, error) for request in part]
+                if len(part) == 1:
+                    failed.append((part[0], error))
+                else:  # one text that cannot be read must not fail those beside it
+                    half = len(part) // 2
+                    parts += [(tasks, part[:half]), (tasks, part[half:])]
                 continue
             for request, found in zip(part, routed, strict=True):
                 forced = not request.fallback or request.adapter is not None

@@ -181,6 +181,10 @@ def test_a_text_with_a_token_that_the_base_does_not_know(pico_copy: Callable[...
     tokenizer.save_pretrained(folder)
     hub = AdapterHub.init(tmp_path / "hub", str(folder), quantization="none", dtype="fp32")
     hub.import_adapter(write_lora(tmp_path / "x", size=0.1), "x", labels=("a", "b"))
+    hub.import_adapter(write_lora(tmp_path / "y", size=0.1), "y", labels=("<new>", "b"))
+    with pytest.raises(DataError, match="the label '<new>' has a token with the id 300, but the base has only 300"):
+        hub.predict(["a text"], task="y")
+    assert len(hub.predict(["a text"], adapter="x")) == 1
     assert len(hub.predict(["a new text"], task="x")) == 1
     said = r"contains the token '<new>' \(id 300\), but the base has only 300 embeddings"
     with pytest.raises(DataError, match=said):
@@ -191,6 +195,22 @@ def test_a_text_with_a_token_that_the_base_does_not_know(pico_copy: Callable[...
         assert engine.predict(["a new text"], task="x")
     with pytest.raises(DataError, match=said):
         hub.generate("a <new> text", task="x")
+
+
+def test_a_chat_template_with_a_token_that_the_base_does_not_know(
+    pico_copy: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = pico_copy()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.chat_template = "{% for m in messages %}<new>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    hub = AdapterHub.init(tmp_path / "hub", str(folder), quantization="none", dtype="fp32")
+    with pytest.raises(DataError, match=r"the chat template writes the token '<new>' \(id 300\)") as told:
+        hub.generate("a text", adapter="base")
+    assert "--prompt-format instruction" in told.value.hint
 
 
 def test_layers_that_mamba_reads_by_their_weight_are_not_quantised(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from adapterhub_cl.errors import (
 from adapterhub_cl.inference import tally
 from adapterhub_cl.inference.engine import Engine
 from adapterhub_cl.inference.queue import Call
-from adapterhub_cl.inference.requests import free_request
+from adapterhub_cl.inference.requests import AnswerRequest, free_request
 from adapterhub_cl.objectives.causal_lm import Objective
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.types import Example, Prediction
@@ -554,6 +554,23 @@ def test_a_hub_that_cannot_be_written_makes_no_request_fail(hub: AdapterHub, mon
             assert engine.notes == []
     assert hub.registry.count_requests == count
     assert [one.requests for one in hub.registry.usage()] == [12]  # what could not be written was, later
+
+
+def test_a_text_that_cannot_be_routed_fails_alone(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapterhub_cl.deciding.decider import Decider
+
+    real = Decider.decide
+
+    def decide(self: Any, view: Any, examples: Sequence[Any], *more: Any) -> Any:
+        if any(example.input == "bad" for example in examples):
+            raise DataError("a text contains an unknown token", "remove it")
+        return real(self, view, examples, *more)
+
+    monkeypatch.setattr(Decider, "decide", decide)
+    with hub.engine() as engine:
+        asked = [engine.ask(AnswerRequest(Example(text))) for text in ("1", "2", "bad", "3", "4")]
+        assert [future.exception(60) is None for future in asked] == [True, True, False, True, True]
+        assert isinstance(asked[2].exception(), DataError)
 
 
 # -- opening and closing -----------------------------------------------------------------------------
