@@ -17,6 +17,7 @@ from adapterhub_cl.answering import Answer
 from adapterhub_cl.answering.free_mask import LABELS as PROBE_LABELS
 from adapterhub_cl.answering.free_mask import agree, by_architecture, window
 from adapterhub_cl.answering.projection import at_positions
+from adapterhub_cl.answering.rope_sides import sides
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.bases.this_machine import IDENTITY, UserCache
 from adapterhub_cl.errors import DataError
@@ -106,6 +107,13 @@ def score_rows(
     """
     for tree in trees:
         tree.check_known(model)
+    parts = sides(model, [len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True)])
+    if len(parts) > 1:
+        found: dict[int, torch.Tensor] = {}
+        for part in parts:
+            scores = score_rows(model, [trees[k] for k in part], [prompts[k] for k in part], pad_id)
+            found |= dict(zip(part, scores, strict=True))
+        return [found[k] for k in range(len(prompts))]
     if any(tree.tokens for tree in trees):
         seen = window(bare(model))
         longest = max(len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True))

@@ -22,6 +22,7 @@ from transformers.generation import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
 from adapterhub_cl.answering.one_token_attention import one_token_attention
+from adapterhub_cl.answering.rope_sides import limit_of
 from adapterhub_cl.answering.written import WrittenRow, take_tokens
 from adapterhub_cl.bases.encoders import bare
 from adapterhub_cl.data.batches import to_left_padded
@@ -34,12 +35,13 @@ def can_decode(model: Any) -> bool:
     """Whether rows can join and leave while this model writes; found out once for each loaded base.
 
     It is so where `generate` would do nothing but greedy search over a plain cache: every layer's cache is a
-    `DynamicLayer`, and the model prepares its inputs as all do.
+    `DynamicLayer`, the model prepares its inputs as all do, and it reads a row alike whatever is beside it.
     """
     base = bare(model)
     known: bool | None = getattr(base, "_adapterhub_decodes", None)
     if known is None:
-        known = base._adapterhub_decodes = isinstance(base, GenerationMixin) and _plain(base)
+        plain = isinstance(base, GenerationMixin) and limit_of(base) is None and _plain(base)
+        known = base._adapterhub_decodes = plain
     return known
 
 

@@ -22,6 +22,7 @@ from transformers import (
 
 from adapterhub_cl.answering import Answer, evaluating
 from adapterhub_cl.answering.decoding import Decoder, can_decode
+from adapterhub_cl.answering.rope_sides import sides
 from adapterhub_cl.answering.written import Writing, WrittenRow, take_tokens
 from adapterhub_cl.bases.loading import LoadedBase
 from adapterhub_cl.data.batches import to_left_padded
@@ -104,9 +105,11 @@ def _write(
             decoder.join(rows)
             while decoder.rows and not halt():
                 decoder.step()
-    else:
-        with apply([row.mixture for row in rows]) as changed:
-            _generate(changed, pad_id, ends, rows, halt, top_k)
+        return
+    for part in sides(model, [len(row.prompt) for row in rows]):
+        some = [rows[k] for k in part]
+        with apply([row.mixture for row in some]) as changed:
+            _generate(changed, pad_id, ends, some, halt, top_k)
 
 
 def _generate(
