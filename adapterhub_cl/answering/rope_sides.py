@@ -14,7 +14,10 @@ from adapterhub_cl.bases.encoders import bare
 
 def limit_of(model: Any) -> int | None:
     """The longest input, in tokens, that a base reads with the frequencies for short ones; None if it has one set."""
-    config = bare(model).config.get_text_config()
+    whole = getattr(bare(model), "config", None)
+    if whole is None:
+        return None
+    config = whole.get_text_config()
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     for rope in (given, *given.values()):  # one for all layers, or one for each kind of layer
         if isinstance(rope, Mapping) and "longrope" in (rope.get("rope_type"), rope.get("type")):

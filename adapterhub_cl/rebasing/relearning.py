@@ -15,7 +15,7 @@ from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
 from adapterhub_cl.learning.order import finished, order_of
-from adapterhub_cl.learning.request import SHAPE, build
+from adapterhub_cl.learning.request import SHAPE, TrainRequest, build
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
 from adapterhub_cl.rebasing.rebinding import origin
@@ -98,28 +98,30 @@ def relearn(
     """
     registry = hub.registry
     task = found.task
-    try:
-        given = {**_described(found, registry.base), **_settings(found, asked, shape=begin), "eval": lesson.eval}
+
+    def request_of(copy: bool) -> TrainRequest:
+        given = {**_described(found, registry.base), **_settings(found, asked, shape=copy), "eval": lesson.eval}
         given |= {
             "columns": lesson.columns,
             "max_forgetting": may_lose(task.metric, float(lesson.old_score or 0.0), least),
         }
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
-        told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if begin else {})}
-        begin_from = str(found.record.path.resolve()) if begin else ""
-        request = replace(request, rebased_from=told, begin_from=begin_from)
+        told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if copy else {})}
+        return replace(request, rebased_from=told, begin_from=str(found.record.path.resolve()) if copy else "")
+
+    try:
         for run in begun_runs(registry, task.name):
             kept, run_again = build(registry, "add-task", task.name, None, True, {})
             if run_again is None or run_again.id != run.id:
                 break
-            if not kept.same_as(request):  # other options are given now, and they count
-                hub.reporter.note(f"note: the unfinished training of {task.name} had other options; it begins again")
-                with held(run.lock()):
-                    run.remove()
-                break
-            done = finished(registry, kept, run, hub.reporter)
-            return done or teach(hub, order_of(registry, kept), run=run)
-        return teach(hub, order_of(registry, request), run=None)
+            if kept.same_as(request_of(bool(kept.begin_from))):
+                done = finished(registry, kept, run, hub.reporter)
+                return done or teach(hub, order_of(registry, kept), run=run)
+            hub.reporter.note(f"note: the unfinished training of {task.name} had other options; it begins again")
+            with held(run.lock()):
+                run.remove()
+            break
+        return teach(hub, order_of(registry, request_of(begin)), run=None)
     except GateRefused as refused:
         hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
         return registry.get(refused.record.ref)

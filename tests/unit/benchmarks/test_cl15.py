@@ -297,7 +297,7 @@ def test_data_that_were_cut_off_are_not_learned(texts: Path, modules: dict[str, 
         (["--orders", "5", "--methods", "multitask"], "nothing to run"),
         (["--orders", "1, 9"], "no order 9"),
         (["--methods", "nope"], "no method nope; there are: ours"),
-        (["--orders", "4", "--seeds", "1"], "nothing to run"),
+        (["--orders", "5", "--seeds", "1"], "nothing to run"),
         (["--jobs", "0"], "--jobs must be at least 1"),
     ],
 )

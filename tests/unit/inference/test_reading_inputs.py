@@ -42,8 +42,10 @@ def test_the_recorded_columns_are_read(hub: AdapterHub, tmp_path: Path) -> None:
         assert hub.read_inputs(named, **asked)[1].input == "head 1\nbody 1"
     assert hub.read_inputs(named, columns={"input": "body"})[1].input == "body 1"
     assert hub.read_inputs(write(tmp_path / "o.jsonl", [{"text": "other"}]), task="named")[0].input == "other"
-    with pytest.raises(DataError, match="no known layout"):
+    with pytest.raises(DataError, match="there is no column 'head', and the task was trained on 'head' and 'body'"):
         hub.read_inputs(write(tmp_path / "x.jsonl", [{"body": "x"}]), task="named")
+    with pytest.raises(DataError, match="no known layout"):
+        hub.read_inputs(write(tmp_path / "x.jsonl", [{"neither": "x"}]), task="named")
 
 
 def test_a_score_is_what_predict_gives(hub: AdapterHub, tmp_path: Path) -> None:
