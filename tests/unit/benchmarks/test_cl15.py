@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_modules import forget
 
 from adapterhub_cl.registry import files
 
@@ -23,6 +24,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The benchmark's modules, imported as when its folder is run."""
     import importlib.util
 
+    forget()
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
     found = {name: __import__(name) for name in ("orders", "jobs", "results", "pages")}
@@ -32,8 +34,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     main = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(main)
     yield {**found, "main": main}
-    for name in ("orders", "jobs", "results", "pages", "learning", "derived"):
-        sys.modules.pop(name, None)
+    forget()
 
 
 @pytest.fixture

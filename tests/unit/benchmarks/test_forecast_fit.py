@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import forget
 
 PLACE = Path(__file__).parents[3] / "examples/benchmarks"
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    forget()
     monkeypatch.syspath_prepend(str(PLACE))
     yield __import__("forecast_fit")
-    for name in ("forecast_fit", "forecast_streams"):
-        sys.modules.pop(name, None)
+    forget()
 
 
 def rows(module: Any, told: bool) -> list[dict[str, Any]]:

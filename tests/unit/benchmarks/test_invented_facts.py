@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_modules import forget
 
 from adapterhub_cl.learning import general_questions
 
@@ -17,11 +17,11 @@ PLACE = Path(__file__).parents[3] / "examples/benchmarks/knowledge"
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The benchmark's modules, imported as when its folder is run."""
+    forget()
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
     yield {name: __import__(name) for name in ("invented", "methods", "page")}
-    for name in ("invented", "methods", "page"):
-        sys.modules.pop(name, None)
+    forget()
 
 
 def test_a_seed_gives_the_same_facts_and_another_one_others(modules: dict[str, ModuleType]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import forget
 from filelock import FileLock
 
 PLACE = Path(__file__).parents[3] / "examples/benchmarks/llm"
@@ -18,12 +18,12 @@ PLACE = Path(__file__).parents[3] / "examples/benchmarks/llm"
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The benchmark's modules, which import each other by their bare names."""
+    forget()
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
     names = ("streams", "llm_page", "machine", "resumable")
     yield {name: __import__(name) for name in names}
-    for name in names:
-        sys.modules.pop(name, None)
+    forget()
 
 
 @pytest.fixture

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import forget
 
 PLACE = Path(__file__).parents[3] / "examples/benchmarks"
 
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    forget()
     monkeypatch.syspath_prepend(str(PLACE))
     yield __import__("settings_page").page
-    for name in ("settings_page", "machine"):
-        sys.modules.pop(name, None)
+    forget()
 
 
 def row(arm: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_modules import forget
 
 from adapterhub_cl.bases.sources import resolve
 from adapterhub_cl.data.columns import read_examples
@@ -34,11 +35,11 @@ NAMES = (
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The benchmark's modules, which import each other by their bare names."""
+    forget()
     monkeypatch.syspath_prepend(str(PLACE.parent))
     monkeypatch.syspath_prepend(str(PLACE))
     yield {name: __import__(name) for name in NAMES}
-    for name in NAMES:
-        sys.modules.pop(name, None)
+    forget()
 
 
 def test_a_seed_gives_the_same_files_and_another_one_others(modules: dict[str, Any], tmp_path: Path) -> None:
