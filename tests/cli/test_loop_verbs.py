@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from cli_support import Cl, Said
 
-from adapterhub_cl.errors import LearnsElsewhere, TrainingError, TrainingInterrupted
+from adapterhub_cl.errors import LearnsElsewhere, StorageError, TrainingError, TrainingInterrupted
+from adapterhub_cl.loop.learn_steps import LearnStep
 from adapterhub_cl.traffic.journal import Journal, KeptAnswer
 from adapterhub_cl.types import Example
 
@@ -125,6 +126,29 @@ def test_only_another_learn_is_no_failure(
     assert said.code == code
     assert told in said.err
     assert "nothing to do" not in said.err
+
+
+def test_a_watch_outlives_a_full_disk_and_a_failed_step_is_a_failure(
+    cl: Cl, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def learn(*_: object, **__: object) -> list[LearnStep]:
+        looks.append(1)
+        if len(looks) == 1:
+            raise StorageError("no space left on the disk", "free some")
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        return [LearnStep("mood", "failed", "the loss is no longer a number")]
+
+    monkeypatch.setattr("adapterhub_cl.loop.learn_call.learn", learn)
+    monkeypatch.setattr("adapterhub_cl.loop.learn_call.time.sleep", lambda _: None)
+    said = cl("learn", "--watch", "--every", "1", "--hub", hub)
+    assert (said.code, len(looks)) == (0, 3)
+    assert "error: no space left on the disk; free some" in said.err
+    assert "mood: failed: the loss is no longer a number" in said.out
+    looks[:] = [1]
+    assert cl("learn", "--hub", hub).code == 1
 
 
 def test_learn_refuses_what_makes_no_sense(cl: Cl, hub: Path) -> None:

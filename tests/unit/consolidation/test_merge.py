@@ -21,6 +21,7 @@ from adapterhub_cl.errors import (
     UnknownNameError,
     UsageError,
 )
+from adapterhub_cl.evaluation import recorded
 from adapterhub_cl.merging import ROOM
 
 
@@ -48,6 +49,24 @@ def test_an_adapter_that_gives_no_numbers_does_not_pass_any_gate(hub: AdapterHub
         hub.merge(["news", "reviews"], name="all", weights=[1e6, 1], min_retention=0.1, general=general)
     assert "all" not in {record.name for record in hub.list(all_versions=True)}
     assert hub.verify() == []
+
+
+def test_a_merge_is_scored_on_the_task_and_in_the_batches_that_are_asked_for(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.merge(["news", "slang"], name="both")
+    real, sizes = recorded.score, []
+
+    def score(*given: Any, batch_size: int) -> Any:
+        sizes.append(batch_size)
+        return real(*given, batch_size=batch_size)
+
+    monkeypatch.setattr(recorded, "score", score)
+    assert [found.task for _, found in hub.evaluate("both", batch_size=3)] == ["news", "slang"]
+    assert [found.task for _, found in hub.evaluate("both", task="slang", batch_size=1)] == ["slang"]
+    assert sizes == [3, 3, 1]
+    with pytest.raises(UnknownNameError, match="unknown task of both@v1 'slangs'"):
+        hub.evaluate("both", task="slangs")
 
 
 def test_an_expression_does_the_same(hub: AdapterHub) -> None:
