@@ -296,7 +296,7 @@ class Layout:
         """
         known = {key: row[key] for key in cls.__dataclass_fields__ if row.get(key) is not None}
         several = {key: tuple(known.get(key, ())) for key in ("input", "fields")}
-        older = tuple(replace(cls.from_json(one), older=()) for one in list(known.get("older", ()))[:REMEMBERED])
+        older = tuple(cls.from_json({**one, "older": ()}) for one in [*known.get("older", ())][:REMEMBERED])
         found = cls(**{"name": "", **known, **several, "older": older})
         if not all(isinstance(text, str) for text in (found.name, *found.columns)):
             raise TypeError("a column's name is not a text")

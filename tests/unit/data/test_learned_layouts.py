@@ -93,3 +93,13 @@ def test_an_update_from_other_columns_forgets_none() -> None:
     for k in range(9):
         again = learned({f"a{k}": "x", "y": "z"}, columns={"input": f"a{k}", "output": "y"}).after(again)
     assert [one.input for one in again.older] == [("a7",), ("a6",), ("a5",), ("a4",)]
+
+
+@pytest.mark.parametrize("older", [7, "text", [3], [None], {"name": "x"}])
+def test_a_damaged_layout_is_no_layout(older: Any) -> None:
+    with pytest.raises(TypeError):
+        Layout.from_json({"name": "text/label", "input": ["text"], "older": older})
+    nested: dict[str, Any] = {"name": "text/label", "input": ["text"]}
+    for _ in range(5000):
+        nested = {"name": "text/label", "input": ["body"], "older": [nested]}
+    assert [one.older for one in Layout.from_json(nested).older] == [()]
