@@ -28,7 +28,7 @@ from adapterhub_cl.samples.kept import facts_learned
 from adapterhub_cl.traffic.cleaning import question_of
 from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.traffic.lesson_book import CANARY, FAILED, GATHERED, PROMOTED, REFUSED, ROLLED_BACK, Lesson, Lessons
-from adapterhub_cl.training.runs import Run, held
+from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import LATEST, AdapterRecord, Example
 
 EARLIER = 200  # rows held back of earlier lessons that a new version is measured on
@@ -204,8 +204,7 @@ class LearnTask:
         if resume:
             kept, run = build(self.registry, lesson.verb, lesson.task, None, True, {})
             if not kept.same_as(request) and run is not None:  # other options are given now, and they count
-                with held(run.lock()):
-                    run.remove()
+                run.drop()
                 run = None
             else:
                 request = kept

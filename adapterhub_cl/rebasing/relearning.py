@@ -23,7 +23,7 @@ from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.settings import TrainingSettings
-from adapterhub_cl.training.runs import Run, held
+from adapterhub_cl.training.runs import Run
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 # Settings that were chosen for the old base or the machine of that time.
@@ -118,8 +118,7 @@ def relearn(
                 done = finished(registry, kept, run, hub.reporter)
                 return done or teach(hub, order_of(registry, kept), run=run)
             hub.reporter.note(f"note: the unfinished training of {task.name} had other options; it begins again")
-            with held(run.lock()):
-                run.remove()
+            run.drop()
             break
         return teach(hub, order_of(registry, request_of(begin)), run=None)
     except GateRefused as refused:

@@ -119,6 +119,15 @@ class Run:
         taken = f"run {self.id} is going on in another process"
         return acquire(self.path / ".lock", taken, "wait for it, or start a new one without --resume")
 
+    def drop(self) -> None:
+        """Give up what it has learned.
+
+        Raises:
+            TrainingError: another process is running it.
+        """
+        with held(self.lock()):
+            self.remove()
+
     def remove(self) -> None:
         """The version is published: nothing of the run is needed any more."""
         shutil.rmtree(self.path, ignore_errors=True)
