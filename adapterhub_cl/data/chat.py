@@ -228,8 +228,7 @@ def _turn_end(tokenizer: Any) -> int | None:
         tail = text[at + len(MARK) :]
         ids = tokenizer(tail, add_special_tokens=False, verbose=False).input_ids
         special, added = special_ids(tokenizer), added_ids(tokenizer)
-        found = [token for token in ids if token in special] or [token for token in ids if token in added]
-        return found[0] if found else None
+        return next((token for known in (special, added) for token in ids if token in known), None)
     return None
 
 

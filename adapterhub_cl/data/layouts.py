@@ -276,7 +276,11 @@ def _left(rows: SourceRows, columns: Sequence[str], layout: Layout) -> list[str]
 
 def unread(rows: SourceRows, columns: Sequence[str], layout: Layout) -> list[str]:
     """The columns that are part of a question by their names, are not empty, and are not read."""
-    return [column for column in _left(rows, columns, layout) if column.strip().lower() in ASKING]
+    return _left(rows, _asking(columns), layout)
+
+
+def _asking(columns: Sequence[str]) -> list[str]:
+    return [column for column in columns if column.strip().lower() in ASKING]
 
 
 def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: bool) -> tuple[str, ...]:
@@ -294,7 +298,7 @@ def unused(rows: SourceRows, columns: Sequence[str], layout: Layout, *, chosen: 
             f"{rows.source}: column {media[0]!r} holds what is not text, and only texts are read",
             "if the texts suffice, remove the column" + ("" if layout.chat else ", or name the others with --columns"),
         )
-    asking = unread(rows, columns, layout)
+    asking = _asking(left)
     if asking and not chosen:
         many = len(asking) > 1
         given = [f"input={c}" for c in (*layout.input, *asking)]

@@ -129,10 +129,10 @@ def export_rows(registry: Registry, file: Path, task: str = "") -> int:
         UsageError: the file is there already, or the task is unknown.
         StorageError: the disk refuses.
     """
-    check_known(registry, Journal(registry.path), task)
+    journal = Journal(registry.path)
+    check_known(registry, journal, task)
     if file.exists():
         raise UsageError(f"{file} is there already", "name another file, or remove it")
-    journal = Journal(registry.path)
     said = {one.kept.id: one for one in journal.judged()}
     why: dict[str, str] = {}
     for name in {one.said.task for one in said.values()}:
