@@ -35,7 +35,7 @@ class LabelTree:
         parents: index of each inner node's parent, -1 for the prompt.
         steps: for each label its (inner node or -1, next token id) pairs, whose log-likelihoods add up to its score.
         depth: tokens of the longest label.
-        largest: the largest token id of each label.
+        largest: the largest token id.
     """
 
     def __init__(self, labels: Mapping[str, Sequence[int]]) -> None:
@@ -50,7 +50,7 @@ class LabelTree:
         self.depths: list[int] = []
         self.steps: list[list[tuple[int, int]]] = []
         self.depth = max(len(ids) for ids in sequences)
-        self.largest = [max(ids, default=0) for ids in sequences]
+        self.largest = max((token for ids in sequences for token in ids), default=0)
         nodes: dict[tuple[int, ...], int] = {}
         for ids in sequences:
             node, steps = -1, []
@@ -73,12 +73,14 @@ class LabelTree:
             DataError: names the label.
         """
         count = bare(model).get_input_embeddings().num_embeddings
-        for label, largest in zip(self.labels, self.largest, strict=True):
-            if largest >= count:
-                raise DataError(
-                    f"the label {label!r} has a token with the id {largest}, but the base has only {count} embeddings",
-                    "the token was added to the tokenizer and not to the model: name the label otherwise",
-                )
+        if self.largest < count:
+            return
+        tokens = [[token for _, token in steps] for steps in self.steps]
+        label = next(one for one, ids in zip(self.labels, tokens, strict=True) if self.largest in ids)
+        raise DataError(
+            f"the label {label!r} has a token with the id {self.largest}, but the base has only {count} embeddings",
+            "the token was added to the tokenizer and not to the model: name the label otherwise",
+        )
 
     def ancestry(self) -> torch.Tensor:
         """`[n_nodes, n_nodes]`, true where the column is the row itself or an ancestor of it."""
@@ -107,7 +109,8 @@ def score_rows(
     """
     for tree in trees:
         tree.check_known(model)
-    parts = sides(model, [len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True)])
+    lengths = [len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True)]
+    parts = sides(model, lengths)
     if len(parts) > 1:
         found: dict[int, torch.Tensor] = {}
         for part in parts:
@@ -116,8 +119,7 @@ def score_rows(
         return [found[k] for k in range(len(prompts))]
     if any(tree.tokens for tree in trees):
         seen = window(bare(model))
-        longest = max(len(prompt) + tree.depth for prompt, tree in zip(prompts, trees, strict=True))
-        if (seen and longest > seen) or not settle(model, pad_id):
+        if (seen and max(lengths) > seen) or not settle(model, pad_id):
             return _plain_scores(model, trees, prompts, pad_id)
     return _tree_scores(model, trees, prompts, pad_id)
 
