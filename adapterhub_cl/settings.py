@@ -168,6 +168,16 @@ class TrainingSettings:
             (bad_layers, f"--layers {self.layers!r} is not a list such as 8-15 or 0,2,4"),
         ]
 
+    def rate_at(self, peak: float, step: int, steps: int) -> float:
+        """The learning rate of step `step` (0 is the first) of `steps`, by the warm-up and the schedule."""
+        rising = int(self.warmup * steps)
+        if step < rising:
+            return peak * (step + 1) / rising
+        done = (step - rising) / max(1, steps - rising)
+        if self.schedule == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        return peak * (1 - done) if self.schedule == "linear" else peak
+
     @property
     def effective_alpha(self) -> float:
         """Alpha as given, or one that scales ΔW by 2 at rank 16. (rsLoRA divides by the root of the rank, so twice the

@@ -10,7 +10,7 @@ and three.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +35,7 @@ from adapterhub_cl.merging.factors import Factors, stacked, truncate
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Kin, Trial
+from adapterhub_cl.types import Task
 
 ROWS = 32  # in one pass: rows times what they are tried with
 MIXED = (2, 3)  # how many of the best are mixed
@@ -63,7 +64,10 @@ def try_versions(hub: Hub, order: TrainOrder, material: Material, trial: Trial) 
         best = [next(iter(kin.parents)) for kin in found]
         mixtures = [{ref: round(1 / n, 6) for ref in best[:n]} for n in MIXED if n <= len(best)]
         found = _ordered([*found, *tried.losses(mixtures, adapters, lambda _: None)])
-    return [with_weights(kin, adapters, base, settings) if k < trial.starts else kin for k, kin in enumerate(found)]
+    alike = _same_labels(hub.registry, material.task, adapters)
+    found = [replace(kin, same_labels=len(kin.parents) == 1 and not alike.isdisjoint(kin.parents)) for kin in found]
+    racing = {*range(trial.starts), *[k for k, kin in enumerate(found) if kin.same_labels][:1]}
+    return [with_weights(kin, adapters, base, settings) if k in racing else kin for k, kin in enumerate(found)]
 
 
 def _ordered(found: Sequence[Kin]) -> list[Kin]:
@@ -98,6 +102,19 @@ def _candidates(hub: Hub, task: str, most: int) -> list[str]:
             f"{most} of {len(newest)} versions are tried, the newest ones (--set kin.versions={len(newest)} tries all)"
         )
     return newest[:most]
+
+
+def _same_labels(registry: Registry, task: Task, refs: Iterable[str]) -> set[str]:
+    """The versions that know a choice task with the very same labels."""
+    tasks = {there.name: there for there in registry.tasks()}
+
+    def alike(name: str) -> bool:
+        there = tasks.get(name)
+        return there is not None and there.kind == "choice" and set(there.labels) == set(task.labels)
+
+    if task.kind != "choice":
+        return set()
+    return {ref for ref in refs if any(alike(name) for name in registry.get(ref).tasks)}
 
 
 def _readable(hub: Hub, refs: Sequence[str]) -> dict[str, Shelved]:

@@ -55,7 +55,8 @@ class Trial:
     Attributes:
         rows: of the new task on which each version is tried.
         versions: that are tried at most, the newest ones.
-        starts: how many of the best are handed over with their weights.
+        starts: how many of the best are handed over with their weights; the best version with the very same labels is
+            too.
     """
 
     rows: int
@@ -75,6 +76,7 @@ class Kin:
         head: label → its row of an encoder's head and its bias, where the version knows the same labels and its own
             head is better than a new one.
         error: the largest share of a layer's ΔW that was cut off to fit the rank.
+        same_labels: whether it is one version, of a choice task with exactly the new task's labels.
     """
 
     parents: Mapping[str, float]
@@ -82,6 +84,7 @@ class Kin:
     layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
     head: Mapping[str, tuple[torch.Tensor, float]] = field(default_factory=dict, repr=False)
     error: float = 0.0
+    same_labels: bool = False
 
 
 class Stage(Protocol):
@@ -131,6 +134,10 @@ class Stage(Protocol):
     def rate(self) -> float: ...
     @property
     def batch(self) -> int: ...
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The run's learning rate at step `step` (0 is the first) if it had `steps` steps."""
+        ...
 
     @property
     def context(self) -> int: ...

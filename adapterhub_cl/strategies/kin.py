@@ -3,11 +3,12 @@
 Before training, the versions that answer for other tasks are tried on some of the new rows through the LoRA bank, alone
 and mixed (their few-shot loss; nothing is trained). The best starts and a fresh adapter then run a short race: each is
 trained for the same few steps on the same rows, and their losses on rows held out from the race are compared in pairs,
-one round of successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943). Of few rows each third is held out in
-turn. The race is needed because a low loss before training says little about a fresh adapter, which has not learned
-the form of the answers yet. A start is taken only if it leads by more than chance; the new adapter is then a copy that
-is trained on, so the old task keeps its own version untouched. Mixtures are means of ΔW, as in LoraHub (Huang et al.
-2024, arXiv:2307.13269).
+one round of successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943). Few rows are soon learned: there the best
+start alone runs against the fresh adapter, over the whole run, with each third of the rows held out in turn. A version
+of a task with the very same labels is always in the race. The race is needed because a low loss before training says
+little about a fresh adapter, which has not learned the form of the answers yet. A start is taken only if it leads by
+more than chance; the new adapter is then a copy that is trained on, so the old task keeps its own version untouched.
+Mixtures are means of ΔW, as in LoraHub (Huang et al. 2024, arXiv:2307.13269).
 
 Choose it where tasks resemble each other (the same labels, the same form of answers) and some have few rows.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import BaseStrategy, Kin, Stage, Trial
-from adapterhub_cl.strategies._race import RowsOfRace, mean, parted, put, run
+from adapterhub_cl.strategies._race import RowsOfRace, lists, mean, parted, put, raced, run
 from adapterhub_cl.strategies._race import lead as lead
 
 if TYPE_CHECKING:
@@ -35,10 +36,13 @@ FRESH = "a fresh adapter"
 class Config:
     rows: int = option(64, "rows of the new task on which every version is tried")
     versions: int = option(16, "versions that are tried at most, the newest ones")
-    starts: int = option(2, "starts that race against a fresh adapter")
+    starts: int = option(2, "starts that race against a fresh adapter; with fewer than 64 rows, 1")
     share: float = option(0.1, "length of the race, as a share of the run's steps (8 steps at least)")
-    confirm: float = option(0.4, "share of the run's steps to which the best start and the fresh adapter then race on")
-    held: int = option(64, "rows on which the race is decided, a quarter of the rows at most; of fewer than 64, all")
+    confirm: float = option(
+        0.4,
+        "share of the run's steps to which the best start and a fresh adapter then race on; with fewer than 64 rows, 1",
+    )
+    held: int = option(64, "rows on which the race is decided, a quarter of the rows at most; with fewer than 64, all")
     sure: float = option(2.0, "a start must lead by this many standard errors of the paired differences")
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class Strategy(BaseStrategy):
         self.told |= {"race": [], "from": {}}
         racing = [kin for kin in stage.kin if kin.layers]
         parts = parted(stage.fresh, self.config.held, f"kin {stage.seed}")
+        if len(parts) > 1:
+            racing = [kin for place, kin in enumerate(racing) if not place or kin.same_labels]
         if not racing or not parts:
             stage.note(
                 "kin: nothing of other tasks could be tried, so the adapter starts fresh"
@@ -92,41 +98,30 @@ class Strategy(BaseStrategy):
         import torch
 
         first = {name: p.detach().clone() for name, p in stage.parameters.items()}
-        whole = round(self.config.confirm * stage.steps)
-        if len(parts) == 1:
+        whole = len(parts) > 1
+        if whole:  # as many passes as the run makes
+            steps, more = max(4, round(stage.steps * len(parts[0].learned) / stage.fresh)), 0
+        else:
             steps = max(8, round(self.config.share * stage.steps))
-            more = max(0, whole - steps)
-        else:  # few rows are soon learned: the whole race at once
-            steps, more = max(4, whole), 0
+            more = max(0, round(self.config.confirm * stage.steps) - steps)
         draw = random.Random(f"race {stage.seed}")
-        batches = [
-            [draw.sample(part.learned, min(stage.batch, len(part.learned))) for _ in range(steps + more)]
-            for part in parts
-        ]
-        losses: list[list[float]] = []
-        runners = []
+        batches = [lists(part.learned, stage.batch, steps + more, draw) for part in parts]
+        starts = (None, *racing)
         with (
             torch.random.fork_rng(),
-            stage.progress("race of starts", steps * len(parts) * (1 + len(racing))) as advance,
+            stage.progress("race of starts", steps * len(parts) * len(starts)) as advance,
         ):
-            for kin in (None, *racing):
-                before: list[float] = []
-                losses.append([])
-                for part, lists in zip(parts, batches, strict=True):
-                    torch.manual_seed(stage.seed)
-                    missing = put(stage, first, kin)
-                    before += stage.mean_losses(part.held)
-                    runner = run(stage, lists[:steps], advance)
-                    losses[-1] += stage.mean_losses(part.held)
-                runners.append(runner)
-                row = {"from": dict(kin.parents) if kin else FRESH, "before": mean(before), "after": mean(losses[-1])}
-                row |= {"lead": 0.0, "error": 0.0}
-                if kin is not None:
-                    row["lead"], row["error"] = (round(x, 4) for x in lead(losses[0], losses[-1]))
-                    row |= {"cut": kin.error, "layers_left_out": missing, "with_head": bool(kin.head)}
-                self.told["race"].append(row)
+            found = raced(stage, starts, first, parts, [rows[:steps] for rows in batches], advance)
+        losses = [runner.losses for runner in found]
         told = self.told["race"]
-        best = min(range(1, len(told)), key=lambda k: told[k]["after"])
+        for k, kin in enumerate(starts):
+            row: dict[str, Any] = {"from": dict(kin.parents) if kin else FRESH}
+            row |= {"before": mean(found[k].before), "after": mean(losses[k])}
+            row["lead"], row["error"] = (round(x, 4) for x in lead(losses[0], losses[k]))
+            if kin is not None:
+                row |= {"cut": kin.error, "layers_left_out": found[k].missing, "with_head": bool(kin.head)}
+            told.append(row)
+        best = max(range(1, len(starts)), key=lambda k: told[k]["lead"])
         ahead, error = lead(losses[0], losses[best])
         taken = ahead > self.config.sure * error
         if taken and more:
@@ -136,7 +131,7 @@ class Strategy(BaseStrategy):
             ):
                 for k in (0, best):
                     torch.manual_seed(stage.seed)
-                    run(stage, batches[0][steps:], advance, runners[k])
+                    run(stage, found[k], batches[0][steps:], advance)
                     losses[k] = stage.mean_losses(parts[0].held)
                     told[k]["confirmed"] = mean(losses[k])
             steps += more
@@ -144,12 +139,12 @@ class Strategy(BaseStrategy):
             taken = ahead > self.config.sure * error
         put(stage, first, racing[best - 1] if taken else None)
         parents = dict(racing[best - 1].parents)
-        fresh, other = (mean(losses[k]) for k in (0, best))
-        self.told |= {"steps": steps, "rows": len(losses[0]), "fresh": fresh, "kin": other}
+        fresh, other = mean(losses[0][: len(losses[best])]), mean(losses[best])
+        self.told |= {"steps": steps, "rows": len(losses[best]), "fresh": fresh, "kin": other}
         self.told |= {"best": parents, "from": parents if taken else {}}
         names = " + ".join(f"{w:g} · {ref}" if w != 1 else ref for ref, w in parents.items())
         stage.note(
-            f"kin: after {steps} steps the loss on {len(losses[0])} rows is {other:.4f} from {names}, "
+            f"kin: after {steps} steps the loss on {len(losses[best])} rows is {other:.4f} from {names}, "
             f"{fresh:.4f} from {FRESH} (lead {ahead:.4f} ± {error:.4f}): "
             + ("the adapter starts from it" if taken else "the adapter starts fresh")
         )

@@ -344,14 +344,7 @@ class Loop:
 
     def learning_rate(self) -> float:
         """This step's learning rate; a pure function of the step, so nothing of it needs saving."""
-        step, settings = self.at.steps, self.settings
-        rising = int(settings.warmup * self.total)
-        if step < rising:
-            return self.rate * (step + 1) / rising
-        done = (step - rising) / max(1, self.total - rising)
-        if settings.schedule == "cosine":
-            return self.rate * 0.5 * (1 + math.cos(math.pi * done))
-        return self.rate * (1 - done) if settings.schedule == "linear" else self.rate
+        return self.settings.rate_at(self.rate, self.at.steps, self.total)
 
     def put(self, weights: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():

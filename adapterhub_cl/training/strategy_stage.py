@@ -73,6 +73,9 @@ class LoopStage:
     def rate(self) -> float:
         return self._loop.rate
 
+    def rate_at(self, step: int, steps: int) -> float:
+        return self._loop.settings.rate_at(self.rate, step, steps)
+
     @property
     def batch(self) -> int:
         return int(self._loop.rows_per_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,12 @@ from adapterhub_cl.adapters.lora import new_adapter
 from adapterhub_cl.adapters.starting import put_factors, put_rows
 from adapterhub_cl.bank.shelf import Shelved
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.learning import kin_trial
 from adapterhub_cl.learning.kin_trial import with_weights
 from adapterhub_cl.learning.linear_probe import own_head_loss, probe_loss
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Kin
-from adapterhub_cl.strategies._race import lead, parted
+from adapterhub_cl.strategies._race import lead, lists, parted
 from adapterhub_cl.types import Task
 
 OWN: dict[str, Any] = {**QUICK, "replay": "balanced:12", "max_forgetting": 1.0}
@@ -74,8 +76,10 @@ def test_a_task_that_resembles_another_starts_from_it_and_says_so(
     assert ("colours@v1", "animals@v1") in tried, "the mean of the best two"
     edges = [(edge.child, edge.parent, edge.relation) for edge in hub.lineage("paints")]
     assert ("paints@v1", "colours@v1", "started_from") in edges
-    race = json.loads((made.path / "training.json").read_text())["strategy_summary"]["kin"]["race"]
-    assert [row["from"] for row in race][:2] == ["a fresh adapter", {"colours@v1": 1.0}]
+    told = json.loads((made.path / "training.json").read_text())["strategy_summary"]["kin"]
+    assert [row["from"] for row in told["race"]][:2] == ["a fresh adapter", {"colours@v1": 1.0}]
+    if rows == 24:  # one start, and as many passes over two thirds of the rows as the run makes over all
+        assert (len(told["race"]), told["steps"]) == (2, 4)
     assert any("the adapter starts from it" in line for line in notes.said)
     assert files_of(hub.get("colours")) == old
     assert hub.predict(["red stone"], task="colours")[0].adapter == "colours@v1"
@@ -115,6 +119,19 @@ def test_a_task_that_no_other_helps_starts_fresh_as_isolated_does(first: Callabl
     one, two = (torch_file(record) for record in (made, plain))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one), "a trial leaves no trace"
+
+
+@pytest.mark.parametrize("rows", [80, 24])
+def test_a_version_with_the_very_same_labels_always_races(
+    first: Callable[[str], Path], tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worst_first = lambda found: sorted(found, key=lambda kin: -kin.loss)  # noqa: E731
+    monkeypatch.setattr(kin_trial, "_ordered", worst_first)
+    settings = {**KIN, "dev_share": 0.0, "options": {"kin.starts": 1}}
+    made = copied(first("bert"), tmp_path / "hub").add_task("paints", data(tmp_path, COLOURS, rows, 3), **settings)
+    race = json.loads((made.path / "training.json").read_text())["strategy_summary"]["kin"]["race"]
+    assert [row["from"] for row in race] == ["a fresh adapter", {"animals@v1": 1.0}, {"colours@v1": 1.0}]
+    assert made.manifest["start"]["from"] == {"colours@v1": 1.0}
 
 
 def torch_file(record: Any) -> dict[str, torch.Tensor]:
@@ -233,6 +250,16 @@ def test_what_a_race_is_decided_on_is_not_learned_in_it(rows: int, decided_on: i
     assert sum(len(part.held) for part in parts) == decided_on
     assert all(sorted(part.held + part.learned) == list(range(rows)) for part in parts)
     assert parted(11, 40, "seed") == []
+
+
+def test_the_steps_of_a_race_are_passes_over_its_rows() -> None:
+    rows = list(range(10, 17))
+    steps = lists(rows, 3, 5, random.Random(0))
+    assert [len(step) for step in steps] == [3] * 5
+    drawn = [row for step in steps for row in step]
+    assert sorted(drawn[:7]) == sorted(drawn[7:14]) == rows
+    assert drawn[:7] != drawn[7:14]
+    assert lists([1, 2], 3, 1, random.Random(0))[0] in ([1, 2, 1], [1, 2, 2], [2, 1, 1], [2, 1, 2])
 
 
 def test_a_probe_knows_what_can_be_told_apart() -> None:
