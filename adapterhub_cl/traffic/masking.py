@@ -10,9 +10,11 @@ from adapterhub_cl.data.values import whole_characters
 EMAIL, NUMBER = "<email>", "<number>"
 DIGITS = 7  # a number of so many digits is masked: telephones, accounts, cards, and not years or prices
 # Each pattern is bounded, so that a text of a megabyte without spaces takes no longer than another one.
-_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
-_NUMBER = re.compile(rf"(?<!\w)[+(]?\d(?:[ ().\-/]{{0,2}}\d){{{DIGITS - 1},}}(?!\w)")
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}(?!\w)")
+# A Latin letter in front makes a number part of a name (x1234567). Scripts without spaces put any letter there.
+_EMAIL = re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
+_BETWEEN = "[ \t\u00a0\u2007\u2009\u202f().\\-\u2010-\u2015\u2212/]{0,2}"
+_NUMBER = re.compile(rf"(?<![A-Za-z\d])[+(]?\d(?:{_BETWEEN}\d){{{DIGITS - 1},}}")
+_IBAN = re.compile(r"(?<![A-Za-z\d])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}(?![A-Za-z\d])")
 
 
 def masked(text: str) -> str:

@@ -17,6 +17,13 @@ from adapterhub_cl.traffic.masking import masked, masked_json
         ("the year 2026, price 1,299.00 and 12 eggs", "the year 2026, price 1,299.00 and 12 eggs"),
         ("version 1.2.3 of A1B2", "version 1.2.3 of A1B2"),
         ("x123456789", "x123456789"),
+        ("我的电话是13812345678请打给我", "我的电话是<number>请打给我"),
+        ("私の番号は090-1234-5678です", "私の番号は<number>です"),
+        ("โทรหาฉันที่0812345678ได้เลย", "โทรหาฉันที่<number>ได้เลย"),
+        ("order_12345678, the 4111111111111111th", "order_<number>, the <number>th"),
+        ("12345\u00a067890 or 555\u2011123\u20114567", "<number> or <number>"),
+        ("ฉ" * 70 + "jane.doe@example.com", "ฉ" * 14 + "<email>"),
+        ("1\n2\n3\n4\n5\n6\n7\n8", "1\n2\n3\n4\n5\n6\n7\n8"),
         ("", ""),
     ],
 )
