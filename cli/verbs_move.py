@@ -111,7 +111,7 @@ def export(
     ],
     ref: OneRef = None,
     every: Annotated[
-        bool, typer.Option("--all", help="instead of one: of every adapter the version that answers now, to DIR/NAME")
+        bool, typer.Option("--all", help="instead of one: every version that answers now, to DIR/NAME")
     ] = False,
     format: Annotated[str, typer.Option(help=FORMATS, autocompletion=formats)] = exporting.DEFAULT,  # noqa: A002
     *,

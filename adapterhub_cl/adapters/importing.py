@@ -17,6 +17,7 @@ from adapterhub_cl.adapters.origin import check_origin, described_task, plainly,
 from adapterhub_cl.adapters.serving_check import check_served
 from adapterhub_cl.bases.encoders import head_of
 from adapterhub_cl.bases.loading import LoadedBase
+from adapterhub_cl.data.tasks import described_otherwise
 from adapterhub_cl.errors import AdapterError, UsageError
 from adapterhub_cl.objectives import name_for
 from adapterhub_cl.registry import Registry, check_new, storage_errors
@@ -65,6 +66,13 @@ def import_adapter(
     if task is None and not described.get("labels") and len(written := read_layout(source)) == 1:
         described = {**described, "labels": tuple(next(iter(written.values())))}  # as this project exported it
     serves = task or described_task(name, described, known)
+    there = {one.name: one for one in registry.tasks()}.get(serves.name)
+    if task is None and there is not None and described_otherwise(there, serves):
+        raise UsageError(
+            f"this hub describes the task {serves.name} otherwise: its kind ({there.kind} here, {serves.kind} there), "
+            "labels, prompt format or instruction differ",
+            f"import it under another name: --as NAME; or say that it is for the hub's task: --task {serves.name}",
+        )
     if serves.kind == "generation" and base.is_encoder:
         raise UsageError(
             f"{base.info.source!r} is an encoder, and the labels of the rows of the adapter's head are unknown",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_cl.bases.sources import TOKENIZER_FILES, public_name, resolve
 from adapterhub_cl.errors import BaseModelError
+from adapterhub_cl.registry import samples
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 if TYPE_CHECKING:
@@ -99,10 +100,7 @@ def tell_prompts(
             return False
         label_ids: dict[str, list[int]] = {}
         if task.kind == "choice" and objective.writes:
-            tree = LabelTree({label: encode.answer(label) for label in task.labels})
-            label_ids = {
-                label: [token for _, token in steps] for label, steps in zip(tree.labels, tree.steps, strict=True)
-            }
+            label_ids = LabelTree({label: encode.answer(label) for label in task.labels}).ids()
         instruction = task.instruction or _usual_instruction(record)
         own |= {
             "instruction": instruction,
@@ -147,7 +145,7 @@ def _filled(prompt: Mapping[str, Any], text: str, instruction: str) -> str:
 
 def _usual_instruction(record: AdapterRecord) -> str:
     """The instruction of most of its replay samples, if each row has its own."""
-    rows = [json.loads(line) for line in (record.path / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in samples.read(record)]
     often = Counter(str(row.get("instruction") or "") for row in rows if row.get("input")).most_common(1)
     return often[0][0] if often else ""
 

@@ -66,6 +66,10 @@ class LabelTree:
                     node = nodes[key]
             self.steps.append(steps)
 
+    def ids(self) -> dict[str, list[int]]:
+        """Label → the token ids whose log-likelihoods add up to its score."""
+        return {label: [token for _, token in steps] for label, steps in zip(self.labels, self.steps, strict=True)}
+
     def check_known(self, model: Any) -> None:
         """Raise for a label with a token that the base has no embedding of.
 
@@ -75,8 +79,7 @@ class LabelTree:
         count = bare(model).get_input_embeddings().num_embeddings
         if self.largest < count:
             return
-        tokens = [[token for _, token in steps] for steps in self.steps]
-        label = next(one for one, ids in zip(self.labels, tokens, strict=True) if self.largest in ids)
+        label = next(one for one, ids in self.ids().items() if self.largest in ids)
         raise DataError(
             f"the label {label!r} has a token with the id {self.largest}, but the base has only {count} embeddings",
             "the token was added to the tokenizer and not to the model: name the label otherwise",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adapterhub_cl.data.plain_text import plain
 from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.plugins import Room
@@ -145,7 +146,7 @@ class _Sieve:
         leaks, known = set(find_leaks(self._avoid, drafts)), set(find_leaks(self._examples, drafts))
         answers = []
         for index, draft in enumerate(drafts):
-            key = " ".join(f"{draft.instruction}\n{draft.input}".casefold().split())
+            key = plain(f"{draft.instruction}\n{draft.input}")
             good = index not in leaks and index not in known and key not in self._seen
             self._seen.add(key)
             self.leaks += index in leaks

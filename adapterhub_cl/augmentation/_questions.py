@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapterhub_cl.data.guessing import OPEN_END, ORDERS
+from adapterhub_cl.data.plain_text import plain
 
 WH = "what|which|who|whom|whose|where|when|why|how"
 BE = "is|are|was|were"
@@ -124,8 +125,8 @@ def reworded(text: str) -> Rewordings:
     if not whole:
         return Rewordings((), ())
     parts = parts_of(whole)
-    trained = _filled(TRAINED, parts, {_key(whole)})
-    return Rewordings(trained, _filled(HELD_OUT, parts, {_key(whole), *map(_key, trained)}))
+    trained = _filled(TRAINED, parts, {plain(whole)})
+    return Rewordings(trained, _filled(HELD_OUT, parts, {plain(whole), *map(plain, trained)}))
 
 
 def parts_of(text: str) -> dict[str, str]:
@@ -237,10 +238,6 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"(?<!\w)['\"“”(]|['\"“”),;:](?!\w)|[?!]", " ", text).lower().split())
 
 
-def _key(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def _filled(templates: Sequence[str], parts: Mapping[str, str], known: set[str]) -> tuple[str, ...]:
     found = []
     for template in templates:
@@ -248,7 +245,7 @@ def _filled(templates: Sequence[str], parts: Mapping[str, str], known: set[str])
         if not all(part in parts for part in needed):
             continue
         text = template.format_map(parts)
-        if _key(text) not in known:
-            known.add(_key(text))
+        if plain(text) not in known:
+            known.add(plain(text))
             found.append(text)
     return tuple(found)

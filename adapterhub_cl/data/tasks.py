@@ -12,6 +12,7 @@ from typing import Any
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.guessing import MAX_LABELS, could_be_label, kind_of, single_label
+from adapterhub_cl.data.plain_text import plain
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.options import read_texts
 from adapterhub_cl.types import METRICS as METRICS
@@ -211,6 +212,12 @@ def updated_task(old: Task, examples: Sequence[Example] | Examples) -> Task:
     return replace(old, labels=(*old.labels, *fresh))
 
 
+def described_otherwise(mine: Task, theirs: Task) -> bool:
+    """Whether two tasks of one name are not asked alike."""
+    keys = ("kind", "labels", "prompt_format", "instruction")
+    return any(getattr(mine, key) != getattr(theirs, key) for key in keys)
+
+
 def find_leaks(train: Sequence[Example] | Examples, held_out: Sequence[Example] | Examples) -> list[int]:
     """Indices of held-out examples that also occur in the training data, ignoring case and spacing.
 
@@ -258,8 +265,7 @@ def _question(example: Example, instruction: str) -> str:
 
 
 def _key(example: Example) -> str:
-    text = f"{example.instruction}\n{example.text}" if example.input else example.answer or ""
-    return " ".join(text.casefold().split())
+    return plain(f"{example.instruction}\n{example.text}" if example.input else example.answer or "")
 
 
 def why_kind(task: Task, examples: Examples, asked: str = "auto") -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from adapterhub_cl.erasure.places import hub_versions, run_folders, run_request, stream_hubs
 from adapterhub_cl.erasure.versions import KnownVersion, sources_of
@@ -31,7 +32,9 @@ class SharedRows:
     ) -> SharedRows:
         """Collected from the versions that were made for a task, and its samples."""
         own = [known[ref] for ref, (_, is_own) in found.items() if is_own and ref in known]
-        rows = {_seen.row_hash(key) for key in keys}
+        # Until 0.2 the hashes were of texts as they came, whose accents may be code points of their own.
+        forms = {*keys, *((normalize("NFD", a), normalize("NFD", b)) for a, b in keys)}
+        rows = {_seen.row_hash(key) for key in forms}
         sources: set[str] = set()
         for one in own:
             sources |= one.sources

@@ -46,6 +46,12 @@ class Probe:
     sha256: str = ""
     left_out: int = 0
 
+    def few(self, most: int) -> Probe:
+        """At most so many of the examples, spread evenly over them: files are often sorted by label."""
+        count = len(self.examples)
+        chosen = [self.examples[k * count // most] for k in range(most)] if count > most else self.examples
+        return replace(self, examples=chosen)
+
 
 def without(probe: Probe, outdated: Collection[str]) -> Probe | None:
     """The probe without questions whose answer has changed; None if nothing is left.

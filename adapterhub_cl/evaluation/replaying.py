@@ -208,7 +208,7 @@ def _asked(
         return None
     probe = asked_as(probe, replace(task, metric=probe.task.metric))
     if rows is not None:
-        probe = replace(probe, examples=probe.examples[:rows])
+        probe = probe.few(rows)
     recorded = score_version(hub, record, probe)
     said = _answers(hub, server, model, record, probe)
     return compare(probe, Answers((), 0.0), Answers((), recorded.value), said)

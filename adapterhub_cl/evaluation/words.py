@@ -12,24 +12,21 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from adapterhub_cl.data.plain_text import UNSPACED, plain
+
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`", "「": "」", "『": "』"}
 DOUBLE = '"“”«»„'
 MARKS = ".!?…。！？｡"  # they end sentences
 PAUSES = ",;:，；：、"
 CODE = re.compile(r"[{}()\[\]=<>_/\\|&^~*#@$%+]")
 MEANINGFUL = re.compile(r"\d|[#+%$€£¥@*_=<>/\\^&|~{}\[\]°‰]")
-# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer: written without spaces between words
-UNSPACED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
-)
 ARTICLES = {"a", "an", "the"}
 
 
 def normalise(text: str) -> str:
     """Case-folded, with spaces collapsed; surrounding quotes and trailing sentence marks are removed, unless nothing
     else is there. Every other character stays, so that `-5`, `5`, `5%` and `.5` are four answers."""
-    collapsed = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    collapsed = plain(text)
     bare, before = collapsed, ""
     while bare != before:
         before = bare
@@ -70,7 +67,7 @@ def words(text: str, *, articles: bool = True) -> list[str]:
 @lru_cache(maxsize=4096)
 def _words(text: str, articles: bool) -> tuple[str, ...]:
     found: list[str] = []
-    for piece in unicodedata.normalize("NFC", text).casefold().split():
+    for piece in plain(text).split():
         run = ""
         for character in piece:
             if UNSPACED.match(character):

@@ -161,7 +161,8 @@ def export(order: ExportOrder, format: BaseFormat) -> Path:  # noqa: A002 (the f
 
 
 def export_all(orders: Sequence[ExportOrder], format: BaseFormat, target: Path) -> Path:  # noqa: A002
-    """Write versions of different adapters, each to a folder named as the adapter: all of them, or nothing.
+    """Write versions of different adapters, each to a folder named as its order's target: all of them, or
+    nothing.
 
     Args:
         target: the directory that gets these folders; empty or missing.
@@ -176,7 +177,7 @@ def export_all(orders: Sequence[ExportOrder], format: BaseFormat, target: Path) 
         format.check(order)
     with filled(target) as made:
         for order in orders:
-            folder = made / order.record.name
+            folder = made / order.target.name
             folder.mkdir()
             format.write(order, folder)
             format.prove(order, folder)

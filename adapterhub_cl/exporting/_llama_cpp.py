@@ -66,9 +66,11 @@ def answers(
 
 
 def _row(encode: Tokeniser, tokenizer: Any, example: Any, most: int) -> dict[str, Any]:
+    from adapterhub_cl.answering.choices import LabelTree
+
     row: dict[str, Any] = {"prompt": list(encode.prompt(example).prompt)}
     if encode.task.kind == "choice":
-        return {**row, "labels": {label: list(encode.answer(label)) for label in encode.task.labels}}
+        return {**row, "labels": LabelTree({label: encode.answer(label) for label in encode.task.labels}).ids()}
     return {**row, "most": most, "ends": sorted({encode.end, int(tokenizer.eos_token_id)})}
 
 

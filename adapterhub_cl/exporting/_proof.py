@@ -60,7 +60,7 @@ def references(order: ExportOrder, base: LoadedBase) -> list[Reference]:
             order.hub.reporter.note(f"note: no held-out row or replay sample of {task.name} is left to try it on")
             continue
         probe = asked_as(probe, replace(task, metric=probe.task.metric))
-        probes.append(replace(probe, examples=probe.examples[:count]))
+        probes.append(probe.few(count))
     if not probes:
         return []
     with as_served(base, order.record.path) as model:

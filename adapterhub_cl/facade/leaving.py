@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ class Leaving(OpenedHub):
         reporter: Reporter | None = None,
         **asked: Any,
     ) -> list[str]:
-        """Write the version of each adapter that answers now to `target/NAME`: all of them, or nothing.
+        """Write every version that answers now to `target/NAME`: all of them, or nothing. Where two versions of one
+        adapter answer, each for tasks of its own, they are `target/NAME@vN`.
 
         Returns:
             the versions that were written.
@@ -69,8 +71,10 @@ class Leaving(OpenedHub):
         kind, config = exporting.configured(format, asked)
         folder = self._outside(target)
         # An adapter that was imported without a task serves none, and is asked by its name.
-        named = {r.name: r.ref for r in self.registry.adapters(include_rejected=False) if not r.tasks}
-        named |= {self.registry.get(ref).name: ref for ref in sorted(set(self.registry.serving().values()))}
+        found = [self.registry.get(ref) for ref in set(self.registry.serving().values())]
+        often = Counter(record.name for record in found)
+        found += [r for r in self.registry.adapters(include_rejected=False) if not r.tasks and r.name not in often]
+        named = {r.ref if often[r.name] > 1 else r.name: r.ref for r in found}
         if not named:
             raise UsageError("nothing answers in this hub yet", "cl-adapter add-task NAME DATA trains an adapter")
         orders = [self._order(ref, folder / name, config, reporter) for name, ref in sorted(named.items())]

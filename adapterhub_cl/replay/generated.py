@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+from adapterhub_cl.data.plain_text import pieces, plain
 from adapterhub_cl.replay import BasePolicy, Evidence
 from adapterhub_cl.replay._groups import by_answer, few_answers, in_turn
 from adapterhub_cl.types import Example
@@ -27,18 +28,14 @@ NEAR = 90.0
 RUN = 8
 
 
-def plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def bare(example: Example) -> str:
     """The text used to compare two examples: the input, or for raw text the text itself."""
     return plain(example.input or example.answer or "")
 
 
 def runs(text: str) -> Iterator[tuple[str, ...]]:
-    """All runs of eight words of a plain text."""
-    words = text.split()
+    """All runs of eight words of a plain text; see `pieces`."""
+    words = pieces(text)
     return (tuple(words[k : k + RUN]) for k in range(len(words) - RUN + 1))
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.data.plain_text import plain
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.registry import HubFile, Registry, check_local, files, parse_ref, samples
 from adapterhub_cl.registry.names import refuse_inside
@@ -272,16 +273,26 @@ def _example(record: AdapterRecord, number: int, line: str) -> Example:
 
 
 def sample_key(example: Example) -> tuple[str, str]:
-    """What identifies the same person's data in two samples: the input, ignoring case and spacing; without an input,
-    the instruction and the answer."""
+    """What identifies the same person's data in two samples: the input, ignoring case, spacing and how an accent is
+    encoded; without an input, the instruction and the answer."""
     if example.text.strip():
-        return (" ".join(example.text.casefold().split()), "")
-    return (" ".join(example.instruction.casefold().split()), " ".join((example.answer or "").casefold().split()))
+        return (plain(example.text), "")
+    return (plain(example.instruction), plain(example.answer or ""))
 
 
 def _has(example: Example, text: str) -> bool:
-    parts = (example.text, example.answer or "", example.instruction, example.rejected)
-    return any(text.casefold() in part.casefold() for part in parts)
+    """Whether any text of a sample contains this one; case, spacing and how an accent is encoded do not matter."""
+    return any(plain(text) in plain(part) for part in _texts(example.to_json()))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within plain JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for inner in value.values() for text in _texts(inner))
+    elif isinstance(value, list | tuple):
+        yield from (text for inner in value for text in _texts(inner))
 
 
 def _text(lines: Sequence[str]) -> str:

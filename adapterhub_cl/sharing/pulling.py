@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl.data.tasks import described_otherwise
 from adapterhub_cl.errors import AdapterError, IntegrityError, UnknownNameError, UsageError
 from adapterhub_cl.learning.chosen_settings import carry_choice
 from adapterhub_cl.progress import Reporter
@@ -280,7 +281,7 @@ def _check_tasks(registry: Registry, places: Sequence[_Place]) -> None:
                     "pull other versions by name",
                 )
         if task is not None and shared.manifest["status"] == "active":
-            if task.name in known and _differs(known[task.name], task) and not _follows(registry, place):
+            if task.name in known and described_otherwise(known[task.name], task) and not _follows(registry, place):
                 raise AdapterError(
                     f"the task {task.name} of {shared.ref} is described otherwise in this hub",
                     f"pull it as a task of its own: cl-adapter pull TARGET {shared.ref} --as NAME",
@@ -291,11 +292,6 @@ def _check_tasks(registry: Registry, places: Sequence[_Place]) -> None:
                 f"{shared.ref} answers for {', '.join(missing[:5])}, and this hub has no such task",
                 "pull the adapters of these tasks first, or everything: cl-adapter pull TARGET",
             )
-
-
-def _differs(mine: Task, theirs: Task) -> bool:
-    keys = ("kind", "labels", "prompt_format", "instruction")
-    return any(getattr(mine, key) != getattr(theirs, key) for key in keys)
 
 
 def _tasks(place: _Place) -> list[str]:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from adapterhub_cl.data.plain_text import plain
 from adapterhub_cl.traffic.journal import Judged
 from adapterhub_cl.types import Example
 
@@ -51,7 +52,8 @@ def cleaned(judged: Sequence[Judged], evaluation: Sequence[Example]) -> Clean:
         judged: oldest first.
         evaluation: the rows on which the task is scored, which must not be learned.
     """
-    answers: dict[str, list[tuple[str, str]]] = defaultdict(list)  # question → (id, right answer)
+    answers: dict[str, list[tuple[str, str]]] = defaultdict(list)  # question → (id, right answer with single spaces)
+    written: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # (question, right answer) → as users wrote it
     first: dict[str, Example] = {}
     left_out: dict[str, str] = {}
     for one in judged:
@@ -60,8 +62,9 @@ def cleaned(judged: Sequence[Judged], evaluation: Sequence[Example]) -> Clean:
             continue
         key = question_of(one.kept.example)
         first.setdefault(key, one.kept.example)
-        right = " ".join(one.right.split()) if "\n" not in one.right else one.right.strip()
+        right = " ".join(one.right.split())
         answers[key].append((one.kept.id, right))
+        written[key, right][one.right.strip()] += 1
     known = _Known(evaluation)
     rows = list[Example]()
     for key, given in answers.items():
@@ -78,13 +81,13 @@ def cleaned(judged: Sequence[Judged], evaluation: Sequence[Example]) -> Clean:
                 left_out[answer_id] = REPEATED
             learned = learned or (agree and right == answer)
         if agree:
-            rows.append(replace(first[key], answer=answer))
+            rows.append(replace(first[key], answer=written[key, answer].most_common(1)[0][0]))
     return Clean(rows, left_out)
 
 
 def question_of(example: Example) -> str:
     """The question, ignoring case and spacing."""
-    return " ".join(f"{example.instruction}\n{example.text}".casefold().split())
+    return plain(f"{example.instruction}\n{example.text}")
 
 
 class _Known:
@@ -92,7 +95,7 @@ class _Known:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         # With and without the instruction: a task's own is not part of what production asks.
-        self.exact = {question_of(e) for e in examples} | {" ".join(e.text.casefold().split()) for e in examples}
+        self.exact = {question_of(e) for e in examples} | {plain(e.text) for e in examples}
         self.long = [text for text in self.exact if len(text) >= SHORT]
 
     def has(self, question: str) -> bool:

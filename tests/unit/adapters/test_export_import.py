@@ -125,6 +125,17 @@ def test_what_is_imported_again_keeps_its_task(hub: AdapterHub, tmp_path: Path, 
     assert Task.from_json(told.manifest["task_spec"]).labels == DESCRIBED["labels"]
 
 
+def test_a_task_that_is_there_is_not_described_anew(hub: AdapterHub, tmp_path: Path) -> None:
+    folder = hub.export("free", tmp_path / "out")
+    hub.import_adapter(hub.path("one"), "taken")
+    before = hub.registry.task("taken")
+    with pytest.raises(UsageError, match="describes the task taken otherwise") as told:
+        hub.import_adapter(folder, "taken")
+    assert "--task taken" in told.value.hint
+    assert hub.registry.task("taken") == before
+    assert [record.ref for record in hub.registry.versions("taken")] == ["taken@v1"]
+
+
 @pytest.mark.parametrize("what", ["export", "version"])
 def test_what_the_user_says_of_the_task_changes_nothing_else(hub: AdapterHub, tmp_path: Path, what: str) -> None:
     folder = hub.export("one", tmp_path / "out") if what == "export" else hub.path("one")
@@ -285,3 +296,15 @@ def test_an_absurd_scaling_is_refused(hub: AdapterHub, tmp_path: Path) -> None:
     (folder / CONFIG).write_text(json.dumps({**config, "lora_alpha": 1e308}))
     with pytest.raises(AdapterError, match=r"rank .* and alpha 1e\+308"):
         hub.import_adapter(folder, "again")
+
+
+def test_samples_with_unusual_line_ends_are_exported(hub: AdapterHub, tmp_path: Path) -> None:
+    """JSON may hold U+2028 and U+0085 as they are: they end no line."""
+    row = json.dumps({"instruction": "Say it.", "input": "a\u2028b\x85c", "output": "x"}, ensure_ascii=False)
+    with hub.registry.new_draft("lines") as draft:
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(hub.path("free") / name, draft.path / name)
+        (draft.path / "replay.jsonl").write_text(row + "\n", encoding="utf-8")
+        hub.registry.publish(draft, {"kind": "trained", "rank": 4}, task=Task("lines"))
+    told = json.loads((hub.export("lines", tmp_path / "out") / "task.json").read_text(encoding="utf-8"))
+    assert told["tasks"]["lines"]["instruction"] == "Say it."

@@ -43,3 +43,9 @@ def test_nothing_right_is_too_much_of_the_only_row() -> None:
     rows = probe(3)
     adapter, other = (scored(rows, ["a"] * 3, said(3, right)) for right in (1, 0))
     assert lost_too_much(compare(rows, Answers((), 0.0), adapter, other), 0.97)
+
+
+def test_a_few_rows_are_spread_over_a_file_that_is_sorted() -> None:
+    assert [e.input for e in probe(10).few(4).examples] == ["0", "2", "5", "7"]
+    assert probe(3).few(4).examples == probe(3).examples
+    assert len(probe(7).few(7).examples) == 7

@@ -88,6 +88,19 @@ def test_all_are_written_by_name_or_none_is(hub: AdapterHub, tmp_path: Path, mon
     assert not (tmp_path / "none").exists()
 
 
+def test_two_versions_of_one_adapter_that_both_answer_are_both_written(pico_path: Any, tmp_path: Path) -> None:
+    made = AdapterHub.init(tmp_path / "hub", str(pico_path("llama")), quantization="none", dtype="fp32")
+    folders = [write_lora(tmp_path / f"lora-{seed}", seed) for seed in range(12)]
+    for folder in folders[:10]:
+        made.import_adapter(folder, "both", labels=("a", "b"))
+    made.import_adapter(folders[10], "other", labels=("c", "d"))
+    made.import_adapter(folders[11], "both", task="other")
+    made.registry.promote("both@v11")
+    found = made.export_all(tmp_path / "all", format="vllm", base_name="some/base")
+    assert sorted(found) == sorted(set(made.registry.serving().values())) == ["both@v1", "both@v11"]
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["both@v1", "both@v11"]
+
+
 def test_all_are_the_versions_that_answer(pico_path: Any, tmp_path: Path) -> None:
     made = AdapterHub.init(tmp_path / "hub", str(pico_path("llama")), quantization="none", dtype="fp32")
     for seed in (1, 2):

@@ -84,3 +84,10 @@ def test_generated_drops_the_unsure_the_doubled_and_the_copied() -> None:
     kept = [example.input for example, _ in generated.novel(written, known, 0.5)]
     assert kept == ["play some jazz for me", "wake me at seven"]
     assert generated.novel([], known, 0.5) == []
+
+
+def test_a_long_copy_in_a_script_without_spaces_is_a_copy() -> None:
+    known = [Example("我今天早上在北京火车站丢了一个黑色的钱包请帮我找", "help")]
+    copied = Example("你好" + "早上在北京火车站丢了一个黑色的钱包" + "还有别的事情要问谢谢你们帮忙", "help")
+    other = Example("明天的天气怎么样我要不要带雨伞出门呢", "weather")
+    assert [example for example, _ in generated.novel([(copied, 0.9), (other, 0.8)], known, 0.5)] == [other]

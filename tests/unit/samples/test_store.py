@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub_cl.registry import Registry
-from adapterhub_cl.samples.store import Samples
-from adapterhub_cl.types import AdapterRecord, BaseInfo, Task
+from adapterhub_cl.samples.store import Samples, sample_key
+from adapterhub_cl.types import AdapterRecord, BaseInfo, Example, Task
 
 
 @pytest.fixture
@@ -86,3 +86,27 @@ def test_a_record_read_before_a_removal_still_checks(hub: Registry) -> None:
     detail = hub.events("news", 1)[0]
     assert detail.verb == "replay-drop"
     assert "one" not in json.dumps(dict(detail.detail))
+
+
+ACCENTS = ("Jos\u00e9", "Jose\u0301")  # one code point, and a letter with a combining accent
+
+
+@pytest.mark.parametrize("said", ACCENTS)
+def test_a_text_is_found_in_all_that_a_sample_holds_however_it_is_encoded(hub: Registry, said: str) -> None:
+    for row in (
+        {"input": "q", "output": "a", "references": [f"{ACCENTS[1]} said so"]},
+        {"input": "", "output": "a", "messages": [{"role": "user", "content": "q", "name": ACCENTS[0].upper()}]},
+        {"input": f"letter of {ACCENTS[0]}", "output": "a"},
+        {"input": "another", "output": "a"},
+    ):
+        with hub.new_draft("news") as draft:
+            (draft.path / "adapter_model.safetensors").write_bytes(b"w")
+            (draft.path / "replay.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+            manifest = {"kind": "trained", "replay": {"policy": "hard", "samples": 1}}
+            hub.publish(draft, manifest, task=Task("news"))
+    assert sorted(Samples(hub).find("news", matching=said)) == ["news@v1", "news@v2", "news@v3"]
+
+
+def test_the_same_row_in_another_encoding_is_the_same_row() -> None:
+    one, other = (sample_key(Example(f"letter of {name}")) for name in ACCENTS)
+    assert one == other == sample_key(Example(f"LETTER  of {ACCENTS[1]}"))

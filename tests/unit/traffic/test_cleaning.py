@@ -49,3 +49,15 @@ def test_a_wrong_answer_alone_teaches_nothing() -> None:
     found = cleaned([judged(1, "q", None, False), judged(2, "r", "  "), judged(3, "s", None, None)], [])
     assert found.rows == []
     assert found.dropped == {"without a right answer": 3}
+
+
+def test_an_answer_is_learned_as_it_was_written() -> None:
+    code = "if x:  print(1)"
+    found = cleaned([judged(1, "q", code), judged(2, "q", code), judged(3, "q", "if x: print(1)")], [])
+    assert [row.answer for row in found.rows] == [code]
+    assert found.dropped == {"repeated": 2}
+    assert [row.answer for row in cleaned([judged(1, "table", " a\tb\n c ")], []).rows] == ["a\tb\n c"]
+
+
+def test_an_evaluation_row_is_known_however_its_accents_are_encoded() -> None:
+    assert cleaned([judged(1, "Jose\u0301?", "A")], [Example("Jos\u00e9?", "A")]).dropped == {"evaluation rows": 1}
