@@ -150,7 +150,7 @@ class LearnTask:
                 refused = error.record.ref if error.record else ""
                 return self._end(lesson, REFUSED, f"the gate refused {refused}: {error.message}", ref=refused)
             except (DataError, UsageError) as error:
-                return self._end(lesson, FAILED, error.message)
+                return self._end(lesson, FAILED, f"{error.message}; the next call tries again")
             if record.status != "active":
                 return self._end(lesson, REFUSED, f"the gate refused {record.ref}", ref=record.ref)
             lesson = self.lessons.move(lesson, GATHERED, "trained", ref=record.ref)

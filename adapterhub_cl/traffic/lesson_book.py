@@ -109,7 +109,8 @@ class Lessons:
         return lesson
 
     def move(self, lesson: Lesson, state: str, reason: str, **more: Any) -> Lesson:
-        """Record a lesson's next state.
+        """Record a lesson's next state. One that failed gives back the feedback that it took: another lesson may learn
+        it, and users may still change it.
 
         Args:
             more: further fields that change; those of `detail` are added to what is there.
@@ -124,6 +125,8 @@ class Lessons:
                 "UPDATE lessons SET state = ?, ref = ?, share = ?, changed_at = ?, reason = ?, detail = ? WHERE id = ?",
                 (after.state, after.ref, after.share, after.changed_at, reason, json.dumps(detail), after.id),
             )
+            if state == FAILED:
+                connection.execute("UPDATE feedback SET lesson = NULL WHERE lesson = ?", (after.id,))
         return after
 
 

@@ -200,16 +200,22 @@ def test_a_task_that_users_name_is_learned_as_a_new_one(hub: AdapterHub) -> None
     assert hub.predict(["cube stone 9"], task="shapes")[0].prediction == "cube"
 
 
-def test_what_cannot_be_learned_ends_as_failed(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_learned_ends_as_failed_and_its_feedback_waits(
+    hub: AdapterHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise DataError("a row cannot be used", "fix it")
 
     said(hub, 24)
-    monkeypatch.setattr(learn_steps.LearnTask, "_train", refuse)
-    step = learn(hub)
-    assert (step.did, step.reason) == ("failed", "a row cannot be used")
+    with monkeypatch.context() as patched:
+        patched.setattr(learn_steps.LearnTask, "_train", refuse)
+        step = learn(hub)
+    assert (step.did, step.reason) == ("failed", "a row cannot be used; the next call tries again")
     assert Lessons(hub.traffic).all(opened=True) == []
-    assert hub.learn()[0].did == "waiting"
+    (step,) = hub.learn(**{**QUICK, "epochs": 0}, canary=0.2)
+    assert (step.did, step.reason) == ("failed", "--epochs must be at least 1, not 0; the next call tries again")
+    (step,) = hub.learn(**QUICK, canary=0.2)
+    assert (step.did, step.ref) == ("canary", "colours@v2")
 
 
 def test_a_task_that_fails_does_not_stop_the_others(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,7 +521,7 @@ def test_what_users_correct_of_facts_is_taught_as_facts(
         hub.traffic.keep([answer(k, example=example, task="town", ref="town@v1", answer="Ann")])
         hub.traffic.say(Said(f"a-{k}", False, f"Bo of {town}", "town"))
     [step] = hub.learn(enough=4)
-    assert (step.did, step.reason) == ("failed", "seen")
+    assert (step.did, step.reason) == ("failed", "seen; the next call tries again")
     [request] = asked
     assert (request.verb, request.name, request.facts) == ("update", "town", True)
     assert request.training().epochs == 3
