@@ -24,7 +24,10 @@ from adapterhub_cl.evaluation.general_text import general_text
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.retention import Retained
 from adapterhub_cl.merging.factors import Factors
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import storage_errors
+from adapterhub_cl.samples import rows_seen
+from adapterhub_cl.strategies import MEMORY, ROOM
 from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 RECIPE = "recipe.json"
@@ -80,6 +83,8 @@ def record(
     """
     parents, tasks = making.parents, making.parents.tasks()
     own, takes_over = one_task(tasks)
+    if making.kind == "pruned":  # the same adapter, made smaller
+        own, takes_over = parents.records[0].task, list(parents.records[0].manifest.get("takes_over") or ())
     named = [str(r.path.resolve()) if making.foreign else r.ref for r in parents.records]
     edges = [(parent, RELATION[making.kind]) for parent in named]
     first = parents.records[0]
@@ -112,7 +117,7 @@ def record(
         }
         if making.kind == "pruned":
             manifest |= {key: first.manifest[key] for key in CARRIED if key in first.manifest}
-            shutil.copyfile(first.path / "replay.jsonl", draft.path / "replay.jsonl")
+            _carry(first, draft.path, hub.reporter)
         else:
             (draft.path / "replay.jsonl").touch()
         card = derived_card(
@@ -148,6 +153,31 @@ def record(
             gate=retained.to_json(),
         )
     return made
+
+
+def _carry(parent: AdapterRecord, folder: Path, reporter: Reporter) -> None:
+    """Give a pruned version what its parent keeps beside its weights: its samples, which rows it saw, and what its
+    strategies remember of earlier tasks, unless that belongs to the weights that are gone."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for name in ("replay.jsonl", rows_seen.FILE_NAME):
+        if (parent.path / name).is_file():
+            shutil.copyfile(parent.path / name, folder / name)
+    if not (parent.path / MEMORY).is_file():
+        return
+    with safe_open(parent.path / MEMORY, framework="pt") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    known = {name: ROOM.get(name) for name in {key.partition(".")[0] for key in kept} & set(ROOM.names())}
+    lost = sorted(name for name, strategy in known.items() if strategy.of_weights)
+    kept = {key: value for key, value in kept.items() if key.partition(".")[0] not in lost}
+    if kept:
+        save_file(kept, folder / MEMORY)
+    if lost:
+        reporter.note(
+            f"note: what {' and '.join(lost)} remembered belongs to the weights of {parent.ref} and is left out: "
+            f"a later --strategy {lost[0]} does not protect what {parent.name} learned"
+        )
 
 
 def _looser(retained: Retained) -> str:

@@ -232,6 +232,9 @@ class BaseStrategy:
     writes: bool = False
     """Whether it has the model in training write answers (`Stage.write`): then only a base that writes can be taught
     so, and only by answers, not by preferences or raw text."""
+    of_weights: ClassVar[bool] = False
+    """Whether what `remember` stores belongs to single weights of the adapter: it is lost where these are replaced by
+    others with nearly the same ΔW, as `prune` does."""
     Config: ClassVar[type] = NoOptions
 
     def __init__(self, config: Any = None) -> None:

@@ -53,6 +53,7 @@ class Strategy(BaseStrategy):
     shares = "all weights, each kept near its old value as far as earlier tasks need it"
     form = "continued"
     reads_logits = False
+    of_weights = True
     Config = Config
 
     def begin(self, stage: Stage) -> None:

@@ -50,6 +50,7 @@ class Strategy(BaseStrategy):
     shares = "a starting point learned from earlier tasks' samples"
     reads = "samples"
     form = "fresh"
+    of_weights = True
     Config = Config
 
     def begin(self, stage: Stage) -> None:

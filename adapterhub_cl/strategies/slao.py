@@ -32,6 +32,7 @@ class Strategy(BaseStrategy):
 
     shares = "one adapter: each task is learned separately and merged into it"
     form = "continued"
+    of_weights = True
 
     def begin(self, stage: Stage) -> None:
         found = memory(stage.parent, "slao")

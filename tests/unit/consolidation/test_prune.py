@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from adapterhub_cl.errors import AdapterError, GateRefused, IntegrityError, Stor
 from adapterhub_cl.evaluation.gate import Effect
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.merging.factors import Factors, difference, norm
-from adapterhub_cl.progress import Reporter
+from adapterhub_cl.progress import LineReporter, Reporter
 from adapterhub_cl.registry import drafts, files
 
 
@@ -581,3 +582,20 @@ def test_what_cannot_be_compared_is_left_out_with_a_note(hub: AdapterHub) -> Non
     assert "spoilt@v1 is skipped" in told[0]
     with pytest.raises(UsageError, match="--threshold"):
         hub.redundant(threshold=0)
+
+
+def test_a_version_of_several_tasks_stays_what_it_is(hub: AdapterHub, tmp_path: Path) -> None:
+    """The same adapter, made smaller: its own task, what it takes over, and what its strategies remember."""
+    data = write(tmp_path / "more.jsonl", [{"text": f"{row['text']}!", "label": row["label"]} for row in rows(24)])
+    hub.add_task("more", data, epochs=1, strategy="der+ewc", replay="balanced:10", max_forgetting=1)
+    told = io.StringIO()
+    pruned = hub.prune("more", energy=0.9, min_retention=0, reporter=LineReporter(told))
+    before = hub.get("more@v1")
+    assert (pruned.ref, pruned.task) == ("more@v2", "more")
+    assert pruned.manifest["takes_over"] == before.manifest["takes_over"] == ["mood"]
+    assert (pruned.path / "seen.bin").read_bytes() == (before.path / "seen.bin").read_bytes()
+    stored, kept = (load_file(record.path / "strategy.safetensors") for record in (before, pruned))
+    assert {key.partition(".")[0] for key in stored} == {"der", "ewc"}
+    assert {key for key in stored if key.startswith("der.")} == kept.keys()
+    assert "what ewc remembered belongs to the weights of more@v1" in told.getvalue()
+    assert hub.update("more", data, epochs=1, max_forgetting=1).ref == "more@v3"
