@@ -29,16 +29,20 @@ from adapterhub_cl.distillation.student import Student
 from adapterhub_cl.errors import AdapterHubError, StorageError, TrainingInterrupted, UsageError
 from adapterhub_cl.evaluation.measuring import Yardstick
 from adapterhub_cl.evaluation.retention import Retained
+from adapterhub_cl.options import flag
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.registry import Registry, changes, storage_errors
+from adapterhub_cl.samples import rows_seen
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.strategies import Origin
 from adapterhub_cl.training import checkpoints, speed
 from adapterhub_cl.training.learn import Learned, learn
 from adapterhub_cl.training.runs import Run, held, leave, published_by
 from adapterhub_cl.training.training_rows import TrainingSet
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import AdapterRecord, Example
 
 TEACHERS = "teachers.safetensors"
+OF_THE_START = ("alpha", "target_modules", "layers", "rslora", "init")  # the merged teachers decide them
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def distill(
     if elsewhere:
         _same_tokenizer(base, student_base)
         reporter.note("the student starts afresh: on another base there is no merged adapter to start from")
+    if run is None:
+        _tell_ignored(request, parents, elsewhere, reporter)
     request = replace(request, settings={"max_length": _length(parents), **request.settings})
     length = min(request.training().max_length, base.context, student_base.context)
     sources = Sources(request.samples, tuple(request.data), request.pseudo)
@@ -187,7 +193,7 @@ class _Distillation:
             self.first,
             request,
         )
-        write = _copies(self.folder(rank) / "student")
+        write = _copies(self.folder(rank) / "student", [row for one in self.asked for row in one.examples])
         return record(places.student, making, write, yardstick)
 
     def folder(self, rank: int) -> Path:
@@ -261,6 +267,20 @@ class _Distillation:
         return folder
 
 
+def _tell_ignored(request: DistillRequest, parents: Parents, elsewhere: bool, reporter: Reporter) -> None:
+    """Name the options that a student which starts from a merge cannot have, and teachers that nothing is asked."""
+    given = [flag(name) for name in OF_THE_START if name in request.settings]
+    if given and request.start != FRESH and not elsewhere:
+        reporter.note(
+            f"note: {', '.join(given)} {'is' if len(given) == 1 else 'are'} ignored, since the student starts from the "
+            "merged teachers and keeps their shape; --start none starts afresh"
+        )
+    asked = {record.ref for record in parents.tasks().values()}
+    for ref in parents.refs:
+        if ref not in asked:
+            reporter.note(f"note: {ref} is not asked: other teachers answer for its tasks")
+
+
 def _first_rank(request: DistillRequest, parents: Parents) -> int:
     """The rank asked for, else the largest parent's.
 
@@ -289,8 +309,12 @@ def _length(parents: Parents) -> int:
     return max(length_of(record) for record in parents.records)
 
 
-def _copies(source: Path) -> Callable[[Path], None]:
+def _copies(source: Path, seen: Sequence[Example]) -> Callable[[Path], None]:
+    """A function that writes the student's files, and hashes of the rows that it saw: `forget-task` of another task
+    finds those of its own there."""
+
     def write(folder: Path) -> None:
+        rows_seen.write(folder, seen)
         for file in (CONFIG, WEIGHTS, LAYOUT):
             if (source / file).is_file():
                 shutil.copyfile(source / file, folder / file)

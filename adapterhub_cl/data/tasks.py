@@ -233,7 +233,8 @@ def find_outdated(
     """Indices of old examples whose question occurs in the new data with a different answer.
 
     Instruction and input are compared, ignoring case and spacing. If the new data has several answers to a question,
-    any of them counts. Raw text has no questions, and a preference does not say that another answer is wrong.
+    any of them counts. Raw text has no questions, and a preference does not say that another answer is wrong. An old
+    answer that was judged wrong is outdated where the new data have it as a right one.
 
     Args:
         instruction: for examples that have none of their own.
@@ -245,7 +246,10 @@ def find_outdated(
 
     def outdated(example: Example) -> bool:
         known = answers.get(_question(example, instruction)) if example.input and example.answer else None
-        return known is not None and " ".join((example.answer or "").split()) not in known
+        if known is None:
+            return False
+        again = " ".join((example.answer or "").split()) in known
+        return again if example.desirable is False else not again
 
     return [index for index, example in enumerate(old) if outdated(example)] if answers else []
 

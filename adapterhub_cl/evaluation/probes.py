@@ -54,7 +54,7 @@ class Probe:
 
 
 def without(probe: Probe, outdated: Collection[str]) -> Probe | None:
-    """The probe without questions whose answer has changed; None if nothing is left.
+    """The probe without questions whose answer has changed; None if nothing is left that can be scored.
 
     Args:
         outdated: marks (see `mark_of`) of these questions with their old answers.
@@ -67,7 +67,9 @@ def without(probe: Probe, outdated: Collection[str]) -> Probe | None:
     # Another name and hash: a score on these rows must not be mistaken for one on the whole source.
     seal = hashlib.sha256("\n".join([probe.sha256, *gone]).encode()).hexdigest()
     data = f"{probe.data}, {len(gone)} outdated left out"
-    return replace(probe, examples=kept, data=data, sha256=seal, left_out=len(gone)) if kept else None
+    if not kept or (probe.task.metric == REWARD and not scorable(kept)):
+        return None
+    return replace(probe, examples=kept, data=data, sha256=seal, left_out=len(gone))
 
 
 def outdated_of(record: AdapterRecord | None, task: str) -> frozenset[str]:

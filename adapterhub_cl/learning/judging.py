@@ -31,8 +31,9 @@ from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, refusal
 from adapterhub_cl.learning.recording import Trained, keep_samples, record_version
+from adapterhub_cl.learning.request import versions_of
 from adapterhub_cl.training.learn import Learned
-from adapterhub_cl.types import REWARD, AdapterRecord, Evaluation, Example, Task
+from adapterhub_cl.types import LATEST, PRODUCTION, REWARD, AdapterRecord, Evaluation, Example, Task
 
 
 class Judge:
@@ -173,8 +174,10 @@ class Judge:
         for text in decision.within_chance:
             self.reporter.note(text)
         if warning := not_learned(scores):
-            serves = decision.passed and self.request.serve
-            back = f"; it serves now, and cl-adapter rollback {self.request.name} brings back the version before"
+            name = self.request.name
+            pinned = PRODUCTION in self.registry.aliases().get(name, {})
+            serves = decision.passed and self.request.serve and not pinned and versions_of(self.registry, name)
+            back = f"; it serves now, and cl-adapter rollback {name}@{LATEST} brings back the version before"
             self.reporter.note(warning + (back if serves else ""))
         return scores, decision
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,9 @@ from adapterhub_cl import AdapterHub
 from adapterhub_cl.answering import Answer
 from adapterhub_cl.consolidation import distill as verb
 from adapterhub_cl.consolidation import teachers
+from adapterhub_cl.erasure.removal import look
 from adapterhub_cl.errors import AdapterError, AdapterHubError, GateRefused, TrainingInterrupted, UsageError
-from adapterhub_cl.progress import Reporter
+from adapterhub_cl.progress import LineReporter, Reporter
 from adapterhub_cl.registry import Registry, seals
 from adapterhub_cl.types import Example, Task
 
@@ -272,6 +274,26 @@ def test_killed_while_the_students_start_is_written(hub: AdapterHub, monkeypatch
         with pytest.raises(TrainingInterrupted):
             hub.distill(["news", "slang"], name="s", evaluate=False, seed=4, **QUICK)
     assert relative(dense(hub.distill_resume("s").path), dense(whole.path)) == 0
+
+
+def test_what_the_merged_start_decides_and_who_is_not_asked_is_told(hub: AdapterHub) -> None:
+    add(hub, "news", 9)
+    told = io.StringIO()
+    asked: dict[str, Any] = {"alpha": 3.0, "layers": "0", "evaluate": False, **QUICK}
+    hub.distill(["news@v1", "news@v2", "slang"], name="s", reporter=LineReporter(told), **asked)
+    assert "--alpha, --layers are ignored" in told.getvalue()
+    assert "news@v1 is not asked: other teachers answer for its tasks" in told.getvalue()
+    afresh = io.StringIO()
+    hub.distill(["news", "slang"], name="t", start="none", reporter=LineReporter(afresh), **asked)
+    assert "ignored" not in afresh.getvalue()
+
+
+def test_the_rows_that_a_student_saw_are_found_when_their_task_is_forgotten(hub: AdapterHub, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": row["input"]}) + "\n" for row in rows("reviews")))
+    hub.distill(["news", "slang"], name="s", data=[f"slang={texts}"], evaluate=False, **QUICK)
+    shared = look(hub.registry, "reviews").shared
+    assert shared["s@v1"] == "trained on 12 of the rows that reviews was trained on"
 
 
 def test_answers_that_did_not_end_are_not_learned(hub: AdapterHub, monkeypatch: pytest.MonkeyPatch) -> None:

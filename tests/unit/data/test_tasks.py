@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from adapterhub_cl.data.columns import examples
@@ -175,6 +177,8 @@ def test_outdated_is_what_is_asked_again_and_answered_otherwise() -> None:
     assert find_outdated(old, new) == [0], "without an instruction it is another question"
     assert find_outdated(old, [*new, Example("Who is the mayor?", "Ines")], "Say it.") == [], "both answers are new"
     assert find_outdated(old, []) == []
+    judged = [replace(row, desirable=False) for row in old]
+    assert find_outdated(judged, new, "Say it.") == [2], "what was judged wrong is a right answer now"
 
 
 def test_a_mark_stands_for_question_and_answer() -> None:

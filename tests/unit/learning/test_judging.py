@@ -174,4 +174,6 @@ def test_a_version_that_serves_unlearned_is_told_the_way_back(pico_path: Callabl
         record = hub.update("colours", wrong, **{**own, "learning_rate": 1e-9, **more}, reporter=notes)
         assert record.training["learning_rate"] == 1e-9
         (warned,) = [line for line in notes.said if "were not learned" in line]
-        assert warned.endswith("cl-adapter rollback colours brings back the version before") == told
+        assert warned.endswith("cl-adapter rollback colours@latest brings back the version before") == told
+        if told:
+            assert hub.rollback("colours@latest")[1].ref == "colours@v1"
