@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import unicodedata
@@ -42,8 +43,17 @@ def as_written(text: str) -> str:
 
 def as_json(data: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
     """Data as JSON whose texts cannot steer a terminal: what `as_written` replaces is escaped, so the data stay."""
-    text = json.dumps(data, indent=indent, ensure_ascii=ascii_only, default=str)
+    text = json.dumps(finite(data), indent=indent, ensure_ascii=ascii_only, default=str, allow_nan=False)
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def finite(data: Any) -> Any:
+    """Data in which a number that JSON does not have (NaN, infinity) is null."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def short(text: str, columns: int = 60) -> str:

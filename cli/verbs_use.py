@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -188,7 +188,7 @@ def _stdin(example: str, what: str) -> str:
     """All of standard input, which has something in it."""
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no text given", f"{example}, or send {what} to standard input")
-    text = sys.stdin.read()
+    text = _read(sys.stdin.read)
     if not text.strip():
         raise DataError("no text on standard input", f"{example}, or send {what}")
     return text
@@ -343,5 +343,19 @@ def _turn(terminal: bool) -> str | None:
     """The next message; None at the end."""
     if terminal:
         print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline() if sys.stdin is not None else ""
+    line = _read(sys.stdin.readline) if sys.stdin is not None else ""
     return line.strip() if line else None
+
+
+def _read(read: Callable[[], str]) -> str:
+    """Text of standard input.
+
+    Raises:
+        DataError: it is not text of the terminal's encoding.
+    """
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input is not {error.encoding}: {error.reason} at byte {error.start + 1}", "send it as UTF-8"
+        ) from error

@@ -12,6 +12,7 @@ from adapterhub_cl.errors import UnknownNameError, UsageError
 from adapterhub_cl.loop.gathered import Gathered, gather
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
+from adapterhub_cl.registry.names import refuse_inside
 from adapterhub_cl.traffic.journal import Journal, Judged, KeptAnswer, texts_of
 from adapterhub_cl.traffic.lesson_book import Lesson, Lessons
 
@@ -131,6 +132,7 @@ def export_rows(registry: Registry, file: Path, task: str = "") -> int:
     """
     journal = Journal(registry.path)
     check_known(registry, journal, task)
+    refuse_inside(file, registry.path, "write to a folder outside of it")
     if file.exists():
         raise UsageError(f"{file} is there already", "name another file, or remove it")
     said = {one.kept.id: one for one in journal.judged()}

@@ -137,6 +137,10 @@ class HubFile:
         base = _table(path, raw, "base")
         if missing := [key for key in ("source", "fingerprint") if not isinstance(base.get(key), str)]:
             raise HubError(f"{path}: [base] has no {' and no '.join(missing)}", "restore the file")
+        for key, value in base.items():
+            kind = int if key == "parameters" else str
+            if key in _KNOWN["base"] and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise HubError(f"{path}: {key} of [base] is {value!r}", "restore the file")
         return cls(
             base=BaseInfo(**{key: value for key, value in base.items() if key in _KNOWN["base"]}),
             created_at=str(raw.get("created_at", "")),

@@ -38,8 +38,8 @@ def run_directories(runs: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
 
 
 def needed_by_runs(place: Place, dropped: Collection[Path] = ()) -> dict[str, str]:
-    """Version → the unfinished run (in progress or resumable) that continues from it or trains on top of it; a bare
-    adapter name if the run will continue from whichever version is the latest by then.
+    """Version → the unfinished run (in progress or resumable) that continues from it, trains on top of it or asks it as
+    a teacher; a bare adapter name if the run will continue from whichever version is the latest by then.
 
     Args:
         dropped: runs to leave out.
@@ -52,7 +52,8 @@ def needed_by_runs(place: Place, dropped: Collection[Path] = ()) -> dict[str, st
             about = json.loads((path / "run.json").read_text(encoding="utf-8"))
             if not isinstance(about, dict):
                 continue
-            refs = [about.get("parent"), about.get("on_top_of")]
+            teachers = about.get("refs") if about.get("from_hub") == str(place.hub.resolve()) else ()
+            refs = [about.get("parent"), about.get("on_top_of"), *(teachers if isinstance(teachers, list) else ())]
             refs += [about.get("name")] if about.get("verb") == "update-online" else []
             found |= {ref: path.name for ref in refs if isinstance(ref, str) and ref}
     return found

@@ -177,7 +177,7 @@ def _tell_vanished(
 
 def _wanted(store: RemoteStore, listed: Mapping[str, Sequence[int]], ref: str | None) -> list[tuple[str, int]]:
     if not listed:
-        raise UnknownNameError("version", ref or "", (), f"{store.url} has no versions; cl-adapter push makes some")
+        raise UsageError(f"{store.url} has no versions", "cl-adapter push makes some there")
     if ref is None:
         return [(name, number) for name, numbers in listed.items() for number in numbers]
     parsed = parse_ref(ref)

@@ -52,7 +52,7 @@ def push(
             # A version that was made to serve and does not was rolled back from, if another one of its name serves.
             made_to = record.name not in named and bool(record.manifest["published"]["serve"])
             serves = record.ref in serving or made_to
-            done.append(_push_one(registry, store, record, serves, with_samples, key))
+            done.append(_push_one(registry, store, record, serves, with_samples, key, reporter))
             advance()
     return done
 
@@ -74,11 +74,27 @@ def _wanted(registry: Registry, refs: Sequence[str]) -> list[AdapterRecord]:
 
 
 def _push_one(
-    registry: Registry, store: RemoteStore, record: AdapterRecord, serves: bool, with_samples: bool, key: SigningKey
+    registry: Registry,
+    store: RemoteStore,
+    record: AdapterRecord,
+    serves: bool,
+    with_samples: bool,
+    key: SigningKey,
+    reporter: Reporter,
 ) -> MovedVersion:
     there = _there(store, record)
-    whole = there is not None and (there.has_samples or not with_samples)
     manifest = _manifest(registry, record, with_samples)
+    mine = record.manifest["files"].get(SAMPLES) or {}
+    listed_there = {} if there is None else dict(there.files.get(SAMPLES) or {})
+    other = bool(mine.get("bytes")) and listed_there.get("sha256") != mine["sha256"]
+    whole = there is not None and not (with_samples and other)
+    if whole and other and there is not None and there.has_samples:
+        reporter.note(
+            f"note: {store.url} keeps other replay samples of {record.ref} than this hub; push it --with-samples to "
+            "replace them"
+        )
+    elif with_samples and listed_there and not mine.get("bytes"):
+        reporter.note(f"note: {store.url} keeps replay samples of {record.ref}, which has none in this hub")
     listed = there.files if there is not None and whole else manifest["files"]
     sent = 0
     for name, row in listed.items():
@@ -91,11 +107,23 @@ def _push_one(
         return MovedVersion(record.ref, bool(sent), sent)
     text = write(manifest, _parents(registry, record), serves, key)
     if there is not None:
+        if listed_there and not _listed_elsewhere(store, record, listed_there["sha256"]):
+            store.remove(blob(listed_there["sha256"]))  # before the document: what was dropped must not stay unlisted
         store.put(document(record.name, record.version), text)  # the same version, with its samples now
     elif not store.put_new(document(record.name, record.version), text):
         _there(store, record)  # refuses what another push has put there meanwhile, unless it is the same version
         return MovedVersion(record.ref, bool(sent), sent)
     return MovedVersion(record.ref, True, sent + len(text))
+
+
+def _listed_elsewhere(store: RemoteStore, record: AdapterRecord, sha256: str) -> bool:
+    """Whether another version in the store has the very same samples."""
+    places = [(name, number) for name, numbers in store.listed().items() for number in numbers]
+    for name, number in places:
+        raw = None if (name, number) == (record.name, record.version) else store.read(document(name, number))
+        if raw is not None and read(raw, name, number, store.url).files.get(SAMPLES, {}).get("sha256") == sha256:
+            return True
+    return False
 
 
 def _there(store: RemoteStore, record: AdapterRecord) -> SharedVersion | None:

@@ -138,3 +138,8 @@ def test_json_cannot_steer_a_terminal_and_keeps_its_texts(ascii_only: bool) -> N
     assert json.loads(text) == data
     assert display.as_written(text) == text
     assert ("日本" in text) != ascii_only
+
+
+def test_json_has_no_numbers_that_json_lacks() -> None:
+    text = display.as_json({"scores": (float("-inf"), [float("nan"), 0.5]), "n": 3})
+    assert json.loads(text, parse_constant=pytest.fail) == {"scores": [None, [None, 0.5]], "n": 3}

@@ -50,6 +50,8 @@ def test_export_label_say_and_look(cl: Cl, hub: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     assert cl("inbox", "--export", file, "--hub", hub).code == 0
     assert cl("inbox", "--export", file, "--hub", hub).code == 2  # it is there already
+    inside = cl("inbox", "--export", hub / "rows.jsonl", "--hub", hub)
+    assert (inside.code, "inside the hub" in inside.err) == (2, True)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 12
     rows[0]["label"], rows[1]["correct"], rows[2]["thumb"] = "negative", True, "down"

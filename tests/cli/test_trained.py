@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import TRAINING, Cl, Said, mood_rows, write_rows
+from cli_support import TRAINING, Cl, Said, Stdin, mood_rows, write_rows
 
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.hub import AdapterHub
@@ -34,6 +34,21 @@ def test_eval(trained: Path, cl: Cl) -> None:
     assert [row["metric"] for row in results] == ["accuracy", "macro_f1"]
     assert results[0].keys() >= {"adapter", "task", "metric", "value", "n", "interval"}
     assert results[0]["n"] == 20
+
+
+@pytest.mark.parametrize("verb", ["predict", "chat"])
+def test_standard_input_that_is_no_text_is_told(
+    trained: Path, cl: Cl, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def read(self: Stdin, *_: Any) -> str:
+        return b"\xff\xfe bad\n".decode()
+
+    monkeypatch.setattr(Stdin, "read", read)
+    monkeypatch.setattr(Stdin, "readline", read)
+    said = cl(verb, "--hub", trained, stdin="x")
+    assert said.code == 1
+    assert "standard input is not utf-8: invalid start byte at byte 1" in said.err
+    assert "internal error" not in said.err
 
 
 def test_predict_from_arguments_file_and_stdin(trained: Path, cl: Cl, tmp_path: Path) -> None:

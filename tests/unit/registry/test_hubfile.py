@@ -39,6 +39,9 @@ def test_broken_toml_names_the_line(tmp_path: Path) -> None:
         ("format = 'x'\n", "not a number"),
         ("format = 1\n", "no source and no fingerprint"),
         ("format = 1\nbase = 3\n", "base is not a table"),
+        ("[base]\nsource = 'tiny'\nfingerprint = 'f'\nparameters = 'x'\n", "parameters of .base. is 'x'"),
+        ("[base]\nsource = 'tiny'\nfingerprint = 'f'\nparameters = true\n", "parameters of .base. is True"),
+        ("[base]\nsource = 'tiny'\nfingerprint = 'f'\narchitecture = 3\n", "architecture of .base. is 3"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, said: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sqlite3
@@ -138,6 +139,29 @@ def test_the_task_is_served_by_the_newest_unless_production_pins_it(hub: Registr
     assert (hub.serving(), hub.get("news").ref) == ({"news": "news@v4"}, "news@v4")
     with pytest.raises(UnknownNameError, match="unknown task"):
         hub.serve("cooking", "news")
+
+
+def test_production_is_no_alias_of_a_version_for_several_tasks(hub: Registry, publish: Publish) -> None:
+    publish()
+    publish("other", task="other")
+    made = publish("both", task=None, takes_over=["news", "other"], serve=False)
+    with pytest.raises(UsageError, match="answers for several tasks") as caught:
+        hub.set_alias("both", "production")
+    assert caught.value.hint == "cl-adapter promote both@v1 lets it serve them all"
+    assert (hub.serving(), hub.get(made.ref).aliases) == ({"news": "news@v1", "other": "other@v1"}, ("latest",))
+    hub.promote("both")
+    assert set(hub.serving().values()) == {"both@v1"}
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_an_unfinished_distillation_needs_its_teachers(hub: Registry, publish: Publish, mine: bool) -> None:
+    publish()
+    run = hub.runs_dir / "student-1"
+    run.mkdir()
+    where = str(hub.path.resolve() if mine else hub.path.parent / "other")
+    row = {"verb": "distill", "name": "student", "refs": ["news@v1"], "from_hub": where}
+    (run / "run.json").write_text(json.dumps(row))
+    assert hub.needed_by_runs() == ({"news@v1": "student-1"} if mine else {})
 
 
 def test_rollback_goes_back_step_by_step(hub: Registry, publish: Publish) -> None:

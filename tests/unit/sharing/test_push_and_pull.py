@@ -127,6 +127,25 @@ def test_samples_move_only_if_they_are_wanted(ours: Registry, theirs: Registry, 
     assert not any("without replay samples" in line for line in quiet.told)
 
 
+def test_samples_that_were_dropped_leave_the_store_too(ours: Registry, theirs: Registry, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    train(ours)
+    push(ours, store, "news", with_samples=True)
+    pull(theirs, store)
+    assert [one.moved for one in push(theirs, store, "news", with_samples=True)] == [False], "it has none to put there"
+    kept = '{"instruction": "", "input": "harmless", "output": "a"}\n'
+    ours.replace_samples("news@v1", kept)
+    push(ours, store, "news", reporter=(notes := Notes()))
+    assert any("keeps other replay samples of news@v1" in line for line in notes.told)
+    assert any(SECRET.encode() in content for content in files_of(store).values())
+    assert [one.moved for one in push(ours, store, "news", with_samples=True)] == [True]
+    assert not any(SECRET.encode() in content for content in files_of(store).values())
+    fourth = make_hub(tmp_path / "fourth")
+    pull(fourth, store, with_samples=True)
+    assert (fourth.get("news").path / "replay.jsonl").read_text() == kept
+    assert [one.moved for one in push(ours, store, "news", with_samples=True)] == [False]
+
+
 def test_nothing_but_versions_leaves_the_hub(ours: Registry, tmp_path: Path) -> None:
     train(ours)
     for name in ("keys.json", "traffic.db", "signers.json", "uploads.bin"):
