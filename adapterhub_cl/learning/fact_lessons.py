@@ -20,6 +20,7 @@ from adapterhub_cl.data.tokenise import Tokeniser
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.learning import general_questions
 from adapterhub_cl.learning.material import Material
+from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.registry import seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.types import AdapterRecord, Example
@@ -58,6 +59,13 @@ def beside(material: Material, seed: int) -> Beside:
         for asked in (general_questions.TRAINED, general_questions.HELD_OUT)
     )
     return Beside(_asked(near[measured:] + trained), _asked(near[:measured]), _asked(held))
+
+
+def own_rows(request: TrainRequest, material: Material) -> bool:
+    """Whether facts are measured on themselves, as `rebase` does it: one that is not taught cannot be known. Rows that
+    are learned and measured are no leak there."""
+    held = material.held_out
+    return request.facts and held is not None and set(held.examples) == set(material.data.examples)
 
 
 def old_answers(

@@ -21,6 +21,7 @@ from adapterhub_cl.data.tasks import find_leaks
 from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.evaluation.gate import Decision
 from adapterhub_cl.learning.chosen_settings import settings_of
+from adapterhub_cl.learning.fact_lessons import own_rows
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder
 from adapterhub_cl.learning.request import SHAPE
@@ -64,9 +65,10 @@ def keep_samples(
     material: Material,
     learned: Learned,
 ) -> tuple[list[Example], dict[str, Any]]:
-    """The replay samples, and the tensors that the strategy stores. Copies of held-out examples are never kept."""
+    """The replay samples, and the tensors that the strategy stores. Copies of held-out examples are never kept,
+    unless they are facts that are measured on themselves."""
     pool = list(dict.fromkeys([*material.data.examples, *material.review]))
-    if material.held_out is not None:
+    if material.held_out is not None and not own_rows(order.request, material):
         leaks = set(find_leaks(material.held_out, pool))
         pool = [example for k, example in enumerate(pool) if k not in leaks]
         if leaks and not pool:
