@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub_cl.data.layouts import recognise, unread
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.errors import DataError
+from adapterhub_cl.examples import REMEMBERED
 from adapterhub_cl.types import Layout
 
 
@@ -104,3 +105,19 @@ def _refuse_half(rows: SourceRows, columns: Sequence[str], learned: Sequence[Lay
                 + " and ".join(map(repr, one.input)),
                 f"add it; or, if the rest is the whole question: --columns {shlex.quote(told)}",
             )
+
+
+def carried(before: Layout, read: Layout) -> Layout:
+    """The layout of a task that goes on reading the columns that it read elsewhere, and reads the rows that it has
+    learned here as they were read.
+
+    Args:
+        before: the layout that the task has elsewhere.
+        read: that of the rows here.
+    """
+    if before.covers(read):
+        return before
+    same = fits(before, read.columns)
+    if same is not None and (same.input, same.output, same.chat) != (read.input, read.output, read.chat):
+        return read.after(before)  # the same names with other roles: what was learned here goes first
+    return replace(before, older=(replace(read, older=()), *before.older)[:REMEMBERED])

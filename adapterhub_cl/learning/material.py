@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adapterhub_cl import objectives, strategies
-from adapterhub_cl.bases.kinds import is_encoder
-from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.data import tokenise
 from adapterhub_cl.data.columns import Examples, read_examples
-from adapterhub_cl.data.guessing import LABELLED, could_be_label, named_kind
+from adapterhub_cl.data.guessing import LABELLED
 from adapterhub_cl.data.label_forms import for_task, with_known_labels
 from adapterhub_cl.data.reading import at_hand
 from adapterhub_cl.data.tasks import (
@@ -19,18 +17,18 @@ from adapterhub_cl.data.tasks import (
     check_labels_kept,
     find_leaks,
     find_outdated,
-    infer_task,
     updated_task,
 )
 from adapterhub_cl.errors import AdapterError, DataError, UsageError
 from adapterhub_cl.evaluation.preference_scores import scorable
+from adapterhub_cl.learning.described import described_task
 from adapterhub_cl.learning.order import TrainOrder, refuse_with_preferences
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.samples.kept import kept_samples
 from adapterhub_cl.settings import TrainingSettings
 from adapterhub_cl.strategies import Combined
-from adapterhub_cl.types import DERIVED, REWARD, AdapterRecord, BaseInfo, Example, Layout, Task
+from adapterhub_cl.types import DERIVED, REWARD, AdapterRecord, Example, Layout, Task
 
 if TYPE_CHECKING:
     from adapterhub_cl.bases.loading import LoadedBase
@@ -230,39 +228,6 @@ def with_limits(material: Material, base: LoadedBase, settings: TrainingSettings
         return replace(material, task=replace(material.task, max_length=length))
     rows = [*material.data.examples, *material.review]
     return replace(material, task=tokenise.with_limits(material.task, base.tokenizer, rows, length))
-
-
-def described_task(request: TrainRequest, data: Examples, base: BaseInfo) -> Task:
-    """The task that a request and its data describe. It is asked through the base's chat template, where the base has
-    one and nobody says otherwise: an instruct model knows no other form so well."""
-    template = request.prompt_format is None and has_chat_template(base)
-    metric = request.metric or (REWARD if data.read.prefers else None)
-    return infer_task(
-        request.name,
-        data,
-        kind=_asked_kind(request, data, base),
-        labels=list(request.labels) or None,
-        prompt_format="chat" if template else request.prompt_format,
-        metric=metric,
-        instruction=request.instruction,
-    )
-
-
-def _asked_kind(request: TrainRequest, data: Examples, base: BaseInfo) -> str:
-    """The kind that the user named, or the only one that can be: facts are free answers, and an encoder has none."""
-    if data.read.prefers and request.kind not in ("auto", "generation"):
-        raise UsageError(
-            f"--kind {request.kind}: preferences are between free answers", "leave --kind out, or say --kind generation"
-        )
-    if request.kind != "auto":
-        return named_kind(request.kind, data.source, data.layout)
-    if data.read.prefers:
-        return "generation"
-    if request.facts:
-        return "generation"
-    answers = {example.answer for example in data if example.answer is not None}
-    repeat = is_encoder(base.architecture) and 0 < 2 * len(answers) <= len(data)
-    return "choice" if repeat and all(map(could_be_label, answers)) else "auto"
 
 
 def taken_over(

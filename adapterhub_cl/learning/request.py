@@ -176,7 +176,7 @@ def build(
     if verb == "update":
         before = registry.get(name)
         free = any(task.name == before.task and task.kind == "generation" for task in registry.tasks())
-        given["columns"] = given.get("columns") or _usual_columns(_learned_from(registry, before), str(data), free=free)
+        given["columns"] = given.get("columns") or _usual_columns(learned_from(registry, before), str(data), free=free)
         given.setdefault("strategy", _usual_strategy(registry.base, str(data), given))
         kept = before.manifest.get("replay") or {}
         if kept.get("size") is not None:
@@ -222,10 +222,15 @@ def _tuned(registry: Registry, verb: str, name: str, given: Mapping[str, Any]) -
     return usual_settings(registry, name, fresh=verb == "add-task" and strategy.makes != "continued")
 
 
-def _learned_from(registry: Registry, record: AdapterRecord) -> list[Mapping[str, Any]]:
-    """What is recorded of the data of a version and of those before it, the newest first."""
-    older = [one for one in registry.versions(record.name) if one.version <= record.version]
-    return [one.training.get("data") or {} for one in reversed(older)]
+def learned_from(registry: Registry, record: AdapterRecord) -> list[Mapping[str, Any]]:
+    """What is recorded of the data of a version and of those before it, the newest first; behind a version that a
+    rebase made, what the old hub recorded."""
+    found: list[Mapping[str, Any]] = []
+    for one in reversed(registry.versions(record.name)):
+        if one.version <= record.version:
+            reads = (one.manifest.get("rebased_from") or {}).get("reads") or {}
+            found += [one.training.get("data") or {}, *reads.get("data", ())]
+    return found
 
 
 def _usual_columns(facts: Sequence[Mapping[str, Any]], data: str, *, free: bool = True) -> Mapping[str, Any]:

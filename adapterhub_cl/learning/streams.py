@@ -23,7 +23,7 @@ from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.matrix import AccuracyMatrix
 from adapterhub_cl.evaluation.probes import Probe, score, score_version
 from adapterhub_cl.evaluation.stages import matrix_of
-from adapterhub_cl.learning.material import described_task
+from adapterhub_cl.learning.described import described_task
 from adapterhub_cl.learning.order import finished, order_of, refusal
 from adapterhub_cl.learning.request import TrainRequest
 from adapterhub_cl.learning.stream_file import StreamFile, StreamTask, check_leaks, digest

@@ -15,7 +15,7 @@ from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
 from adapterhub_cl.learning.order import finished, order_of
-from adapterhub_cl.learning.request import SHAPE, TrainRequest, build
+from adapterhub_cl.learning.request import SHAPE, TrainRequest, build, learned_from
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
 from adapterhub_cl.rebasing.rebinding import origin
@@ -107,6 +107,7 @@ def relearn(
         }
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
         told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if copy else {})}
+        told |= {"reads": reads} if (reads := _reads(old, found)) else {}
         return replace(request, rebased_from=told, begin_from=str(found.record.path.resolve()) if copy else "")
 
     try:
@@ -138,6 +139,19 @@ def rebased_from(old: Registry, found: TaskSource, lesson: WrittenLesson, least:
         **({"old_measured": lesson.old_measured, "old_score_from": lesson.old_from} if lesson.old_from else {}),
         "min_retention": least,
     }
+
+
+def _reads(old: Registry, found: TaskSource) -> dict[str, Any]:
+    """The columns that the old hub's task reads, and those that were named for its data: the rows that are written down
+    here have columns of their own, and later data are like the old ones."""
+    own = found.record if found.record.task == found.task.name else found.first
+    data = [
+        {"columns": dict(told), "unused": list(one.get("unused", ()))}
+        for one in (learned_from(old, own) if own is not None else ())
+        if (told := one.get("columns"))
+    ]
+    layout = found.task.layout
+    return {**({"layout": layout.to_json()} if layout else {}), **({"data": data} if data else {})}
 
 
 def drop_runs(registry: Registry, task: str) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from encoder_hubs import Notes, new_hub, write
+from encoder_hubs import COLOURS, Notes, new_hub, rows, write
 
 from adapterhub_cl import AdapterHub
+from adapterhub_cl.data.learned_layouts import carried
+from adapterhub_cl.evaluation.probes import probe_of
 from adapterhub_cl.learning import fact_lessons
+from adapterhub_cl.types import Layout
 
 OWN: dict[str, Any] = {"epochs": 1, "rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64}
 BRIEF: dict[str, Any] = {"epochs": 1, "min_retention": 0.0}
@@ -29,9 +33,9 @@ def test_facts_keep_their_samples(
     monkeypatch.setattr(fact_lessons, "NEAR_HELD_OUT", 2)
     hub = new_hub(tmp_path / "old", pico_path("llama"))
     makers = {"apple": "Ann", "stone": "Bob", "house": "Cy", "river": "Dan", "cloud": "Eve", "table": "Fay"}
-    rows = [{"question": f"Who made the {what}?", "answer": who} for what, who in makers.items()]
+    facts = [{"question": f"Who made the {what}?", "answer": who} for what, who in makers.items()]
     own = {**OWN, "max_length": 200, "augment": "paraphrase:2"}
-    hub.add_task("makers", write(tmp_path / "makers.jsonl", rows), facts=True, **own)
+    hub.add_task("makers", write(tmp_path / "makers.jsonl", facts), facts=True, **own)
     notes = Notes()
     hub.rebase(qwen, to=str(tmp_path / "new"), reporter=notes, **BRIEF)
     assert not [note for note in notes.said if "also in the training data" in note or "no replay samples" in note]
@@ -45,3 +49,51 @@ def test_facts_keep_their_samples(
     new.update("makers", more, facts=True, reporter=notes, epochs=1, max_forgetting=1.0)
     assert "6 replay samples of makers@v1 are mixed in" in notes.said
     assert json.loads((new.get("makers").path / "training.json").read_text())["eval"] is None
+
+
+@pytest.mark.parametrize(("text", "answer"), [("title", "label"), ("foo", "bar"), ("instruction", "output")])
+@pytest.mark.parametrize("gone", [False, True])
+def test_later_rows_are_read_by_the_same_columns(
+    pico_path: Callable[[str], Path], tmp_path: Path, text: str, answer: str, gone: bool
+) -> None:
+    """Whether the rows are written down from the data or from the samples: they have columns of their own there."""
+
+    def file(count: int, seed: int) -> Path:
+        found = [{text: row["input"], "text": "nothing", answer: row["output"]} for row in rows(COLOURS, count, seed)]
+        return write(tmp_path / f"{count}-{seed}.jsonl", found)
+
+    hub, data, more = new_hub(tmp_path / "old", pico_path("bert")), file(36, 0), file(12, 1)
+    columns = {"input": text, "output": answer}
+    hub.add_task("colours", data, kind="choice", columns=columns, replay="balanced:24", **OWN)
+    if gone:
+        data.unlink()
+    hub.rebase(str(pico_path("roberta")), to=str(tmp_path / "new"), **BRIEF)
+    new = AdapterHub.open(tmp_path / "new")
+    own = hub.registry.task("colours").layout
+    assert own is not None
+    found = new.registry.task("colours").layout
+    assert found is not None
+    assert own in (found, *(replace(one, older=()) for one in (found, *found.older)))
+    for one in (hub, new):
+        assert [row.input for row in one.read_inputs(str(more), task="colours")] == [
+            row["input"] for row in rows(COLOURS, 12, 1)
+        ]
+        assert one.evaluate(["colours"], data=str(more))[0][1].n == 12
+    new.update("colours", more, epochs=1, max_forgetting=1.0)
+    assert new.get("colours").training["data"]["columns"] == columns
+    assert new.get("colours").manifest["gate"]["effects"][0]["n"] > 0
+    probe = probe_of(new.registry, "colours")
+    assert probe is not None
+    assert all(row.input for row in probe.examples)
+    new.rebase(str(pico_path("bert")), to=str(tmp_path / "third"), **BRIEF)
+    third = AdapterHub.open(tmp_path / "third")
+    assert third.read_inputs(str(more), task="colours")[0].input == rows(COLOURS, 12, 1)[0]["input"]
+
+
+def test_rows_with_the_same_names_in_other_roles_are_read_as_they_were_written() -> None:
+    written = Layout("instruction/input/output", ("input",), "output", "instruction")
+    turned = Layout("as given by --columns", ("output",), "input")
+    assert carried(turned, written) == replace(written, older=(turned,))
+    titles = Layout("as given by --columns", ("title",), "label")
+    assert carried(titles, written) == replace(titles, older=(written,))
+    assert carried(written, written) == written
