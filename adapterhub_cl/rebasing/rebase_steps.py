@@ -265,6 +265,8 @@ def _rebound(old: Registry, new: Registry, names: Sequence[str], reporter: Repor
             there[record.ref] = rebinding.rebind(old, new, record, there)
         _copy_aliases(old, new, record, there[record.ref])
         _take_tuned(old, new, record.ref, there[record.ref].ref, (), reporter)
+    for told in rebinding.follow(old, new, names, there):
+        reporter.note(told)
     serving = old.serving()
     return [TaskMove(name, serving[name], there[serving[name]].ref, rebinding.REBOUND, state=MOVED) for name in names]
 

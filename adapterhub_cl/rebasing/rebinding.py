@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.registry.names import is_outside
-from adapterhub_cl.types import AdapterRecord, Evaluation, Task
+from adapterhub_cl.types import LATEST, PRODUCTION, AdapterRecord, Evaluation, Task
 
 REBOUND = "rebound"
 
@@ -55,6 +55,33 @@ def rebind(old: Registry, new: Registry, record: AdapterRecord, copies: Mapping[
         serve=record.ref in old.serving().values(),
         number=record.version if record.version > max(there, default=0) else None,
     )
+
+
+def follow(old: Registry, new: Registry, tasks: Collection[str], copies: Mapping[str, AdapterRecord]) -> list[str]:
+    """Let the copies serve, and be the latest, as the versions do in the old hub by now. What was made or promoted in
+    the new hub stays; notes say so.
+
+    Args:
+        copies: old reference → copy.
+    """
+    own = {copy.ref for copy in copies.values()}
+    for record in old.adapters():
+        copy = copies.get(record.ref) if set(record.tasks) & set(tasks) else None
+        if copy is not None and new.get(copy.name).ref in own - {copy.ref}:
+            new.set_alias(copy.ref, LATEST, reason="rebase")
+    notes, there = [], new.serving()
+    for task, ref in old.serving().items():
+        if task not in tasks or there.get(task) == copies[ref].ref:
+            continue
+        serves = new.get(there[task]) if task in there else None
+        if serves is None or (serves.ref in own and PRODUCTION not in serves.aliases):
+            new.serve(task, copies[ref].ref)
+        else:
+            notes.append(
+                f"note: {serves.ref} goes on serving {task} in the new hub, where it was made or promoted; to let "
+                f"{copies[ref].ref} serve as in the old hub: cl-adapter --hub {new.path} promote {copies[ref].ref}"
+            )
+    return notes
 
 
 def _parent(old: Registry, edge: Mapping[str, Any], copies: Mapping[str, AdapterRecord]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoder_hubs import COLOURS, Notes, new_hub, rows, write
+import transformers
+from encoder_hubs import COLOURS, Notes, data, new_hub, rows, write
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.learned_layouts import carried
@@ -62,11 +63,11 @@ def test_later_rows_are_read_by_the_same_columns(
         found = [{text: row["input"], "text": "nothing", answer: row["output"]} for row in rows(COLOURS, count, seed)]
         return write(tmp_path / f"{count}-{seed}.jsonl", found)
 
-    hub, data, more = new_hub(tmp_path / "old", pico_path("bert")), file(36, 0), file(12, 1)
+    hub, first, more = new_hub(tmp_path / "old", pico_path("bert")), file(36, 0), file(12, 1)
     columns = {"input": text, "output": answer}
-    hub.add_task("colours", data, kind="choice", columns=columns, replay="balanced:24", **OWN)
+    hub.add_task("colours", first, kind="choice", columns=columns, replay="balanced:24", **OWN)
     if gone:
-        data.unlink()
+        first.unlink()
     hub.rebase(str(pico_path("roberta")), to=str(tmp_path / "new"), **BRIEF)
     new = AdapterHub.open(tmp_path / "new")
     own = hub.registry.task("colours").layout
@@ -97,3 +98,33 @@ def test_rows_with_the_same_names_in_other_roles_are_read_as_they_were_written()
     titles = Layout("as given by --columns", ("title",), "label")
     assert carried(titles, written) == replace(titles, older=(written,))
     assert carried(written, written) == written
+
+
+def saved_again(base: Path, to: Path) -> str:
+    """The same tensors in other files, with another fingerprint."""
+    transformers.AutoModelForMaskedLM.from_pretrained(base).save_pretrained(to, max_shard_size="20KB")
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(to)
+    return str(to)
+
+
+def test_copies_serve_as_the_versions_do_in_the_old_hub(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, moved = new_hub(tmp_path / "old", pico_path("bert")), saved_again(pico_path("bert"), tmp_path / "moved")
+    hub.add_task("colours", data(tmp_path, COLOURS, 12), kind="choice", **OWN)
+    hub.update("colours", data(tmp_path, COLOURS, 12, 1), epochs=1, max_forgetting=1.0)
+    to = str(tmp_path / "new")
+    hub.rebase(moved, to=to)
+    assert AdapterHub.open(to).registry.serving() == {"colours": "colours@v2"}
+    hub.rollback("colours@latest")
+    assert hub.rebase(moved, to=to).tasks[0].new == "colours@v1"
+    new = AdapterHub.open(to)
+    assert new.registry.serving() == hub.registry.serving() == {"colours": "colours@v1"}
+    assert new.get("colours").ref == "colours@v1"
+    hub.rebase(moved, to=str(tmp_path / "fresh"))
+    assert AdapterHub.open(tmp_path / "fresh").get("colours").ref == "colours@v1"
+    assert new.verify() == []
+
+    new.update("colours", data(tmp_path, COLOURS, 12, 2), epochs=1, max_forgetting=1.0)
+    notes = Notes()
+    hub.rebase(moved, to=to, reporter=notes)
+    assert AdapterHub.open(to).registry.serving() == {"colours": "colours@v3"}
+    assert any(note.startswith("note: colours@v3 goes on serving colours in the new hub") for note in notes.said)
