@@ -68,7 +68,7 @@ def look(old: Registry, path: str | Path, base: BaseInfo) -> NewHub:
         raise HubError(
             f"the hub at {place} has adapters already, and no rebase began it", "give a new or an empty hub with --to"
         )
-    if begun is not None and begun != identity(old):
+    if begun is not None and any(begun.get(key) != told for key, told in identity(old).items()):
         raise HubError(
             f"the hub at {place} was begun by a rebase of another hub ({begun.get('hub')})",
             "give another folder with --to",
@@ -83,13 +83,14 @@ def make(old: Registry, found: NewHub) -> Registry:
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
         if _begun(registry.path) is None:
-            atomic_write_text(folder / BEGUN, json.dumps(identity(old), indent=1) + "\n")
+            told = {"hub": old.path.resolve().name, **identity(old)}
+            atomic_write_text(folder / BEGUN, json.dumps(told, indent=1) + "\n")
     return registry
 
 
 def identity(old: Registry) -> dict[str, Any]:
     """What tells one hub from another, wherever it lies."""
-    return {"hub": old.path.resolve().name, "base": old.base.fingerprint, "created_at": old.hub_file.created_at}
+    return {"base": old.base.fingerprint, "created_at": old.hub_file.created_at}
 
 
 def _begun(hub: Path) -> dict[str, Any] | None:

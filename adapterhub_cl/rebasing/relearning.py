@@ -115,7 +115,7 @@ def relearn(
             kept, run_again = build(registry, "add-task", task.name, None, True, {})
             if run_again is None or run_again.id != run.id:
                 break
-            if kept.same_as(request_of(bool(kept.begin_from))):
+            if kept.same_as(_wherever(request_of(bool(kept.begin_from)), kept)):
                 done = finished(registry, kept, run, hub.reporter)
                 return done or teach(hub, order_of(registry, kept), run=run)
             hub.reporter.note(f"note: the unfinished training of {task.name} had other options; it begins again")
@@ -125,6 +125,12 @@ def relearn(
     except GateRefused as refused:
         hub.reporter.note(f"warning: {refused.message}; it is kept as rejected")
         return registry.get(refused.record.ref)
+
+
+def _wherever(request: TrainRequest, kept: TrainRequest) -> TrainRequest:
+    """The request with the names of the old hub's folder that a stopped run has: it may have been renamed since."""
+    told = {**request.rebased_from, "hub": kept.rebased_from.get("hub")}
+    return replace(request, rebased_from=told, begin_from=kept.begin_from)
 
 
 def rebased_from(old: Registry, found: TaskSource, lesson: WrittenLesson, least: float) -> dict[str, Any]:

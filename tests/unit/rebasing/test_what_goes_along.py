@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 import transformers
+from crashes import in_child
 from encoder_hubs import COLOURS, Notes, data, new_hub, rows, write
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.learned_layouts import carried
+from adapterhub_cl.errors import HubError
 from adapterhub_cl.evaluation.probes import probe_of
 from adapterhub_cl.learning import fact_lessons
+from adapterhub_cl.progress import Reporter
 from adapterhub_cl.types import Layout
 
 OWN: dict[str, Any] = {"epochs": 1, "rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64}
@@ -128,3 +132,44 @@ def test_copies_serve_as_the_versions_do_in_the_old_hub(pico_path: Callable[[str
     hub.rebase(moved, to=to, reporter=notes)
     assert AdapterHub.open(to).registry.serving() == {"colours": "colours@v3"}
     assert any(note.startswith("note: colours@v3 goes on serving colours in the new hub") for note in notes.said)
+
+
+def test_a_rebase_goes_on_after_the_old_hub_was_renamed(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, moved = new_hub(tmp_path / "old", pico_path("bert")), saved_again(pico_path("bert"), tmp_path / "moved")
+    for name in ("colours", "others"):
+        hub.add_task(name, data(tmp_path, COLOURS, 12), kind="choice", **OWN)
+    to = tmp_path / "new"
+    hub.rebase(moved, to=str(to), tasks=["colours"])
+    begun = json.loads((to / "rebase" / "begun.json").read_text())
+    assert begun["hub"] == "old"
+    (tmp_path / "old").rename(tmp_path / "elsewhere")
+    hub = AdapterHub.open(tmp_path / "elsewhere")
+    assert [one.state for one in hub.rebase(moved, to=str(to)).tasks] == ["moved", "moved"]
+    (to / "rebase" / "begun.json").write_text(json.dumps({**begun, "created_at": "another"}))
+    with pytest.raises(HubError, match=r"begun by a rebase of another hub \(old\)"):
+        hub.rebase(moved, to=str(to))
+
+
+class StopAtStep(Reporter):
+    """Dies as by SIGKILL when so many steps of a training are done."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
+        self.left -= bool(values)
+        if self.left == 0:
+            os._exit(137)
+
+
+def test_a_stopped_training_goes_on_after_the_old_hub_was_renamed(
+    pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    hub, roberta = new_hub(tmp_path / "old", pico_path("bert")), str(pico_path("roberta"))
+    hub.add_task("colours", data(tmp_path, COLOURS, 36), kind="choice", **OWN)
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "checkpoint_every": 1, **BRIEF, "epochs": 3, "batch_size": 8}
+    assert in_child(lambda: hub.rebase(roberta, reporter=StopAtStep(6), **asked)) == 137
+    [run] = (tmp_path / "new" / "runs").glob("colours-*")
+    (tmp_path / "old").rename(tmp_path / "elsewhere")
+    AdapterHub.open(tmp_path / "elsewhere").rebase(roberta, **asked)
+    assert AdapterHub.open(tmp_path / "new").get("colours").training["run"] == run.name
