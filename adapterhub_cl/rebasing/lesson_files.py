@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from adapterhub_cl.rebasing.new_hub import FOLDER
-from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
+from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource, measured_on_its_own
 from adapterhub_cl.registry import Registry, seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text, sha256_file
 from adapterhub_cl.types import Example
@@ -109,6 +109,17 @@ def write_rows(registry: Registry, found: TaskSource, pseudo: Sequence[Example] 
         written=len(pseudo),
         asked=asked,
     )
+
+
+def with_written(registry: Registry, found: TaskSource, lesson: WrittenLesson) -> TaskSource:
+    """The source with the rows that it is measured on as they were written down, where it has none: the old version
+    wrote them before the rebase was stopped."""
+    if found.source != PSEUDO or found.held:
+        return found
+    folder = registry.path / FOLDER / found.task.name
+    with storage_errors(folder), open(folder / HELD, encoding="utf-8") as lines:
+        held = [Example.from_json(json.loads(line)) for line in lines]
+    return replace(found, held=held, notes=(*found.notes, measured_on_its_own(found, len(held))))
 
 
 def finish_lesson(registry: Registry, lesson: WrittenLesson) -> None:

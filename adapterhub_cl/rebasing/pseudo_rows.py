@@ -17,7 +17,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError
 from adapterhub_cl.evaluation.evidence import ModelEvidence
 from adapterhub_cl.rebasing.rebase_options import FEWEST
-from adapterhub_cl.rebasing.task_sources import HELD_SHARE, PSEUDO, SAMPLES, TaskSource, held_back
+from adapterhub_cl.rebasing.task_sources import HELD_SHARE, PSEUDO, SAMPLES, TaskSource, held_back, measured_on_its_own
 from adapterhub_cl.replay.generated import OVERSAMPLE, best
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.types import BaseInfo, Example
@@ -68,8 +68,8 @@ def measured_on_written(found: TaskSource, rows: Sequence[Example]) -> tuple[Tas
     ref = found.record.ref
     if found.source == PSEUDO and not found.held:
         held = held_back(found.task, rows, int(HELD_SHARE * len(rows)))
-        note = f"measured on {len(held)} rows that {ref} wrote itself, so the score says how often both agree"
-        found, rows = replace(found, held=held, notes=(*found.notes, note)), [row for row in rows if row not in held]
+        notes = (*found.notes, measured_on_its_own(found, len(held)))
+        found, rows = replace(found, held=held, notes=notes), [row for row in rows if row not in held]
     if found.source == PSEUDO and (not found.held or len(rows) < FEWEST):
         raise AdapterError(
             f"{ref} wrote only {len(rows) + len(found.held)} rows of which it is sure",

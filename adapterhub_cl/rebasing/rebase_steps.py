@@ -310,7 +310,7 @@ def _prepared(
                 moves[name] = _without(moves[name], f"{found.record.ref} has no head for it, so it has no old score")
                 continue
             lesson_files.finish_lesson(target, lesson)
-        sources[name] = (found, lesson)
+        sources[name] = (lesson_files.with_written(target, found, lesson), lesson)
     return sources, moves
 
 

@@ -240,3 +240,8 @@ def held_back(task: Task, pool: Sequence[Example], most: int) -> list[Example]:
         draw.shuffle(rows)
         found += rows[: max(int(share * len(rows)), 1 if len(rows) > 2 and share else 0)]
     return found
+
+
+def measured_on_its_own(found: TaskSource, count: int) -> str:
+    """The note on a score that is taken on rows which the old version wrote."""
+    return f"measured on {count} rows that {found.record.ref} wrote itself, so the score says how often both agree"

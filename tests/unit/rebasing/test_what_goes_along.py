@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import transformers
 from crashes import in_child
 from encoder_hubs import COLOURS, Notes, data, new_hub, rows, write
+from safetensors.torch import load_file, save_file
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.learned_layouts import carried
@@ -20,6 +22,7 @@ from adapterhub_cl.errors import HubError
 from adapterhub_cl.evaluation.probes import probe_of
 from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.progress import Reporter
+from adapterhub_cl.rebasing import rebase_steps
 from adapterhub_cl.types import Layout
 
 OWN: dict[str, Any] = {"epochs": 1, "rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64}
@@ -173,3 +176,34 @@ def test_a_stopped_training_goes_on_after_the_old_hub_was_renamed(
     (tmp_path / "old").rename(tmp_path / "elsewhere")
     AdapterHub.open(tmp_path / "elsewhere").rebase(roberta, **asked)
     assert AdapterHub.open(tmp_path / "new").get("colours").training["run"] == run.name
+
+
+def test_a_stopped_rebase_of_written_rows_still_tries_versions_as_they_are(
+    pico_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, first = new_hub(tmp_path / "old", pico_path("llama")), data(tmp_path, COLOURS, 24)
+    own = {**OWN, "epochs": 6, "prompt_loss": 0.5}
+    hub.add_task("colours", first, kind="choice", replay="none", **own)
+    first.unlink()
+    near = tmp_path / "near"
+    shutil.copytree(pico_path("llama"), near)
+    tensors = load_file(near / "model.safetensors")
+    tensors = {name: tensor * (1 + 1e-4) if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    save_file(tensors, near / "model.safetensors", metadata={"format": "pt"})
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "pseudo_samples": 24, "port": True}
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rebase_steps, "_moved", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hub.rebase(str(near), **asked)
+    held = (tmp_path / "new" / "rebase" / "colours" / "held-out.jsonl").read_text().splitlines()
+    hub, notes = AdapterHub.open(tmp_path / "old"), Notes()
+    [moved] = hub.rebase(str(near), reporter=notes, **asked).tasks
+    assert (moved.state, moved.source, moved.held) == ("moved", "ported", len(held))
+    assert moved.notes == (
+        f"measured on {len(held)} rows that colours@v1 wrote itself, so the score says how often both agree",
+    )
+    assert not any("24 rows" in note for note in notes.said), "nothing was written again"
