@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_cl import objectives
+from adapterhub_cl import augmentation, objectives
 from adapterhub_cl import replay as policies
 from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import GateRefused
+from adapterhub_cl.errors import AdapterHubError, GateRefused, IntegrityError
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
 from adapterhub_cl.learning.order import finished, order_of
@@ -98,10 +99,14 @@ def relearn(
     """
     registry = hub.registry
     task = found.task
+    augment, why = _augment(found, registry.base)
+    if why:
+        hub.reporter.note(f"note: {task.name} is learned without the augmentation of {found.record.ref}: {why}")
 
     def request_of(copy: bool) -> TrainRequest:
         given = {**_described(found, registry.base), **_settings(found, asked, shape=copy), "eval": lesson.eval}
         given |= {
+            **({"augment": augment} if augment else {}),
             "columns": lesson.columns,
             "max_forgetting": may_lose(task.metric, float(lesson.old_score or 0.0), least),
         }
@@ -199,6 +204,36 @@ def _described(found: TaskSource, base: BaseInfo) -> dict[str, Any]:
         if not writes or objectives.of(base).writes:
             given["replay"] = f"{policy}:{kept['size']}"
     return given
+
+
+def _augment(found: TaskSource, base: BaseInfo) -> tuple[str, str]:
+    """The augmentations of the version whose settings are taken over, as `--augment` writes them; what cannot be used
+    is left out, and the second text says why."""
+    kept, why = [], ""
+    for part in filter(None, str(_recorded(found).get("augment") or "").split(",")):
+        try:
+            one = augmentation.parse(part)
+        except AdapterHubError as error:
+            why = error.message
+            continue
+        if augmentation.ROOM.get(one.name).needs_base and not objectives.of(base).writes:
+            why = f"{one.name} needs a base that writes"
+        elif any(row.prefers for row in found.rows):
+            why = "preferences are not augmented"
+        else:
+            kept.append(part)
+    return ",".join(kept), why
+
+
+def _recorded(found: TaskSource) -> dict[str, Any]:
+    """What `training.json` says of the version whose settings are taken over; empty where there is none."""
+    path = found.first.path / "training.json" if found.first is not None else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
 
 
 def _settings(found: TaskSource, asked: Mapping[str, Any], *, shape: bool) -> dict[str, Any]:

@@ -207,3 +207,18 @@ def test_a_stopped_rebase_of_written_rows_still_tries_versions_as_they_are(
         f"measured on {len(held)} rows that colours@v1 wrote itself, so the score says how often both agree",
     )
     assert not any("24 rows" in note for note in notes.said), "nothing was written again"
+
+
+def test_the_augmentation_goes_along(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "old", pico_path("llama"))
+    own = {**OWN, "kind": "choice", "replay": "balanced:12"}
+    hub.add_task("colours", data(tmp_path, COLOURS, 24), augment="swap:1", **own)
+    hub.add_task("others", data(tmp_path, COLOURS, 24), augment="paraphrase:1,generation:1", **own)
+    notes = Notes()
+    hub.rebase(str(pico_path("bert")), to=str(tmp_path / "new"), reporter=notes, **BRIEF)
+    new = AdapterHub.open(tmp_path / "new")
+    told = {name: json.loads((new.get(name).path / "training.json").read_text()) for name in ("colours", "others")}
+    assert [told[name]["augment"] for name in ("colours", "others")] == ["swap:1", "paraphrase:1"]
+    assert told["colours"]["trained_on"] > new.get("colours").training["data"]["examples"]
+    lacks = "note: others is learned without the augmentation of others@v1: generation needs a base that writes"
+    assert lacks in notes.said
