@@ -97,6 +97,7 @@ def training_facts(
         "strategy": request.strategy,
         "options": dict(request.options),
         "augment": request.augment,
+        "given": dict(request.settings),
         "objective": objective,
         "replay": request.replay,
         "data": {

@@ -29,6 +29,8 @@ from adapterhub_cl.types import AdapterRecord, BaseInfo, Evaluation
 
 # Settings that were chosen for the old base or the machine of that time.
 OF_THE_BASE = ("learning_rate", "prompt_format", "target_modules", "layers", "attention", "checkpointing", "memory")
+# Settings that are chosen by the number of rows where nobody gives them.
+OF_THE_ROWS = ("epochs", "batch_size")
 
 
 def old_score(hub: Hub, found: TaskSource, lesson: WrittenLesson) -> WrittenLesson:
@@ -237,14 +239,20 @@ def _recorded(found: TaskSource) -> dict[str, Any]:
 
 
 def _settings(found: TaskSource, asked: Mapping[str, Any], *, shape: bool) -> dict[str, Any]:
-    """The training settings of the old version that are not of its base, under those that the user gave.
+    """The training settings of the old version that are not of its base, under those that the user gave. Of those that
+    are chosen by the number of rows only what the user or `tune` gave is taken over; versions that do not record what
+    was given have only what `tune` chose.
 
     Args:
         shape: the new adapter has the layers of the old one too.
     """
     usual = TrainingSettings().to_json()
     had = (found.first.training.get("settings") if found.first is not None else None) or {}
+    given = _recorded(found).get("given")
+    if given is None and found.first is not None:
+        given = found.first.manifest.get("tuned")
     other = [name for name in OF_THE_BASE if not (shape and name in SHAPE)]
+    other += [name for name in OF_THE_ROWS if name not in (given or {})]
     kept = {k: v for k, v in had.items() if k in usual and v != usual[k] and k not in other}
     if "rank" in asked and "alpha" not in asked:
         kept.pop("alpha", None)

@@ -23,7 +23,10 @@ from adapterhub_cl.evaluation.probes import probe_of
 from adapterhub_cl.learning import fact_lessons
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import rebase_steps
-from adapterhub_cl.types import Layout
+from adapterhub_cl.rebasing.relearning import _settings
+from adapterhub_cl.rebasing.task_sources import TaskSource
+from adapterhub_cl.settings import TrainingSettings
+from adapterhub_cl.types import AdapterRecord, Layout, Task
 
 OWN: dict[str, Any] = {"epochs": 1, "rank": 4, "learning_rate": 0.01, "dev_share": 0.0, "max_length": 64}
 BRIEF: dict[str, Any] = {"epochs": 1, "min_retention": 0.0}
@@ -222,3 +225,42 @@ def test_the_augmentation_goes_along(pico_path: Callable[[str], Path], tmp_path:
     assert told["colours"]["trained_on"] > new.get("colours").training["data"]["examples"]
     lacks = "note: others is learned without the augmentation of others@v1: generation needs a base that writes"
     assert lacks in notes.said
+
+
+def test_settings_that_were_chosen_by_the_number_of_rows_are_chosen_anew(
+    pico_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    hub, roberta = new_hub(tmp_path / "old", pico_path("bert")), str(pico_path("roberta"))
+    own = {key: value for key, value in OWN.items() if key != "epochs"}
+    hub.add_task("chosen", data(tmp_path, COLOURS, 480), kind="choice", replay="balanced:24", **own)
+    hub.add_task("given", data(tmp_path, COLOURS, 24), kind="choice", epochs=2, batch_size=4, **own)
+    data(tmp_path, COLOURS, 480).unlink()
+
+    def settings(of: AdapterHub, name: str) -> tuple[int, int]:
+        told = of.get(name).training["settings"]
+        return told["epochs"], told["batch_size"]
+
+    assert [settings(hub, name) for name in ("chosen", "given")] == [(4, 16), (2, 4)]
+    hub.rebase(roberta, to=str(tmp_path / "new"), min_retention=0.0)
+    new = AdapterHub.open(tmp_path / "new")
+    assert [settings(new, name) for name in ("chosen", "given")] == [(12, 16), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("told", "tuned", "kept"),
+    [
+        ({"given": {"epochs": 9, "rank": 4}}, {}, {"epochs": 9, "rank": 4}),
+        ({"given": {"rank": 4}}, {"epochs": 9}, {"rank": 4}),
+        ({}, {"epochs": 9}, {"epochs": 9, "rank": 4}),
+        ({}, {}, {"rank": 4}),
+    ],
+)
+def test_what_was_given_is_taken_over(
+    tmp_path: Path, told: dict[str, Any], tuned: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """Versions of earlier releases do not say what was given."""
+    (tmp_path / "training.json").write_text(json.dumps(told))
+    had = {**TrainingSettings().to_json(), "epochs": 9, "batch_size": 16, "rank": 4}
+    manifest = {"training": {"settings": had}, "tuned": tuned}
+    record = AdapterRecord("t", 1, "trained", "t", 4, 0, "", "active", tmp_path, manifest=manifest)
+    assert _settings(TaskSource(Task("t"), record, first=record), {}, shape=False) == kept
