@@ -21,13 +21,13 @@ from adapterhub_cl.forecasting.expectation import Signs, fitted
 from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, what_keeps_more
-from adapterhub_cl.learning.some_rows import some_rows
+from adapterhub_cl.learning.some_rows import some_preferences, some_rows
 from adapterhub_cl.registry import seals, storage_errors
 from adapterhub_cl.registry.files import atomic_write_text
 from adapterhub_cl.samples.of_task import samples_of
 from adapterhub_cl.strategies import Stage
 from adapterhub_cl.training.processes import everyones
-from adapterhub_cl.types import Evaluation, Task
+from adapterhub_cl.types import REWARD, Evaluation, Task
 
 FILE = "forecast.json"
 
@@ -144,9 +144,13 @@ class Foreteller:
         if not kept[1]:
             self.untold.append(TaskForecast(name, metric, before, reason="it keeps no replay samples"))
             return None
-        probe = self.probes[name]
-        rows, held = some_rows(self.hub.base, task, probe.examples, settings, MEASURED, f"forecast {settings.seed}")
-        if not rows:
+        probe, draw = self.probes[name], f"forecast {settings.seed}"
+        if task.metric == REWARD:  # compared with rows of which no loss is taken: the disliked ones
+            rows = some_preferences(probe.examples, MEASURED, draw)
+            _, held = some_rows(self.hub.base, task, rows, settings, MEASURED, draw)
+        else:
+            rows, held = some_rows(self.hub.base, task, probe.examples, settings, MEASURED, draw)
+        if not held:
             self.untold.append(TaskForecast(name, metric, before, reason="no row that it is measured on can be used"))
             return None
         whole = len(rows) == len(probe.examples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from adapterhub_cl import objectives
 from adapterhub_cl.bases.loading import LoadedBase
@@ -24,15 +24,7 @@ def some_rows(
         draw: seed of the draw.
     """
     encode = objectives.of(base.info).tokeniser(base.tokenizer, task, min(settings.max_length, base.context))
-    drawn = list(examples)
-    random.Random(draw).shuffle(drawn)
-    if task.kind == "choice":
-        turn: dict[str | None, int] = {}
-        places = []
-        for k, example in enumerate(drawn):
-            turn[example.answer] = turn.get(example.answer, 0) + 1
-            places.append((turn[example.answer], k))
-        drawn = [drawn[k] for _, k in sorted(places)]
+    drawn = _drawn(examples, (lambda example: example.answer) if task.kind == "choice" else None, draw)
     kept: list[Example] = []
     found: list[Tokens] = []
     for example in drawn:
@@ -45,3 +37,23 @@ def some_rows(
         kept += [example] * len(own)
         found += own
     return kept, as_learned(found, settings)
+
+
+def some_preferences(examples: Sequence[Example], most: int, draw: str) -> list[Example]:
+    """At most `most` rows whose rewards can be compared: as many liked answers as disliked ones as there are."""
+    return _drawn(examples, lambda example: example.desirable, draw)[:most]
+
+
+def _drawn(examples: Sequence[Example], kind: Callable[[Example], object] | None, draw: str) -> list[Example]:
+    """The rows in a drawn order, with a `kind` one of each kind in turn."""
+    drawn = list(examples)
+    random.Random(draw).shuffle(drawn)
+    if kind is None:
+        return drawn
+    turn: dict[object, int] = {}
+    places = []
+    for k, example in enumerate(drawn):
+        own = kind(example)
+        turn[own] = turn.get(own, 0) + 1
+        places.append((turn[own], k))
+    return [drawn[k] for _, k in sorted(places)]

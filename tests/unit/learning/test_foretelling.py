@@ -22,6 +22,8 @@ from adapterhub_cl.forecasting import early_signs, expectation
 from adapterhub_cl.forecasting.expectation import Expectation, Expected, Signs, features, fitted
 from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
 from adapterhub_cl.learning import foretelling
+from adapterhub_cl.learning.some_rows import some_preferences
+from adapterhub_cl.types import Example
 
 OWN: dict[str, Any] = {**QUICK, "epochs": 2, "kind": "choice", "replay": "balanced:12", "max_forgetting": 1.0}
 SHARED: dict[str, Any] = {**OWN, "strategy": "sequential", "forecast": True}
@@ -197,6 +199,34 @@ def test_a_task_whose_measured_rows_cannot_be_used_is_named(
     monkeypatch.setattr(foretelling, "some_rows", without)
     told = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED).manifest["forecast"]
     assert told["reason"] == "none can be made: colours: no row that it is measured on can be used"
+
+
+@pytest.mark.parametrize("most", [4, 200])
+def test_a_task_of_judged_answers_is_measured_on_both_kinds(
+    pico_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """The disliked answers have no loss of their own, and are compared with the liked ones all the same."""
+    monkeypatch.setattr(foretelling, "MEASURED", most)
+    hub = new_hub(tmp_path / "hub", pico_path("llama"))
+    judged = [
+        {"prompt": f"tell {k}", "completion": "the red apple" if k % 3 else "the blue stone", "label": k % 3 > 0}
+        for k in range(24)
+    ]
+    file = tmp_path / "judged.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in judged))
+    options = {key: value for key, value in OWN.items() if key != "kind"}
+    hub.add_task("judged", file, **options)
+    made = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED)
+    (task,) = made.manifest["forecast"]["tasks"]
+    assert (task["task"], task["metric"]) == ("judged", "reward_accuracy")
+    assert task["drop"] is not None
+
+
+def test_as_many_liked_as_disliked_answers_are_taken() -> None:
+    rows = [Example("", f"q{k}", "a", desirable=k > 1) for k in range(20)]
+    taken = some_preferences(rows, 4, "draw")
+    assert sorted(bool(row.desirable) for row in taken) == [False, False, True, True]
+    assert len(some_preferences(rows, 100, "draw")) == 20
 
 
 def test_the_decision_follows_the_interval() -> None:
