@@ -4,7 +4,8 @@ as thumbs up and down, become more or less likely against the reference.
 With the reward r = β · (log π − log π_ref), the loss of a wanted answer is weight · (1 − σ(r − z)), that of an unwanted
 one weight · (1 − σ(z − r)). z = β · max(0, KL) is the model's divergence from the reference, without gradient: the mean
 log-ratio of answers to other questions, over the rows that are computed together. (The next row's answer is taken, the
-last row has the first one's; TRL's KTOTrainer does so within a batch.) Taken for rows with a boolean judgement.
+last row has the first one's; TRL's KTOTrainer does so within a batch. It is cut where it would make a sequence longer
+than the longest row.) Taken for rows with a boolean judgement.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class Objective(Preferring):
     def paired(self, tokens: Sequence[Tokens]) -> list[Tokens]:
         found = list(tokens)
         judged = [(k, row) for k, row in enumerate(tokens) if isinstance(row, PreferenceTokens)]
+        longest = max((len(row.with_answer) for _, row in judged), default=0)
         for (k, row), (_, following) in zip(judged, [*judged[1:], *judged[:1]], strict=True):
-            found[k] = replace(row, other=following.answer)
+            found[k] = replace(row, other=following.answer[: longest - len(row.prompt)])
         return found
 
     def preference_losses(

@@ -209,6 +209,27 @@ def test_untrained_rows_lose_what_chance_does_and_weigh_as_one(pico_base: Any) -
         assert judged.losses(model, collate(rows, range(3), PAD)).tolist() == pytest.approx([1.0, 0.5, own], abs=1e-5)
 
 
+def test_no_answer_to_another_question_makes_a_row_longer_than_the_longest() -> None:
+    rows = [
+        PreferenceTokens(tuple(range(10, 70)), (5, 2), other=(5, 2), desirable=True),
+        PreferenceTokens((10,), tuple(range(30, 60)), other=(5, 2), desirable=False),
+    ]
+    paired = kto.Objective().paired(rows)
+    assert max(map(len, paired)) == max(len(row.with_answer) for row in rows) == 62
+    assert [row.other for row in paired] == [(30, 31), (5, 2)]
+    assert kto.Objective().paired([]) == []
+
+
+def test_judged_answers_that_fill_the_context_are_learned(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    """GPT-2 has one learned position for each token that it reads: a longer sequence ends in an error."""
+    hub = AdapterHub.init(tmp_path / "hub", str(pico_path("gpt2")), quantization="none", dtype="fp32")
+    rows = [{"prompt": " ".join(["apple"] * (200 if k % 2 else 3)) + f" {k}", "label": k % 3 > 0} for k in range(8)]
+    for k, row in enumerate(rows):
+        row["completion"] = "the red apple is good" if k % 2 else " ".join(["stone"] * 100)
+    record = hub.add_task("long", write(tmp_path / "long.jsonl", rows), **{**QUICK, "epochs": 1, "max_length": 256})
+    assert json.loads((record.path / "training.json").read_text())["objective"] == "kto"
+
+
 def test_the_reference_is_the_adapter_as_it_was_or_the_base(pico_base: Any) -> None:
     with new_adapter(pico_base, TrainingSettings(rank=2), "CAUSAL_LM") as model:
         objective = dpo.Objective()
