@@ -220,6 +220,21 @@ def test_no_answer_to_another_question_makes_a_row_longer_than_the_longest() -> 
     assert kto.Objective().paired([]) == []
 
 
+def test_an_answer_is_compared_with_those_to_other_questions() -> None:
+    """A pair's two rows ask the same question, and so may neighbours."""
+
+    def others(*asked: int) -> list[tuple[int, ...]]:
+        rows = [PreferenceTokens((q,), (k,), desirable=k % 2 == 0) for k, q in enumerate(asked)]
+        return [row.other for row in kto.Objective().paired(rows)]  # type: ignore[attr-defined]
+
+    assert others(7, 8, 9) == [(1,), (2,), (0,)]
+    assert others(7, 7, 8, 8, 9, 9) == [(2,), (3,), (4,), (5,), (0,), (1,)]
+    assert others(7, 8, 8, 7) == [(2,), (3,), (0,), (1,)]
+    assert others(7, 7, 7) == [(1,), (2,), (0,)], "there is no other question"
+    assert others(7, 7) == [(1,), (0,)]
+    assert others(7) == [(0,)]
+
+
 def test_judged_answers_that_fill_the_context_are_learned(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
     """GPT-2 has one learned position for each token that it reads: a longer sequence ends in an error."""
     hub = AdapterHub.init(tmp_path / "hub", str(pico_path("gpt2")), quantization="none", dtype="fp32")
