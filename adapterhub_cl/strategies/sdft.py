@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_cl.errors import UsageError
+from adapterhub_cl.errors import DataError, UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import BaseStrategy, Stage
 from adapterhub_cl.strategies.lwf import distillation, swapped
@@ -69,12 +69,38 @@ class Strategy(BaseStrategy):
     def begin(self, stage: Stage) -> None:
         self.teacher = {name: p.detach().clone() for name, p in stage.parameters.items()}
         self.taught = self.left_out = self.written = 0
+        self._tell_what_fits(stage)
+
+    def _fits(self, stage: Stage, row: Tokens) -> bool:
+        """Whether the base can read a row with its example, and what is written behind them."""
+        return bool(len(with_example(row)) + self.config.longest <= stage.context)
+
+    def _tell_what_fits(self, stage: Stage) -> None:
+        """Tell how many of the new rows are left out.
+
+        Raises:
+            DataError: all are, so that nothing would be learned.
+        """
+        count = sum(not self._fits(stage, stage.tokens(row)) for row in range(stage.fresh))
+        if not count:
+            return
+        room = (stage.context - self.config.longest) // 2  # what fits into it fits with its example
+        what = (
+            f"{count} of {stage.fresh} rows are too long for sdft: the base reads {stage.context} tokens, which must "
+            f"hold the question twice, its answer, and the {self.config.longest} tokens of sdft.longest"
+        )
+        steps = [f"--max-length {room} cuts them"] if room > 0 else []
+        steps.append("a lower --set sdft.longest=N leaves more room")
+        if count == stage.fresh and not self.own_loss:
+            raise DataError(what, f"{'; '.join(steps)}; or choose another --strategy")
+        rest = "are learned from their given answers alone" if self.own_loss else "are not learned"
+        stage.note(f"warning: {what}; they {rest} ({'; '.join(steps)})")
 
     def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:
         import torch
 
         rows = [stage.tokens(row) for row in batch.indices]
-        fit = [row for row in rows if len(with_example(row)) + self.config.longest <= stage.context]
+        fit = [row for row in rows if self._fits(stage, row)]
         self.left_out += len(rows) - len(fit)
         if not fit:
             return None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
+from encoder_hubs import Notes
 from toys import BOS, EOS, PAD, same, stir, toy_settings, toy_tokens, train
 
 from adapterhub_cl.answering.writing import drawn
 from adapterhub_cl.data.tokenise import Tokens
+from adapterhub_cl.errors import DataError
 from adapterhub_cl.strategies import build
 from adapterhub_cl.strategies.lwf import distillation
 from adapterhub_cl.strategies.sdft import Config, Strategy, with_example
@@ -112,12 +115,31 @@ def test_rows_that_do_not_fit_with_their_example_are_left_out_and_counted(pico_b
     context = pico_base.model.config.max_position_embeddings
     long = Tokens((BOS, *(100,) * (context // 2)), (120, EOS))
     assert len(with_example(long)) > context
-    strategy = sdft()
-    outcome = train(pico_base, toy_settings(epochs=1, batch_size=1), [long, *toy_tokens(2)], strategy=strategy)
+    strategy, notes = sdft(), Notes()
+    rows = [long, *toy_tokens(2)]
+    outcome = train(pico_base, toy_settings(epochs=1, batch_size=1), rows, strategy=strategy, reporter=notes)
+    assert any("1 of 3 rows are too long for sdft" in line and "are not learned" in line for line in notes.said)
     told = strategy.summary()
     assert (told["rows"], told["left_out"]) == (2, 1)
     assert told["written_tokens"] >= 2
     assert all(torch.isfinite(value).all() for value in outcome.weights.values())
+
+
+def test_a_training_in_which_no_row_fits_is_refused(pico_base: Any) -> None:
+    """Unless the given answers are learned too. The limit that is proposed leaves room for every row."""
+    context = pico_base.model.config.max_position_embeddings
+    rows = [Tokens((BOS, *(100,) * (context // 2)), (120, EOS))] * 2
+    with pytest.raises(DataError, match="2 of 2 rows are too long for sdft") as caught:
+        train(pico_base, toy_settings(epochs=1), rows, strategy=sdft())
+    found = re.search(r"--max-length (\d+)", caught.value.hint)
+    assert found is not None
+    train(pico_base, toy_settings(epochs=1), [Tokens((BOS,) * (int(found[1]) - 2), (120, EOS))], strategy=sdft())
+    with pytest.raises(DataError) as caught:
+        train(pico_base, toy_settings(epochs=1), rows, strategy=sdft(longest=context))
+    assert "--max-length" not in caught.value.hint
+    notes = Notes()
+    train(pico_base, toy_settings(epochs=1), rows, strategy=sdft(answers=1.0), reporter=notes)
+    assert any("are learned from their given answers alone" in line for line in notes.said)
 
 
 def test_the_usual_loss_counts_by_its_weight_alone(pico_base: Any) -> None:
