@@ -60,7 +60,8 @@ def parts_of(hub: Hub, order: TrainOrder) -> Parts:
         places=[material.data.places[k] for k in kept],
     )
     material = with_limits(replace(material, data=rows), hub.base, order.settings)
-    return Parts(material, held / len(kept), confirmed)
+    judged = min(held, int(SHARE / (1 - SHARE) * len(kept)))  # the same number, unless many rows repeat each other
+    return Parts(material, judged / len(kept), confirmed)
 
 
 def _question(example: Example) -> tuple[str, str]:

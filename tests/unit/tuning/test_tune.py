@@ -294,6 +294,19 @@ def test_a_dry_run_writes_nothing(hub: AdapterHub, tmp_path: Path, capsys: pytes
     assert not list((hub.folder / "runs").iterdir())
 
 
+@pytest.mark.parametrize(("repeated", "parts"), [(0, (120, 40, 40)), (800, (120, 40, 200))])
+def test_rows_that_repeat_each_other_leave_enough_to_train_on(
+    hub: AdapterHub, tmp_path: Path, repeated: int, parts: tuple[int, int, int]
+) -> None:
+    rows = data(tmp_path, COLOURS, 200)
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines + lines[:1] * repeated))
+    plan = hub.tune("colours", rows, dry_run=True, **FIXED)
+    found = (plan.rows, plan.judged, plan.confirmed)
+    assert found == pytest.approx(parts, abs=12)
+    assert found[2] == parts[2]
+
+
 def test_a_search_on_a_real_base(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
     """A pico Llama: every trial is a training, and the figures are of rows that it did not learn."""
     hub = new_hub(tmp_path / "hub", pico_path("llama"))
