@@ -112,6 +112,7 @@ class Strategy(BaseStrategy):
             row = self._draw(stage, task, longest)
             cost = stage.length(row) if by_tokens else 1.0
             if by_tokens and cost > self.owed and chosen:
+                self.queues[task].insert(0, row)  # a later step has room for it
                 break
             self.owed -= cost
             self.spent += cost

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from adapterhub_cl.strategies.der import sample_key, top_divergence
 from adapterhub_cl.strategies.inflora import extended, without
 from adapterhub_cl.strategies.lwf import distillation
 from adapterhub_cl.strategies.olora import row_basis
-from adapterhub_cl.strategies.replay import review_rate, review_shares
+from adapterhub_cl.strategies.replay import Config, Strategy, review_rate, review_shares
 from adapterhub_cl.strategies.slao import orthonormal_rows
 from adapterhub_cl.types import Example
 
@@ -27,6 +30,21 @@ def test_review_rate_rises_with_the_mean_slip() -> None:
     assert review_rate({"a": -1.0, "b": 0.0}) == 0.5
     assert review_rate({"a": 1.0, "b": 0.0}) == 1.0
     assert review_rate({"a": 9.0, "b": 9.0}) == 1.5
+
+
+def test_samples_that_do_not_fit_into_a_step_are_reviewed_in_a_later_one() -> None:
+    """Of every two rounds all samples are reviewed about as often, the long ones too."""
+    lengths = [20] * 10 + [20] * 50 + [110] * 50
+    strategy = Strategy(Config(token_budget=150))
+    seen: Counter[int] = Counter()
+    for step in range(400):
+        stage: Any = SimpleNamespace(
+            seed=0, step=step, steps=400, length=lengths.__getitem__, reviewed={"old": range(10, 110)}
+        )
+        seen.update(row for row, _ in strategy.review(stage, [0, 1, 2, 3]))
+    counts = [seen[row] for row in range(10, 110)]
+    assert min(counts) >= 8
+    assert max(counts) - min(counts) <= 2
 
 
 def test_distillation_is_zero_only_for_equal_distributions() -> None:
