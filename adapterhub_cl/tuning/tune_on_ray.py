@@ -90,10 +90,10 @@ def _trials(search: Search, cluster: RayCluster, folder: Path) -> None:
                     epoch, figures = said.value
                     if epoch not in one.figures:
                         one.figures[epoch] = figures
-                        one.pruned = search.hopeless(one.trial, one.told)
+                        one.pruned = search.hopeless(one.trial, one.settings, one.told)
                     cluster.answer(said.job, "stop" if one.pruned else "go on")
                     continue
-                if said.what == "failed" and not (type(said.value) is TrainingError and one.trial.number):
+                if said.what == "failed" and (type(said.value) is not TrainingError or search.is_default(one.settings)):
                     raise said.value  # not the settings' fault, or the defaults themselves fail
                 state = "fail" if said.what == "failed" else "pruned" if one.pruned else "complete"
                 reason = said.value.message if state == "fail" else ""

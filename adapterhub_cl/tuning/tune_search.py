@@ -212,7 +212,8 @@ class Search:
         limit = self.options.minutes
         if begun >= self.options.trials:
             return False
-        if limit is not None and time.monotonic() - self.started > 60 * limit and self.done():
+        over = limit is not None and time.monotonic() - self.started > 60 * limit
+        if over and any(self.is_default(trial.user_attrs["settings"]) for trial in self._ended()):
             minutes = "1 minute is" if limit == 1 else f"{limit:g} minutes are"
             self.hub.reporter.note(f"{minutes} over: no further trial is begun")
             return False
@@ -220,12 +221,19 @@ class Search:
 
     def done(self) -> int:
         """How many trials have ended."""
-        return sum(t.user_attrs.get("ended", False) for t in self.study.trials)
+        return len(self._ended())
 
-    def hopeless(self, trial: optuna.Trial, figures: Sequence[Mapping[str, float]]) -> bool:
+    def _ended(self) -> list[optuna.trial.FrozenTrial]:
+        return [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("ended")]
+
+    def is_default(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a trial has the default settings, which are always seen to their end, and must not fail."""
+        return dict(settings) == dict(self.space.default)
+
+    def hopeless(self, trial: optuna.Trial, settings: Mapping[str, Any], told: Sequence[Mapping[str, float]]) -> bool:
         """Report a trial's newest figures; whether it is to be ended early."""
-        trial.report(value_of(figures[-1]), len(figures))
-        return bool(trial.number and trial.should_prune())  # the defaults are always seen to their end
+        trial.report(value_of(told[-1]), len(told))
+        return not self.is_default(settings) and trial.should_prune()
 
     def _one(self) -> None:
         import optuna
@@ -236,7 +244,7 @@ class Search:
 
         def on_epoch(found: Mapping[str, float]) -> None:
             figures.append(dict(found))
-            if self.hopeless(trial, figures):
+            if self.hopeless(trial, settings, figures):
                 raise optuna.TrialPruned
 
         state, reason = "complete", ""
@@ -250,7 +258,7 @@ class Search:
             self.give_up(trial, settings)
             raise
         except TrainingError as error:
-            if not trial.number:
+            if self.is_default(settings):
                 raise
             state, reason = "fail", error.message
         self.ended(trial, settings, figures, state, reason, time.monotonic() - started)
@@ -301,7 +309,7 @@ class Search:
 
         complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         best = max(complete, key=lambda t: (t.value, -t.number))
-        default = next(t for t in complete if t.user_attrs["settings"] == dict(self.space.default))
+        default = next(t for t in complete if self.is_default(t.user_attrs["settings"]))
         chosen = dict(best.user_attrs["settings"])
         changed = {key: value for key, value in chosen.items() if value != self.space.default.get(key)}
         confirmed = self._confirmed(chosen, measured) if changed else {}
@@ -326,7 +334,7 @@ class Search:
             "fixed": dict(request.settings),
             "searched": self.space.describe(),
             "confirmed": confirmed,
-            "trials": [_told(t) for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("ended")],
+            "trials": [_told(t) for t in self._ended()],
             "default_trial": default.number,
             "best_trial": best.number,
             "data": {"source": data.source, "sha256": data.sha256, "rows": len(data) + len(self.parts.confirmed)},

@@ -15,7 +15,7 @@ from encoder_hubs import COLOURS, QUICK, Notes, data, new_hub
 from sqlalchemy import Engine, event
 
 from adapterhub_cl import AdapterHub
-from adapterhub_cl.errors import DataError, IntegrityError, StorageError, TrainingInterrupted, UsageError
+from adapterhub_cl.errors import DataError, IntegrityError, StorageError, TrainingError, TrainingInterrupted, UsageError
 from adapterhub_cl.learning.chosen_settings import place_of, write_choice
 from adapterhub_cl.tuning import tune_search
 from adapterhub_cl.tuning.tune_search import SURE, value_of
@@ -160,6 +160,31 @@ def test_a_killed_search_goes_on(hub: AdapterHub, fake: Any, tmp_path: Path, at:
     assert made.asked[before]["rank"] == made.asked[at - 1]["rank"], "what was killed is tried again"
     with pytest.raises(UsageError, match="no unfinished tune"):
         hub.tune("colours", resume=True)
+
+
+def test_defaults_that_fail_end_a_search_that_was_stopped_before(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
+    """The first trial was stopped, so the second one has the defaults."""
+    made = fake(by_rank)
+    made.kill_at, made.error = 1, TrainingInterrupted("stopped")
+    with pytest.raises(TrainingInterrupted):
+        hub.tune("colours", data(tmp_path, COLOURS, 200), trials=3, confirm=1, **FIXED)
+    made.kill_at, made.error = 2, TrainingError("the loss became nan")
+    with pytest.raises(TrainingError, match="the loss became nan"):
+        hub.tune("colours", resume=True)
+    assert made.asked[0] == made.asked[1]
+    assert not list((hub.folder / "runs").iterdir()), "it would fail again"
+
+
+def test_a_search_that_runs_out_of_time_has_tried_the_defaults(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
+    """What was kept before comes first here, because the trial with the defaults was stopped."""
+    made = fake(by_rank)
+    write_choice(hub.registry, "colours", {"settings": {"rank": 4}, "trials": []})
+    made.kill_at, made.error = 1, TrainingInterrupted("stopped")
+    with pytest.raises(TrainingInterrupted):
+        hub.tune("colours", data(tmp_path, COLOURS, 200), trials=3, confirm=1, **FIXED)
+    made.kill_at = -1
+    found = hub.tune("colours", resume=True, minutes=1e-9)
+    assert [trial["settings"]["rank"] for trial in found["trials"]] == [4, 16]
 
 
 OF_A_TRIAL = {
