@@ -142,6 +142,7 @@ def merged(
         with merge_stage(hub, parents, adapters, request.seed) as stage:
             method.prepare(stage)
     rank = _rank(method, request, adapters, shapes)
+    method.asked_rank = request.rank
     assert parents.weights is not None
     layers = []
     with hub.reporter.piece("merging", len(shapes)) as advance:

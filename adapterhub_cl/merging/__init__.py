@@ -113,6 +113,8 @@ class BaseMethod:
     order_matters: ClassVar[bool] = False
     random: ClassVar[bool] = False
     opposites_cancel: ClassVar[bool] = True
+    asked_rank: int | None = None
+    """The rank that the user wants the result to have, known before the first layer; None: `default_rank`."""
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config

@@ -31,7 +31,9 @@ MOST = 50  # iterations
 
 @dataclass(frozen=True)
 class Config:
-    rank: int = option(0, "rank of the shared subspace, and so of the result; 0: the largest rank of the parents")
+    rank: int = option(
+        0, "rank of the shared subspace, and so of the result; 0: --rank, or the largest rank of the parents"
+    )
     beta: float = option(0.5, "how much of the updates' own norms counts in the choice of the subspace, 0 to 1")
     density: float = option(0.5, "share of each update's coordinates to keep, the largest")
 
@@ -107,7 +109,7 @@ class Method(BaseMethod):
             return layer.parts[0]
         shared = core(layer.weighted)
         cores = torch.stack([c.double() for c in shared.cores])
-        rank = min(self.config.rank or largest, *cores.shape[1:])
+        rank = min(self.config.rank or self.asked_rank or largest, *cores.shape[1:])
         u, v = shared_subspace(rescaled(cores, self.config.beta), rank)
         # An adapter that does not change the layer must not vote: rounding would give its zeros a sign.
         votes = torch.tensor([bool(part.rank) for part in layer.parts])

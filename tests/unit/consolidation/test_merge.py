@@ -105,6 +105,16 @@ def test_what_is_recorded(hub: AdapterHub) -> None:
     assert hub.registry.serving() == {t: f"{t}@v1" for t in ("news", "reviews", "slang")}  # it serves nothing yet
 
 
+def test_ctm_chooses_its_subspace_of_the_rank_that_was_asked_for(hub: AdapterHub) -> None:
+    """Not of the parents' rank, to be cut afterwards; its own option stands above `--rank`."""
+    asked = hub.merge(["news", "slang"], name="asked", method="ctm", rank=2, evaluate=False)
+    given = hub.merge(["news", "slang"], name="given", method="ctm", options={"ctm.rank": 2}, evaluate=False)
+    cut = hub.merge(["news", "slang"], name="cut", method="ctm", options={"ctm.rank": 3}, rank=2, evaluate=False)
+    one, two, three = (load_file(made.path / "adapter_model.safetensors") for made in (asked, given, cut))
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+    assert not all(torch.allclose(one[key], three[key], atol=1e-3) for key in one)
+
+
 def test_retention_is_the_merged_score_by_the_parents(hub: AdapterHub) -> None:
     made = hub.merge(["news", "reviews"], name="both")
     for effect in made.manifest["gate"]["effects"]:

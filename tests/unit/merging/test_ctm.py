@@ -40,8 +40,9 @@ def test_the_subspace_keeps_what_all_share_and_more_than_its_start() -> None:
 def test_the_result_has_the_rank_that_was_asked_for() -> None:
     parts = [Factors(draw(12, 4, seed=k), draw(4, 10, seed=k + 9)) for k in range(3)]
     layer = Layer("layer", parts, [1.0] * 3, torch.Generator())
-    for rank, expected in ((0, 4), (2, 2), (9, 9)):
+    for rank, asked, expected in ((0, None, 4), (2, None, 2), (9, None, 9), (0, 2, 2), (3, 2, 3)):
         method = Method(Config(rank=rank))
+        method.asked_rank = asked
         merged = method.layer(layer)
         assert isinstance(merged, Factors)
         values = singular_values(merged)
