@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def rows_of(
     taught = [examples[i] for i in train]
     for wanted, own in _to_augment(lesson, taught):
         training += _augmented(lesson, wanted, own, dev_examples, fresh, model, base, settings, reporter)
-    training += _unchanged(lesson, fresh)
+    training += _unchanged(lesson, fresh, reporter)
     if lesson.together:  # one task's accuracy must not choose for all: the loss over all of them does
         dev_examples = []
     return TrainingRows(training, dev_examples, dev_tokens, past, origins, cut, length, encode)
@@ -332,10 +332,19 @@ def _to_augment(lesson: TrainingSet, taught: Sequence[Example]) -> list[tuple[Se
     return [(wanted, own) for wanted, own in parts if wanted and own]
 
 
-def _unchanged(lesson: TrainingSet, encode: Tokeniser) -> list[Tokens]:
-    """The rows whose answers must stay as they are. An answer that had not ended is learned without an end."""
-    found = [(encode(example), ended) for example, ended in lesson.unchanged]
-    rows = [tokens if ended else replace(tokens, answer=tokens.answer[:-1]) for tokens, ended in found]
+def _unchanged(lesson: TrainingSet, encode: Tokeniser, reporter: Reporter) -> list[Tokens]:
+    """The rows whose answers must stay as they are. An answer that had not ended is learned without an end, and one
+    that does not fit into the limit is left out: the user did not give it, and could not shorten it."""
+    rows = []
+    for example, ended in lesson.unchanged:
+        with suppress(TooLongError):
+            tokens = encode(example)
+            rows.append(tokens if ended else replace(tokens, answer=tokens.answer[:-1]))
+    if count := len(lesson.unchanged) - len(rows):
+        reporter.note(
+            f"note: {count} of {len(lesson.unchanged)} answers that must not change are longer than "
+            f"{encode.max_length} tokens with their question, and are not rehearsed; a higher --max-length keeps them"
+        )
     return [tokens for tokens in rows if tokens.answer]
 
 

@@ -126,6 +126,24 @@ def test_a_run_that_was_stopped_learns_the_same_rows(
     assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
+def test_an_old_answer_that_is_too_long_is_left_out_and_told(
+    hub: AdapterHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = fact_lessons.old_answers
+
+    def longer(*given: Any) -> list[tuple[Example, bool]]:
+        rows = inner(*given)
+        return [*rows, (Example("Who was it?", "stone " * 200), True)]
+
+    monkeypatch.setattr(fact_lessons, "old_answers", longer)
+    notes = Notes()
+    made = hub.add_task(
+        "mayors", write(tmp_path / "a.jsonl", ["Ann", "Ann", "Bo", "Bo"]), facts=True, reporter=notes, **SMALL
+    )
+    assert made.ref == "mayors@v1"
+    assert any("answers that must not change are longer than 96 tokens" in line for line in notes.said)
+
+
 def test_answers_that_were_changed_on_disk_are_refused(tmp_path: Path) -> None:
     (tmp_path / fact_lessons.FILE).write_text(json.dumps({"rows": [["q", "a", True]], "seal": "0" * 64}))
     with pytest.raises(IntegrityError, match="not what was written"):
