@@ -60,12 +60,14 @@ class Tuning(OpenedHub):
         Raises:
             UsageError: Optuna is not installed, or an option that a search does not use was given.
             DataError: the data cannot be used, or have too few rows.
+            IntegrityError: a folder stands where what is found would be kept.
             TrainingInterrupted: stopped by the user; the same call with `resume` goes on.
         """
         one_process("tune")
         need_optuna()
         options = from_mapping(TuneOptions, given_of(TuneOptions, asked), "tune")
         self._refuse(asked)
+        from adapterhub_cl.learning.chosen_settings import refuse_folder
         from adapterhub_cl.learning.order import order_of
         from adapterhub_cl.learning.request import TrainRequest, build
         from adapterhub_cl.training.runs import Run
@@ -86,6 +88,7 @@ class Tuning(OpenedHub):
         else:
             mine = {key: value for key, value in asked.items() if key not in own}
             request, _ = build(self.registry, "add-task", name, data, False, mine, tuned=False)
+        refuse_folder(self.registry, request.name)
         order = order_of(self.registry, request)
         if order.strategy.makes != "fresh" or order.strategy.trial is not None or order.strategy.what_is_read:
             raise UsageError(
@@ -108,7 +111,11 @@ class Tuning(OpenedHub):
         return read_choice(self.registry, name)
 
     def drop_tuned(self, name: str) -> bool:
-        """Go back to the defaults for a name; False where nothing was tuned."""
+        """Go back to the defaults for a name; False where nothing was tuned.
+
+        Raises:
+            IntegrityError: a folder stands in the file's place.
+        """
         from adapterhub_cl.learning.chosen_settings import drop_choice
         from adapterhub_cl.registry import check_new
 

@@ -27,6 +27,20 @@ def place_of(registry: Registry, name: str) -> Path:
     return registry.path / FOLDER / f"{name}.json"
 
 
+def refuse_folder(registry: Registry, name: str) -> None:
+    """Raise where a folder stands in the place of what was found: it could neither be read, dropped nor replaced.
+
+    Raises:
+        IntegrityError: names it.
+    """
+    path = place_of(registry, name)
+    if path.is_dir() and not path.is_symlink():
+        raise IntegrityError(
+            f"{path} is a folder, and what tune keeps for {name} belongs there",
+            "look at what is in it, and remove or rename it",
+        )
+
+
 def read_choice(registry: Registry, name: str) -> dict[str, Any] | None:
     """What `tune` found for a name: `settings` (empty: the defaults stay), `trials` and how they were confirmed; None
     where nothing was tuned.
@@ -34,6 +48,7 @@ def read_choice(registry: Registry, name: str) -> dict[str, Any] | None:
     Raises:
         IntegrityError: the file is not what was written.
     """
+    refuse_folder(registry, name)
     path = place_of(registry, name)
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
@@ -111,6 +126,7 @@ def carry_choice(registry: Registry, name: str, settings: Any, source: str) -> s
 
 def drop_choice(registry: Registry, name: str) -> bool:
     """Remove what was found; False where there was nothing."""
+    refuse_folder(registry, name)
     path = place_of(registry, name)
     with storage_errors(path):
         there = path.is_file()

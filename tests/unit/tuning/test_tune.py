@@ -307,6 +307,24 @@ def test_bad_input_is_refused(hub: AdapterHub, fake: Any, tmp_path: Path, capsys
     assert "has the defaults again" in capsys.readouterr().out
 
 
+def test_a_folder_in_place_of_a_choice_is_told_at_once(hub: AdapterHub, fake: Any, tmp_path: Path) -> None:
+    made, rows, place = fake(by_rank), data(tmp_path, COLOURS, 200), place_of(hub.registry, "colours")
+    place.mkdir(parents=True)
+    for attempt in (
+        lambda: hub.tune("colours", rows, trials=2, confirm=1, **FIXED),
+        lambda: hub.add_task("colours", rows, **QUICK),
+        lambda: hub.tuned("colours"),
+        lambda: hub.drop_tuned("colours"),
+    ):
+        with pytest.raises(IntegrityError, match="is a folder") as caught:
+            attempt()
+        assert "remove or rename it" in caught.value.hint
+    assert made.asked == []
+    assert [problem.path for problem in hub.verify()] == ["tuned/colours.json"]
+    place.rmdir()
+    assert hub.verify() == []
+
+
 def test_a_dry_run_writes_nothing(hub: AdapterHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = str(data(tmp_path, COLOURS, 200))
     assert main(["--hub", str(hub.folder), "--json", "tune", "colours", rows, "--dry-run", "--rank", "4"]) == 0
