@@ -12,12 +12,17 @@ from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.forecasting.expectation import LEVEL, Expected, Signs
 
 
+def metric_of_share(metric: str) -> str:
+    """What a score is called as a share between 0 and 1: 1 ÷ perplexity is the likelihood of a token."""
+    return "token_likelihood" if metric == "perplexity" else metric
+
+
 @dataclass(frozen=True)
 class TaskForecast:
     """What is expected of one earlier task.
 
     Attributes:
-        metric: of `before`, the score of what answers for the task now.
+        metric: of `before`, the score of what answers for the task now as a share; see `metric_of_share`.
         expected: the drop of that score; None where there is no forecast, and `reason` says why.
         signs: what it was made of.
     """
@@ -158,5 +163,6 @@ class Forecast:
         for one in row["tasks"]:
             expected = None if one["drop"] is None else Expected(one["drop"], one["low"], one["high"])
             signs = Signs(**one["signs"]) if "signs" in one else None
-            tasks.append(TaskForecast(one["task"], one["metric"], one["before"], expected, signs, one["reason"]))
+            metric = metric_of_share(one["metric"])  # older forecasts call the share perplexity
+            tasks.append(TaskForecast(one["task"], metric, one["before"], expected, signs, one["reason"]))
         return cls(row["limit"], tuple(tasks), row["step"], row["steps"], row["error"], row["reason"])

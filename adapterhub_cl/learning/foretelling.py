@@ -18,7 +18,7 @@ from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe
 from adapterhub_cl.forecasting.early_signs import MEASURED, ROWS, EarlierTask, EarlySigns, NewRows
 from adapterhub_cl.forecasting.expectation import Signs, fitted
-from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast
+from adapterhub_cl.forecasting.forecast import Forecast, TaskForecast, metric_of_share
 from adapterhub_cl.learning.material import Material
 from adapterhub_cl.learning.order import TrainOrder, what_keeps_more
 from adapterhub_cl.learning.some_rows import some_preferences, some_rows
@@ -54,7 +54,9 @@ class Foreteller:
     ) -> None:
         self.hub, self.order, self.material, self.accelerator = hub, order, material, accelerator
         self.probes = {probe.task.name: probe for probe, _, _ in probes}
-        self.scores = {probe.task.name: (was.metric, as_share(was.metric, was.value)) for probe, was, _ in probes}
+        self.scores = {
+            probe.task.name: (metric_of_share(was.metric), as_share(was.metric, was.value)) for probe, was, _ in probes
+        }
         self.file = run / FILE
         self.untold: list[TaskForecast] = []
         self.made = everyones(_stored(self.file), accelerator)

@@ -245,6 +245,21 @@ def test_the_decision_follows_the_interval() -> None:
     assert Forecast.from_json(json.loads(json.dumps(one.to_json()))) == replace(one, tasks=tuple(one.tasks))
 
 
+def test_a_share_of_raw_text_is_not_called_perplexity(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub, notes = new_hub(tmp_path / "hub", pico_path("llama")), Notes()
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"the red apple and the blue stone {k} stand here" for k in range(24)))
+    hub.add_task("text", text, **{key: value for key, value in OWN.items() if key != "kind"})
+    made = hub.add_task("animals", data(tmp_path, ANIMALS), **SHARED, reporter=notes)
+    (task,) = made.manifest["forecast"]["tasks"]
+    (effect,) = (row for row in made.manifest["gate"]["effects"] if row["task"] == "text")
+    assert task["metric"] == "token_likelihood"
+    assert task["before"] == pytest.approx(effect["before"], abs=1e-6)
+    assert any("text: token_likelihood 0.0" in line for line in notes.said)
+    old = Forecast(0.1, [TaskForecast("t", "perplexity", 0.01, Expected(0.0, 0.0, 0.0), SIGNS)], 1, 5).to_json()
+    assert "token_likelihood 0.010" in Forecast.from_json(json.loads(json.dumps(old))).tasks[0].describe()
+
+
 def test_the_shipped_model_can_be_used_and_says_its_error() -> None:
     model = fitted()
     assert set(model.weights) <= set(features(SIGNS))
