@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from cl_adapter import display
 from cl_adapter.app import MOVE, verb
 from cl_adapter.completion import OneRef, formats, tasks, versions
 from cl_adapter.flags import takes
@@ -14,6 +15,7 @@ from cl_adapter.verbs_learn import outcome, show_outcome
 
 from adapterhub_cl import exporting
 from adapterhub_cl.errors import UsageError
+from adapterhub_cl.types import PRODUCTION
 
 FORMATS = "; ".join(f"{name}: {one.purpose}" for name, one in exporting.formats().items())
 
@@ -34,6 +36,11 @@ def alias(
     else:
         print(f"{record.name}@{name} is now {record.ref}")
         session.note(f"to go back: {session.command(f'rollback {record.name}@{name}')}")
+    if name == PRODUCTION and not record.task and record.tasks:
+        session.note(
+            f"note: {record.ref} answers for several tasks, and the alias moves none of them; "
+            f"{session.command(f'promote {record.ref}')} lets it serve {display.some(record.tasks)}"
+        )
 
 
 @verb(MOVE, "cl-adapter rollback news@production")

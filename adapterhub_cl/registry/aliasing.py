@@ -44,11 +44,6 @@ class Aliases(RegistryCore):
         with self._write() as (connection, writes):
             record = self.get(ref)
             writes.move_alias(connection, record.name, alias, record.version, reason)
-            if alias == PRODUCTION and not record.task and record.tasks:
-                raise UsageError(
-                    f"{record.ref} answers for several tasks ({', '.join(record.tasks)}), and production is of one",
-                    f"cl-adapter promote {record.ref} lets it serve them all",
-                )
             if alias == PRODUCTION and record.task:
                 writes.set_serving(connection, record.task, record.name, record.version)
             writes.add_event(connection, reason, record.ref, {"alias": alias, **(detail or {})})

@@ -43,6 +43,9 @@ def test_merge_prints_and_answers_in_json(cl: Cl, taught: Path) -> None:
     assert said.out.startswith("both@v1  merged from one@v1, two@v1 by linear\n")
     assert "truncation error 0.0000" in said.out
     assert f"next: cl-adapter --hub {taught} promote both@v1 lets it serve one, two" in said.err
+    moved = cl("--hub", taught, "alias", "both@v1", "production")
+    assert moved.code == 0
+    assert f"moves none of them; cl-adapter --hub {taught} promote both@v1 lets it serve one, two" in moved.err
     found = cl("--hub", taught, "merge", "one", "two", "--as", "c", "--method", "ties", "--rank", 2, "--json").json
     assert (found["ref"], found["status"], found["rank"]) == ("c@v1", "active", 2)
     assert found["truncation_error"] > 0

@@ -141,18 +141,6 @@ def test_the_task_is_served_by_the_newest_unless_production_pins_it(hub: Registr
         hub.serve("cooking", "news")
 
 
-def test_production_is_no_alias_of_a_version_for_several_tasks(hub: Registry, publish: Publish) -> None:
-    publish()
-    publish("other", task="other")
-    made = publish("both", task=None, takes_over=["news", "other"], serve=False)
-    with pytest.raises(UsageError, match="answers for several tasks") as caught:
-        hub.set_alias("both", "production")
-    assert caught.value.hint == "cl-adapter promote both@v1 lets it serve them all"
-    assert (hub.serving(), hub.get(made.ref).aliases) == ({"news": "news@v1", "other": "other@v1"}, ("latest",))
-    hub.promote("both")
-    assert set(hub.serving().values()) == {"both@v1"}
-
-
 @pytest.mark.parametrize("mine", [True, False])
 def test_an_unfinished_distillation_needs_its_teachers(hub: Registry, publish: Publish, mine: bool) -> None:
     publish()

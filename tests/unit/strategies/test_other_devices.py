@@ -21,7 +21,7 @@ def stage_on_meta(parent: Path | None = None) -> Any:
         A: torch.nn.Parameter(torch.empty(2, 6, device="meta")),
         B: torch.nn.Parameter(torch.empty(6, 2, device="meta")),
     }
-    return SimpleNamespace(parameters=parameters, parent=parent, resumed=False)
+    return SimpleNamespace(parameters=parameters, parent=parent, resumed=False, fresh=0)
 
 
 def test_inflora_takes_its_memory_to_the_adapter(tmp_path: Path, monkeypatch: Any) -> None:
