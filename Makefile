@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test test-all test-gpu lint install clean
+.PHONY: demo test suite test-all test-gpu lint install clean
 
 # torch first and by its pinned version: a bare `torch` pulls several GB of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,8 +25,12 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Side by side: the checks use one core, and tests wait for processes now and then.
+test: install
+	$(MAKE) --no-print-directory -j 2 lint suite
+
 # Tests start many processes: without compiled modules each of them would compile the project again.
-test: lint
+suite: install
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 test-all: lint
