@@ -44,7 +44,7 @@ ones. **AP** is the mean score over all tasks at the end.
   instruction or from the input alone).
 - *ours, more steps* is what `add-task` does of itself: it makes six passes over few rows of a choice task, and learns
   few rows with free answers in batches of 8 or 4.{more}
-- *kin* is ours with another start: where an earlier task's adapter beats a fresh one in a short race, the new task's
+- *kin* is ours with another start: where an earlier task's adapter beats a fresh one in a race, the new task's
   adapter begins as a copy of it.
 - All other methods have one adapter, and each task is named. `replay`, `der` and `forever` keep 16 rows of each task.
 - *merged* is one adapter of the rank of ours, made of all of ours by a merge of weights that reads no rows.
