@@ -16,6 +16,7 @@ from crashes import in_child
 from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, teach, write
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from stopping import StopAtStep
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.bases.loading import inspect_base
@@ -186,18 +187,6 @@ def test_a_task_of_answers_and_preferences_is_moved(pico_path: Callable[[str], P
     (one,) = hub.rebase(base, to=str(tmp_path / "new"), min_retention=0.0, epochs=1).tasks
     assert (one.state, one.source) == ("moved", "data")
     assert any("its rows are of several kinds" in note for note in one.notes)
-
-
-class StopAtStep(Reporter):
-    """Dies as by SIGKILL when so many steps of a training are done."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
-        self.left -= bool(values)
-        if self.left == 0:
-            os._exit(137)
 
 
 def test_what_does_not_fit_or_keeps_too_little_is_learned_again(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +14,13 @@ import transformers
 from crashes import in_child
 from encoder_hubs import COLOURS, Notes, data, new_hub, rows, write
 from safetensors.torch import load_file, save_file
+from stopping import StopAtStep
 
 from adapterhub_cl import AdapterHub
 from adapterhub_cl.data.learned_layouts import carried
 from adapterhub_cl.errors import HubError
 from adapterhub_cl.evaluation.probes import probe_of
 from adapterhub_cl.learning import fact_lessons
-from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import rebase_steps
 from adapterhub_cl.rebasing.relearning import _settings
 from adapterhub_cl.rebasing.task_sources import TaskSource
@@ -154,18 +153,6 @@ def test_a_rebase_goes_on_after_the_old_hub_was_renamed(pico_path: Callable[[str
     (to / "rebase" / "begun.json").write_text(json.dumps({**begun, "created_at": "another"}))
     with pytest.raises(HubError, match=r"begun by a rebase of another hub \(old\)"):
         hub.rebase(moved, to=str(to))
-
-
-class StopAtStep(Reporter):
-    """Dies as by SIGKILL when so many steps of a training are done."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def advance(self, steps: int = 1, tokens: int = 0, **values: float) -> None:
-        self.left -= bool(values)
-        if self.left == 0:
-            os._exit(137)
 
 
 def test_a_stopped_training_goes_on_after_the_old_hub_was_renamed(
