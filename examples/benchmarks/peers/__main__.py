@@ -26,6 +26,7 @@ from typing import Any
 
 import page
 import psutil
+from task_files import files_of
 
 sys.path.append(str(Path(__file__).parents[1]))
 from machine import installed, processor
@@ -118,6 +119,9 @@ def in_its_own_process(asked: argparse.Namespace, *extra: str) -> dict[str, Any]
 
 def compare(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All ways in turns; after each round what the page tells of them so far."""
+    for path in files_of(asked.task):
+        if not path.is_file():
+            stop(f"no data: {path} is not there; --task takes a folder with train.jsonl and test.jsonl, or path/name")
     from adapterhub_cl.quiet import quiet_third_parties
 
     quiet_third_parties()
@@ -126,9 +130,6 @@ def compare(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from adapterhub_cl.bases.kinds import is_encoder
     from adapterhub_cl.errors import AdapterHubError
 
-    for path in ways.rows_of(asked.task):
-        if not path.is_file():
-            stop(f"no data: {path} is not there; --task takes a folder with train.jsonl and test.jsonl, or path/name")
     try:
         info = ways.lesson_of(asked, "none").info
     except AdapterHubError as error:

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from machine import peak_bytes
 from peft import LoraConfig, get_peft_model
+from task_files import files_of
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -110,7 +110,7 @@ class Way:
 
 def lesson_of(asked: Any, quantization: str) -> Lesson:
     """The task, its rows and the settings, read anew in each process."""
-    train, test = (read_examples(path) for path in rows_of(asked.task))
+    train, test = (read_examples(path) for path in files_of(asked.task))
     info = inspect_base(asked.base, quantization)
     encoder = is_encoder(info.architecture)
     settings = TrainingSettings(
@@ -136,14 +136,6 @@ def load_config(info: BaseInfo) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(resolve(info.source)).get_text_config()
-
-
-def rows_of(prefix: str) -> tuple[Path, Path]:
-    """`folder` → folder/train.jsonl and test.jsonl; `path/name` → path/name.train.jsonl and name.test.jsonl."""
-    folder = Path(prefix)
-    if folder.is_dir():
-        return folder / "train.jsonl", folder / "test.jsonl"
-    return Path(f"{prefix}.train.jsonl"), Path(f"{prefix}.test.jsonl")
 
 
 def measured(way: Way, lesson: Lesson) -> dict[str, Any]:
