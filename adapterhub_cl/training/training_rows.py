@@ -359,16 +359,25 @@ def _augmented(
     settings: TrainingSettings,
     reporter: Reporter,
 ) -> list[Tokens]:
-    """Rows made of the training rows; never of those held out, nor copies of any that a score is taken on."""
+    """Rows made of the training rows; never of those held out, nor copies of any that a score is taken on. What became
+    too long is left out."""
     own = [e for e in examples if e.input or e.answer]
     made, counts = augmentation.augment(
         own, wanted, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base, reporter)
     )
+    rows: list[Tokens] = []
+    long = 0
+    for example in made:
+        try:
+            rows += encode.many([example])
+        except TooLongError:
+            long += 1
+    told = f", and {long} that are too long left out" if long else ""
     reporter.note(
         f"augmentation made {counts.made} examples ({counts.duplicates} duplicates and {counts.leaks} copies of "
-        "evaluation rows dropped)"
+        f"evaluation rows dropped{told})"
     )
-    return [tokens for tokens in encode.many(made) if tokens.answer]
+    return [tokens for tokens in rows if tokens.answer]
 
 
 def held_out(count: int, settings: TrainingSettings) -> str:

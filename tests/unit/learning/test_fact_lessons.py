@@ -144,6 +144,24 @@ def test_an_old_answer_that_is_too_long_is_left_out_and_told(
     assert any("answers that must not change are longer than 96 tokens" in line for line in notes.said)
 
 
+def test_a_paraphrase_that_became_too_long_is_left_out_and_told(
+    hub: AdapterHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub_cl import augmentation
+
+    inner = augmentation.augment
+
+    def longer(*given: Any, **named: Any) -> Any:
+        made, counts = inner(*given, **named)
+        return [*made, Example("Who is it, then?", "stone " * 200)], counts
+
+    monkeypatch.setattr(augmentation, "augment", longer)
+    notes = Notes()
+    rows = write(tmp_path / "a.jsonl", ["Ann", "Ann", "Bo", "Bo"])
+    assert hub.add_task("mayors", rows, facts=True, reporter=notes, **SMALL).ref == "mayors@v1"
+    assert any("evaluation rows dropped, and 1 that are too long left out)" in line for line in notes.said)
+
+
 def test_answers_that_were_changed_on_disk_are_refused(tmp_path: Path) -> None:
     (tmp_path / fact_lessons.FILE).write_text(json.dumps({"rows": [["q", "a", True]], "seal": "0" * 64}))
     with pytest.raises(IntegrityError, match="not what was written"):
