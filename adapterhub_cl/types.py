@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_cl import plotting, showing
-from adapterhub_cl.errors import DataError, IntegrityError
+from adapterhub_cl import plotting, showing, training_file
+from adapterhub_cl.errors import DataError
 from adapterhub_cl.examples import Example as Example
 from adapterhub_cl.examples import Layout as Layout
 from adapterhub_cl.examples import Turn as Turn
@@ -198,13 +197,7 @@ class AdapterRecord:
         Raises:
             IntegrityError: its `training.json` cannot be read.
         """
-        path = self.path / "training.json"
-        if not path.is_file():
-            return []
-        try:
-            return [dict(row) for row in json.loads(path.read_text(encoding="utf-8")).get("history") or ()]
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
+        return training_file.history(self.path)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw its training curve: loss and accuracy of each epoch; returns matplotlib's axes.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_cl import augmentation, objectives
+from adapterhub_cl import augmentation, objectives, training_file
 from adapterhub_cl import replay as policies
 from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.context import Hub
-from adapterhub_cl.errors import AdapterHubError, GateRefused, IntegrityError
+from adapterhub_cl.errors import AdapterHubError, GateRefused
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
 from adapterhub_cl.learning.order import finished, order_of
@@ -229,13 +228,7 @@ def _augment(found: TaskSource, base: BaseInfo) -> tuple[str, str]:
 
 def _recorded(found: TaskSource) -> dict[str, Any]:
     """What `training.json` says of the version whose settings are taken over; empty where there is none."""
-    path = found.first.path / "training.json" if found.first is not None else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", "run cl-adapter verify") from error
+    return training_file.read(found.first.path) if found.first is not None else {}
 
 
 def _settings(found: TaskSource, asked: Mapping[str, Any], *, shape: bool) -> dict[str, Any]:
