@@ -12,7 +12,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from adapterhub_cl.data.plain_text import UNSPACED, plain
+from adapterhub_cl.data.plain_text import UNSPACED, pieces, plain
 
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "`": "`", "「": "」", "『": "』"}
 DOUBLE = '"“”«»„'
@@ -67,16 +67,8 @@ def words(text: str, *, articles: bool = True) -> list[str]:
 @lru_cache(maxsize=4096)
 def _words(text: str, articles: bool) -> tuple[str, ...]:
     found: list[str] = []
-    for piece in plain(text).split():
-        run = ""
-        for character in piece:
-            if UNSPACED.match(character):
-                found += _word(run, articles)
-                found.append(character)
-                run = ""
-            else:
-                run += character
-        found += _word(run, articles)
+    for piece in pieces(plain(text)):
+        found += [piece] if UNSPACED.match(piece) else _word(piece, articles)
     return tuple(found)
 
 
