@@ -106,15 +106,10 @@ def _candidates(hub: Hub, task: str, most: int) -> list[str]:
 
 def _same_labels(registry: Registry, task: Task, refs: Iterable[str]) -> set[str]:
     """The versions that know a choice task with the very same labels."""
-    tasks = {there.name: there for there in registry.tasks()}
-
-    def alike(name: str) -> bool:
-        there = tasks.get(name)
-        return there is not None and there.kind == "choice" and set(there.labels) == set(task.labels)
-
     if task.kind != "choice":
         return set()
-    return {ref for ref in refs if any(alike(name) for name in registry.get(ref).tasks)}
+    alike = {one.name for one in registry.tasks() if one.kind == "choice" and set(one.labels) == set(task.labels)}
+    return {ref for ref in refs if not alike.isdisjoint(registry.get(ref).tasks)}
 
 
 def _readable(hub: Hub, refs: Sequence[str]) -> dict[str, Shelved]:
