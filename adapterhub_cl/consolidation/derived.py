@@ -82,12 +82,13 @@ def record(
         StorageError: the disk refused; nothing was published.
     """
     parents, tasks = making.parents, making.parents.tasks()
-    own, takes_over = one_task(tasks)
+    first = parents.records[0]
     if making.kind == "pruned":  # the same adapter, made smaller
-        own, takes_over = parents.records[0].task, list(parents.records[0].manifest.get("takes_over") or ())
+        own, takes_over = first.task, list(first.manifest.get("takes_over") or ())
+    else:
+        own, takes_over = one_task(tasks)
     named = [str(r.path.resolve()) if making.foreign else r.ref for r in parents.records]
     edges = [(parent, RELATION[making.kind]) for parent in named]
-    first = parents.records[0]
     with hub.registry.new_draft(making.name) as draft, storage_errors(draft.path):
         write(draft.path)
         retained = Retained(making.least, ())
@@ -167,10 +168,9 @@ def _carry(parent: AdapterRecord, folder: Path, reporter: Reporter) -> None:
     if not (parent.path / MEMORY).is_file():
         return
     with safe_open(parent.path / MEMORY, framework="pt") as file:
-        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    known = {name: ROOM.get(name) for name in {key.partition(".")[0] for key in kept} & set(ROOM.names())}
-    lost = sorted(name for name, strategy in known.items() if strategy.of_weights)
-    kept = {key: value for key, value in kept.items() if key.partition(".")[0] not in lost}
+        owners = {key: key.partition(".")[0] for key in file.keys()}  # noqa: SIM118 (not a dict)
+        lost = sorted(name for name in set(owners.values()) & set(ROOM.names()) if ROOM.get(name).of_weights)
+        kept = {key: file.get_tensor(key) for key, name in owners.items() if name not in lost}
     if kept:
         save_file(kept, folder / MEMORY)
     if lost:
