@@ -85,15 +85,15 @@ def _push_one(
     there = _there(store, record)
     manifest = _manifest(registry, record, with_samples)
     mine = record.manifest["files"].get(SAMPLES) or {}
-    listed_there = {} if there is None else dict(there.files.get(SAMPLES) or {})
-    other = bool(mine.get("bytes")) and listed_there.get("sha256") != mine["sha256"]
+    theirs = {} if there is None else there.files.get(SAMPLES) or {}
+    other = bool(mine.get("bytes")) and theirs.get("sha256") != mine["sha256"]
     whole = there is not None and not (with_samples and other)
-    if whole and other and there is not None and there.has_samples:
+    if theirs and other and not with_samples:
         reporter.note(
             f"note: {store.url} keeps other replay samples of {record.ref} than this hub; push it --with-samples to "
             "replace them"
         )
-    elif with_samples and listed_there and not mine.get("bytes"):
+    elif theirs and with_samples and not mine.get("bytes"):
         reporter.note(f"note: {store.url} keeps replay samples of {record.ref}, which has none in this hub")
     listed = there.files if there is not None and whole else manifest["files"]
     sent = 0
@@ -107,8 +107,8 @@ def _push_one(
         return MovedVersion(record.ref, bool(sent), sent)
     text = write(manifest, _parents(registry, record), serves, key)
     if there is not None:
-        if listed_there and not _listed_elsewhere(store, record, listed_there["sha256"]):
-            store.remove(blob(listed_there["sha256"]))  # before the document: what was dropped must not stay unlisted
+        if theirs and not _listed_elsewhere(store, record, theirs["sha256"]):
+            store.remove(blob(theirs["sha256"]))  # before the document: what was dropped must not stay unlisted
         store.put(document(record.name, record.version), text)  # the same version, with its samples now
     elif not store.put_new(document(record.name, record.version), text):
         _there(store, record)  # refuses what another push has put there meanwhile, unless it is the same version

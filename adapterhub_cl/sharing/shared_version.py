@@ -69,10 +69,6 @@ class SharedVersion:
         return dict(self.manifest["files"])
 
     @property
-    def has_samples(self) -> bool:
-        return SAMPLES in self.manifest["files"]
-
-    @property
     def task(self) -> Task | None:
         spec = self.manifest["task_spec"]
         return Task.from_json(spec) if spec else None
