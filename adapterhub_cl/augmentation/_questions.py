@@ -148,7 +148,7 @@ def parts_of(text: str) -> dict[str, str]:
         said = bare.lower() if bare.lower() != text else f"{bare}…"
         return {"stem": stem, "low_stem": _lowered(stem) if begins else stem, "said": said}
     q = text if text[-1] in ".?!" else f"{text}?" if asks else f"{text}."
-    parts = {"q": q, "low_q": _lowered(q) if asks or orders else q, "bare": bare, "lower": _plain(bare)}
+    parts = {"q": q, "low_q": _lowered(q) if asks or orders else q, "bare": bare, "lower": _as_typed(bare)}
     if orders:
         parts |= _of_noun(bare[orders.end() :])
     elif asks:
@@ -233,7 +233,7 @@ def _lowered(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _plain(text: str) -> str:
+def _as_typed(text: str) -> str:
     """Lower case and without marks, as people type into a search box."""
     return " ".join(re.sub(r"(?<!\w)['\"“”(]|['\"“”),;:](?!\w)|[?!]", " ", text).lower().split())
 
