@@ -15,11 +15,13 @@ from adapterhub_cl.traffic.conversations import canary_answers, conversation_of,
 from adapterhub_cl.traffic.journal import Journal
 from adapterhub_cl.traffic.keeper import Keeper
 
+FOR_GOOD = 36_500  # days: the answers of these tests have fixed dates, which grow old
+
 
 @pytest.fixture
 def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     monkeypatch.setattr(module, "EVERY_S", 0.01)
-    made = Keeper(Journal(tmp_path), 1.0, 30, lambda: {"news"})
+    made = Keeper(Journal(tmp_path), 1.0, FOR_GOOD, lambda: {"news"})
     yield made
     made.close()
 
@@ -47,7 +49,7 @@ def test_an_answer_of_a_task_that_was_forgotten_meanwhile_is_not_kept(keeper: Ke
 
 
 def test_closing_writes_what_waits(tmp_path: Path) -> None:
-    made = Keeper(Journal(tmp_path), 1.0, 30, lambda: {"news"})
+    made = Keeper(Journal(tmp_path), 1.0, FOR_GOOD, lambda: {"news"})
     for k in range(50):
         made.keep(answer(k))
     made.close()
@@ -55,7 +57,7 @@ def test_closing_writes_what_waits(tmp_path: Path) -> None:
 
 
 def test_a_share_keeps_whole_conversations(tmp_path: Path) -> None:
-    made = Keeper(Journal(tmp_path), 0.3, 30, lambda: {"news"})
+    made = Keeper(Journal(tmp_path), 0.3, FOR_GOOD, lambda: {"news"})
     for k in range(300):
         made.keep(answer(k, conversation=f"c{k // 3}"))
     made.close()
