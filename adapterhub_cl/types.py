@@ -99,7 +99,7 @@ class Evaluation:
         n: number of examples it was measured on.
         data: where the examples came from (a path, or `replay`).
         details: per-class report, intervals, other metrics of the same pass, `cut_inputs` where inputs were longer than
-            the task's limit.
+            the task's limit, `row_scores` of the single examples.
     """
 
     task: str
@@ -108,6 +108,11 @@ class Evaluation:
     n: int
     data: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def row_scores(self) -> list[float]:
+        """Scores of the single examples, in their order; empty if they were not stored."""
+        return [float(score) for score in (self.details.get("row_scores") or "").split()]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

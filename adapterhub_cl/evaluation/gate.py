@@ -10,12 +10,12 @@ from typing import Any
 
 from adapterhub_cl.errors import HubError, UsageError
 from adapterhub_cl.evaluation.base_effect import BaseEffect
-from adapterhub_cl.evaluation.intervals import difference_interval, mean_interval, significant_drop
+from adapterhub_cl.evaluation.intervals import difference_interval, mean_interval
 from adapterhub_cl.registry import Registry
 
 DEFAULT_LIMIT = 0.02
 REFUSED = "promote-refused"  # name of the log entry for a promotion that the gate refused
-LOGGED = ("task", "metric", "before", "after", "n", "answered_by")
+LOGGED = ("task", "metric", "before", "after", "n", "answered_by", "correlation")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Effect:
         data: where the examples came from.
         answered_by: the version that has served the task so far.
         served: whether the new version would serve this task.
+        correlation: of the two versions' scores over the examples; 0 if the scores of single examples are not known.
     """
 
     task: str
@@ -40,6 +41,7 @@ class Effect:
     data: str
     answered_by: str
     served: bool = True
+    correlation: float = 0.0
 
     @property
     def drop(self) -> float:
@@ -48,12 +50,12 @@ class Effect:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the drop (Newcombe's hybrid score)."""
-        return difference_interval(self.before, self.n, self.after, self.n)
+        """95 % interval of the drop (Newcombe's hybrid score, of paired shares where the correlation is known)."""
+        return difference_interval(self.before, self.n, self.after, self.n, self.correlation)
 
     def over(self, limit: float) -> bool:
         """Whether the drop is above the limit, and significant."""
-        return significant_drop(self.before, self.n, self.after, self.n, limit)
+        return self.drop > limit and self.interval[0] > 0
 
     def within_chance(self, limit: float) -> str:
         """The note for a drop above the limit that is accepted because it may be chance."""
@@ -174,7 +176,7 @@ class Decision:
     def to_log(self) -> dict[str, Any]:
         """The log entry of a refusal: the drops that were too large, on their own or on average. `refusal_of` reads it
         back."""
-        shares = {"before", "after"}
+        shares = {"before", "after", "correlation"}
         pooled = self.together if self.over_together else None
         return {
             "limit": self.limit,

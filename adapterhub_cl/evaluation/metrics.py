@@ -135,15 +135,28 @@ def score(
     if task.kind == "generation" and any(references):
         _check(gold, predicted)
         return {
-            name: math.fsum(
-                max(PAIRED[name]([right], [answer]) for right in (first, *others))
-                for first, answer, others in zip(gold, predicted, references, strict=True)
-            )
-            / len(gold)
+            name: math.fsum(row_scores(name, gold, predicted, references)) / len(gold)
             for name in METRICS[task.kind]
             if name in PAIRED
         }
     return {name: PAIRED[name](gold, predicted) for name in METRICS[task.kind] if name in PAIRED}
+
+
+def row_scores(
+    name: str, gold: Sequence[str], predicted: Sequence[str], references: Sequence[Sequence[str]] = ()
+) -> list[float]:
+    """A metric's score of each prediction, the best over the right answers; arguments as in `score`. Their mean is the
+    metric, except for `macro_f1`."""
+    others = references or [()] * len(gold)
+    return [
+        max(PAIRED[name]([right], [answer]) for right in (first, *more))
+        for first, answer, more in zip(gold, predicted, others, strict=True)
+    ]
+
+
+def in_a_line(scores: Sequence[float]) -> str:
+    """Shares as a score's details hold them, to four digits; `Evaluation.row_scores` reads them back."""
+    return " ".join(f"{round(score, 4):g}" for score in scores)
 
 
 PAIRED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {

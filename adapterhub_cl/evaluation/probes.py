@@ -19,6 +19,7 @@ from adapterhub_cl.data.tasks import mark_of
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation import metrics
 from adapterhub_cl.evaluation.gate import Effect, as_share
+from adapterhub_cl.evaluation.intervals import paired_correlation
 from adapterhub_cl.evaluation.preference_scores import scorable
 from adapterhub_cl.evaluation.scoring import answered, evaluate
 from adapterhub_cl.evaluation.stages import source_of
@@ -171,10 +172,7 @@ def score_rows(
             dtype=base.dtype,
             progress=advance,
         )
-    return [
-        metrics.score(task, [right], [given], references=[row.references])[task.metric]
-        for right, given, row in zip(gold, said, rows, strict=True)
-    ]
+    return metrics.row_scores(task.metric, gold, said, [row.references for row in rows])
 
 
 def score_version(
@@ -213,6 +211,7 @@ def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:
 def effect(probe: Probe, before: Evaluation, after: Evaluation, answered_by: str, *, served: bool = True) -> Effect:
     """The effect of a version on a task, from both scores on the same examples."""
     metric = after.metric
+    rows = before.row_scores, after.row_scores
     return Effect(
         probe.task.name,
         metric,
@@ -222,4 +221,5 @@ def effect(probe: Probe, before: Evaluation, after: Evaluation, answered_by: str
         probe.data,
         answered_by,
         served,
+        paired_correlation(*rows) if len(rows[0]) == len(rows[1]) == after.n else 0.0,
     )

@@ -16,6 +16,9 @@ from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import by_share
 from adapterhub_cl.types import Evaluation, Example, Task
 
+# Scores of single rows are stored up to so many: beyond it an interval of independent samples is narrow as well.
+MOST_ROW_SCORES = 5_000
+
 
 def evaluate(
     model: Any,
@@ -31,6 +34,8 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> list[Evaluation]:
     """All metrics of the task, the one that stands for it first; of preferences the reward accuracy.
+
+    The details of the first have the scores of the single rows (`row_scores`, to four digits), where it is their mean.
 
     Args:
         model: the base with the adapter active.
@@ -86,13 +91,16 @@ def evaluate(
             progress=progress,
         )
         gold, predicted, cut = found
-        scores = metrics.score(task, gold, predicted, references=[example.references for example in examples])
+        references = [example.references for example in examples]
+        scores = metrics.score(task, gold, predicted, references=references)
         if task.kind == "choice":
             details = metrics.classification_report(gold, predicted, list(task.labels))
     order = sorted(scores, key=lambda name: name != task.metric)
     more = {name: _details(name, scores[name], len(gold), details) for name in order}
     if cut:
         more[order[0]]["cut_inputs"] = cut
+    if task.kind != "text" and order[0] != "macro_f1" and len(gold) <= MOST_ROW_SCORES:
+        more[order[0]]["row_scores"] = metrics.in_a_line(metrics.row_scores(order[0], gold, predicted, references))
     return [Evaluation(task.name, name, scores[name], len(gold), data, more[name]) for name in order]
 
 

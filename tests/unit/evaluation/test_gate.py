@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,22 @@ def test_a_drop_must_be_over_the_limit_and_over_chance(
     before: float, after: float, n: int, limit: float, passed: bool
 ) -> None:
     assert decide([effect(before, after, n)], limit).passed is passed
+
+
+def test_over_needs_both() -> None:
+    assert effect(0.8, 0.6, 75).over(0.1)
+    assert not effect(0.8, 0.6, 75).over(0.25), "within the limit"
+    assert not effect(0.8, 0.6, 10).over(0.1), "too few examples"
+    assert not effect(0.6, 0.8, 500).over(0.0), "a gain"
+    assert not effect(0.6, 0.6, 500).over(0.0)
+
+
+def test_answers_to_the_same_questions_are_compared_in_pairs() -> None:
+    assert decide([effect(0.9, 0.84, 200)], 0.02).passed, "of independent samples, this may be chance"
+    paired = decide([replace(effect(0.9, 0.84, 200), correlation=0.741)], 0.02)
+    assert not paired.passed
+    assert paired.to_json()["effects"][0]["interval"] == pytest.approx([0.0259, 0.0992], abs=2e-4)
+    assert refusal_of(json.loads(json.dumps(paired.to_log()))).message("a@v1") == paired.message("a@v1")
 
 
 def test_the_message_names_the_tasks_and_the_drops() -> None:

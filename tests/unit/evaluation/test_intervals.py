@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.evaluation.intervals import Z, difference_interval, mean_interval, paired_interval, significant_drop
+from adapterhub_cl.evaluation.intervals import (
+    Z,
+    difference_interval,
+    mean_interval,
+    paired_correlation,
+    paired_interval,
+)
 
 
 def test_newcombes_examples() -> None:
@@ -20,23 +26,60 @@ def test_newcombes_examples() -> None:
     assert difference_interval(10 / 10, 10, 0 / 10, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
 
 
+def table(both: int, lost: int, gained: int, neither: int) -> tuple[list[float], list[float]]:
+    """Scores of the same examples before and after, from the four counts of a paired table."""
+    before = [1.0] * (both + lost) + [0.0] * (gained + neither)
+    return before, [1.0] * both + [0.0] * lost + [1.0] * gained + [0.0] * neither
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe 1998, Statistics in Medicine 17, 2635, table II, method 10
+        ((1, 1, 7, 12), (-0.5069, -0.0256)),  # Bentur et al. 2009, as in Fagerland et al. 2017, chapter 8
+    ],
+)
+def test_published_paired_intervals(counts: tuple[int, int, int, int], interval: tuple[float, float]) -> None:
+    before, after = table(*counts)
+    n, correlation = len(before), paired_correlation(before, after)
+    found = difference_interval(sum(before) / n, n, sum(after) / n, n, correlation)
+    assert found == pytest.approx(interval, abs=5e-5)
+
+
+def test_paired_correlation() -> None:
+    assert paired_correlation(*table(25, 25, 25, 25)) == 0.0
+    assert paired_correlation(*table(0, 30, 70, 0)) == pytest.approx(-1.0), "no correction makes it less than it is"
+    before, after = table(50, 0, 0, 50)
+    assert paired_correlation(before, after) == pytest.approx((0.25 - 1 / 200) / 0.25)
+    assert paired_correlation([0.3, 0.3], [0.1, 0.9]) == paired_correlation([0.1, 0.9], [0.3, 0.3]) == 0.0
+    assert -1 <= paired_correlation([1e-9, 0.0], [0.0, 1e-9]) <= 1
+
+
+def test_a_drop_of_the_same_examples_is_known_better() -> None:
+    # twelve right answers of 180 are lost and none is gained: independent samples of 200 would leave room for chance
+    before, after = table(168, 12, 0, 20)
+    assert difference_interval(0.9, 200, 0.84, 200)[0] < 0
+    assert difference_interval(0.9, 200, 0.84, 200, paired_correlation(before, after))[0] > 0.02
+
+
 shares = st.floats(0, 1)
 sizes = st.integers(1, 500)
 
 
-@given(before=shares, n_before=sizes, after=shares, n_after=sizes)
-def test_it_holds_the_drop_and_turns_round(before: float, n_before: int, after: float, n_after: int) -> None:
-    low, high = difference_interval(before, n_before, after, n_after)
+@given(before=shares, n_before=sizes, after=shares, n_after=sizes, correlation=st.floats(-1, 1))
+def test_it_holds_the_drop_and_turns_round(
+    before: float, n_before: int, after: float, n_after: int, correlation: float
+) -> None:
+    low, high = difference_interval(before, n_before, after, n_after, correlation)
     assert -1 <= low <= before - after <= high <= 1
-    assert difference_interval(after, n_after, before, n_before) == pytest.approx((-high, -low))
+    assert difference_interval(after, n_after, before, n_before, correlation) == pytest.approx((-high, -low))
 
 
-def test_significant_drop_needs_both() -> None:
-    assert significant_drop(0.8, 70, 0.6, 80, limit=0.1)
-    assert not significant_drop(0.8, 70, 0.6, 80, limit=0.25), "within the limit"
-    assert not significant_drop(0.8, 10, 0.6, 10, limit=0.1), "too few examples"
-    assert not significant_drop(0.6, 500, 0.8, 500, limit=0.0), "a gain"
-    assert not significant_drop(0.6, 500, 0.6, 500, limit=0.0)
+@given(st.lists(st.tuples(shares, shares), min_size=1, max_size=60))
+def test_a_correlation_is_one(pairs: list[tuple[float, float]]) -> None:
+    before, after = [b for b, _ in pairs], [a for _, a in pairs]
+    assert -1 - 1e-6 <= paired_correlation(before, after) <= 1
+    assert paired_correlation(after, before) == pytest.approx(paired_correlation(before, after), abs=1e-9)
 
 
 def test_paired_interval() -> None:
@@ -56,6 +99,8 @@ def test_what_is_refused() -> None:
     for before, after in (([], []), ([1.0], []), ([2.0], [0.0])):
         with pytest.raises(DataError):
             paired_interval(before, after)
+        with pytest.raises(DataError):
+            paired_correlation(before, after)
 
 
 @given(before=shares, after=shares, n=sizes)

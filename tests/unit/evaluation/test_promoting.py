@@ -42,6 +42,7 @@ def test_a_refusal_is_logged(hub: Registry) -> None:
     (event, *_) = hub.events("news")
     assert (event.verb, event.ref, event.detail["limit"]) == ("promote-refused", "news@v2", 0.02)
     row = {"task": "news", "metric": "accuracy", "before": 0.9, "after": 0.3, "n": 100, "answered_by": "news@v1"}
+    row["correlation"] = 0.0
     assert event.detail["refused"] == [row]
     assert hub.serving() == {"news": "news@v1"}
 

@@ -1,4 +1,4 @@
-"""What an evaluation tells of inputs that did not fit."""
+"""What an evaluation tells beside the scores: inputs that did not fit, and the scores of single examples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 from cl_adapter.__main__ import main
 from encoder_hubs import COLOURS, data, new_hub, write
+
+from adapterhub_cl.evaluation.intervals import paired_correlation
+from adapterhub_cl.evaluation.probes import Probe, effect
+from adapterhub_cl.registry.shapes import sound_details
+from adapterhub_cl.types import Evaluation, Example, Task
 
 
 def test_inputs_that_were_cut_are_counted_and_told(
@@ -32,3 +37,52 @@ def test_inputs_that_were_cut_are_counted_and_told(
     short = write(tmp_path / "short.jsonl", tests[2:])
     [(_, whole), *_] = hub.evaluate(["colours"], data=short)
     assert "cut_inputs" not in whole.details
+
+
+def test_the_scores_of_single_examples_are_stored(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
+    hub = new_hub(tmp_path / "hub", pico_path("llama"))
+    own: dict[str, Any] = {"rank": 4, "epochs": 2, "dev_share": 0.0}
+    tests = [{"input": f"{c} apple {k}", "output": c if k < 4 else "green"} for c in ("red", "blue") for k in range(7)]
+    held = write(tmp_path / "tests.jsonl", tests)
+    first = hub.add_task("colours", data(tmp_path, COLOURS, 12), eval=held, kind="choice", **own)
+    (main, *others) = [stored.evaluation for stored in hub.registry.evaluations(first.ref)]
+    assert main.metric == "accuracy"
+    assert len(main.row_scores) == 14
+    assert sum(main.row_scores) == pytest.approx(14 * main.value)
+    assert all(other.row_scores == [] for other in others if other.metric != "accuracy"), "stored once"
+    second = hub.update("colours", data(tmp_path, COLOURS, 4), eval=held, max_forgetting=1, **own)
+    (after, *_) = [stored.evaluation for stored in hub.registry.evaluations(second.ref)]
+    [row] = second.manifest["gate"]["effects"]
+    assert row["correlation"] == pytest.approx(paired_correlation(main.row_scores, after.row_scores))
+
+
+def scored(value: float, n: int, row_scores: str | None) -> Evaluation:
+    details = {} if row_scores is None else {"row_scores": row_scores}
+    return Evaluation("news", "accuracy", value, n, "test.jsonl", details)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "correlation"),
+    [
+        ("1 1 1 1 0 0 0 0", "1 1 1 1 0 0 0 0", 0.75),
+        ("1 1 1 1 0 0 0 0", "0 0 0 0 1 1 1 1", -1.0),
+        (None, "1 1 1 1 0 0 0 0", 0.0),  # recorded before there were any
+        ("1 1 1 1", "1 1 1 1 0 0 0 0", 0.0),  # on other rows
+        ("0.5 1 1 0.5 0 0 0.5 0.5", "0.5 1 1 0.5 0 0 0.5 0.5", 0.5),
+    ],
+)
+def test_an_effect_knows_what_two_scores_have_in_common(
+    before: str | None, after: str | None, correlation: float
+) -> None:
+    probe = Probe(
+        Task("news", "choice", labels=("a", "b"), metric="accuracy"), [Example("x", "a")] * 8, "test.jsonl", 8
+    )
+    assert effect(probe, scored(0.5, 8, before), scored(0.5, 8, after), "news@v1").correlation == pytest.approx(
+        correlation
+    )
+
+
+def test_damaged_scores_of_examples_are_left_out() -> None:
+    for damaged in ("1 x", "2 1", "nan", [1, 0], 1, "-1"):
+        assert sound_details({"row_scores": damaged, "sha256": "a"}) == {"sha256": "a"}
+    assert sound_details({"row_scores": "1 0.3333 0"}) == {"row_scores": "1 0.3333 0"}
