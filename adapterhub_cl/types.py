@@ -109,11 +109,6 @@ class Evaluation:
     data: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def row_scores(self) -> list[float]:
-        """Scores of the single examples, in their order; empty if they were not stored."""
-        return [float(score) for score in (self.details.get("row_scores") or "").split()]
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -53,9 +53,11 @@ class Effect:
         """95 % interval of the drop (Newcombe's hybrid score, of paired shares where the correlation is known)."""
         return difference_interval(self.before, self.n, self.after, self.n, self.correlation)
 
-    def over(self, limit: float) -> bool:
-        """Whether the drop is above the limit, and significant."""
-        return self.drop > limit and self.interval[0] > 0
+    def over(self, limit: float, tasks: int = 1) -> bool:
+        """Whether the drop is above the limit, and significant as one of so many: of twelve tasks that are no worse,
+        one may well look worse."""
+        low, _ = difference_interval(self.before, self.n, self.after, self.n, self.correlation, tasks)
+        return self.drop > limit and low > 0
 
     def within_chance(self, limit: float) -> str:
         """The note for a drop above the limit that is accepted because it may be chance."""
@@ -126,7 +128,8 @@ class Decision:
     @property
     def refused(self) -> tuple[Effect, ...]:
         """The effects that are over the limit on their own, the worst first."""
-        return tuple(sorted((e for e in self.effects if e.over(self.limit)), key=lambda e: -e.drop))
+        over = (e for e in self.effects if e.over(self.limit, len(self.effects)))
+        return tuple(sorted(over, key=lambda e: -e.drop))
 
     @property
     def together(self) -> Together | None:
@@ -157,9 +160,7 @@ class Decision:
         """Notes for drops above the limit that were accepted; empty if the version was refused."""
         if self.blamed and not self.refused:
             return ()
-        return tuple(
-            e.within_chance(self.limit) for e in self.effects if e.drop > self.limit and not e.over(self.limit)
-        )
+        return tuple(e.within_chance(self.limit) for e in self.effects if e.drop > self.limit and e not in self.refused)
 
     def message(self, ref: str) -> str:
         """One line: which tasks drop, and by how much; and what the base forgot, if that is too much."""

@@ -10,7 +10,7 @@ from typing import Any
 from adapterhub_cl.data.tasks import METRICS
 from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.words import normalise, words
-from adapterhub_cl.types import Task
+from adapterhub_cl.types import Evaluation, Task
 
 
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
@@ -135,7 +135,7 @@ def score(
     if task.kind == "generation" and any(references):
         _check(gold, predicted)
         return {
-            name: math.fsum(row_scores(name, gold, predicted, references)) / len(gold)
+            name: math.fsum(_of_rows(name, gold, predicted, references)) / len(gold)
             for name in METRICS[task.kind]
             if name in PAIRED
         }
@@ -143,20 +143,27 @@ def score(
 
 
 def row_scores(
-    name: str, gold: Sequence[str], predicted: Sequence[str], references: Sequence[Sequence[str]] = ()
+    task: Task, gold: Sequence[str], predicted: Sequence[str], references: Sequence[Sequence[str]] = ()
 ) -> list[float]:
-    """A metric's score of each prediction, the best over the right answers; arguments as in `score`. Their mean is the
-    metric, except for `macro_f1`."""
-    others = references or [()] * len(gold)
-    return [
-        max(PAIRED[name]([right], [answer]) for right in (first, *more))
-        for first, answer, more in zip(gold, predicted, others, strict=True)
-    ]
+    """The task's metric of each prediction; arguments as in `score`. Their mean is the metric, but for `macro_f1`."""
+    return _of_rows(task.metric, gold, predicted, references if task.kind == "generation" else ())
+
+
+MOST_ROW_SCORES = 5_000  # stored with a score: with more rows an interval of independent samples is narrow as well
 
 
 def in_a_line(scores: Sequence[float]) -> str:
-    """Shares as a score's details hold them, to four digits; `Evaluation.row_scores` reads them back."""
+    """Shares as a score's details hold them, to four digits."""
     return " ".join(f"{round(score, 4):g}" for score in scores)
+
+
+def stored_row_scores(score: Evaluation) -> list[float]:
+    """The shares that `in_a_line` wrote into a score's details; empty if there are none, or they are damaged."""
+    try:
+        found = [float(one) for one in (score.details.get("row_scores") or "").split()]
+    except ValueError:
+        return []
+    return found if all(0 <= one <= 1 for one in found) else []
 
 
 PAIRED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
@@ -167,6 +174,17 @@ PAIRED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
     "token_f1": token_f1,
     "rouge_l": rouge_l,
 }
+
+
+def _of_rows(
+    name: str, gold: Sequence[str], predicted: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float]:
+    """A metric of each prediction, the best over the right answers."""
+    others = references or [()] * len(gold)
+    return [
+        max(PAIRED[name]([right], [answer]) for right in (first, *more))
+        for first, answer, more in zip(gold, predicted, others, strict=True)
+    ]
 
 
 def _check(gold: Sequence[str], predicted: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from adapterhub_cl.adapters.fused import base_alone
 from adapterhub_cl.data.preference_tokens import JudgedTokeniser, PairTokeniser, PreferenceTokens
 from adapterhub_cl.data.tokenise import Tokens
 from adapterhub_cl.errors import DataError
-from adapterhub_cl.evaluation.metrics import in_a_line, wilson_interval
+from adapterhub_cl.evaluation.metrics import MOST_ROW_SCORES, in_a_line, wilson_interval
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import by_share
 from adapterhub_cl.types import REWARD, Evaluation, Example, Task
@@ -71,7 +71,7 @@ def preference_score(
     share = float((margins > 0).double().mean())
     low, high = wilson_interval(round(share * len(rows)), len(rows))
     details: dict[str, Any] = {"interval": [round(low, 4), round(high, 4)], "margin": round(float(margins.mean()), 4)}
-    if paired:
+    if paired and len(rows) <= MOST_ROW_SCORES:
         details["row_scores"] = in_a_line((margins > 0).double().tolist())
     return Evaluation(task.name, REWARD, share, len(rows), data, details)
 

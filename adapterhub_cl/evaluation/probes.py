@@ -172,7 +172,7 @@ def score_rows(
             dtype=base.dtype,
             progress=advance,
         )
-    return metrics.row_scores(task.metric, gold, said, [row.references for row in rows])
+    return metrics.row_scores(task, gold, said, [row.references for row in rows])
 
 
 def score_version(
@@ -211,7 +211,7 @@ def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:
 def effect(probe: Probe, before: Evaluation, after: Evaluation, answered_by: str, *, served: bool = True) -> Effect:
     """The effect of a version on a task, from both scores on the same examples."""
     metric = after.metric
-    rows = before.row_scores, after.row_scores
+    rows = [metrics.stored_row_scores(one) for one in (before, after)]
     return Effect(
         probe.task.name,
         metric,

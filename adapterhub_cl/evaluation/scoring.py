@@ -16,8 +16,7 @@ from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import by_share
 from adapterhub_cl.types import Evaluation, Example, Task
 
-# Scores of single rows are stored up to so many: beyond it an interval of independent samples is narrow as well.
-MOST_ROW_SCORES = 5_000
+ROW_BY_ROW = metrics.PAIRED.keys() - {"macro_f1"}  # metrics that are the mean of the single rows' scores
 
 
 def evaluate(
@@ -99,8 +98,8 @@ def evaluate(
     more = {name: _details(name, scores[name], len(gold), details) for name in order}
     if cut:
         more[order[0]]["cut_inputs"] = cut
-    if task.kind != "text" and order[0] != "macro_f1" and len(gold) <= MOST_ROW_SCORES:
-        more[order[0]]["row_scores"] = metrics.in_a_line(metrics.row_scores(order[0], gold, predicted, references))
+    if task.metric in ROW_BY_ROW and task.kind != "text" and len(gold) <= metrics.MOST_ROW_SCORES:
+        more[task.metric]["row_scores"] = metrics.in_a_line(metrics.row_scores(task, gold, predicted, references))
     return [Evaluation(task.name, name, scores[name], len(gold), data, more[name]) for name in order]
 
 

@@ -165,13 +165,6 @@ def _is_matrix(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(row, list) and all(map(is_number, row)) for row in value)
 
 
-def _are_shares(value: Any) -> bool:
-    try:
-        return is_text(value) and all(0 <= float(one) <= 1 for one in value.split())
-    except ValueError:
-        return False
-
-
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
@@ -185,7 +178,7 @@ _DETAILS = {
     "after": is_number,
     "of": is_text,
     "sha256": is_text,
-    "row_scores": _are_shares,
+    "row_scores": is_text,
 }
 
 

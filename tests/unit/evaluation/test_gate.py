@@ -48,6 +48,15 @@ def test_answers_to_the_same_questions_are_compared_in_pairs() -> None:
     assert refusal_of(json.loads(json.dumps(paired.to_log()))).message("a@v1") == paired.message("a@v1")
 
 
+def test_of_many_tasks_one_may_look_worse_by_chance() -> None:
+    worse = replace(effect(0.9, 0.84, 100), correlation=0.75)
+    same = [effect(0.9, 0.9, 100, f"t{k}") for k in range(11)]
+    assert not decide([worse], 0.02).passed
+    assert decide([worse, *same], 0.02).passed
+    assert decide([worse, *same], 0.02).within_chance == (worse.within_chance(0.02),)
+    assert not decide([effect(0.9, 0.6, 100), *same], 0.02).passed
+
+
 def test_the_message_names_the_tasks_and_the_drops() -> None:
     decision = decide([effect(0.9, 0.5), effect(0.8, 0.79, task="mail"), effect(0.9, 0.1, task="slang")], 0.02)
     assert [e.task for e in decision.refused] == ["slang", "news"]
