@@ -145,7 +145,7 @@ class Strategy(BaseStrategy):
         names = " + ".join(f"{w:g} · {ref}" if w != 1 else ref for ref, w in parents.items())
         stage.note(
             f"kin: after {steps} steps the loss on {len(losses[best])} rows is {other:.4f} from {names}, "
-            f"{fresh:.4f} from {FRESH} (lead {ahead:.4f} ± {error:.4f}): "
+            f"{fresh:.4f} from {FRESH} (lead {ahead:.4f}, needed {self.config.sure * error:.4f}): "
             + ("the adapter starts from it" if taken else "the adapter starts fresh")
         )
 
