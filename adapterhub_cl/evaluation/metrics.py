@@ -12,6 +12,8 @@ from adapterhub_cl.errors import DataError
 from adapterhub_cl.evaluation.words import normalise, words
 from adapterhub_cl.types import Evaluation, Task
 
+MOST_ROW_SCORES = 5_000  # stored with a score: with more rows an interval of independent samples is narrow as well
+
 
 def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
     """Share of predictions that equal the gold label exactly.
@@ -147,9 +149,6 @@ def row_scores(
 ) -> list[float]:
     """The task's metric of each prediction; arguments as in `score`. Their mean is the metric, but for `macro_f1`."""
     return _of_rows(task.metric, gold, predicted, references if task.kind == "generation" else ())
-
-
-MOST_ROW_SCORES = 5_000  # stored with a score: with more rows an interval of independent samples is narrow as well
 
 
 def in_a_line(scores: Sequence[float]) -> str:
