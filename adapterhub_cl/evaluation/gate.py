@@ -51,13 +51,15 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the drop (Newcombe's hybrid score, of paired shares where the correlation is known)."""
-        return difference_interval(self.before, self.n, self.after, self.n, self.correlation)
+        return self._interval(1)
+
+    def _interval(self, tasks: int) -> tuple[float, float]:
+        return difference_interval(self.before, self.n, self.after, self.n, self.correlation, tasks)
 
     def over(self, limit: float, tasks: int = 1) -> bool:
         """Whether the drop is above the limit, and significant as one of so many: of twelve tasks that are no worse,
         one may well look worse."""
-        low, _ = difference_interval(self.before, self.n, self.after, self.n, self.correlation, tasks)
-        return self.drop > limit and low > 0
+        return self.drop > limit and self._interval(tasks)[0] > 0
 
     def within_chance(self, limit: float) -> str:
         """The note for a drop above the limit that is accepted because it may be chance."""
@@ -158,9 +160,10 @@ class Decision:
     @property
     def within_chance(self) -> tuple[str, ...]:
         """Notes for drops above the limit that were accepted; empty if the version was refused."""
-        if self.blamed and not self.refused:
+        refused = self.refused
+        if not refused and self.over_together:
             return ()
-        return tuple(e.within_chance(self.limit) for e in self.effects if e.drop > self.limit and e not in self.refused)
+        return tuple(e.within_chance(self.limit) for e in self.effects if e.drop > self.limit and e not in refused)
 
     def message(self, ref: str) -> str:
         """One line: which tasks drop, and by how much; and what the base forgot, if that is too much."""
