@@ -58,5 +58,5 @@ class Yardstick:
                 before, ref = self.before[task]
                 after = score(model, base, probe, self.hub.reporter, f"measuring retention on {task}")
                 effects.append(effect(probe, before, after, ref))
-                scores.append(with_source(after, probe))
+                scores.append(with_source(after, probe.sha256))
         return effects, scores

@@ -199,13 +199,13 @@ def recorded_score(
     """Like `score_version`, but a newly measured score is recorded."""
     found = score_version(hub, record, probe)
     if not any(s.evaluation == found for s in hub.registry.evaluations(record.ref, probe.task.name)):
-        hub.registry.add_evaluations(record.ref, [with_source(found, probe)])
+        hub.registry.add_evaluations(record.ref, [with_source(found, probe.sha256)])
     return found
 
 
-def with_source(evaluation: Evaluation, probe: Probe) -> Evaluation:
-    """The score with the hash of the data it was measured on, so that it can be reused later."""
-    return replace(evaluation, details={**evaluation.details, "sha256": probe.sha256})
+def with_source(evaluation: Evaluation, sha256: str) -> Evaluation:
+    """The score with the hash of the data it was measured on (`Probe.sha256`), so that it can be reused later."""
+    return replace(evaluation, details={**evaluation.details, "sha256": sha256})
 
 
 def effect(probe: Probe, before: Evaluation, after: Evaluation, answered_by: str, *, served: bool = True) -> Effect:

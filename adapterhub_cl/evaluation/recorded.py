@@ -4,7 +4,6 @@ and records the scores."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def _on_its_tasks(hub: Hub, record: AdapterRecord, only: str | None, batch_size:
         raise UsageError(f"no data is left to measure {record.ref} on", "name data: --data TEST.jsonl --task NAME")
     with answering(hub.registry, hub.base, record.ref) as model:
         scores = [score(model, hub.base, probe, hub.reporter, batch_size=batch_size) for probe in probes]
-        return [with_source(one, probe) for one, probe in zip(scores, probes, strict=True)]
+        return [with_source(one, probe.sha256) for one, probe in zip(scores, probes, strict=True)]
 
 
 def _on_data(
@@ -131,4 +130,4 @@ def _on_data(
         )
     # The gate takes a score of these very rows again: a file of this name may change, and have other columns read.
     seal = examples.sha256 if (columns or None) == learned else ""
-    return [replace(one, details={**one.details, "sha256": seal}) for one in found]
+    return [with_source(one, seal) for one in found]

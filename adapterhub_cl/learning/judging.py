@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from adapterhub_cl import objectives
@@ -161,7 +160,7 @@ class Judge:
             if now is None:
                 task = self.material.task
                 asked = asked_as(probe, task) if probe.task.name == task.name else probe
-                now = with_source(score(model, self.base, asked, self.reporter), probe)
+                now = with_source(score(model, self.base, asked, self.reporter), probe.sha256)
                 if not (probe.left_out and scores):  # a second score on a part of the file would confuse
                     scores.append(now)
             effects.append(effect(probe, was, now, answers))
@@ -214,7 +213,7 @@ class Judge:
                 dtype=self.base.dtype,
                 progress=advance,
             )
-        return [replace(s, details={**s.details, "sha256": held.sha256}) for s in found]
+        return [with_source(one, held.sha256) for one in found]
 
 
 def not_learned(measured: Sequence[Evaluation]) -> str:

@@ -98,4 +98,4 @@ def _ported(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, l
     told |= {"old_score": before.value, "new_score": after.value}
     told.pop("old_score_from", None)
     manifest = {"rebased_from": told, "gate": decision.to_json()}
-    return copy_version(old, hub.registry, record, manifest, [with_source(after, probe)])
+    return copy_version(old, hub.registry, record, manifest, [with_source(after, probe.sha256)])
