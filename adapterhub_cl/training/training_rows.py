@@ -365,13 +365,11 @@ def _augmented(
     made, counts = augmentation.augment(
         own, wanted, settings.seed, avoid=[*lesson.avoid, *dev], writer=base_writer(model, base, reporter)
     )
-    rows: list[Tokens] = []
-    long = 0
+    rows = []
     for example in made:
-        try:
-            rows += encode.many([example])
-        except TooLongError:
-            long += 1
+        with suppress(TooLongError):
+            rows.append(encode(example))
+    long = len(made) - len(rows)
     told = f", and {long} that are too long left out" if long else ""
     reporter.note(
         f"augmentation made {counts.made} examples ({counts.duplicates} duplicates and {counts.leaks} copies of "
