@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from adapterhub_cl import objectives, strategies
+from adapterhub_cl import objectives, strategies, training_file
 from adapterhub_cl.adapters.cards import card
 from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.adapters.lora import save_adapter
@@ -156,7 +156,7 @@ def record_version(hub: Hub, order: TrainOrder, trained: Trained) -> AdapterReco
         rows_seen.write(draft.path, [*material.data.examples, *material.review])
         if trained.memory:
             save_file(dict(trained.memory), draft.path / strategies.MEMORY)
-        (draft.path / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        (draft.path / training_file.NAME).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         text = card(request.name, base.info, task, trained.scores, training, edges, read_layout(draft.path))
         (draft.path / "README.md").write_text(text, encoding="utf-8")
         manifest = {

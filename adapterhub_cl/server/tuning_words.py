@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl import training_file
+from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.types import AdapterRecord
 
 _EPOCH = re.compile(r"epoch (\d+) of (\d+)  loss ([0-9.einfa-]+)(.*)")
@@ -40,8 +42,8 @@ def answer_in(out: Path) -> dict[str, Any] | None:
 def tokens_of(record: AdapterRecord) -> int | None:
     """How many tokens a version was trained on; None where its files do not say."""
     try:
-        found = json.loads((record.path / "training.json").read_text(encoding="utf-8")).get("tokens")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        found = training_file.read(record.path).get("tokens")
+    except IntegrityError:
         return None
     return found if isinstance(found, int) else None
 
