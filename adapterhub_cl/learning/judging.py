@@ -12,7 +12,7 @@ from adapterhub_cl.context import Hub
 from adapterhub_cl.data.tasks import find_outdated, mark_of
 from adapterhub_cl.errors import GateRefused
 from adapterhub_cl.evaluation.fact_scores import FactQuestions
-from adapterhub_cl.evaluation.gate import Decision, Effect, as_share, decide
+from adapterhub_cl.evaluation.gate import Decision, Effect, decide
 from adapterhub_cl.evaluation.knowledge import Questions
 from adapterhub_cl.evaluation.probes import (
     Probe,
@@ -189,9 +189,10 @@ class Judge:
         if not old or held is None or task.kind == "text":
             return None
         now = next(s for s in scores if (s.data, s.metric) == (held.source, task.metric))
-        before = as_share(task.metric, float(old["old_score"]))
-        served_by = f"{old['ref']} on the old base"
-        return Effect(task.name, task.metric, before, as_share(task.metric, now.value), now.n, now.data, served_by)
+        rows = {"row_scores": old.get("old_row_scores")}
+        before = Evaluation(task.name, task.metric, float(old["old_score"]), now.n, now.data, rows)
+        probe = Probe(task, held.examples, held.source, self.length)
+        return effect(probe, before, now, f"{old['ref']} on the old base")
 
     def _own(self, model: Any) -> list[Evaluation]:
         """All metrics on the held-out data of this run."""
@@ -257,7 +258,8 @@ def conclude(
         kept, memory = keep_samples(judge.hub, judge.order, model, judge.objective, judge.material, learned)
     extra = {**(more or {}), **({"outdated": sorted(judge.outdated)} if judge.outdated else {})}
     if rebased := judge.order.request.rebased_from:
-        extra["rebased_from"] = {**rebased, "new_score": next((s.value for s in scores), None)}
+        told = {key: value for key, value in rebased.items() if key != "old_row_scores"}  # thousands of numbers
+        extra["rebased_from"] = {**told, "new_score": next((s.value for s in scores), None)}
     trained = Trained(model, judge.material, scores, decision, training, kept, memory, extra)
     record = record_version(judge.hub, judge.order, trained)
     return record, None if decision.passed else refusal(record, judge.order.request.strategy)

@@ -27,6 +27,8 @@ class WrittenLesson:
         old_score: what the new version is compared with, by `metric`: of the old version on `old_n` rows.
         old_measured: its score on `eval`.
         old_from: the held-out file that `old_score` was recorded on; empty if it was measured on `eval`.
+        old_row_scores: the old version's score on each row of `eval`, as a score's details have them; empty where they
+            are not known.
         written: how many of the rows are pseudo-samples; `asked` is how many were asked for.
     """
 
@@ -44,6 +46,7 @@ class WrittenLesson:
     old_n: int = 0
     old_measured: float | None = None
     old_from: str = ""
+    old_row_scores: str = ""
     written: int = 0
     asked: int = 0
 

@@ -85,7 +85,8 @@ def _ported(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, l
     if record.task != task.name:
         raise AdapterError("it answers for several tasks")
     probe = Probe(task, found.held, found.measured_on or lesson.eval, length_of(record), found.held_sha256)
-    before = Evaluation(task.name, lesson.metric, float(lesson.old_measured or 0.0), len(found.held), data=probe.data)
+    rows = {"row_scores": lesson.old_row_scores}
+    before = Evaluation(task.name, lesson.metric, float(lesson.old_measured or 0.0), len(found.held), probe.data, rows)
     old.check_files(record)
     if spoilt := spoilt_weights(hub.base.model):
         raise BaseModelError(f"the new base has values that are not numbers, such as in {spoilt[0]}")

@@ -44,7 +44,13 @@ def old_score(hub: Hub, found: TaskSource, lesson: WrittenLesson) -> WrittenLess
     where = found.measured_on or lesson.eval
     held = Probe(found.task, found.held, where, length_of(found.record), found.held_sha256)
     score = score_version(hub, found.record, held)
-    lesson = replace(lesson, old_score=score.value, old_n=score.n, old_measured=score.value)
+    lesson = replace(
+        lesson,
+        old_score=score.value,
+        old_n=score.n,
+        old_measured=score.value,
+        old_row_scores=str(score.details.get("row_scores") or ""),
+    )
     # Facts are learned and measured on the same rows by both versions; what the old one wrote it has no other score on.
     if found.measured_on or found.facts or found.source == PSEUDO:
         return lesson
@@ -114,6 +120,8 @@ def relearn(
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
         told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if copy else {})}
         told |= {"reads": reads} if (reads := _reads(old, found)) else {}
+        if lesson.old_row_scores and not lesson.old_from:  # otherwise the old score is of other rows
+            told |= {"old_row_scores": lesson.old_row_scores}
         return replace(request, rebased_from=told, begin_from=str(found.record.path.resolve()) if copy else "")
 
     try:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cl_adapter.__main__ import main
 from crashes import in_child
-from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, teach, write
+from encoder_hubs import ANIMALS, COLOURS, QUICK, Notes, data, new_hub, rows, teach, write
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from stopping import StopAtStep
@@ -86,6 +86,22 @@ def test_tasks_are_learned_from_data_and_from_samples(old: AdapterHub, roberta: 
     assert new.predict(["dog table"], task="animals")[0].prediction == "dog"
     assert new.verify() == []
     assert before == sorted((p.name, p.stat().st_size) for p in (old.folder / "adapters").rglob("*"))
+
+
+@pytest.mark.parametrize("port", [False, True], ids=["learned", "ported"])
+def test_both_bases_are_compared_row_by_row(pico_path: Callable[[str], Path], tmp_path: Path, port: bool) -> None:
+    """Every fourth held-out row has a wrong answer, on which both versions fail: their scores go together."""
+    hub = new_hub(tmp_path / "old", pico_path("bert"))
+    held = rows(COLOURS, 24, 1)
+    wrong = {"red": "blue", "blue": "green", "green": "red"}
+    odd = [{**row, "output": wrong[row["output"]]} if k % 4 == 0 else row for k, row in enumerate(held)]
+    hub.add_task("colours", data(tmp_path, COLOURS), eval=write(tmp_path / "odd.jsonl", odd), **{**QUICK, **FAST})
+    base = str(pico_path("roberta")) if not port else near(str(pico_path("bert")), tmp_path / "near", 0.001)
+    moved = hub.rebase(base, to=str(tmp_path / "new"), port=port, **FAST).tasks[0]
+    assert (moved.source, moved.old_score) == ("ported" if port else "data", pytest.approx(0.75, abs=0.1))
+    manifest = AdapterHub.open(tmp_path / "new").get("colours@v1").manifest
+    assert manifest["gate"]["effects"][0]["correlation"] > 0.4
+    assert "old_row_scores" not in manifest["rebased_from"]
 
 
 def near(base: str, to: Path, noise: float) -> str:
