@@ -40,7 +40,7 @@ def distilled(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made(job: Job, verb: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a verb of the hub makes of all adapters; one that is there already is only measured."""
-    hub, name = copied(job), job.method.name
+    hub, name = copied(job), job.method.slug
     started = time.monotonic()
     if name not in {record.name for record in hub.list()}:
         getattr(hub, verb)(list(job.tasks), name=name, evaluate=False, **{**given, **job.method.options})
@@ -94,7 +94,13 @@ def multitask(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What each method of the hub that `ours` leaves is made with.
-MAKES = {"merged": merged, "distilled": distilled, "multitask": multitask, "multitask slow": multitask}
+MAKES = {
+    "merged": merged,
+    "merged ctm": merged,
+    "distilled": distilled,
+    "multitask": multitask,
+    "multitask slow": multitask,
+}
 
 
 def zero_shot(base: str, quantization: str, data: Path, tasks: Sequence[str], budget: Budget) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from orders import LONG, METHODS, ORDERS, OURS, SHORT, Method
 # Orders 5 and 6, and order 4 with other seeds, cost hours: there the best of the others are enough.
 EVERYWHERE = ("ours", "kin", "sequential", "replay 5%", "der", "merged", "distilled", "multitask")
 # Made of the same adapters and rows whatever the order: measured in the first order of a group only.
-ONCE = ("zero-shot", "multitask", "multitask slow", "merged", "distilled")
-LONG_ONLY = ("multitask slow",)  # four tasks at once are learned at the rate that was chosen
-TOLD = ("merged", "distilled", "ours", "kin")  # what the router can be told or not told the task for
+ONCE = ("zero-shot", "multitask", "multitask slow", "merged", "merged ctm", "distilled")
+# Four tasks at once are learned at the rate that was chosen; `ctm` came when the hubs of orders 1 to 3 were gone.
+LONG_ONLY = ("multitask slow", "merged ctm")
+TOLD = ("merged", "merged ctm", "distilled", "ours", "kin")  # what the router can be told or not told the task for
 
 
 @dataclass

@@ -173,6 +173,7 @@ METHODS = (
     Method("sequential", "sequential", rate=0.5, trials=_RATES),
     Method("replay 5%", "replay", "5%", {"replay.ratio": 0.25}, trials=_tried("replay.ratio", 0.25, 0.5, 1.0)),
     Method("merged", options={"method": "tsv"}, trials=_tried("method", "linear", "regmean", "tsv")),
+    Method("merged ctm", options={"method": "ctm"}),
     Method("distilled", options={"epochs": 8, "task_loss": 1.0}, trials=_tried("task_loss", 0.2, 0.5, 1.0)),
     Method("multitask", options={"multitask.balance": True}, rate=2.0, trials=_RATES),
     # At the rate chosen on two tasks, fifteen at once are not learned.

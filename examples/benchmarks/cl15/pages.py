@@ -212,7 +212,7 @@ def about_ours(known: Mapping[str, Sequence[Run]]) -> list[str]:
     lines.append(f"| AP from bare inputs | {spread(r['bare_accuracy'] for r in ours)} |")
     lines.append(f"| BWT from bare inputs | {spread(r['bare_bwt'] for r in ours)} |")
     by_run = {(r["order"], r["seed"]): r for r in ours}
-    for name in ("merged", "distilled", "multitask", "multitask slow"):
+    for name in ("merged", "merged ctm", "distilled", "multitask", "multitask slow"):
         pairs = [(r, by_run[at]) for r in known[name] if (at := (r["order"], r["seed"])) in by_run]
         if pairs:
             found = spread(r["average_accuracy"] / o["average_accuracy"] for r, o in pairs)

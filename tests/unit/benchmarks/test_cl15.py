@@ -171,7 +171,7 @@ def test_the_page_has_every_method_with_its_spread_and_ours_against_the_oracle(
     modules["pages"].write(tmp_path, tmp_path / "out")
     page = (tmp_path / "out/cl15.md").read_text()
     assert "| sequential | 40.0 ± 14.1 | – | 50.0 | 30.0 | – | -20.0 ± 0.0 |" in page
-    assert "**4 of 81 planned runs are done** (" in page
+    assert "**4 of 82 planned runs are done** (" in page
     assert ", and 1 of 100 further ones" in page
     assert "\n\nMissing are:\n\n- order 1, seed 0: kin, replay 5%, merged, multitask, zero-shot, " in page
     assert "| 1.0 min | 1.5 min | 900 MB |" in page
