@@ -11,7 +11,6 @@ Choose it over replay if only few samples can be stored: an answer's probabiliti
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import Stage, memory, replay
+from adapterhub_cl.strategies._told import NEVER, beside, sample_key, told_divergence
 from adapterhub_cl.types import Example
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokens
 
-NEVER = -1e4  # log-probability of an impossible token; representable in fp16
 TOP = 64  # tokens whose log-probabilities are stored at each position
 
 
@@ -41,38 +40,6 @@ class Config(replay.Config):
         super().__post_init__()
         if not 0 <= self.alpha <= 100:
             raise UsageError(f"der.alpha must be between 0 and 100, not {self.alpha:g}", "0.5 is usual")
-
-
-def sample_key(example: Example) -> int:
-    """A number for the sample's text, the same in every process."""
-    text = "\0".join((example.instruction, example.text, example.answer or ""))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def top_divergence(stored: torch.Tensor, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Mean KL(stored ‖ model) over positions, over the stored tokens and all others as one.
-
-    Args:
-        stored: log-probabilities `[n, k]`; `NEVER` means no token.
-        ids: their tokens `[n, k]`.
-        logits: the model's `[n, vocabulary]`, with the gradient.
-    """
-    import torch
-
-    logs = logits.float().log_softmax(-1).gather(-1, ids).masked_fill(stored < NEVER / 2, NEVER)
-    rest = [torch.log1p(-x.exp().sum(-1).clamp(max=1 - 1e-6)) for x in (stored, logs)]
-    target = torch.cat([stored, rest[0][:, None]], 1)
-    model = torch.cat([logs, rest[1][:, None]], 1)
-    return (target.exp() * (target - model)).sum(-1).mean()
-
-
-def _beside(parts: Sequence[torch.Tensor], filler: float) -> torch.Tensor:
-    """Parts of different widths as one `[n, k]`: an encoder's tasks have different numbers of labels."""
-    import torch
-    from torch.nn.functional import pad
-
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([pad(part, (0, width - part.shape[1]), value=filler) for part in parts])
 
 
 class Strategy(replay.Strategy):
@@ -95,27 +62,8 @@ class Strategy(replay.Strategy):
                 self.told[row] = found["logs"][first:last].float(), found["ids"][first:last].long()
 
     def penalty(self, stage: Stage, batch: Batch, logits: torch.Tensor) -> torch.Tensor | None:
-        import torch
-
-        places = batch.places[0]
-        picked: list[torch.Tensor] = []
-        stored: list[torch.Tensor] = []
-        ids: list[torch.Tensor] = []
-        for k, row in enumerate(batch.indices):
-            if row not in self.told:
-                continue
-            logs, tokens = self.told[row]
-            at = (places == k).nonzero()[:, 0][-len(logs) :]  # the answer comes last
-            if len(at) == len(logs):
-                picked, stored, ids = [*picked, at], [*stored, logs], [*ids, tokens]
-        if not picked:
-            return None
-        device = logits.device
-        share = len(picked) / len(batch.indices)
-        told = _beside(stored, NEVER).to(device)
-        tokens = _beside(ids, 0).to(device).clamp(max=logits.shape[1] - 1)
-        found = top_divergence(told, tokens, logits[torch.cat(picked)])
-        return found * (share * float(self.config.alpha))
+        found = told_divergence(self.told, batch, logits)
+        return None if found is None else found * float(self.config.alpha)
 
     def remember(
         self, stage: Stage, samples: Sequence[Example], tokens: Sequence[Tokens]
@@ -136,4 +84,4 @@ class Strategy(replay.Strategy):
         for row in tokens:
             starts.append(starts[-1] + len(row.answer))
         keys = torch.tensor([sample_key(sample) for sample in samples])
-        return {"logs": _beside(logs, NEVER), "ids": _beside(ids, 0), "starts": torch.tensor(starts), "keys": keys}
+        return {"logs": beside(logs, NEVER), "ids": beside(ids, 0), "starts": torch.tensor(starts), "keys": keys}

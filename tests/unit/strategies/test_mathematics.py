@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapterhub_cl.strategies.der import sample_key, top_divergence
+from adapterhub_cl.strategies._told import sample_key, top_divergence
 from adapterhub_cl.strategies.inflora import extended, without
 from adapterhub_cl.strategies.lwf import distillation
 from adapterhub_cl.strategies.olora import row_basis
