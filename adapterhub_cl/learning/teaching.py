@@ -33,6 +33,7 @@ from adapterhub_cl.learning.notes import tell, tell_alike_tasks, tell_parent, te
 from adapterhub_cl.learning.order import TrainOrder, mention_what_is_there, suited, tell_tuned
 from adapterhub_cl.learning.recording import training_facts
 from adapterhub_cl.learning.request import TrainRequest, made_since
+from adapterhub_cl.learning.soft_targets import with_soft_targets
 from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.progress import Noting, Reporter
 from adapterhub_cl.registry import Registry, storage_errors
@@ -229,6 +230,8 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         judge = alone(base.shards, lambda: Judge(hub, order, material, length))
         unchanged = unchanged_rows(hub, order, material, run.path, accelerator)
         kin = _tried(hub, order, material, run.path, accelerator)
+        soft = request.rebased_from.get("soft_targets") or {}
+        strategy = with_soft_targets(strategy, soft, material, base, objective, length)
         foretold = None
         if request.forecast and judge is not None:
             foretold = Foreteller(hub, order, material, judge.probes, run.path, accelerator)

@@ -15,6 +15,7 @@ from adapterhub_cl.registry.files import atomic_write_text, sha256_file
 from adapterhub_cl.types import Example
 
 FILE, ROWS, HELD = "lesson.json", "train.jsonl", "held-out.jsonl"
+OLD = "old-probabilities.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class WrittenLesson:
         old_from: the held-out file that `old_score` was recorded on; empty if it was measured on `eval`.
         old_row_scores: the old version's score on each row of `eval`, as a score's details have them; empty where they
             are not known.
+        soft: the file of what the old version says of each label of `data`; empty where that is not learned.
         written: how many of the rows are pseudo-samples; `asked` is how many were asked for.
     """
 
@@ -47,16 +49,18 @@ class WrittenLesson:
     old_measured: float | None = None
     old_from: str = ""
     old_row_scores: str = ""
+    soft: str = ""
     written: int = 0
     asked: int = 0
 
 
-def read_lesson(registry: Registry, source: TaskSource, asked: int = 0) -> WrittenLesson | None:
+def read_lesson(registry: Registry, source: TaskSource, asked: int = 0, soft: bool = False) -> WrittenLesson | None:
     """What was written down of a task; None if there is nothing, it is damaged, or the old hub would give something
     else by now.
 
     Args:
         asked: pseudo-samples that are asked for.
+        soft: whether soft targets are wanted.
     """
     folder = registry.path / FOLDER / source.task.name
     try:
@@ -70,8 +74,8 @@ def read_lesson(registry: Registry, source: TaskSource, asked: int = 0) -> Writt
         return None
     # Where the old version wrote the rows that it is measured on too, the source does not know how many.
     held = found.held if source.source == PSEUDO and not source.held else len(source.held)
-    now = (source.record.ref, source.source, len(source.rows), held, asked)
-    same = (found.ref, found.source, found.rows - found.written, found.held, found.asked) == now
+    now = (source.record.ref, source.source, len(source.rows), held, asked, soft)
+    same = (found.ref, found.source, found.rows - found.written, found.held, found.asked, bool(found.soft)) == now
     return found if same and found.old_score is not None else None
 
 

@@ -36,6 +36,11 @@ class RebaseOptions:
         "are left, or alone where none are; only from bases that write",
         check="adapterhub_cl.rebasing.rebase_options:check_pseudo_samples",
     )  # fmt: skip
+    soft_targets: float = option(
+        0.0, "weight of the probability that the old version gives to each label, learned beside the right label; for "
+        "choice tasks, also where the tokenizers differ; 0 learns the right labels alone",
+        check="adapterhub_cl.rebasing.rebase_options:check_soft_targets",
+    )  # fmt: skip
     port: bool = option(
         False, "first try each version as it is on the new base, and train it on from there only if it keeps too "
         "little; for a base that was fine-tuned or trained on from this hub's",
@@ -91,3 +96,15 @@ def check_pseudo_samples(rows: int) -> None:
     """
     if rows < 0:
         raise UsageError(f"--pseudo-samples must be at least 0, not {rows}", "--pseudo-samples 200, or leave it out")
+
+
+def check_soft_targets(weight: float) -> None:
+    """Raise where a weight is out of range.
+
+    Raises:
+        UsageError: it is not between 0 and 100.
+    """
+    if not 0 <= weight <= 100:
+        raise UsageError(
+            f"--soft-targets must be between 0 and 100, not {weight}", "1 weighs them like the right label"
+        )

@@ -29,6 +29,7 @@ from adapterhub_cl.options import flag
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import lesson_files, porting, rebinding, relearning
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
+from adapterhub_cl.rebasing.old_probabilities import has_old_probabilities, with_note, with_old_probabilities
 from adapterhub_cl.rebasing.pseudo_rows import measured_on_written, pseudo_rows, wanted_of
 from adapterhub_cl.rebasing.rebase_options import RebaseOptions
 from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource, source_of_task
@@ -183,7 +184,7 @@ def _chosen(registry: Registry, wanted: Sequence[str]) -> list[str]:
 
 def _idle(options: RebaseOptions, settings: Mapping[str, Any]) -> str:
     """Which of the options that were given mean nothing where nothing is trained, in words; empty if none."""
-    given = [name for name in ("budget", "pseudo_samples", "port") if getattr(options, name)]
+    given = [name for name in ("budget", "pseudo_samples", "soft_targets", "port") if getattr(options, name)]
     idle = [flag(name) for name in (*given, *settings)]
     return f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect" if idle else ""
 
@@ -202,6 +203,7 @@ def _planned(
             found.append(_told(moved[name], serving[name]))
             continue
         source = source_of_task(registry, there.base, name, options.budget, options.pseudo_samples)
+        source = with_note(source, options.soft_targets)
         move = _of(source, wanted_of(registry.base, source, options.pseudo_samples, options.budget))
         if options.port and move.state == PLANNED:
             move = replace(move, notes=(*move.notes, f"{move.old} is first tried as it is"))
@@ -291,11 +293,13 @@ def _prepared(
             _take_aliases(registry, target, moves[name])
             continue
         found = source_of_task(registry, new.base, name, options.budget, options.pseudo_samples)
+        found = with_note(found, options.soft_targets)
         moves[name] = _of(found)
         if not found.source:
             continue
         pseudo = wanted_of(registry.base, found, options.pseudo_samples, options.budget)
-        lesson = lesson_files.read_lesson(target, found, pseudo)
+        soft = options.soft_targets > 0 and has_old_probabilities(found)
+        lesson = lesson_files.read_lesson(target, found, pseudo, soft)
         if lesson is None:
             relearning.drop_runs(target, name)
             try:
@@ -309,6 +313,8 @@ def _prepared(
             if lesson.old_score is None:
                 moves[name] = _without(moves[name], f"{found.record.ref} has no head for it, so it has no old score")
                 continue
+            if soft:
+                lesson = with_old_probabilities(old, target, found, lesson, written)
             lesson_files.finish_lesson(target, lesson)
         sources[name] = (lesson_files.with_written(target, found, lesson), lesson)
     return sources, moves
@@ -343,7 +349,9 @@ def _moved(
     for note in found.notes:
         hub.reporter.note(f"note: {found.task.name}: {note}")
     try:
-        record = relearning.relearn(hub, old, found, lesson, least, settings, begin=tried.fits)
+        record = relearning.relearn(
+            hub, old, found, lesson, least, settings, begin=tried.fits, soft=options.soft_targets
+        )
     except TrainingInterrupted as error:
         error.hint = "the same command goes on where it stopped"
         raise

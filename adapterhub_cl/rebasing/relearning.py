@@ -91,6 +91,7 @@ def relearn(
     asked: Mapping[str, Any],
     *,
     begin: bool = False,
+    soft: float = 0.0,
 ) -> AdapterRecord:
     """Learn a task in the new hub, or go on where a run of it was stopped; a version that keeps too little is recorded
     as rejected.
@@ -100,6 +101,7 @@ def relearn(
         least: the share of the old score that it must keep.
         asked: training settings that the user gave; the others are those of the old version.
         begin: begin as a copy of the old version, which fits this base.
+        soft: weight of the soft targets, where the lesson has any.
 
     Raises:
         AdapterHubError: the task cannot be learned; nothing was recorded.
@@ -120,6 +122,7 @@ def relearn(
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
         told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if copy else {})}
         told |= {"reads": reads} if (reads := _reads(old, found)) else {}
+        told |= {"soft_targets": {"file": lesson.soft, "weight": soft}} if lesson.soft else {}
         if lesson.old_row_scores and not lesson.old_from:  # otherwise the old score is of other rows
             told |= {"old_row_scores": lesson.old_row_scores}
         return replace(request, rebased_from=told, begin_from=str(found.record.path.resolve()) if copy else "")

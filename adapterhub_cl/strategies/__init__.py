@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub_cl.data.batches import Batch
     from adapterhub_cl.data.tokenise import Tokens
 
-ROOM = Room("adapterhub_cl.strategies", "strategy", "Strategy")
+ROOM = Room("adapterhub_cl.strategies", "strategy", "Strategy", besides=("told_rows",))
 DEFAULT = "isolated"
 MEMORY = "strategy.safetensors"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 from adapterhub_cl.strategies import Stage, memory, replay
-from adapterhub_cl.strategies._told import NEVER, beside, sample_key, told_divergence
+from adapterhub_cl.strategies.told_rows import NEVER, beside, sample_key, told_divergence
 from adapterhub_cl.types import Example
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapterhub_cl.strategies._told import sample_key, top_divergence
 from adapterhub_cl.strategies.inflora import extended, without
 from adapterhub_cl.strategies.lwf import distillation
 from adapterhub_cl.strategies.olora import row_basis
 from adapterhub_cl.strategies.replay import Config, Strategy, review_rate, review_shares
 from adapterhub_cl.strategies.slao import orthonormal_rows
+from adapterhub_cl.strategies.told_rows import sample_key, top_divergence
 from adapterhub_cl.types import Example
 
 
