@@ -283,7 +283,8 @@ def _rebased(told: Mapping[str, Any]) -> str:
         return f"{said}, copied because the weights are the same"
     scores = [told.get("old_score"), told.get("new_score")]
     both = " → ".join(display.value(one) if isinstance(one, int | float) else "?" for one in scores)
-    how = "used as it is" if told.get("source") == "ported" else f"learned from {told.get('source')}"
+    untrained = {"ported": "used as it is", "residual": "used with the difference of the bases in it"}
+    how = untrained.get(str(told.get("source")), f"learned from {told.get('source')}")
     begun = ", begun as a copy of it" if told.get("begun_as_copy") else ""
     return f"{said}, {how}{begun}: {told.get('metric')} {both}"
 

@@ -71,11 +71,11 @@ def _same_tensors(one: Path, other: Path) -> bool:
     import torch
 
     floats = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-    first, second = _places(one), _places(other)
+    first, second = tensor_places(one), tensor_places(other)
     if first.keys() != second.keys():
         return False
     for name in sorted(first):
-        a, b = _tensor(first[name], name), _tensor(second[name], name)
+        a, b = read_tensor(first[name], name), read_tensor(second[name], name)
         if a.shape != b.shape or (a.dtype != b.dtype and not {a.dtype, b.dtype} <= floats):
             return False
         wide = torch.promote_types(a.dtype, b.dtype)
@@ -85,8 +85,8 @@ def _same_tensors(one: Path, other: Path) -> bool:
     return True
 
 
-def _places(path: Path) -> dict[str, Path]:
-    """Name of a tensor → the file that has it."""
+def tensor_places(path: Path) -> dict[str, Path]:
+    """Name of a tensor → the file of a base's folder that has it."""
     from safetensors import safe_open
 
     found: dict[str, Path] = {}
@@ -96,7 +96,8 @@ def _places(path: Path) -> dict[str, Path]:
     return found
 
 
-def _tensor(file: Path, name: str) -> Any:
+def read_tensor(file: Path, name: str) -> Any:
+    """One tensor of a file, as it is stored."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as tensors:

@@ -1,17 +1,22 @@
-"""A version that is used as it is on a base near the old one: tried, measured, and kept if it keeps its score.
+"""A version that is used on a base near the old one without training: tried, measured, and kept if it keeps its score.
 
 The difference that an adapter makes often still fits a base that was fine-tuned or trained on from its own (PortLLM,
-Khan et al. 2024). Whether it does is measured here, not assumed. Where it keeps too little, its task is learned again
-from where it stands, so that only the rest has to be learned.
+Khan et al. 2024). Whether it does is measured here, not assumed. Where it keeps too little, the version may be tried
+with the difference of the bases in it, or its task is learned again from where it stands, so that only the rest has to
+be learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.adapters.as_served import as_served
+from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.bases.finite_weights import spoilt_weights
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, BaseModelError, DataError
@@ -19,14 +24,18 @@ from adapterhub_cl.evaluation.gate import decide
 from adapterhub_cl.evaluation.probes import Probe, effect, score, with_source
 from adapterhub_cl.learning.request import SHAPE
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
+from adapterhub_cl.rebasing.new_hub import FOLDER
+from adapterhub_cl.rebasing.rebase_options import RebaseOptions
 from adapterhub_cl.rebasing.rebinding import copy_version
 from adapterhub_cl.rebasing.relearning import may_lose, rebased_from
+from adapterhub_cl.rebasing.residual import write_residual
 from adapterhub_cl.rebasing.task_sources import TaskSource
-from adapterhub_cl.registry import Registry
+from adapterhub_cl.registry import Registry, storage_errors
 from adapterhub_cl.samples.of_task import length_of
 from adapterhub_cl.types import DERIVED, AdapterRecord, Evaluation
 
-PORTED = "ported"
+PORTED, RESIDUAL = "ported", "residual"
+HOW = {PORTED: "as it is", RESIDUAL: "with the difference of the bases in it"}
 
 
 @dataclass(frozen=True)
@@ -46,16 +55,26 @@ class KeepsTooLittleError(AdapterError):
     """The version answers on the new base, but worse than it may."""
 
 
+def ways(options: RebaseOptions) -> list[str]:
+    """How versions are to be tried without training, in this order."""
+    asked = {PORTED: options.port, RESIDUAL: options.port_residual}
+    return [way for way, wanted in asked.items() if wanted]
+
+
 def port(
-    hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, least: float, asked: Mapping[str, Any]
+    hub: Hub,
+    old: Registry,
+    found: TaskSource,
+    lesson: WrittenLesson,
+    options: RebaseOptions,
+    asked: Mapping[str, Any],
 ) -> Tried:
-    """Copy the old version into the new hub if it keeps its score there; a note says why, if it does not.
+    """Give the old version to the new hub if it keeps its score there; notes say why, if it does not.
 
     Both are scored on the same rows. The old version's samples may be among them: it has learned them on either base.
 
     Args:
         hub: the new one.
-        least: the share of its old score that it must keep.
         asked: training settings that the user gave. A training that is to have another shape begins fresh, and so does
             one in place of a version that was made from others.
 
@@ -63,19 +82,23 @@ def port(
         IntegrityError: a file of the old version is missing or changed.
         StorageError: the disk refused; nothing was published.
     """
-    try:
-        return Tried(_ported(hub, old, found, lesson, least))
-    except (AdapterError, BaseModelError, DataError) as error:
-        name, ref = found.task.name, found.record.ref
-        fresh = any(name in asked for name in SHAPE) or found.record.kind in DERIVED
-        fits = isinstance(error, KeepsTooLittleError) and not fresh
-        so = "it is only where training begins" if fits else "its task is learned again"
-        hub.reporter.note(f"{name}: {ref} cannot be used as it is ({error.message}), so {so}")
-        return Tried(fits=fits)
+    name, ref, fits = found.task.name, found.record.ref, False
+    fresh = any(one in asked for one in SHAPE) or found.record.kind in DERIVED
+    left = ways(options)
+    while left:
+        way = left.pop(0)
+        try:
+            return Tried(_tried(hub, old, found, lesson, options.min_retention, way))
+        except (AdapterError, BaseModelError, DataError) as error:
+            fits = fits or (way == PORTED and isinstance(error, KeepsTooLittleError) and not fresh)
+            so = "it is only where training begins" if fits else "its task is learned again"
+            so = f"it is tried {HOW[left[0]]}" if left else so
+            hub.reporter.note(f"{name}: {ref} cannot be used {HOW[way]} ({error.message}), so {so}")
+    return Tried(fits=fits)
 
 
-def _ported(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, least: float) -> AdapterRecord:
-    """The copy.
+def _tried(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, least: float, way: str) -> AdapterRecord:
+    """The version in the new hub.
 
     Raises:
         KeepsTooLittleError: its score falls too far.
@@ -90,13 +113,35 @@ def _ported(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, l
     old.check_files(record)
     if spoilt := spoilt_weights(hub.base.model):
         raise BaseModelError(f"the new base has values that are not numbers, such as in {spoilt[0]}")
-    with as_served(hub.base, record.path) as model:
-        after = score(model, hub.base, probe, hub.reporter, f"trying {record.ref} as it is")
-    decision = decide([effect(probe, before, after, record.ref)], may_lose(lesson.metric, before.value, least))
-    if not decision.passed:
-        raise KeepsTooLittleError(f"its {lesson.metric} falls from {before.value:.4g} to {after.value:.4g}")
-    told: dict[str, Any] = {**rebased_from(old, found, lesson, least), "source": PORTED, "rows": 0}
-    told |= {"old_score": before.value, "new_score": after.value}
-    told.pop("old_score_from", None)
-    manifest = {"rebased_from": told, "gate": decision.to_json()}
-    return copy_version(old, hub.registry, record, manifest, [with_source(after, probe.sha256)])
+    with _files(hub, old, record, way) as (folder, about):
+        with as_served(hub.base, folder) as model:
+            after = score(model, hub.base, probe, hub.reporter, f"trying {record.ref} {HOW[way]}")
+        decision = decide([effect(probe, before, after, record.ref)], may_lose(lesson.metric, before.value, least))
+        if not decision.passed:
+            raise KeepsTooLittleError(f"its {lesson.metric} falls from {before.value:.4g} to {after.value:.4g}")
+        told: dict[str, Any] = {**rebased_from(old, found, lesson, least), "source": way, "rows": 0}
+        told |= {"old_score": before.value, "new_score": after.value, **about}
+        told.pop("old_score_from", None)
+        manifest = {"rebased_from": told, "gate": decision.to_json()}
+        scores = [with_source(after, probe.sha256)]
+        if folder == record.path:
+            return copy_version(old, hub.registry, record, manifest, scores)
+        facts = facts_of(folder, hub.registry.base)
+        return copy_version(old, hub.registry, record, {**manifest, **facts}, scores, folder=folder)
+
+
+@contextmanager
+def _files(hub: Hub, old: Registry, record: AdapterRecord, way: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder of what is tried, and what the manifest says of it beside its scores."""
+    if way == PORTED:
+        yield record.path, {}
+        return
+    made = hub.registry.path / FOLDER / record.task / "residual"
+    try:
+        with storage_errors(made):
+            shutil.rmtree(made, ignore_errors=True)  # of a rebase that was killed
+            made.mkdir(parents=True)
+            held = write_residual(hub, old.base, record, made)
+        yield made, {"difference_held": round(held, 6)}
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -45,6 +45,10 @@ class RebaseOptions:
         False, "first try each version as it is on the new base, and train it on from there only if it keeps too "
         "little; for a base that was fine-tuned or trained on from this hub's",
     )  # fmt: skip
+    port_residual: bool = option(
+        False, "try each version with the difference of the two bases put into it, as far as rank 64 holds it, after "
+        "--port where that is given too; for a base with the same layers",
+    )  # fmt: skip
     quantization: str = option(
         "",
         "how the new base is stored in memory: nf4, fp4, int8 or none; default: as this hub's",

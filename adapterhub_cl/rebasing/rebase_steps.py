@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from adapterhub_cl.errors import (
     UnknownNameError,
     UsageError,
 )
-from adapterhub_cl.learning.chosen_settings import carry_choice, settings_of
 from adapterhub_cl.options import flag
 from adapterhub_cl.progress import Reporter
 from adapterhub_cl.rebasing import lesson_files, porting, rebinding, relearning
+from adapterhub_cl.rebasing.going_along import copy_aliases, take_tuned
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
 from adapterhub_cl.rebasing.old_probabilities import has_old_probabilities, with_note, with_old_probabilities
 from adapterhub_cl.rebasing.pseudo_rows import measured_on_written, pseudo_rows, wanted_of
@@ -35,7 +35,7 @@ from adapterhub_cl.rebasing.rebase_options import RebaseOptions
 from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource, source_of_task
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.runs import acquire, held
-from adapterhub_cl.types import CANARY, LATEST, AdapterRecord
+from adapterhub_cl.types import AdapterRecord
 
 PLANNED, MOVED, REJECTED, NOT_MOVABLE, FAILED = "planned", "moved", "rejected", "not movable", "failed"
 
@@ -163,7 +163,7 @@ def rebase(
         for name, (found, lesson) in sources.items():
             moves[name] = _moved(hub, registry, found, lesson, options, settings)
             _take_aliases(registry, new, moves[name])
-            _take_tuned(registry, new, moves[name].old, moves[name].new, relearning.OF_THE_BASE, old.reporter)
+            take_tuned(registry, new, moves[name].old, moves[name].new, relearning.OF_THE_BASE, old.reporter)
     return Rebased(new.path, [moves[name] for name in names])
 
 
@@ -184,7 +184,9 @@ def _chosen(registry: Registry, wanted: Sequence[str]) -> list[str]:
 
 def _idle(options: RebaseOptions, settings: Mapping[str, Any]) -> str:
     """Which of the options that were given mean nothing where nothing is trained, in words; empty if none."""
-    given = [name for name in ("budget", "pseudo_samples", "soft_targets", "port") if getattr(options, name)]
+    given = [
+        name for name in ("budget", "pseudo_samples", "soft_targets", "port", "port_residual") if getattr(options, name)
+    ]
     idle = [flag(name) for name in (*given, *settings)]
     return f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect" if idle else ""
 
@@ -205,8 +207,8 @@ def _planned(
         source = source_of_task(registry, there.base, name, options.budget, options.pseudo_samples)
         source = with_note(source, options.soft_targets)
         move = _of(source, wanted_of(registry.base, source, options.pseudo_samples, options.budget))
-        if options.port and move.state == PLANNED:
-            move = replace(move, notes=(*move.notes, f"{move.old} is first tried as it is"))
+        if move.state == PLANNED and (tried := [porting.HOW[way] for way in porting.ways(options)]):
+            move = replace(move, notes=(*move.notes, f"{move.old} is first tried {', then '.join(tried)}"))
         kept = [one.retention for one in done if one.source == move.source and one.retention is not None]
         known = bool(kept) and move.metric != "perplexity"
         found.append(replace(move, expected=math.fsum(kept) / len(kept), expected_from=len(kept)) if known else move)
@@ -265,8 +267,8 @@ def _rebound(old: Registry, new: Registry, names: Sequence[str], reporter: Repor
     for record in rebinding.to_copy(old, names):
         if record.ref not in there:
             there[record.ref] = rebinding.rebind(old, new, record, there)
-        _copy_aliases(old, new, record, there[record.ref])
-        _take_tuned(old, new, record.ref, there[record.ref].ref, (), reporter)
+        copy_aliases(old, new, record, there[record.ref])
+        take_tuned(old, new, record.ref, there[record.ref].ref, (), reporter)
     for told in rebinding.follow(old, new, names, there):
         reporter.note(told)
     serving = old.serving()
@@ -338,10 +340,11 @@ def _moved(
         TrainingInterrupted, StorageError, BaseModelError: no other task could be learned either.
     """
     began, least, tried = time.monotonic(), options.min_retention, porting.Tried()
-    if options.port and not relearning.begun_runs(hub.registry, found.task.name):
-        tried = porting.port(hub, old, found, lesson, least, settings)
+    if not relearning.begun_runs(hub.registry, found.task.name):
+        tried = porting.port(hub, old, found, lesson, options, settings)
     if tried.record is not None:
-        hub.reporter.note(f"{found.task.name}: {found.record.ref} is used as it is")
+        how = porting.HOW[tried.record.manifest["rebased_from"]["source"]]
+        hub.reporter.note(f"{found.task.name}: {found.record.ref} is used {how}")
         return _told(tried.record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
     further = f", {lesson.written} of them pseudo-samples" if lesson.written else ""
     how = f"{found.record.ref} is trained on with" if tried.fits else "learned again from"
@@ -367,33 +370,4 @@ def _take_aliases(old: Registry, new: Registry, move: TaskMove) -> None:
     """Give a task's new version the aliases of its old one; not where that one serves several tasks."""
     record = old.get(move.old)
     if move.state == MOVED and record.task == move.task:
-        _copy_aliases(old, new, record, new.get(move.new))
-
-
-def _take_tuned(
-    old: Registry, new: Registry, ref: str, made: str, without: Collection[str], reporter: Reporter
-) -> None:
-    """Keep in the new hub what `tune` chose for an adapter of the old one.
-
-    Args:
-        made: the version in the new hub; empty where there is none.
-        without: settings that were chosen for the old base.
-    """
-    if not made:
-        return
-    name = old.get(ref).name
-    try:
-        chosen = {key: value for key, value in settings_of(old, name).items() if key not in without}
-    except IntegrityError as error:
-        reporter.note(f"warning: what tune chose for {name} is not taken along: {error.message}")
-        return
-    if told := carry_choice(new, new.get(made).name, chosen, f"as it was in the hub {old.path.resolve().name}"):
-        reporter.note(told)
-
-
-def _copy_aliases(old: Registry, new: Registry, record: AdapterRecord, copy: AdapterRecord) -> None:
-    """Aliases that the adapter has in the new hub already stay where they are."""
-    there = new.aliases().get(copy.name, {})
-    for alias in record.aliases:
-        if alias not in (LATEST, CANARY) and alias not in there:
-            new.set_alias(copy.ref, alias)
+        copy_aliases(old, new, record, new.get(move.new))

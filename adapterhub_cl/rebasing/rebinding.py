@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from adapterhub_cl.registry import Registry, storage_errors
@@ -98,11 +99,14 @@ def copy_version(
     record: AdapterRecord,
     told: Mapping[str, Any],
     scores: Sequence[Evaluation],
+    *,
+    folder: Path | None = None,
     **publishing: Any,
 ) -> AdapterRecord:
     """Publish a version's files, unchanged, in the hub on the other base; they are checked first.
 
     Args:
+        folder: has the files to publish in their place.
         told: entries of the manifest that differ from those of the old version.
         publishing: further arguments of `Registry.publish`.
 
@@ -111,12 +115,15 @@ def copy_version(
         StorageError: the disk refused; nothing was published.
     """
     old.check_files(record)
-    made = {key: value for key, value in record.manifest.items() if key != "created_at"}
+    other = ("created_at", *(("storage",) if folder else ()))
+    made = {key: value for key, value in record.manifest.items() if key not in other}
     with new.new_draft(record.name) as draft, storage_errors(draft.path):
-        for name in made["files"]:
+        source = folder or record.path
+        names = made["files"] if folder is None else [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+        for name in names:
             target = draft.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record.path / name, target)
+            shutil.copyfile(source / name, target)
         spec = made.get("task_spec")
         base = {"source": new.base.source, "fingerprint": new.base.fingerprint}
         return new.publish(

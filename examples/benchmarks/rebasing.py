@@ -33,7 +33,7 @@ from adapterhub_cl.registry.files import atomic_write_text
 
 TASKS = ("agnews", "sst2", "dbpedia", "yahoo", "qqp", "imdb", "boolq", "yelp")
 MADE = ("noisy", "tuned")  # second bases that are made of the first one
-SOURCES = ("data", "samples", "pseudo-samples", "ported")
+SOURCES = ("data", "samples", "pseudo-samples", "ported", "residual")
 NOISE = 0.1  # times a matrix's standard deviation
 ELSE, ELSE_ROWS = "amazon", 240  # what a base that was fine-tuned on something else has learned
 KEPT = 100  # samples of a task, where the hub keeps any
@@ -50,7 +50,8 @@ has a hub of its own, so the old scores differ a little between them. From *data
 again; from *samples*, the {KEPT} that the hub keeps of each task, the files being gone; from *pseudo-samples*, rows
 that the old version writes and answers, files and samples being gone. *ported* means `--port`: versions that keep
 their score are used as they are, and the others are trained on from where they stand, with the same rows and epochs
-as from data.
+as from data; *residual* means `--port-residual`: the difference of the two bases is put into each version's adapter, as
+far as rank 64 holds it, and versions that keep too little even so are learned again from data.
 """.strip()
 
 
@@ -154,7 +155,8 @@ def run(arguments: argparse.Namespace) -> None:
         if source in ("samples", "pseudo-samples"):
             for task in tasks:
                 (data / f"{task}.train.jsonl").unlink()
-        more = {"pseudo-samples": ("--pseudo-samples", str(arguments.rows)), "ported": ("--port",)}.get(source, ())
+        words = {"pseudo-samples": ("--pseudo-samples", str(arguments.rows)), "ported": ("--port",)}
+        more = {**words, "residual": ("--port-residual",)}.get(source, ())
         to, log = work / "hubs" / f"new-{source}", work / "logs" / f"{source}.log"
         found = move(hub.folder, second, to, log, kills=KILLED_AFTER[: len(tasks) // 2], more=more)
         trained = {record.name: record.training["seconds"] for record in AdapterHub.open(to).list()}

@@ -93,8 +93,10 @@ def test_soft_targets_that_are_asked_for_later_are_made(pico_path: Callable[[str
     base, to = str(pico_path("roberta")), str(tmp_path / "new")
     hub.rebase(base, to=to, tasks=["colours"], **{**BRIEF, "min_retention": 1.0, "learning_rate": 1e-7})
     assert not (tmp_path / "new/rebase/colours/old-probabilities.json").exists()
-    again = hub.rebase(base, to=to, again=True, soft_targets=1.0, epochs=8, learning_rate=0.01).tasks[0]
+    again = hub.rebase(base, to=to, again=True, soft_targets=20.0, epochs=8, learning_rate=0.01).tasks[0]
     assert (again.state, again.new) == ("moved", "colours@v2")
+    assert again.new_score is not None
+    assert again.new_score > 0.8, "the old version is right, and weighs twenty times as much as the labels"
     assert (tmp_path / "new/rebase/colours/old-probabilities.json").exists()
 
 
