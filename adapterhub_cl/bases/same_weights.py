@@ -90,7 +90,15 @@ def tensor_places(path: Path) -> dict[str, Path]:
     from safetensors import safe_open
 
     found: dict[str, Path] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.is_file():
+        files = [whole]
+    elif index.is_file():
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [path / Path(name).name for name in sorted(set(named))]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    for file in files:
         with safe_open(file, "pt") as tensors:
             found.update(dict.fromkeys(tensors.keys(), file))
     return found

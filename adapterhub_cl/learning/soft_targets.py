@@ -104,6 +104,7 @@ class SoftTargets(BaseStrategy):
 
 def with_soft_targets(
     strategy: Combined,
+    hub: Path,
     asked: Mapping[str, Any],
     material: Material,
     base: LoadedBase,
@@ -113,7 +114,8 @@ def with_soft_targets(
     """The strategy with soft targets beside it; the strategy itself where none are asked for.
 
     Args:
-        asked: `file`, which `OldProbabilities.write` wrote, and `weight`; or nothing.
+        hub: its folder.
+        asked: `file` in the hub, which `OldProbabilities.write` wrote, and `weight`; or nothing.
         length: the longest row in tokens.
 
     Raises:
@@ -121,7 +123,7 @@ def with_soft_targets(
     """
     if not asked:
         return strategy
-    old = OldProbabilities.read(Path(asked["file"]))
+    old = OldProbabilities.read(hub / asked["file"])
     encode = objective.tokeniser(base.tokenizer, material.task, length)
     targets = {}
     paths: dict[str, tuple[int, ...]] = {}

@@ -231,7 +231,7 @@ def teach(hub: Hub, order: TrainOrder, *, run: Run | None) -> AdapterRecord:
         unchanged = unchanged_rows(hub, order, material, run.path, accelerator)
         kin = _tried(hub, order, material, run.path, accelerator)
         soft = request.rebased_from.get("soft_targets") or {}
-        strategy = with_soft_targets(strategy, soft, material, base, objective, length)
+        strategy = with_soft_targets(strategy, registry.path, soft, material, base, objective, length)
         foretold = None
         if request.forecast and judge is not None:
             foretold = Foreteller(hub, order, material, judge.probes, run.path, accelerator)

@@ -30,7 +30,8 @@ class WrittenLesson:
         old_from: the held-out file that `old_score` was recorded on; empty if it was measured on `eval`.
         old_row_scores: the old version's score on each row of `eval`, as a score's details have them; empty where they
             are not known.
-        soft: the file of what the old version says of each label of `data`; empty where that is not learned.
+        soft: name of the file beside these with what the old version says of each label of `data`; empty where that is
+            not learned.
         written: how many of the rows are pseudo-samples; `asked` is how many were asked for.
     """
 
@@ -65,7 +66,7 @@ def read_lesson(registry: Registry, source: TaskSource, asked: int = 0, soft: bo
     folder = registry.path / FOLDER / source.task.name
     try:
         row = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if not isinstance(row, dict) or seals.is_broken_json(row):
+        if not isinstance(row, dict) or row.get(seals.KEY) != seals.of_json(row):
             return None
         found = WrittenLesson(**{key: row[key] for key in WrittenLesson.__dataclass_fields__ if key in row})
         if any(sha256_file(folder / name) != wanted for name, wanted in found.sha256.items()):
@@ -76,7 +77,10 @@ def read_lesson(registry: Registry, source: TaskSource, asked: int = 0, soft: bo
     held = found.held if source.source == PSEUDO and not source.held else len(source.held)
     now = (source.record.ref, source.source, len(source.rows), held, asked, soft)
     same = (found.ref, found.source, found.rows - found.written, found.held, found.asked, bool(found.soft)) == now
-    return found if same and found.old_score is not None else None
+    if not same or found.old_score is None:
+        return None
+    written = {name: str((folder / name).resolve()) for name in found.sha256}  # the hub may have been renamed since
+    return replace(found, data=written.get(ROWS, found.data), eval=written.get(HELD, found.eval))
 
 
 def write_rows(registry: Registry, found: TaskSource, pseudo: Sequence[Example] = (), asked: int = 0) -> WrittenLesson:

@@ -54,12 +54,13 @@ def with_old_probabilities(
         answers = objectives.of(base.info).predict(
             model, base.tokenizer, found.task, rows, max_length=length_of(found.record), progress=advance
         )
-    labels = found.task.labels
-    said = {
-        sample_key(row): [one.scores.get(label, 0.0) for label in labels]
-        for row, one in zip(rows, answers, strict=True)
-    }
+    labels = [label for label in found.task.labels if all(label in one.scores for one in answers)]
+    asked = [(row, one) for row, one in zip(rows, answers, strict=True) if row.answer in labels]
+    if len(asked) < len(rows):
+        note = f"note: {len(rows) - len(asked)} rows have labels that {found.record.ref} does not know: no soft targets"
+        old.reporter.note(note)
+    said = {sample_key(row): [one.scores[label] for label in labels] for row, one in asked}
     with storage_errors(path):
         OldProbabilities(labels, said).write(path)
         sha256 = {**lesson.sha256, OLD: sha256_file(path)}
-    return replace(lesson, soft=str(path.resolve()), sha256=sha256)
+    return replace(lesson, soft=OLD, sha256=sha256)

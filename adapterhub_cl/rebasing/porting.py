@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_cl import training_file
 from adapterhub_cl.adapters.as_served import as_served
+from adapterhub_cl.adapters.cards import card
+from adapterhub_cl.adapters.head_files import read_layout
 from adapterhub_cl.adapters.lora_config import facts_of
 from adapterhub_cl.bases.finite_weights import spoilt_weights
 from adapterhub_cl.context import Hub
@@ -105,7 +108,7 @@ def _tried(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, le
         AdapterError: it does not fit.
     """
     task, record = found.task, found.record
-    if record.task != task.name:
+    if set(record.tasks) != {task.name}:
         raise AdapterError("it answers for several tasks")
     probe = Probe(task, found.held, found.measured_on or lesson.eval, length_of(record), found.held_sha256)
     rows = {"row_scores": lesson.old_row_scores}
@@ -124,10 +127,12 @@ def _tried(hub: Hub, old: Registry, found: TaskSource, lesson: WrittenLesson, le
         told.pop("old_score_from", None)
         manifest = {"rebased_from": told, "gate": decision.to_json()}
         scores = [with_source(after, probe.sha256)]
-        if folder == record.path:
-            return copy_version(old, hub.registry, record, manifest, scores)
-        facts = facts_of(folder, hub.registry.base)
-        return copy_version(old, hub.registry, record, {**manifest, **facts}, scores, folder=folder)
+        base, made_from = hub.registry.base, [(record.ref, "rebased_from")]
+        told_training = training_file.read(record.path)
+        shown = card(record.name, base, task, scores, told_training, made_from, read_layout(folder))
+        manifest |= facts_of(folder, base)
+        made = folder if way == RESIDUAL else None
+        return copy_version(old, hub.registry, record, manifest, scores, folder=made, card=shown)
 
 
 @contextmanager
@@ -136,12 +141,21 @@ def _files(hub: Hub, old: Registry, record: AdapterRecord, way: str) -> Iterator
     if way == PORTED:
         yield record.path, {}
         return
-    made = hub.registry.path / FOLDER / record.task / "residual"
+    made = hub.registry.path / FOLDER / record.task / RESIDUAL
     try:
         with storage_errors(made):
-            shutil.rmtree(made, ignore_errors=True)  # of a rebase that was killed
+            clear(hub.registry, record.task)
             made.mkdir(parents=True)
             held = write_residual(hub, old.base, record, made)
         yield made, {"difference_held": round(held, 6)}
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        clear(hub.registry, record.task)
+
+
+def clear(registry: Registry, task: str) -> None:
+    """Remove what a rebase that was killed has left of a residual."""
+    left = registry.path / FOLDER / task / RESIDUAL
+    if left.is_symlink() or left.is_file():
+        left.unlink()
+    else:
+        shutil.rmtree(left, ignore_errors=True)

@@ -285,6 +285,7 @@ def _prepared(
     sources: dict[str, tuple[TaskSource, lesson_files.WrittenLesson]] = {}
     moves: dict[str, TaskMove] = {}
     for name in names:
+        porting.clear(target, name)
         if name in moved and not _again(moved[name], serving[name], options):
             target.check_files(moved[name])
             was = str(moved[name].manifest["rebased_from"]["ref"])
@@ -342,6 +343,11 @@ def _moved(
     began, least, tried = time.monotonic(), options.min_retention, porting.Tried()
     if not relearning.begun_runs(hub.registry, found.task.name):
         tried = porting.port(hub, old, found, lesson, options, settings)
+    elif porting.ways(options):
+        hub.reporter.note(
+            f"note: a training of {found.task.name} was stopped on the way, so it goes on, and {found.record.ref} is "
+            "not tried without training"
+        )
     if tried.record is not None:
         how = porting.HOW[tried.record.manifest["rebased_from"]["source"]]
         hub.reporter.note(f"{found.task.name}: {found.record.ref} is used {how}")

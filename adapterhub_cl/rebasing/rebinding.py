@@ -101,12 +101,14 @@ def copy_version(
     scores: Sequence[Evaluation],
     *,
     folder: Path | None = None,
+    card: str = "",
     **publishing: Any,
 ) -> AdapterRecord:
     """Publish a version's files, unchanged, in the hub on the other base; they are checked first.
 
     Args:
         folder: has the files to publish in their place.
+        card: the README; that of the version if it is empty.
         told: entries of the manifest that differ from those of the old version.
         publishing: further arguments of `Registry.publish`.
 
@@ -124,6 +126,8 @@ def copy_version(
             target = draft.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target)
+        if card:
+            (draft.path / "README.md").write_text(card, encoding="utf-8")
         spec = made.get("task_spec")
         base = {"source": new.base.source, "fingerprint": new.base.fingerprint}
         return new.publish(

@@ -18,6 +18,7 @@ from adapterhub_cl.learning.order import finished, order_of
 from adapterhub_cl.learning.request import SHAPE, TrainRequest, build, learned_from
 from adapterhub_cl.learning.teaching import teach
 from adapterhub_cl.rebasing.lesson_files import WrittenLesson
+from adapterhub_cl.rebasing.new_hub import FOLDER
 from adapterhub_cl.rebasing.rebinding import origin
 from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource
 from adapterhub_cl.registry import Registry
@@ -122,7 +123,8 @@ def relearn(
         request, _ = build(registry, "add-task", task.name, lesson.data, False, given)
         told = {**rebased_from(old, found, lesson, least), **({"begun_as_copy": True} if copy else {})}
         told |= {"reads": reads} if (reads := _reads(old, found)) else {}
-        told |= {"soft_targets": {"file": lesson.soft, "weight": soft}} if lesson.soft else {}
+        if lesson.soft:
+            told |= {"soft_targets": {"file": f"{FOLDER}/{task.name}/{lesson.soft}", "weight": soft}}
         if lesson.old_row_scores and not lesson.old_from:  # otherwise the old score is of other rows
             told |= {"old_row_scores": lesson.old_row_scores}
         return replace(request, rebased_from=told, begin_from=str(found.record.path.resolve()) if copy else "")

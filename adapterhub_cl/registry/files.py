@@ -22,6 +22,7 @@ _REFUSALS = {
         "no space left on",
         "free some space (cl-adapter gc deletes what the hub no longer needs) and try again",
     ),
+    errno.EFBIG: ("a file would be larger than is allowed here (ulimit -f):", "raise the limit and try again"),
     errno.EDQUOT: ("the disk quota is used up on", "free some space (cl-adapter gc) and try again"),
     errno.EROFS: ("read-only file system at", "copy the hub to a writable disk, or name another folder"),
     errno.EACCES: ("no permission to write", "check the owner and mode of the hub, or name another folder"),

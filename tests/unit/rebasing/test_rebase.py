@@ -132,7 +132,7 @@ def test_versions_are_used_as_they_are_on_a_base_that_is_near(
     for one in found.tasks:
         assert one.retention == pytest.approx(1.0, abs=0.1)
         mine, theirs = new.get(one.new), old.get(one.old)
-        for name in theirs.manifest["files"]:
+        for name in set(theirs.manifest["files"]) - {"README.md"}:
             assert (mine.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
         told = mine.manifest["rebased_from"]
         assert (told["source"], told["old_score"], told["new_score"]) == ("ported", one.old_score, one.new_score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_hubs import COLOURS, QUICK, data, new_hub, rows, teach, write
+from crashes import in_child
+from encoder_hubs import COLOURS, QUICK, Notes, data, new_hub, rows, teach, write
+from stopping import StopAtStep
 
 from adapterhub_cl import AdapterHub, training_file
 from adapterhub_cl.errors import IntegrityError, UsageError
 from adapterhub_cl.learning.soft_targets import OldProbabilities, along
+from adapterhub_cl.objectives import BaseObjective
 from adapterhub_cl.strategies.told_rows import NEVER, top_divergence
 
 BRIEF: dict[str, Any] = {"epochs": 1, "min_retention": 0}
@@ -61,7 +65,7 @@ def test_every_row_that_is_learned_has_a_target(
     told = record.manifest["rebased_from"]["soft_targets"]
     assert told["weight"] == 0.5
     assert training_file.read(record.path)["strategy_summary"]["soft targets"] == {"rows": found.rows, "weight": 0.5}
-    old = OldProbabilities.read(Path(told["file"]))
+    old = OldProbabilities.read(tmp_path / "new" / told["file"])
     assert old.labels == sorted(COLOURS)
     assert all(sum(row) == pytest.approx(1.0, abs=1e-3) for row in old.rows.values())
     assert len(old.rows) == found.rows
@@ -98,6 +102,42 @@ def test_soft_targets_that_are_asked_for_later_are_made(pico_path: Callable[[str
     assert again.new_score is not None
     assert again.new_score > 0.8, "the old version is right, and weighs twenty times as much as the labels"
     assert (tmp_path / "new/rebase/colours/old-probabilities.json").exists()
+
+
+def test_a_label_that_the_old_version_does_not_know_has_no_target(
+    pico_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = new_hub(tmp_path / "old", pico_path("bert"))
+    teach(hub, tmp_path, "colours", COLOURS)
+    predict = BaseObjective.predict
+
+    def without_red(*given: Any, **options: Any) -> Any:
+        return [one._replace(scores={"blue": 0.5, "green": 0.5}) for one in predict(*given, **options)]
+
+    monkeypatch.setattr(BaseObjective, "predict", without_red)
+    notes = Notes()
+    asked: dict[str, Any] = {"to": str(tmp_path / "new"), "soft_targets": 1.0, **BRIEF, "reporter": notes}
+    hub.rebase(str(pico_path("roberta")), **asked)
+    assert "note: 16 rows have labels that colours@v1 does not know: no soft targets" in notes.said
+    old = OldProbabilities.read(tmp_path / "new/rebase/colours/old-probabilities.json")
+    assert (old.labels, len(old.rows)) == (["blue", "green"], 32)
+
+
+@pytest.mark.parametrize("source", ["data", "samples"])
+def test_a_killed_rebase_goes_on_after_the_new_hub_was_renamed(
+    pico_path: Callable[[str], Path], tmp_path: Path, source: str
+) -> None:
+    hub, there = new_hub(tmp_path / "old", pico_path("bert")), tmp_path / "there"
+    there.mkdir()
+    teach(hub, there, "colours", COLOURS, replay="balanced:24")
+    if source == "samples":
+        shutil.rmtree(there)
+    base, asked = str(pico_path("roberta")), {**BRIEF, "soft_targets": 1.0}
+    killed = in_child(lambda: hub.rebase(base, to=str(tmp_path / "new"), reporter=StopAtStep(2), **asked))
+    assert killed == 137
+    (tmp_path / "new").rename(tmp_path / "renamed")
+    [moved] = hub.rebase(base, to=str(tmp_path / "renamed"), **asked).tasks
+    assert (moved.state, moved.source) == ("moved", source)
 
 
 def test_free_answers_have_none(pico_path: Callable[[str], Path], tmp_path: Path) -> None:
