@@ -104,12 +104,12 @@ def copy_version(
     card: str = "",
     **publishing: Any,
 ) -> AdapterRecord:
-    """Publish a version's files, unchanged, in the hub on the other base; they are checked first.
+    """Publish a version's files in the hub on the other base; they are checked first.
 
     Args:
-        folder: has the files to publish in their place.
-        card: the README; that of the version if it is empty.
         told: entries of the manifest that differ from those of the old version.
+        folder: has the files to publish in their place; None publishes them unchanged.
+        card: the README; that of the version if it is empty.
         publishing: further arguments of `Registry.publish`.
 
     Raises:

@@ -157,10 +157,13 @@ def run(arguments: argparse.Namespace) -> None:
         if source in ("samples", "pseudo-samples"):
             for task in tasks:
                 (data / f"{task}.train.jsonl").unlink()
-        words = {"pseudo-samples": ("--pseudo-samples", str(arguments.rows)), "ported": ("--port",)}
-        more = {**words, "residual": ("--port-residual",)}.get(source, ())
+        words = {
+            "pseudo-samples": ("--pseudo-samples", str(arguments.rows)),
+            "ported": ("--port",),
+            "residual": ("--port-residual",),
+        }
         to, log = work / "hubs" / f"new-{source}", work / "logs" / f"{source}.log"
-        found = move(hub.folder, second, to, log, kills=KILLED_AFTER[: len(tasks) // 2], more=more)
+        found = move(hub.folder, second, to, log, kills=KILLED_AFTER[: len(tasks) // 2], more=words.get(source, ()))
         trained = {record.name: record.training["seconds"] for record in AdapterHub.open(to).list()}
         row = {**asked, "source": source, **found, "training_seconds": trained, "machine": machine()}
         atomic_write_text(path, json.dumps(row))
