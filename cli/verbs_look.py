@@ -18,6 +18,7 @@ from cl_adapter.session import Session
 from adapterhub_cl.errors import IntegrityError
 from adapterhub_cl.evaluation.gate import general_of
 from adapterhub_cl.learning.chosen_settings import in_words
+from adapterhub_cl.rebasing.rebase_options import HOW
 from adapterhub_cl.registry import run_checks
 from adapterhub_cl.types import BASE, DERIVED, LATEST, AdapterRecord, Edge
 
@@ -283,8 +284,8 @@ def _rebased(told: Mapping[str, Any]) -> str:
         return f"{said}, copied because the weights are the same"
     scores = [told.get("old_score"), told.get("new_score")]
     both = " → ".join(display.value(one) if isinstance(one, int | float) else "?" for one in scores)
-    untrained = {"ported": "used as it is", "residual": "used with the difference of the bases in it"}
-    how = untrained.get(str(told.get("source")), f"learned from {told.get('source')}")
+    source = str(told.get("source"))
+    how = f"used {HOW[source]}" if source in HOW else f"learned from {source}"
     begun = ", begun as a copy of it" if told.get("begun_as_copy") else ""
     return f"{said}, {how}{begun}: {told.get('metric')} {both}"
 

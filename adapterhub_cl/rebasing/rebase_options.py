@@ -11,6 +11,9 @@ from adapterhub_cl.errors import UsageError
 from adapterhub_cl.options import option
 
 FEWEST = 4  # rows to learn a task from
+PORTED, RESIDUAL = "ported", "residual"
+# How a version is used on the new base where nothing is trained.
+HOW = {PORTED: "as it is", RESIDUAL: "with the difference of the bases in it"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,12 @@ class RebaseOptions:
         choices=QUANTIZATIONS,
     )
     again: bool = option(False, "move those tasks once more that were rejected, or have a newer version in the old hub")
+
+
+def ways(options: RebaseOptions) -> list[str]:
+    """How versions are to be tried without training, in this order."""
+    asked = {PORTED: options.port, RESIDUAL: options.port_residual}
+    return [way for way, wanted in asked.items() if wanted]
 
 
 def read_tasks(value: Any) -> tuple[str, ...]:

@@ -31,11 +31,11 @@ from adapterhub_cl.rebasing.going_along import copy_aliases, take_tuned
 from adapterhub_cl.rebasing.new_hub import FOLDER, NewHub, look, make
 from adapterhub_cl.rebasing.old_probabilities import has_old_probabilities, with_note, with_old_probabilities
 from adapterhub_cl.rebasing.pseudo_rows import measured_on_written, pseudo_rows, wanted_of
-from adapterhub_cl.rebasing.rebase_options import RebaseOptions
+from adapterhub_cl.rebasing.rebase_options import HOW, RebaseOptions, ways
 from adapterhub_cl.rebasing.task_sources import PSEUDO, TaskSource, source_of_task
 from adapterhub_cl.registry import Registry
 from adapterhub_cl.training.runs import acquire, held
-from adapterhub_cl.types import AdapterRecord
+from adapterhub_cl.types import AdapterRecord, BaseInfo
 
 PLANNED, MOVED, REJECTED, NOT_MOVABLE, FAILED = "planned", "moved", "rejected", "not movable", "failed"
 
@@ -160,8 +160,9 @@ def rebase(
         sources, moves = _prepared(old, done, names, options)
         free()
         hub = opened(new)
+        porter = porting.Porter(hub, registry, options)
         for name, (found, lesson) in sources.items():
-            moves[name] = _moved(hub, registry, found, lesson, options, settings)
+            moves[name] = _moved(porter, found, lesson, settings)
             _take_aliases(registry, new, moves[name])
             take_tuned(registry, new, moves[name].old, moves[name].new, relearning.OF_THE_BASE, old.reporter)
     return Rebased(new.path, [moves[name] for name in names])
@@ -204,15 +205,20 @@ def _planned(
         if name in moved and not _again(moved[name], serving[name], options):
             found.append(_told(moved[name], serving[name]))
             continue
-        source = source_of_task(registry, there.base, name, options.budget, options.pseudo_samples)
-        source = with_note(source, options.soft_targets)
+        source = _source(registry, there.base, name, options)
         move = _of(source, wanted_of(registry.base, source, options.pseudo_samples, options.budget))
-        if move.state == PLANNED and (tried := [porting.HOW[way] for way in porting.ways(options)]):
+        if move.state == PLANNED and (tried := [HOW[way] for way in ways(options)]):
             move = replace(move, notes=(*move.notes, f"{move.old} is first tried {', then '.join(tried)}"))
         kept = [one.retention for one in done if one.source == move.source and one.retention is not None]
         known = bool(kept) and move.metric != "perplexity"
         found.append(replace(move, expected=math.fsum(kept) / len(kept), expected_from=len(kept)) if known else move)
     return found
+
+
+def _source(registry: Registry, base: BaseInfo, name: str, options: RebaseOptions) -> TaskSource:
+    """What a task would be learned from, with what the options that were given change in it."""
+    found = source_of_task(registry, base, name, options.budget, options.pseudo_samples)
+    return with_note(found, options.soft_targets)
 
 
 def _again(moved: AdapterRecord, serves: str, options: RebaseOptions) -> bool:
@@ -295,8 +301,7 @@ def _prepared(
             old.reporter.note(f"{name} was {moves[name].state} before: {moved[name].ref} here, from {was}{since}")
             _take_aliases(registry, target, moves[name])
             continue
-        found = source_of_task(registry, new.base, name, options.budget, options.pseudo_samples)
-        found = with_note(found, options.soft_targets)
+        found = _source(registry, new.base, name, options)
         moves[name] = _of(found)
         if not found.source:
             continue
@@ -328,28 +333,24 @@ def _without(move: TaskMove, reason: str) -> TaskMove:
 
 
 def _moved(
-    hub: Hub,
-    old: Registry,
-    found: TaskSource,
-    lesson: lesson_files.WrittenLesson,
-    options: RebaseOptions,
-    settings: Mapping[str, Any],
+    porter: porting.Porter, found: TaskSource, lesson: lesson_files.WrittenLesson, settings: Mapping[str, Any]
 ) -> TaskMove:
     """One task; what cannot be learned is told, and the others go on.
 
     Raises:
         TrainingInterrupted, StorageError, BaseModelError: no other task could be learned either.
     """
+    hub, old, options = porter.hub, porter.old, porter.options
     began, least, tried = time.monotonic(), options.min_retention, porting.Tried()
     if not relearning.begun_runs(hub.registry, found.task.name):
-        tried = porting.port(hub, old, found, lesson, options, settings)
-    elif porting.ways(options):
+        tried = porter.port(found, lesson, settings)
+    elif ways(options):
         hub.reporter.note(
             f"note: a training of {found.task.name} was stopped on the way, so it goes on, and {found.record.ref} is "
             "not tried without training"
         )
     if tried.record is not None:
-        how = porting.HOW[tried.record.manifest["rebased_from"]["source"]]
+        how = HOW[tried.record.manifest["rebased_from"]["source"]]
         hub.reporter.note(f"{found.task.name}: {found.record.ref} is used {how}")
         return _told(tried.record, found.record.ref, round(time.monotonic() - began, 1), found.notes)
     further = f", {lesson.written} of them pseudo-samples" if lesson.written else ""

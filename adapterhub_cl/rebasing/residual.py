@@ -9,7 +9,8 @@ for this task, so a version that keeps its score as it is, is better used as it 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -24,20 +25,63 @@ from adapterhub_cl.bases.same_weights import read_tensor, tensor_places
 from adapterhub_cl.bases.sources import resolve
 from adapterhub_cl.context import Hub
 from adapterhub_cl.errors import AdapterError, BaseModelError
-from adapterhub_cl.merging.factors import Factors, norm, rank_for_energy, truncate_dense
+from adapterhub_cl.merging.factors import Truncated, rank_for_energy, truncate_dense, zero
 from adapterhub_cl.strategies import MEMORY
 from adapterhub_cl.types import AdapterRecord, BaseInfo
 
-MOST_RANK = 64  # of the adapter's own layers and the difference together
+MOST_RANK = 64  # of what the adapter adds to a layer and the difference together
 LOST = 1e-8  # share of a layer's difference (of its squares) that is dropped as the noise of the stored type
 
 
-def write_residual(hub: Hub, old: BaseInfo, record: AdapterRecord, folder: Path) -> float:
+class BaseDifference:
+    """The difference of two bases, W_old − W_new, truncated to `MOST_RANK`; each layer is computed once.
+
+    Args:
+        hub: the one on the new base.
+        old: the other base.
+    """
+
+    def __init__(self, hub: Hub, old: BaseInfo) -> None:
+        self.hub, self.old = hub, old
+        self._layers: dict[str, Truncated] = {}
+
+    @cached_property
+    def _places(self) -> list[dict[str, Path]]:
+        """Of both bases: name of a tensor → its file."""
+        old = self.old
+        if inspect_base(old.source, old.quantization, old.revision).fingerprint != old.fingerprint:
+            raise BaseModelError(f"the files of {old.source} have changed since the old hub was made on it")
+        return [tensor_places(resolve(base.source, base.revision)) for base in (old, self.hub.registry.base)]
+
+    def layer(self, name: str) -> Truncated:
+        """One layer's difference, `[out, in]`.
+
+        Raises:
+            AdapterError: the bases do not both have the layer in this shape.
+            BaseModelError: a base is not here, or the old one has changed.
+        """
+        if name not in self._layers:
+            self._layers[name] = self._truncated(name)
+        return self._layers[name]
+
+    def _truncated(self, name: str) -> Truncated:
+        try:
+            module = bare(self.hub.base.model).get_submodule(name)
+        except AttributeError:
+            raise AdapterError(f"the new base has no layer {name}") from None
+        old, new = (_weight(name, files) for files in self._places)
+        if old.shape != new.shape:
+            raise AdapterError(f"the layer {name} has another shape in the new base")
+        found = (old - new).T if isinstance(module, Conv1D) else old - new
+        if not bool(found.any()):
+            return Truncated(zero(*found.shape), 0.0, 0.0)
+        return truncate_dense(found, min(MOST_RANK, *found.shape), torch.Generator().manual_seed(0))
+
+
+def write_residual(difference: BaseDifference, record: AdapterRecord, folder: Path) -> float:
     """Write a version's files with its residual in place of its weights.
 
     Args:
-        hub: the new one.
-        old: the base that the version stands on.
         folder: empty.
 
     Returns:
@@ -47,49 +91,26 @@ def write_residual(hub: Hub, old: BaseInfo, record: AdapterRecord, folder: Path)
         AdapterError: the bases have other layers, or the adapter is DoRA.
         BaseModelError: a base is not here, or the old one has changed.
     """
-    new = hub.registry.base
-    if inspect_base(old.source, old.quantization, old.revision).fingerprint != old.fingerprint:
-        raise BaseModelError(f"the files of {old.source} have changed since the old hub was made on it")
-    places = [tensor_places(resolve(base.source, base.revision)) for base in (old, new)]
-    layers, generator = all_linear(hub.base), torch.Generator().manual_seed(0)
-    modules = dict(bare(hub.base.model).named_modules())
-    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    whole = lost = 0.0
+    hub, factors = difference.hub, {}
+    whole = held = 0.0
+    layers = all_linear(hub.base)
     with LoraFile(record.path) as adapter, hub.reporter.piece("comparing the bases", len(layers)) as advance:
         for name in [*layers, *(name for name in adapter.modules if name not in layers)]:
-            difference = _difference(name, modules.get(name), places)
+            found = difference.layer(name)
+            b, a = found.factors.b, found.factors.a
             parts = [adapter.factors(name)] if adapter.rank(name) else []
-            if any((b.shape[0], a.shape[1]) != difference.shape for b, a in parts):
+            if any((own.shape[0], other.shape[1]) != (b.shape[0], a.shape[1]) for own, other in parts):
                 raise AdapterError(f"the layer {name} has another shape than the adapter's")
-            room = min(max(1, MOST_RANK - adapter.rank(name)), *difference.shape)
-            if bool(difference.any()):
-                found = truncate_dense(difference, room, generator)
-                parts.append(_trimmed(found.factors))
-                held = norm(Factors(*parts[-1]))
-                whole, lost = whole + found.norm**2, lost + max(0.0, found.norm**2 - held**2)
+            values = b.double().square().sum(0)  # singular values: their roots are on either side
+            kept = min(max(1, MOST_RANK - adapter.rank(name)), rank_for_energy(values, 1 - LOST))
+            parts += [(b[:, :kept], a[:kept])] if kept else []
+            whole, held = whole + found.norm**2, held + float(values[:kept].square().sum())
             if parts:
-                factors[name] = torch.cat([b for b, _ in parts], 1), torch.cat([a for _, a in parts])
+                factors[name] = torch.cat([left for left, _ in parts], 1), torch.cat([right for _, right in parts])
             advance(1)
         _copy_rest(record, folder)
-        write_lora(folder, factors, [adapter], new.source, head=adapter.head())
-    return 1 - lost / whole if whole else 1.0
-
-
-def _difference(name: str, module: torch.nn.Module | None, places: Sequence[Mapping[str, Path]]) -> torch.Tensor:
-    """A layer's weight in the old base less that in the new one, `[out, in]`, fp32."""
-    if module is None:
-        raise AdapterError(f"the new base has no layer {name}")
-    old, new = (_weight(name, files) for files in places)
-    if old.shape != new.shape:
-        raise AdapterError(f"the layer {name} has another shape in the new base")
-    return (old - new).T if isinstance(module, Conv1D) else old - new
-
-
-def _trimmed(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Without the directions that carry next to nothing. Both factors have the roots of the singular values, so B's
-    columns say how much each direction carries."""
-    kept = max(1, rank_for_energy(factors.b.double().square().sum(0), 1 - LOST))
-    return factors.b[:, :kept].contiguous(), factors.a[:kept].contiguous()
+        write_lora(folder, factors, [adapter], hub.registry.base.source, head=adapter.head())
+    return min(1.0, held / whole) if whole else 1.0
 
 
 def _weight(name: str, places: Mapping[str, Path]) -> torch.Tensor:

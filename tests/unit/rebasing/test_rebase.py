@@ -233,7 +233,7 @@ def test_a_training_that_began_as_a_copy_goes_on_without_the_old_files(
     asked |= {"epochs": 4, "checkpoint_every": 2}
     assert in_child(lambda: old.rebase(far, reporter=StopAtStep(6), **asked)) == 137
     assert len(list((tmp_path / "new" / "runs").glob("colours-*/begun/adapter_model.safetensors"))) == 1
-    monkeypatch.setattr(porting, "port", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(porting.Porter, "port", lambda *_: pytest.fail("tried again"))
     found = old.rebase(far, **asked)
     assert found.tasks[0].begun_as_copy
     assert not list((tmp_path / "new" / "runs").glob("colours-*"))

@@ -140,13 +140,13 @@ def test_the_old_base_must_be_the_one_that_the_hub_was_made_on(
     hub = new_hub(tmp_path / "old", tmp_path / "first")
     hub.add_task("colours", data(tmp_path, COLOURS), eval=data(tmp_path, COLOURS, 24, 1), **LEARNED)
     base, notes = changed(pico_path("bert"), tmp_path / "base", 2, 1.0), Notes()
-    port = porting.port
+    port = porting.Porter.port
 
     def after_a_change(*given: Any) -> Any:
         shutil.copy(tmp_path / "base/model.safetensors", tmp_path / "first/model.safetensors")
         return port(*given)
 
-    monkeypatch.setattr(porting, "port", after_a_change)
+    monkeypatch.setattr(porting.Porter, "port", after_a_change)
     asked: dict[str, Any] = {"to": str(tmp_path / "new"), "port_residual": True, "min_retention": 0, "epochs": 1}
     [moved] = hub.rebase(base, **asked, reporter=notes).tasks
     assert moved.source == "data"
