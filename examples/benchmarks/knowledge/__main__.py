@@ -73,7 +73,7 @@ def _before(base: str, work: Path, made: Sequence[Batch], seed: int) -> dict[str
 
 def _stages(method: Method, base: str, work: Path, made: Sequence[Batch], seed: int, before: dict[str, str]) -> None:
     """One method through all batches; a hub that is half done goes on."""
-    numbers = range(len(made)) if method.per_batch else [len(made) - 1]
+    numbers = method.asked_after(len(made))
     if all(place_of(work, method.name, seed, number).exists() for number in numbers):
         return
     folder = work / "hubs" / place_of(work, method.name, seed, 0).name.removesuffix(".batch-1.json")
@@ -95,7 +95,7 @@ def _stages(method: Method, base: str, work: Path, made: Sequence[Batch], seed: 
         row = {"method": method.name, "seed": seed, "batch": number + 1}
         row |= {"seconds": round(time.monotonic() - started, 1)}
         sheet, first = Sheet.of(made[number]), Sheet.of(made[0])
-        if method.name == "facts in the context":
+        if method.slow:
             sheet, first = sheet.fewer(SLOW), first.fewer(SLOW)
         say = answers_of(method, hub, made, number)
         row |= measure(say, sheet, first, before)

@@ -18,6 +18,7 @@ from adapterhub_cl.types import Example, Task
 
 LONGEST = 16  # tokens of an answer
 PLAIN_EPOCHS = 40  # of the methods that see each fact in one wording only
+FEW = 4  # batches after each of which a slow method is asked
 FITS = 6000  # characters of facts that are put before a question: about 1,500 tokens
 TASK = "facts"
 Answers = Callable[[Sequence[str]], list[str]]
@@ -32,6 +33,8 @@ class Method:
         says: what it does, for the page.
         trains: learns batch `number`; None if nothing is trained.
         per_batch: it does something after each batch; otherwise once, after the last one.
+        slow: it trains nothing and answers slowly, so of more than `FEW` batches it is asked after the first and the
+            last one only.
     """
 
     name: str
@@ -39,6 +42,13 @@ class Method:
     trains: Callable[[AdapterHub, Sequence[Batch], int, int, Path], None] | None
     per_batch: bool = True
     routed: bool = False
+    slow: bool = False
+
+    def asked_after(self, batches: int) -> Sequence[int]:
+        """After which of so many batches it is asked, counted from 0."""
+        if self.slow and batches > FEW:
+            return [0, batches - 1]
+        return range(batches) if self.per_batch else [batches - 1]
 
 
 def write(path: Path, batches: Sequence[Batch]) -> Path:
@@ -80,7 +90,7 @@ def _together(hub: AdapterHub, batches: Sequence[Batch], number: int, seed: int,
 
 METHODS = (
     Method("base", "nothing is taught", None, per_batch=False),
-    Method("facts in the context", "the base reads the newest facts that fit, then the question", None),
+    Method("facts in the context", "the base reads the newest facts that fit, then the question", None, slow=True),
     Method("isolated, routed", "`add-task --facts` for each batch; the router chooses", _isolated, routed=True),
     Method("isolated, named", "the same adapters, and each question says of which batch it is", None),
     Method("shared", "`update --facts`: one adapter, with its replay samples", _shared),

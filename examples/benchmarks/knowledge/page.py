@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine, versions
-from methods import FITS, METHODS, PLAIN_EPOCHS
+from methods import FEW, FITS, METHODS, PLAIN_EPOCHS
 
 MEASURES = ("efficacy", "paraphrase", "locality", "locality_general", "locality_near", "portability", "first")
 TITLES = ("efficacy", "paraphrase", "locality", "of general questions", "of near questions", "two hops", "first batch")
@@ -54,8 +54,9 @@ def page(parts: Sequence[Mapping[str, Any]], note: str = "") -> str:
         *(f"- **{method.name}**: {method.says}." for method in METHODS if method.name in names),
         "",
         f"The methods with one wording train {PLAIN_EPOCHS} epochs and hold nothing out. In the context stand the "
-        f"newest facts that fit into {FITS:,} characters; that method is asked 20 questions of each kind. The two "
-        "facts of two hops are in the same batch, so an isolated adapter has learned both.",
+        f"newest facts that fit into {FITS:,} characters; that method is asked 20 questions of each kind, and "
+        f"of more than {FEW} batches after the first and the last one only. The two facts of two hops are in the same "
+        "batch, so an isolated adapter has learned both.",
     ]
     for part in parts:
         lines += section(part["rows"], part["setup"])

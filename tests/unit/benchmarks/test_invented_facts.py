@@ -105,3 +105,12 @@ def test_the_page_shows_the_methods_that_ran(modules: dict[str, ModuleType]) -> 
     assert "50.0" in line
     assert "1.0 min" in line
     assert "isolated, routed" not in text
+
+
+def test_after_which_batches_a_method_is_asked(modules: dict[str, ModuleType]) -> None:
+    by_name = modules["methods"].BY_NAME
+    asked = {name: [list(by_name[name].asked_after(count)) for count in (1, 4, 5)] for name in by_name}
+    every, last = [[0], [0, 1, 2, 3], [0, 1, 2, 3, 4]], [[0], [3], [4]]
+    assert asked.pop("facts in the context") == [[0], [0, 1, 2, 3], [0, 4]]
+    assert asked.pop("base") == asked.pop("all at once") == last
+    assert set(map(str, asked.values())) == {str(every)}
