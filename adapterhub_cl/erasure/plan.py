@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub_cl.erasure.places import is_nobodys, is_of, knows, others, run_folders, run_request, stream_hubs
 from adapterhub_cl.erasure.sharing import SharedRows, shared_with
 from adapterhub_cl.erasure.versions import KnownVersion, all_known, holders
+from adapterhub_cl.rebasing.new_hub import FOLDER as REBASE
 from adapterhub_cl.registry import Registry, samples, tombstones
 from adapterhub_cl.samples.store import sample_key
 from adapterhub_cl.traffic.journal import Journal
@@ -82,8 +83,11 @@ class ErasurePlan:
 
     @property
     def empty(self) -> bool:
-        """Whether the hub has nothing of the task."""
-        return not any((self.versions, self.elsewhere, self.evaluations, self.runs, self.streams, self.kept))
+        """Whether the hub has nothing of the task; a rebase that was stopped may have written its rows down already."""
+        written_down = f"{REBASE}/{self.task}" in self.others
+        return not any(
+            (written_down, self.versions, self.elsewhere, self.evaluations, self.runs, self.streams, self.kept)
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -382,3 +382,16 @@ def test_a_damaged_tombstone_is_named_by_the_proof(hub: Registry, text: str, nam
         prove(hub, "news")
     with pytest.raises(UnknownNameError):
         prove(hub, "mood")
+
+
+def test_rows_of_a_task_that_a_stopped_rebase_wrote_down_go(hub: Registry) -> None:
+    written = hub.path / "rebase" / "mail"
+    written.mkdir(parents=True)
+    (written / "train.jsonl").write_text(rows(SECRETS), encoding="utf-8")
+    assert look(hub, "mail").others == ("rebase/mail",)
+    forget(hub, "mail")
+    assert not written.exists()
+    assert traces(hub, [secret.encode() for secret in SECRETS]) == []
+    assert prove(hub, "mail").found == ()
+    with pytest.raises(UnknownNameError):
+        forget(hub, "mail")
