@@ -34,7 +34,7 @@ TASKS = {
 MORE_FREE = {"samsum": "superni", "personachat": "superni"}
 CHOICES = dict.fromkeys(("agnews", "sst2", "yelp", "dbpedia", "qqp", "boolq"), "cl15")  # an encoder's tasks
 SHOP = "three_files"  # invented; with other words held out than there
-KNOWN = {**TASKS, **MORE_FREE, "emails": SHOP, "talks": SHOP, **CHOICES}
+KNOWN = {**TASKS, **MORE_FREE, "emails": SHOP, "bookings": SHOP, "talks": SHOP, "tickets": SHOP, **CHOICES}
 ROWS, DEV, MORE = 240, 60, 180
 MLP = "gate_proj,up_proj,down_proj"
 # Each arm is what it changes of the defaults; `peft` is the plain script at that rate.
@@ -67,6 +67,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "orthogonal": {"init": "orthogonal"},
     "NF4": {"quantization": "nf4"},
     "an instruction": {"instruction": "Give the name, order, product, date and wish of this e-mail as JSON."},  # emails
+    "nothing asked": {"instruction": ""},
     "no instruction": {"columns": {"input": "input", "output": "output"}},
     "format instruction": {"prompt_format": "instruction"},
     "plain PEFT 2e-4": {"peft": 2e-4},

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shop_bookings import booking
 from shop_draws import DevDraw
 from shop_emails import email
 from shop_talks import talk
@@ -21,7 +22,7 @@ from shop_tickets import ticket
 
 Row = dict[str, Any]
 Made = Callable[[random.Random, bool], Row]
-MAKERS: dict[str, Made] = {"tickets": ticket, "emails": email, "talks": talk}
+MAKERS: dict[str, Made] = {"tickets": ticket, "emails": email, "talks": talk, "bookings": booking}
 FILES = {"tickets": "tickets.csv", "emails": "emails.jsonl", "talks": "conversations.jsonl"}
 
 
@@ -31,7 +32,7 @@ def rows(name: str, seed: int, train: int, tests: int, *, dev: bool = False) -> 
     Args:
         name: one of `MAKERS`.
         train: how many training rows; `tests` test rows.
-        dev: e-mails and talks for choosing settings, see `DevDraw`.
+        dev: rows for choosing settings, see `DevDraw`.
     """
     draw = (DevDraw if dev else random.Random)(f"three files {name} {seed}")
     seen: set[str] = set()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from shop_draws import kept_apart
+
 QUEUES: dict[str, tuple[str, ...]] = {
     "billing": (
         "I was charged twice for order {order}", "my invoice for {month} shows the wrong amount",
@@ -89,8 +91,8 @@ def ticket(draw: random.Random, held: bool) -> dict[str, str]:
         held: a test row; half of these use phrases that no training row has.
     """
     queue = draw.choice(tuple(QUEUES))
-    phrases = QUEUES[queue][-KEPT:] if held and draw.random() < 0.5 else QUEUES[queue][:-KEPT]
-    body = draw.choice(phrases)
+    known, kept = kept_apart(QUEUES[queue], KEPT, draw)
+    body = draw.choice(kept if held and draw.random() < 0.5 else known)
     parts = [draw.choice(OPENERS), body + draw.choice((".", "", "!", "?!", "..."))]
     if draw.random() < 0.35:
         parts.insert(draw.choice((1, 2)), draw.choice(ASIDES))

@@ -21,6 +21,7 @@ from adapterhub_cl.data.tasks import infer_task
 PLACE = Path(__file__).parents[3] / "examples/benchmarks/three_files"
 NAMES = (
     "machine",
+    "shop_bookings",
     "shop_draws",
     "shop_emails",
     "shop_methods",
@@ -75,6 +76,25 @@ def test_what_settings_are_chosen_on_has_no_words_of_test_rows(modules: dict[str
     assert not taught & set(products[-8:])
     assert not held & set(products[-4:])
     assert held & set(products[-8:-4])
+    openings = {body.split("{")[0] for queue in modules["shop_tickets"].QUEUES.values() for body in queue[-3:]}
+    train, dev = modules["shop_rows"].rows("tickets", 0, 200, 200, dev=True)
+    said = "\n".join(asked(row) for row in (*train, *dev))
+    assert not [words for words in openings if len(words) > 8 and words in said]
+
+
+def test_bookings_have_names_apart_and_say_what_their_objects_hold(modules: dict[str, Any]) -> None:
+    train, dev = modules["shop_rows"].rows("bookings", 0, 200, 200, dev=True)
+    taught, held = ({row["output"]["guest"] for row in rows} for rows in (train, dev))
+    assert not taught & set(modules["shop_bookings"].NAMES[-8:])
+    assert held & set(modules["shop_bookings"].NAMES[-8:-4])
+    assert not held & set(modules["shop_bookings"].NAMES[-4:])
+    numbers = modules["shop_bookings"].NUMBERS
+    for row in (*train, *dev):
+        found = row["output"]
+        assert row["input"].count(found["guest"]) == 1
+        assert {str(found["people"]), numbers[found["people"] - 2]} & set(
+            row["input"].replace(",", " ").replace(".", " ").split()
+        )
 
 
 def test_the_tickets_have_wrong_labels_for_training_only(modules: dict[str, Any]) -> None:
