@@ -12,6 +12,7 @@ from typing import Any
 from adapterhub_cl.data.columns import Examples
 from adapterhub_cl.data.formats import check_format
 from adapterhub_cl.data.guessing import MAX_LABELS, could_be_label, kind_of, single_label
+from adapterhub_cl.data.json_answers import asks_for_keys
 from adapterhub_cl.data.plain_text import plain
 from adapterhub_cl.errors import DataError, UnknownNameError, UsageError
 from adapterhub_cl.options import read_texts
@@ -52,7 +53,8 @@ def infer_task(
         labels: the answers of a choice task.
         prompt_format: a name or a template, see `formats.check_format`; `instruction` by default.
         metric: one of `METRICS[kind]`; the first by default.
-        instruction: for inputs without one; by default the one that all examples share.
+        instruction: for inputs without one; by default the one that all examples share, or what `asks_for_keys` makes
+            of their answers, which a template does not need.
 
     Raises:
         UnknownNameError: no such kind, metric or prompt format.
@@ -77,6 +79,8 @@ def infer_task(
         chosen = _given_labels(labels) if labels is not None else listed_labels(common, counts)
         if len(chosen) < 2:
             raise single_label(name, chosen)
+    if instruction is None and kind == "generation" and "{" not in (prompt_format or ""):
+        common = common or asks_for_keys(rows)
     if metric is not None and metric not in METRICS[kind]:
         raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])
     task = Task(

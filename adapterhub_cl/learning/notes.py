@@ -95,7 +95,12 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note("  facts have free answers; they are taught in other wordings too, see docs/knowledge-updates.md")
     elif request.verb == "add-task" and (why := why_kind(task, data, request.kind)):
         reporter.note(f"  {why}")
-    if _asks_nothing(material, request, objective):
+    if _asks_of_itself(material, request):
+        reporter.note(
+            f"  no row has an instruction, and every answer is a JSON object, so each input is asked with "
+            f'{task.instruction!r} (--instruction says it in other words, --instruction "" leaves it out)'
+        )
+    elif _asks_nothing(material, request, objective):
         reporter.note(
             "  no row has an instruction: if the inputs alone do not say what is wanted, "
             '--instruction "WHAT IS WANTED" often helps, most where rows are few'
@@ -164,6 +169,12 @@ def _asks_nothing(material: Material, request: TrainRequest, objective: objectiv
         return False
     plain = not task.instruction and "{" not in task.prompt_format
     return plain and not any(e.instruction or e.turns or "?" in e.input for e in data.examples)
+
+
+def _asks_of_itself(material: Material, request: TrainRequest) -> bool:
+    """Whether a new task got an instruction that neither the user nor its rows gave."""
+    given = request.instruction is not None or any(example.instruction for example in material.data.examples)
+    return request.verb == "add-task" and bool(material.task.instruction) and not given
 
 
 def _earlier_answers(material: Material, request: TrainRequest) -> bool:

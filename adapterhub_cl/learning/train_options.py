@@ -47,7 +47,11 @@ class OnlineOptions(GeneralOptions):
         "learned as one JSON object",
         parse="adapterhub_cl.data.layouts:read_columns",
     )
-    instruction: str | None = option(None, "what to do with inputs that come without an instruction")
+    instruction: str | None = option(
+        None,
+        "what to do with inputs that come without an instruction; default: nothing, or to give the keys of answers "
+        "that are JSON objects",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

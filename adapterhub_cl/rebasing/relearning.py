@@ -199,11 +199,9 @@ def may_lose(metric: str, old: float, least: float) -> float:
 def _described(found: TaskSource, base: BaseInfo) -> dict[str, Any]:
     """The task as the old hub has it, as far as the new base can ask it so."""
     task = found.task
-    given: dict[str, Any] = {"kind": task.kind, "metric": task.metric}
+    given: dict[str, Any] = {"kind": task.kind, "metric": task.metric, "instruction": task.instruction}
     if task.kind == "choice":
         given["labels"] = task.labels
-    if task.instruction:
-        given["instruction"] = task.instruction
     if found.facts:
         given["facts"] = True
     if not is_encoder(base.architecture) and task.kind != "text":

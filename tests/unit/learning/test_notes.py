@@ -17,6 +17,7 @@ SCORED = "the score is of the last one of each conversation"
 CHOICE = [{"text": f"{word} number {k}", "label": word} for k in range(4) for word in ("sun", "sea")]
 FREE = [{"prompt": f"thing {k}", "completion": f"answer {k}"} for k in range(8)]
 ASKED = [{"prompt": f"which is thing {k}?", "completion": f"answer {k}"} for k in range(8)]
+OBJECTS = [{"prompt": f"thing {k}", "completion": {"name": f"n{k}", "size": k}} for k in range(8)]
 TALKS = [
     {
         "messages": [
@@ -52,6 +53,19 @@ def test_the_notes_of_a_new_task(
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     notes = "\n".join(hub.add_task("t", source, dry_run=True, rank=2, max_length=64, **asked).notes)
     assert (ADVICE in notes, SCORED in notes) == (advised, scored)
+
+
+def test_json_is_asked_for_and_the_user_is_told(hub: AdapterHub, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in OBJECTS), encoding="utf-8")
+    plan = hub.add_task("t", source, dry_run=True, rank=2, max_length=96)
+    asked, told = "Answer with a JSON object that has the keys name and size.", "\n".join(plan.notes)
+    assert asked in told
+    assert '--instruction "" leaves it out' in told
+    assert ADVICE not in told
+    plan = hub.add_task("t", source, dry_run=True, rank=2, max_length=96, instruction="")
+    assert asked not in "\n".join(plan.notes)
+    assert ADVICE in "\n".join(plan.notes)
 
 
 def test_a_plan_keeps_the_notes_about_rows_that_are_cut(hub: AdapterHub, tmp_path: Path) -> None:

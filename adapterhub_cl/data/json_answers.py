@@ -1,0 +1,55 @@
+"""Answers that are JSON objects: what their rows ask for, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from adapterhub_cl.data.values import as_object
+from adapterhub_cl.types import Example
+
+MOST_KEYS, LONGEST_KEY = 24, 40
+SAYS_SOMETHING = 15  # characters with which all inputs begin or end: the prompt of whoever wrote them
+
+
+def asks_for_keys(rows: Sequence[Example]) -> str:
+    """An instruction that names the keys of the answers, in the order in which they first occur.
+
+    Empty unless every answer is a JSON object and the objects are alike: 24 keys at most among them, of 40 printable
+    characters at most, and half of these in an object on average. Objects that are unlike have data as their keys.
+    Empty too where the rows say what is wanted themselves: they have instructions or turns, half of the inputs mention
+    JSON, or all begin or end with the same words.
+
+    Args:
+        rows: all training rows of a task.
+    """
+    objects = [as_object(row.answer) for row in rows if row.answer is not None]
+    if not objects or not all(isinstance(one, dict) for one in objects) or _say_it_themselves(rows):
+        return ""
+    keys = list(dict.fromkeys(key for one in objects for key in one))
+    plain = all(key.strip() and key.isprintable() and len(key) <= LONGEST_KEY for key in keys)
+    if not keys or len(keys) > MOST_KEYS or not plain or 2 * _mean_length(objects) < len(keys):
+        return ""
+    if len(keys) == 1:
+        return f"Answer with a JSON object that has the key {keys[0]}."
+    return f"Answer with a JSON object that has the keys {', '.join(keys[:-1])} and {keys[-1]}."
+
+
+def _say_it_themselves(rows: Sequence[Example]) -> bool:
+    if any(row.instruction or row.turns for row in rows):
+        return True
+    texts = list(dict.fromkeys(row.text for row in rows))
+    if 2 * sum("json" in text.casefold() for text in texts) >= len(texts):
+        return True
+    ends = [_shared_beginning(texts), _shared_beginning([text[::-1] for text in texts])] if len(texts) > 1 else []
+    return any(len(end.strip()) >= SAYS_SOMETHING for end in ends)
+
+
+def _shared_beginning(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # these two differ at least as early as any others
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+
+
+def _mean_length(objects: Sequence[Mapping[str, Any]]) -> float:
+    return sum(map(len, objects)) / len(objects)
