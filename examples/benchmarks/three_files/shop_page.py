@@ -25,9 +25,10 @@ environment of its own: LoRA of rank 16 and alpha 32 on all linear layers, the l
 model's chat template, batches of {BATCH}, {EPOCHS} epochs, a cosine schedule with 5 % warm-up, no quantisation. Its
 learning rate is the best of {", ".join(f"{rate:g}" for rate in RATES)} on the last {DEV} training rows with seed 0;
 then it learns all rows. The script also says what is wanted before each ticket (with the names of the queues) and each
-e-mail, which our user does not; *ours, `--instruction`* is given the same words. Both answer greedily, except that ours
-picks the most probable of the labels that it saw in the file, where TRL's answer is a free text that counts if it is
-exactly the label.
+e-mail; our user says nothing, and `add-task` asks for the keys of the e-mails' objects of itself. (*Ours,
+`--instruction`*, where it was run, is given the script's words.) Both answer greedily, except that ours picks the most
+probable of the labels that it saw in the file, where TRL's answer is a free text that counts if it is exactly the
+label.
 
 All texts are invented. **Tickets** (CSV, six queues) have typing errors and asides about another queue, and 4 % of the
 training labels are wrong. **E-mails** (JSONL) are turned into an object with name, order, product, date and wish.
@@ -46,7 +47,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of all runs."""
     first = rows[0]
     base = first["base"].rstrip("/").rsplit("/", 1)[-1]
-    lines = ["# A new user's three files", "", f"Base: `{base}`. {first['machine']}."]
+    machines = "; ".join(sorted({row["machine"] for row in rows}))
+    lines = ["# A new user's three files", "", f"Base: `{base}`. {machines}."]
     lines.append(f"{first['rows']} training rows and {first['tests']} test rows of each file and seed.")
     for method in present(rows):
         versions = next(row["versions"] for row in rows if row["method"] == method)
