@@ -18,7 +18,7 @@ LEARNED = ("all", "last")
 EPOCHS, BATCH = 3, 16
 # A new adapter that has few rows of a choice task: the most passes over them, and the steps for which they are meant.
 # An encoder's head begins from nothing. (docs/choosing-settings.md)
-FEW_ROWS, FEW_ROWS_ENCODER = (6, 32), (12, 96)
+FEW_ROWS, FEW_ROWS_ENCODER = (6, 64), (12, 96)
 # A new adapter that has few rows with free answers: its smallest batch, and the steps for which the batch is halved.
 FEW_FREE = (4, 64)
 RSLORA_ALPHA = 8.0
