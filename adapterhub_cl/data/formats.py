@@ -75,6 +75,11 @@ class Prompt:
         return f"{self.text}{self.answer_prefix}{answer}"
 
 
+def is_template(prompt_format: str) -> bool:
+    """Whether a format is a text of the user's own, and not the name of one."""
+    return prompt_format not in NAMES
+
+
 def check_format(prompt_format: str) -> str:
     r"""The format as it is stored: a known name, or a template in which a literal `\n` has become a line break.
 
@@ -82,7 +87,7 @@ def check_format(prompt_format: str) -> str:
         UnknownNameError: neither a known name nor a template.
         UsageError: a template without `{input}`, or with a misspelt placeholder.
     """
-    if prompt_format in NAMES:
+    if not is_template(prompt_format):
         return prompt_format
     if not re.search(r"[{}\s]", prompt_format):
         raise UnknownNameError("prompt format", prompt_format, NAMES, "or a template with {input}")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from adapterhub_cl.data.columns import Examples
-from adapterhub_cl.data.formats import check_format
+from adapterhub_cl.data.formats import check_format, is_template
 from adapterhub_cl.data.guessing import MAX_LABELS, could_be_label, kind_of, single_label
 from adapterhub_cl.data.json_answers import asks_for_keys
 from adapterhub_cl.data.plain_text import plain
@@ -79,7 +79,7 @@ def infer_task(
         chosen = _given_labels(labels) if labels is not None else listed_labels(common, counts)
         if len(chosen) < 2:
             raise single_label(name, chosen)
-    if instruction is None and kind == "generation" and "{" not in (prompt_format or ""):
+    if instruction is None and kind == "generation" and not is_template(prompt_format or "instruction"):
         common = common or asks_for_keys(rows)
     if metric is not None and metric not in METRICS[kind]:
         raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapterhub_cl import objectives
+from adapterhub_cl.data.formats import is_template
 from adapterhub_cl.data.label_forms import tell_alike
 from adapterhub_cl.data.layouts import TEXTS
 from adapterhub_cl.data.remarks import tell_repeats
@@ -167,7 +168,7 @@ def _asks_nothing(material: Material, request: TrainRequest, objective: objectiv
     task, data = material.task, material.data
     if request.verb != "add-task" or request.facts or not objective.writes or task.kind != "generation":
         return False
-    plain = not task.instruction and "{" not in task.prompt_format
+    plain = not task.instruction and not is_template(task.prompt_format)
     return plain and not any(e.instruction or e.turns or "?" in e.input for e in data.examples)
 
 

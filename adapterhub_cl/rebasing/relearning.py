@@ -11,6 +11,7 @@ from adapterhub_cl import replay as policies
 from adapterhub_cl.bases.kinds import is_encoder
 from adapterhub_cl.bases.sources import has_chat_template
 from adapterhub_cl.context import Hub
+from adapterhub_cl.data.formats import is_template
 from adapterhub_cl.errors import AdapterHubError, GateRefused
 from adapterhub_cl.evaluation.gate import as_share
 from adapterhub_cl.evaluation.probes import Probe, can_answer, score_version
@@ -205,7 +206,7 @@ def _described(found: TaskSource, base: BaseInfo) -> dict[str, Any]:
     if found.facts:
         given["facts"] = True
     if not is_encoder(base.architecture) and task.kind != "text":
-        own_words = "{" in task.prompt_format
+        own_words = is_template(task.prompt_format)
         chat = task.prompt_format == "chat"
         if own_words or not (chat or has_chat_template(base)):  # a base with a template is asked through it
             given["prompt_format"] = task.prompt_format
