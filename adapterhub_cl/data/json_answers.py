@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
+from statistics import fmean
 
 from adapterhub_cl.data.values import as_object
 from adapterhub_cl.types import Example
@@ -24,12 +24,13 @@ def asks_for_keys(rows: Sequence[Example]) -> str:
     Args:
         rows: all training rows of a task.
     """
-    objects = [as_object(row.answer) for row in rows if row.answer is not None]
-    if not objects or not all(isinstance(one, dict) for one in objects) or _say_it_themselves(rows):
+    answers = [row.answer for row in rows if row.answer is not None]
+    objects = list(takewhile(lambda one: isinstance(one, dict), map(as_object, answers)))  # ends at the first other one
+    if not objects or len(objects) < len(answers) or _say_it_themselves(rows):
         return ""
     keys = list(dict.fromkeys(key for one in objects for key in one))
     plain = all(key.strip() and key.isprintable() and len(key) <= LONGEST_KEY for key in keys)
-    if not keys or len(keys) > MOST_KEYS or not plain or 2 * _mean_length(objects) < len(keys):
+    if not keys or len(keys) > MOST_KEYS or not plain or 2 * fmean(map(len, objects)) < len(keys):
         return ""
     if len(keys) == 1:
         return f"Answer with a JSON object that has the key {keys[0]}."
@@ -49,7 +50,3 @@ def _say_it_themselves(rows: Sequence[Example]) -> bool:
 def _shared_beginning(texts: Sequence[str]) -> str:
     first, last = min(texts), max(texts)  # these two differ at least as early as any others
     return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-
-
-def _mean_length(objects: Sequence[Mapping[str, Any]]) -> float:
-    return sum(map(len, objects)) / len(objects)
