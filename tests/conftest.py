@@ -131,6 +131,44 @@ def _short_general_text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _schema_made_once() -> Iterator[None]:
+    """Alembic makes the first index of each process of tests; others are made by the statements that it ran."""
+    from adapterhub_cl.registry import migrations
+
+    upgrade, statements = migrations.upgrade, []  # type: ignore[var-annotated]
+
+    @wraps(upgrade)
+    def run(connection: Any, revision: str = "head") -> None:
+        def ask(sql: str) -> Any:
+            return connection.exec_driver_sql(sql).scalars().all()
+
+        if revision != "head" or connection.dialect.name != "sqlite" or ask("SELECT name FROM sqlite_master"):
+            upgrade(connection, revision)
+        elif statements:
+            for sql in statements:
+                connection.exec_driver_sql(sql)
+        else:
+            upgrade(connection)
+            statements.extend(ask("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"))
+            (at,) = ask("SELECT version_num FROM alembic_version")
+            statements.append(f"INSERT INTO alembic_version VALUES ('{at}')")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrations, "upgrade", run)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _freed_memory_stays() -> Iterator[None]:
+    """A training of a pico model does not look for freed memory in all that a process of tests holds."""
+    from adapterhub_cl.training import memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "trim", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_embedded_base() -> Iterator[None]:
     """The embedded base is loaded once by each process of tests, and passed on to every hub that is opened on it."""
     from adapterhub_cl.facade.opened import OpenedHub

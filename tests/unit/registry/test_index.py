@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from adapterhub_cl.errors import HubError, IntegrityError, StorageError, Unknown
 from adapterhub_cl.registry import Registry, migrations, schema, writes
 from adapterhub_cl.registry.index import HEAD, KNOWN_REVISIONS, Index
 from adapterhub_cl.types import Task
+
+
+@pytest.fixture(autouse=True)
+def _alembic_makes_each_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the tests make it by the statements that Alembic ran once."""
+    monkeypatch.setattr(migrations, "upgrade", unwrap(migrations.upgrade))
 
 
 def blank(tmp_path: Path) -> Index:
