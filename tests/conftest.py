@@ -79,9 +79,13 @@ def leave_out_what_stays() -> None:
     gc.freeze()
 
 
+gc.disable()  # until all modules are there: what they bring stays
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     leave_out_what_stays()
+    gc.enable()
 
 
 _tests = itertools.count(1)

@@ -210,7 +210,7 @@ def test_the_gate_guards_a_task_against_its_own_relearning(cl: Cl, hub: Path, tm
         assert (effect["answered_by"], effect["n"], effect["data"]) == ("sure@v1", 60, str(held))
         assert effect["drop"] > 0.5
         assert Registry.open(own).serving()["sure"] == "sure@v1"
-        said = cl(*words, "--max-forgetting", "1")
+        said = cl(*words, "--max-forgetting", "1", "--epochs", "1")
         assert said.code == 0, said.err
         assert Registry.open(own).serving()["sure"] == "sure@v3"
 

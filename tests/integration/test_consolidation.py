@@ -29,10 +29,10 @@ def hub(trained_hub: Callable[..., Path], tmp_path: Path) -> AdapterHub:
         hub = AdapterHub.init(folder, "tiny")
         for name in TASKS:
             train, test = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.test.jsonl"
-            for path, split, rows in ((train, "train", 120), (test, "test", 30)):
+            for path, split, rows in ((train, "train", 80), (test, "test", 30)):
                 lines = (DEMO / f"{name}.{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
                 path.write_text("".join(lines[:rows]), encoding="utf-8")
-            hub.add_task(name, train, eval=test, epochs=4, rank=8, max_length=48, seed=1, replay="balanced:120")
+            hub.add_task(name, train, eval=test, epochs=5, rank=8, max_length=48, seed=1, replay="balanced:80")
 
     return AdapterHub.open(trained_hub("two-tasks", train))
 
