@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from itertools import takewhile
 from statistics import fmean
@@ -10,11 +12,14 @@ from adapterhub_cl.data.values import as_object
 from adapterhub_cl.types import Example
 
 MOST_KEYS, LONGEST_KEY = 24, 40
+ONE_WORD = re.compile(r"[\w-]+")
 SAYS_SOMETHING = 15  # characters with which all inputs begin or end: the prompt of whoever wrote them
 
 
 def asks_for_keys(rows: Sequence[Example]) -> str:
     """An instruction that names the keys of the answers, in the order in which they first occur.
+
+    A key that is not one word is in quotes, as it is in the answers.
 
     Empty unless every answer is a JSON object and the objects are alike: 24 keys at most among them, of 40 printable
     characters at most, and half of these in an object on average. Objects that are unlike have data as their keys.
@@ -32,9 +37,9 @@ def asks_for_keys(rows: Sequence[Example]) -> str:
     plain = all(key.strip() and key.isprintable() and len(key) <= LONGEST_KEY for key in keys)
     if not keys or len(keys) > MOST_KEYS or not plain or 2 * fmean(map(len, objects)) < len(keys):
         return ""
-    if len(keys) == 1:
-        return f"Answer with a JSON object that has the key {keys[0]}."
-    return f"Answer with a JSON object that has the keys {', '.join(keys[:-1])} and {keys[-1]}."
+    *others, last = [key if ONE_WORD.fullmatch(key) else json.dumps(key, ensure_ascii=False) for key in keys]
+    named = f"keys {', '.join(others)} and {last}" if others else f"key {last}"
+    return f"Answer with a JSON object that has the {named}."
 
 
 def _say_it_themselves(rows: Sequence[Example]) -> bool:

@@ -27,6 +27,11 @@ def texts(*objects: Any) -> list[str]:
         (texts(OBJECT, OBJECT), WANTED),
         (texts({"name": "Ann"}, OBJECT, {"wish": 1, "order": 2}), WANTED),
         (texts({"name": 1}, {"name": 2}), "Answer with a JSON object that has the key name."),
+        (
+            texts({"a, b and c": 1, "größe": 2, "d.": 3}),
+            'Answer with a JSON object that has the keys "a, b and c", größe and "d.".',
+        ),
+        (texts({'12"': 1}), r'Answer with a JSON object that has the key "12\"".'),
         ([*texts(OBJECT), None], WANTED),
         (['{"name": "a", "order": 1,\n "wish": {}}'], WANTED),
         (texts({f"key {k}": k for k in range(24)}), None),
@@ -49,7 +54,7 @@ def texts(*objects: Any) -> list[str]:
 )
 def test_what_is_asked(answers: list[str | None], asked: str | None) -> None:
     found = asks_for_keys([Example(f"text {k} of {k}", answer) for k, answer in enumerate(answers)])
-    assert found.endswith("key 22 and key 23.") if asked is None else found == asked
+    assert found.endswith('"key 22" and "key 23".') if asked is None else found == asked
 
 
 def task_of(row: dict[str, Any], **given: Any) -> Task:
