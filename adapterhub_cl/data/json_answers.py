@@ -12,6 +12,7 @@ from adapterhub_cl.data.values import as_object
 from adapterhub_cl.types import Example
 
 MOST_KEYS, LONGEST_KEY = 24, 40
+BEGINS = "Answer with a JSON object that has the key"
 ONE_WORD = re.compile(r"[\w-]+")
 SAYS_SOMETHING = 15  # characters with which all inputs begin or end: the prompt of whoever wrote them
 
@@ -29,17 +30,32 @@ def asks_for_keys(rows: Sequence[Example]) -> str:
     Args:
         rows: all training rows of a task.
     """
+    keys = [] if _say_it_themselves(rows) else _keys(rows)
+    if not keys:
+        return ""
+    *others, last = keys
+    return f"{BEGINS}s {', '.join(others)} and {last}." if others else f"{BEGINS} {last}."
+
+
+def not_asked_for(instruction: str, rows: Sequence[Example]) -> list[str]:
+    """The keys of new answers that an instruction does not name, if `asks_for_keys` made it."""
+    if not instruction.startswith(BEGINS):
+        return []
+    named = instruction.removeprefix(BEGINS).removeprefix("s")
+    return [key for key in _keys(rows) if not re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", named)]
+
+
+def _keys(rows: Sequence[Example]) -> list[str]:
+    """The keys of answers that are alike, as a sentence has them; none if the answers are unlike, or no objects."""
     answers = [row.answer for row in rows if row.answer is not None]
     objects = list(takewhile(lambda one: isinstance(one, dict), map(as_object, answers)))  # ends at the first other one
-    if not objects or len(objects) < len(answers) or _say_it_themselves(rows):
-        return ""
+    if not objects or len(objects) < len(answers):
+        return []
     keys = list(dict.fromkeys(key for one in objects for key in one))
     plain = all(key.strip() and key.isprintable() and len(key) <= LONGEST_KEY for key in keys)
-    if not keys or len(keys) > MOST_KEYS or not plain or 2 * fmean(map(len, objects)) < len(keys):
-        return ""
-    *others, last = [key if ONE_WORD.fullmatch(key) else json.dumps(key, ensure_ascii=False) for key in keys]
-    named = f"keys {', '.join(others)} and {last}" if others else f"key {last}"
-    return f"Answer with a JSON object that has the {named}."
+    if len(keys) > MOST_KEYS or not plain or 2 * fmean(map(len, objects)) < len(keys):
+        return []
+    return [key if ONE_WORD.fullmatch(key) else json.dumps(key, ensure_ascii=False) for key in keys]
 
 
 def _say_it_themselves(rows: Sequence[Example]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from adapterhub_cl import objectives
 from adapterhub_cl.data.formats import is_template
+from adapterhub_cl.data.json_answers import not_asked_for
 from adapterhub_cl.data.label_forms import tell_alike
 from adapterhub_cl.data.layouts import TEXTS
 from adapterhub_cl.data.remarks import tell_repeats
@@ -133,6 +134,11 @@ def tell(material: Material, request: TrainRequest, objective: objectives.BaseOb
         reporter.note(
             f"note: {parent.ref} was taught facts in many wordings, and these rows are learned in their own wording "
             "only; --facts teaches them as the others were taught"
+        )
+    if request.verb == "update" and (keys := not_asked_for(task.instruction, data.examples)):
+        reporter.note(
+            f"note: {task.name} does not ask for {_some(keys)}, which the new answers have; to ask for all keys, teach "
+            "the old and the new rows together as a new task"
         )
     if material.review:
         reporter.note(f"{len(material.review)} replay samples of {material.parent.ref} are mixed in")  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapterhub_cl.data.columns import examples
-from adapterhub_cl.data.json_answers import asks_for_keys
+from adapterhub_cl.data.json_answers import asks_for_keys, not_asked_for
 from adapterhub_cl.data.reading import SourceRows
 from adapterhub_cl.data.tasks import infer_task
 from adapterhub_cl.types import Example, Task
@@ -114,3 +114,18 @@ def test_a_conversation_is_not_asked_more() -> None:
         for k in range(4)
     ]
     assert infer_task("t", [Example.conversation(messages) for messages in said]).instruction == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "new"),
+    [
+        (WANTED, {"name": 1, "order": 2}, []),
+        (WANTED, {"name": 1, "wishes": 2, "due by": 3}, ["wishes", '"due by"']),
+        ("Answer with a JSON object that has the key name.", {"key": 1, "am": 2}, ["key", "am"]),
+        ("Read the e-mail.", {"size": 1}, []),
+        (WANTED, {"s": 1}, ["s"]),
+        (WANTED, "free words", []),
+    ],
+)
+def test_keys_that_a_task_does_not_ask_for(asked: str, answer: Any, new: list[str]) -> None:
+    assert not_asked_for(asked, [Example("a text", one) for one in texts(answer)]) == new

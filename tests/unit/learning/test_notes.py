@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoder_hubs import ANIMALS, COLOURS, data, new_hub, teach
+from encoder_hubs import ANIMALS, COLOURS, Notes, data, new_hub, teach
 
 from adapterhub_cl import AdapterHub
 
@@ -66,6 +66,22 @@ def test_json_is_asked_for_and_the_user_is_told(hub: AdapterHub, tmp_path: Path)
     plan = hub.add_task("t", source, dry_run=True, rank=2, max_length=96, instruction="")
     assert asked not in "\n".join(plan.notes)
     assert ADVICE in "\n".join(plan.notes)
+
+
+def test_a_key_that_an_update_brings_is_told(hub: AdapterHub, tmp_path: Path) -> None:
+    def notes(name: str, **more: str) -> list[str]:
+        rows = [{**row, "completion": {**row["completion"], **more}} for row in OBJECTS]
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        told = Notes()
+        (hub.update if hub.list() else hub.add_task)("t", source, epochs=1, max_length=160, reporter=told)
+        return [note for note in told.said if "does not ask for" in note]
+
+    assert notes("first") == notes("same") == []
+    assert notes("more", colour="red") == [
+        "note: t does not ask for colour, which the new answers have; to ask for all keys, teach the old and the new "
+        "rows together as a new task"
+    ]
 
 
 def test_a_plan_keeps_the_notes_about_rows_that_are_cut(hub: AdapterHub, tmp_path: Path) -> None:
