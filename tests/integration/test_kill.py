@@ -21,7 +21,7 @@ from adapterhub_cl import AdapterHub
 
 DATA = Path(__file__).parents[2] / "adapterhub_cl/demo/tickets.train.jsonl"
 FLAGS = ["--epochs", "2", "--max-length", "48", "--rank", "4", "--checkpoint-every", "1"]
-ROWS = 48
+ROWS = 24
 RESULT = ("adapter_model.safetensors", "adapter_config.json", "replay.jsonl")
 
 
