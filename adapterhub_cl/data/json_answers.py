@@ -30,8 +30,8 @@ def asks_for_keys(rows: Sequence[Example]) -> str:
     Args:
         rows: all training rows of a task.
     """
-    keys = [] if _say_it_themselves(rows) else _keys(rows)
-    if not keys:
+    keys = _keys(rows)
+    if not keys or _say_it_themselves(rows):
         return ""
     *others, last = keys
     return f"{BEGINS}s {', '.join(others)} and {last}." if others else f"{BEGINS} {last}."
