@@ -79,14 +79,15 @@ def infer_task(
         chosen = _given_labels(labels) if labels is not None else listed_labels(common, counts)
         if len(chosen) < 2:
             raise single_label(name, chosen)
-    if instruction is None and kind == "generation" and not is_template(prompt_format or "instruction"):
-        common = common or asks_for_keys(rows)
     if metric is not None and metric not in METRICS[kind]:
         raise UnknownNameError(f"metric of a {kind} task", metric, METRICS[kind])
+    prompt_format = check_format(prompt_format or "instruction")
+    if instruction is None and kind == "generation" and not is_template(prompt_format):
+        common = common or asks_for_keys(rows)
     task = Task(
         name=name,
         kind=kind,
-        prompt_format=check_format(prompt_format or "instruction"),
+        prompt_format=prompt_format,
         instruction=common if instruction is None else instruction,
         labels=chosen,
         metric=metric or METRICS[kind][0],
