@@ -14,6 +14,7 @@ from adapterhub_cl.types import Example
 MOST_KEYS, LONGEST_KEY = 24, 40
 BEGINS = "Answer with a JSON object that has the key"
 ONE_WORD = re.compile(r"[\w-]+")
+AS_NAMED = re.compile(rf'{ONE_WORD.pattern}|"(?:\\.|[^"\\])*"')  # a key in the sentence
 SAYS_SOMETHING = 15  # characters with which all inputs begin or end: the prompt of whoever wrote them
 
 
@@ -41,8 +42,8 @@ def not_asked_for(instruction: str, rows: Sequence[Example]) -> list[str]:
     """The keys of new answers that an instruction does not name, if `asks_for_keys` made it."""
     if not instruction.startswith(BEGINS):
         return []
-    named = instruction.removeprefix(BEGINS).removeprefix("s")
-    return [key for key in _keys(rows) if not re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", named)]
+    named = AS_NAMED.findall(instruction.removeprefix(BEGINS).removeprefix("s"))
+    return [key for key in _keys(rows) if key not in named]
 
 
 def _keys(rows: Sequence[Example]) -> list[str]:

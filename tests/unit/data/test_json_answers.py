@@ -124,6 +124,8 @@ def test_a_conversation_is_not_asked_more() -> None:
         ("Answer with a JSON object that has the key name.", {"key": 1, "am": 2}, ["key", "am"]),
         ("Read the e-mail.", {"size": 1}, []),
         (WANTED, {"s": 1}, ["s"]),
+        ('Answer with a JSON object that has the key "due by".', {"due by": 1, "due": 2}, ["due"]),
+        (r'Answer with a JSON object that has the keys "12\" or b" and c.', {'12" or b': 1, "c": 2, "b": 3}, ["b"]),
         (WANTED, "free words", []),
     ],
 )
