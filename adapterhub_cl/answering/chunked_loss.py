@@ -87,7 +87,7 @@ def chunked_losses(
     head = _head(model)
     with _first_only(head, rows, columns) as picked:
         first = model(**inputs, use_cache=False).logits[0]
-    hidden = picked[0][0]
+    (hidden,) = picked
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else head.weight.dtype
@@ -107,13 +107,13 @@ def _head(model: Any) -> Any:
 
 @contextmanager
 def _first_only(head: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Within the block the output layer sees the first position alone; the hidden states of all, `[1, n, width]`, are
-    in the list."""
+    """Within the block the output layer sees the first position alone; the hidden states of all, `[n, width]`, are in
+    the list."""
     picked: list[torch.Tensor] = []
 
     def pick(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        picked.append(arguments[0][rows, columns][None])
-        return (picked[0][:, :1], *arguments[1:])
+        picked.append(arguments[0][rows, columns])
+        return (picked[0][:1][None], *arguments[1:])
 
     hook = head.register_forward_pre_hook(pick)
     try:

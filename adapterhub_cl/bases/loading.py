@@ -42,6 +42,7 @@ from adapterhub_cl.bases.sources import (
 )
 from adapterhub_cl.bases.this_machine import IDENTITY
 from adapterhub_cl.bases.tokens import check_special_ids, check_tokenizer_of, refuse_unknown_ids
+from adapterhub_cl.bases.whole_rows import keep_rows_whole
 from adapterhub_cl.errors import BaseModelError, UnknownNameError, UsageError, first_line
 from adapterhub_cl.launching import divides_base, local_rank
 from adapterhub_cl.quiet import import_bitsandbytes, no_loading_bars, quiet_third_parties
@@ -291,6 +292,8 @@ def load_base(
     check_special_ids(tokenizer, model.get_input_embeddings().num_embeddings, info.source)
     refuse_unknown_ids(model, tokenizer)
     _keep_trainable_layout(model)
+    if not encoder:
+        keep_rows_whole(model)
     model.requires_grad_(False)
     model.eval()
     if identity:
